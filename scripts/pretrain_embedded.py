@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import subprocess
@@ -73,7 +74,7 @@ def write_merges(texts: list[str], path: Path) -> None:
     for word in words:
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            pairs = set(zip(parts[:-1], parts[1:], strict=True))
+            pairs = set(itertools.pairwise(parts))
             best = min(pairs, key=lambda pair: stock.bpe_ranks.get(pair, 1e9))
             if best not in stock.bpe_ranks:
                 break

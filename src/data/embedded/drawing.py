@@ -86,7 +86,16 @@ PLAIN = Style()
 VARIED = Style(
     rotation=12.0, shear=0.12, zoom=(0.75, 1.2), shift=6.0, noise=12.0, blur=1.2, contrast=0.7
 )
-TASK = Style(TASK_FONTS, 9.0, 0.10, (0.8, 1.15), 5.0, 14.0, 1.2, 0.65)
+TASK = Style(
+    TASK_FONTS,
+    rotation=18.0,
+    shear=0.2,
+    zoom=(0.65, 1.2),
+    shift=7.0,
+    noise=30.0,
+    blur=2.0,
+    contrast=0.4,
+)
 
 
 @cache

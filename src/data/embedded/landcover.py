@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -11,7 +12,6 @@ from src.data.embedded.base import SYNTHETIC_SIZES, EmbeddedSet, render_split
 from src.data.embedded.drawing import (
     CANVAS,
     TASK,
-    VARIED,
     Rng,
     Style,
     blend,
@@ -30,7 +30,9 @@ def _meadow(rng: Rng) -> Image.Image:
     return blend(clouds(rng, 4), jitter(rng, green), jitter(rng, green, 35))
 
 
-def _band(rng: Rng, image: Image.Image, fill: tuple[int, int, int], width: int, bend: float) -> None:
+def _band(
+    rng: Rng, image: Image.Image, fill: tuple[int, int, int], width: int, bend: float
+) -> None:
     """A band that crosses the picture from one side to another, straight where bend is 0."""
     t = np.linspace(-0.2, 1.2, 24) * CANVAS
     swing = bend * CANVAS * np.sin(t / CANVAS * rng.uniform(3, 7) + rng.uniform(0, 6))
@@ -51,8 +53,8 @@ def _crops(rng: Rng) -> Image.Image:
     draw = ImageDraw.Draw(image)
     cuts_x = [0, *sorted(rng.integers(14, CANVAS - 14, 1 + int(rng.integers(2)))), CANVAS]
     cuts_y = [0, *sorted(rng.integers(14, CANVAS - 14, 1)), CANVAS]
-    for left, right in zip(cuts_x[:-1], cuts_x[1:], strict=True):
-        for top, bottom in zip(cuts_y[:-1], cuts_y[1:], strict=True):
+    for left, right in pairwise(cuts_x):
+        for top, bottom in pairwise(cuts_y):
             soil = jitter(rng, SOILS[int(rng.integers(4))])
             draw.rectangle((left, top, right, bottom), fill=soil)
             if rng.random() < 0.7:
@@ -139,8 +141,8 @@ def draw_cover(rng: Rng, name: str, style: Style, haze: float) -> np.ndarray:
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    image = draw_cover(rng, COVER_NAMES[label], VARIED, haze=1.0)
-    tint = rng.uniform(0.7, 1.15, 3)  # season and time of day
+    image = draw_cover(rng, COVER_NAMES[label], TASK, haze=2.0)
+    tint = rng.uniform(0.45, 1.2, 3)  # season and time of day
     grain = rng.normal(0, TASK.noise, image.shape)
     return np.clip(image * tint + grain, 0, 255).astype(np.uint8)
 

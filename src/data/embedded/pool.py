@@ -121,7 +121,8 @@ def _shapes(rng: Rng) -> Pair:
             draw_form(image, f, jitter(rng, COLOURS[c], 12), centre, float(rng.uniform(8, 12)))
         second = f"{other} {_say(rng, other_form)}"
         text = _caption(
-            rng, f"a {said} {relation} a {second}", f"a {said} and a {second}", f"{form} {relation} {other_form}",
+            rng, f"a {said} {relation} a {second}", f"a {said} and a {second}",
+            f"{form} {relation} {other_form}",
         )  # fmt: skip
     else:  # several of one kind
         count = int(rng.integers(2, 6))
@@ -141,11 +142,15 @@ def _glyphs(rng: Rng) -> Pair:
     if kind < 0.4:
         digit = int(rng.integers(10))
         name = DIGIT_NAMES[digit] if rng.random() < 0.8 else str(digit)
-        text = _caption(rng, f"the number {name}", f"the digit {name}", f"a {name}", f"number {name}")
+        text = _caption(
+            rng, f"the number {name}", f"the digit {name}", f"a {name}", f"number {name}"
+        )
         return draw_glyph(rng, str(digit), style, coloured), text
     letter = pick(rng, string.ascii_uppercase)
     if kind < 0.9:
-        text = _caption(rng, f"the letter {letter}", f"the capital letter {letter}", f"letter {letter}")
+        text = _caption(
+            rng, f"the letter {letter}", f"the capital letter {letter}", f"letter {letter}"
+        )
         return draw_glyph(rng, letter, style, coloured), text
     text = _caption(rng, f"the small letter {letter}", f"the lower case letter {letter}")
     return draw_glyph(rng, letter.lower(), style, coloured), text
@@ -235,7 +240,9 @@ def _emoji_pool() -> list[tuple[Image.Image, str, str]]:
 def _emoji(rng: Rng) -> Pair:
     rows = _emoji_pool()
     picture, name, group = rows[int(rng.integers(len(rows)))]
-    ground = jitter(rng, (250, 250, 250)) if rng.random() < 0.7 else contrasting(rng, (128,) * 3, 60)
+    ground = (
+        jitter(rng, (250, 250, 250)) if rng.random() < 0.7 else contrasting(rng, (128,) * 3, 60)
+    )
     image = blank(ground)
     image.paste(picture, (0, 0), picture)
     if rng.random() < 0.3:

@@ -19,6 +19,7 @@ from src.data.embedded.drawing import from_grey
 RealSplit = Literal["pool", "train", "val", "test"]
 
 MNIST_SIZES: dict[RealSplit, int] = {"pool": 20, "train": 330, "val": 50, "test": 100}  # a class
+MNIST_TRAIN = 320  # a class, once near-duplicates of validation and test are left out
 FASHION_CLASSES = (
     "t-shirt",
     "trousers",
@@ -63,15 +64,43 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
 
 
+def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+    """Mask of candidates farther than `distance` (relative L2) from every one of `others`.
+
+    Args:
+        candidates: pictures, bright on black, shape (n, ...).
+        others: likewise, shape (m, ...).
+        distance: least norm of a difference, as a share of the candidate's norm.
+
+    Returns:
+        bool array of shape (n,).
+    """
+    if len(others) == 0 or len(candidates) == 0:
+        return np.ones(len(candidates), dtype=bool)
+    x = candidates.reshape(len(candidates), -1).astype(np.float32)
+    y = others.reshape(len(others), -1).astype(np.float32)
+    norm = np.maximum(np.linalg.norm(x, axis=1), 1.0)
+    squared = (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
+    far: np.ndarray = np.sqrt(np.maximum(squared.min(1), 0)) / norm >= distance
+    return far
+
+
 def mnist_split(split: RealSplit) -> Arrays:
-    """Digits of one split: each class is cut, in a seeded order, by `MNIST_SIZES`."""
+    """Digits of one split: each class is cut, in a seeded order, by `MNIST_SIZES`.
+
+    Of the digits to train on those too near to one of validation or test are left out.
+    """
     pixels, labels = _mnist()
     splits = list(MNIST_SIZES)
-    start = sum(MNIST_SIZES[s] for s in splits[: splits.index(split)])
+    ends = np.cumsum([0, *MNIST_SIZES.values()])
+    start, end = ends[splits.index(split)], ends[splits.index(split) + 1]
     chosen = []
     for digit in range(10):
         order = np.random.default_rng((401, digit)).permutation(np.flatnonzero(labels == digit))
-        chosen.append(order[start : start + MNIST_SIZES[split]])
+        part = order[start:end]
+        if split == "train":
+            part = part[far_from(pixels[part], pixels[order[end:]], 0.2)][:MNIST_TRAIN]
+        chosen.append(part)
     index = np.stack(chosen, axis=1).reshape(-1)  # classes take turns
     return from_grey(pixels[index]), labels[index]
 
@@ -89,7 +118,9 @@ def packed(name: str) -> Callable[[str], Arrays]:
 
 MNIST = EmbeddedSet(
     name="MNIST",
-    classnames=tuple("zero one two three four five six seven eight nine".split()),
+    classnames=tuple(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    ),
     templates=(
         "a photo of the handwritten number {}.",
         "a handwritten {}.",

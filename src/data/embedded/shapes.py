@@ -6,6 +6,8 @@ outlines, rotation, shaded and textured grounds, blur and noise.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -24,6 +26,7 @@ from src.data.embedded.drawing import (
 
 FORMS = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "diamond")
 CONTROL_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
+CONTROL = replace(TASK, rotation=12.0, shear=0.1, noise=16.0, blur=1.2, contrast=0.65)
 CONTROL_CLASSES = tuple(f"{colour} {form}" for colour in CONTROL_COLOURS for form in FORMS)
 
 
@@ -40,8 +43,10 @@ def _outline(form: str, x: float, y: float, r: float, turn: float) -> list[tuple
         radii = np.where(np.arange(10) % 2 == 0, 1.25, 0.5)
     elif form == "cross":
         corners = np.array(
-            [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1)]
-            + [(1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
+            [
+                *((-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1)),
+                *((1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)),
+            ]
         )
         angles, radii = np.arctan2(corners[:, 1], corners[:, 0]), np.hypot(*corners.T) / 2.8
     elif form == "heart":
@@ -74,7 +79,8 @@ def draw_form(
         draw.polygon(points, fill=fill)
 
 
-def _draw(rng: Rng, label: int) -> np.ndarray:
+def draw_control(rng: Rng, label: int) -> np.ndarray:
+    """A coloured form of the control set, uint8 (32, 32, 3)."""
     colour, form = CONTROL_CLASSES[label].split()
     ink = jitter(rng, COLOURS[colour], 32)
     light = colour in ("black", "brown", "blue", "purple", "green", "red")
@@ -82,15 +88,18 @@ def _draw(rng: Rng, label: int) -> np.ndarray:
     ground = np.asarray(base)[None, None] + (clouds(rng, 3)[..., None] - 0.5) * rng.uniform(0, 90)
     image = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8), "RGB")
     centre = (CANVAS / 2 + rng.uniform(-8, 8), CANVAS / 2 + rng.uniform(-8, 8))
-    turn, hollow = rng.uniform(-0.3, 0.3), bool(form not in ("circle", "ring") and rng.random() < 0.25)
+    turn, hollow = (
+        rng.uniform(-0.3, 0.3),
+        bool(form not in ("circle", "ring") and rng.random() < 0.25),
+    )
     draw_form(image, form, ink, centre, rng.uniform(12, 23), turn, hollow)
-    return finish(rng, distort(rng, image, TASK), TASK)
+    return finish(rng, distort(rng, image, CONTROL), CONTROL)
 
 
 SHAPES = EmbeddedSet(
     name="Shapes",
     classnames=CONTROL_CLASSES,
     templates=("a photo of a {}.", "a {}.", "a picture of a {}.", "a drawing of a {}."),
-    build=render_split(_draw, 64, 306, {"train": 1280, "val": 640, "test": 1280}),
+    build=render_split(draw_control, 64, 306, {"train": 1280, "val": 640, "test": 1024}),
     source="synthetic, drawn by this project",
 )

@@ -102,8 +102,8 @@ PATTERNS: dict[str, Pattern] = {
     "spots": _spotted,
     "cracks": _cracked,
     "triangles": _triangles,
-    "crosshatch": lambda rng, x, y, p: (
-        (((x + y) % p < 0.18 * p) | ((x - y) % p < 0.18 * p)).astype(float)
+    "crosshatch": lambda rng, x, y, p: (((x + y) % p < 0.18 * p) | ((x - y) % p < 0.18 * p)).astype(
+        float
     ),
 }
 TEXTURES = tuple(PATTERNS)

@@ -1,0 +1,181 @@
+"""Runs the whole benchmark: fine-tune, evaluate, add, negate; then prints and writes the tables.
+
+    python scripts/reproduce.py --suite=embedded --seeds=3
+
+What is done is skipped: a stage counts as done when its results are those it wrote and the
+checkpoints behind them are the same. Any other flag is passed to the scripts in src/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
+from src.analysis.figures import overview
+from src.args import parse_arguments
+from src.checkpoints import read_facts, write_text
+from src.errors import UsageError, entry_point
+from src.logs import setup_logging
+from src.results import accuracies_path, arithmetic_path
+from src.settings import finetuned_path, results_dir, run_dir, tasks_of, zeroshot_path
+from src.summary import with_seed, write_summary
+
+QUICK = (
+    "--tasks=MNIST,Signs",
+    "--epochs=1",
+    "--n-eval-points=5",
+    "--save=checkpoints/quick",
+    "--results=checkpoints/quick/results",
+)
+EDITED = ("standard", "linear", "posthoc")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of an entry point.
+
+    Attributes:
+        name: for the log.
+        main: the entry point.
+        argv: its arguments.
+        output: the results file that it writes; None for fine-tuning, which skips by itself.
+        share: rough share of the whole time, for the ETA.
+    """
+
+    name: str
+    main: Callable[[Sequence[str]], int]
+    argv: list[str]
+    output: Path | None
+    share: float
+
+
+def stages(args: Any, flags: list[str]) -> list[Stage]:
+    """All stages of a run, in order."""
+
+    def argv(mode: str) -> list[str]:
+        return [f"--finetuning-mode={mode}", *flags]
+
+    single, add, negate = eval_single_task.main, eval_task_addition.main, eval_task_negation.main
+    found = [Stage("zero-shot evaluation", single, argv("none"), accuracies_path(args, "none"), 6)]
+    for mode, share in (("standard", 22.0), ("linear", 42.0)):
+        found.append(Stage(f"{mode} fine-tuning", finetune.main, argv(mode), None, share))
+    for mode in EDITED:
+        path = accuracies_path(args, mode)
+        found.append(Stage(f"{mode} single-task evaluation", single, argv(mode), path, 2))
+    for mode in EDITED:
+        path = arithmetic_path(args, mode, "additions")
+        found.append(Stage(f"{mode} task addition", add, argv(mode), path, 3))
+    for mode in EDITED:
+        path = arithmetic_path(args, mode, "negations")
+        found.append(Stage(f"{mode} task negation", negate, argv(mode), path, 5))
+    return found
+
+
+class Ledger:
+    """Which stages are done, kept with the checkpoints.
+
+    Results that came with a clone are in no ledger and do not count.
+    """
+
+    def __init__(self, args: Any) -> None:
+        self.args, self.path = args, run_dir(args) / "stages.json"
+
+    def _entry(self, stage: Stage) -> dict[str, Any]:
+        assert stage.output is not None
+        files = [zeroshot_path(self.args)]
+        for task in tasks_of(self.args):
+            files += [finetuned_path(self.args, task, m) for m in ("standard", "linear")]
+        inputs = [read_facts(f)["hash"] for f in files if f.is_file()]
+        if "zero-shot" in stage.name:
+            inputs = inputs[:1]
+        exists = stage.output.is_file()
+        digest = hashlib.sha256(stage.output.read_bytes()).hexdigest() if exists else None
+        return {"argv": stage.argv, "inputs": inputs, "output": digest}
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            return {}
+        entries: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return entries
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether the stage's results are there and still those of today's checkpoints."""
+        if stage.output is None or not stage.output.is_file():
+            return False
+        return bool(self._read().get(stage.name) == self._entry(stage))
+
+    def note(self, stage: Stage) -> None:
+        """Notes that a stage is done."""
+        if stage.output is not None:
+            entries = {**self._read(), stage.name: self._entry(stage)}
+            write_text(self.path, json.dumps(entries, indent=2) + "\n")
+
+
+def run_stages(args: Any, flags: list[str], label: str) -> None:
+    """Runs what is not done, and says how far it is."""
+    todo, ledger, start, done = stages(args, flags), Ledger(args), time.monotonic(), 0.0
+    total = sum(stage.share for stage in todo)
+    skipped = 0.0
+    for i, stage in enumerate(todo):
+        spent = time.monotonic() - start
+        worked = done - skipped
+        eta = spent / worked * (total - done) if worked > 5 else None
+        left = f", about {eta / 60:.0f} min left" if eta else ""
+        print(f"\n[{label}{i + 1}/{len(todo)}] {stage.name} ({spent / 60:.1f} min so far{left})")
+        if ledger.is_done(stage):
+            print(f"done before, skipped ({stage.output})")
+            skipped += stage.share
+        else:
+            code = stage.main(stage.argv)
+            if code:
+                raise UsageError(f"{stage.name} ended with code {code}, see above")
+            ledger.note(stage)
+        sys.stdout.flush()
+        done += stage.share
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
+    parser.add_argument(
+        "--quick", action="store_true", help="two tasks, one epoch, in checkpoints/quick"
+    )
+    own, flags = parser.parse_known_args(argv)
+    if own.quick:
+        flags = [*QUICK, *flags]
+    if any(f.startswith(("--seed=", "--finetuning-mode")) or f == "--seed" for f in flags):
+        raise UsageError("expected no --seed and no --finetuning-mode here; use --seeds=N")
+    if own.seeds < 1:
+        raise UsageError(f"expected --seeds of at least 1, got {own.seeds}")
+    args = parse_arguments(flags)
+    if own.seeds > 1 and args.save is not None:
+        raise UsageError("--save names one run's folder; leave it out with several seeds")
+    setup_logging()
+    logging.captureWarnings(True)
+    start = time.monotonic()
+    runs = [with_seed(args, seed) for seed in range(own.seeds)]
+    for seed, run in enumerate(runs):
+        label = f"seed {seed}: " if own.seeds > 1 else ""
+        run_stages(run, [*flags, f"--seed={seed}"] if seed else flags, label)
+    summary, tables = write_summary(runs)
+    overview(runs[0], summary, results_dir(args).parent / "figures" / "overview.png")
+    print(f"\n{tables}\n")
+    print(f"results: {results_dir(args).parent}/ (summary.md, summary.json, figures/)")
+    print(f"checkpoints: {', '.join(str(run_dir(run)) for run in runs)}")
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

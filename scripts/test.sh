@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Sets up what the tests need and runs them: lint, types, tests with coverage.
+#
+#   bash scripts/test.sh [--slow] [arguments of pytest]
+#
+# --slow runs the slow tests too. With arguments for pytest only those tests are run.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+markers="not slow and not gpu and not network"
+rest=()
+for word in "$@"; do
+  if [ "$word" = --slow ]; then markers="not gpu and not network"; else rest+=("$word"); fi
+done
+python=$(bash "$root/scripts/setup.sh" test | tail -n 1)
+cd "$root"
+export OMP_NUM_THREADS=1 # the tests run in two processes
+if [ ${#rest[@]} -gt 0 ]; then
+  exec "$python" -m pytest -m "$markers" "${rest[@]}"
+fi
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+exec "$python" -m pytest -q -m "$markers" -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -1,0 +1,1 @@
+"""What the papers analyse: figures so far."""

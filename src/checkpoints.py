@@ -1,0 +1,267 @@
+"""Weights on disk: safetensors with JSON metadata, written atomically, checked when read.
+
+One key space: a standard and a linear checkpoint hold the same names (`model.visual...`); the mode
+is metadata. A linear checkpoint holds theta, and theta0 (under `theta0/...`) unless a zero-shot
+file of the same content lies beside it or one folder up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from src.errors import MissingFileError, UsageError
+from src.statedict import content_hash
+
+FORMAT = "tangent-arithmetic/1"
+THETA0 = "theta0/"
+ZEROSHOT = "zeroshot.safetensors"
+ENCODERS = ("image_encoder", "linearized_image_encoder")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file says.
+
+    Attributes:
+        theta: the weights, by name.
+        kind: "image_encoder", "linearized_image_encoder" or "head".
+        hash: content hash of theta.
+        theta0: the point of expansion of a linear checkpoint.
+        theta0_hash: content hash of the pre-trained weights that theta was fine-tuned from.
+        info: everything else, for instance the model's name and how it was trained.
+    """
+
+    theta: dict[str, Tensor]
+    kind: str
+    hash: str
+    theta0: dict[str, Tensor] | None = None
+    theta0_hash: str | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, and moves it there if the block succeeds.
+
+    A reader sees the old file or the whole new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_safetensors(path: str | Path) -> Path:
+    """The path that we write to when a user names `path`: `.pt` becomes `.safetensors`."""
+    path = Path(path)
+    if path.suffix in (".pt", ".pth", ".safetensors"):
+        return path.with_suffix(".safetensors")
+    return path.with_name(path.name + ".safetensors")
+
+
+def candidates(path: str | Path) -> list[Path]:
+    """Where a checkpoint may lie that is named in our way or that of the public projects.
+
+    `.pt` is `.safetensors`, folder X is XVal and back, `linear_zeroshot` is `zeroshot`, and the
+    zero-shot file of a task is that of the run, one folder up.
+    """
+    ours = as_safetensors(Path(path).absolute())
+    name = ours.name.removeprefix("linear_") if "zeroshot" in ours.name else ours.name
+    folder = ours.parent
+    twin = folder.name.removesuffix("Val") if folder.name.endswith("Val") else f"{folder.name}Val"
+    found = [ours, folder / name]
+    if folder.name:
+        found.append(folder.with_name(twin) / name)
+    if name == ZEROSHOT:
+        found.append(folder.parent / name)
+    if name.startswith("head_"):
+        stem = name.removesuffix(".safetensors")
+        plain = stem.removesuffix("Val")
+        found += [folder / f"{plain}.safetensors", folder / f"{plain}Val.safetensors"]
+    return list(dict.fromkeys(found))
+
+
+def resolve(path: str | Path, made_by: str | None = None) -> Path:
+    """The existing file that `path` means.
+
+    Args:
+        path: a path in our way or that of the public projects.
+        made_by: the command that makes the file, for the message.
+
+    Raises:
+        MissingFileError: if there is none.
+        UsageError: if there is only a pickle, which is never executed.
+    """
+    tried = candidates(path)
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    if Path(path).is_file():
+        raise UsageError(
+            f"{path} is a pickle; this version reads safetensors only and never executes a pickle. "
+            f"Expected {tried[0]}"
+        )
+    way_out = f" Make it with: {made_by}" if made_by else ""
+    raise MissingFileError(
+        f"no checkpoint at {path} (looked for {', '.join(map(str, tried))}).{way_out}"
+    )
+
+
+def save_tensors(
+    path: str | Path,
+    theta: dict[str, Tensor],
+    kind: str,
+    theta0: dict[str, Tensor] | None = None,
+    theta0_hash: str | None = None,
+    info: dict[str, Any] | None = None,
+) -> str:
+    """Writes a checkpoint and returns the content hash of theta.
+
+    Args:
+        path: file to write; `.pt` becomes `.safetensors`.
+        theta: the weights.
+        kind: what they are the weights of.
+        theta0: the point of expansion; stored unless a zero-shot file holds the same.
+        theta0_hash: content hash of the pre-trained weights; computed from theta0 if that is given.
+        info: JSON-serialisable facts to keep with the weights.
+    """
+    path = as_safetensors(path)
+    theta = {name: value.detach().cpu().contiguous() for name, value in theta.items()}
+    tensors = dict(theta)
+    if theta0 is not None:
+        theta0_hash = content_hash(theta0)
+        if _find_zeroshot(path, theta0_hash) is None:
+            tensors |= {THETA0 + n: v.detach().cpu().contiguous() for n, v in theta0.items()}
+    facts = {
+        "format": FORMAT,
+        "kind": kind,
+        "hash": content_hash(theta),
+        "theta0_hash": theta0_hash or "",
+        "info": json.dumps(info or {}, sort_keys=True),
+    }
+    # safetensors refuses tensors that share memory, such as tied weights
+    unique = {name: value.clone() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(unique, str(temporary), metadata=facts)
+    return facts["hash"]
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, without its weights: kind, hash, theta0_hash, info.
+
+    Raises:
+        UsageError: if the file is damaged or not one of ours.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            facts = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is damaged ({error}); delete it and make it again") from error
+    if facts.get("format") != FORMAT:
+        raise UsageError(
+            f"{path} has format {facts.get('format')!r}, expected {FORMAT!r}: it was not written "
+            "by this project"
+        )
+    return {**facts, "info": json.loads(facts["info"])}
+
+
+def load_checkpoint(
+    path: str | Path, made_by: str | None = None, kinds: Sequence[str] | None = None
+) -> Checkpoint:
+    """Reads and checks a checkpoint.
+
+    Args:
+        path: a path in our way or that of the public projects, see `candidates`.
+        made_by: the command that makes the file, for the message.
+        kinds: what it may hold; None for anything.
+
+    Raises:
+        MissingFileError: if it is not there, or if it needs a zero-shot file that is not.
+        UsageError: if it is damaged or holds something else.
+    """
+    path = resolve(path, made_by)
+    facts = read_facts(path)
+    if kinds is not None and facts["kind"] not in kinds:
+        wanted = "an encoder" if kinds == ENCODERS else f"a {' or '.join(kinds)}"
+        raise UsageError(f"{path} holds a {facts['kind']}, expected {wanted}")
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    theta = {name: value for name, value in tensors.items() if not name.startswith(THETA0)}
+    if content_hash(theta) != facts["hash"]:
+        raise UsageError(f"{path} is damaged (its checksum differs); delete it and make it again")
+    theta0 = {n.removeprefix(THETA0): v for n, v in tensors.items() if n.startswith(THETA0)}
+    theta0_hash = facts["theta0_hash"] or None
+    if theta0 and content_hash(theta0) != theta0_hash:
+        raise UsageError(
+            f"{path} is damaged (theta0's checksum differs); delete it and make it again"
+        )
+    if facts["kind"] == "linearized_image_encoder" and not theta0:
+        theta0 = _read_zeroshot(path, str(theta0_hash))
+    return Checkpoint(
+        theta, facts["kind"], facts["hash"], theta0 or None, theta0_hash, facts["info"]
+    )
+
+
+def _find_zeroshot(path: Path, theta0_hash: str) -> Path | None:
+    """The zero-shot file near `path` (same folder or one up) with this content hash."""
+    path = path.absolute()
+    for folder in (path.parent, path.parent.parent):
+        zeroshot = folder / ZEROSHOT
+        if zeroshot.is_file() and zeroshot != path:
+            with contextlib.suppress(UsageError):
+                if read_facts(zeroshot)["hash"] == theta0_hash:
+                    return zeroshot
+    return None
+
+
+def _read_zeroshot(path: Path, theta0_hash: str) -> dict[str, Tensor]:
+    zeroshot = _find_zeroshot(path, theta0_hash)
+    if zeroshot is None:
+        raise MissingFileError(
+            f"{path} was linearised at weights {theta0_hash[:12]}..., expected in {ZEROSHOT} "
+            "beside it or one folder up, where they are not; put that file back"
+        )
+    return load_checkpoint(zeroshot).theta
+
+
+def save_resume(path: Path, state: dict[str, Any]) -> None:
+    """Writes the state of a run under way (tensors, numbers, strings in dicts and lists)."""
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_resume(path: Path) -> dict[str, Any] | None:
+    """Reads what `save_resume` wrote; None if there is nothing, or nothing readable."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception:
+        return None
+    return state

@@ -1,0 +1,24 @@
+"""SVHN: cropped digits of house numbers, 32 x 32 pixels.
+
+Source: Netzer et al., "Reading digits in natural images with unsupervised feature learning", 2011.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from src.data.base import Splits
+from src.data.clip8.folders import read_checked, require_all
+
+FILES = ("train_32x32.mat", "test_32x32.mat")
+
+
+def load(location: Path) -> Splits:
+    """Reads `svhn/` below `location`."""
+    folder = location / "svhn"
+    require_all(folder, FILES, "SVHN", f"svhn/ with {' and '.join(FILES)}")
+    from torchvision.datasets import SVHN
+
+    train = read_checked("SVHN", folder, lambda: SVHN(folder, "train"))
+    test = read_checked("SVHN", folder, lambda: SVHN(folder, "test"))
+    return Splits(train, test, tuple("0123456789"))

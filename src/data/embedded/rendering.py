@@ -1,0 +1,50 @@
+"""Splits of an embedded set, drawn once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from src.checkpoints import atomic
+from src.data.base import ArrayPictures, Splits
+from src.data.embedded import EMBEDDED_SETS
+from src.data.embedded.base import EmbeddedSet, Split
+
+logger = logging.getLogger(__name__)
+
+
+def load_embedded(name: str, cache: Path) -> Splits:
+    """The splits of an embedded set.
+
+    Args:
+        name: a key of `EMBEDDED_SETS`.
+        cache: folder to keep drawn pictures in.
+    """
+    embedded = EMBEDDED_SETS[name]
+    parts = {split: _split(embedded, split, cache) for split in ("train", "val", "test")}
+    return Splits(parts["train"], parts["test"], embedded.classnames, parts["val"])
+
+
+def _split(embedded: EmbeddedSet, split: Split, cache: Path) -> ArrayPictures:
+    path = cache / "embedded" / f"{embedded.name}-{split}-v{embedded.version}.npz"
+    if path.is_file():
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                return ArrayPictures(arrays["images"], arrays["labels"])
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile):
+            logger.warning("%s is damaged and drawn again", path)
+    images, labels = embedded.build(split)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images, labels=labels)
+    return ArrayPictures(images, labels)
+
+
+def pictures_hash(pictures: ArrayPictures) -> str:
+    """Hash of pictures and labels: tells whether two machines draw the same (64 hex digits)."""
+    digest = hashlib.sha256(np.ascontiguousarray(pictures.images).tobytes())
+    digest.update(pictures.labels.astype("<i8").tobytes())
+    return digest.hexdigest()

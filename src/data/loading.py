@@ -1,0 +1,174 @@
+"""Loaders whose every random choice is a function of (seed, epoch, index).
+
+Which images a global batch holds is a slice of one seeded permutation; how an image is augmented
+depends on (seed, epoch, its index) only. Neither depends on the number of processes, ranks or
+workers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.data.base import Pictures
+
+Transform = Callable[[Any], Any]
+Key = tuple[int, int]  # epoch, index
+
+
+class SeededPictures(Dataset[tuple[Any, int]]):
+    """Transformed pictures; key (epoch, index) seeds the transform, a plain index means epoch 0."""
+
+    def __init__(self, pictures: Pictures, transform: Transform | None, seed: int = 0) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: int | Key) -> tuple[Any, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, label = self.pictures[index]
+        if self.transform is None:
+            return image, label
+        state = random.getstate()
+        entropy = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(entropy[0]))
+            random.seed(int(entropy[1]))
+            try:
+                return self.transform(image), label
+            finally:
+                random.setstate(state)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which images each micro-step of training holds.
+
+    An epoch is a permutation seeded with (seed, epoch), cut into optimizer steps of
+    `batch_size * num_grad_accumulation` images, and each of those into micro-steps of `batch_size`,
+    over all ranks. The last step of an epoch may be smaller; no image is seen twice in an epoch.
+
+    Attributes:
+        num_samples: images in the data set.
+        batch_size: images of a micro-step, over all ranks.
+        num_grad_accumulation: micro-steps of an optimizer step.
+        seed: of the permutations.
+    """
+
+    num_samples: int
+    batch_size: int
+    num_grad_accumulation: int
+    seed: int
+
+    @property
+    def step_size(self) -> int:
+        """Images of a full optimizer step."""
+        return self.batch_size * self.num_grad_accumulation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-self.num_samples // self.step_size)
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """The order of an epoch."""
+        return np.random.default_rng((self.seed, 11, epoch)).permutation(self.num_samples)
+
+    def micro_batches(self, step: int, order: np.ndarray | None = None) -> list[list[Key]]:
+        """The keys of each micro-step of optimizer step `step`, counted from the run's start."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = self.permutation(epoch) if order is None else order
+        chosen = order[within * self.step_size : (within + 1) * self.step_size].tolist()
+        return [
+            [(epoch, index) for index in chosen[start : start + self.batch_size]]
+            for start in range(0, len(chosen), self.batch_size)
+        ]
+
+
+class RankBatches(Sampler[list[Key]]):
+    """The micro-batches of one rank, from optimizer step `start` to `stop`.
+
+    A rank takes every world-size-th image of a micro-batch. Where there is none left for it, it
+    gets the first image, which the training loop weights with zero, so that all ranks take part in
+    every step.
+    """
+
+    def __init__(self, plan: BatchPlan, start: int, stop: int, rank: int, world_size: int) -> None:
+        self.plan, self.start, self.stop = plan, start, stop
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = -1, np.empty(0)
+        for step in range(self.start, self.stop):
+            if step // self.plan.steps_per_epoch != epoch:
+                epoch = step // self.plan.steps_per_epoch
+                order = self.plan.permutation(epoch)
+            for batch in self.plan.micro_batches(step, order):
+                yield share(batch, self.rank, self.world_size) or batch[:1]
+
+    def __len__(self) -> int:
+        return sum(len(self.plan.micro_batches(s)) for s in range(self.start, self.stop))
+
+
+def share(items: Sequence[Any], rank: int, world_size: int) -> list[Any]:
+    """Every world-size-th item, from the rank-th on."""
+    return list(items[rank::world_size])
+
+
+class RankSampler(Sampler[int]):
+    """Every image once over all ranks, in order; this rank's share."""
+
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, num_samples, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def eval_loader(
+    pictures: Pictures,
+    transform: Transform | None,
+    batch_size: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Any]:
+    """Every image once, in order, split over the ranks."""
+    return DataLoader(
+        SeededPictures(pictures, transform),
+        batch_size=batch_size,
+        sampler=RankSampler(len(pictures), rank, world_size),
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader draws from the global one
+    )
+
+
+def train_loader(
+    pictures: Pictures, transform: Transform | None, batches: RankBatches, num_workers: int
+) -> DataLoader[Any]:
+    """The micro-batches of one rank."""
+    return DataLoader(
+        SeededPictures(pictures, transform, seed=batches.plan.seed),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def to_device(batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, on a device."""
+    images, labels = batch
+    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -1,0 +1,137 @@
+"""Data sets by name, and the validation split `<Dataset>Val` of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from src.data.base import Pictures, Splits, SubsetPictures
+from src.data.embedded import EMBEDDED_SETS
+from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
+from src.errors import unknown
+from src.settings import DEFAULT_CACHE
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A data set as scripts use it.
+
+    Attributes:
+        name: as asked for; with the suffix Val, `test` is the validation split.
+        train: untransformed pictures to train on, disjoint from `test`.
+        test: untransformed pictures to evaluate on.
+        classnames: one phrase a class.
+        preprocess: the transform of the loaders.
+        batch_size: images a batch of the loaders.
+        num_workers: processes of the loaders.
+    """
+
+    name: str
+    train: Pictures
+    test: Pictures
+    classnames: tuple[str, ...]
+    preprocess: Transform | None
+    batch_size: int
+    num_workers: int
+
+    @property
+    def train_loader(self) -> DataLoader[Any]:
+        """One epoch of shuffled training batches (seed 0)."""
+        plan = BatchPlan(len(self.train), self.batch_size, 1, seed=0)
+        batches = RankBatches(plan, 0, plan.steps_per_epoch, 0, 1)
+        return train_loader(self.train, self.preprocess, batches, self.num_workers)
+
+    @property
+    def test_loader(self) -> DataLoader[Any]:
+        """The test batches, in order."""
+        return eval_loader(self.test, self.preprocess, self.batch_size, self.num_workers)
+
+
+def known_datasets(suite: str | None = None) -> dict[str, str]:
+    """Name -> suite of every data set; clip8 comes first where both have a name."""
+    from src.data.clip8 import CLIP8_SETS
+
+    names = {} if suite == "clip8" else dict.fromkeys(EMBEDDED_SETS, "embedded")
+    return names if suite == "embedded" else {**names, **dict.fromkeys(CLIP8_SETS, "clip8")}
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, suite: str, location: Path, cache: Path) -> Splits:
+    if suite == "embedded":
+        from src.data.embedded.rendering import load_embedded
+
+        return load_embedded(name, cache)
+    from src.data.clip8 import CLIP8_SETS
+
+    return CLIP8_SETS[name](location)
+
+
+def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
+    """The splits with `val` filled: a seeded part of `train` where the data set has none.
+
+    The part has `min(int(val_fraction * n), max_val_samples)` pictures, drawn as the public
+    projects draw it (`torch.utils.data.random_split`, seed 0): their checkpoints have not seen it.
+    """
+    if splits.val is not None:
+        return splits
+    count = len(splits.train)
+    held = min(int(val_fraction * count), max_val_samples)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    return replace(
+        splits,
+        train=SubsetPictures(splits.train, order[: count - held]),
+        val=SubsetPictures(splits.train, order[count - held :]),
+    )
+
+
+def get_dataset(
+    dataset_name: str,
+    preprocess: Transform | None,
+    location: str | Path,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    val_fraction: float = 0.1,
+    max_val_samples: int = 5000,
+    suite: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> ImageDataset:
+    """A data set by name.
+
+    `X` trains on all training pictures and tests on the test split; `XVal` trains on the training
+    pictures without the validation split and tests on the latter.
+
+    Args:
+        dataset_name: for instance "DTD" or "DTDVal".
+        preprocess: transform of a PIL image; None gives PIL images.
+        location: root of the data sets' folders.
+        batch_size: images a batch.
+        num_workers: data-loading processes.
+        val_fraction: share of the training pictures to hold out.
+        max_val_samples: most pictures to hold out.
+        suite: where the name resolves, "clip8" or "embedded"; None takes the one that has it, clip8
+            first.
+        cache_dir: where drawn pictures are kept.
+
+    Raises:
+        UsageError: for an unknown name, listing the known ones, nearest first.
+        MissingFileError: if its files are not below `location`.
+    """
+    base, names = dataset_name.removesuffix("Val"), known_datasets(suite)
+    if base not in names:
+        raise unknown("data set", dataset_name, names)
+    root = Path(location).expanduser()
+    cache = Path(cache_dir or DEFAULT_CACHE).expanduser()
+    splits = _load(base, names[base], root, cache)
+    train, test = splits.train, splits.test
+    if dataset_name != base:
+        splits = hold_out(splits, val_fraction, max_val_samples)
+        assert splits.val is not None
+        train, test = splits.train, splits.val
+    return ImageDataset(
+        dataset_name, train, test, splits.classnames, preprocess, batch_size, num_workers
+    )

@@ -1,0 +1,51 @@
+"""Errors whose message is all a user needs: what was expected, what was got, the way out."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class UsageError(ValueError):
+    """A user's mistake. Entry points print the message without a trace and end with code 2."""
+
+
+class MissingFileError(UsageError, FileNotFoundError):
+    """A file that a command needs is not there; the message names the command that makes it."""
+
+    __str__ = ValueError.__str__
+
+
+def closest(name: str, choices: Iterable[str]) -> list[str]:
+    """The choices, those spelt most like `name` first."""
+
+    def likeness(choice: str) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio()
+
+    return sorted(choices, key=lambda choice: (-likeness(choice), choice))
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+    """The error for a name that is not one of `choices`."""
+    return UsageError(f"unknown {kind} {name!r}; choose from {', '.join(closest(name, choices))}")
+
+
+def entry_point(
+    main: Callable[[Sequence[str] | None], int],
+) -> Callable[[Sequence[str] | None], int]:
+    """Decorates a script's `main(argv)`: a `UsageError` becomes a message and exit code 2."""
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a script's own message
+            return 2
+
+    return guarded

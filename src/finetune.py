@@ -1,0 +1,141 @@
+"""Fine-tunes the image encoder on every task, in standard or linear mode."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from src import ddp
+from src.args import parse_arguments, require_mode
+from src.checkpoints import read_facts
+from src.data.registry import get_dataset
+from src.errors import UsageError, entry_point
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder
+from src.logs import append_result, setup_logging, wandb_run
+from src.modeling import ImageClassifier
+from src.runs import announce, zeroshot_encoder
+from src.settings import (
+    PREFIX,
+    cache_dir,
+    data_root,
+    device_of,
+    finetuned_path,
+    num_workers_of,
+    recipe_for,
+    seed_of,
+    setting,
+    suite_of,
+    train_datasets,
+)
+from src.training import Snapshots, seed_everything, train
+
+logger = logging.getLogger(__name__)
+
+
+def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
+    """Whether a checkpoint is there and was made with the wanted settings.
+
+    Raises:
+        UsageError: if it was made with others; it is not overwritten.
+    """
+    if not path.is_file():
+        return False
+    facts = read_facts(path)
+    found = {**facts["info"].get("recipe", {}), "seed": facts["info"].get("seed")}
+    differ = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
+    if facts["theta0_hash"] != theta0_hash:
+        differ.append("other pre-trained weights")
+    if differ:
+        raise UsageError(
+            f"{path} exists and was made with other settings ({', '.join(differ)}). Keep it and "
+            "name another folder with --save, or delete it"
+        )
+    return True
+
+
+def finetune(args: Any, task: str) -> Path:
+    """Fine-tunes one task and writes its checkpoint; what is done is skipped.
+
+    Args:
+        args: settings; `finetuning_mode` is "standard" or "linear".
+        task: the data set, without Val.
+
+    Returns:
+        The checkpoint's path.
+    """
+    mode, seed = args.finetuning_mode, seed_of(args)
+    path, recipe = finetuned_path(args, task, mode), recipe_for(args, task)
+    encoder: Any
+    encoder, theta0_hash = zeroshot_encoder(args)
+    if ddp.all_agree(is_done(path, {**asdict(recipe), "seed": seed}, theta0_hash)):
+        logger.info("%s %s: done before, skipped (%s)", task, mode, path)
+        return path
+    seed_everything(seed)
+    if mode == "linear":
+        encoder = LinearizedImageEncoder(image_encoder=encoder)
+    classifier = ImageClassifier(encoder, get_classification_head(args, task))
+    classifier.freeze_head()
+    data = get_dataset(
+        f"{task}Val", None, data_root(args), suite=suite_of(args).name, cache_dir=cache_dir(args)
+    )
+
+    def save(target: Path, **info: Any) -> None:
+        if ddp.is_main_process():
+            encoder.save(target, theta0_hash=theta0_hash, task=task, mode=mode, **info)
+        ddp.barrier()
+
+    def snapshot(step: int) -> None:
+        save(path.with_name(f"{PREFIX[mode]}checkpoint_{step}.safetensors"), step=step)
+
+    resume = path.with_name(f"{path.stem}_resume.pt")
+    snapshots = Snapshots(resume, setting(args, "checkpoint_every"), snapshot)
+    with wandb_run(args, f"finetune-{mode}-{task}") as run:
+        facts = train(
+            classifier,
+            data.train,
+            encoder.train_preprocess,
+            recipe,
+            seed,
+            device_of(args),
+            f"{task} {mode}",
+            num_workers_of(args),
+            snapshots,
+            run,
+        )
+    save(path, **facts)
+    if ddp.is_main_process():
+        resume.unlink(missing_ok=True)
+    ddp.barrier()
+    append_result(args, {"file": str(path), "task": task, "mode": mode, **facts})
+    logger.info(
+        "%s %s: %d steps in %.0f s, loss %.3f, wrote %s",
+        task, mode, facts["steps"], facts["seconds"], facts["last_epoch_loss"], path,
+    )  # fmt: skip
+    return path
+
+
+def work(args: Any) -> None:
+    """Fine-tunes every task of the run, in every process of it."""
+    announce(args, "finetune")
+    tasks = train_datasets(args)
+    for i, task in enumerate(tasks):
+        logger.info("task %d of %d: %s", i + 1, len(tasks), task)
+        finetune(args, task)
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    args = parse_arguments(argv, __doc__)
+    require_mode(args, "finetune.py", ("standard", "linear"))
+    setup_logging()
+    ddp.run(work, args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

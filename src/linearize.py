@@ -1,0 +1,394 @@
+r"""Linearisation: the first-order Taylor expansion of a module in its parameters.
+
+\[ f_{lin}(x; \theta) = f(x; \theta_0) + J(x; \theta_0) (\theta - \theta_0) \]
+
+One forward pass in forward-mode differentiation gives both terms; the Jacobian is never formed.
+
+Source: Ortiz-Jimenez, Favero, Frossard, "Task Arithmetic in the Tangent Space", arXiv:2305.12827.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from src import statedict
+
+if TYPE_CHECKING:
+    from src.modeling import ImageEncoder
+
+
+@functools.cache
+def _load_forward_rules() -> None:
+    """Loads PyTorch's forward-mode rules, which warn about PyTorch's own use of torch.jit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+
+
+@contextlib.contextmanager
+def forward_ad_backends() -> Iterator[None]:
+    """Switches off the kernels that have no forward-mode rule, and puts them back on exit.
+
+    These are PyTorch's fused attention and the inference fast path of `nn.MultiheadAttention`. The
+    block also leaves `torch.inference_mode`, in which tangents would be lost without a word.
+    """
+    _load_forward_rules()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    gradients = torch.is_grad_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(gradients),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _usable(value: Any) -> Any:
+    """A tensor made under `torch.inference_mode` as one that forward-mode AD may use."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[..., Any]:
+    r"""The function \(f_{lin}\) of the same signature as f, expanded at `params0`.
+
+    Args:
+        f: called as `f(params, *args, **kwargs)`; gives a tensor or a tree of tensors.
+        params0: the point of expansion.
+
+    Returns:
+        A function of (params, *args, **kwargs), affine in params and equal to f at `params0` to
+        first order.
+
+    Example:
+        >>> import torch
+        >>> f = lambda p, x: p["w"] ** 2 * x
+        >>> f_lin = linearize(f, {"w": torch.tensor(3.0)})
+        >>> f_lin({"w": torch.tensor(4.0)}, 1.0)  # 9 + 2 * 3 * (4 - 3)
+        tensor(15.)
+    """
+
+    def f_lin(params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        statedict.check_same(params, params0, "params and params0")
+        tangents = {name: value - params0[name] for name, value in params.items()}
+        with forward_ad_backends():
+            out, d_out = jvp(lambda p: f(p, *args, **kwargs), (dict(params0),), (tangents,))
+        return pytree.tree_map(_sum, out, d_out)
+
+    return f_lin
+
+
+def _sum(out: Any, d_out: Any) -> Any:
+    return (out + d_out).to(out.dtype) if _is_number(out) else out
+
+
+class LinearizedModel(nn.Module):
+    r"""The linearisation of a module, itself a module.
+
+    Its parameters are \(\theta\), under the names and in the order of the module's own
+    `named_parameters()`. \(\theta_0\) is frozen: no parameter, not broadcast by DDP, but moved by
+    `.to()` and kept in the state dict under `theta0.`. The module is deep-copied, so the caller's
+    is never touched, and behaves as in eval mode whatever `train()` says: batch statistics would
+    make the expansion depend on the batch.
+
+    Args:
+        model: the module; its weights are the initial theta.
+        init_model: a module of the same shape whose weights are theta0; `model` itself if None.
+
+    Raises:
+        ValueError: if the two modules differ in parameters, listing all differences.
+
+    Source: arXiv:2305.12827, equation (5).
+    """
+
+    def __init__(self, model: nn.Module, init_model: nn.Module | None = None) -> None:
+        super().__init__()
+        theta = dict(model.named_parameters())
+        skeleton = copy.deepcopy(model if init_model is None else init_model)
+        skeleton.eval().requires_grad_(False)
+        theta0 = dict(skeleton.named_parameters())
+        statedict.check_same(theta, theta0, "parameters of model and init_model")
+        # not a submodule: theta0 is neither a parameter of ours nor a buffer that DDP broadcasts
+        object.__setattr__(self, "_skeleton", skeleton)
+        self._names = list(theta)
+        for name, value in theta.items():
+            place, leaf = self._place(name)
+            place._parameters[leaf] = nn.Parameter(value.detach().clone(), requires_grad=True)
+        kept = skeleton.state_dict(keep_vars=True)
+        self._buffer_names = [name for name, _ in skeleton.named_buffers()]
+        for name, value in skeleton.named_buffers():
+            place, leaf = self._place(name)
+            place._buffers[leaf] = value
+            if name not in kept:
+                place._non_persistent_buffers_set.add(leaf)
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """The holder of a dotted name, made as needed, and the name's last part.
+
+        It looks into the modules' dictionaries, past attributes: the module's own names may be
+        those of our methods.
+        """
+        *parts, leaf = name.split(".")
+        place: nn.Module = self
+        for part in parts:
+            place = place._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        return place, leaf
+
+    def _parameter(self, name: str) -> Tensor:
+        place, leaf = self._place(name)
+        return place._parameters[leaf]  # type: ignore[return-value]
+
+    def _buffer(self, name: str) -> Tensor:
+        place, leaf = self._place(name)
+        return place._buffers[leaf]  # type: ignore[return-value]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """theta, in the order of `named_parameters()`."""
+        return [self._parameter(name) for name in self._names]
+
+    @property
+    def params0(self) -> list[Tensor]:
+        """theta0, in the same order."""
+        return list(self.theta0().values())
+
+    def theta(self) -> dict[str, Tensor]:
+        """Theta by name (not copied)."""
+        return {name: self._parameter(name) for name in self._names}
+
+    def theta0(self) -> dict[str, Tensor]:
+        """theta0 by name (not copied)."""
+        return dict(self._skeleton.named_parameters())
+
+    def module_buffers(self) -> dict[str, Tensor]:
+        """The module's own buffers by name (not copied)."""
+        return {name: self._buffer(name) for name in self._buffer_names}
+
+    def primal_and_tangent(
+        self, *args: Any, tangent: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        r"""\(f(x; \theta_0)\) and \(J(x; \theta_0) v\) from one pass.
+
+        Args:
+            *args: inputs of the module.
+            tangent: v by name; what is missing is zero. theta - theta0 if None.
+            **kwargs: keyword inputs of the module.
+
+        Returns:
+            Two trees like the module's output.
+
+        Raises:
+            ValueError: if v has a name that no parameter has.
+        """
+        if tangent is not None and tangent.keys() - set(self._names):
+            extra = ", ".join(sorted(tangent.keys() - set(self._names)))
+            raise ValueError(f"expected a direction over parameters, got also {extra}")
+        theta0 = {n: _usable(v) for n, v in self.theta0().items()}
+        buffers = {n: _usable(v) for n, v in self.module_buffers().items()}
+        args, kwargs = pytree.tree_map(_usable, (args, kwargs))
+
+        leaves: list[Any] = []
+        spec: Any = None
+
+        def f(params: dict[str, Tensor]) -> list[Tensor]:
+            nonlocal leaves, spec
+            out = functional_call(self._skeleton, {**params, **buffers}, args, kwargs)
+            leaves, spec = pytree.tree_flatten(out)
+            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+        with forward_ad_backends():
+            if tangent is None:
+                tangent = {n: _delta(self._parameter(n), theta0[n]) for n in self._names}
+            known = {
+                name: _usable(tangent[name]).to(value)
+                if name in tangent
+                else value.new_zeros(()).expand_as(value)
+                for name, value in theta0.items()
+            }
+            found, d_found = jvp(f, (theta0,), (known,))
+
+        def tree(tensors: Iterable[Tensor]) -> Any:
+            """The module's output with these tensors; what is no tensor stays as it is."""
+            rest = iter(tensors)
+            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return pytree.tree_unflatten(filled, spec)
+
+        return tree(found), tree(d_found)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """f_lin of the module's own inputs, of the shape of the module's own outputs."""
+        primal, d_primal = self.primal_and_tangent(*args, **kwargs)
+        return pytree.tree_map(_sum, primal, d_primal)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearizedModel:
+        super()._apply(fn, recurse)
+        self._skeleton._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self.theta0().items():
+            destination[f"{prefix}theta0.{name}"] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ours = {f"{prefix}theta0.{name}": value for name, value in self.theta0().items()}
+        for key, value in ours.items():
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif state_dict[key].shape != value.shape:
+                error_msgs.append(
+                    f"{key}: expected shape {tuple(value.shape)}, "
+                    f"got {tuple(state_dict[key].shape)}"
+                )
+            else:
+                with torch.no_grad():
+                    value.copy_(state_dict[key])
+        rest = {key: value for key, value in state_dict.items() if key not in ours}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _delta(theta: Tensor, theta0: Tensor) -> Tensor:
+    """Theta - theta0, formed in at least float32."""
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    return _usable(theta).to(wide) - theta0.to(wide)
+
+
+class LinearizedImageEncoder(nn.Module):
+    """A linearised CLIP image encoder with the manners of an `ImageEncoder`.
+
+    Args:
+        args: settings to build an `ImageEncoder` from, if none is given.
+        keep_lang: accepted as `ImageEncoder` does; the text tower takes no part in the expansion.
+        image_encoder: the encoder; its weights are the initial theta.
+        init_encoder: the encoder whose weights are theta0; `image_encoder` itself if None.
+    """
+
+    def __init__(
+        self,
+        args: Any = None,
+        keep_lang: bool = False,
+        image_encoder: ImageEncoder | None = None,
+        init_encoder: ImageEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        from src.modeling import ImageEncoder
+
+        if image_encoder is None:
+            if args is None:
+                raise ValueError("expected args or image_encoder, got neither")
+            image_encoder = ImageEncoder(args, keep_lang=False)
+        tower = _without_text(image_encoder)
+        init = None if init_encoder is None else _without_text(init_encoder)
+        self.model_name = tower.model_name
+        self.train_preprocess = tower.train_preprocess
+        self.val_preprocess = tower.val_preprocess
+        self.cache_dir = tower.cache_dir
+        self.model = LinearizedModel(tower, init)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Linearised features of images, shape (batch, features)."""
+        features: Tensor = self.model(images)
+        return features
+
+    def weights(self) -> dict[str, Tensor]:
+        """Theta and the persistent buffers, under the names of the standard encoder."""
+        state: dict[str, Tensor] = self.model.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith("theta0.")}
+
+    def weights0(self) -> dict[str, Tensor]:
+        """theta0 and the persistent buffers, under the names of the standard encoder."""
+        return {**self.weights(), **self.model.theta0()}
+
+    def load_weights(self, theta: dict[str, Tensor]) -> None:
+        """Copies theta into the encoder; theta0 stays.
+
+        Raises:
+            ValueError: if names or shapes differ, listing all differences.
+        """
+        own = self.weights()
+        statedict.check_same(own, theta, f"weights of {self.model_name} and the checkpoint")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(theta[name])
+
+    def save(self, filename: str | Path, **info: Any) -> str:
+        """Writes theta, and theta0 unless a zero-shot file near `filename` holds the same.
+
+        Args:
+            filename: file to write; `.pt` becomes `.safetensors`.
+            **info: facts to keep with the weights.
+
+        Returns:
+            The content hash of theta.
+        """
+        from src import checkpoints
+
+        info.pop("theta0_hash", None)  # follows from theta0
+        return checkpoints.save_tensors(
+            filename,
+            self.weights(),
+            "linearized_image_encoder",
+            theta0=self.weights0(),
+            info={"model": self.model_name, **info},
+        )
+
+    @classmethod
+    def load(cls, filename: str | Path, made_by: str | None = None) -> LinearizedImageEncoder:
+        """Reads a linearised encoder; a standard checkpoint is linearised at its own weights.
+
+        Args:
+            filename: the file.
+            made_by: the command that makes the file, for the message if it is missing.
+        """
+        from src import checkpoints
+        from src.modeling import ImageEncoder
+
+        state = checkpoints.load_checkpoint(filename, made_by, checkpoints.ENCODERS)
+        init = ImageEncoder.without_weights(str(state.info["model"]))
+        init.load_weights(state.theta if state.theta0 is None else state.theta0)
+        encoder = cls(image_encoder=init)
+        encoder.load_weights(state.theta)
+        return encoder
+
+
+def _without_text(encoder: ImageEncoder) -> ImageEncoder:
+    """The encoder; one built with `keep_lang` as a copy reduced to its vision tower."""
+    from src.modeling import VisionTower
+
+    if isinstance(encoder.model, VisionTower):
+        return encoder
+    bare = copy.copy(encoder)
+    bare._modules = {"model": VisionTower(encoder.model.visual)}  # type: ignore[arg-type]
+    return bare

@@ -1,0 +1,94 @@
+"""Logging, progress bars, W&B."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from src import ddp
+from src.errors import UsageError
+
+Item = TypeVar("Item")
+
+
+def setup_logging() -> None:
+    """Sends this project's messages to stderr; other ranks than the first only warn."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if ddp.is_main_process() else logging.WARNING
+    for name in ("src", "__main__"):  # a script's own logger is named __main__
+        logging.getLogger(name).setLevel(level)
+
+
+def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yields the items under a bar with ETA; no bar on other ranks or where stderr is a file."""
+    quiet = not ddp.is_main_process() or not sys.stderr.isatty()
+    with logging_redirect_tqdm():
+        yield from tqdm(items, desc=description, total=total, disable=quiet, dynamic_ncols=True)
+
+
+def append_result(args: Any, record: dict[str, Any]) -> None:
+    """Appends one JSON line to `--results-db`, if given."""
+    from src.settings import setting
+
+    path = setting(args, "results_db")
+    if path and ddp.is_main_process():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, sort_keys=True) + "\n")
+
+
+class Run:
+    """A W&B run, or nothing: `log` does nothing where `--wandb` is not given."""
+
+    def __init__(self, wandb_run: Any = None) -> None:
+        self._run = wandb_run
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Logs numbers, optionally at a step."""
+        if self._run is not None:
+            self._run.log(values, step=step)
+
+
+@contextmanager
+def wandb_run(args: Any, job: str) -> Iterator[Run]:
+    """The W&B run of a job, with `--exp_name` as its group; W&B is imported only if asked for.
+
+    Args:
+        args: settings; `wandb` switches it on, `exp_name` names group and run.
+        job: what the run does, for instance "finetune-linear-MNIST".
+
+    Raises:
+        UsageError: if W&B is asked for and not installed.
+    """
+    from src.settings import setting
+
+    if not setting(args, "wandb") or not ddp.is_main_process():
+        yield Run()
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError("--wandb needs the package wandb: pip install wandb") from error
+    name = setting(args, "exp_name")
+    run = wandb.init(
+        project="tangent-arithmetic",
+        group=name or setting(args, "model"),
+        name=f"{name}-{job}" if name else job,
+        job_type=job,
+        config=dict(vars(args)),
+        reinit="finish_previous",
+    )
+    try:
+        yield Run(run)
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()

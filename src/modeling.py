@@ -1,0 +1,302 @@
+"""CLIP image encoders, classification heads and the two together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src import checkpoints
+from src.errors import UsageError, unknown
+from src.settings import pretrained_override, setting
+from src.tasks import EMBEDDED_MODEL
+
+VISUAL = "model.visual."
+
+
+@dataclass(frozen=True)
+class ClipName:
+    """A model's name taken apart: `ARCHITECTURE[__pretrained__TAG | __init__]`."""
+
+    architecture: str
+    pretrained: str | None  # tag or file of the weights; None: random
+
+    @classmethod
+    def parse(cls, name: str) -> ClipName:
+        """Takes a name apart; without a tag, the weights are OpenAI's (or the embedded ones)."""
+        if name.endswith("__init__"):
+            return cls(name.removesuffix("__init__"), None)
+        architecture, _, tag = name.partition("__pretrained__")
+        if architecture == EMBEDDED_MODEL:
+            from src.data.embedded.model import WEIGHTS
+
+            return cls(architecture, tag or str(WEIGHTS))
+        return cls(architecture, tag or "openai")
+
+
+def _known_architectures() -> list[str]:
+    import open_clip
+
+    from src.data.embedded.model import register
+
+    register()
+    names: list[str] = open_clip.list_models()
+    return names
+
+
+def create_clip(
+    name: str, cache_dir: str | Path | None = None, weights: bool = True
+) -> tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor]]:
+    """Builds a CLIP and its two image transforms.
+
+    Weights that were trained with QuickGELU (OpenAI's among them) get it, whatever the
+    architecture's name says. The model carries its tokenizer, as `.tokenizer`, and its name.
+
+    Args:
+        name: see `ClipName`.
+        cache_dir: where open_clip keeps downloaded weights.
+        weights: whether to load the pre-trained weights.
+
+    Returns:
+        The model in eval mode, the training transform, the evaluation transform.
+
+    Raises:
+        UsageError: for a model or weights that open_clip does not have.
+    """
+    import open_clip
+
+    parsed = ClipName.parse(name)
+    architecture, tag = parsed.architecture, parsed.pretrained
+    if architecture not in _known_architectures():
+        raise unknown("model", architecture, _known_architectures())
+    options: dict[str, Any] = {}
+    if architecture == EMBEDDED_MODEL:
+        from src.data.embedded.model import PREPROCESS
+
+        if tag is not None and not Path(tag).is_file():
+            raise unknown(f"weights of {architecture}", tag, ["a file of weights", "none: its own"])
+        options = {"image_mean": PREPROCESS["mean"], "image_std": PREPROCESS["std"]}
+    elif tag is not None and not Path(tag).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if tag not in tags:
+            raise unknown(f"weights of {architecture}", tag, tags)
+        config = open_clip.get_pretrained_cfg(architecture, tag) or {}
+        options = {"force_quick_gelu": bool(config.get("quick_gelu", False))}
+    model, train, val = open_clip.create_model_and_transforms(
+        architecture,
+        pretrained=tag if weights else None,
+        cache_dir=str(Path(cache_dir).expanduser()) if cache_dir else None,
+        **options,
+    )
+    model.tokenizer = open_clip.get_tokenizer(architecture)
+    model.name = name
+    return model.eval(), train, val
+
+
+class VisionTower(nn.Module):
+    """The vision tower of a CLIP under the name it has in the whole model, and nothing else."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Features of images, as `open_clip.CLIP.encode_image`."""
+        features: Tensor = self.visual(images)
+        return F.normalize(features, dim=-1) if normalize else features
+
+
+class ImageEncoder(nn.Module):
+    r"""A CLIP image encoder, \(f(x; \theta)\).
+
+    Args:
+        args: settings; `model` names the CLIP, `openclip_cachedir` is where its weights are kept,
+            `load` a checkpoint to take the weights from.
+        keep_lang: keeps the whole CLIP as `.model`, to build heads. The vision tower alone is saved
+            and summed all the same.
+
+    Attributes:
+        train_preprocess: transform of a PIL image for training.
+        val_preprocess: transform of a PIL image for evaluation.
+        model: the vision tower, or with `keep_lang` the whole CLIP.
+    """
+
+    def __init__(self, args: Any, keep_lang: bool = False) -> None:
+        super().__init__()
+        override = pretrained_override(args)
+        model_name = str(setting(args, "model"))
+        self._build(model_name, setting(args, "openclip_cachedir"), keep_lang, override is None)
+        if override is not None:
+            state = checkpoints.load_checkpoint(override, kinds=checkpoints.ENCODERS)
+            self._check_model(state, override)
+            self.load_weights(state.theta)
+
+    def _build(
+        self, model_name: str, cache_dir: str | None, keep_lang: bool, weights: bool
+    ) -> None:
+        self.model_name = model_name
+        self.cache_dir = cache_dir
+        model, train, val = create_clip(model_name, cache_dir, weights)
+        self.train_preprocess, self.val_preprocess = train, val
+        self.model: nn.Module = model if keep_lang else VisionTower(model.visual)
+
+    def _check_model(self, state: checkpoints.Checkpoint, path: str | Path) -> None:
+        if state.info.get("model", self.model_name) != self.model_name:
+            raise UsageError(
+                f"{path} holds weights of {state.info['model']}, expected {self.model_name}; "
+                f"add --model={state.info['model']}"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images, shape (batch, features), not normalised."""
+        features: Tensor = self.model.encode_image(images)
+        return features
+
+    def weights(self) -> dict[str, Tensor]:
+        """theta: the vision tower's parameters and buffers, by name (not copied)."""
+        state: dict[str, Tensor] = self.state_dict()
+        return {name: value for name, value in state.items() if name.startswith(VISUAL)}
+
+    def load_weights(self, theta: dict[str, Tensor]) -> None:
+        """Copies theta into the vision tower.
+
+        Raises:
+            ValueError: if names or shapes differ, listing all differences.
+        """
+        from src.statedict import check_same
+
+        own = self.weights()
+        check_same(own, theta, f"weights of {self.model_name} and the checkpoint")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(theta[name])
+
+    def save(self, filename: str | Path, **info: Any) -> str:
+        """Writes the encoder to a file and returns the content hash of theta.
+
+        Args:
+            filename: file to write; `.pt` becomes `.safetensors`.
+            **info: facts to keep with the weights; `theta0_hash` is kept as such.
+        """
+        theta0_hash = info.pop("theta0_hash", None)
+        info = {"model": self.model_name, **info}
+        return checkpoints.save_tensors(
+            filename, self.weights(), "image_encoder", theta0_hash=theta0_hash, info=info
+        )
+
+    @classmethod
+    def load(
+        cls, model_name: str | Path, filename: str | Path | None = None, made_by: str | None = None
+    ) -> ImageEncoder:
+        """Reads an encoder from a file.
+
+        Args:
+            model_name: the model's name, or the file if that is the only argument.
+            filename: the file.
+            made_by: the command that makes the file, for the message if it is missing.
+        """
+        path = model_name if filename is None else filename
+        state = checkpoints.load_checkpoint(path, made_by, checkpoints.ENCODERS)
+        name = str(state.info.get("model") if filename is None else model_name)
+        encoder = cls.without_weights(name)
+        encoder._check_model(state, path)
+        encoder.load_weights(state.theta)
+        return encoder
+
+    @classmethod
+    def without_weights(cls, model_name: str) -> ImageEncoder:
+        """An encoder of this architecture, to be filled; nothing is downloaded."""
+        encoder = cls.__new__(cls)
+        nn.Module.__init__(encoder)
+        encoder._build(model_name, None, keep_lang=False, weights=False)
+        return encoder
+
+
+class ClassificationHead(nn.Linear):
+    r"""A linear classifier, \(W \phi / \|\phi\| + b\) of features \(\phi\).
+
+    Args:
+        normalize: whether to normalise the features.
+        weights: shape (classes, features).
+        biases: shape (classes,); zero if None.
+        classnames: a phrase a class, kept for the reader.
+    """
+
+    def __init__(
+        self,
+        normalize: bool,
+        weights: Tensor,
+        biases: Tensor | None = None,
+        classnames: Sequence[str] = (),
+    ) -> None:
+        num_classes, num_features = weights.shape
+        super().__init__(num_features, num_classes)
+        self.normalize = normalize
+        self.classnames = tuple(classnames)
+        with torch.no_grad():
+            self.weight.copy_(weights)
+            self.bias.copy_(torch.zeros(num_classes) if biases is None else biases)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, shape (batch, classes), of features, shape (batch, features)."""
+        if self.normalize:
+            inputs = F.normalize(inputs, dim=-1)
+        return super().forward(inputs)
+
+    def save(self, filename: str | Path, **info: Any) -> None:
+        """Writes the head to a file, with facts to keep beside it."""
+        info = {"normalize": self.normalize, "classnames": list(self.classnames), **info}
+        checkpoints.save_tensors(filename, dict(self.state_dict()), "head", info=info)
+
+    @classmethod
+    def load(cls, filename: str | Path) -> ClassificationHead:
+        """Reads a head from a file."""
+        state = checkpoints.load_checkpoint(filename, kinds=("head",))
+        names = state.info.get("classnames", ())
+        return cls(state.info["normalize"], state.theta["weight"], state.theta["bias"], names)
+
+
+class ImageClassifier(nn.Module):
+    """An image encoder with a classification head."""
+
+    def __init__(self, image_encoder: nn.Module, classification_head: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.classification_head = classification_head
+        self.train_preprocess = getattr(image_encoder, "train_preprocess", None)
+        self.val_preprocess = getattr(image_encoder, "val_preprocess", None)
+
+    def freeze_head(self) -> None:
+        """Stops training the head."""
+        self.classification_head.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, shape (batch, classes), of images."""
+        logits: Tensor = self.classification_head(self.image_encoder(inputs))
+        return logits
+
+
+class MultiHeadImageClassifier(nn.Module):
+    """An image encoder with one classification head a task; the heads are frozen."""
+
+    def __init__(self, image_encoder: nn.Module, classification_heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.classification_heads = nn.ModuleList(classification_heads)
+        self.train_preprocess = getattr(image_encoder, "train_preprocess", None)
+        self.val_preprocess = getattr(image_encoder, "val_preprocess", None)
+        self.freeze_head()
+
+    def freeze_head(self) -> None:
+        """Stops training the heads."""
+        self.classification_heads.requires_grad_(False)
+
+    def forward(self, inputs: Tensor, head_idx: int) -> Tensor:
+        """Logits of images for the task of this index."""
+        logits: Tensor = self.classification_heads[head_idx](self.image_encoder(inputs))
+        return logits

@@ -1,0 +1,130 @@
+"""The encoders of a run, found where `finetune.py` puts them and never mixed.
+
+Every fine-tuned checkpoint knows the content hash of the weights that it started from; whoever
+reads it here gets an error if those are not the run's zero-shot weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from src import ddp
+from src.checkpoints import read_facts, resolve
+from src.errors import UsageError
+from src.linearize import LinearizedImageEncoder
+from src.modeling import ClipName, ImageEncoder
+from src.settings import finetuned_path, pretrained_override, run_dir, setting, zeroshot_path
+from src.statedict import content_hash
+from src.task_vectors import TASK_VECTORS, TaskVector
+from src.tasks import EMBEDDED_MODEL
+
+logger = logging.getLogger(__name__)
+
+
+def command(script: str, args: Any, mode: str | None = None) -> str:
+    """The command line that makes what is missing, with this run's settings."""
+    defaults = type(args)() if callable(type(args)) else args
+    words = [f"python src/{script}.py"]
+    if mode is not None:
+        words.append(f"--finetuning-mode={mode}")
+    for name in ("model", "suite", "save", "results", "seed", "load"):
+        value = setting(args, name)
+        if value is not None and value != getattr(defaults, name, None):
+            words.append(f"--{name}={','.join(value) if isinstance(value, list) else value}")
+    return " ".join(words)
+
+
+def zeroshot_encoder(args: Any) -> tuple[ImageEncoder, str]:
+    """The run's pre-trained encoder and its content hash; its file is written if it is not there.
+
+    Raises:
+        UsageError: if the file holds other weights than the model's own or those of `--load`.
+    """
+    path = zeroshot_path(args)
+    kept = read_facts(path)["hash"] if path.is_file() else None
+    override = pretrained_override(args)
+    parsed = ClipName.parse(str(setting(args, "model")))
+    known = override is not None or parsed.architecture == EMBEDDED_MODEL
+    if kept is not None and (not known or parsed.pretrained is None):
+        return ImageEncoder.load(str(setting(args, "model")), path), kept
+    if override is not None and read_facts(resolve(override))["kind"] != "image_encoder":
+        raise UsageError(
+            f"--load={override} is not a standard encoder; a linear checkpoint or a head cannot be "
+            "the pre-trained model"
+        )
+    encoder = ImageEncoder(args)
+    found = content_hash(encoder.weights())
+    if kept is not None and kept != found:
+        raise UsageError(
+            f"{path} holds other pre-trained weights ({kept[:12]}...) than "
+            f"{override or setting(args, 'model')} ({found[:12]}...): runs from different starting "
+            "points are not mixed. Name another folder with --save, or delete this one"
+        )
+    if kept is None:
+        if ddp.is_main_process():
+            encoder.save(path)
+        ddp.barrier()
+    return encoder, found
+
+
+def check_start(path: Path, args: Any, theta0_hash: str) -> None:
+    """Checks that a fine-tuned checkpoint started from the run's zero-shot weights.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    found = read_facts(path)["theta0_hash"]
+    if found != theta0_hash:
+        raise UsageError(
+            f"{path} was fine-tuned from weights {found[:12]}..., expected those of "
+            f"{zeroshot_path(args)} ({theta0_hash[:12]}...). Delete it and run: "
+            f"{command('finetune', args, 'linear' if 'linear' in path.name else 'standard')}"
+        )
+
+
+def finetuned_checkpoint(args: Any, task: str, mode: str, theta0_hash: str) -> Path:
+    """The checked path of a fine-tuned checkpoint.
+
+    Raises:
+        MissingFileError: if it is not there, naming the command that makes it.
+        UsageError: if it started from other weights.
+    """
+    made_by = command("finetune", args, "linear" if mode == "linear" else "standard")
+    path = resolve(finetuned_path(args, task, mode), made_by)
+    check_start(path, args, theta0_hash)
+    return path
+
+
+def task_vector(args: Any, task: str, mode: str) -> TaskVector:
+    """The task vector of a task; post-hoc linearisation uses the standard one."""
+    _, theta0_hash = zeroshot_encoder(args)
+    path = finetuned_checkpoint(args, task, mode, theta0_hash)
+    return TASK_VECTORS[mode](zeroshot_path(args), path)
+
+
+def finetuned_encoder(args: Any, task: str, mode: str) -> ImageEncoder | LinearizedImageEncoder:
+    """The fine-tuned encoder of a task; post-hoc it is the standard one, linearised at theta0."""
+    encoder, theta0_hash = zeroshot_encoder(args)
+    path = finetuned_checkpoint(args, task, mode, theta0_hash)
+    if mode == "linear":
+        return LinearizedImageEncoder.load(path)
+    if mode == "standard":
+        return ImageEncoder.load(path)
+    return TASK_VECTORS[mode](zeroshot_path(args), path).apply_to_linear(encoder)
+
+
+def checkpoint_hashes(args: Any, tasks: list[str], mode: str) -> dict[str, str]:
+    """Task -> content hash of its fine-tuned checkpoint."""
+    return {task: read_facts(resolve(finetuned_path(args, task, mode)))["hash"] for task in tasks}
+
+
+def announce(args: Any, script: str) -> None:
+    """Says which model and folder the run uses."""
+    model = setting(args, "model")
+    hint = " (the embedded model; --model=ViT-B-32 is CLIP)" if model == EMBEDDED_MODEL else ""
+    if ddp.is_main_process():
+        name = setting(args, "exp_name")
+        label = f"{script} [{name}]" if name else script
+        logger.info("%s: model %s%s, checkpoints in %s", label, model, hint, run_dir(args))

@@ -1,0 +1,203 @@
+"""What follows from the flags: suite, tasks, recipe, folders, device. Computed at use.
+
+Every function takes `args`, a `Config` or any object with some of its attributes; an attribute that
+is missing has the flag's default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.args import Config
+from src.errors import UsageError
+from src.tasks import Suite, get_suite, suite_of_model
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
+PREFIX = {"standard": "", "linear": "linear_", "posthoc": "posthoc_"}
+
+
+def setting(args: Any, name: str) -> Any:
+    """The attribute `name` of `args`, or the flag's default where `args` does not have it."""
+    return getattr(args, name, getattr(Config(), name))
+
+
+def suite_of(args: Any) -> Suite:
+    """The suite of the run: `--suite`, or the model's."""
+    return get_suite(setting(args, "suite") or suite_of_model(setting(args, "model")))
+
+
+def tasks_of(args: Any) -> list[str]:
+    """The tasks of the run: `--tasks`, or all of the suite."""
+    suite = suite_of(args)
+    named = [suite.check(t).removesuffix("Val") for t in _list(setting(args, "tasks"))]
+    return named or list(suite.tasks)
+
+
+def train_datasets(args: Any) -> list[str]:
+    """The data sets to fine-tune on, without the suffix Val."""
+    suite = suite_of(args)
+    named = [suite.check(t).removesuffix("Val") for t in _list(setting(args, "train_dataset"))]
+    return named or tasks_of(args)
+
+
+def eval_datasets(args: Any) -> list[str]:
+    """The data sets to evaluate on."""
+    suite = suite_of(args)
+    return [suite.check(t) for t in _list(setting(args, "eval_datasets"))] or tasks_of(args)
+
+
+def control_of(args: Any) -> str:
+    """The control set: `--control-dataset`, or the suite's."""
+    suite = suite_of(args)
+    return suite.check(setting(args, "control_dataset") or suite.control).removesuffix("Val")
+
+
+def _list(value: str | list[str] | None) -> list[str]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value or ())
+
+
+def seed_of(args: Any) -> int:
+    """The seed: `--seed`, or 0."""
+    seed = setting(args, "seed")
+    return 0 if seed is None else int(seed)
+
+
+def model_folder(args: Any) -> str:
+    """The model's name as a folder's name."""
+    return str(setting(args, "model")).replace("/", "-")
+
+
+def run_dir(args: Any) -> Path:
+    """The folder of the run's checkpoints: `--save`, or checkpoints[_SEED]/MODEL."""
+    save, seed = setting(args, "save"), setting(args, "seed")
+    if save is not None:
+        return Path(save)
+    return Path("checkpoints" if seed is None else f"checkpoints_{seed}") / model_folder(args)
+
+
+def results_dir(args: Any) -> Path:
+    """The folder of the run's results: RESULTS/SUITE/MODEL[_seedSEED]."""
+    seed = setting(args, "seed")
+    suffix = "" if seed is None else f"_seed{seed}"
+    return Path(setting(args, "results")) / suite_of(args).name / f"{model_folder(args)}{suffix}"
+
+
+def zeroshot_path(args: Any) -> Path:
+    """The file of the run's pre-trained encoder, theta0."""
+    return run_dir(args) / "zeroshot.safetensors"
+
+
+def finetuned_path(args: Any, task: str, mode: str) -> Path:
+    """The file of a fine-tuned encoder; post-hoc linearisation uses the standard one."""
+    name = "linear_finetuned" if mode == "linear" else "finetuned"
+    return run_dir(args) / f"{task.removesuffix('Val')}Val" / f"{name}.safetensors"
+
+
+def head_path(args: Any, dataset: str) -> Path:
+    """The file of a zero-shot head; X and XVal share it."""
+    return run_dir(args) / f"head_{dataset.removesuffix('Val')}.safetensors"
+
+
+def pretrained_override(args: Any) -> str | None:
+    """The one checkpoint that `--load` names, or None.
+
+    Raises:
+        UsageError: if it names several.
+    """
+    load = _list(setting(args, "load"))
+    if len(load) > 1:
+        raise UsageError(f"--load takes one checkpoint, got {len(load)}: {', '.join(load)}")
+    return load[0] if load else None
+
+
+def cache_dir(args: Any) -> Path:
+    """Where caches go."""
+    return Path(setting(args, "cache_dir") or DEFAULT_CACHE).expanduser()
+
+
+def data_root(args: Any) -> Path:
+    """The root of the data sets' folders."""
+    return Path(setting(args, "data_location")).expanduser()
+
+
+def device_of(args: Any) -> torch.device:
+    """The device: `--device`, or CUDA, MPS, CPU, the first that is there.
+
+    Under a process group each local rank has its own CUDA device.
+    """
+    import torch
+
+    from src import ddp
+
+    named = setting(args, "device")
+    if named is None:
+        if torch.cuda.is_available():
+            named = "cuda"
+        else:
+            named = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(named)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {named!r}; choose from cpu, cuda, cuda:N, mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--device={named}, but this PyTorch sees no CUDA device; try --device=cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device=mps, but this PyTorch sees no MPS device; try --device=cpu")
+    if device.type == "cuda" and device.index is None and ddp.world_size() > 1:
+        device = torch.device("cuda", ddp.local_rank() % torch.cuda.device_count())
+    return device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one task is fine-tuned; each value is a flag or comes from the task table."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+    num_grad_accumulation: int
+    warmup_length: int
+    wd: float
+    ls: float
+
+
+def recipe_for(args: Any, task: str) -> Recipe:
+    """The recipe of `task`: flags where given, the task table otherwise."""
+    suite = suite_of(args)
+    model = str(setting(args, "model")).partition("__")[0]
+
+    def choose(name: str, table: float) -> Any:
+        value = setting(args, name)
+        return table if value is None else value
+
+    smoothing = setting(args, "ls")
+    if not 0 <= smoothing < 1:
+        raise UsageError(f"--ls must be in [0, 1), got {smoothing}")
+    epochs = suite.tasks[task].epochs if task in suite.tasks else 4  # the control set has none
+    return Recipe(
+        lr=choose("lr", suite.lr),
+        epochs=choose("epochs", epochs),
+        batch_size=choose("batch_size", suite.batch_size.get(model, suite.batch_size[""])),
+        num_grad_accumulation=choose(
+            "num_grad_accumulation",
+            suite.num_grad_accumulation.get(model, suite.num_grad_accumulation[""]),
+        ),
+        warmup_length=choose("warmup_length", suite.warmup_length),
+        wd=setting(args, "wd"),
+        ls=smoothing,
+    )
+
+
+def num_workers_of(args: Any) -> int:
+    """Data-loading processes: `--num-workers`, or the suite's."""
+    workers = setting(args, "num_workers")
+    return suite_of(args).num_workers if workers is None else int(workers)

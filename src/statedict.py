@@ -1,0 +1,127 @@
+r"""Pure arithmetic on named tensors.
+
+A state is a mapping from names to tensors, such as \(\theta\) or \(\tau = \theta - \theta_0\).
+Nothing here changes its inputs; two states are paired by name, never by position, and must have the
+same names and shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+
+def check_same(a: State, b: State, what: str = "states") -> None:
+    """Checks that two states have the same names and shapes.
+
+    Raises:
+        ValueError: listing all differences, sorted.
+    """
+    problems = [f"only in the first: {name}" for name in sorted(a.keys() - b.keys())]
+    problems += [f"only in the second: {name}" for name in sorted(b.keys() - a.keys())]
+    problems += [
+        f"{name}: shape {tuple(a[name].shape)} against {tuple(b[name].shape)}"
+        for name in sorted(a.keys() & b.keys())
+        if a[name].shape != b[name].shape
+    ]
+    if problems:
+        raise ValueError(f"{what} do not match:\n  " + "\n  ".join(problems))
+
+
+def floating(state: State) -> dict[str, Tensor]:
+    """The tensors that arithmetic applies to: floating-point ones."""
+    return {name: value for name, value in state.items() if value.is_floating_point()}
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def add(a: State, b: State) -> dict[str, Tensor]:
+    """A + b."""
+    check_same(a, b)
+    return {name: value + b[name] for name, value in a.items()}
+
+
+def subtract(a: State, b: State) -> dict[str, Tensor]:
+    """A - b."""
+    check_same(a, b)
+    return {name: value - b[name] for name, value in a.items()}
+
+
+def difference(theta: State, theta0: State) -> dict[str, Tensor]:
+    """Tau = theta - theta0 over the floating-point tensors, formed in at least float32."""
+    check_same(theta, theta0, "fine-tuned and pre-trained weights")
+    return {
+        name: _at_least_float32(value) - _at_least_float32(theta0[name])
+        for name, value in floating(theta).items()
+    }
+
+
+def scale(a: State, factor: float | Tensor) -> dict[str, Tensor]:
+    """Factor * a."""
+    return {name: value * factor for name, value in a.items()}
+
+
+def power(a: State, exponent: float) -> dict[str, Tensor]:
+    """A ** exponent, by element."""
+    return {name: value**exponent for name, value in a.items()}
+
+
+def dot(a: State, b: State) -> Tensor:
+    """The sum over all elements of a * b, accumulated in float64 (float32 on MPS)."""
+    check_same(a, b)
+    if not a:
+        return torch.zeros(())
+    return torch.stack([(_wide(value) * _wide(b[name])).sum() for name, value in a.items()]).sum()
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+
+
+def norm(a: State) -> Tensor:
+    """The Euclidean norm over all elements."""
+    return dot(a, a).sqrt()
+
+
+def move(theta: State, tau: State, scaling_coef: float = 1.0) -> dict[str, Tensor]:
+    """Theta + scaling_coef * tau, in theta's types; what tau does not have stays as it is.
+
+    Raises:
+        ValueError: if tau has a tensor that theta does not have, or of another shape.
+    """
+    check_same({n: theta[n] for n in tau if n in theta}, tau, "weights and task vector")
+    moved = dict(theta)
+    for name, step in tau.items():
+        base = theta[name]
+        wide = _at_least_float32(base) + scaling_coef * step.to(base.device)
+        moved[name] = wide.to(base.dtype)
+    return moved
+
+
+def content_hash(state: State) -> str:
+    """Hash of what a state contains: sorted names, types, shapes and bytes.
+
+    Returns:
+        64 hexadecimal digits (SHA-256), the same on every machine.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        if math.prod(value.shape):
+            digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    flat = value.clone(memory_format=torch.contiguous_format).reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())

@@ -1,0 +1,76 @@
+"""Fixtures and settings that all tests share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+
+from src.args import Config
+
+MakeArgs = Callable[..., Config]
+
+# the same examples on every machine and in every run; a slow machine is no failure
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, database=None, max_examples=40
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Random weights and inputs are the same in every run; the global generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of drawn pictures for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def args(tmp_path: Path, cache: Path) -> MakeArgs:
+    """Builds settings whose every folder is temporary; keyword arguments override them."""
+
+    def make(**settings: Any) -> Config:
+        folders = {
+            "data_location": tmp_path / "data",
+            "save": tmp_path / "run",
+            "results": tmp_path / "results",
+            "cache_dir": cache,
+            "openclip_cachedir": tmp_path / "open_clip",
+        }
+        own = {name: str(path) for name, path in folders.items()}
+        return Config(**{**own, "device": "cpu", **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a tiny CLIP with batch normalisation, known to open_clip for this session."""
+    from open_clip import factory
+
+    from src.data.embedded.model import register
+
+    register()  # so that it stays known when the patch is undone
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
+    }
+    path = tmp_path_factory.mktemp("open_clip") / "RN-Tiny.json"
+    path.write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
+        patch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
+        factory.add_model_config(path)
+        yield "RN-Tiny__init__"

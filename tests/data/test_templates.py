@@ -1,0 +1,94 @@
+"""The prompts of the data sets: their published number, order and wording."""
+
+from __future__ import annotations
+
+import pytest
+
+from src.data.clip8 import CLIP8_SETS
+from src.data.embedded import EMBEDDED_SETS
+from src.data.templates import TEMPLATES, get_templates
+from src.errors import UsageError
+
+COUNTS = {
+    "Cars": 8,
+    "CIFAR10": 18,
+    "CIFAR100": 18,
+    "DTD": 8,
+    "EuroSAT": 3,
+    "Food101": 1,
+    "GTSRB": 3,
+    "ImageNet": 80,
+    "MNIST": 1,
+    "RESISC45": 18,
+    "STL10": 2,
+    "SUN397": 2,
+    "SVHN": 1,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_counts_and_places_for_the_class_name(name: str, count: int) -> None:
+    """Every template has one place, and no two are the same."""
+    texts = [template("<class>") for template in get_templates(name)]
+    assert len(set(texts)) == count
+    assert all(text.count("<class>") == 1 and "{" not in text for text in texts)
+
+
+def test_every_set_has_templates() -> None:
+    """Food101 has prompts only."""
+    assert {*TEMPLATES, "ImageNet"} == set(COUNTS)
+    assert set(CLIP8_SETS) <= set(COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "text"),
+    [
+        ("Cars", 3, "i love my x!"),
+        ("CIFAR10", 0, "a photo of a x."),
+        ("CIFAR10", 7, "a photo of a small x."),
+        ("CIFAR100", 9, "a photo of the x."),
+        ("CIFAR100", 17, "a photo of the big x."),
+        ("DTD", 3, "a photo of a x object."),
+        ("DTD", 4, "a photo of the x texture."),
+        ("EuroSAT", 1, "a centered satellite photo of a x."),
+        ("Food101", 0, "a photo of x, a type of food."),
+        ("GTSRB", 0, 'a zoomed in photo of a "x" traffic sign.'),
+        ("ImageNet", 0, "a bad photo of a x."),
+        ("ImageNet", 79, "a tattoo of the x."),
+        ("MNIST", 0, 'a photo of the number: "x".'),
+        ("RESISC45", 1, "aerial imagery of x."),
+        ("RESISC45", 2, "satellite photo of x."),
+        ("RESISC45", 17, "aerial view of the x."),
+        ("STL10", 1, "a photo of the x."),
+        ("SUN397", 0, "a photo of a x."),
+        ("SVHN", 0, 'a photo of the number: "x".'),
+    ],
+)
+def test_wording_and_order(name: str, index: int, text: str) -> None:
+    """Samples of the published lists; the validation split has the same prompts."""
+    assert get_templates(name)[index]("x") == text
+    assert get_templates(f"{name}Val")[index]("x") == text
+
+
+@pytest.mark.parametrize("name", EMBEDDED_SETS)
+def test_embedded_sets_bring_their_own(name: str) -> None:
+    """The other suite has its templates beside its pictures."""
+    expected = [template.replace("{}", "x") for template in EMBEDDED_SETS[name].templates]
+    assert [template("x") for template in get_templates(f"{name}Val", "embedded")] == expected
+
+
+def test_mnist_differs_between_the_suites() -> None:
+    """Both suites have a set of this name."""
+    assert get_templates("MNIST")[0]("3") != get_templates("MNIST", "embedded")[0]("3")
+
+
+def test_unknown_names_are_refused_with_the_closest_first() -> None:
+    """The message lists what there is."""
+    with pytest.raises(UsageError, match="unknown data set 'EuroSATs'; choose from EuroSAT, "):
+        get_templates("EuroSATs")
+    with pytest.raises(UsageError, match="unknown data set 'Imagenet'; choose from ImageNet, "):
+        get_templates("Imagenet")
+    with pytest.raises(UsageError, match=r"unknown data set 'Cars'; choose from .*Emoji"):
+        get_templates("Cars", "embedded")
+    with pytest.raises(UsageError, match="unknown suite 'clip'; choose from clip8, embedded"):
+        get_templates("Cars", "clip")

@@ -1,0 +1,69 @@
+"""A cut-down embedded suite for tests that train: a few real pictures and a small control set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from src.args import Config
+from src.data import registry
+from src.data.embedded import EMBEDDED_SETS
+from src.data.embedded.base import Arrays, EmbeddedSet, Split, render_split
+from src.data.embedded.shapes import draw_control
+
+SIZES: dict[Split, int] = {"train": 70, "val": 40, "test": 48}
+TASKS = ("Emoji", "FashionMNIST")
+
+
+def shortened(embedded: EmbeddedSet) -> EmbeddedSet:
+    """The first pictures of each split."""
+
+    def build(split: Split) -> Arrays:
+        images, labels = embedded.build(split)
+        return images[: SIZES[split]], labels[: SIZES[split]]
+
+    return replace(embedded, build=build)
+
+
+@contextmanager
+def small_suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replaces the sets of `TASKS` and the control set by small ones."""
+    for name in TASKS:
+        monkeypatch.setitem(EMBEDDED_SETS, name, shortened(EMBEDDED_SETS[name]))
+    control = replace(EMBEDDED_SETS["Shapes"], build=render_split(draw_control, 64, 306, SIZES))
+    monkeypatch.setitem(EMBEDDED_SETS, "Shapes", control)
+    registry._load.cache_clear()
+    yield
+    registry._load.cache_clear()
+
+
+def flags(root: Path) -> list[str]:
+    """Flags of a small run below `root`."""
+    return [
+        f"--tasks={','.join(TASKS)}",
+        "--epochs=1",
+        "--batch-size=32",
+        "--n-eval-points=3",
+        "--device=cpu",
+        f"--save={root / 'checkpoints'}",
+        f"--results={root / 'results'}",
+        f"--cache-dir={root / 'cache'}",
+    ]
+
+
+def small_config(root: Path) -> Config:
+    """The same as settings."""
+    return Config(
+        tasks=list(TASKS),
+        epochs=1,
+        batch_size=32,
+        n_eval_points=3,
+        device="cpu",
+        save=str(root / "checkpoints"),
+        results=str(root / "results"),
+        cache_dir=str(root / "cache"),
+    )

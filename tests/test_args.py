@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from src.args import Config, parse_arguments, require_mode
+from src.errors import UsageError
+
+# the flags of the public projects that keep their default (paths after `~` is expanded)
+PUBLIC_DEFAULTS = {
+    "data_location": "{home}/data",
+    "eval_datasets": None,
+    "train_dataset": None,
+    "exp_name": None,
+    "results_db": None,
+    "wd": 0.1,
+    "ls": 0.0,
+    "load": None,
+    "save": None,
+    "cache_dir": None,
+    "openclip_cachedir": "{home}/openclip-cachedir/open_clip",
+    "world_size": 1,
+    "checkpoint_every": -1,
+    "port": 12355,
+    "seed": None,
+    "finetuning_mode": None,
+    "n_eval_points": 21,
+    "control_threshold": 0.95,
+}
+# those whose default now depends on the model or the task
+DERIVED = ("suite", "tasks", "batch_size", "num_grad_accumulation", "lr", "warmup_length", "epochs")
+
+# every flag of the public projects, and ours: attribute, text, value
+FLAGS = [
+    ("data_location", "d", "d"),
+    ("eval_datasets", "MNIST,DTD", ["MNIST", "DTD"]),
+    ("train_dataset", " MNIST, DTD,", ["MNIST", "DTD"]),
+    ("tasks", "MNIST", ["MNIST"]),
+    ("control_dataset", "ImageNet", "ImageNet"),
+    ("exp_name", "trial", "trial"),
+    ("results_db", "r.jsonl", "r.jsonl"),
+    ("results", "r", "r"),
+    ("model", "ViT-B-32__pretrained__laion2b_s34b_b79k", "ViT-B-32__pretrained__laion2b_s34b_b79k"),
+    ("suite", "clip8", "clip8"),
+    ("batch_size", "64", 64),
+    ("num_grad_accumulation", "2", 2),
+    ("lr", "1e-5", 1e-5),
+    ("wd", "0", 0.0),
+    ("ls", "0.1", 0.1),
+    ("warmup_length", "0", 0),
+    ("epochs", "3", 3),
+    ("load", "a.pt,b.pt", ["a.pt", "b.pt"]),
+    ("save", "s", "s"),
+    ("cache_dir", "c", "c"),
+    ("openclip_cachedir", "o", "o"),
+    ("world_size", "2", 2),
+    ("checkpoint_every", "5", 5),
+    ("port", "29500", 29500),
+    ("seed", "7", 7),
+    ("finetuning_mode", "posthoc", "posthoc"),
+    ("n_eval_points", "5", 5),
+    ("control_threshold", "0.5", 0.5),
+    ("device", "cpu", "cpu"),
+    ("num_workers", "0", 0),
+]
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", PUBLIC_DEFAULTS)
+def test_defaults_of_the_public_projects(name: str, home: Path) -> None:
+    expected = PUBLIC_DEFAULTS[name]
+    if isinstance(expected, str):
+        expected = expected.format(home=home)
+    assert getattr(parse_arguments([]), name) == expected
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_settings_have_no_default_of_their_own(name: str) -> None:
+    assert getattr(parse_arguments([]), name) is None
+
+
+@pytest.mark.parametrize(("name", "text", "value"), FLAGS)
+@pytest.mark.parametrize("spelling", ["dashes", "underscores"])
+def test_every_flag_in_both_spellings(name: str, text: str, value: object, spelling: str) -> None:
+    flag = name.replace("_", "-") if spelling == "dashes" else name
+    parsed = getattr(parse_arguments([f"--{flag}={text}"]), name)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_the_table_above_has_every_flag() -> None:
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert fields - {name for name, _, _ in FLAGS} == {"wandb", "finetuning_accuracies"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [([], False), (["--wandb"], True), (["--wandb", "--no-wandb"], False)],
+)
+def test_switches(argv: list[str], value: bool) -> None:
+    assert parse_arguments(argv).wandb is value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("data_location", "~/sets", "{home}/sets"),
+        ("save", "~", "{home}"),
+        ("results", "~/r", "{home}/r"),
+        ("cache_dir", "~/c", "{home}/c"),
+        ("openclip_cachedir", "~/o", "{home}/o"),
+        ("results_db", "~/db.jsonl", "{home}/db.jsonl"),
+        ("load", "~/a.pt,b~.pt", ["{home}/a.pt", "b~.pt"]),
+    ],
+)
+def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Path) -> None:
+    parsed = getattr(parse_arguments([f"--{name}={text}"]), name)
+    if isinstance(value, list):
+        assert parsed == [part.format(home=home) for part in value]
+    else:
+        assert parsed == value.format(home=home)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batch-size=0"], "--batch-size/--batch_size: expected at least 1, got 0"),
+        (["--epochs=two"], "--epochs: invalid int value: 'two'"),
+        (["--lr=fast"], "--lr: invalid float value: 'fast'"),
+        (["--lr=-1"], "--lr: expected at least 0, got -1"),
+        (["--n-eval-points=1"], "expected at least 2, got 1"),
+        (["--world_size", "0"], "expected at least 1, got 0"),
+        (["--finetuning-mode=lineal"], "invalid choice: 'lineal'"),
+        (["--seed"], "--seed: expected one argument"),
+        (["MNIST"], "unrecognized arguments: MNIST"),
+        pytest.param(
+            ["--lr=nan"],
+            "--lr: ",
+        ),
+    ],
+)
+def test_a_bad_value_ends_in_a_message_and_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse_arguments(argv)
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag", "nearest"),
+    [
+        (["--modle=ViT-B-32"], "--modle", "--model"),
+        (["--lr=0.1", "--warmup_lenght", "5"], "--warmup_lenght", "--warmup-length"),
+        (["--finetunning-mode=linear"], "--finetunning-mode", "--finetuning-mode"),
+        (["--epoch=3"], "--epoch", "--epochs"),  # abbreviations are no flags
+    ],
+)
+def test_a_misspelt_flag_names_the_nearest_one(
+    argv: list[str], flag: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse_arguments(argv)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: unknown flag {flag!r}; choose from {nearest}, ")
+
+
+def test_help_has_the_description_and_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse_arguments(["--help"], "Adds task vectors.")
+    text = capsys.readouterr().out
+    assert "Adds task vectors." in text
+    for name, _, _ in FLAGS:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "--finetuning-accuracies" not in text
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "nearest"), [("modle", "model"), ("eval_dataset", "eval_datasets")]
+)
+def test_a_misspelt_attribute_raises(misspelt: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown setting '{misspelt}'; choose from {nearest}, "):
+        setattr(Config(), misspelt, "x")
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+def test_every_setting_can_be_assigned(name: str) -> None:
+    config, value = Config(), object()
+    setattr(config, name, value)
+    assert getattr(config, name) is value
+
+
+def test_two_configs_share_no_accuracies() -> None:
+    Config().finetuning_accuracies["MNIST"] = 0.5
+    assert Config().finetuning_accuracies == {}
+
+
+def test_require_mode_returns_a_mode_that_the_script_has() -> None:
+    args = parse_arguments(["--finetuning-mode=linear"])
+    assert require_mode(args, "finetune.py", ("standard", "linear")) == "linear"
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        (None, r"finetune\.py needs a fine-tuning mode; choose "),
+        ("posthoc", r"finetune\.py has no fine-tuning mode 'posthoc'; choose "),
+    ],
+)
+def test_require_mode_names_the_modes_that_there_are(
+    mode: Literal["posthoc"] | None, message: str
+) -> None:
+    choices = "--finetuning-mode=standard, --finetuning-mode=linear$"
+    with pytest.raises(UsageError, match=message + choices):
+        require_mode(Config(finetuning_mode=mode), "finetune.py", ("standard", "linear"))

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from src import checkpoints
+from src.checkpoints import load_checkpoint, resolve, save_tensors
+from src.errors import MissingFileError, UsageError
+from src.statedict import content_hash
+
+LINEAR = "linearized_image_encoder"
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> dict[str, Tensor]:
+    """A state of any types and shapes, 0-d and empty ones among them."""
+    names = st.text("abc.0", min_size=1, max_size=4)
+    shapes = array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+    kinds = draw(st.dictionaries(names, st.tuples(shapes, st.sampled_from(DTYPES)), max_size=4))
+    values = st.floats(0, 100, width=32, allow_subnormal=False)
+    return {
+        name: torch.from_numpy(draw(arrays(np.float32, shape, elements=values)).copy()).to(dtype)
+        for name, (shape, dtype) in kinds.items()
+    }
+
+
+def assert_same(found: dict[str, Tensor] | None, expected: dict[str, Tensor]) -> None:
+    assert found is not None
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def flip(path: Path, name: str) -> None:
+    """Changes the lowest bit of a tensor, found by the published layout of safetensors."""
+    raw = bytearray(path.read_bytes())
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    raw[8 + length + header[name]["data_offsets"][0]] ^= 1
+    path.write_bytes(raw)
+
+
+class Payload:
+    """A pickle of this makes a folder when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+# --- writing
+
+
+def test_atomic_shows_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.txt"
+    checkpoints.write_text(path, "old")
+    with checkpoints.atomic(path) as temporary:
+        temporary.write_text("new", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "old"
+    assert path.read_text(encoding="utf-8") == "new"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "zeroshot.safetensors"
+    save_tensors(path, {"w": torch.ones(2)}, "image_encoder")
+
+    def full_disk(tensors: object, filename: str, metadata: object) -> None:
+        Path(filename).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save_tensors(path, {"w": torch.zeros(2)}, "image_encoder")
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path).theta["w"].tolist() == [1.0, 1.0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(states())
+def test_save_and_load_give_the_same_back(theta: dict[str, Tensor]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "finetuned.pt"
+        digest = save_tensors(
+            path, theta, "image_encoder", theta0_hash="0f", info={"task": "MNIST", "steps": [1, 2]}
+        )
+        found = load_checkpoint(path)
+        written = load_file(path.with_suffix(".safetensors"))
+    assert_same(found.theta, theta)
+    assert_same(written, theta)
+    assert found.kind == "image_encoder"
+    assert found.hash == digest == content_hash(theta)
+    assert found.theta0 is None
+    assert found.theta0_hash == "0f"
+    assert found.info == {"task": "MNIST", "steps": [1, 2]}
+
+
+def test_tied_transposed_and_trainable_weights_are_saved(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    theta: dict[str, Tensor] = {"a": weight, "b": weight, "c": weight.T}
+    save_tensors(tmp_path / "tied", theta, "image_encoder")
+    found = load_checkpoint(tmp_path / "tied").theta
+    assert_same(found, {name: value.detach() for name, value in theta.items()})
+
+
+def test_facts_are_read_without_weights(tmp_path: Path) -> None:
+    path = tmp_path / "head_MNIST.safetensors"
+    digest = save_tensors(path, {"weight": torch.ones(2)}, "head", info={"classes": 10})
+    flip(path, "weight")  # so that reading the weights would raise
+    facts = checkpoints.read_facts(path)
+    assert facts == {
+        "format": "tangent-arithmetic/1",
+        "kind": "head",
+        "hash": digest,
+        "theta0_hash": "",
+        "info": {"classes": 10},
+    }
+
+
+# --- files that are not what they should be
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "finetuned.safetensors"
+    save_tensors(path, {"w": torch.ones(3)}, "image_encoder")
+    flip(path, "w")
+    with pytest.raises(UsageError, match=r"finetuned\.safetensors is damaged \(its checksum"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_bit_of_the_embedded_expansion_point_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "linear_finetuned.safetensors"
+    save_tensors(path, {"w": torch.ones(3)}, LINEAR, theta0={"w": torch.zeros(3)})
+    flip(path, "theta0/w")
+    with pytest.raises(UsageError, match=r"linear_finetuned\.safetensors is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 60, -1], ids=["empty", "length", "header", "data"])
+def test_a_cut_file_is_damaged(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "finetuned.safetensors"
+    save_tensors(path, {"w": torch.ones(3)}, "image_encoder")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UsageError, match=r"is damaged .*; delete it and make it again"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_others_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"w": torch.ones(3)}, path)
+    with pytest.raises(UsageError, match=r"has format None, expected 'tangent-arithmetic/1'"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("finetuned.pt", r"finetuned\.pt is a pickle; .* Expected .*finetuned\.safetensors"),
+        ("finetuned.safetensors", r"finetuned\.safetensors is damaged"),
+    ],
+)
+def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, name: str, message: str) -> None:
+    marker, path = tmp_path / "executed", tmp_path / name
+    path.write_bytes(pickle.dumps(Payload(marker)))
+    with pytest.raises(UsageError, match=message):
+        load_checkpoint(path)
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists()  # it was armed
+
+
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingFileError,
+        match=r"no checkpoint at .*MNIST.finetuned\.pt \(looked for .*MNISTVal.finetuned\."
+        r"safetensors.*\)\. Make it with: python src/finetune\.py --finetuning-mode=standard$",
+    ):
+        load_checkpoint(
+            tmp_path / "MNIST" / "finetuned.pt",
+            made_by="python src/finetune.py --finetuning-mode=standard",
+        )
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a/finetuned.pt", "a/finetuned.safetensors"),
+        ("a/finetuned.pth", "a/finetuned.safetensors"),
+        ("a/finetuned.safetensors", "a/finetuned.safetensors"),
+        ("a/checkpoint_10", "a/checkpoint_10.safetensors"),
+        ("a/ViT-B.32", "a/ViT-B.32.safetensors"),
+    ],
+)
+def test_as_safetensors(name: str, written: str) -> None:
+    assert checkpoints.as_safetensors(name) == Path(written)
+
+
+@pytest.mark.parametrize(
+    ("named", "stored"),
+    [
+        ("MNISTVal/finetuned.pt", "MNISTVal/finetuned.safetensors"),
+        ("MNIST/finetuned.pt", "MNISTVal/finetuned.safetensors"),
+        ("MNISTVal/linear_finetuned.pt", "MNIST/linear_finetuned.safetensors"),
+        ("MNISTVal/checkpoint_10", "MNISTVal/checkpoint_10.safetensors"),
+        ("MNISTVal/linear_zeroshot.pt", "MNISTVal/zeroshot.safetensors"),
+        ("MNISTVal/linear_zeroshot.pt", "zeroshot.safetensors"),
+        ("MNIST/zeroshot.pt", "zeroshot.safetensors"),
+        ("zeroshot.pt", "zeroshot.safetensors"),
+        ("head_MNISTVal.pt", "head_MNIST.safetensors"),
+        ("head_MNIST.pt", "head_MNISTVal.safetensors"),
+    ],
+)
+def test_resolve_finds_a_file_under_the_names_of_the_public_projects(
+    tmp_path: Path, named: str, stored: str
+) -> None:
+    path = tmp_path / "run" / stored
+    checkpoints.write_text(path, "")
+    assert resolve(tmp_path / "run" / named) == path
+
+
+@pytest.mark.parametrize(
+    ("named", "other"),
+    [
+        ("MNISTVal/linear_finetuned.pt", "MNISTVal/finetuned.safetensors"),
+        ("MNISTVal/finetuned.pt", "finetuned.safetensors"),
+        ("MNISTVal/finetuned.pt", "SVHNVal/finetuned.safetensors"),
+        ("MNISTVal/finetuned.safetensors", "MNISTVal/finetuned.pt"),
+    ],
+)
+def test_resolve_takes_no_file_that_means_something_else(
+    tmp_path: Path, named: str, other: str
+) -> None:
+    checkpoints.write_text(tmp_path / "run" / other, "")
+    with pytest.raises(MissingFileError, match="no checkpoint at "):
+        resolve(tmp_path / "run" / named)
+
+
+def test_resolve_prefers_the_name_as_it_was_given(tmp_path: Path) -> None:
+    for name in ("MNIST/zeroshot", "MNISTVal/zeroshot", "zeroshot"):
+        checkpoints.write_text(tmp_path / f"{name}.safetensors", "")
+    assert resolve(tmp_path / "MNIST/zeroshot.pt") == tmp_path / "MNIST/zeroshot.safetensors"
+
+
+# --- the point of expansion
+
+THETA, THETA0 = {"w": torch.ones(3)}, {"w": torch.zeros(3)}
+BESIDE_OR_ABOVE = pytest.mark.parametrize("place", ["run/MNISTVal", "run"])
+
+
+def save_linear(folder: Path) -> Path:
+    path = folder / "run" / "MNISTVal" / "linear_finetuned.safetensors"
+    save_tensors(path, THETA, LINEAR, theta0=THETA0)
+    return path
+
+
+def test_the_expansion_point_is_embedded_where_no_zeroshot_file_is(tmp_path: Path) -> None:
+    path = save_linear(tmp_path)
+    assert_same(load_file(path), {"w": THETA["w"], "theta0/w": THETA0["w"]})
+    found = load_checkpoint(path)
+    assert_same(found.theta, THETA)
+    assert_same(found.theta0, THETA0)
+    assert found.theta0_hash == content_hash(THETA0)
+
+
+@BESIDE_OR_ABOVE
+def test_the_expansion_point_is_found_in_the_zeroshot_file(tmp_path: Path, place: str) -> None:
+    save_tensors(tmp_path / place / "zeroshot", THETA0, "image_encoder")
+    path = save_linear(tmp_path)
+    assert_same(load_file(path), THETA)
+    found = load_checkpoint(path)
+    assert_same(found.theta0, THETA0)
+    assert found.theta0_hash == content_hash(THETA0)
+
+
+@BESIDE_OR_ABOVE
+@pytest.mark.parametrize("content", ["other weights", "not a checkpoint"])
+def test_the_expansion_point_is_embedded_beside_other_zeroshot_files(
+    tmp_path: Path, place: str, content: str
+) -> None:
+    zeroshot = tmp_path / place / "zeroshot.safetensors"
+    if content == "other weights":
+        save_tensors(zeroshot, {"w": torch.full((3,), 9.0)}, "image_encoder")
+    else:
+        checkpoints.write_text(zeroshot, content)
+    path = save_linear(tmp_path)
+    assert_same(load_checkpoint(path).theta0, THETA0)
+
+
+@BESIDE_OR_ABOVE
+@pytest.mark.parametrize("event", ["gone", "replaced"])
+def test_a_zeroshot_file_that_is_gone_or_different_is_noticed(
+    tmp_path: Path, place: str, event: str
+) -> None:
+    zeroshot = tmp_path / place / "zeroshot.safetensors"
+    save_tensors(zeroshot, THETA0, "image_encoder")
+    path = save_linear(tmp_path)
+    if event == "gone":
+        zeroshot.unlink()
+    else:
+        save_tensors(zeroshot, THETA, "image_encoder")
+    with pytest.raises(
+        MissingFileError,
+        match=rf"was linearised at weights {content_hash(THETA0)[:12]}.* put that file back",
+    ):
+        load_checkpoint(path)
+
+
+# --- runs under way
+
+
+def test_the_state_of_a_run_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "resume.pt"
+    state = {"step": 3, "task": "MNIST", "moments": [{"w": torch.ones(2).bfloat16()}]}
+    checkpoints.save_resume(path, state)
+    found = checkpoints.load_resume(path)
+    assert found is not None
+    assert (found["step"], found["task"]) == (3, "MNIST")
+    assert_same(found["moments"][0], {"w": torch.ones(2).bfloat16()})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_starts_anew_where_nothing_readable_is(tmp_path: Path) -> None:
+    path = tmp_path / "resume.pt"
+    assert checkpoints.load_resume(path) is None
+    path.write_bytes(b"half a file")
+    assert checkpoints.load_resume(path) is None
+
+
+def test_the_state_of_a_run_is_not_executed(tmp_path: Path) -> None:
+    marker, path = tmp_path / "executed", tmp_path / "resume.pt"
+    torch.save(Payload(marker), path)
+    assert checkpoints.load_resume(path) is None
+    assert not marker.exists()

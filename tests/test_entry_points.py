@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
+from src.checkpoints import load_checkpoint, read_facts
+from src.linearize import LinearizedImageEncoder
+from src.modeling import ImageEncoder
+from src.results import load_results
+from src.task_vectors import LinearizedTaskVector
+from tests.small_suite import TASKS, flags, small_config, small_suite
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("finetune", "eval_single_task", "eval_task_addition", "eval_task_negation")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which both modes have been fine-tuned and the single tasks evaluated."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as monkeypatch, small_suite(monkeypatch):
+        for mode in ("standard", "linear"):
+            assert finetune.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
+        for mode in ("none", "standard", "linear", "posthoc"):
+            assert eval_single_task.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
+        yield folder
+
+
+def results(root: Path, name: str) -> dict[str, object]:
+    return load_results(root / "results" / "embedded" / "ViT-Nano-8" / f"{name}.json")
+
+
+def test_finetuning_writes_theta_and_stores_theta0_once(root: Path) -> None:
+    folder = root / "checkpoints"
+    zeroshot = load_checkpoint(folder / "zeroshot.pt")
+    for task in TASKS:
+        for name in ("finetuned", "linear_finetuned"):
+            state = load_checkpoint(folder / f"{task}Val" / f"{name}.pt")
+            assert state.theta.keys() == zeroshot.theta.keys()
+            assert state.theta0_hash == zeroshot.hash != state.hash
+        stored = (folder / f"{task}Val" / "linear_finetuned.safetensors").stat().st_size
+        assert stored < 1.1 * (folder / "zeroshot.safetensors").stat().st_size
+    assert not list(folder.rglob("*resume*")) and not list(folder.rglob("*.part"))
+
+
+def test_what_is_done_is_skipped_and_says_so(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = root / "checkpoints" / "EmojiVal" / "finetuned.safetensors"
+    before = path.stat().st_mtime_ns
+    with caplog.at_level("INFO", logger="src"):
+        assert finetune.main(["--finetuning-mode=standard", *flags(root)]) == 0
+    assert path.stat().st_mtime_ns == before
+    assert "Emoji standard: done before, skipped" in caplog.text
+    assert "the embedded model; --model=ViT-B-32 is CLIP" in caplog.text
+
+
+def test_other_settings_do_not_overwrite(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main(["--finetuning-mode=linear", *flags(root), "--lr=0.5"]) == 2
+    assert "lr 0.0003 instead of 0.5" in capsys.readouterr().err
+
+
+def test_linear_vector_at_one_is_its_checkpoint(root: Path) -> None:
+    folder = root / "checkpoints"
+    path = folder / "EmojiVal" / "linear_finetuned.pt"
+    vector = LinearizedTaskVector(folder / "EmojiVal" / "linear_zeroshot.pt", path)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        edited = vector.apply_to(folder / "zeroshot.pt", scaling_coef=1.0)(images)
+        assert (edited - LinearizedImageEncoder.load(path)(images)).abs().max() < 1e-5
+        assert (edited - ImageEncoder.load(folder / "zeroshot.pt")(images)).abs().max() > 1e-3
+
+
+def test_single_task_results_have_both_splits_and_provenance(root: Path) -> None:
+    names = {name for task in TASKS for name in (task, f"{task}Val")}
+    zeroshot = results(root, "zeroshot_accuracies")
+    assert zeroshot.keys() == names | {"Shapes", "ShapesVal", "provenance"}
+    for name in ("ft", "linear_ft", "posthoc_ft"):
+        found = results(root, f"{name}_accuracies")
+        assert found.keys() == names | {"provenance"}
+    origin = zeroshot["provenance"]
+    assert isinstance(origin, dict)
+    assert origin["theta0_hash"] == read_facts(root / "checkpoints/zeroshot.safetensors")["hash"]
+    for key in ("argv", "config", "commit", "versions", "device", "seconds", "machine", "seed"):
+        assert key in origin
+
+
+def test_a_part_of_the_tasks_does_not_lose_the_others(root: Path) -> None:
+    before = results(root, "ft_accuracies")
+    argv = ["--finetuning-mode=standard", *flags(root), "--eval-datasets=Emoji"]
+    assert eval_single_task.main(argv) == 0
+    after = results(root, "ft_accuracies")
+    assert {k: v for k, v in after.items() if k != "provenance"} == {
+        k: v for k, v in before.items() if k != "provenance"
+    }
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear", "posthoc"])
+def test_addition_reports_the_chosen_coefficient(
+    root: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    db = root / "db.jsonl"
+    argv = [f"--finetuning-mode={mode}", *flags(root), f"--results-db={db}", "--exp_name=mine"]
+    assert eval_task_addition.main(argv) == 0
+    prefix = "" if mode == "standard" else f"{mode}_"
+    found = results(root, f"{prefix}additions-Emoji+FashionMNIST")
+    val, coef = found["val"], str(found["coefficient"])
+    assert isinstance(val, dict) and list(val) == ["0.0", "0.5", "1.0"]
+    best = max(metrics["avg_normalized_top1"] for metrics in val.values())
+    assert val[coef]["avg_normalized_top1"] == best
+    test, zeroshot = found["test"], found["zeroshot"]
+    assert isinstance(test, dict) and isinstance(zeroshot, dict)
+    singles = results(root, f"{prefix}ft_accuracies")
+    for task in TASKS:
+        assert test[f"{task}:normalized_top1"] == pytest.approx(
+            test[f"{task}:top1"] / singles[task]  # type: ignore[operator]
+        )
+        assert zeroshot[f"{task}:top1"] == results(root, "zeroshot_accuracies")[task]
+    line = json.loads(db.read_text().splitlines()[-1])
+    assert line["exp_name"] == "mine" and line["coefficient"] == found["coefficient"]
+    out = capsys.readouterr().out
+    assert "zero-shot, absolute" in out and f"sum, {mode}, normalised" in out
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear", "posthoc"])
+def test_negation_keeps_the_control(
+    root: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [f"--finetuning-mode={mode}", *flags(root), "--control-threshold=0.8"]
+    assert eval_task_negation.main(argv) == 0
+    prefix = "" if mode == "standard" else f"{mode}_"
+    found = results(root, f"{prefix}negations")
+    least = 0.8 * results(root, "zeroshot_accuracies")["ShapesVal"]  # type: ignore[operator]
+    for task in TASKS:
+        one = found[task]
+        assert isinstance(one, dict)
+        kept = {c: m for c, m in one["val"].items() if m["ShapesVal:top1"] >= least}
+        chosen = kept[str(one["coefficient"])]
+        assert chosen[f"{task}Val:top1"] == min(m[f"{task}Val:top1"] for m in kept.values())
+        assert one["qualified"] is True
+    assert "Shapes zero-shot" in capsys.readouterr().out
+
+
+def test_results_of_other_checkpoints_are_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = [f for f in flags(root) if not f.startswith("--save")]
+    elsewhere.append(f"--save={tmp_path / 'other'}")
+    assert finetune.main(["--finetuning-mode=standard", *elsewhere, "--lr=1e-3"]) == 0
+    assert eval_task_addition.main(["--finetuning-mode=standard", *elsewhere]) == 2
+    err = capsys.readouterr().err
+    assert "is of another run (checkpoint of Emoji" in err
+    assert "python src/eval_single_task.py --finetuning-mode=standard" in err
+
+
+def test_other_pretrained_weights_are_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = root / "checkpoints" / "EmojiVal" / "finetuned.safetensors"
+    argv = ["--finetuning-mode=none", *flags(root), f"--load={load}"]
+    assert eval_single_task.main(argv) == 2
+    assert "runs from different starting points are not mixed" in capsys.readouterr().err
+    fresh = [f for f in flags(tmp_path) if not f.startswith("--cache-dir")]
+    fresh += [f"--cache-dir={root / 'cache'}", f"--load={load}", "--tasks=Emoji"]
+    assert eval_single_task.main(["--finetuning-mode=none", *fresh]) == 0
+    loaded = results(tmp_path, "zeroshot_accuracies")["Emoji"]
+    assert loaded == results(root, "ft_accuracies")["Emoji"]
+
+
+def test_a_missing_checkpoint_names_the_command(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--finetuning-mode=linear", *flags(tmp_path), f"--cache-dir={root / 'cache'}"]
+    assert eval_single_task.main(argv) == 2
+    err = capsys.readouterr().err
+    assert "linear_finetuned.safetensors" in err
+    assert f"python src/finetune.py --finetuning-mode=linear --save={tmp_path}" in err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "modes"),
+    [
+        (finetune, "standard, --finetuning-mode=linear"),
+        (eval_single_task, "none, "),
+        (eval_task_addition, "standard, --finetuning-mode=linear, --finetuning-mode=posthoc"),
+        (eval_task_negation, "standard, --finetuning-mode=linear, --finetuning-mode=posthoc"),
+    ],
+)
+def test_the_mode_is_required(
+    script: object, modes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([]) == 2  # type: ignore[attr-defined]
+    assert f"needs a fine-tuning mode; choose --finetuning-mode={modes}" in capsys.readouterr().err
+
+
+def test_a_mode_that_a_script_does_not_have_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert finetune.main(["--finetuning-mode=posthoc"]) == 2
+    assert "has no fine-tuning mode 'posthoc'" in capsys.readouterr().err
+
+
+def test_an_unknown_task_lists_the_nearest_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune.main(["--finetuning-mode=linear", "--tasks=Textres"]) == 2
+    assert "unknown data set of suite embedded 'Textres'; choose from Textures" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_of_each_script(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src" / f"{script}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert "--finetuning-mode" in done.stdout and "--control-threshold" in done.stdout
+
+
+def test_module_and_script_start_alike() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "src.finetune", "--finetuning-mode=none"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2 and "has no fine-tuning mode 'none'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_snapshots_and_two_processes(root: Path, tmp_path: Path) -> None:
+    """Two processes on the real, small Emoji set: same steps, nearly the same weights."""
+    base = ["--finetuning-mode=linear", "--tasks=Emoji", "--epochs=1", "--device=cpu"]
+    base.append(f"--cache-dir={tmp_path / 'cache'}")
+    code = "import sys; from src.finetune import main; sys.exit(main(sys.argv[1:]))"
+    states = {}
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        argv = [*base, f"--world-size={size}", f"--save={folder}", "--checkpoint-every=4"]
+        subprocess.run([sys.executable, "-c", code, *argv], check=True, capture_output=True)
+        states[size] = load_checkpoint(folder / "EmojiVal" / "linear_finetuned.pt")
+        assert (folder / "EmojiVal" / "linear_checkpoint_4.safetensors").is_file()
+    one, two = states[1], states[2]
+    assert one.info["steps"] == two.info["steps"] and two.info["world_size"] == 2
+    theta0 = load_checkpoint(tmp_path / "1" / "zeroshot.pt").theta
+    moved = torch.cat([(one.theta[n] - theta0[n]).flatten() for n in theta0])
+    apart = torch.cat([(one.theta[n] - two.theta[n]).flatten() for n in theta0])
+    assert apart.norm() / moved.norm() < 0.05
+
+
+def test_small_config_is_what_the_flags_say(tmp_path: Path) -> None:
+    from src.args import parse_arguments
+
+    assert parse_arguments(flags(tmp_path)) == small_config(tmp_path)

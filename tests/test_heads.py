@@ -1,0 +1,198 @@
+"""Zero-shot heads agree with an independent computation and are kept while they are current."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from src import heads
+from src.checkpoints import read_facts
+from src.data.embedded import EMBEDDED_SETS
+from src.data.embedded.model import register
+from src.data.templates import get_templates
+from src.errors import UsageError
+from src.heads import build_classification_head, get_classification_head, zeroshot_weights
+from src.modeling import create_clip
+
+CPU = torch.device("cpu")
+NAMES = ("a", "bb", "c")
+TEMPLATES: list[Callable[[str], str]] = ["{}".format, "the {}".format]
+
+
+class Clip(nn.Module):
+    """A text tower that can be computed by hand: the sum of a row a letter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(128, 4))
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.seen: list[str] = []
+
+    def tokenizer(self, texts: list[str]) -> torch.Tensor:
+        self.seen += texts
+        counts = torch.zeros(len(texts), 128)
+        for row, text in enumerate(texts):
+            for letter in text:
+                counts[row, ord(letter)] += 1
+        return counts
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens @ self.table
+
+
+def _by_hand(clip: Clip) -> np.ndarray:
+    table, scale = clip.table.detach().double().numpy(), np.exp(2.0)
+    rows = []
+    for name in NAMES:
+        texts = [sum(table[ord(letter)] for letter in text) for text in (name, f"the {name}")]
+        mean = sum(text / np.linalg.norm(text) for text in texts) / 2
+        rows.append(scale * mean / np.linalg.norm(mean))
+    return np.stack(rows)
+
+
+def test_weights_are_scaled_normalised_means_of_normalised_texts() -> None:
+    clip = Clip().train()
+    found = zeroshot_weights(clip, NAMES, TEMPLATES, CPU)
+    np.testing.assert_allclose(found.numpy(), _by_hand(clip), rtol=1e-5, atol=1e-6)
+    assert clip.seen == ["a", "the a", "bb", "the bb", "c", "the c"]
+    assert found.dtype == torch.float32 and not found.requires_grad
+
+
+def test_half_precision_towers_give_float32_weights() -> None:
+    clip = Clip()
+    expected = _by_hand(clip)
+
+    class Half(Clip):
+        def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+            return super().encode_text(tokens).bfloat16()
+
+    half = Half()
+    half.load_state_dict(clip.state_dict())
+    found = zeroshot_weights(half, NAMES, TEMPLATES, CPU)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.05, atol=0.1)
+    np.testing.assert_allclose(found.norm(dim=1), np.exp(2.0), rtol=1e-5)
+
+
+def test_a_model_without_its_tokenizer_is_refused() -> None:
+    """The stock tokenizer would give wrong numbers without a word."""
+    message = r"carries no tokenizer; build it with src\.modeling\.create_clip"
+    with pytest.raises(UsageError, match=message):
+        zeroshot_weights(nn.Linear(1, 1), NAMES, TEMPLATES, CPU)
+
+
+@torch.no_grad()
+def test_the_embedded_model_s_head(args: Callable[..., Any], cache: Path) -> None:
+    """Against open_clip's own model and tokenizer, in float64."""
+    clip: Any = create_clip("ViT-Nano-8")[0]
+    templates = get_templates("MNISTVal", "embedded")
+    head = build_classification_head(
+        clip, "MNISTVal", templates, args().data_location, "cpu", "embedded", cache
+    )
+    register()
+    tokenizer, wide = open_clip.get_tokenizer("ViT-Nano-8"), copy.deepcopy(clip).double()
+    rows = []
+    for name in EMBEDDED_SETS["MNIST"].classnames:
+        texts = [text.replace("{}", name) for text in EMBEDDED_SETS["MNIST"].templates]
+        features = wide.encode_text(tokenizer(texts)).numpy()
+        mean = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0)
+        rows.append(mean / np.linalg.norm(mean))
+    expected = np.exp(wide.logit_scale.item()) * np.stack(rows)
+    np.testing.assert_allclose(head.weight.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert head.normalize and not head.bias.any()
+    assert head.classnames == EMBEDDED_SETS["MNIST"].classnames
+
+
+@pytest.mark.parametrize("name", EMBEDDED_SETS)
+def test_every_prompt_fits_the_embedded_model(name: str) -> None:
+    """Its ids have a row, none is cut, and no two classes look the same."""
+    clip: Any = create_clip("ViT-Nano-8__init__")[0]
+    tokenizer = clip.tokenizer
+    rows = clip.token_embedding.weight.shape[0]
+    embedded = EMBEDDED_SETS[name]
+    for prompt in embedded.prompts:
+        texts = [prompt(classname) for classname in embedded.classnames]
+        assert max(len(tokenizer.encode(text)) for text in texts) + 2 <= tokenizer.context_length
+        tokens = tokenizer(texts)
+        assert tokens.shape == (len(texts), 20) and tokens.max() < rows
+        assert len({tuple(row.tolist()) for row in tokens}) == len(texts)
+
+
+# --- the kept heads
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts how often a head is computed."""
+    calls: list[int] = []
+    compute = zeroshot_weights
+
+    def counted(model: nn.Module, names: Any, templates: Any, device: Any) -> torch.Tensor:
+        calls.append(len(names))
+        return compute(model, names, templates, device)
+
+    monkeypatch.setattr(heads, "zeroshot_weights", counted)
+    return calls
+
+
+def test_heads_are_computed_once_for_both_splits(
+    args: Callable[..., Any], built: list[int]
+) -> None:
+    settings = args()
+    first = get_classification_head(settings, "Emoji")
+    again, val = (get_classification_head(settings, name) for name in ("Emoji", "EmojiVal"))
+    assert built == [9]
+    assert torch.equal(first.weight, again.weight) and torch.equal(first.weight, val.weight)
+    assert first.normalize and len(first.classnames) == 9
+    kept = Path(settings.save) / "head_Emoji.safetensors"
+    assert read_facts(kept)["info"]["model"] == "ViT-Nano-8"
+    clip, *_ = create_clip("ViT-Nano-8")
+    expected = zeroshot_weights(
+        clip, EMBEDDED_SETS["Emoji"].classnames, get_templates("Emoji", "embedded"), CPU
+    )
+    torch.testing.assert_close(first.weight.detach(), expected)
+
+
+def test_new_prompts_make_a_new_head(
+    args: Callable[..., Any], built: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = args()
+    before = get_classification_head(settings, "MNIST")
+    monkeypatch.setattr(heads, "get_templates", lambda name, suite: ["the digit {}.".format])
+    after = get_classification_head(settings, "MNIST")
+    assert len(built) == 2 and not torch.equal(before.weight, after.weight)
+    get_classification_head(settings, "MNIST")
+    assert len(built) == 2
+
+
+def test_another_model_makes_a_new_head(args: Callable[..., Any], built: list[int]) -> None:
+    get_classification_head(args(), "MNIST")
+    get_classification_head(args(model="ViT-Nano-8__init__"), "MNIST")
+    assert len(built) == 2
+
+
+def test_a_damaged_head_is_built_again(
+    args: Callable[..., Any], built: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = args()
+    expected = get_classification_head(settings, "MNIST")
+    path = Path(settings.save) / "head_MNIST.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with caplog.at_level("WARNING", logger="src.heads"):
+        found = get_classification_head(settings, "MNIST")
+    assert torch.equal(found.weight, expected.weight) and len(built) == 2
+    assert "head_MNIST.safetensors is damaged and built again" in caplog.text
+
+
+def test_data_sets_of_another_suite_are_refused(args: Callable[..., Any]) -> None:
+    message = "unknown data set of suite embedded 'EuroSAT'; choose from "
+    with pytest.raises(UsageError, match=message):
+        get_classification_head(args(), "EuroSAT")

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from src import logs
+from src.args import Config
+from src.errors import UsageError
+
+
+@pytest.fixture
+def levels() -> Iterator[None]:
+    """Puts the levels of the loggers back that `setup_logging` sets."""
+    kept = {name: logging.getLogger(name).level for name in ("src", "__main__")}
+    yield
+    for name, level in kept.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize(("first", "level"), [(True, logging.INFO), (False, logging.WARNING)])
+@pytest.mark.usefixtures("levels")
+def test_other_ranks_than_the_first_only_warn(
+    first: bool, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.ddp.is_main_process", lambda: first)
+    logs.setup_logging()
+    assert logging.getLogger("src.training").getEffectiveLevel() == level
+    assert logging.getLogger("__main__").getEffectiveLevel() == level
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "first", "shown"),
+    [(io.StringIO, True, False), (Terminal, True, True), (Terminal, False, False)],
+    ids=["file", "terminal", "terminal of another rank"],
+)
+def test_progress_yields_everything_and_shows_a_bar_on_a_terminal(
+    stream: type[io.StringIO], first: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.ddp.is_main_process", lambda: first)
+    stderr = stream()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    handlers = logging.getLogger().handlers[:]
+    assert list(logs.progress(iter("abc"), "reading", total=3)) == ["a", "b", "c"]
+    assert ("reading" in stderr.getvalue()) is shown
+    assert bool(stderr.getvalue()) is shown
+    assert logging.getLogger().handlers == handlers
+
+
+@pytest.mark.parametrize("database", [None, "new/all.jsonl"])
+def test_append_result_appends_a_line_if_asked_for(tmp_path: Path, database: str | None) -> None:
+    path = tmp_path / database if database else None
+    args = SimpleNamespace(results_db=str(path) if path else None)
+    for step in (1, 2):
+        logs.append_result(args, {"step": step})
+    if path is None:
+        assert list(tmp_path.iterdir()) == []
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [{"step": 1}, {"step": 2}]
+
+
+# --- W&B
+
+
+def test_wandb_is_not_imported_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # its import raises ImportError
+    with logs.wandb_run(Config(), "finetune") as run:
+        run.log({"loss": 1.0}, step=1)
+    with (
+        pytest.raises(UsageError, match="--wandb needs the package wandb: pip install wandb"),
+        logs.wandb_run(Config(wandb=True), "finetune"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("exp_name", "group", "name"),
+    [(None, "ViT-Nano-8", "finetune-MNIST"), ("trial", "trial", "trial-finetune-MNIST")],
+)
+def test_wandb_runs_are_named_and_ended_even_if_the_job_fails(
+    exp_name: str | None, group: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {"logged": [], "finished": False}
+
+    def log(values: dict[str, float], step: int | None) -> None:
+        seen["logged"].append((values, step))
+
+    def finish(exit_code: int | None = None) -> None:
+        seen["finished"] = True
+
+    def init(**options: Any) -> SimpleNamespace:
+        seen.update(options)
+        return SimpleNamespace(log=log, finish=finish)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    args = Config(wandb=True, exp_name=exp_name, lr=0.5)
+    with (
+        pytest.raises(RuntimeError, match="the loss is nan"),
+        logs.wandb_run(args, "finetune-MNIST") as run,
+    ):
+        run.log({"loss": 1.0}, step=1)
+        raise RuntimeError("the loss is nan")
+    assert (seen["group"], seen["name"]) == (group, name)
+    assert seen["config"]["lr"] == 0.5
+    assert seen["logged"] == [({"loss": 1.0}, 1)]
+    assert seen["finished"]
+
+
+def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_CONSOLE", "off")
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    with logs.wandb_run(Config(wandb=True, exp_name="trial"), "finetune-MNIST") as run:
+        run.log({"the_loss": 0.25}, step=1)
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = written.read_bytes()
+    for text in (b"tangent-arithmetic", b"trial-finetune-MNIST", b"the_loss", b"n_eval_points"):
+        assert text in content

@@ -1,0 +1,364 @@
+"""CLIP by name, encoders on disk, heads, and the embedded model as open_clip sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from src.data.embedded.model import WEIGHTS, register
+from src.errors import MissingFileError, UsageError
+from src.linearize import LinearizedImageEncoder
+from src.modeling import (
+    ClassificationHead,
+    ClipName,
+    ImageClassifier,
+    ImageEncoder,
+    MultiHeadImageClassifier,
+    VisionTower,
+    create_clip,
+)
+
+NAME = "ViT-Nano-8"
+STOCK_VOCABULARY = 49408
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "pretrained"),
+    [
+        ("ViT-B-32", "ViT-B-32", "openai"),
+        ("ViT-B-32__pretrained__laion2b_s34b_b79k", "ViT-B-32", "laion2b_s34b_b79k"),
+        ("ViT-L-14__init__", "ViT-L-14", None),
+        ("coca_ViT-B-32__pretrained__laion2b", "coca_ViT-B-32", "laion2b"),
+        ("ViT-B-32__pretrained__my/file.pt", "ViT-B-32", "my/file.pt"),
+        ("ViT-Nano-8", "ViT-Nano-8", str(WEIGHTS)),
+        ("ViT-Nano-8__init__", "ViT-Nano-8", None),
+        ("ViT-Nano-8__pretrained__my.safetensors", "ViT-Nano-8", "my.safetensors"),
+    ],
+)
+def test_names_say_architecture_and_weights(
+    name: str, architecture: str, pretrained: str | None
+) -> None:
+    assert ClipName.parse(name) == ClipName(architecture, pretrained)
+
+
+def test_unknown_names_list_the_nearest_first() -> None:
+    with pytest.raises(UsageError, match="unknown model 'ViT-B-33'; choose from ViT-B-32, "):
+        create_clip("ViT-B-33")
+    with pytest.raises(UsageError, match="unknown model 'vit-nano-8'; choose from ViT-Nano-8, "):
+        create_clip("vit-nano-8")
+    message = "unknown weights of ViT-B-32 'laion2b_s34b'; choose from laion2b_s34b_b79k, "
+    with pytest.raises(UsageError, match=message):
+        create_clip("ViT-B-32__pretrained__laion2b_s34b")
+
+
+def test_unknown_weights_of_the_embedded_model_are_refused_too() -> None:
+    with pytest.raises(UsageError, match=r"unknown weights of ViT-Nano-8 'openai'"):
+        create_clip("ViT-Nano-8__pretrained__openai")
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "quick"),
+    [
+        ("ViT-B-32", "openai", True),
+        ("ViT-L-14", "openai", True),
+        ("ViT-B-32__pretrained__laion400m_e32", "laion400m_e32", True),
+        ("ViT-B-32__pretrained__datacomp_xl_s13b_b90k", "datacomp_xl_s13b_b90k", False),
+        ("ViT-B-32__pretrained__laion2b_s34b_b79k", "laion2b_s34b_b79k", False),
+        ("ViT-B-32-quickgelu__pretrained__metaclip_400m", "metaclip_400m", True),
+        ("ViT-B-32__init__", None, False),
+    ],
+)
+def test_quick_gelu_goes_with_the_weights(
+    name: str,
+    pretrained: str | None,
+    quick: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenAI's weights lose up to four points with the activation that the name stands for."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def create(architecture: str, **kwargs: Any) -> tuple[nn.Module, None, None]:
+        calls.append((architecture, kwargs))
+        return nn.Linear(1, 1), None, None
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    model: Any = create_clip(name, tmp_path)[0]
+    (architecture, kwargs), = calls  # fmt: skip
+    assert architecture == name.partition("__")[0]
+    assert kwargs["pretrained"] == pretrained
+    assert kwargs["cache_dir"] == str(tmp_path)
+    assert kwargs.get("force_quick_gelu", False) is quick
+    assert model.name == name and not model.training
+    assert model.tokenizer.vocab_size == STOCK_VOCABULARY
+
+
+def test_quick_gelu_is_what_open_clip_makes_of_it() -> None:
+    """The option that we pass does change the activation, and not passing it does not."""
+    small = {"layers": 1, "width": 64, "image_size": 32, "patch_size": 32}
+    for quick in (True, False):
+        model = open_clip.create_model(
+            "ViT-B-32",
+            force_quick_gelu=quick,
+            vision_cfg=small,
+            text_cfg={"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},
+            embed_dim=8,
+        )
+        kinds = {type(module).__name__ for module in model.visual.modules()}
+        assert ("QuickGELU" in kinds, "GELU" in kinds) == (quick, not quick)
+
+
+# --- encoders
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ImageEncoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ImageEncoder.without_weights(NAME).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 32, 32)
+
+
+@torch.no_grad()
+def test_the_vision_tower_is_all_that_is_kept(args: Callable[..., Any], images: Tensor) -> None:
+    encoder, whole = ImageEncoder(args()), ImageEncoder(args(), keep_lang=True)
+    assert isinstance(encoder.model, VisionTower)
+    assert set(encoder.state_dict()) == set(encoder.weights()) == set(whole.weights())
+    assert all(name.startswith("model.visual.") for name in encoder.weights())
+    for name, value in whole.weights().items():
+        assert torch.equal(value, encoder.weights()[name])
+    text = {"model.token_embedding.weight", "model.text_projection", "model.logit_scale"}
+    assert text <= set(whole.state_dict())
+    assert torch.equal(encoder(images), whole(images))
+    assert encoder(images).shape == (3, 256)
+
+
+@torch.no_grad()
+def test_the_published_weights_are_loaded(args: Callable[..., Any]) -> None:
+    published = load_file(WEIGHTS)
+    for name, value in ImageEncoder(args()).weights().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, published[name.removeprefix("model.")].float())
+
+
+@torch.no_grad()
+def test_features_can_be_normalised(encoder: ImageEncoder, images: Tensor) -> None:
+    tower = encoder.model
+    assert isinstance(tower, VisionTower)
+    expected = encoder(images) / encoder(images).norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(tower.encode_image(images, normalize=True), expected)
+
+
+def test_transforms_are_those_of_the_pretraining(encoder: ImageEncoder) -> None:
+    """(x / 255 - 0.5) / 0.25."""
+    picture = Image.new("RGB", (32, 32), (0, 51, 255))
+    for transform in (encoder.val_preprocess, encoder.train_preprocess):
+        x = transform(picture)
+        assert x.shape == (3, 32, 32)
+        torch.testing.assert_close(x[:, 5, 7], torch.tensor([-2.0, -1.2, 2.0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["zeroshot.pt", "a/b/finetuned.safetensors", "plain"])
+def test_encoders_round_trip(
+    name: str, encoder: ImageEncoder, images: Tensor, tmp_path: Path
+) -> None:
+    encoder.save(tmp_path / name, epochs=3)
+    for read in (
+        ImageEncoder.load(tmp_path / name),
+        ImageEncoder.load(NAME, tmp_path / name),
+        ImageEncoder.load(str(tmp_path / name)),
+    ):
+        assert read.model_name == NAME
+        assert torch.equal(read(images), encoder(images))
+
+
+@torch.no_grad()
+def test_load_takes_the_place_of_the_published_weights(
+    args: Callable[..., Any], encoder: ImageEncoder, images: Tensor, tmp_path: Path
+) -> None:
+    encoder.save(tmp_path / "mine.pt")
+    read = ImageEncoder(args(load=[str(tmp_path / "mine.pt")]))
+    assert torch.equal(read(images), encoder(images))
+    assert not torch.equal(read(images), ImageEncoder(args())(images))
+    with pytest.raises(UsageError, match="--load takes one checkpoint, got 2: a, b"):
+        ImageEncoder(args(load=["a", "b"]))
+
+
+def test_another_model_s_checkpoint_is_refused(
+    encoder: ImageEncoder, resnet: str, tmp_path: Path, args: Callable[..., Any]
+) -> None:
+    encoder.save(tmp_path / "nano.pt")
+    message = r"holds weights of ViT-Nano-8, expected RN-Tiny__init__; add --model=ViT-Nano-8"
+    with pytest.raises(UsageError, match=message):
+        ImageEncoder.load(resnet, tmp_path / "nano.pt")
+    with pytest.raises(UsageError, match=message):
+        ImageEncoder(args(model=resnet, load=[str(tmp_path / "nano.pt")]))
+
+
+def test_weights_of_another_shape_are_listed(encoder: ImageEncoder) -> None:
+    theta = dict(encoder.weights())
+    theta["model.visual.proj"] = theta["model.visual.proj"][:, :3]
+    theta["model.visual.extra"] = torch.zeros(1)
+    message = (
+        r"(?s)weights of ViT-Nano-8 and the checkpoint do not match"
+        r".*only in the second: model\.visual\.extra.*proj: shape \(192, 256\) against \(192, 3\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        encoder.load_weights(theta)
+
+
+def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    message = r"no checkpoint at .*x\.pt \(looked for .*\)\. Make it with: python src/finetune\.py"
+    for kind in (ImageEncoder, LinearizedImageEncoder):
+        with pytest.raises(MissingFileError, match=message):
+            kind.load(tmp_path / "x.pt", made_by="python src/finetune.py")
+
+
+@pytest.mark.parametrize("kind", ["head as linear encoder", "encoder as head"])
+def test_files_of_another_kind_are_refused(
+    kind: str, encoder: ImageEncoder, tmp_path: Path
+) -> None:
+    encoder.save(tmp_path / "encoder.pt")
+    ClassificationHead(True, torch.ones(2, 3)).save(tmp_path / "head.pt")
+    if kind == "encoder as head":
+        with pytest.raises(UsageError, match="expected a head"):
+            ClassificationHead.load(tmp_path / "encoder.pt")
+    else:
+        with pytest.raises(UsageError, match="expected an encoder"):
+            LinearizedImageEncoder.load(tmp_path / "head.pt")
+
+
+# --- heads and classifiers
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
+def test_head_is_a_linear_map_of_unit_features(
+    normalize: bool, biased: bool, batch: int, classes: int, features: int
+) -> None:
+    rng = np.random.default_rng((batch, classes, features))
+    x, w = rng.normal(size=(batch, features)), rng.normal(size=(classes, features))
+    b = rng.normal(size=classes) if biased else None
+    head = ClassificationHead(
+        normalize, torch.from_numpy(w), None if b is None else torch.from_numpy(b)
+    )
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True) if normalize else x
+    expected = unit @ w.T + (0.0 if b is None else b)
+    found = head(torch.from_numpy(x).float()).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_heads_round_trip(normalize: bool, tmp_path: Path) -> None:
+    head = ClassificationHead(normalize, torch.randn(2, 3), torch.randn(2), ["a cat", "a dög"])
+    head.save(tmp_path / "head_PetsVal.pt", made="here")
+    for name in ("head_PetsVal.pt", "head_Pets.pt", "head_PetsVal.safetensors"):
+        read = ClassificationHead.load(tmp_path / name)
+        assert read.normalize is normalize and read.classnames == ("a cat", "a dög")
+        assert torch.equal(read.weight, head.weight) and torch.equal(read.bias, head.bias)
+
+
+def test_a_classifier_is_the_encoder_and_then_the_head(
+    encoder: ImageEncoder, images: Tensor
+) -> None:
+    head = ClassificationHead(True, torch.randn(4, 256))
+    classifier = ImageClassifier(encoder, head)
+    with torch.no_grad():
+        assert torch.equal(classifier(images), head(encoder(images)))
+    assert classifier.train_preprocess is encoder.train_preprocess
+    assert classifier.val_preprocess is encoder.val_preprocess
+    assert all(value.requires_grad for value in classifier.parameters())
+    classifier.freeze_head()
+    frozen = {name for name, value in classifier.named_parameters() if not value.requires_grad}
+    assert frozen == {"classification_head.weight", "classification_head.bias"}
+
+
+def test_each_task_has_its_head(encoder: ImageEncoder, images: Tensor) -> None:
+    heads = [ClassificationHead(True, torch.randn(classes, 256)) for classes in (4, 2, 4)]
+    classifier = MultiHeadImageClassifier(encoder, heads)
+    with torch.no_grad():
+        for index, head in enumerate(heads):
+            assert torch.equal(classifier(images, index), head(encoder(images)))
+    assert not any(value.requires_grad for head in heads for value in head.parameters())
+    assert all(value.requires_grad for value in encoder.parameters())
+    assert classifier.val_preprocess is encoder.val_preprocess
+
+
+def test_classifiers_take_encoders_without_transforms() -> None:
+    classifier = ImageClassifier(nn.Identity(), ClassificationHead(False, torch.eye(2)))
+    assert classifier.train_preprocess is None and classifier.val_preprocess is None
+    assert classifier(torch.tensor([[1.0, 2.0]])).tolist() == [[1.0, 2.0]]
+
+
+# --- linearised encoders
+
+
+@torch.no_grad()
+def test_linearised_encoders_have_the_manners_of_encoders(
+    args: Callable[..., Any], images: Tensor
+) -> None:
+    encoder, whole = ImageEncoder(args()), ImageEncoder(args(), keep_lang=True)
+    for linear in (
+        LinearizedImageEncoder(args(), keep_lang=True),
+        LinearizedImageEncoder(image_encoder=encoder),
+        LinearizedImageEncoder(image_encoder=whole),
+    ):
+        assert linear.model_name == NAME
+        assert linear.weights().keys() == encoder.weights().keys()
+        assert linear(images).shape == (3, 256)
+        torch.testing.assert_close(linear(images), encoder(images), rtol=1e-5, atol=1e-5)
+        assert callable(linear.train_preprocess) and callable(linear.val_preprocess)
+    assert "model.token_embedding.weight" in whole.state_dict()  # it is left whole
+
+
+# --- the embedded model through plain open_clip
+
+
+@torch.no_grad()
+def test_open_clip_knows_the_embedded_model(images: Tensor) -> None:
+    register()
+    theirs: Any = open_clip.create_model(NAME, pretrained=str(WEIGHTS)).eval()
+    ours: Any = create_clip(NAME)[0]
+    assert NAME in open_clip.list_models()
+    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    assert torch.equal(theirs.encode_image(images), ours.encode_image(images))
+    tokens = open_clip.get_tokenizer(NAME)(["a photo of a red circle."])
+    assert torch.equal(theirs.encode_text(tokens), ours.encode_text(tokens))
+
+
+def test_the_stock_vocabulary_is_never_used() -> None:
+    register()
+    tokenizer = open_clip.get_tokenizer(NAME)
+    model: Any = create_clip(NAME)[0]
+    rows = model.token_embedding.weight.shape[0]
+    assert tokenizer.vocab_size == model.tokenizer.vocab_size == rows != STOCK_VOCABULARY
+    text = ["a photo of a red circle."]
+    assert torch.equal(tokenizer(text), model.tokenizer(text))
+    assert tokenizer.decode(tokenizer(text)[0].tolist()).startswith(
+        "<start_of_text>a photo of a red circle . <end_of_text>"
+    )
+
+
+def test_init_means_random_weights() -> None:
+    one, other = (create_clip("ViT-Nano-8__init__")[0] for _ in range(2))
+    assert not torch.equal(*(m.get_parameter("visual.proj") for m in (one, other)))

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from src import results
+from src.args import Config
+from src.errors import MissingFileError, UsageError
+
+THETA0 = "a" * 64
+
+
+def origin(**changes: Any) -> dict[str, Any]:
+    facts = {
+        "theta0_hash": THETA0,
+        "seed": 0,
+        "suite": "embedded",
+        "model": "ViT-Nano-8",
+        "checkpoints": {"MNIST": "1" * 64},
+    }
+    return {**facts, **changes}
+
+
+def write(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("none", "zeroshot_accuracies.json"),
+        ("standard", "ft_accuracies.json"),
+        ("linear", "linear_ft_accuracies.json"),
+        ("posthoc", "posthoc_ft_accuracies.json"),
+    ],
+)
+def test_accuracies_have_the_names_of_the_public_projects(mode: str, name: str) -> None:
+    expected = Path("results/embedded/ViT-Nano-8") / name
+    assert results.accuracies_path(Config(), mode) == expected
+
+
+@pytest.mark.parametrize("operation", ["additions", "negations"])
+@pytest.mark.parametrize("prefix", ["", "linear_", "posthoc_"])
+def test_arithmetic_has_the_names_of_the_public_projects(operation: str, prefix: str) -> None:
+    mode = prefix.removesuffix("_") or "standard"
+    expected = Path("results/embedded/ViT-Nano-8_seed1") / f"{prefix}{operation}.json"
+    assert results.arithmetic_path(Config(seed=1), mode, operation) == expected
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [("additions", "linear_additions-MNIST+Emoji.json"), ("negations", "linear_negations.json")],
+)
+def test_a_sum_of_a_part_of_the_tasks_has_a_file_of_its_own(operation: str, name: str) -> None:
+    args = Config(tasks=["MNIST", "Emoji"])
+    assert results.arithmetic_path(args, "linear", operation).name == name
+
+
+def test_write_results_writes_a_file_and_a_line_of_the_database(tmp_path: Path) -> None:
+    path, database = tmp_path / "new" / "ft_accuracies.json", tmp_path / "db" / "all.jsonl"
+    args = Config(results_db=str(database), exp_name="trial")
+    for accuracy in (0.5, 0.75):
+        results.write_results(path, {"MNIST": accuracy}, args)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"MNIST": 0.75}
+    lines = [json.loads(line) for line in database.read_text(encoding="utf-8").splitlines()]
+    assert lines == [
+        {"MNIST": accuracy, "exp_name": "trial", "file": str(path)} for accuracy in (0.5, 0.75)
+    ]
+
+
+def test_only_the_first_rank_writes_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.ddp.is_main_process", lambda: False)
+    args = Config(results_db=str(tmp_path / "all.jsonl"))
+    results.write_results(tmp_path / "additions.json", {"test": {}}, args)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- provenance
+
+
+def test_provenance_says_where_a_result_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["some/folder/eval_single_task.py", "--seed=3"])
+    found = results.provenance(Config(seed=3, device="cpu"), 1.26, theta0_hash=THETA0)
+    assert json.loads(json.dumps(found)) == found
+    assert found["argv"] == ["eval_single_task.py", "--seed=3"]
+    assert found["config"]["n_eval_points"] == 21
+    assert found["source"] == str(Path("src", "__init__.py"))
+    assert found["versions"].keys() == {"python", *results.PACKAGES}
+    expected = {
+        "model": "ViT-Nano-8",
+        "suite": "embedded",
+        "seed": 3,
+        "device": "cpu",
+        "world_size": 1,
+        "seconds": 1.3,
+        "theta0_hash": THETA0,
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_there_is_no_commit_outside_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.git_commit() is None
+
+
+# --- reading
+
+
+def test_load_results_reads_both_spellings_of_coefficients(tmp_path: Path) -> None:
+    theirs = [repr(float(coef)) for coef in np.linspace(0, 1, 21)]
+    ours = [str(round(0.05 * i, 2)) for i in range(21)]
+    assert theirs != ours  # 0.15000000000000002 and others
+    for spelling in (theirs, ours):
+        values = {coef: {"avg_top1": i} for i, coef in enumerate(spelling)}
+        path = write(tmp_path / "additions.json", {"test": {"MNIST:top1": 0.5}, "val": values})
+        assert results.load_results(path) == {
+            "test": {"MNIST:top1": 0.5},
+            "val": {coef: {"avg_top1": i} for i, coef in enumerate(ours)},
+        }
+
+
+def test_merge_without_a_file_gives_the_results(tmp_path: Path) -> None:
+    new = {"MNIST": 0.9, "provenance": origin()}
+    assert results.merge(tmp_path / "ft_accuracies.json", new) == new
+
+
+def test_merge_keeps_the_other_tasks_of_the_run(tmp_path: Path) -> None:
+    old = {
+        "MNIST": 0.1,
+        "Emoji": 0.2,
+        "provenance": origin(checkpoints={"MNIST": "0" * 64, "Emoji": "2" * 64}, seconds=9),
+    }
+    path = write(tmp_path / "ft_accuracies.json", old)
+    assert results.merge(path, {"MNIST": 0.9, "provenance": origin(seconds=5)}) == {
+        "MNIST": 0.9,
+        "Emoji": 0.2,
+        "provenance": origin(checkpoints={"MNIST": "1" * 64, "Emoji": "2" * 64}, seconds=5),
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"theta0_hash": "b" * 64}, {"seed": 1}, {"suite": "clip8"}, {"model": "ViT-B-32"}, None],
+    ids=lambda change: next(iter(change)) if change else "no provenance",
+)
+def test_merge_drops_another_run(tmp_path: Path, change: dict[str, Any] | None) -> None:
+    old: dict[str, Any] = {"Emoji": 0.2}
+    if change is not None:
+        old["provenance"] = origin(**change)
+    new = {"MNIST": 0.9, "provenance": origin()}
+    assert results.merge(write(tmp_path / "ft_accuracies.json", old), new) == new
+
+
+# --- results that another script has made
+
+MADE_BY = "python src/eval_single_task.py --finetuning-mode=standard"
+
+
+def test_require_results_gives_those_of_this_run(tmp_path: Path) -> None:
+    content = {"MNIST": 0.9, "provenance": origin()}
+    path = write(tmp_path / "ft_accuracies.json", content)
+    found = results.require_results(path, Config(), THETA0, MADE_BY, {"MNIST": "1" * 64})
+    assert found == content
+
+
+def test_require_results_names_the_command_that_makes_them(tmp_path: Path) -> None:
+    message = r"no results at .*ft_accuracies\.json\. Make them with: python src/eval_single_task"
+    with pytest.raises(MissingFileError, match=message):
+        results.require_results(tmp_path / "ft_accuracies.json", Config(), THETA0, MADE_BY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"theta0_hash": "b" * 64}, "theta0_hash is b{12}, expected a{12}"),
+        ({"seed": 1}, "seed is 1, expected 0"),
+        ({"suite": "clip8"}, "suite is clip8, expected embedded"),
+        ({"checkpoints": {"MNIST": "2" * 64}}, "checkpoint of MNIST is 2{12}, expected 1{12}"),
+        ({"checkpoints": {}}, "checkpoint of MNIST is None, expected 1{12}"),
+    ],
+)
+def test_require_results_refuses_those_of_another_run(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "ft_accuracies.json", {"provenance": origin(**change)})
+    expected = rf"is of another run \({message}\)\. Make it again with: {MADE_BY}"
+    with pytest.raises(UsageError, match=expected):
+        results.require_results(path, Config(), THETA0, MADE_BY, {"MNIST": "1" * 64})
+
+
+# --- tables
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.98765, "98.8"), (1.0, "100.0")])
+def test_percent(value: float | None, text: str) -> None:
+    assert results.percent(value) == text
+
+
+def test_markdown_table_is_aligned() -> None:
+    table = results.markdown_table(["mode", "MNIST", "a"], [["zero-shot", "9.5", "100.0"]])
+    assert table.splitlines() == [
+        "| mode      | MNIST |     a |",
+        "|-----------|------:|------:|",
+        "| zero-shot |   9.5 | 100.0 |",
+    ]
+
+
+def test_accuracy_table_has_the_mean_of_complete_rows_only() -> None:
+    rows: dict[str, list[float | None]] = {"linear": [0.5, 0.25], "standard": [0.5, None]}
+    assert results.accuracy_table(["MNIST", "Emoji"], rows).splitlines() == [
+        "| %        | MNIST | Emoji | mean |",
+        "|----------|------:|------:|-----:|",
+        "| linear   |  50.0 |  25.0 | 37.5 |",
+        "| standard |  50.0 |     - |    - |",
+    ]

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from src import settings
+from src.args import Config
+from src.errors import UsageError
+
+# published recipe: arXiv:2305.12827 and the public projects
+EPOCHS = {
+    "Cars": 35,
+    "DTD": 76,
+    "EuroSAT": 12,
+    "GTSRB": 11,
+    "MNIST": 5,
+    "RESISC45": 15,
+    "SUN397": 14,
+    "SVHN": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "suite"),
+    [
+        (Config(), "embedded"),
+        (Config(model="ViT-Nano-8__init__"), "embedded"),
+        (Config(model="ViT-B-32"), "clip8"),
+        (Config(model="ViT-L-14__pretrained__laion2b_s32b_b82k"), "clip8"),
+        (Config(model="ViT-B-32", suite="embedded"), "embedded"),
+        (Config(suite="clip8"), "clip8"),
+        (SimpleNamespace(model="ViT-B-32"), "clip8"),
+        (SimpleNamespace(), "embedded"),
+    ],
+)
+def test_the_suite_is_the_flag_or_the_models(args: Any, suite: str) -> None:
+    assert settings.suite_of(args).name == suite
+
+
+def test_an_unknown_suite_names_the_nearest_first() -> None:
+    with pytest.raises(UsageError, match=r"unknown suite 'clip9'; choose from clip8, embedded$"):
+        settings.suite_of(Config(suite="clip9"))
+
+
+def test_tasks_are_all_of_the_suite_in_its_order() -> None:
+    args = Config(model="ViT-B-32")
+    assert settings.tasks_of(args) == list(EPOCHS)
+    assert settings.train_datasets(args) == list(EPOCHS)
+    assert settings.eval_datasets(args) == list(EPOCHS)
+
+
+def test_tasks_narrow_training_and_evaluation() -> None:
+    args = Config(tasks=["MNIST", "Emoji"])
+    assert settings.tasks_of(args) == ["MNIST", "Emoji"]
+    assert settings.train_datasets(args) == ["MNIST", "Emoji"]
+    assert settings.eval_datasets(args) == ["MNIST", "Emoji"]
+
+
+def test_data_sets_of_their_own_win_over_tasks() -> None:
+    args = Config(tasks=["Emoji"], train_dataset=["MNISTVal"], eval_datasets=["SignsVal", "Shapes"])
+    assert settings.train_datasets(args) == ["MNIST"]
+    assert settings.eval_datasets(args) == ["SignsVal", "Shapes"]
+
+
+def test_scripts_may_assign_a_comma_list_as_text() -> None:
+    assert settings.eval_datasets(SimpleNamespace(eval_datasets="MNIST,Emoji")) == [
+        "MNIST",
+        "Emoji",
+    ]
+
+
+def test_training_on_tasks_drops_the_suffix_val() -> None:
+    assert settings.train_datasets(Config(tasks=["MNISTVal"])) == ["MNIST"]
+
+
+@pytest.mark.parametrize(
+    ("derived", "args"),
+    [
+        (settings.tasks_of, Config(tasks=["MNST"])),
+        (settings.train_datasets, Config(train_dataset=["MNST"])),
+        (settings.eval_datasets, Config(eval_datasets=["Emoji", "MNST"])),
+        (settings.control_of, Config(control_dataset="MNST")),
+    ],
+)
+def test_an_unknown_data_set_names_the_nearest_first(derived: Any, args: Config) -> None:
+    message = "unknown data set of suite embedded 'MNST'; choose from MNIST, .*Shapes"
+    with pytest.raises(UsageError, match=message):
+        derived(args)
+
+
+@pytest.mark.parametrize(
+    ("args", "control"),
+    [
+        (Config(), "Shapes"),
+        (Config(model="ViT-B-32"), "ImageNet"),
+        (Config(control_dataset="MNISTVal"), "MNIST"),
+    ],
+)
+def test_control_set(args: Config, control: str) -> None:
+    assert settings.control_of(args) == control
+
+
+@pytest.mark.parametrize(
+    ("args", "folder"),
+    [
+        (Config(), "checkpoints/ViT-Nano-8"),
+        (Config(model="ViT-B-32", seed=3), "checkpoints_3/ViT-B-32"),
+        (Config(seed=0), "checkpoints_0/ViT-Nano-8"),
+        (Config(seed=3, save="elsewhere/run"), "elsewhere/run"),
+        (Config(model="hf-hub:owner/name"), "checkpoints/hf-hub:owner-name"),
+    ],
+)
+def test_run_dir(args: Config, folder: str) -> None:
+    assert settings.run_dir(args) == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "folder"),
+    [
+        (Config(), "results/embedded/ViT-Nano-8"),
+        (Config(model="ViT-B-32", seed=0, results="r"), "r/clip8/ViT-B-32_seed0"),
+        (Config(model="ViT-B-32", suite="embedded"), "results/embedded/ViT-B-32"),
+        (Config(save="elsewhere"), "results/embedded/ViT-Nano-8"),
+    ],
+)
+def test_results_dir(args: Config, folder: str) -> None:
+    assert settings.results_dir(args) == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "mode", "name"),
+    [
+        ("MNIST", "standard", "MNISTVal/finetuned.safetensors"),
+        ("MNISTVal", "posthoc", "MNISTVal/finetuned.safetensors"),
+        ("MNIST", "linear", "MNISTVal/linear_finetuned.safetensors"),
+    ],
+)
+def test_finetuned_path(task: str, mode: str, name: str) -> None:
+    assert settings.finetuned_path(Config(save="run"), task, mode) == Path("run") / name
+
+
+def test_paths_of_the_run() -> None:
+    args = Config(save="run")
+    assert settings.zeroshot_path(args) == Path("run/zeroshot.safetensors")
+    for dataset in ("MNIST", "MNISTVal"):
+        assert settings.head_path(args, dataset) == Path("run/head_MNIST.safetensors")
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(None, 0), (0, 0), (5, 5)])
+def test_seed(seed: int | None, expected: int) -> None:
+    assert settings.seed_of(Config(seed=seed)) == expected
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [(None, None), ([], None), (["a.pt"], "a.pt"), ("a.pt", "a.pt")],
+)
+def test_load_gives_one_checkpoint(load: Any, expected: str | None) -> None:
+    assert settings.pretrained_override(Config(load=load)) == expected
+
+
+def test_load_refuses_two_checkpoints() -> None:
+    with pytest.raises(UsageError, match=r"--load takes one checkpoint, got 2: a\.pt, b\.pt"):
+        settings.pretrained_override(Config(load=["a.pt", "b.pt"]))
+
+
+def test_folders_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings.data_root(Config()) == tmp_path / "data"
+    assert settings.cache_dir(Config()) == tmp_path / ".cache" / "tangent-arithmetic"
+    assert settings.cache_dir(Config(cache_dir="c")) == Path("c")
+
+
+@pytest.mark.parametrize("task", EPOCHS)
+def test_recipe_is_the_published_one(task: str) -> None:
+    assert settings.recipe_for(Config(model="ViT-B-32"), task) == settings.Recipe(
+        lr=1e-5,
+        epochs=EPOCHS[task],
+        batch_size=128,
+        num_grad_accumulation=1,
+        warmup_length=500,
+        wd=0.1,
+        ls=0.0,
+    )
+
+
+@pytest.mark.parametrize("model", ["ViT-L-14", "ViT-L-14__pretrained__laion2b_s32b_b82k"])
+def test_vit_l_14_halves_the_batch_and_accumulates(model: str) -> None:
+    recipe = settings.recipe_for(Config(model=model), "DTD")
+    assert (recipe.batch_size, recipe.num_grad_accumulation) == (64, 2)
+
+
+def test_flags_win_over_the_table_one_by_one() -> None:
+    args = Config(model="ViT-L-14")
+    table = settings.recipe_for(args, "DTD")
+    flags: dict[str, Any] = {
+        "lr": 0.0,
+        "epochs": 1,
+        "batch_size": 2,
+        "num_grad_accumulation": 3,
+        "warmup_length": 0,
+        "wd": 0.0,
+        "ls": 0.1,
+    }
+    for name, value in flags.items():
+        found = settings.recipe_for(dataclasses.replace(args, **{name: value}), "DTD")
+        assert found == dataclasses.replace(table, **{name: value})
+
+
+@pytest.mark.parametrize("smoothing", [1.0, -0.1])
+def test_label_smoothing_is_below_one(smoothing: float) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"--ls must be in [0, 1), got {smoothing}")):
+        settings.recipe_for(Config(ls=smoothing), "MNIST")
+
+
+@pytest.mark.parametrize(
+    ("args", "workers"),
+    [(Config(model="ViT-B-32"), 8), (Config(), 0), (Config(model="ViT-B-32", num_workers=0), 0)],
+)
+def test_num_workers(args: Config, workers: int) -> None:
+    assert settings.num_workers_of(args) == workers
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_device_is_the_best_there_is(
+    cuda: bool, mps: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert settings.device_of(Config()) == torch.device(device)
+    assert settings.device_of(Config(device="cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "unknown device 'gpu'; choose from cpu, cuda, cuda:N, mps"),
+        ("cuda:1", "--device=cuda:1, but this PyTorch sees no CUDA device; try --device=cpu"),
+        ("mps", "--device=mps, but this PyTorch sees no MPS device; try --device=cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        settings.device_of(Config(device=device))

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src import ddp
+from src.args import Config
+from src.data.base import ArrayPictures
+from src.data.loading import BatchPlan, RankBatches, SeededPictures, train_loader
+from src.linearize import LinearizedModel
+from src.logs import Run
+from src.settings import Recipe
+from src.training import (
+    Snapshots,
+    cosine_factor,
+    cosine_lr,
+    seed_everything,
+    step_gradients,
+    train,
+    wrap_ddp,
+)
+
+RECIPE = Recipe(
+    lr=1e-2, epochs=2, batch_size=4, num_grad_accumulation=2, warmup_length=3, wd=0.1, ls=0.1
+)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A transform that draws random numbers, as augmentation does."""
+    x = torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 255
+    return x + 0.1 * torch.randn_like(x)
+
+
+def pictures(count: int = 13) -> ArrayPictures:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return ArrayPictures(images, np.arange(count) % 3)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.GELU(), nn.Linear(8, 3))
+
+
+def trained(recipe: Recipe = RECIPE, seed: int = 0, **options: Any) -> dict[str, Tensor]:
+    model = network()
+    train(model, pictures(), to_tensor, recipe, seed, torch.device("cpu"), **options)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    flat_a, flat_b = (torch.cat([v.flatten() for v in s.values()]) for s in (a, b))
+    return float((flat_a - flat_b).norm() / flat_b.norm())
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.25), (3, 1.0), (4, 1.0), (7, 0.5), (9, 0.5 * (1 + math.cos(5 * math.pi / 6)))],
+)
+def test_warm_up_then_half_cosine(step: int, expected: float) -> None:
+    assert cosine_factor(step, warmup_length=4, steps=10) == pytest.approx(expected)
+
+
+def test_warm_up_is_clamped_to_the_run() -> None:
+    assert cosine_factor(4, warmup_length=500, steps=5) == 1.0
+    assert cosine_factor(0, warmup_length=0, steps=1) == 1.0
+
+
+def test_cosine_lr_needs_one_rate_a_group() -> None:
+    optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
+    cosine_lr(optimizer, 2.0, 0, 4)(2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="expected 1 learning rates, one a group, got 2"):
+        cosine_lr(optimizer, [1.0, 2.0], 0, 4)
+
+
+def gradients(rank_world: tuple[int, int], linear: bool, accumulate: int = 2) -> dict[str, Tensor]:
+    """The gradient of the epoch's last, incomplete step."""
+    plan = BatchPlan(13, batch_size=4, num_grad_accumulation=accumulate, seed=0)
+    step = plan.steps_per_epoch - 1
+    model: nn.Module = network()
+    model = LinearizedModel(model) if linear else model
+    wrapped = wrap_ddp(model, torch.device("cpu"))
+    batches = iter(
+        train_loader(pictures(), to_tensor, RankBatches(plan, step, step + 1, *rank_world), 0)
+    )
+    step_gradients(wrapped, plan, step, batches, torch.device("cpu"), smoothing=0.1)
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_the_gradient_is_that_of_the_mean_loss_over_the_whole_step() -> None:
+    plan = BatchPlan(13, 4, 2, seed=0)
+    keys = [key for batch in plan.micro_batches(1) for key in batch]
+    assert len(keys) == 5  # one micro-step of 4 and one of 1
+    data = SeededPictures(pictures(), to_tensor, seed=0)
+    x = torch.stack([data[key][0] for key in keys])
+    y = torch.tensor([data[key][1] for key in keys])
+    model = network()
+    F.cross_entropy(model(x), y, label_smoothing=0.1).backward()
+    reference = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert distance(gradients((0, 1), linear=False), reference) < 1e-6
+
+
+def _write_gradients(args: Any) -> None:
+    """Runs in each of two processes."""
+    for linear in (False, True):
+        found = gradients((ddp.rank(), ddp.world_size()), linear)
+        torch.save(found, Path(args.save) / f"{ddp.rank()}-{linear}.pt")
+    total = ddp.all_sum(torch.tensor([ddp.rank() + 1.0]))
+    assert total.item() == 3.0 and ddp.all_agree(ddp.rank() == 0)
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    ddp.run(_write_gradients, Config(save=str(tmp_path), world_size=2, port=12401))
+    for linear in (False, True):
+        alone = gradients((0, 1), linear)
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{rank}-{linear}.pt", weights_only=True)
+            assert found.keys() == alone.keys()
+            assert distance(found, alone) < 1e-5
+    assert ddp.world_size() == 1 and ddp.is_main_process()
+
+
+def test_a_taken_port_is_replaced() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert ddp.free_port(port) != port
+
+
+def test_same_seed_same_weights_and_another_seed_others() -> None:
+    first = trained()
+    assert distance(trained(), first) == 0.0
+    assert distance(trained(seed=1), first) > 1e-4
+    assert distance(trained(num_workers=2), first) == 0.0
+
+
+def test_training_lowers_the_loss() -> None:
+    model = network()
+    recipe = Recipe(1e-2, 40, 13, 1, 2, 0.0, 0.0)
+    facts = train(model, pictures(), to_tensor, recipe, 0, torch.device("cpu"))
+    assert facts["last_epoch_loss"] < 0.8 < math.log(3)
+    assert facts["steps"] == 40
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptingRun(Run):
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        if step == 3:
+            raise Interrupted
+
+
+def test_an_interrupted_run_continues_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.training.RESUME_SECONDS", 0.0)
+    expected, resume = trained(), tmp_path / "resume.pt"
+    with pytest.raises(Interrupted):
+        trained(snapshots=Snapshots(resume), run=InterruptingRun())
+    kept = torch.load(resume, weights_only=True)
+    assert kept["done"] == 3
+    assert distance(trained(snapshots=Snapshots(resume)), expected) == 0.0
+
+
+def test_the_state_of_other_settings_or_a_damaged_one_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.training.RESUME_SECONDS", 0.0)
+    resume = tmp_path / "resume.pt"
+    with pytest.raises(Interrupted):
+        trained(snapshots=Snapshots(resume), run=InterruptingRun())
+    assert distance(trained(seed=1, snapshots=Snapshots(resume)), trained(seed=1)) == 0.0
+    resume.write_bytes(b"not a state")
+    assert distance(trained(snapshots=Snapshots(resume)), trained()) == 0.0
+
+
+def test_snapshots_come_every_so_many_steps() -> None:
+    seen: list[int] = []
+    trained(snapshots=Snapshots(every=2, save=seen.append))
+    assert seen == [2, 4]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_hint() -> None:
+    model = network()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 0.*lower --lr"):
+        train(model, pictures(), to_tensor, RECIPE, 0, torch.device("cpu"))
+
+
+def test_seed_everything_seeds_all_generators() -> None:
+    import random
+
+    def draw() -> tuple[float, float, float]:
+        seed_everything(5)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    assert draw() == draw()
