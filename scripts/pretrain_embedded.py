@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -34,7 +35,7 @@ from src.data.embedded.pool import draw_pair
 
 MEAN, STD = 0.5, 0.25
 CONTEXT = 20
-MODEL = {
+MODEL: dict[str, Any] = {
     "embed_dim": 256,
     "vision_cfg": {
         "image_size": 32,
@@ -104,7 +105,7 @@ def pixels_to_input(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def zero_shot(model: torch.nn.Module, tokenizer: SimpleTokenizer) -> dict[str, float]:
+def zero_shot(model: open_clip.model.CLIP, tokenizer: SimpleTokenizer) -> dict[str, float]:
     """Zero-shot accuracy on the validation split of every set, to watch the training."""
     model.eval()
     accuracies = {}
@@ -129,7 +130,7 @@ def write_weights(model: torch.nn.Module, out: Path) -> None:
 
 def train(
     args: argparse.Namespace, images: np.ndarray, captions: list[str], tokenizer: SimpleTokenizer
-) -> tuple[torch.nn.Module, list[dict[str, object]]]:
+) -> tuple[open_clip.model.CLIP, list[dict[str, object]]]:
     """Contrastive training; returns the model and a log of losses and validation accuracies."""
     torch.manual_seed(args.seed)
     rng = np.random.default_rng((args.seed, 8))

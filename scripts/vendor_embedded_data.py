@@ -116,8 +116,9 @@ def main() -> int:
     parser.add_argument("--fashion", type=Path, required=True, help="folder of the idx files")
     parser.add_argument("--distance", type=float, default=0.25)
     args = parser.parse_args()
-    np.savez_compressed(ASSETS / "fashion.npz", **fashion(args.fashion, args.distance))
-    np.savez_compressed(ASSETS / "emoji.npz", **emoji(args.distance))
+    np.savez_compressed(
+        ASSETS / "fashion.npz", allow_pickle=False, **fashion(args.fashion, args.distance)
+    )
     return 0
 
 

@@ -6,9 +6,9 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
-Value = TypeVar("Value")
+Main = TypeVar("Main", bound=Callable[..., int])
 
 
 class UsageError(ValueError):
@@ -35,17 +35,15 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {kind} {name!r}; choose from {', '.join(closest(name, choices))}")
 
 
-def entry_point(
-    main: Callable[[Sequence[str] | None], int],
-) -> Callable[[Sequence[str] | None], int]:
+def entry_point(main: Main) -> Main:
     """Decorates a script's `main(argv)`: a `UsageError` becomes a message and exit code 2."""
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            return int(main(argv))
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a script's own message
             return 2
 
-    return guarded
+    return cast(Main, guarded)

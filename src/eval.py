@@ -44,7 +44,7 @@ def coefficients(num_points: int) -> list[float]:
     return [round(float(c), 10) for c in np.linspace(0.0, 1.0, num_points)]
 
 
-def _loader(encoder: nn.Module, dataset_name: str, args: Any) -> Any:
+def _loader(encoder: Encoder, dataset_name: str, args: Any) -> Any:
     suite = suite_of(args)
     data = get_dataset(
         suite.check(dataset_name),
@@ -180,6 +180,8 @@ def load_base(pretrained_checkpoint: Source, linear: bool) -> Encoder:
         return (empty.apply_to_linear if linear else empty.apply_to_nonlinear)(
             pretrained_checkpoint
         )
+    if isinstance(pretrained_checkpoint, nn.Module):
+        raise TypeError(f"expected an image encoder, got {type(pretrained_checkpoint).__name__}")
     return (LinearizedImageEncoder if linear else ImageEncoder).load(pretrained_checkpoint)
 
 

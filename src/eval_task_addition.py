@@ -46,7 +46,8 @@ def task_addition(args: Any) -> dict[str, Any]:
     """
     mode, tasks, start = args.finetuning_mode, tasks_of(args), time.monotonic()
     encoder, theta0_hash = zeroshot_encoder(args)
-    total = sum(task_vector(args, task, mode) for task in tasks)
+    first, *others = (task_vector(args, task, mode) for task in tasks)
+    total = sum(others, start=first)
     hashes = checkpoint_hashes(args, tasks, mode)
     made_by = command("eval_single_task", args, mode)
     singles = require_results(accuracies_path(args, mode), args, theta0_hash, made_by, hashes)

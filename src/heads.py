@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def zeroshot_weights(
-    model: nn.Module,
+    model: Any,
     classnames: Sequence[str],
     templates: Sequence[Callable[[str], str]],
     device: torch.device,

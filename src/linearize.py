@@ -91,7 +91,7 @@ def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[
         statedict.check_same(params, params0, "params and params0")
         tangents = {name: value - params0[name] for name, value in params.items()}
         with forward_ad_backends():
-            out, d_out = jvp(lambda p: f(p, *args, **kwargs), (dict(params0),), (tangents,))
+            out, d_out = jvp(lambda p: f(p, *args, **kwargs), (dict(params0),), (tangents,))[:2]
         return pytree.tree_map(_sum, out, d_out)
 
     return f_lin
@@ -120,12 +120,14 @@ class LinearizedModel(nn.Module):
     Source: arXiv:2305.12827, equation (5).
     """
 
+    _skeleton: nn.Module
+
     def __init__(self, model: nn.Module, init_model: nn.Module | None = None) -> None:
         super().__init__()
-        theta = dict(model.named_parameters())
+        theta: dict[str, Tensor] = dict(model.named_parameters())
         skeleton = copy.deepcopy(model if init_model is None else init_model)
         skeleton.eval().requires_grad_(False)
-        theta0 = dict(skeleton.named_parameters())
+        theta0: dict[str, Tensor] = dict(skeleton.named_parameters())
         statedict.check_same(theta, theta0, "parameters of model and init_model")
         # not a submodule: theta0 is neither a parameter of ours nor a buffer that DDP broadcasts
         object.__setattr__(self, "_skeleton", skeleton)
@@ -148,18 +150,20 @@ class LinearizedModel(nn.Module):
         those of our methods.
         """
         *parts, leaf = name.split(".")
-        place: nn.Module = self
+        place: Any = self
         for part in parts:
-            place = place._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+            place = place._modules.setdefault(part, nn.Module())
         return place, leaf
 
     def _parameter(self, name: str) -> Tensor:
         place, leaf = self._place(name)
-        return place._parameters[leaf]  # type: ignore[return-value]
+        value: Tensor = place._parameters[leaf]  # type: ignore[assignment]
+        return value
 
     def _buffer(self, name: str) -> Tensor:
         place, leaf = self._place(name)
-        return place._buffers[leaf]  # type: ignore[return-value]
+        value: Tensor = place._buffers[leaf]  # type: ignore[assignment]
+        return value
 
     @property
     def params(self) -> list[Tensor]:
@@ -224,7 +228,7 @@ class LinearizedModel(nn.Module):
                 else value.new_zeros(()).expand_as(value)
                 for name, value in theta0.items()
             }
-            found, d_found = jvp(f, (theta0,), (known,))
+            found, d_found = jvp(f, (theta0,), (known,))[:2]
 
         def tree(tensors: Iterable[Tensor]) -> Any:
             """The module's output with these tensors; what is no tensor stays as it is."""
@@ -390,5 +394,5 @@ def _without_text(encoder: ImageEncoder) -> ImageEncoder:
     if isinstance(encoder.model, VisionTower):
         return encoder
     bare = copy.copy(encoder)
-    bare._modules = {"model": VisionTower(encoder.model.visual)}  # type: ignore[arg-type]
+    bare._modules = {"model": VisionTower(encoder.model.visual)}
     return bare

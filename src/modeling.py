@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,17 @@ def create_clip(
             raise unknown(f"weights of {architecture}", tag, tags)
         config = open_clip.get_pretrained_cfg(architecture, tag) or {}
         options = {"force_quick_gelu": bool(config.get("quick_gelu", False))}
-    model, train, val = open_clip.create_model_and_transforms(
-        architecture,
-        pretrained=tag if weights else None,
-        cache_dir=str(Path(cache_dir).expanduser()) if cache_dir else None,
-        **options,
-    )
+    if not weights:
+        logging.disable(logging.WARNING)  # open_clip warns of random weights; ours come from a file
+    try:
+        model, train, val = open_clip.create_model_and_transforms(
+            architecture,
+            pretrained=tag if weights else None,
+            cache_dir=str(Path(cache_dir).expanduser()) if cache_dir else None,
+            **options,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     model.tokenizer = open_clip.get_tokenizer(architecture)
     model.name = name
     return model.eval(), train, val
@@ -130,7 +136,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         override = pretrained_override(args)
         model_name = str(setting(args, "model"))
-        self._build(model_name, setting(args, "openclip_cachedir"), keep_lang, override is None)
+        published = override is None or keep_lang  # the text tower is always the published one
+        self._build(model_name, setting(args, "openclip_cachedir"), keep_lang, published)
         if override is not None:
             state = checkpoints.load_checkpoint(override, kinds=checkpoints.ENCODERS)
             self._check_model(state, override)
@@ -143,7 +150,7 @@ class ImageEncoder(nn.Module):
         self.cache_dir = cache_dir
         model, train, val = create_clip(model_name, cache_dir, weights)
         self.train_preprocess, self.val_preprocess = train, val
-        self.model: nn.Module = model if keep_lang else VisionTower(model.visual)
+        self.model: Any = model if keep_lang else VisionTower(model.get_submodule("visual"))
 
     def _check_model(self, state: checkpoints.Checkpoint, path: str | Path) -> None:
         if state.info.get("model", self.model_name) != self.model_name:

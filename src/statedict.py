@@ -124,4 +124,4 @@ def content_hash(state: State) -> str:
 
 def _bytes(value: Tensor) -> Any:
     flat = value.clone(memory_format=torch.contiguous_format).reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

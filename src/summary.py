@@ -50,8 +50,8 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     first = runs[0]
     tasks, control = tasks_of(first), control_of(first)
 
-    def gather(paths: Callable[[Any], Path], pick: Callable[[dict[str, Any]], Any]) -> Any:
-        found = [pick(load_results(paths(run))) for run in runs]
+    def gather(path_of: Callable[..., Path], pick: Callable[..., Any], *which: str) -> Any:
+        found = [pick(load_results(path_of(run, *which))) for run in runs]
         return {key: _numbers([one[key] for one in found]) for key in found[0]}
 
     def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float]]:
@@ -87,13 +87,9 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
         return {**means, **{task: results[task]["test"] for task in tasks}}
 
     return {
-        "single": {m: gather(lambda r, m=m: accuracies_path(r, m), single(m)) for m in SINGLE},
-        "addition": {
-            m: gather(lambda r, m=m: arithmetic_path(r, m, "additions"), addition) for m in EDITED
-        },
-        "negation": {
-            m: gather(lambda r, m=m: arithmetic_path(r, m, "negations"), negation) for m in EDITED
-        },
+        "single": {m: gather(accuracies_path, single(m), m) for m in SINGLE},
+        "addition": {m: gather(arithmetic_path, addition, m, "additions") for m in EDITED},
+        "negation": {m: gather(arithmetic_path, negation, m, "negations") for m in EDITED},
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.args import Config
+from src.args import Config, parse_arguments
 from src.data import registry
 from src.data.embedded import EMBEDDED_SETS
 from src.data.embedded.base import Arrays, EmbeddedSet, Split, render_split
@@ -57,13 +57,4 @@ def flags(root: Path) -> list[str]:
 
 def small_config(root: Path) -> Config:
     """The same as settings."""
-    return Config(
-        tasks=list(TASKS),
-        epochs=1,
-        batch_size=32,
-        n_eval_points=3,
-        device="cpu",
-        save=str(root / "checkpoints"),
-        results=str(root / "results"),
-        cache_dir=str(root / "cache"),
-    )
+    return parse_arguments(flags(root))

@@ -16,7 +16,7 @@ from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
 from src.results import load_results
 from src.task_vectors import LinearizedTaskVector
-from tests.small_suite import TASKS, flags, small_config, small_suite
+from tests.small_suite import TASKS, flags, small_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("finetune", "eval_single_task", "eval_task_addition", "eval_task_negation")
@@ -119,7 +119,7 @@ def test_addition_reports_the_chosen_coefficient(
     singles = results(root, f"{prefix}ft_accuracies")
     for task in TASKS:
         assert test[f"{task}:normalized_top1"] == pytest.approx(
-            test[f"{task}:top1"] / singles[task]  # type: ignore[operator]
+            test[f"{task}:top1"] / singles[task]
         )
         assert zeroshot[f"{task}:top1"] == results(root, "zeroshot_accuracies")[task]
     line = json.loads(db.read_text().splitlines()[-1])
@@ -239,6 +239,7 @@ def test_module_and_script_start_alike() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_snapshots_and_two_processes(root: Path, tmp_path: Path) -> None:
     """Two processes on the real, small Emoji set: same steps, nearly the same weights."""
     base = ["--finetuning-mode=linear", "--tasks=Emoji", "--epochs=1", "--device=cpu"]
@@ -257,9 +258,3 @@ def test_snapshots_and_two_processes(root: Path, tmp_path: Path) -> None:
     moved = torch.cat([(one.theta[n] - theta0[n]).flatten() for n in theta0])
     apart = torch.cat([(one.theta[n] - two.theta[n]).flatten() for n in theta0])
     assert apart.norm() / moved.norm() < 0.05
-
-
-def test_small_config_is_what_the_flags_say(tmp_path: Path) -> None:
-    from src.args import parse_arguments
-
-    assert parse_arguments(flags(tmp_path)) == small_config(tmp_path)

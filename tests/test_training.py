@@ -35,7 +35,7 @@ RECIPE = Recipe(
 
 def to_tensor(image: Image.Image) -> Tensor:
     """A transform that draws random numbers, as augmentation does."""
-    x = torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 255
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     return x + 0.1 * torch.randn_like(x)
 
 

@@ -37,15 +37,17 @@ class SeededPictures(Dataset[tuple[Any, int]]):
         image, label = self.pictures[index]
         if self.transform is None:
             return image, label
-        state = random.getstate()
+        state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
         entropy = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(entropy[0]))
             random.seed(int(entropy[1]))
+            np.random.seed(entropy[1])  # noqa: NPY002 - what others' transforms draw from
             try:
                 return self.transform(image), label
             finally:
                 random.setstate(state)
+                np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_mnist_is_the_full_one_unless_the_suite_is_embedded(tmp_path: Path, cach
         with pytest.raises(MissingFileError, match=r"data set MNIST is not complete: .*MNIST"):
             get_dataset("MNIST", None, tmp_path, suite=suite, cache_dir=cache)
     small = get_dataset("MNIST", None, tmp_path, suite="embedded", cache_dir=cache)
-    assert (len(small.train), len(small.test)) == (3300, 1000)
+    assert (len(small.train), len(small.test)) == (3200, 1000)
     assert small.classnames[3] == "three"
 
 

@@ -112,6 +112,12 @@ def pick(rng: Rng, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
+def random_colour(rng: Rng, low: int = 0, high: int = 256) -> Colour:
+    """A colour whose channels are uniform in [low, high)."""
+    r, g, b = rng.integers(low, high, 3).tolist()
+    return r, g, b
+
+
 def jitter(rng: Rng, colour: Colour, amount: int = 22) -> Colour:
     """`colour` moved by at most `amount` grey levels a channel."""
     r, g, b = (

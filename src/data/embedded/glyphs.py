@@ -20,6 +20,7 @@ from src.data.embedded.drawing import (
     gradient,
     jitter,
     pick,
+    random_colour,
     write,
 )
 
@@ -29,9 +30,7 @@ LETTERS = tuple(string.ascii_uppercase)
 
 def draw_glyph(rng: Rng, text: str, style: Style, coloured: bool = True) -> np.ndarray:
     """One character in the middle of a plain background."""
-    background = (
-        tuple(int(v) for v in rng.integers(0, 256, 3)) if coloured else jitter(rng, (250, 250, 250))
-    )
+    background = random_colour(rng) if coloured else jitter(rng, (250, 250, 250))
     ink = contrasting(rng, background) if coloured else jitter(rng, (20, 20, 20))
     image = blank(background)
     write(image, text, pick(rng, style.fonts), int(rng.integers(42, 58)), ink)
@@ -40,7 +39,7 @@ def draw_glyph(rng: Rng, text: str, style: Style, coloured: bool = True) -> np.n
 
 def draw_house_number(rng: Rng, label: int) -> np.ndarray:
     """A digit on a shaded wall, with parts of other digits left and right of it."""
-    wall = tuple(int(v) for v in rng.integers(30, 226, 3))
+    wall = random_colour(rng, 30, 226)
     image: Image.Image = gradient(rng, wall)
     ink, face = contrasting(rng, wall, 70), pick(rng, TASK.fonts)
     size = int(rng.integers(40, 54))

@@ -137,7 +137,7 @@ def draw_cover(rng: Rng, name: str, style: Style, haze: float) -> np.ndarray:
         veil = np.clip(clouds(rng, 3) - 0.45, 0, 1) * rng.uniform(0, haze)
         pixels = np.asarray(image, dtype=float) * (1 - veil[..., None]) + 235 * veil[..., None]
         image = Image.fromarray(pixels.astype(np.uint8), "RGB")
-    return finish(rng, distort(rng, image, style, fill=image.getpixel((0, 0))), style)
+    return finish(rng, distort(rng, image, style), style)
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:

@@ -38,8 +38,8 @@ def _split(embedded: EmbeddedSet, split: Split, cache: Path) -> ArrayPictures:
         except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile):
             logger.warning("%s is damaged and drawn again", path)
     images, labels = embedded.build(split)
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, images=images, labels=labels)
+    with atomic(path) as temporary, temporary.open("wb") as target:
+        np.savez(target, images=images, labels=labels)
     return ArrayPictures(images, labels)
 
 

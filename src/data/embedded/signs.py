@@ -18,6 +18,7 @@ from src.data.embedded.drawing import (
     finish,
     jitter,
     pick,
+    random_colour,
     write,
 )
 
@@ -120,7 +121,7 @@ def _symbol(rng: Rng, image: Image.Image, symbol: str, face: Colour, style: Styl
 def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
     """A traffic sign, on a plain board or (scenery) on a cloudy background of foliage and sky."""
     shape, rim, face, symbol = SIGNS[name]
-    background = tuple(int(v) for v in rng.integers(60, 220, 3))
+    background = random_colour(rng, 60, 220)
     image = blank(background)
     if scenery:
         other = jitter(rng, background, 60)

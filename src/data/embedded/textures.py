@@ -18,6 +18,7 @@ from src.data.embedded.drawing import (
     contrasting,
     distort,
     finish,
+    random_colour,
 )
 
 Grid = np.ndarray  # (CANVAS, CANVAS)
@@ -123,7 +124,7 @@ def draw_texture(
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    one = tuple(int(v) for v in rng.integers(0, 256, 3))
+    one = random_colour(rng)
     return draw_texture(rng, TEXTURES[label], TASK, one, contrasting(rng, one, 50), (9, 26))
 
 
