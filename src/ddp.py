@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from src.errors import UsageError
+
 logger = logging.getLogger(__name__)
 
 TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while the first draws data or writes
@@ -109,16 +111,25 @@ def free_port(wanted: int) -> int:
     return wanted
 
 
-def _spawned(rank: int, work: Callable[[Any], None], args: Any, port: int) -> None:
+def _member(work: Callable[[Any], None], args: Any) -> None:
+    """What each process of a group does once it has joined."""
     from src.logs import setup_logging
 
-    setup_ddp(rank, args.world_size, port)
     setup_logging()
     try:
         work(args)
         barrier()
     finally:
         cleanup_ddp()
+
+
+def _spawned(rank: int, work: Callable[[Any], None], args: Any, port: int, mistakes: Any) -> None:
+    setup_ddp(rank, args.world_size, port)
+    try:
+        _member(work, args)
+    except UsageError as error:  # the parent says it, once and without a trace
+        mistakes.put(str(error))
+        raise SystemExit(2) from error
 
 
 def run(work: Callable[[Any], None], args: Any) -> None:
@@ -133,15 +144,19 @@ def run(work: Callable[[Any], None], args: Any) -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         _join()
-        try:
-            work(args)
-            barrier()
-        finally:
-            cleanup_ddp()
+        _member(work, args)
     elif args.world_size > 1:
         check_world_size(args)
         port = free_port(args.port)
-        torch.multiprocessing.spawn(_spawned, (work, args, port), nprocs=args.world_size)
+        mistakes = torch.multiprocessing.get_context("spawn").SimpleQueue()
+        try:
+            torch.multiprocessing.spawn(
+                _spawned, (work, args, port, mistakes), nprocs=args.world_size
+            )
+        except torch.multiprocessing.ProcessExitedException:
+            if mistakes.empty():
+                raise
+            raise UsageError(mistakes.get()) from None
     else:
         work(args)
 

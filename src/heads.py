@@ -105,7 +105,7 @@ def get_classification_head(args: Any, dataset: str) -> ClassificationHead:
     data = get_dataset(name, None, data_root(args), suite=suite.name, cache_dir=cache_dir(args))
     templates = get_templates(name, suite.name)
     recipe = _recipe_hash(args, data.classnames, templates)
-    if not _is_current(path, recipe):
+    if not ddp.all_agree(_is_current(path, recipe)):
         if ddp.is_main_process():
             logger.info("building the zero-shot head of %s", name)
             clip = ImageEncoder(args, keep_lang=True).model

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src import ddp
+from src.args import Config
 from src.checkpoints import read_facts, resolve
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
@@ -25,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 def command(script: str, args: Any, mode: str | None = None) -> str:
     """The command line that makes what is missing, with this run's settings."""
-    defaults = type(args)() if callable(type(args)) else args
+    defaults = Config()
     words = [f"python src/{script}.py"]
     if mode is not None:
         words.append(f"--finetuning-mode={mode}")
     for name in ("model", "suite", "save", "results", "seed", "load"):
         value = setting(args, name)
-        if value is not None and value != getattr(defaults, name, None):
+        if value is not None and value != getattr(defaults, name):
             words.append(f"--{name}={','.join(value) if isinstance(value, list) else value}")
     return " ".join(words)
 
@@ -43,7 +44,8 @@ def zeroshot_encoder(args: Any) -> tuple[ImageEncoder, str]:
         UsageError: if the file holds other weights than the model's own or those of `--load`.
     """
     path = zeroshot_path(args)
-    kept = read_facts(path)["hash"] if path.is_file() else None
+    missing = ddp.all_agree(not path.is_file())
+    kept = None if missing else read_facts(path)["hash"]
     override = pretrained_override(args)
     parsed = ClipName.parse(str(setting(args, "model")))
     known = override is not None or parsed.architecture == EMBEDDED_MODEL

@@ -197,11 +197,12 @@ def train(
     for step in progress(range(done, steps), description):
         set_rate(step)
         losses.append(step_gradients(model, plan, step, batches, device, recipe.ls))
-        norm = torch.nn.utils.clip_grad_norm_(params, CLIP_NORM)
+        norm = float(torch.nn.utils.clip_grad_norm_(params, CLIP_NORM))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         run.log(
-            {"loss": losses[-1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}, step
+            {"loss": losses[-1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm},
+            step,
         )
         _check_finite(losses[-1], step, recipe)
         ended = step + 1

@@ -15,6 +15,7 @@ from src import ddp
 from src.args import Config
 from src.data.base import ArrayPictures
 from src.data.loading import BatchPlan, RankBatches, SeededPictures, train_loader
+from src.errors import UsageError
 from src.linearize import LinearizedModel
 from src.logs import Run
 from src.settings import Recipe
@@ -127,6 +128,15 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
             assert found.keys() == alone.keys()
             assert distance(found, alone) < 1e-5
     assert ddp.world_size() == 1 and ddp.is_main_process()
+
+
+def _mistake(args: Any) -> None:
+    raise UsageError("no such thing; try another")
+
+
+def test_a_mistake_in_another_process_is_told_without_a_trace() -> None:
+    with pytest.raises(UsageError, match=r"^no such thing; try another$"):
+        ddp.run(_mistake, Config(world_size=2, port=12411))
 
 
 def test_a_taken_port_is_replaced() -> None:
