@@ -67,13 +67,13 @@ if [ ! -x "$python" ]; then
 fi
 if [ "$cpu" = 1 ] && ! "$python" -c 'import torch, torchvision' >/dev/null 2>&1; then
   say "installing the CPU-only PyTorch"
-  "$python" -m pip install --quiet torch torchvision \
+  "$python" -m pip install --quiet --no-compile torch torchvision \
     --index-url https://download.pytorch.org/whl/cpu >&2
 fi
 name=$root
 [ ${#extras[@]} -gt 0 ] && name="$root[$(IFS=,; echo "${extras[*]}")]"
 say "installing the project and its dependencies (some minutes the first time)"
-"$python" -m pip install --quiet -e "$name" >&2
+"$python" -m pip install --quiet --no-compile -e "$name" >&2
 touch "$stamp"
 say "$environment is ready"
 echo "$python"

@@ -36,7 +36,7 @@ from src.task_vectors import Source, TaskVector
 logger = logging.getLogger(__name__)
 
 Encoder = ImageEncoder | LinearizedImageEncoder
-EVAL_BATCH = 128
+EVAL_BATCH = 256
 
 
 def coefficients(num_points: int) -> list[float]:

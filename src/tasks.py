@@ -74,15 +74,15 @@ SUITES: dict[str, Suite] = {
         num_grad_accumulation={"": 1, "ViT-L-14": 2},
         num_workers=8,
     ),
-    # epochs: about 80 steps of 64 each
+    # epochs: 50 to 75 steps of 64 each
     "embedded": Suite(
         name="embedded",
         tasks={
-            "Emoji": Task(6, 9),
+            "Emoji": Task(5, 9),
             "FashionMNIST": Task(1, 10),
             "LandCover": Task(1, 8),
             "Letters": Task(1, 26),
-            "MNIST": Task(2, 10),
+            "MNIST": Task(1, 10),
             "Signs": Task(1, 20),
             "StreetDigits": Task(1, 10),
             "Textures": Task(1, 16),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,26 @@ from src.data.base import Pictures
 
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
+
+
+@contextmanager
+def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
+    """Seeds what transforms draw from, and puts its state back on exit.
+
+    Only the CPU generator of PyTorch is seeded: `torch.manual_seed` also queues a call for every
+    kind of accelerator, which takes longer than a transform does.
+    """
+    seeds = np.random.SeedSequence(entropy).generate_state(3, np.uint32)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(int(seeds[1]))
+    np.random.seed(seeds[2])  # noqa: NPY002 - what others' transforms draw from
+    torch.default_generator.manual_seed(int(seeds[0]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
 
 
 class SeededPictures(Dataset[tuple[Any, int]]):
@@ -37,17 +58,8 @@ class SeededPictures(Dataset[tuple[Any, int]]):
         image, label = self.pictures[index]
         if self.transform is None:
             return image, label
-        state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-        entropy = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint32)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(entropy[0]))
-            random.seed(int(entropy[1]))
-            np.random.seed(entropy[1])  # noqa: NPY002 - what others' transforms draw from
-            try:
-                return self.transform(image), label
-            finally:
-                random.setstate(state)
-                np.random.set_state(numpy_state)  # noqa: NPY002
+        with seeded((self.seed, epoch, index)):
+            return self.transform(image), label
 
 
 @dataclass(frozen=True)

@@ -74,5 +74,5 @@ def render_split(
     return build
 
 
-SYNTHETIC_SIZES: dict[Split, int] = {"train": 5000, "val": 500, "test": 1000}
+SYNTHETIC_SIZES: dict[Split, int] = {"train": 4000, "val": 500, "test": 1000}
 PHOTO_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.", "an image of the {}.")
