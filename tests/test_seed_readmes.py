@@ -216,3 +216,11 @@ def test_linear_clip(run: Path) -> None:
         train_dataset="Emoji",
     )
     assert scope["linear_clip"](torch.randn(2, 3, 32, 32)).shape == (2, 9)
+
+
+def test_our_own_readme_on_task_vectors(run: Path) -> None:
+    from tests.test_readme import python_blocks
+
+    scope = execute(python_blocks()[1].replace("MNIST", "Emoji"))
+    assert isinstance(scope["encoder"], ImageEncoder)
+    assert isinstance(scope["posthoc"], LinearizedImageEncoder)
