@@ -78,7 +78,8 @@ def test_the_summary_is_over_seeds(root: Path) -> None:
 
 def test_the_figure_is_a_picture(root: Path) -> None:
     with Image.open(root / "results" / "embedded" / "figures" / "overview.png") as picture:
-        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
+        colours = picture.convert("RGB").getcolors(1 << 24)
+        assert picture.width > 1000 and colours is not None and len(colours) > 50
 
 
 def test_run_again_it_skips_everything_and_says_so(
