@@ -3,7 +3,7 @@
 #
 #   bash scripts/quickstart.sh [--quick] [--cpu] [flags of scripts/reproduce.py]
 #
-# Run again, it skips what is done. --quick is a cut-down version of a minute or two.
+# Run again, it skips what is done. --quick is a cut-down version of a few minutes.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 setup=() rest=()
