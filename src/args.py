@@ -64,6 +64,7 @@ class Config:
         None,
         "checkpoint to use as the pre-trained model instead of its published weights",
         path=True,
+        metavar="CHECKPOINT",
     )
     cache_dir: str | None = _flag(
         None, "where caches go (default: ~/.cache/tangent-arithmetic)", path=True
@@ -171,7 +172,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         elif typing.get_origin(kind) is Literal:
             options["choices"] = typing.get_args(kind)
         elif typing.get_origin(kind) is list:
-            options.update(type=_names, metavar="A,B")
+            options.update(type=_names, metavar=item.metadata.get("metavar", "A,B"))
         elif kind in (int, float):
             options.update(type=_number(kind, item.metadata.get("least")), metavar="N")
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.errors import MissingFileError, UsageError
-from src.statedict import content_hash
+from src.statedict import State, content_hash
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "tangent-arithmetic/1"
 THETA0 = "theta0/"
@@ -152,24 +155,37 @@ def save_tensors(
         info: JSON-serialisable facts to keep with the weights.
     """
     path = as_safetensors(path)
-    theta = {name: value.detach().cpu().contiguous() for name, value in theta.items()}
     tensors = dict(theta)
     if theta0 is not None:
         theta0_hash = content_hash(theta0)
         if _find_zeroshot(path, theta0_hash) is None:
-            tensors |= {THETA0 + n: v.detach().cpu().contiguous() for n, v in theta0.items()}
+            tensors |= {THETA0 + name: value for name, value in theta0.items()}
+    tensors = _storable(tensors)
     facts = {
         "format": FORMAT,
         "kind": kind,
-        "hash": content_hash(theta),
+        "hash": content_hash({name: tensors[name] for name in theta}),
         "theta0_hash": theta0_hash or "",
         "info": json.dumps(info or {}, sort_keys=True),
     }
-    # safetensors refuses tensors that share memory, such as tied weights
-    unique = {name: value.clone() for name, value in tensors.items()}
     with atomic(path) as temporary:
-        save_file(unique, str(temporary), metadata=facts)
+        save_file(tensors, str(temporary), metadata=facts)
     return facts["hash"]
+
+
+def _storable(state: State) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: on the CPU, contiguous, no two in one storage.
+
+    Only what is not so is copied, tied weights for instance.
+    """
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        dense = value.detach().cpu().contiguous()
+        storage = dense.untyped_storage().data_ptr()
+        found[name] = dense.clone() if storage in taken else dense
+        taken.add(storage)
+    return found
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -257,11 +273,12 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_resume(path: Path) -> dict[str, Any] | None:
-    """Reads what `save_resume` wrote; None if there is nothing, or nothing readable."""
+    """Reads what `save_resume` wrote; None if there is nothing, or (warns) nothing readable."""
+    if not path.is_file():
+        return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except Exception:
+    except Exception as error:  # torch.load has no error of its own for a damaged file
+        logger.warning("%s cannot be read (%s); starting anew", path, type(error).__name__)
         return None
     return state

@@ -17,19 +17,16 @@ from torch import Tensor, nn
 
 from src import ddp, statedict
 from src.data.loading import eval_loader, to_device
-from src.data.registry import get_dataset
+from src.data.registry import dataset_for
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.logs import progress
 from src.modeling import ImageEncoder
 from src.settings import (
-    cache_dir,
-    data_root,
     device_of,
     eval_datasets,
     num_workers_of,
     setting,
-    suite_of,
 )
 from src.task_vectors import Source, TaskVector
 
@@ -45,14 +42,7 @@ def coefficients(num_points: int) -> list[float]:
 
 
 def _loader(encoder: Encoder, dataset_name: str, args: Any) -> Any:
-    suite = suite_of(args)
-    data = get_dataset(
-        suite.check(dataset_name),
-        None,
-        data_root(args),
-        suite=suite.name,
-        cache_dir=cache_dir(args),
-    )
+    data = dataset_for(args, dataset_name)
     return eval_loader(
         data.test,
         encoder.val_preprocess,

@@ -9,7 +9,7 @@ from typing import Any
 from src import ddp
 from src.args import parse_arguments, require_mode
 from src.errors import entry_point
-from src.eval import eval_single_dataset
+from src.eval import Encoder, eval_single_dataset
 from src.logs import setup_logging, wandb_run
 from src.results import accuracies_path, accuracy_table, merge, provenance, write_results
 from src.runs import announce, checkpoint_hashes, finetuned_encoder, zeroshot_encoder
@@ -24,13 +24,13 @@ def single_task_accuracies(args: Any) -> dict[str, Any]:
     In mode "none" the pre-trained encoder is evaluated, on the control set too.
     """
     mode, start = args.finetuning_mode, time.monotonic()
-    encoder: Any
-    encoder, theta0_hash = zeroshot_encoder(args)
+    base, theta0_hash = zeroshot_encoder(args)
     tasks = list(dict.fromkeys(name.removesuffix("Val") for name in eval_datasets(args)))
     accuracies: dict[str, Any] = {}
     for task in [*tasks, control_of(args)] if mode == "none" else tasks:
+        encoder: Encoder = base
         if mode != "none":
-            encoder = finetuned_encoder(args, task, mode)
+            encoder = finetuned_encoder(args, task, mode, base, theta0_hash)
         for name in (f"{task}Val", task):
             accuracies[name] = eval_single_dataset(encoder, name, args)["top1"]
     hashes = {} if mode == "none" else checkpoint_hashes(args, tasks, mode)

@@ -46,7 +46,7 @@ def task_addition(args: Any) -> dict[str, Any]:
     """
     mode, tasks, start = args.finetuning_mode, tasks_of(args), time.monotonic()
     encoder, theta0_hash = zeroshot_encoder(args)
-    first, *others = (task_vector(args, task, mode) for task in tasks)
+    first, *others = (task_vector(args, task, mode, encoder, theta0_hash) for task in tasks)
     total = sum(others, start=first)
     hashes = checkpoint_hashes(args, tasks, mode)
     made_by = command("eval_single_task", args, mode)

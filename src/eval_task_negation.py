@@ -12,6 +12,7 @@ from src.args import parse_arguments, require_mode
 from src.errors import entry_point
 from src.eval import evaluate_task_vector, evaluate_task_vector_at_coef, find_optimal_coef
 from src.logs import setup_logging, wandb_run
+from src.modeling import ImageEncoder
 from src.results import (
     accuracies_path,
     arithmetic_path,
@@ -24,11 +25,14 @@ from src.results import (
 )
 from src.runs import announce, checkpoint_hashes, command, task_vector, zeroshot_encoder
 from src.settings import control_of, setting, tasks_of
+from src.task_vectors import TaskVector
 
 MODES = ("standard", "linear", "posthoc")
 
 
-def negate(args: Any, task: str, encoder: Any, singles: dict[str, Any]) -> dict[str, Any]:
+def negate(
+    args: Any, task: str, tau: TaskVector, encoder: ImageEncoder, singles: dict[str, Any]
+) -> dict[str, Any]:
     """One task's negation.
 
     The coefficient is the smallest one with the lowest validation accuracy on the task, among those
@@ -37,14 +41,14 @@ def negate(args: Any, task: str, encoder: Any, singles: dict[str, Any]) -> dict[
     Args:
         args: settings.
         task: the task to forget.
+        tau: its task vector.
         encoder: the pre-trained encoder.
         singles: its zero-shot accuracies, by data set.
 
     Returns:
         {"test", "test_control", "val": {coefficient: metrics}, "coefficient", "zeroshot", ...}.
     """
-    posthoc, control = args.finetuning_mode == "posthoc", control_of(args)
-    negated = -task_vector(args, task, args.finetuning_mode)
+    posthoc, control, negated = args.finetuning_mode == "posthoc", control_of(args), -tau
     chosen = copy.copy(args)
     chosen.eval_datasets, chosen.control_dataset = [f"{task}Val"], f"{control}Val"
     val = evaluate_task_vector(negated, encoder, chosen, posthoc)
@@ -76,7 +80,10 @@ def task_negation(args: Any) -> dict[str, Any]:
     made_by = command("eval_single_task", args, "none")
     path = accuracies_path(args, "none")
     singles = require_results(path, args, theta0_hash, made_by)
-    results: dict[str, Any] = {task: negate(args, task, encoder, singles) for task in tasks}
+    results: dict[str, Any] = {}
+    for task in tasks:
+        tau = task_vector(args, task, mode, encoder, theta0_hash)
+        results[task] = negate(args, task, tau, encoder, singles)
     hashes = checkpoint_hashes(args, tasks, mode)
     results["provenance"] = provenance(
         args, time.monotonic() - start, theta0_hash=theta0_hash, checkpoints=hashes

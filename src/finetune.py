@@ -11,7 +11,7 @@ from typing import Any
 from src import ddp
 from src.args import parse_arguments, require_mode
 from src.checkpoints import read_facts
-from src.data.registry import get_dataset
+from src.data.registry import dataset_for
 from src.errors import UsageError, entry_point
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -20,15 +20,12 @@ from src.modeling import ImageClassifier
 from src.runs import announce, zeroshot_encoder
 from src.settings import (
     PREFIX,
-    cache_dir,
-    data_root,
     device_of,
     finetuned_path,
     num_workers_of,
     recipe_for,
     seed_of,
     setting,
-    suite_of,
     train_datasets,
 )
 from src.training import Snapshots, seed_everything, train
@@ -79,9 +76,7 @@ def finetune(args: Any, task: str) -> Path:
         encoder = LinearizedImageEncoder(image_encoder=encoder)
     classifier = ImageClassifier(encoder, get_classification_head(args, task))
     classifier.freeze_head()
-    data = get_dataset(
-        f"{task}Val", None, data_root(args), suite=suite_of(args).name, cache_dir=cache_dir(args)
-    )
+    data = dataset_for(args, f"{task}Val")
 
     def save(target: Path, **info: Any) -> None:
         if ddp.is_main_process():

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from src import ddp
 from src.checkpoints import read_facts
-from src.data.registry import get_dataset
+from src.data.registry import dataset_for, get_dataset
 from src.data.templates import get_templates
 from src.errors import UsageError
 from src.modeling import ClassificationHead, ImageEncoder
-from src.settings import cache_dir, data_root, device_of, head_path, setting, suite_of
+from src.settings import device_of, head_path, setting, suite_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +100,8 @@ def get_classification_head(args: Any, dataset: str) -> ClassificationHead:
         dataset: the data set; X and XVal share a head.
     """
     suite, path = suite_of(args), head_path(args, dataset)
-    suite.check(dataset)
-    name = dataset.removesuffix("Val")
-    data = get_dataset(name, None, data_root(args), suite=suite.name, cache_dir=cache_dir(args))
+    name = suite.check(dataset).removesuffix("Val")
+    data = dataset_for(args, name)
     templates = get_templates(name, suite.name)
     recipe = _recipe_hash(args, data.classnames, templates)
     if not ddp.all_agree(_is_current(path, recipe)):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from src import checkpoints
 from src.errors import UsageError, unknown
 from src.settings import pretrained_override, setting
+from src.statedict import copy_into
 from src.tasks import EMBEDDED_MODEL
 
 VISUAL = "model.visual."
@@ -175,13 +176,7 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: if names or shapes differ, listing all differences.
         """
-        from src.statedict import check_same
-
-        own = self.weights()
-        check_same(own, theta, f"weights of {self.model_name} and the checkpoint")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(theta[name])
+        copy_into(self.weights(), theta, f"weights of {self.model_name} and the checkpoint")
 
     def save(self, filename: str | Path, **info: Any) -> str:
         """Writes the encoder to a file and returns the content hash of theta.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def provenance(args: Any, seconds: float, **facts: Any) -> dict[str, Any]:
         "source": _relative(Path(src.__file__)),
         "versions": {"python": platform.python_version(), **_versions()},
         "device": str(device_of(args)),
-        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores",
         "world_size": ddp.world_size(),
         "seconds": round(seconds, 1),
         **facts,
@@ -73,12 +74,6 @@ def _relative(path: Path) -> str:
 
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
-
-
-def _cores() -> int:
-    import os
-
-    return os.cpu_count() or 1
 
 
 def accuracies_path(args: Any, mode: str) -> Path:

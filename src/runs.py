@@ -99,26 +99,41 @@ def finetuned_checkpoint(args: Any, task: str, mode: str, theta0_hash: str) -> P
     return path
 
 
-def task_vector(args: Any, task: str, mode: str) -> TaskVector:
-    """The task vector of a task; post-hoc linearisation uses the standard one."""
-    _, theta0_hash = zeroshot_encoder(args)
-    path = finetuned_checkpoint(args, task, mode, theta0_hash)
-    return TASK_VECTORS[mode](zeroshot_path(args), path)
+def task_vector(
+    args: Any, task: str, mode: str, encoder: ImageEncoder, theta0_hash: str
+) -> TaskVector:
+    """The task vector of a task; post-hoc linearisation uses the standard one.
+
+    Args:
+        args: settings.
+        task: the task.
+        mode: "standard", "linear" or "posthoc".
+        encoder: the pre-trained encoder, see `zeroshot_encoder`.
+        theta0_hash: its content hash.
+    """
+    return TASK_VECTORS[mode](encoder, finetuned_checkpoint(args, task, mode, theta0_hash))
 
 
-def finetuned_encoder(args: Any, task: str, mode: str) -> ImageEncoder | LinearizedImageEncoder:
-    """The fine-tuned encoder of a task; post-hoc it is the standard one, linearised at theta0."""
-    encoder, theta0_hash = zeroshot_encoder(args)
+def finetuned_encoder(
+    args: Any, task: str, mode: str, encoder: ImageEncoder, theta0_hash: str
+) -> ImageEncoder | LinearizedImageEncoder:
+    """The fine-tuned encoder of a task; post-hoc it is the standard one, linearised at theta0.
+
+    Args:
+        args: settings.
+        task: the task.
+        mode: "standard", "linear" or "posthoc".
+        encoder: the pre-trained encoder, see `zeroshot_encoder`; untouched.
+        theta0_hash: its content hash.
+    """
+    if mode == "posthoc":
+        return task_vector(args, task, mode, encoder, theta0_hash).apply_to_linear(encoder)
     path = finetuned_checkpoint(args, task, mode, theta0_hash)
-    if mode == "linear":
-        return LinearizedImageEncoder.load(path)
-    if mode == "standard":
-        return ImageEncoder.load(path)
-    return TASK_VECTORS[mode](zeroshot_path(args), path).apply_to_linear(encoder)
+    return (LinearizedImageEncoder if mode == "linear" else ImageEncoder).load(path)
 
 
 def checkpoint_hashes(args: Any, tasks: list[str], mode: str) -> dict[str, str]:
-    """Task -> content hash of its fine-tuned checkpoint."""
+    """The content hash of the fine-tuned checkpoint of each task, by task."""
     return {task: read_facts(resolve(finetuned_path(args, task, mode)))["hash"] for task in tasks}
 
 

@@ -1,8 +1,8 @@
 r"""Pure arithmetic on named tensors.
 
 A state is a mapping from names to tensors, such as \(\theta\) or \(\tau = \theta - \theta_0\).
-Nothing here changes its inputs; two states are paired by name, never by position, and must have the
-same names and shapes.
+Nothing but `copy_into` changes its inputs; two states are paired by name, never by position, and
+must have the same names and shapes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,23 @@ def check_same(a: State, b: State, what: str = "states") -> None:
         raise ValueError(f"{what} do not match:\n  " + "\n  ".join(problems))
 
 
+def copy_into(own: State, theta: State, what: str) -> None:
+    """Copies the tensors of theta into those of `own`, in place.
+
+    Args:
+        own: what is overwritten; keeps its types and devices.
+        theta: what is copied.
+        what: the two of them, for the message.
+
+    Raises:
+        ValueError: if names or shapes differ, listing all differences.
+    """
+    check_same(own, theta, what)
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(theta[name])
+
+
 def floating(state: State) -> dict[str, Tensor]:
     """The tensors that arithmetic applies to: floating-point ones."""
     return {name: value for name, value in state.items() if value.is_floating_point()}
@@ -45,38 +62,38 @@ def _at_least_float32(value: Tensor) -> Tensor:
 
 
 def add(a: State, b: State) -> dict[str, Tensor]:
-    """A + b."""
+    """`a + b`."""
     check_same(a, b)
     return {name: value + b[name] for name, value in a.items()}
 
 
 def subtract(a: State, b: State) -> dict[str, Tensor]:
-    """A - b."""
+    """`a - b`."""
     check_same(a, b)
     return {name: value - b[name] for name, value in a.items()}
 
 
 def difference(theta: State, theta0: State) -> dict[str, Tensor]:
-    """Tau = theta - theta0 over the floating-point tensors, formed in at least float32."""
+    """`tau = theta - theta0` of the floating-point tensors, in at least float32, where theta is."""
     check_same(theta, theta0, "fine-tuned and pre-trained weights")
     return {
-        name: _at_least_float32(value) - _at_least_float32(theta0[name])
+        name: _at_least_float32(value) - _at_least_float32(theta0[name].to(value.device))
         for name, value in floating(theta).items()
     }
 
 
 def scale(a: State, factor: float | Tensor) -> dict[str, Tensor]:
-    """Factor * a."""
+    """`factor * a`."""
     return {name: value * factor for name, value in a.items()}
 
 
 def power(a: State, exponent: float) -> dict[str, Tensor]:
-    """A ** exponent, by element."""
+    """`a ** exponent`, by element."""
     return {name: value**exponent for name, value in a.items()}
 
 
 def dot(a: State, b: State) -> Tensor:
-    """The sum over all elements of a * b, accumulated in float64 (float32 on MPS)."""
+    """The sum over all elements of `a * b`, accumulated in float64 (float32 on MPS)."""
     check_same(a, b)
     if not a:
         return torch.zeros(())
@@ -93,7 +110,7 @@ def norm(a: State) -> Tensor:
 
 
 def move(theta: State, tau: State, scaling_coef: float = 1.0) -> dict[str, Tensor]:
-    """Theta + scaling_coef * tau, in theta's types; what tau does not have stays as it is.
+    """`theta + scaling_coef * tau`, in theta's types; what tau does not have stays as it is.
 
     Raises:
         ValueError: if tau has a tensor that theta does not have, or of another shape.

@@ -142,12 +142,12 @@ def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
     folder = results_dir(first).parent
     provenances = []
     for run in runs:
-        folder_of_run = results_dir(run)
-        seconds = {}
-        for path in sorted(folder_of_run.glob("*.json")):
-            origin = load_results(path).get("provenance", {})
-            seconds[path.stem] = origin.get("seconds")
+        origin = load_results(accuracies_path(run, "none"))["provenance"]
         shared = {k: origin[k] for k in ("seed", "commit", "machine", "versions", "theta0_hash")}
+        seconds = {
+            path.stem: load_results(path).get("provenance", {}).get("seconds")
+            for path in sorted(results_dir(run).glob("*.json"))
+        }
         provenances.append({**shared, "seconds": seconds})
     facts = {"suite": suite_of(first).name, "tasks": tasks_of(first), "runs": provenances}
     write_text(folder / "summary.json", json.dumps({**facts, **summary}, indent=2) + "\n")

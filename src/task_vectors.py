@@ -26,7 +26,7 @@ Source = str | Path | Encoder | nn.Module
 
 
 def weights_of(source: Source) -> dict[str, Tensor]:
-    """Theta of a checkpoint file, an encoder, or any module, by name."""
+    """The weights theta of a checkpoint file, an encoder, or any module, by name."""
     if isinstance(source, ImageEncoder | LinearizedImageEncoder):
         return source.weights()
     if isinstance(source, nn.Module):
@@ -96,7 +96,7 @@ class TaskVector:
         return self._new(statedict.scale(self.vector, -1.0))
 
     def __mul__(self, factor: float) -> Self:
-        """Factor * tau, for a number or a tensor of one element."""
+        """`factor * tau`, for a number or a tensor of one element."""
         if isinstance(factor, TaskVector):
             return NotImplemented
         return self._new(statedict.scale(self.vector, factor))
@@ -104,11 +104,11 @@ class TaskVector:
     __rmul__ = __mul__
 
     def __truediv__(self, factor: float) -> Self:
-        """Tau / factor."""
+        """`tau / factor`."""
         return self * (1.0 / factor)
 
     def __pow__(self, exponent: float) -> Self:
-        """Tau ** exponent, by element."""
+        """`tau ** exponent`, by element."""
         return self._new(statedict.power(self.vector, exponent))
 
     def __repr__(self) -> str:
@@ -213,7 +213,7 @@ class LinearizedTaskVector(TaskVector):
         return self.apply_to_linear(pretrained_checkpoint, scaling_coef)
 
     def get_named_parameters(self, param_names: Any = None) -> dict[str, Tensor]:
-        """Tau by name; `param_names` is ignored, the vector knows its names."""
+        """`vector`, tau by name; `param_names` is ignored, the vector knows its names."""
         return dict(self.vector)
 
 

@@ -26,7 +26,7 @@ from torch.optim import AdamW, Optimizer
 from src import ddp
 from src.checkpoints import load_resume, save_resume
 from src.data.base import Pictures
-from src.data.loading import BatchPlan, RankBatches, share, to_device, train_loader
+from src.data.loading import BatchPlan, RankBatches, to_device, train_loader
 from src.logs import Run, progress
 from src.settings import Recipe
 
@@ -126,21 +126,21 @@ def step_gradients(
     Returns:
         The mean loss over the N images of all ranks.
     """
-    micro = plan.micro_batches(step)
-    total = sum(len(batch) for batch in micro)
-    size, rank = ddp.world_size(), ddp.rank()
+    sizes = plan.micro_sizes(step)
+    total = sum(sizes)
+    world_size, rank = ddp.world_size(), ddp.rank()
     loss_sum = torch.zeros((), device=device)
-    for i, batch in enumerate(micro):
+    for i, size in enumerate(sizes):
         images, labels = to_device(next(batches), device)
-        wait = isinstance(model, DistributedDataParallel) and i + 1 < len(micro)
+        wait = isinstance(model, DistributedDataParallel) and i + 1 < len(sizes)
         with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             losses = F.cross_entropy(
                 model(images), labels, reduction="sum", label_smoothing=smoothing
             )
-            if not share(batch, rank, size):  # a stand-in, see RankBatches
+            if rank >= size:  # a stand-in, see RankBatches
                 losses = losses * 0.0
             # DDP averages gradients over ranks, hence the factor
-            (losses * (size / total)).backward()
+            (losses * (world_size / total)).backward()
         loss_sum += losses.detach()
     return float(ddp.all_sum(loss_sum)) / total
 

@@ -184,6 +184,7 @@ def test_help_has_the_description_and_every_flag(capsys: pytest.CaptureFixture[s
     for name, _, _ in FLAGS:
         assert f"--{name.replace('_', '-')}" in text
     assert "--finetuning-accuracies" not in text
+    assert "--load CHECKPOINT" in text and "--tasks A,B" in text
 
 
 @pytest.mark.parametrize(

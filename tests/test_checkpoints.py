@@ -130,6 +130,24 @@ def test_tied_transposed_and_trainable_weights_are_saved(tmp_path: Path) -> None
     assert_same(found, {name: value.detach() for name, value in theta.items()})
 
 
+def test_only_what_must_be_copied_is_copied() -> None:
+    weight, whole = torch.ones(2, 3), torch.arange(6.0)
+    state = {"a": weight, "tied": weight, "t": torch.ones(2, 3).T, "x": whole[:2], "y": whole[2:]}
+    found = checkpoints._storable(state)
+    assert_same(found, state)
+    kept = {name for name, value in found.items() if value.data_ptr() == state[name].data_ptr()}
+    assert kept == {"a", "x"}
+    storages = {value.untyped_storage().data_ptr() for value in found.values()}
+    assert len(storages) == 5 and all(value.is_contiguous() for value in found.values())
+
+
+def test_a_part_of_a_larger_tensor_is_saved_alone(tmp_path: Path) -> None:
+    whole = torch.arange(1000.0)
+    save_tensors(tmp_path / "part", {"w": whole[5:7]}, "image_encoder")
+    assert load_checkpoint(tmp_path / "part").theta["w"].tolist() == [5.0, 6.0]
+    assert (tmp_path / "part.safetensors").stat().st_size < 1000
+
+
 def test_facts_are_read_without_weights(tmp_path: Path) -> None:
     path = tmp_path / "head_MNIST.safetensors"
     digest = save_tensors(path, {"weight": torch.ones(2)}, "head", info={"classes": 10})
@@ -349,11 +367,15 @@ def test_the_state_of_a_run_comes_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_starts_anew_where_nothing_readable_is(tmp_path: Path) -> None:
+def test_a_run_starts_anew_where_nothing_readable_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "resume.pt"
     assert checkpoints.load_resume(path) is None
+    assert caplog.text == ""
     path.write_bytes(b"half a file")
     assert checkpoints.load_resume(path) is None
+    assert "resume.pt cannot be read" in caplog.text and "starting anew" in caplog.text
 
 
 def test_the_state_of_a_run_is_not_executed(tmp_path: Path) -> None:

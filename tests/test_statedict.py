@@ -143,6 +143,28 @@ def test_states_that_do_not_match_are_not_broadcast(function: Callable[..., obje
         function({"w": torch.ones(2)}, {"w": torch.ones(1)})
 
 
+def test_copy_into_overwrites_in_place_and_keeps_types() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    own, theta = {"w": weight, "n": torch.tensor(1)}, {"n": torch.tensor(3), "w": torch.ones(2)}
+    statedict.copy_into(own, theta, "weights")
+    assert own["w"] is weight and weight.tolist() == [1.0, 1.0] and own["n"].item() == 3
+    assert weight.dtype == torch.bfloat16 and weight.requires_grad and weight.grad_fn is None
+    theta["w"].zero_()
+    assert weight.tolist() == [1.0, 1.0]
+
+
+def test_copy_into_copies_nothing_where_something_differs() -> None:
+    own = {"a": torch.zeros(2), "w": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"^mine do not match:\n  w: shape \(2,\) against \(1,\)$"):
+        statedict.copy_into(own, {"a": torch.ones(2), "w": torch.ones(1)}, "mine")
+    assert own["a"].tolist() == own["w"].tolist() == [0.0, 0.0]
+
+
+def test_difference_is_on_the_device_of_the_fine_tuned_weights() -> None:
+    theta, theta0 = {"w": torch.ones(2, device="meta")}, {"w": torch.ones(2)}
+    assert statedict.difference(theta, theta0)["w"].device.type == "meta"
+
+
 def test_difference_is_formed_in_float32() -> None:
     theta, theta0 = torch.tensor(1.0).bfloat16(), torch.tensor(2.0**-9).bfloat16()
     tau = statedict.difference({"w": theta}, {"w": theta0})["w"]

@@ -156,6 +156,21 @@ def test_same_seed_same_weights_and_another_seed_others() -> None:
     assert distance(trained(num_workers=2), first) == 0.0
 
 
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    permutation = BatchPlan.permutation
+
+    def counted(plan: BatchPlan, epoch: int) -> np.ndarray:
+        drawn.append(epoch)
+        return permutation(plan, epoch)
+
+    monkeypatch.setattr(BatchPlan, "permutation", counted)
+    assert len(RankBatches(BatchPlan(13, 4, 2, seed=0), 0, 4, rank=0, world_size=1)) == 8
+    assert drawn == []
+    trained()
+    assert drawn == [0, 1]
+
+
 def test_training_lowers_the_loss() -> None:
     model = network()
     recipe = Recipe(1e-2, 40, 13, 1, 2, 0.0, 0.0)

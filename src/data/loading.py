@@ -96,6 +96,12 @@ class BatchPlan:
         """The order of an epoch."""
         return np.random.default_rng((self.seed, 11, epoch)).permutation(self.num_samples)
 
+    def micro_sizes(self, step: int) -> list[int]:
+        """Images of each micro-step of optimizer step `step`, counted from the run's start."""
+        start = step % self.steps_per_epoch * self.step_size
+        size = min(self.step_size, self.num_samples - start)
+        return [min(self.batch_size, size - done) for done in range(0, size, self.batch_size)]
+
     def micro_batches(self, step: int, order: np.ndarray | None = None) -> list[list[Key]]:
         """The keys of each micro-step of optimizer step `step`, counted from the run's start."""
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -129,7 +135,7 @@ class RankBatches(Sampler[list[Key]]):
                 yield share(batch, self.rank, self.world_size) or batch[:1]
 
     def __len__(self) -> int:
-        return sum(len(self.plan.micro_batches(s)) for s in range(self.start, self.stop))
+        return sum(len(self.plan.micro_sizes(s)) for s in range(self.start, self.stop))
 
 
 def share(items: Sequence[Any], rank: int, world_size: int) -> list[Any]:

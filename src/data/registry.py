@@ -14,7 +14,7 @@ from src.data.base import Pictures, Splits, SubsetPictures
 from src.data.embedded import EMBEDDED_SETS
 from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
 from src.errors import unknown
-from src.settings import DEFAULT_CACHE
+from src.settings import DEFAULT_CACHE, cache_dir, data_root, suite_of
 
 
 @dataclass(frozen=True)
@@ -134,4 +134,16 @@ def get_dataset(
         train, test = splits.train, splits.val
     return ImageDataset(
         dataset_name, train, test, splits.classnames, preprocess, batch_size, num_workers
+    )
+
+
+def dataset_for(args: Any, name: str) -> ImageDataset:
+    """The data set of this name in the run's suite, as PIL images; see `get_dataset`.
+
+    Raises:
+        UsageError: for a name that the suite does not have, listing those it has, nearest first.
+    """
+    suite = suite_of(args)
+    return get_dataset(
+        suite.check(name), None, data_root(args), suite=suite.name, cache_dir=cache_dir(args)
     )

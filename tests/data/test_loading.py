@@ -82,6 +82,8 @@ def test_micro_batches_cover_an_epoch_without_repeats(plan: BatchPlan, epoch: in
         assert 1 <= len(step) <= plan.num_grad_accumulation
         assert all(len(batch) == plan.batch_size for batch in step[:-1])
         assert 1 <= len(step[-1]) <= plan.batch_size
+    sizes = [plan.micro_sizes(first + step) for step in range(plan.steps_per_epoch)]
+    assert sizes == [[len(batch) for batch in step] for step in steps]
 
 
 def test_accumulation_cuts_the_same_steps_into_smaller_pieces() -> None:

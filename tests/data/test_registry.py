@@ -16,8 +16,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from src.data.base import ArrayPictures, Splits, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
 from src.data.embedded import EMBEDDED_SETS
-from src.data.registry import get_dataset, hold_out, known_datasets
+from src.data.registry import dataset_for, get_dataset, hold_out, known_datasets
 from src.errors import MissingFileError, UsageError
+from tests.conftest import MakeArgs
 
 
 def _splits(train: int, test: int = 3) -> Splits:
@@ -120,6 +121,16 @@ def test_mnist_is_the_full_one_unless_the_suite_is_embedded(tmp_path: Path, cach
     small = get_dataset("MNIST", None, tmp_path, suite="embedded", cache_dir=cache)
     assert (len(small.train), len(small.test)) == (3200, 1000)
     assert small.classnames[3] == "three"
+
+
+def test_a_run_has_the_data_sets_of_its_suite(args: MakeArgs) -> None:
+    whole, val = (dataset_for(args(), name) for name in ("MNIST", "MNISTVal"))
+    assert (whole.name, len(whole.train), len(whole.test)) == ("MNIST", 3200, 1000)
+    assert (val.name, len(val.train), len(val.test)) == ("MNISTVal", 3200, 500)
+    with pytest.raises(UsageError, match="unknown data set of suite embedded 'EuroSATVal'; choose"):
+        dataset_for(args(), "EuroSATVal")
+    with pytest.raises(MissingFileError, match=r"data set MNIST is not complete: .*data"):
+        dataset_for(args(suite="clip8"), "MNIST")
 
 
 # --- loaders

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 from zipfile import BadZipFile
@@ -41,10 +40,3 @@ def _split(embedded: EmbeddedSet, split: Split, cache: Path) -> ArrayPictures:
     with atomic(path) as temporary, temporary.open("wb") as target:
         np.savez(target, images=images, labels=labels)
     return ArrayPictures(images, labels)
-
-
-def pictures_hash(pictures: ArrayPictures) -> str:
-    """Hash of pictures and labels: tells whether two machines draw the same (64 hex digits)."""
-    digest = hashlib.sha256(np.ascontiguousarray(pictures.images).tobytes())
-    digest.update(pictures.labels.astype("<i8").tobytes())
-    return digest.hexdigest()
