@@ -20,6 +20,7 @@ from src.errors import UsageError, unknown
 from src.tasks import EMBEDDED_MODEL
 
 Mode = Literal["none", "standard", "linear", "posthoc"]
+Precision = Literal["fp32", "bf16"]
 Names = list[str]
 
 
@@ -96,8 +97,14 @@ class Config:
     control_threshold: float = _flag(
         0.95, "share of the zero-shot control accuracy that negation must keep", least=0
     )
+    feature_cache: bool = _flag(
+        True, "keep the features of linear models, so that they are computed once"
+    )
     # on what
     device: str | None = _flag(None, "cpu, cuda, cuda:1, mps (default: the best there is)")
+    precision: Precision = _flag(
+        "fp32", "fp32, or bf16: autocast, with float32 weights and optimizer"
+    )
     world_size: int = _flag(
         1, "processes to start on this machine (torchrun needs no flag)", least=1
     )

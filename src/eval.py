@@ -1,14 +1,14 @@
 r"""Evaluation: top-1 accuracy, sweeps over coefficients, the choice of the coefficient.
 
-For a linear model a whole sweep costs one pass, since its features are affine in the coefficient:
-\(f_{lin}(x; \theta_0 + \alpha \tau) = f_0(x) + \alpha J \tau\). For a standard model each batch is
-read and moved once, and meets the weights of every coefficient.
+For a linear model a whole sweep costs one pass, since its features are affine in the coefficient
+(`src/features.py`). For a standard model each image is read and moved once, and meets the weights
+of every coefficient.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,25 @@ from torch import Tensor, nn
 from src import ddp, statedict
 from src.data.loading import eval_loader, to_device
 from src.data.registry import dataset_for
+from src.features import linear_features
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.logs import progress
 from src.modeling import ImageEncoder
 from src.settings import (
+    autocast_of,
     device_of,
+    eval_batch_of,
     eval_datasets,
     num_workers_of,
     setting,
 )
-from src.task_vectors import Source, TaskVector
+from src.task_vectors import LinearizedTaskVector, Source, TaskVector
 
 logger = logging.getLogger(__name__)
 
 Encoder = ImageEncoder | LinearizedImageEncoder
-EVAL_BATCH = 256
+HELD_BYTES = 256 * 2**20  # images that a sweep over coefficients keeps on the device
 
 
 def coefficients(num_points: int) -> list[float]:
@@ -41,40 +44,102 @@ def coefficients(num_points: int) -> list[float]:
     return [round(float(c), 10) for c in np.linspace(0.0, 1.0, num_points)]
 
 
-def _loader(encoder: Encoder, dataset_name: str, args: Any) -> Any:
-    data = dataset_for(args, dataset_name)
-    return eval_loader(
-        data.test,
+def _accuracies(counts: Tensor) -> list[dict[str, float]]:
+    """Top-1 of each feature set, of counts of hits and, last, of images, over all ranks."""
+    *correct, total = ddp.all_sum(counts).tolist()
+    return [{"top1": hit / total, "num_images": total} for hit in correct]
+
+
+def _hits(head: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+    """How many images of a batch get their label."""
+    return (head(features.float()).argmax(dim=1) == labels).sum()
+
+
+@torch.no_grad()
+def _linear_accuracies(
+    encoder: LinearizedImageEncoder,
+    vectors: Sequence[statedict.State],
+    coefs: Sequence[Sequence[float]],
+    dataset_name: str,
+    args: Any,
+) -> list[dict[str, float]]:
+    """Top-1 at theta0 + sum_t coefs[i][t] * vectors[t] for each i, from one pass over images."""
+    device = device_of(args)
+    head = get_classification_head(args, dataset_name).to(device)
+    found = linear_features(encoder, vectors, dataset_name, args).to(device)
+    counts = torch.zeros(len(coefs) + 1, dtype=torch.int64, device=device)
+    if len(found.labels):
+        counts[:-1] = torch.stack([_hits(head, found.at(c), found.labels) for c in coefs])
+        counts[-1] = len(found.labels)
+    return _accuracies(counts)
+
+
+@torch.no_grad()
+def _nonlinear_accuracies(
+    encoder: ImageEncoder,
+    tau: statedict.State,
+    coefs: Sequence[float],
+    dataset_name: str,
+    args: Any,
+) -> list[dict[str, float]]:
+    """Top-1 at theta + coef * tau for each coefficient; each image is read and moved once.
+
+    As many batches as `HELD_BYTES` allows meet a coefficient in a row, so that its weights are
+    computed once for them.
+    """
+    device = device_of(args)
+    encoder.eval().to(device)
+    head = get_classification_head(args, dataset_name).to(device)
+    own = encoder.weights()
+    theta = {name: value.clone() for name, value in own.items()} if tau else own
+    tau = {name: value.to(device) for name, value in tau.items()}
+    statedict.check_same({name: own[name] for name in tau if name in own}, tau, "theta and tau")
+    counts = torch.zeros(len(coefs) + 1, dtype=torch.int64, device=device)
+    loader = eval_loader(
+        dataset_for(args, dataset_name).test,
         encoder.val_preprocess,
-        setting(args, "batch_size") or EVAL_BATCH,
+        eval_batch_of(args),
         num_workers_of(args),
         ddp.rank(),
         ddp.world_size(),
     )
 
+    def meetings() -> Iterator[tuple[int, Tensor, Tensor]]:
+        for batches in _held(loader, device):
+            for i, coef in enumerate(coefs):
+                statedict.move_into(own, theta, tau, coef)
+                for images, labels in batches:
+                    yield i, images, labels
 
-def _accuracies(
-    features: Callable[[Tensor], Iterator[Tensor]],
-    encoder: Encoder,
-    dataset_name: str,
-    args: Any,
-    num_points: int,
-) -> list[dict[str, float]]:
-    """Top-1 of each of the feature sets that `features` gives for a batch of images."""
-    device = device_of(args)
-    head = get_classification_head(args, dataset_name).to(device)
-    counts = torch.zeros(num_points + 1, dtype=torch.int64, device=device)
-    loader = _loader(encoder, dataset_name, args)
-    for batch in progress(loader, f"evaluating {dataset_name}", len(loader)):
-        images, labels = to_device(batch, device)
-        hits = [(head(f).argmax(dim=1) == labels).sum() for f in features(images)]
-        counts[:-1] += torch.stack(hits)
-        counts[-1] += len(labels)
-    *correct, total = ddp.all_sum(counts).tolist()
-    return [{"top1": hit / total, "num_images": total} for hit in correct]
+    total = len(loader) * len(coefs)
+    try:
+        for i, images, labels in progress(meetings(), f"evaluating {dataset_name}", total):
+            with autocast_of(args):
+                features = encoder(images)
+            counts[i] += _hits(head, features, labels)
+            counts[-1] += len(labels) if i == 0 else 0
+    finally:
+        if tau:
+            encoder.load_weights(theta)
+    return _accuracies(counts)
 
 
-@torch.no_grad()
+def _held(
+    loader: Iterable[Sequence[Tensor]], device: torch.device
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The batches on the device, as many at a time as `HELD_BYTES` allows."""
+    held: list[tuple[Tensor, Tensor]] = []
+    size = 0
+    for batch in loader:
+        held.append(to_device(batch, device))
+        size += held[-1][0].nbytes
+        if size + held[-1][0].nbytes > HELD_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
 def eval_single_dataset(image_encoder: Encoder, dataset_name: str, args: Any) -> dict[str, float]:
     """Top-1 accuracy of an encoder, with the zero-shot head, on one data set.
 
@@ -86,15 +151,12 @@ def eval_single_dataset(image_encoder: Encoder, dataset_name: str, args: Any) ->
     Returns:
         {"top1": accuracy in [0, 1], "num_images": images}.
     """
-    image_encoder.eval().to(device_of(args))
-
-    def features(images: Tensor) -> Iterator[Tensor]:
-        yield image_encoder(images)
-
-    return _accuracies(features, image_encoder, dataset_name, args, 1)[0]
+    if isinstance(image_encoder, LinearizedImageEncoder):
+        tau = image_encoder.displacement()
+        return _linear_accuracies(image_encoder, [tau], [[1.0]], dataset_name, args)[0]
+    return _nonlinear_accuracies(image_encoder, {}, [0.0], dataset_name, args)[0]
 
 
-@torch.no_grad()
 def sweep_dataset(
     encoder: Encoder,
     tau: statedict.State,
@@ -111,35 +173,14 @@ def sweep_dataset(
         dataset_name: X for the test split, XVal for the validation split.
         args: settings.
     """
-    device = device_of(args)
-    encoder.eval().to(device)
-    tau = {name: value.to(device) for name, value in tau.items()}
-    theta = {name: value.clone() for name, value in encoder.weights().items()}
-    moved = isinstance(encoder, LinearizedImageEncoder) and any(
-        not torch.equal(theta[name], value) for name, value in encoder.weights0().items()
-    )
-
-    params = encoder.model.theta0() if isinstance(encoder, LinearizedImageEncoder) else {}
-    direction = {name: tau[name] for name in params}  # buffers take no part in the expansion
-
-    def linear(images: Tensor) -> Iterator[Tensor]:
-        assert isinstance(encoder, LinearizedImageEncoder)
-        start, step = encoder.model.primal_and_tangent(images, tangent=direction)
-        if moved:  # theta is not theta0
-            start = encoder(images)
-        for coef in coefs:
-            yield start + coef * step
-
-    def nonlinear(images: Tensor) -> Iterator[Tensor]:
-        for coef in coefs:
-            encoder.load_weights(statedict.move(theta, tau, coef))
-            yield encoder(images)
-
-    features = linear if isinstance(encoder, LinearizedImageEncoder) else nonlinear
-    try:
-        results = _accuracies(features, encoder, dataset_name, args, len(coefs))
-    finally:
-        encoder.load_weights(theta)
+    if isinstance(encoder, LinearizedImageEncoder):
+        start = encoder.displacement()
+        moved = any(bool(step.any()) for step in start.values())
+        vectors = [start, tau] if moved else [tau]
+        points = [[1.0, coef] if moved else [coef] for coef in coefs]
+        results = _linear_accuracies(encoder, vectors, points, dataset_name, args)
+    else:
+        results = _nonlinear_accuracies(encoder, tau, coefs, dataset_name, args)
     return [result["top1"] for result in results]
 
 
@@ -175,12 +216,6 @@ def load_base(pretrained_checkpoint: Source, linear: bool) -> Encoder:
     return (LinearizedImageEncoder if linear else ImageEncoder).load(pretrained_checkpoint)
 
 
-def _is_linear(task_vector: TaskVector, posthoc_linearization: bool) -> bool:
-    from src.task_vectors import LinearizedTaskVector
-
-    return posthoc_linearization or isinstance(task_vector, LinearizedTaskVector)
-
-
 def sweep(
     task_vector: TaskVector,
     pretrained_checkpoint: Source,
@@ -193,7 +228,8 @@ def sweep(
     Returns:
         coefficient -> {"<data set>:top1", and with `args.finetuning_accuracies` normalised ones}.
     """
-    base = load_base(pretrained_checkpoint, _is_linear(task_vector, posthoc_linearization))
+    linear = posthoc_linearization or isinstance(task_vector, LinearizedTaskVector)
+    base = load_base(pretrained_checkpoint, linear)
     metrics: dict[float, dict[str, float]] = {coef: {} for coef in coefs}
     for name in _evaluated(args):
         for coef, top1 in zip(

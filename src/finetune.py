@@ -42,7 +42,8 @@ def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
     if not path.is_file():
         return False
     facts = read_facts(path)
-    found = {**facts["info"].get("recipe", {}), "seed": facts["info"].get("seed")}
+    recipe = {"precision": "fp32", **facts["info"].get("recipe", {})}  # it was so before the flag
+    found = {**recipe, "seed": facts["info"].get("seed")}
     differ = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
     if facts["theta0_hash"] != theta0_hash:
         differ.append("other pre-trained weights")

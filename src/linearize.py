@@ -2,70 +2,47 @@ r"""Linearisation: the first-order Taylor expansion of a module in its parameter
 
 \[ f_{lin}(x; \theta) = f(x; \theta_0) + J(x; \theta_0) (\theta - \theta_0) \]
 
-One forward pass in forward-mode differentiation gives both terms; the Jacobian is never formed.
+One pass in forward-mode differentiation (`src.tangent`) gives both terms; the Jacobian is never
+formed.
 
 Source: Ortiz-Jimenez, Favero, Frossard, "Task Arithmetic in the Tangent Space", arXiv:2305.12827.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from src import statedict
+from src.tangent import Displacement, jvp, jvps
+from src.tangent.plain import forward_ad_backends
 
 if TYPE_CHECKING:
     from src.modeling import ImageEncoder
 
 
-@functools.cache
-def _load_forward_rules() -> None:
-    """Loads PyTorch's forward-mode rules, which warn about PyTorch's own use of torch.jit."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def forward_ad_backends() -> Iterator[None]:
-    """Switches off the kernels that have no forward-mode rule, and puts them back on exit.
-
-    These are PyTorch's fused attention and the inference fast path of `nn.MultiheadAttention`. The
-    block also leaves `torch.inference_mode`, in which tangents would be lost without a word.
-    """
-    _load_forward_rules()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    gradients = torch.is_grad_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(gradients),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+_said: set[str] = set()
 
 
-def _usable(value: Any) -> Any:
-    """A tensor made under `torch.inference_mode` as one that forward-mode AD may use."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+@torch.compiler.disable
+def _say_not_compiled() -> None:
+    reason = (
+        "torch.compile: the linearised module runs uncompiled, since the compiler cannot trace "
+        "forward-mode differentiation; what surrounds it is compiled"
+    )
+    if reason not in _said:
+        _said.add(reason)
+        logger.warning(reason)
 
 
 def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[..., Any]:
@@ -91,14 +68,21 @@ def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[
         statedict.check_same(params, params0, "params and params0")
         tangents = {name: value - params0[name] for name, value in params.items()}
         with forward_ad_backends():
-            out, d_out = jvp(lambda p: f(p, *args, **kwargs), (dict(params0),), (tangents,))[:2]
+            out, d_out = torch.func.jvp(
+                lambda p: f(p, *args, **kwargs), (dict(params0),), (tangents,)
+            )[:2]
         return pytree.tree_map(_sum, out, d_out)
 
     return f_lin
 
 
 def _sum(out: Any, d_out: Any) -> Any:
-    return (out + d_out).to(out.dtype) if _is_number(out) else out
+    r"""\(f_0 + J\delta\), summed in at least float32 and left there under autocast."""
+    if not (isinstance(out, Tensor) and out.is_floating_point()):
+        return out
+    wide = torch.promote_types(out.dtype, torch.float32)
+    found = out.to(wide) + d_out.to(wide)
+    return found if torch.is_autocast_enabled(out.device.type) else found.to(out.dtype)
 
 
 class LinearizedModel(nn.Module):
@@ -176,11 +160,11 @@ class LinearizedModel(nn.Module):
         return list(self.theta0().values())
 
     def theta(self) -> dict[str, Tensor]:
-        """Theta by name (not copied)."""
+        """`theta` by name (not copied)."""
         return {name: self._parameter(name) for name in self._names}
 
     def theta0(self) -> dict[str, Tensor]:
-        """theta0 by name (not copied)."""
+        """`theta0` by name (not copied)."""
         return dict(self._skeleton.named_parameters())
 
     def module_buffers(self) -> dict[str, Tensor]:
@@ -203,43 +187,37 @@ class LinearizedModel(nn.Module):
         Raises:
             ValueError: if v has a name that no parameter has.
         """
-        if tangent is not None and tangent.keys() - set(self._names):
-            extra = ", ".join(sorted(tangent.keys() - set(self._names)))
-            raise ValueError(f"expected a direction over parameters, got also {extra}")
-        theta0 = {n: _usable(v) for n, v in self.theta0().items()}
-        buffers = {n: _usable(v) for n, v in self.module_buffers().items()}
-        args, kwargs = pytree.tree_map(_usable, (args, kwargs))
+        theta0 = self.theta0()
+        step = Displacement(self.theta(), theta0) if tangent is None else tangent
+        return jvp(self._skeleton, {**theta0, **self.module_buffers()}, step, *args, **kwargs)
 
-        leaves: list[Any] = []
-        spec: Any = None
+    def tangents(
+        self, x: Any, vectors: Sequence[Mapping[str, Tensor]], **kwargs: Any
+    ) -> tuple[Any, list[Any]]:
+        r"""\(f(x; \theta_0)\) and \(J(x; \theta_0) \tau_t\) for several task vectors.
 
-        def f(params: dict[str, Tensor]) -> list[Tensor]:
-            nonlocal leaves, spec
-            out = functional_call(self._skeleton, {**params, **buffers}, args, kwargs)
-            leaves, spec = pytree.tree_flatten(out)
-            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        All share one pass of the primal: T vectors cost 1 + 2T forward passes.
 
-        with forward_ad_backends():
-            if tangent is None:
-                tangent = {n: _delta(self._parameter(n), theta0[n]) for n in self._names}
-            known = {
-                name: _usable(tangent[name]).to(value)
-                if name in tangent
-                else value.new_zeros(()).expand_as(value)
-                for name, value in theta0.items()
-            }
-            found, d_found = jvp(f, (theta0,), (known,))[:2]
+        Args:
+            x: the module's input; a tuple for several.
+            vectors: each tau_t by name; what is missing is zero.
+            **kwargs: keyword inputs of the module.
 
-        def tree(tensors: Iterable[Tensor]) -> Any:
-            """The module's output with these tensors; what is no tensor stays as it is."""
-            rest = iter(tensors)
-            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return pytree.tree_unflatten(filled, spec)
-
-        return tree(found), tree(d_found)
+        Returns:
+            A tree like the module's output, and a list of such trees.
+        """
+        args = x if isinstance(x, tuple) else (x,)
+        state = {**self.theta0(), **self.module_buffers()}
+        return jvps(self._skeleton, state, vectors, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """f_lin of the module's own inputs, of the shape of the module's own outputs."""
+        if torch.compiler.is_compiling():
+            _say_not_compiled()
+        return self._expand(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _expand(self, *args: Any, **kwargs: Any) -> Any:
         primal, d_primal = self.primal_and_tangent(*args, **kwargs)
         return pytree.tree_map(_sum, primal, d_primal)
 
@@ -281,12 +259,6 @@ class LinearizedModel(nn.Module):
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-
-def _delta(theta: Tensor, theta0: Tensor) -> Tensor:
-    """Theta - theta0, formed in at least float32."""
-    wide = torch.promote_types(theta.dtype, torch.float32)
-    return _usable(theta).to(wide) - theta0.to(wide)
 
 
 class LinearizedImageEncoder(nn.Module):
@@ -335,17 +307,19 @@ class LinearizedImageEncoder(nn.Module):
         """theta0 and the persistent buffers, under the names of the standard encoder."""
         return {**self.weights(), **self.model.theta0()}
 
+    def displacement(self) -> dict[str, Tensor]:
+        """`theta - theta0` by name of parameter, in at least float32."""
+        with torch.no_grad():
+            return statedict.difference(self.model.theta(), self.model.theta0())
+
     def load_weights(self, theta: dict[str, Tensor]) -> None:
         """Copies theta into the encoder; theta0 stays.
 
         Raises:
             ValueError: if names or shapes differ, listing all differences.
         """
-        own = self.weights()
-        statedict.check_same(own, theta, f"weights of {self.model_name} and the checkpoint")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(theta[name])
+        what = f"weights of {self.model_name} and the checkpoint"
+        statedict.copy_into(self.weights(), theta, what)
 
     def save(self, filename: str | Path, **info: Any) -> str:
         """Writes theta, and theta0 unless a zero-shot file near `filename` holds the same.

@@ -54,7 +54,7 @@ def provenance(args: Any, seconds: float, **facts: Any) -> dict[str, Any]:
         "seed": seed_of(args),
         "commit": git_commit(),
         "source": _relative(Path(src.__file__)),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "device": str(device_of(args)),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores",
         "world_size": ddp.world_size(),
@@ -72,8 +72,10 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that results depend on."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
 
 
 def accuracies_path(args: Any, mode: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from src import ddp
 from src.args import Config
-from src.checkpoints import read_facts, resolve
+from src.checkpoints import ENCODERS, load_checkpoint, read_facts, resolve
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ClipName, ImageEncoder
@@ -126,9 +126,13 @@ def finetuned_encoder(
         encoder: the pre-trained encoder, see `zeroshot_encoder`; untouched.
         theta0_hash: its content hash.
     """
-    if mode == "posthoc":
-        return task_vector(args, task, mode, encoder, theta0_hash).apply_to_linear(encoder)
     path = finetuned_checkpoint(args, task, mode, theta0_hash)
+    if mode == "posthoc":  # the parameters move; buffers take no part in the expansion
+        linear = LinearizedImageEncoder(image_encoder=encoder)
+        theta = load_checkpoint(path, kinds=ENCODERS).theta
+        linear.load_weights({n: theta.get(n, v) if n in linear.model.theta() else v
+                             for n, v in linear.weights().items()})  # fmt: skip
+        return linear
     return (LinearizedImageEncoder if mode == "linear" else ImageEncoder).load(path)
 
 

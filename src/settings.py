@@ -6,6 +6,7 @@ is missing has the flag's default.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
+EVAL_BATCH = 256
 PREFIX = {"standard": "", "linear": "linear_", "posthoc": "posthoc_"}
 
 
@@ -157,6 +159,23 @@ def device_of(args: Any) -> torch.device:
     return device
 
 
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """What computes in this precision: bf16 casts as it goes and leaves the weights in float32."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def autocast_of(args: Any) -> contextlib.AbstractContextManager[None]:
+    """The precision of the run, see `autocast`."""
+    return autocast(setting(args, "precision"), device_of(args))
+
+
+def eval_batch_of(args: Any) -> int:
+    """Images a batch of an evaluation."""
+    return setting(args, "batch_size") or EVAL_BATCH
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one task is fine-tuned; each value is a flag or comes from the task table."""
@@ -168,6 +187,7 @@ class Recipe:
     warmup_length: int
     wd: float
     ls: float
+    precision: str = "fp32"
 
 
 def recipe_for(args: Any, task: str) -> Recipe:
@@ -194,6 +214,7 @@ def recipe_for(args: Any, task: str) -> Recipe:
         warmup_length=choose("warmup_length", suite.warmup_length),
         wd=setting(args, "wd"),
         ls=smoothing,
+        precision=setting(args, "precision"),
     )
 
 

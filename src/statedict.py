@@ -119,9 +119,32 @@ def move(theta: State, tau: State, scaling_coef: float = 1.0) -> dict[str, Tenso
     moved = dict(theta)
     for name, step in tau.items():
         base = theta[name]
-        wide = _at_least_float32(base) + scaling_coef * step.to(base.device)
-        moved[name] = wide.to(base.dtype)
+        moved[name] = _moved(base, step, scaling_coef)
     return moved
+
+
+def _moved(base: Tensor, step: Tensor, scaling_coef: float) -> Tensor:
+    wide = _at_least_float32(base)
+    step = step.to(base.device, torch.promote_types(wide.dtype, step.dtype))
+    return torch.add(wide, step, alpha=scaling_coef).to(base.dtype)
+
+
+@torch.no_grad()
+def move_into(own: State, theta: State, tau: State, scaling_coef: float) -> None:
+    """Makes the tensors of `own` those of `move(theta, tau, scaling_coef)`, in their own memory.
+
+    Args:
+        own: the weights to overwrite, of theta's types and on its device.
+        theta: the weights to start from; not `own` itself.
+        tau: the task vector; what it does not have is left alone in `own`.
+        scaling_coef: the coefficient.
+    """
+    for name, step in tau.items():
+        base = theta[name]
+        if base.dtype == step.dtype == _at_least_float32(base).dtype:
+            torch.add(base, step, alpha=scaling_coef, out=own[name])
+        else:
+            own[name].copy_(_moved(base, step, scaling_coef))
 
 
 def content_hash(state: State) -> str:

@@ -28,7 +28,7 @@ from src.checkpoints import load_resume, save_resume
 from src.data.base import Pictures
 from src.data.loading import BatchPlan, RankBatches, to_device, train_loader
 from src.logs import Run, progress
-from src.settings import Recipe
+from src.settings import Recipe, autocast
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ def step_gradients(
     batches: Iterator[Any],
     device: torch.device,
     smoothing: float = 0.0,
+    precision: str = "fp32",
 ) -> float:
     r"""Adds the gradient of the step's mean loss, \(\frac1N \sum_i \ell_i\), to the parameters.
 
@@ -122,6 +123,7 @@ def step_gradients(
         batches: gives this rank's share of each micro-step.
         device: where the model is.
         smoothing: label smoothing.
+        precision: "fp32", or "bf16" for autocast.
 
     Returns:
         The mean loss over the N images of all ranks.
@@ -134,9 +136,10 @@ def step_gradients(
         images, labels = to_device(next(batches), device)
         wait = isinstance(model, DistributedDataParallel) and i + 1 < len(sizes)
         with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-            losses = F.cross_entropy(
-                model(images), labels, reduction="sum", label_smoothing=smoothing
-            )
+            with autocast(precision, device):
+                losses = F.cross_entropy(
+                    model(images), labels, reduction="sum", label_smoothing=smoothing
+                )
             if rank >= size:  # a stand-in, see RankBatches
                 losses = losses * 0.0
             # DDP averages gradients over ranks, hence the factor
@@ -196,7 +199,9 @@ def train(
     start = last_saved = time.monotonic()
     for step in progress(range(done, steps), description):
         set_rate(step)
-        losses.append(step_gradients(model, plan, step, batches, device, recipe.ls))
+        losses.append(
+            step_gradients(model, plan, step, batches, device, recipe.ls, recipe.precision)
+        )
         norm = float(torch.nn.utils.clip_grad_norm_(params, CLIP_NORM))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,499 @@
+"""Measures what linearisation costs: time and peak memory, as ratios of paired runs.
+
+Each variant lives in a process of its own. The processes work in turns, in another order each
+round, one at a time; a ratio is taken within a round, and its median over rounds is reported with
+its smallest and largest value. The first turn of each is not counted.
+
+    python scripts/benchmark.py step      a training step, a forward pass; standard, linear, plain
+    python scripts/benchmark.py sweep     21 coefficients: in one pass, and batch by batch
+    python scripts/benchmark.py startup   importing the library, `--help` of an entry point
+
+"linear" is this project's engine, "plain" is `torch.func.jvp` with unfused attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SWEEP_POINTS = 21
+NUM_PICTURES = 64
+PICTURE_SIZE = (640, 480)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, on what.
+
+    Attributes:
+        model: an architecture of open_clip; its weights are random.
+        batch_size: images a batch.
+        device: cpu, cuda or mps.
+        precision: fp32 or bf16 (autocast).
+    """
+
+    model: str
+    batch_size: int
+    device: str
+    precision: Literal["fp32", "bf16"]
+
+
+Turn = Callable[[], None]
+
+
+# --- the variants: each builds, in its own process, what one turn does
+
+
+def _encoder(settings: Settings) -> Any:
+    import torch
+
+    from src.modeling import ImageEncoder
+
+    torch.manual_seed(0)
+    return ImageEncoder.without_weights(settings.model)
+
+
+def _vector(encoder: Any) -> dict[str, Any]:
+    """A small random task vector."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: 1e-3 * torch.randn(value.shape, generator=generator)
+        for name, value in encoder.weights().items()
+        if value.is_floating_point()
+    }
+
+
+def _linearized(settings: Settings) -> Any:
+    from src.linearize import LinearizedImageEncoder
+    from src.statedict import move
+
+    encoder = _encoder(settings)
+    linear = LinearizedImageEncoder(image_encoder=encoder)
+    linear.load_weights(move(encoder.weights(), _vector(encoder)))
+    return linear
+
+
+def _plain(settings: Settings) -> Any:
+    """The linearised encoder with `torch.func.jvp` in the place of our engine."""
+    from torch import nn
+
+    from src.tangent import plain_jvp
+
+    linear = _linearized(settings)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, images: Any) -> Any:
+            model = self.linear.model
+            theta, theta0 = model.theta(), model.theta0()
+            tangents = {name: theta[name] - theta0[name] for name in theta}
+            out, d_out = plain_jvp(model._skeleton, theta0, tangents, images)
+            return out + d_out
+
+    return Plain()
+
+
+def _passes(build: Callable[[Settings], Any]) -> Callable[[Settings, Path], dict[str, Turn]]:
+    """A training step with AdamW, and a forward pass without gradients."""
+
+    def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
+        import torch
+
+        from src.settings import autocast_of
+
+        device = torch.device(settings.device)
+        model = build(settings).to(device)
+        gc.collect()
+        size = _image_size(model)
+        images = torch.randn(settings.batch_size, 3, size, size, device=device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+        def step() -> None:
+            model.train()
+            with autocast_of(settings):
+                loss = model(images).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        def forward() -> None:
+            model.eval()
+            with torch.no_grad(), autocast_of(settings):
+                model(images)
+
+        return {"step": step, "forward": forward}
+
+    return turns
+
+
+def _image_size(model: Any) -> int:
+    import open_clip
+
+    encoder = getattr(model, "linear", model)
+    size = open_clip.get_model_config(encoder.model_name.removesuffix("__init__"))
+    return int(size["vision_cfg"]["image_size"])
+
+
+def _args(settings: Settings, folder: Path) -> Any:
+    from src.args import Config
+
+    return Config(
+        model=settings.model,
+        suite="clip8",
+        data_location=str(folder / "data"),
+        save=str(folder / "run"),
+        batch_size=settings.batch_size,
+        device=settings.device,
+        precision=settings.precision,
+        eval_datasets=["EuroSAT"],
+        num_workers=0,
+        feature_cache=False,
+    )
+
+
+def _sweeps(points: int, linear: bool, calls: bool) -> Callable[[Settings, Path], dict[str, Turn]]:
+    """The accuracies at some coefficients: by one sweep, or by as many evaluations."""
+
+    def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
+        from src.eval import coefficients, evaluate, sweep
+        from src.heads import get_classification_head
+        from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
+
+        args = _args(settings, folder)
+        encoder = _encoder(settings)
+        vector: Any = (LinearizedTaskVector if linear else NonLinearTaskVector)(
+            vector=_vector(encoder)
+        )
+        get_classification_head(args, "EuroSAT")  # built once, outside of the time
+        coefs = coefficients(points) if points > 1 else [1.0]
+        start = vector.apply_to(encoder, 1.0) if linear else encoder
+
+        def turn() -> None:
+            if not calls:
+                sweep(vector, start if linear else encoder, args, coefs)
+                return
+            for coef in coefs:
+                evaluate(start if linear else vector.apply_to(encoder, coef), args)
+
+        return {"time": turn}
+
+    return turns
+
+
+def _commands(*words: str) -> Callable[[Settings, Path], dict[str, Turn]]:
+    def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
+        def turn() -> None:
+            subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+
+        return {"time": turn}
+
+    return turns
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The variants of a subcommand, and which ratios say what.
+
+    Attributes:
+        variants: name -> what builds its turns.
+        ratios: name of a figure -> (measure, variant, variant that it is divided by).
+    """
+
+    variants: Mapping[str, Callable[[Settings, Path], dict[str, Turn]]]
+    ratios: Mapping[str, tuple[str, str, str]]
+
+
+COMPARISONS = {
+    "step": Comparison(
+        {
+            "standard": _passes(_encoder),
+            "linear": _passes(_linearized),
+            "plain": _passes(_plain),
+        },
+        {
+            "step, linear / standard": ("step", "linear", "standard"),
+            "step, plain / standard": ("step", "plain", "standard"),
+            "step, plain / linear": ("step", "plain", "linear"),
+            "forward, linear / standard": ("forward", "linear", "standard"),
+            "forward, plain / standard": ("forward", "plain", "standard"),
+            "peak memory, linear / standard": ("memory", "linear", "standard"),
+            "peak memory, plain / standard": ("memory", "plain", "standard"),
+        },
+    ),
+    "sweep": Comparison(
+        {
+            "linear, one evaluation": _sweeps(1, linear=True, calls=True),
+            "linear, sweep": _sweeps(SWEEP_POINTS, linear=True, calls=False),
+            "standard, one by one": _sweeps(SWEEP_POINTS, linear=False, calls=True),
+            "standard, sweep": _sweeps(SWEEP_POINTS, linear=False, calls=False),
+        },
+        {
+            "linear sweep / one linear evaluation": (
+                "time",
+                "linear, sweep",
+                "linear, one evaluation",
+            ),
+            "standard sweep / one by one": ("time", "standard, sweep", "standard, one by one"),
+        },
+    ),
+    "startup": Comparison(
+        {
+            "import torch": _commands("-c", "import torch"),
+            "import src.linearize": _commands("-c", "import src.linearize"),
+            "finetune.py --help": _commands("src/finetune.py", "--help"),
+        },
+        {
+            "import src.linearize / import torch": (
+                "time",
+                "import src.linearize",
+                "import torch",
+            ),
+            "finetune.py --help / import torch": ("time", "finetune.py --help", "import torch"),
+        },
+    ),
+}
+
+
+# --- processes
+
+
+def _peak_bytes(device: str) -> int:
+    """Most memory held so far: of the device if it has its own, else of this process."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def _serve(pipe: Connection, subject: str, variant: str, settings: Settings, folder: Path) -> None:
+    """Does turns on request and sends what they took."""
+    turns = COMPARISONS[subject].variants[variant](settings, folder)
+    pipe.send(list(turns))
+    while (name := pipe.recv()) is not None:
+        if name == "memory":
+            pipe.send(_peak_bytes(settings.device))
+            continue
+        _wait(settings.device)
+        start = time.perf_counter()
+        turns[name]()
+        _wait(settings.device)
+        pipe.send(time.perf_counter() - start)
+
+
+def measure(
+    subject: str, variants: list[str], settings: Settings, rounds: int, folder: Path
+) -> dict[str, dict[str, list[float]]]:
+    """The figures of each round: variant -> measure -> one value a round.
+
+    Args:
+        subject: step, sweep or startup.
+        variants: which of its variants.
+        settings: on what.
+        rounds: how often each variant has its turn, after one that is not counted.
+        folder: for files.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    processes = []
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
+    try:
+        measures: list[str] = []
+        for name in variants:
+            pipes[name], theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(theirs, subject, name, settings, folder), daemon=False
+            )
+            process.start()
+            theirs.close()
+            processes.append(process)
+            measures = pipes[name].recv()  # one builds at a time
+        for what in measures:
+            for turn in range(rounds + 1):
+                order = variants[turn % len(variants) :] + variants[: turn % len(variants)]
+                for name in order:
+                    pipes[name].send(what)
+                    seconds = pipes[name].recv()
+                    if turn > 0:
+                        found[name].setdefault(what, []).append(seconds)
+                    label = f"round {turn} of {rounds}" if turn else "not counted"
+                    print(f"{name}, {what}, {label}: {seconds:.2f} s", file=sys.stderr, flush=True)
+            for name in variants if what == "step" else ():
+                pipes[name].send("memory")
+                found[name]["memory"] = [pipes[name].recv() / 2**30]
+    finally:
+        for pipe in pipes.values():
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        for process in processes:
+            process.join(30)
+            if process.is_alive():
+                process.kill()
+    return found
+
+
+def write_pictures(folder: Path) -> None:
+    """PNG pictures of photographs' size, in the layout of EuroSAT."""
+    from PIL import Image
+
+    from src.data.clip8.eurosat import PHRASES
+
+    generator = np.random.default_rng(0)
+    for split, count in (("train", len(PHRASES)), ("val", len(PHRASES)), ("test", NUM_PICTURES)):
+        for i in range(count):
+            coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            picture = np.asarray(
+                Image.fromarray(coarse).resize(PICTURE_SIZE, Image.Resampling.BICUBIC)
+            )
+            noise = generator.integers(-8, 9, picture.shape)
+            noisy = np.clip(picture.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+            path = folder / "EuroSAT_splits" / split / sorted(PHRASES)[i % len(PHRASES)]
+            path.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noisy).save(path / f"{i}.png")
+
+
+# --- the report
+
+
+def summarize(
+    found: Mapping[str, Mapping[str, list[float]]], ratios: Mapping[str, tuple[str, str, str]]
+) -> dict[str, Any]:
+    """Medians of each measure, and of the ratios within rounds."""
+    medians = {
+        name: {what: median(values) for what, values in figures.items()}
+        for name, figures in found.items()
+    }
+    summary: dict[str, Any] = {"medians": medians, "ratios": {}}
+    for name, (what, above, below) in ratios.items():
+        if above in found and below in found and what in found[above]:
+            quotients = [a / b for a, b in zip(found[above][what], found[below][what], strict=True)]
+            summary["ratios"][name] = {
+                "median": median(quotients),
+                "least": min(quotients),
+                "most": max(quotients),
+                "pairs": len(quotients),
+            }
+    return summary
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    from src.results import markdown_table
+
+    units = {"memory": "GiB"}
+    rows = [
+        [name, what, f"{value:.2f} {units.get(what, 's')}"]
+        for name, figures in summary["medians"].items()
+        for what, value in figures.items()
+    ]
+    ratios = [
+        [name, f"{r['median']:.3f}", f"{r['least']:.3f} to {r['most']:.3f}", str(r["pairs"])]
+        for name, r in summary["ratios"].items()
+    ]
+    return (
+        markdown_table(["variant", "measure", "median"], rows)
+        + "\n\n"
+        + markdown_table(["ratio", "median", "range", "pairs"], ratios)
+    )
+
+
+def processor() -> str:
+    """The processor's name as the system knows it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("subject", choices=sorted(COMPARISONS))
+    parser.add_argument("--model", default="ViT-B-32", help="an architecture of open_clip")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a batch")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=5, help="paired turns of each variant")
+    parser.add_argument("--variants", help="comma list (default: all of the subject's)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args(argv)
+    comparison = COMPARISONS[options.subject]
+    variants: list[str] = (
+        options.variants.split(",") if options.variants else list(comparison.variants)
+    )
+    if unknown := set(variants) - comparison.variants.keys():
+        parser.error(
+            f"unknown variants {sorted(unknown)}; choose from {', '.join(comparison.variants)}"
+        )
+    if options.rounds < 1:
+        parser.error(f"expected at least one round, got {options.rounds}")
+    settings = Settings(
+        f"{options.model}__init__", options.batch_size, options.device, options.precision
+    )
+    from src.results import git_commit, versions
+
+    with tempfile.TemporaryDirectory() as name:
+        if options.subject == "sweep":
+            write_pictures(Path(name) / "data")
+        found = measure(options.subject, variants, settings, options.rounds, Path(name))
+    summary = summarize(found, comparison.ratios)
+    facts = {
+        "subject": options.subject,
+        **asdict(settings),
+        "rounds": options.rounds,
+        "machine": f"{platform.system()} {platform.machine()}, {processor()}, "
+        f"{os.cpu_count()} cores",
+        "versions": versions(),
+        "commit": git_commit(),
+        **summary,
+        "rounds_in_full": found,
+    }
+    if options.output:
+        from src.checkpoints import write_text
+
+        write_text(options.output, json.dumps(facts, indent=2) + "\n")
+    print(f"{settings}\n{facts['machine']}\n\n{table(summary)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,428 @@
+"""A module run on dual numbers: pairs of a value and its tangent, by rules of our own.
+
+The pairs are those of PyTorch's forward AD, so that whatever no rule covers (views, in-place
+operations, a user's `autograd.Function`) keeps PyTorch's own exact meaning. A
+`TorchFunctionMode` sees each functional; where there is a rule it computes the value on values
+alone, as the ordinary model does, and the tangent beside it, outside of the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from src.tangent.plain import located, named, no_fast_path, plain_jvp
+from src.tangent.rules import COMPOSITES, RULES
+from src.tangent.weights import AtTheta0, leaf, swapped, usable
+
+logger = logging.getLogger(__name__)
+
+Tangents = Mapping[str, Tensor]
+IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")} | {"__setitem__"}
+MORE = "_tangents_after_the_first"  # where a pair of several tangents keeps the others
+
+
+class CannotShare(Exception):
+    """Several tangents cannot go through this module side by side."""
+
+
+def jvp(
+    model: nn.Module, params0: Mapping[str, Tensor], tangents: Tangents, *args: Any, **kwargs: Any
+) -> tuple[Any, Any]:
+    r"""\(f(x; \theta_0)\) and \(J(x; \theta_0)\, v\) from one pass of a module.
+
+    Args:
+        model: the module f; its own weights and flags are as before on exit.
+        params0: theta0 by name; may name buffers too. What is missing is the module's own.
+        tangents: v, by names of parameters; what is missing is zero. A `Displacement` stands for
+            theta - theta0.
+        *args: inputs of the module.
+        **kwargs: keyword inputs of the module.
+
+    Returns:
+        Two trees like the module's output. The first carries no gradient to the tangents; the
+        second is differentiable in them, once. Where inputs, buffers or theta0 require grad, both
+        are differentiable in these too, by PyTorch's own forward AD, more slowly.
+
+    Raises:
+        ValueError: for names that the module does not have.
+        NotImplementedError: for an operation without forward-mode derivative, naming it and the
+            module it is in.
+        RuntimeError: inside other forward-mode AD, or if the output lost the tangent on the way.
+    """
+    out, (d_out,) = jvps(model, params0, [tangents], *args, **kwargs)
+    return out, d_out
+
+
+def jvps(
+    model: nn.Module,
+    params0: Mapping[str, Tensor],
+    vectors: Sequence[Tangents],
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Any, list[Any]]:
+    """As `jvp`, for several directions that share one pass of the primal where they can.
+
+    Returns:
+        The output, and its derivative along each of the directions.
+    """
+    _check_names(model, params0, vectors)
+    _refuse_caches((args, kwargs))
+    with no_fast_path():  # and outside of inference mode
+        values = {name: usable(value) for name, value in params0.items()}
+        args, kwargs = pytree.tree_map(usable, (args, kwargs))
+        return _choose(model, values, vectors, args, kwargs)
+
+
+def _choose(
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    vectors: Sequence[Tangents],
+    args: Any,
+    kwargs: Any,
+) -> tuple[Any, list[Any]]:
+    """One shared pass where it can be, otherwise one a direction or PyTorch's own forward AD."""
+    transforms = [level.key() for level in retrieve_all_functorch_interpreters()]
+    if TransformType.Jvp in transforms or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "expected no forward-mode AD around this call, got torch.func.jvp, jacfwd, hessian or "
+            "a forward_ad.dual_level: nested, PyTorch's own is wrong for some operations, such as "
+            "layer_norm. Take reverse mode outside: torch.func.vjp, grad, jacrev"
+        )
+    if transforms:
+        return _each(plain_jvp, model, values, vectors, args, kwargs)
+    if torch.is_grad_enabled():
+        if _requires_grad((values, args, kwargs, dict(model.named_buffers()))):
+            _say_once("inputs, buffers or theta0 require grad", "forward AD")
+            return _each(plain_jvp, model, values, vectors, args, kwargs)
+        learnt = any(leaf(v, name).requires_grad for v in vectors for name in v)
+        if learnt and len(vectors) > 1:
+            return _each(jvp, model, values, vectors, args, kwargs)
+    else:
+        learnt = False
+    try:
+        return _run(model, values, vectors, learnt, args, kwargs)
+    except CannotShare as reason:
+        _say_once(str(reason), "one pass a task vector")
+    return _each(jvp, model, values, vectors, args, kwargs)
+
+
+def _each(
+    one: Callable[..., tuple[Any, Any]],
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    vectors: Sequence[Tangents],
+    args: Any,
+    kwargs: Any,
+) -> tuple[Any, list[Any]]:
+    found = [one(model, values, v, *args, **kwargs) for v in vectors]
+    return found[0][0], [d_out for _, d_out in found]
+
+
+@functools.cache
+def _say_once(reason: str, instead: str) -> None:
+    logger.info("%s: %s is taken, exact and slower", reason, instead)
+
+
+def _check_names(
+    model: nn.Module, params0: Mapping[str, Tensor], vectors: Sequence[Tangents]
+) -> None:
+    if not vectors:
+        raise ValueError("expected at least one direction, got none")
+    known = {name for name, _ in model.named_parameters()}
+    strange = {name for v in vectors for name in v if name not in known}
+    if strange:
+        raise ValueError(
+            f"expected a direction over parameters, got also {', '.join(sorted(strange))}"
+        )
+    strange = params0.keys() - known - {name for name, _ in model.named_buffers()}
+    if strange:
+        raise ValueError(f"params0 has names that the module has not: {', '.join(sorted(strange))}")
+
+
+def _requires_grad(tree: Any) -> bool:
+    return any(isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves(tree))
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether a value is a cache of keys and values of transformers, which is no tree."""
+    return any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__)
+
+
+def _refuse_caches(inputs: Any) -> None:
+    for value in pytree.tree_leaves(inputs, is_leaf=_is_cache):
+        if _is_cache(value) and value.get_seq_length() > 0:
+            raise TypeError(
+                f"expected no cached keys and values, got a filled {type(value).__name__}: it has "
+                "no tangents, so the expansion would be wrong; pass the whole sequence"
+            )
+
+
+def _run(
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    vectors: Sequence[Tangents],
+    learnt: bool,
+    args: Any,
+    kwargs: Any,
+) -> tuple[Any, list[Any]]:
+    """One pass; the graph of the primal is recorded only if a tangent requires grad."""
+    own = dict(model.named_parameters())
+    duals = Duals(len(vectors), learnt)
+
+    def make(name: str) -> Tensor:
+        value = values[name] if name in values else usable(own[name].detach())
+        if not any(name in v for v in vectors):
+            return value
+        with torch._C.DisableTorchFunction():
+            known = [v[name].detach().to(value) if name in v else None for v in vectors]
+            if learnt and leaf(vectors[0], name).requires_grad:
+                value = AtTheta0.apply(leaf(vectors[0], name), value)
+            return duals.pair(value, known)
+
+    with torch.set_grad_enabled(learnt), forward_ad.dual_level():
+        try:
+            with swapped(model, values, make), duals:
+                out = model(*args, **kwargs)
+        except NotImplementedError as error:
+            raise located(error, model) from error
+        leaves, spec = pytree.tree_flatten(out, is_leaf=_is_cache)
+        found, d_found = [], []
+        for value in leaves:
+            primal, tangents = duals.split(value)
+            found.append(primal)
+            d_found.append(tangents)
+    for value in found:
+        _check_leaf(value)
+    if all(tangents is None for tangents in d_found):
+        _check_zero(model, vectors)
+    plain = [value.detach() if isinstance(value, Tensor) else value for value in found]
+    plain = [None if _is_cache(value) else value for value in plain]
+    steps = [
+        [_step(value, tangents, k) for value, tangents in zip(found, d_found, strict=True)]
+        for k in range(len(vectors))
+    ]
+    return pytree.tree_unflatten(plain, spec), [pytree.tree_unflatten(s, spec) for s in steps]
+
+
+def _check_zero(model: nn.Module, vectors: Sequence[Tangents]) -> None:
+    """Raises if directions are not zero; called where no output carries a tangent."""
+    if any(bool(v[name].any()) for v in vectors for name in v):
+        raise RuntimeError(
+            f"expected an output of {type(model).__name__} that depends on the parameters, got one "
+            "without tangents; the forward pass cuts them off (detach, .data, a NumPy round trip, "
+            "or an argmax as the only output)"
+        )
+
+
+def _check_leaf(value: Any) -> None:
+    """Refuses an output that hides tensors from us, and so from linearisation."""
+    if isinstance(value, Tensor) or _is_cache(value):
+        if not isinstance(value, Tensor):
+            _say_once(f"{type(value).__name__} holds no tangents", "None in its place")
+        return
+    hidden = [name for name, v in getattr(value, "__dict__", {}).items() if isinstance(v, Tensor)]
+    if hidden:
+        raise TypeError(
+            "expected outputs that are tensors, tuples, lists or dicts, got "
+            f"{type(value).__name__} with tensors in {', '.join(sorted(hidden))}; return a dict, or "
+            "register the class with torch.utils._pytree.register_pytree_node"
+        )
+
+
+def _step(value: Any, tangents: Sequence[Tensor] | None, k: int) -> Any:
+    """The k-th derivative of one output."""
+    if not isinstance(value, Tensor):
+        return None if _is_cache(value) else value
+    step = torch.zeros_like(value) if tangents is None else tangents[k].detach()
+    return _Carry.apply(value, step) if value.requires_grad else step
+
+
+class _Carry(torch.autograd.Function):
+    """The tangent in the forward pass; in the backward pass, the way into the primal's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, primal: Tensor, tangent: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, None
+
+
+class Duals(TorchFunctionMode):
+    """Applies the rules to whatever functional meets a pair.
+
+    Args:
+        count: tangents of each pair.
+        learnt: whether the primal pass is recorded for a backward pass.
+    """
+
+    def __init__(self, count: int, learnt: bool) -> None:
+        super().__init__()
+        self.count, self.learnt = count, learnt
+
+    def pair(self, primal: Tensor, tangents: Sequence[Tensor | None]) -> Tensor:
+        """A value with its tangents; None is zero."""
+        if all(tangent is None for tangent in tangents):
+            return primal
+        known = [
+            torch.zeros_like(primal) if t is None else t.to(primal.dtype).detach() for t in tangents
+        ]
+        dual = forward_ad.make_dual(primal, known[0])
+        if self.count > 1:
+            setattr(dual, MORE, known[1:])
+        return dual
+
+    def split(self, value: Any) -> tuple[Any, list[Tensor] | None]:
+        """A value and its tangents; None if it has none."""
+        if not isinstance(value, Tensor):
+            return value, None
+        primal, tangent = forward_ad.unpack_dual(value)
+        if tangent is None or tangent._is_zerotensor():
+            return value if tangent is None else primal, None
+        if self.count == 1:
+            return primal, [tangent]
+        more = getattr(value, MORE, None)
+        if more is None:
+            raise CannotShare("an operation that our rules do not see keeps one tangent only")
+        return primal, [tangent, *more]
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in COMPOSITES:
+            with self:
+                out = COMPOSITES[func](*args, **kwargs)
+            return self.native(func, args, kwargs) if out is NotImplemented else out
+        rule = RULES.get(func)
+        if rule is None or "out" in kwargs:
+            return self.native(func, args, kwargs)
+        return self.apply(rule, func, args, kwargs)
+
+    def apply(
+        self,
+        rule: Callable[..., Any],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The functional by its rule."""
+        tangents: dict[int, list[Tensor]] = {}
+        pairs: dict[int, Tensor] = {}  # primal -> the pair that it is of
+
+        def value_of(arg: Any) -> Any:
+            primal, found = self.split(arg)
+            if found is not None:
+                tangents[id(primal)], pairs[id(primal)] = found, arg
+            return primal
+
+        values = tuple(value_of(arg) for arg in args)
+        named = {name: value_of(arg) for name, arg in kwargs.items()}
+        if not tangents:
+            return func(*args, **kwargs)
+        answer = rule(*values, **named)
+        if answer is NotImplemented:
+            return self.native(func, args, kwargs)
+        out, push = answer
+        with torch.no_grad():
+            found = []
+            for k in range(self.count):
+
+                def d(primal: Any, k: int = k) -> Tensor | None:
+                    known = tangents.get(id(primal))
+                    return None if known is None else known[k]
+
+                found.append(push(d))
+            if id(out) in pairs:  # in place
+                for own, new in zip(tangents[id(out)], found, strict=True):
+                    own.copy_(new)
+                return pairs[id(out)]
+        return self.pair(out, found)
+
+    def native(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """The functional by PyTorch's own forward AD."""
+        try:
+            with _math_attention(func):
+                out = func(*args, **kwargs)
+                if self.count > 1:
+                    return self._native_more(func, args, kwargs, out)
+        except NotImplementedError as error:
+            raise named(error, func) from error
+        return self._without_graph(out) if self.learnt else out
+
+    def _without_graph(self, out: Any) -> Any:
+        """The output with tangents that are constants: nobody differentiates through them."""
+
+        def cut(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            primal, tangent = forward_ad.unpack_dual(value)
+            if tangent is None or not tangent.requires_grad:
+                return value
+            return forward_ad.make_dual(primal, tangent.detach())
+
+        if isinstance(out, Tensor):
+            return cut(out)
+        return pytree.tree_map(cut, out) if isinstance(out, tuple | list | dict) else out
+
+    def _native_more(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, out: Any
+    ) -> Any:
+        """The functional again for the tangents after the first."""
+        inputs, spec = pytree.tree_flatten((args, kwargs))
+        parts = [self.split(value) for value in inputs]
+        if all(tangents is None for _, tangents in parts):
+            return out
+        if _in_place(func, kwargs):
+            raise CannotShare(f"{getattr(func, '__name__', func)} works in place")
+        outputs = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor)]
+        if not any(v.is_floating_point() and not hasattr(v, MORE) for v in outputs):
+            return out
+        more: list[list[Tensor | None]] = [[] for _ in outputs]
+        for k in range(1, self.count):
+            again, others = pytree.tree_unflatten(
+                [
+                    primal if tangents is None else forward_ad.make_dual(primal, tangents[k])
+                    for primal, tangents in parts
+                ],
+                spec,
+            )
+            other = func(*again, **others)
+            for found, value in zip(more, pytree.tree_leaves(other), strict=False):
+                found.append(forward_ad.unpack_dual(value).tangent)
+        for value, found in zip(outputs, more, strict=True):
+            tangent = forward_ad.unpack_dual(value).tangent
+            if tangent is not None:
+                setattr(value, MORE, [torch.zeros_like(value) if t is None else t for t in found])
+        return out
+
+
+def _math_attention(func: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """Takes attention apart where PyTorch differentiates it; its fused kernels have no rule."""
+    fused = func in COMPOSITES or func is F.scaled_dot_product_attention
+    return sdpa_kernel(SDPBackend.MATH) if fused else contextlib.nullcontext()
+
+
+def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    method = name.endswith("_") and not name.endswith("__")
+    return method or name in IN_PLACE or bool(kwargs.get("inplace")) or "out" in kwargs
