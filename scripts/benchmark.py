@@ -85,12 +85,14 @@ def _vector(encoder: Any) -> dict[str, Any]:
 
 
 def _linearized(settings: Settings) -> Any:
-    from src.linearize import LinearizedImageEncoder
-    from src.statedict import move
+    import torch
 
-    encoder = _encoder(settings)
-    linear = LinearizedImageEncoder(image_encoder=encoder)
-    linear.load_weights(move(encoder.weights(), _vector(encoder)))
+    from src.linearize import LinearizedImageEncoder
+
+    linear = LinearizedImageEncoder(image_encoder=_encoder(settings))
+    with torch.no_grad():
+        for value in linear.parameters():  # theta is not theta0
+            value.add_(torch.randn_like(value), alpha=1e-3)
     return linear
 
 
@@ -181,6 +183,7 @@ def _sweeps(points: int, linear: bool, calls: bool) -> Callable[[Settings, Path]
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
         from src.eval import coefficients, evaluate, sweep
         from src.heads import get_classification_head
+        from src.linearize import LinearizedImageEncoder
         from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
 
         args = _args(settings, folder)
@@ -190,14 +193,14 @@ def _sweeps(points: int, linear: bool, calls: bool) -> Callable[[Settings, Path]
         )
         get_classification_head(args, "EuroSAT")  # built once, outside of the time
         coefs = coefficients(points) if points > 1 else [1.0]
-        start = vector.apply_to(encoder, 1.0) if linear else encoder
+        base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
 
         def turn() -> None:
             if not calls:
-                sweep(vector, start if linear else encoder, args, coefs)
+                sweep(vector, base, args, coefs)
                 return
             for coef in coefs:
-                evaluate(start if linear else vector.apply_to(encoder, coef), args)
+                evaluate(vector.apply_to(base, coef), args)
 
         return {"time": turn}
 
@@ -287,6 +290,10 @@ def _peak_bytes(device: str) -> int:
 
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would begin with what the parent held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -464,6 +471,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             f"unknown variants {sorted(unknown)}; choose from {', '.join(comparison.variants)}"
         )
+    if len(set(variants)) < len(variants):
+        parser.error(f"a variant is named twice in --variants={options.variants}")
     if options.rounds < 1:
         parser.error(f"expected at least one round, got {options.rounds}")
     settings = Settings(

@@ -9,10 +9,12 @@ on: theta0, tau_t, the pictures, the preprocessing, the precision and the softwa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,7 @@ from src.settings import (
     num_workers_of,
     setting,
 )
-from src.statedict import State, content_hash, scale
+from src.statedict import State, check_same, content_hash, scale
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +83,14 @@ def linear_features(
 
     Args:
         encoder: gives f and theta0; its theta takes no part.
-        vectors: each tau_t by name of parameter; names that are no parameters are passed over.
+        vectors: each tau_t by name; buffers take no part.
         dataset_name: X for the test split, XVal for the validation split.
         args: settings; `feature_cache` says whether features are kept and found again.
     """
     data = dataset_for(args, dataset_name)
-    names = encoder.model.theta0()
+    own, names = encoder.weights(), encoder.model.theta0()
+    for tau in vectors:
+        check_same({name: own[name] for name in tau if name in own}, tau, "theta and tau")
     vectors = [{name: tau[name] for name in names if name in tau} for tau in vectors]
     signs = [_sign(tau) for tau in vectors]  # tau and -tau share what is kept
     vectors = [scale(tau, s) if s < 0 else tau for tau, s in zip(vectors, signs, strict=True)]
@@ -161,7 +165,7 @@ def _folder(encoder: LinearizedImageEncoder, pictures: Any, args: Any) -> Path |
         "model": encoder.model_name,
         "theta0": content_hash(encoder.weights0()),
         "pictures": data,
-        "preprocess": repr(encoder.val_preprocess),
+        "preprocess": re.sub(r" at 0x\w+", "", repr(encoder.val_preprocess)),
         "precision": setting(args, "precision"),
         "device": device_of(args).type,
         "share": [ddp.rank(), ddp.world_size()],
@@ -172,14 +176,14 @@ def _folder(encoder: LinearizedImageEncoder, pictures: Any, args: Any) -> Path |
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    if not path.is_file():
-        return None
     try:
         found = load_file(path)
+        os.utime(path)  # used now; the oldest are deleted first
+    except FileNotFoundError:  # never there, or another process has just deleted it
+        return None
     except (SafetensorError, OSError):
         logger.warning("%s is damaged and computed again", path)
         return None
-    os.utime(path)  # used now; the oldest are deleted first
     return found
 
 
@@ -190,10 +194,13 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _prune(root: Path) -> None:
     """Deletes the features that were not used for longest, beyond the cache's size."""
-    files = sorted(root.glob("*/*.safetensors"), key=lambda path: path.stat().st_mtime)
-    excess = sum(path.stat().st_size for path in files) - CACHE_BYTES
-    for path in files:
+    files = []
+    for path in root.glob("*/*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # another process prunes too
+            files.append((path.stat().st_mtime, path.stat().st_size, path))
+    excess = sum(size for _, size, _ in files) - CACHE_BYTES
+    for _, size, path in sorted(files):
         if excess <= 0:
             return
-        excess -= path.stat().st_size
+        excess -= size
         path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from src import statedict
 from src.tangent import Displacement, jvp, jvps
-from src.tangent.plain import forward_ad_backends
+from src.tangent.plain import Unfused, forward_ad_backends
 
 if TYPE_CHECKING:
     from src.modeling import ImageEncoder
@@ -67,7 +67,7 @@ def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[
     def f_lin(params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         statedict.check_same(params, params0, "params and params0")
         tangents = {name: value - params0[name] for name, value in params.items()}
-        with forward_ad_backends():
+        with forward_ad_backends(), Unfused():
             out, d_out = torch.func.jvp(
                 lambda p: f(p, *args, **kwargs), (dict(params0),), (tangents,)
             )[:2]

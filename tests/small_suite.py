@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from src.args import Config, parse_arguments
 from src.data import registry
@@ -58,3 +60,15 @@ def flags(root: Path) -> list[str]:
 def small_config(root: Path) -> Config:
     """The same as settings."""
     return parse_arguments(flags(root))
+
+
+def random_vector(
+    theta: Mapping[str, Tensor], size: float = 0.3, seed: int = 0
+) -> dict[str, Tensor]:
+    """A random task vector whose steps are `size` of the weights' own size."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: size * value.abs().mean() * torch.randn(value.shape, generator=generator)
+        for name, value in theta.items()
+        if value.is_floating_point()
+    }

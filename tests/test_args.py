@@ -64,8 +64,11 @@ FLAGS = [
     ("n_eval_points", "5", 5),
     ("control_threshold", "0.5", 0.5),
     ("device", "cpu", "cpu"),
+    ("precision", "bf16", "bf16"),
     ("num_workers", "0", 0),
 ]
+# flags without a value, and their default
+SWITCHES = {"wandb": False, "feature_cache": True}
 
 
 @pytest.fixture(autouse=True)
@@ -98,15 +101,21 @@ def test_every_flag_in_both_spellings(name: str, text: str, value: object, spell
 
 def test_the_table_above_has_every_flag() -> None:
     fields = {field.name for field in dataclasses.fields(Config)}
-    assert fields - {name for name, _, _ in FLAGS} == {"wandb", "finetuning_accuracies"}
+    assert fields - {name for name, _, _ in FLAGS} == {*SWITCHES, "finetuning_accuracies"}
 
 
-@pytest.mark.parametrize(
-    ("argv", "value"),
-    [([], False), (["--wandb"], True), (["--wandb", "--no-wandb"], False)],
-)
-def test_switches(argv: list[str], value: bool) -> None:
-    assert parse_arguments(argv).wandb is value
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("sep", "-_")
+def test_switches(name: str, sep: str) -> None:
+    on, off = f"--{name.replace('_', sep)}", f"--no-{name.replace('_', sep)}"
+    for argv, value in (
+        ([], SWITCHES[name]),
+        ([on], True),
+        ([off], False),
+        ([on, off], False),
+        ([off, on], True),
+    ):
+        assert getattr(parse_arguments(argv), name) is value
 
 
 @pytest.mark.parametrize(
@@ -139,6 +148,7 @@ def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Pa
         (["--n-eval-points=1"], "expected at least 2, got 1"),
         (["--world_size", "0"], "expected at least 1, got 0"),
         (["--finetuning-mode=lineal"], "invalid choice: 'lineal'"),
+        (["--precision=fp16"], "invalid choice: 'fp16'"),
         (["--seed"], "--seed: expected one argument"),
         (["MNIST"], "unrecognized arguments: MNIST"),
         pytest.param(
@@ -181,7 +191,7 @@ def test_help_has_the_description_and_every_flag(capsys: pytest.CaptureFixture[s
         parse_arguments(["--help"], "Adds task vectors.")
     text = capsys.readouterr().out
     assert "Adds task vectors." in text
-    for name, _, _ in FLAGS:
+    for name in (*(name for name, _, _ in FLAGS), *SWITCHES):
         assert f"--{name.replace('_', '-')}" in text
     assert "--finetuning-accuracies" not in text
     assert "--load CHECKPOINT" in text and "--tasks A,B" in text
@@ -200,6 +210,10 @@ def test_every_setting_can_be_assigned(name: str) -> None:
     config, value = Config(), object()
     setattr(config, name, value)
     assert getattr(config, name) is value
+
+
+def test_the_default_precision_is_float32() -> None:
+    assert parse_arguments([]).precision == Config().precision == "fp32"
 
 
 def test_two_configs_share_no_accuracies() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
-from src.checkpoints import load_checkpoint, read_facts
+from src.checkpoints import load_checkpoint, read_facts, save_tensors
+from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
 from src.results import load_results
@@ -64,6 +66,65 @@ def test_what_is_done_is_skipped_and_says_so(root: Path, caplog: pytest.LogCaptu
 def test_other_settings_do_not_overwrite(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune.main(["--finetuning-mode=linear", *flags(root), "--lr=0.5"]) == 2
     assert "lr 0.0003 instead of 0.5" in capsys.readouterr().err
+
+
+def flat(state: dict[str, Tensor], theta0: dict[str, Tensor]) -> Tensor:
+    return torch.cat([(state[name] - theta0[name]).flatten() for name in sorted(theta0)])
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_bf16_trains_float32_weights_to_nearly_the_same_place(
+    root: Path, tmp_path: Path, mode: str
+) -> None:
+    name = "finetuned" if mode == "standard" else "linear_finetuned"
+    argv = [f"--finetuning-mode={mode}", *flags(tmp_path), f"--cache-dir={root / 'cache'}"]
+    argv += ["--tasks=Emoji", "--precision=bf16"]
+    assert finetune.main(argv) == 0
+    theta0 = load_checkpoint(root / "checkpoints" / "zeroshot.pt").theta
+    wide = load_checkpoint(root / "checkpoints" / "EmojiVal" / f"{name}.pt")
+    narrow = load_checkpoint(tmp_path / "checkpoints" / "EmojiVal" / f"{name}.pt")
+    assert {name: v.dtype for name, v in narrow.theta.items()} == {
+        name: v.dtype for name, v in wide.theta.items()
+    }
+    assert {v.dtype for v in narrow.theta.values()} == {torch.float32}
+    assert narrow.info["steps"] == wide.info["steps"] >= 3
+    assert narrow.info["recipe"] == {**wide.info["recipe"], "precision": "bf16"}
+    loss = wide.info["last_epoch_loss"]
+    assert narrow.info["last_epoch_loss"] == pytest.approx(loss, rel=0.02)
+    a, b = flat(narrow.theta, theta0), flat(wide.theta, theta0)
+    assert not torch.equal(a, b)
+    assert torch.cosine_similarity(a, b, dim=0) > 0.97
+    assert eval_single_task.main([*argv, "--eval-datasets=Emoji"]) == 0
+    accuracy = "ft_accuracies" if mode == "standard" else "linear_ft_accuracies"
+    found, expected = results(tmp_path, accuracy), results(root, accuracy)
+    assert found["Emoji"] == pytest.approx(expected["Emoji"], abs=0.1)
+    before = (tmp_path / "checkpoints" / "EmojiVal" / f"{name}.safetensors").stat().st_mtime_ns
+    assert finetune.main(argv) == 0
+    after = (tmp_path / "checkpoints" / "EmojiVal" / f"{name}.safetensors").stat().st_mtime_ns
+    assert after == before
+
+
+def test_a_checkpoint_of_another_precision_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune.main(["--finetuning-mode=linear", *flags(root), "--precision=bf16"]) == 2
+    assert "precision fp32 instead of bf16" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_the_flag_is_one_of_float32(root: Path, tmp_path: Path) -> None:
+    state = load_checkpoint(root / "checkpoints" / "EmojiVal" / "finetuned.pt")
+    wanted = {**state.info["recipe"], "seed": 0}
+    old = {name: value for name, value in state.info["recipe"].items() if name != "precision"}
+    assert len(old) == len(wanted) - 2
+    path, start = tmp_path / "finetuned.safetensors", str(state.theta0_hash)
+    assert not finetune.is_done(path, wanted, start)
+    info = {**state.info, "recipe": old}
+    save_tensors(path, state.theta, state.kind, theta0_hash=start, info=info)
+    assert finetune.is_done(path, wanted, start)
+    with pytest.raises(UsageError, match=r"\(precision fp32 instead of bf16\)"):
+        finetune.is_done(path, {**wanted, "precision": "bf16"}, start)
+    with pytest.raises(UsageError, match=r"\(seed 0 instead of 1, other pre-trained weights\)"):
+        finetune.is_done(path, {**wanted, "seed": 1}, "another")
 
 
 def test_linear_vector_at_one_is_its_checkpoint(root: Path) -> None:

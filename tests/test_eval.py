@@ -1,14 +1,24 @@
+"""Accuracies of one model and of sweeps, in one pass, over one or several processes."""
+
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from src import ddp, statedict
+from src import eval as evaluation
 from src.args import Config
+from src.data.base import ArrayPictures
+from src.data.registry import dataset_for
 from src.errors import UsageError
 from src.eval import (
+    Encoder,
     add_normalized_accuracy,
     coefficients,
     eval_single_dataset,
@@ -19,10 +29,11 @@ from src.eval import (
     nonlinear_advantage,
     sweep_dataset,
 )
-from src.linearize import LinearizedImageEncoder
-from src.modeling import ImageEncoder
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder, LinearizedModel
+from src.modeling import ClassificationHead, ImageEncoder, VisionTower
 from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
-from tests.small_suite import small_config, small_suite
+from tests.small_suite import SIZES, random_vector, small_config, small_suite
 
 COEFS = [0.0, 0.4, 1.0]
 
@@ -33,19 +44,11 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
         yield small_config(tmp_path)
 
 
-def random_vector(encoder: ImageEncoder, size: float = 0.3) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: size * value.abs().mean() * torch.randn(value.shape, generator=generator)
-        for name, value in encoder.weights().items()
-    }
-
-
 @pytest.mark.parametrize("linear", [False, True])
 def test_a_sweep_gives_what_single_evaluations_give(args: Config, linear: bool) -> None:
     encoder = ImageEncoder(args)
     kind = LinearizedTaskVector if linear else NonLinearTaskVector
-    vector = kind(vector=random_vector(encoder))
+    vector = kind(vector=random_vector(encoder.weights()))
     base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
     before = {name: value.clone() for name, value in base.weights().items()}
     swept = sweep_dataset(base, vector.vector, COEFS, "EmojiVal", args)
@@ -61,7 +64,7 @@ def test_a_sweep_gives_what_single_evaluations_give(args: Config, linear: bool) 
 
 def test_a_linear_sweep_starts_at_theta_not_at_theta0(args: Config) -> None:
     encoder = ImageEncoder(args)
-    vector = LinearizedTaskVector(vector=random_vector(encoder))
+    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
     moved = vector.apply_to(encoder, 0.6)
     found = sweep_dataset(moved, vector.vector, [-0.6, 0.0, 0.4], "EmojiVal", args)
     start = LinearizedImageEncoder(image_encoder=encoder)
@@ -72,7 +75,7 @@ def test_a_linear_sweep_starts_at_theta_not_at_theta0(args: Config) -> None:
 
 def test_post_hoc_at_zero_is_zero_shot(args: Config) -> None:
     encoder = ImageEncoder(args)
-    vector = NonLinearTaskVector(vector=random_vector(encoder))
+    vector = NonLinearTaskVector(vector=random_vector(encoder.weights()))
     args.eval_datasets = ["Emoji"]
     zeroshot = evaluate(encoder, args)
     posthoc = evaluate_task_vector_at_coef(vector, encoder, args, 0.0, posthoc_linearization=True)
@@ -85,7 +88,7 @@ def test_post_hoc_at_zero_is_zero_shot(args: Config) -> None:
 
 def test_the_control_set_is_evaluated_too_but_not_averaged(args: Config) -> None:
     encoder = ImageEncoder(args)
-    vector = NonLinearTaskVector(vector=random_vector(encoder))
+    vector = NonLinearTaskVector(vector=random_vector(encoder.weights()))
     args.eval_datasets, args.control_dataset = ["EmojiVal"], "ShapesVal"
     args.finetuning_accuracies = {"EmojiVal": 0.5}
     found = evaluate_task_vector(vector, encoder, args)
@@ -101,6 +104,265 @@ def test_every_image_counts_once(args: Config) -> None:
     assert eval_single_dataset(encoder, "Emoji", args)["num_images"] == 48
     args.batch_size = 7
     assert eval_single_dataset(encoder, "EmojiVal", args)["num_images"] == 40
+    linear = LinearizedImageEncoder(image_encoder=encoder)
+    assert eval_single_dataset(linear, "EmojiVal", args)["num_images"] == 40
+    assert eval_single_dataset(linear, "Emoji", args)["num_images"] == 48
+
+
+def bits(encoder: Encoder) -> str:
+    return statedict.content_hash(encoder.weights())
+
+
+# images of 32 x 32 x 3 float32 numbers, 20 a batch: none, one, two batches and all of them fit
+HELD = pytest.mark.parametrize(("held", "groups"), [(0, 3), (250_000, 3), (491_520, 2), (10**9, 1)])
+
+
+@HELD
+def test_a_standard_sweep_reads_each_picture_once(
+    args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
+) -> None:
+    encoder = ImageEncoder(args)
+    get_classification_head(args, "Emoji")
+    args.batch_size = 20
+    read: list[int] = []
+    one = ArrayPictures.__getitem__
+
+    def counted(self: ArrayPictures, index: int) -> Any:
+        read.append(index)
+        return one(self, index)
+
+    monkeypatch.setattr(ArrayPictures, "__getitem__", counted)
+    monkeypatch.setattr(evaluation, "HELD_BYTES", held)
+    sweep_dataset(encoder, random_vector(encoder.weights()), COEFS, "Emoji", args)
+    assert read == list(range(48))
+
+
+@HELD
+def test_each_coefficient_meets_the_weights_of_its_own_model_bit_for_bit(
+    args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
+) -> None:
+    encoder = ImageEncoder(args)
+    vector = NonLinearTaskVector(vector=random_vector(encoder.weights()))
+    before, coefs = bits(encoder), [0.3, 0.7, 0.0, 0.3, 0.1]
+    expected = [bits(vector.apply_to(encoder, coef)) for coef in coefs]
+    args.batch_size = 20
+    met: list[tuple[str, int]] = []
+    forward = ImageEncoder.forward
+
+    def watched(self: ImageEncoder, images: Tensor) -> Tensor:
+        met.append((bits(self), len(images)))
+        return forward(self, images)
+
+    monkeypatch.setattr(ImageEncoder, "forward", watched)
+    monkeypatch.setattr(evaluation, "HELD_BYTES", held)
+    sweep_dataset(encoder, vector.vector, coefs, "Emoji", args)
+    order = [weights for i, (weights, _) in enumerate(met) if i == 0 or met[i - 1][0] != weights]
+    assert order == expected * groups
+    assert [size for weights, size in met if weights == expected[1]] == [20, 20, 8]
+    assert len(met) == 3 * len(coefs)
+    assert bits(encoder) == before
+
+
+@HELD
+def test_how_many_images_are_held_does_not_change_the_accuracies(
+    args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
+) -> None:
+    encoder = ImageEncoder(args)
+    tau = random_vector(encoder.weights())
+    args.batch_size = 20
+    expected = [
+        eval_single_dataset(NonLinearTaskVector(vector=tau).apply_to(encoder, c), "Emoji", args)
+        for c in COEFS
+    ]
+    computed: list[float] = []
+    move_into = statedict.move_into
+
+    def counted(own: Any, theta: Any, tau: Any, coef: float) -> None:
+        computed.append(coef)
+        move_into(own, theta, tau, coef)
+
+    monkeypatch.setattr(statedict, "move_into", counted)
+    monkeypatch.setattr(evaluation, "HELD_BYTES", held)
+    found = sweep_dataset(encoder, tau, COEFS, "Emoji", args)
+    assert found == [result["top1"] for result in expected]
+    assert len(set(found)) > 1
+    assert computed == COEFS * groups
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", ["model", "pictures"])
+def test_an_error_in_a_sweep_leaves_the_encoder_as_it_was(
+    args: Config, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    encoder = ImageEncoder(args)
+    tau, before = random_vector(encoder.weights()), bits(encoder)
+    args.batch_size = 20
+    monkeypatch.setattr(evaluation, "HELD_BYTES", 0)
+    kind: Any = ImageEncoder if place == "model" else ArrayPictures
+    name = "forward" if place == "model" else "__getitem__"
+    original, seen = getattr(kind, name), []
+
+    def interrupted(self: Any, argument: Any) -> Any:
+        seen.append(bits(encoder))
+        if len(seen) == (5 if place == "model" else 30):
+            raise Interrupted
+        return original(self, argument)
+
+    get_classification_head(args, "Emoji")
+    monkeypatch.setattr(kind, name, interrupted)
+    with pytest.raises(Interrupted):
+        sweep_dataset(encoder, tau, [1.0, 0.5], "Emoji", args)
+    assert seen[-1] != before
+    assert bits(encoder) == before
+
+
+def test_an_evaluation_changes_no_weights(args: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ImageEncoder(args)
+    before = {name: value.clone() for name, value in encoder.weights().items()}
+    versions = {name: value._version for name, value in encoder.weights().items()}
+    eval_single_dataset(encoder, "Emoji", args)
+    for name, value in encoder.weights().items():
+        assert torch.equal(value, before[name]) and value._version == versions[name]
+
+
+def test_a_vector_that_lacks_weights_leaves_them_where_they_are(args: Config) -> None:
+    encoder = ImageEncoder(args)
+    tau = random_vector(encoder.weights())
+    part = {name: value for name, value in tau.items() if "ln_post" in name or "proj" in name}
+    assert 0 < len(part) < len(tau)
+    rest = {name: torch.zeros_like(value) for name, value in tau.items() if name not in part}
+    for base in (encoder, LinearizedImageEncoder(image_encoder=encoder)):
+        found = sweep_dataset(base, part, COEFS, "Emoji", args)
+        assert found == sweep_dataset(base, {**rest, **part}, COEFS, "Emoji", args)
+        assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("wrong", ["name", "shape", "broadcastable shape"])
+def test_a_vector_of_other_weights_is_an_error(args: Config, linear: bool, wrong: str) -> None:
+    encoder = ImageEncoder(args)
+    base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
+    tau, before = random_vector(encoder.weights()), bits(base)
+    name = "model.visual.ln_post.weight"
+    if wrong == "name":
+        tau["model.visual.ln_past.weight"] = tau.pop(name)
+    else:
+        tau[name] = tau[name][:1] if wrong == "broadcastable shape" else tau[name][:-1]
+    with pytest.raises((ValueError, RuntimeError), match=r"ln_past|shape|size"):
+        sweep_dataset(base, tau, COEFS, "Emoji", args)
+    assert bits(base) == before
+
+
+def test_a_linear_encoder_is_evaluated_as_it_computes(args: Config) -> None:
+    encoder = ImageEncoder(args)
+    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
+    head = get_classification_head(args, "Emoji")
+    test = dataset_for(args, "Emoji").test
+    labels = torch.tensor([test[i][1] for i in range(len(test))])
+    found = []
+    for coef in (0.0, 0.8):
+        linear = vector.apply_to(encoder, coef)
+        images = torch.stack([linear.val_preprocess(test[i][0]) for i in range(len(test))])
+        with torch.no_grad():
+            hits = head(linear(images)).argmax(dim=1) == labels
+        found.append(eval_single_dataset(linear, "Emoji", args))
+        assert found[-1] == {"top1": hits.sum().item() / 48, "num_images": 48}
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_linear_sweep_is_one_pass(
+    args: Config, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    encoder = ImageEncoder(args)
+    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
+    base = vector.apply_to(encoder, 0.5 if moved else 0.0)
+    get_classification_head(args, "Emoji")
+    args.batch_size = 20
+    sizes: list[int] = []
+    directions: list[int] = []
+    encode, tangents = VisionTower.encode_image, LinearizedModel.tangents
+
+    def counted(self: VisionTower, images: Tensor, normalize: bool = False) -> Tensor:
+        sizes.append(len(images))
+        return encode(self, images, normalize)
+
+    def along(self: LinearizedModel, x: Any, vectors: Any) -> Any:
+        directions.append(len(vectors))
+        return tangents(self, x, vectors)
+
+    monkeypatch.setattr(VisionTower, "encode_image", counted)
+    monkeypatch.setattr(LinearizedModel, "tangents", along)
+    sweep_dataset(base, vector.vector, coefficients(21), "Emoji", args)
+    assert sizes == [20, 20, 8]
+    assert directions == [2 if moved else 1] * 3
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_bf16_computes_in_bf16_and_classifies_in_float32(
+    args: Config, monkeypatch: pytest.MonkeyPatch, linear: bool
+) -> None:
+    encoder = ImageEncoder(args)
+    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
+    base = vector.apply_to(encoder, 0.2) if linear else encoder
+    wide, before = eval_single_dataset(base, "Emoji", args), bits(base)
+    casting: set[bool] = set()
+    types: set[torch.dtype] = set()
+    encode, classify = VisionTower.encode_image, ClassificationHead.forward
+
+    def watched(self: VisionTower, images: Tensor, normalize: bool = False) -> Tensor:
+        casting.add(torch.is_autocast_enabled("cpu"))
+        return encode(self, images, normalize)
+
+    def typed(self: ClassificationHead, inputs: Tensor) -> Tensor:
+        logits = classify(self, inputs)
+        types.update((inputs.dtype, logits.dtype))
+        return logits
+
+    monkeypatch.setattr(VisionTower, "encode_image", watched)
+    monkeypatch.setattr(ClassificationHead, "forward", typed)
+    args.precision = "bf16"
+    narrow = eval_single_dataset(base, "Emoji", args)
+    assert casting == {True} and types == {torch.float32}
+    assert narrow["top1"] == pytest.approx(wide["top1"], abs=0.1)
+    assert bits(base) == before
+
+
+def _evaluate(args: Any) -> None:
+    """Runs in each of two processes, and in one: 48 images and a single one, all ways."""
+    for count in (48, 1):
+        with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+            patch.setitem(SIZES, "test", count)
+            root = Path(args.save) / str(count)
+            own = small_config(root)
+            encoder = ImageEncoder(own)
+            tau = random_vector(encoder.weights())
+            found: dict[str, Any] = {}
+            for linear in (False, True):
+                base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
+                for again in range(2):  # the linear one finds what it has kept
+                    found[f"sweep {linear} {again}"] = sweep_dataset(base, tau, COEFS, "Emoji", own)
+                kind = LinearizedTaskVector if linear else NonLinearTaskVector
+                moved = kind(vector=tau).apply_to(encoder, 0.4)
+                found[f"single {linear}"] = eval_single_dataset(moved, "Emoji", own)
+        (root / f"rank{ddp.rank()}.json").write_text(json.dumps(found))
+
+
+def test_two_processes_count_each_image_once_and_agree_with_one(tmp_path: Path) -> None:
+    """A batch of 32 images for each of two ranks is more than there are; one rank may have none."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    _evaluate(Config(save=str(alone)))
+    ddp.run(_evaluate, Config(save=str(both), world_size=2, port=12421))
+    for count in (48, 1):
+        expected = json.loads((alone / str(count) / "rank0.json").read_text())
+        for linear in (False, True):
+            assert expected[f"single {linear}"]["num_images"] == count
+            assert expected[f"sweep {linear} 0"] == expected[f"sweep {linear} 1"]
+        for rank in (0, 1):
+            assert json.loads((both / str(count) / f"rank{rank}.json").read_text()) == expected
 
 
 def test_a_data_set_of_another_suite_is_refused(args: Config) -> None:

@@ -207,6 +207,7 @@ def test_flags_win_over_the_table_one_by_one() -> None:
         "warmup_length": 0,
         "wd": 0.0,
         "ls": 0.1,
+        "precision": "bf16",
     }
     for name, value in flags.items():
         found = settings.recipe_for(dataclasses.replace(args, **{name: value}), "DTD")
@@ -255,3 +256,29 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UsageError, match=re.escape(message)):
         settings.device_of(Config(device=device))
+
+
+@pytest.mark.parametrize(
+    ("args", "dtype"),
+    [
+        (Config(device="cpu"), torch.float32),
+        (Config(device="cpu", precision="bf16"), torch.bfloat16),
+        (SimpleNamespace(device="cpu"), torch.float32),
+    ],
+)
+def test_the_precision_is_what_is_computed_in_not_what_weights_are_in(
+    args: Any, dtype: torch.dtype
+) -> None:
+    layer = torch.nn.Linear(2, 2)
+    with settings.autocast_of(args):
+        out = layer(torch.ones(1, 2))
+    assert out.dtype == dtype
+    out.float().sum().backward()
+    assert layer.weight.dtype == torch.float32
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+    assert layer(torch.ones(1, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("args", "size"), [(Config(), 256), (Config(batch_size=3), 3)])
+def test_the_batch_of_an_evaluation_is_the_flag_or_256(args: Config, size: int) -> None:
+    assert settings.eval_batch_of(args) == size

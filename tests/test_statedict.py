@@ -191,6 +191,69 @@ def test_move_keeps_types_and_what_the_vector_does_not_have() -> None:
     assert moved["steps"].item() == 3
 
 
+def bits(state: State) -> dict[str, tuple[torch.dtype, bytes]]:
+    return {name: (v.dtype, statedict._bytes(v).tobytes()) for name, v in state.items()}
+
+
+TYPES = [
+    (torch.float32, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+    (torch.float32, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("base", "step"), TYPES)
+@LAWS
+@given(drawn=states(2), coef=COEFS)
+def test_move_into_is_move_bit_for_bit(
+    base: torch.dtype, step: torch.dtype, drawn: list[State], coef: float
+) -> None:
+    theta = {name: value.to(base) for name, value in drawn[0].items()}
+    tau = {name: value.to(step) for name, value in drawn[1].items()}
+    own = {name: torch.full_like(value, 7.0) for name, value in theta.items()}
+    kept, before = dict(own), (bits(theta), bits(tau))
+    statedict.move_into(own, theta, tau, coef)
+    assert bits(own) == bits(statedict.move(theta, tau, coef))
+    assert all(own[name] is value for name, value in kept.items())
+    assert (bits(theta), bits(tau)) == before
+
+
+@pytest.mark.parametrize(("base", "step"), TYPES)
+def test_move_into_rounds_as_move_does(base: torch.dtype, step: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta = {"w": torch.randn(50, 7, generator=generator).to(base), "steps": torch.tensor(3)}
+    tau = {"w": (1e-3 * torch.randn(50, 7, generator=generator, dtype=torch.float64)).to(step)}
+    own = {name: value.clone() for name, value in theta.items()}
+    for coef in (1.0, 1 / 3, -0.7, 0.0, 1e-3):  # from theta each time, not from where own is
+        statedict.move_into(own, theta, tau, coef)
+        assert bits(own) == bits(statedict.move(theta, tau, coef))
+    assert bits(own) != bits(theta)
+
+
+def test_move_into_leaves_alone_what_the_vector_does_not_have() -> None:
+    theta = {"w": torch.ones(2), "v": torch.ones(2), "steps": torch.tensor(3)}
+    own = {"w": torch.zeros(2), "v": torch.full((2,), 5.0), "steps": torch.tensor(9)}
+    statedict.move_into(own, theta, {"w": torch.ones(2)}, 2.0)
+    assert own["w"].tolist() == [3.0, 3.0]
+    assert own["v"].tolist() == [5.0, 5.0] and own["steps"].item() == 9
+
+
+def test_move_into_writes_into_parameters_and_other_layouts() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, 2))
+    own = {"w": weight, "t": torch.zeros(2, 3).T}
+    theta = {"w": torch.ones(3, 2), "t": torch.arange(6.0).reshape(3, 2)}
+    tau = {name: torch.arange(6.0).reshape(2, 3).T for name in theta}
+    memory = {name: value.data_ptr() for name, value in own.items()}
+    statedict.move_into(own, theta, tau, 0.5)
+    assert bits(own) == bits(statedict.move(theta, tau, 0.5))
+    assert {name: value.data_ptr() for name, value in own.items()} == memory
+    assert weight.requires_grad and weight.is_leaf and not own["t"].is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("tau", "message"),
     [

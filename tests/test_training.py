@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,59 @@ def test_the_state_of_other_settings_or_a_damaged_one_is_not_continued(
     assert distance(trained(seed=1, snapshots=Snapshots(resume)), trained(seed=1)) == 0.0
     resume.write_bytes(b"not a state")
     assert distance(trained(snapshots=Snapshots(resume)), trained()) == 0.0
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_bf16_trains_near_float32_with_float32_weights(linear: bool) -> None:
+    found, losses = {}, {}
+    for precision in ("fp32", "bf16"):
+        casting: set[bool] = set()
+        model: nn.Module = LinearizedModel(network()) if linear else network()
+        model.register_forward_pre_hook(
+            lambda *_, seen=casting: seen.add(torch.is_autocast_enabled("cpu"))
+        )
+        recipe = replace(RECIPE, precision=precision)
+        facts = train(model, pictures(), to_tensor, recipe, 0, torch.device("cpu"))
+        assert casting == {precision == "bf16"}
+        assert facts["recipe"]["precision"] == precision
+        losses[precision] = facts["last_epoch_loss"]
+        found[precision] = {n: p.detach().clone() for n, p in model.named_parameters()}
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    start = dict(network().named_parameters())
+    wide, narrow = (
+        torch.cat([(found[precision][name] - p.detach()).flatten() for name, p in start.items()])
+        for precision in ("fp32", "bf16")
+    )
+    share = (narrow - wide).norm() / wide.norm()
+    assert 0 < share < 0.1
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_bf16_gradients_are_in_float32_and_near_those_of_float32() -> None:
+    found = {}
+    for precision in ("fp32", "bf16"):
+        model, plan = network(), BatchPlan(13, 4, 2, seed=0)
+        batches = iter(train_loader(pictures(), to_tensor, RankBatches(plan, 0, 1, 0, 1), 0))
+        loss = step_gradients(
+            model, plan, 0, batches, torch.device("cpu"), 0.1, precision=precision
+        )
+        assert math.isfinite(loss)
+        found[precision] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        assert {v.dtype for v in found[precision].values()} == {torch.float32}
+    assert 0 < distance(found["bf16"], found["fp32"]) < 0.05
+
+
+def test_the_state_of_another_precision_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.training.RESUME_SECONDS", 0.0)
+    narrow, resume = replace(RECIPE, precision="bf16"), tmp_path / "resume.pt"
+    with pytest.raises(Interrupted):
+        trained(narrow, snapshots=Snapshots(resume), run=InterruptingRun())
+    assert distance(trained(snapshots=Snapshots(resume)), trained()) == 0.0
+    with pytest.raises(Interrupted):
+        trained(narrow, snapshots=Snapshots(resume), run=InterruptingRun())
+    assert distance(trained(narrow, snapshots=Snapshots(resume)), trained(narrow)) == 0.0
 
 
 def test_snapshots_come_every_so_many_steps() -> None:

@@ -27,7 +27,7 @@ def fingerprint(pictures: Pictures) -> str | None:
         inner = fingerprint(pictures.pictures)
         return inner and _hash(inner.encode(), _bytes(np.asarray(pictures.indices)))
     if isinstance(pictures, LazyPictures):
-        return fingerprint(pictures.folders.pictures(pictures.path))
+        return fingerprint(pictures.listing)
     samples = getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
     if samples is not None:  # torchvision's data sets of files
         return _hash(*(f"{_file(path)}|{label}".encode() for path, label in samples))

@@ -8,10 +8,9 @@ alone, as the ordinary model does, and the tangent beside it, outside of the gra
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +19,19 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from src.tangent.plain import located, named, no_fast_path, plain_jvp
-from src.tangent.rules import COMPOSITES, RULES
+from src.tangent.plain import (
+    differentiable,
+    is_about_forward_ad,
+    located,
+    named,
+    no_fast_path,
+    plain_jvp,
+)
+from src.tangent.replay import Replay, random_states, set_random_states
+from src.tangent.rules import COMPOSITES, RULES, keywords
 from src.tangent.weights import AtTheta0, leaf, swapped, usable
 
 logger = logging.getLogger(__name__)
@@ -106,17 +112,21 @@ def _choose(
         return _each(plain_jvp, model, values, vectors, args, kwargs)
     if torch.is_grad_enabled():
         if _requires_grad((values, args, kwargs, dict(model.named_buffers()))):
-            _say_once("inputs, buffers or theta0 require grad", "forward AD")
+            _say_once("inputs, buffers or theta0 require grad", "PyTorch's forward AD, slower")
             return _each(plain_jvp, model, values, vectors, args, kwargs)
         learnt = any(leaf(v, name).requires_grad for v in vectors for name in v)
         if learnt and len(vectors) > 1:
             return _each(jvp, model, values, vectors, args, kwargs)
     else:
         learnt = False
+    if len(vectors) == 1:
+        return _run(model, values, vectors, learnt, args, kwargs)
+    replay = _replay(model, values)
     try:
         return _run(model, values, vectors, learnt, args, kwargs)
     except CannotShare as reason:
-        _say_once(str(reason), "one pass a task vector")
+        _say_once(str(reason), "a pass each for several directions")
+    replay.restore()
     return _each(jvp, model, values, vectors, args, kwargs)
 
 
@@ -128,13 +138,24 @@ def _each(
     args: Any,
     kwargs: Any,
 ) -> tuple[Any, list[Any]]:
-    found = [one(model, values, v, *args, **kwargs) for v in vectors]
+    """A pass a direction, with the same random numbers and statistics in each."""
+    if len(vectors) == 1:
+        out, d_out = one(model, values, vectors[0], *args, **kwargs)
+        return out, [d_out]
+    replay, found = _replay(model, values), []
+    for v in vectors:
+        replay.restore()
+        found.append(one(model, values, v, *args, **kwargs))
     return found[0][0], [d_out for _, d_out in found]
+
+
+def _replay(model: nn.Module, values: Mapping[str, Tensor]) -> Replay:
+    return Replay(values.get(name, buffer) for name, buffer in model.named_buffers())
 
 
 @functools.cache
 def _say_once(reason: str, instead: str) -> None:
-    logger.info("%s: %s is taken, exact and slower", reason, instead)
+    logger.info("%s: %s", reason, instead)
 
 
 def _check_names(
@@ -198,7 +219,9 @@ def _run(
             with swapped(model, values, make), duals:
                 out = model(*args, **kwargs)
         except NotImplementedError as error:
-            raise located(error, model) from error
+            if is_about_forward_ad(error):
+                raise located(error, model) from error
+            raise
         leaves, spec = pytree.tree_flatten(out, is_leaf=_is_cache)
         found, d_found = [], []
         for value in leaves:
@@ -238,8 +261,8 @@ def _check_leaf(value: Any) -> None:
     if hidden:
         raise TypeError(
             "expected outputs that are tensors, tuples, lists or dicts, got "
-            f"{type(value).__name__} with tensors in {', '.join(sorted(hidden))}; return a dict, or "
-            "register the class with torch.utils._pytree.register_pytree_node"
+            f"{type(value).__name__} with tensors in {', '.join(sorted(hidden))}; return a dict, "
+            "or register the class with torch.utils._pytree.register_pytree_node"
         )
 
 
@@ -314,7 +337,7 @@ class Duals(TorchFunctionMode):
                 out = COMPOSITES[func](*args, **kwargs)
             return self.native(func, args, kwargs) if out is NotImplemented else out
         rule = RULES.get(func)
-        if rule is None or "out" in kwargs:
+        if rule is None or not _knows(rule, kwargs):
             return self.native(func, args, kwargs)
         return self.apply(rule, func, args, kwargs)
 
@@ -351,9 +374,10 @@ class Duals(TorchFunctionMode):
                     known = tangents.get(id(primal))
                     return None if known is None else known[k]
 
-                found.append(push(d))
+                found.append(_fresh(push(d), tangents.values()))
             if id(out) in pairs:  # in place
                 for own, new in zip(tangents[id(out)], found, strict=True):
+                    assert new is not None
                     own.copy_(new)
                 return pairs[id(out)]
         return self.pair(out, found)
@@ -361,10 +385,10 @@ class Duals(TorchFunctionMode):
     def native(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """The functional by PyTorch's own forward AD."""
         try:
-            with _math_attention(func):
-                out = func(*args, **kwargs)
+            with differentiable(func):
                 if self.count > 1:
-                    return self._native_more(func, args, kwargs, out)
+                    return self._native_shared(func, args, kwargs)
+                out = func(*args, **kwargs)
         except NotImplementedError as error:
             raise named(error, func) from error
         return self._without_graph(out) if self.learnt else out
@@ -384,16 +408,16 @@ class Duals(TorchFunctionMode):
             return cut(out)
         return pytree.tree_map(cut, out) if isinstance(out, tuple | list | dict) else out
 
-    def _native_more(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, out: Any
-    ) -> Any:
-        """The functional again for the tangents after the first."""
+    def _native_shared(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """The functional once a tangent, each time as if for the first time."""
         inputs, spec = pytree.tree_flatten((args, kwargs))
         parts = [self.split(value) for value in inputs]
         if all(tangents is None for _, tangents in parts):
-            return out
-        if _in_place(func, kwargs):
+            return func(*args, **kwargs)
+        if _in_place(func, kwargs) or _keeps_statistics(func, args, kwargs):
             raise CannotShare(f"{getattr(func, '__name__', func)} works in place")
+        states = random_states()
+        out = func(*args, **kwargs)
         outputs = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor)]
         if not any(v.is_floating_point() and not hasattr(v, MORE) for v in outputs):
             return out
@@ -406,6 +430,7 @@ class Duals(TorchFunctionMode):
                 ],
                 spec,
             )
+            set_random_states(states)
             other = func(*again, **others)
             for found, value in zip(more, pytree.tree_leaves(other), strict=False):
                 found.append(forward_ad.unpack_dual(value).tangent)
@@ -416,10 +441,30 @@ class Duals(TorchFunctionMode):
         return out
 
 
-def _math_attention(func: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
-    """Takes attention apart where PyTorch differentiates it; its fused kernels have no rule."""
-    fused = func in COMPOSITES or func is F.scaled_dot_product_attention
-    return sdpa_kernel(SDPBackend.MATH) if fused else contextlib.nullcontext()
+def _knows(rule: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a rule takes these keywords; some functionals have several names for an argument."""
+    known = keywords(rule)
+    return "out" not in kwargs and (known is None or kwargs.keys() <= known)
+
+
+def _fresh(tangent: Tensor | None, known: Iterable[Sequence[Tensor]]) -> Tensor | None:
+    """A tangent in memory of its own: what works in place on the output must not reach others."""
+    if tangent is None:
+        return None
+    place = tangent.untyped_storage().data_ptr()
+    shared = any(
+        place == own.untyped_storage().data_ptr() for tangents in known for own in tangents
+    )
+    return tangent.clone() if shared else tangent
+
+
+def _keeps_statistics(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether a normalisation may update running statistics."""
+    if func not in (F.batch_norm, F.instance_norm):
+        return False
+    return (args[1] if len(args) > 1 else kwargs.get("running_mean")) is not None
 
 
 def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:

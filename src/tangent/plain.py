@@ -19,6 +19,9 @@ from torch.utils import _pytree as pytree
 
 from src.tangent.rules.normalization import weight_norm
 
+FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
+FUSED_RNN = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+
 
 @functools.cache
 def load_forward_rules() -> None:
@@ -62,6 +65,11 @@ def named(error: NotImplementedError, func: Callable[..., Any]) -> NotImplemente
     return error
 
 
+def is_about_forward_ad(error: NotImplementedError) -> bool:
+    """Whether PyTorch says so because an operation has no forward-mode derivative."""
+    return any(phrase in str(error) for phrase in ("forward AD", "forward mode AD"))
+
+
 def located(error: NotImplementedError, model: nn.Module) -> NotImplementedError:
     """The error with the name of the operation and of the innermost module that it arose in."""
     modules = {id(module): path for path, module in model.named_modules()}
@@ -82,6 +90,26 @@ def located(error: NotImplementedError, model: nn.Module) -> NotImplementedError
     )
 
 
+def differentiable(func: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """Keeps a functional from kernels that have no forward AD: fused attention and fused RNNs."""
+    name = getattr(func, "__name__", "")
+    if name in FUSED_ATTENTION:
+        return sdpa_kernel(SDPBackend.MATH)
+    return _no_fused_rnn() if name in FUSED_RNN else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _no_fused_rnn() -> Iterator[None]:
+    mkldnn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(mkldnn)
+        torch._C._set_cudnn_enabled(cudnn)
+
+
 class Unfused(TorchFunctionMode):
     """Takes normalisations apart.
 
@@ -98,7 +126,8 @@ class Unfused(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         try:
-            return UNFUSED.get(func, func)(*args, **(kwargs or {}))
+            with differentiable(func):
+                return UNFUSED.get(func, func)(*args, **(kwargs or {}))
         except NotImplementedError as error:
             raise named(error, func) from error
 
@@ -169,7 +198,9 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if training:
-        raise NotImplementedError("batch statistics are differentiated wrongly; call .eval() first")
+        raise NotImplementedError(
+            "batch statistics are differentiated wrongly by PyTorch's forward AD"
+        )
     return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
@@ -209,7 +240,9 @@ def plain_jvp(
             steps = {name: tangents[name].to(value) for name, value in moving.items()}
             found, d_found = torch.func.jvp(f, (moving,), (steps,))[:2]
     except NotImplementedError as error:
-        raise located(error, model) from error
+        if is_about_forward_ad(error):
+            raise located(error, model) from error
+        raise
 
     def tree(tensors: Iterable[Tensor]) -> Any:
         """The module's output with these tensors; what is no tensor stays as it is."""

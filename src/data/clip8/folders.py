@@ -158,13 +158,14 @@ class LazyPictures:
     path: Path
 
     @cached_property
-    def _pictures(self) -> ImageFolder:
+    def listing(self) -> ImageFolder:
+        """The pictures, listed at the first use."""
         return self.folders.pictures(self.path)
 
     def __len__(self) -> int:
         """The number of pictures."""
-        return len(self._pictures)
+        return len(self.listing)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """A picture and its label."""
-        return self._pictures[index]
+        return self.listing[index]

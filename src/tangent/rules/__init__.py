@@ -1,7 +1,7 @@
 """The derivatives of functionals, one rule each; importing this registers them all."""
 
 from src.tangent.rules import attention, elementwise, normalization, products
-from src.tangent.rules.registry import COMPOSITES, RULES, composite, rule
+from src.tangent.rules.registry import COMPOSITES, RULES, composite, keywords, rule
 
 __all__ = [
     "COMPOSITES",
@@ -9,6 +9,7 @@ __all__ = [
     "attention",
     "composite",
     "elementwise",
+    "keywords",
     "normalization",
     "products",
     "rule",

@@ -46,7 +46,10 @@ def scaled_dot_product_attention(
     def push(d: Tangent) -> Tensor:
         lead = out.shape[:-2] or (1,)
         mask = _additive(attn_mask, is_causal, out, key.shape[-2])
-        tensors = (query, key, value, mask, *map(d, (query, key, value, attn_mask)))
+        dmask = d(attn_mask)
+        if dmask is not None:
+            dmask = dmask.expand(*dmask.shape[:-2], out.shape[-2], key.shape[-2])
+        tensors = (query, key, value, mask, d(query), d(key), d(value), dmask)
         ready = tuple(None if x is None else _broadcast(x, lead, out) for x in tensors)
         step = torch.empty_like(out.expand(*lead, *out.shape[-2:]))  # of the layout of out
         size = max(1, CHUNK // max(1, math.prod(lead[1:]) * out.shape[-2] * key.shape[-2]))
@@ -143,7 +146,9 @@ def multi_head_attention_forward(
     rare = (bias_k, bias_v, static_k, static_v)
     if any(x is not None for x in rare) or add_zero_attn or (training and dropout_p > 0):
         return NotImplemented
-    if query.ndim != 3:
+    if query.ndim != 3 or query.shape[-1] != embed_dim_to_check:
+        return NotImplemented
+    if not _is_usual(query, key, num_heads, attn_mask, key_padding_mask, is_causal):
         return NotImplemented
     batch, width = query.shape[1:]
     bias: Sequence[Any] = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
@@ -174,6 +179,22 @@ def multi_head_attention_forward(
         out = F.scaled_dot_product_attention(q, k, v, None if causal else mask, is_causal=causal)
     out = F.linear(out.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias)
     return out.transpose(0, 1), weights
+
+
+def _is_usual(
+    query: Tensor,
+    key: Tensor,
+    num_heads: int,
+    attn_mask: Tensor | None,
+    padding: Tensor | None,
+    is_causal: bool,
+) -> bool:
+    """Whether the masks have the shapes that PyTorch accepts; for others it has its own errors."""
+    (queries, batch, _), keys = query.shape, len(key)
+    shapes = ((queries, keys), (batch * num_heads, queries, keys))
+    if attn_mask is None:
+        return not is_causal and (padding is None or padding.shape == (batch, keys))
+    return attn_mask.shape in shapes and (padding is None or padding.shape == (batch, keys))
 
 
 def _batch_first(*tensors: Tensor) -> list[Tensor]:

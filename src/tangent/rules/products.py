@@ -13,8 +13,10 @@ from src.tangent.rules.registry import Push, Tangent, rule, total
 
 
 @rule(F.linear)
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Push]:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     r"""\(y = x W^\top + b\): input (..., in), weight (out, in), bias (out,)."""
+    if weight.ndim != 2:
+        return NotImplemented
     y = F.linear(input, weight, bias)
 
     def push(d: Tangent) -> Tensor | None:
@@ -92,8 +94,8 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    """Rows of a table, which the table's tangent has too."""
-    if max_norm is not None or scale_grad_by_freq or sparse:
+    """Rows of a table, which the table's tangent has too. Gradients are dense, `sparse` or not."""
+    if max_norm is not None or scale_grad_by_freq:
         return NotImplemented
     y = F.embedding(input, weight, padding_idx)
     return y, lambda d: F.embedding(input, d(weight))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -55,6 +57,15 @@ def composite(*functionals: Callable[..., Any]) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+@functools.cache
+def keywords(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The names of a rule's arguments; None if it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters)
 
 
 def total(*terms: Tensor | None) -> Tensor | None:
