@@ -251,7 +251,7 @@ def test_a_vector_of_other_weights_is_an_error(args: Config, linear: bool, wrong
         tau["model.visual.ln_past.weight"] = tau.pop(name)
     else:
         tau[name] = tau[name][:1] if wrong == "broadcastable shape" else tau[name][:-1]
-    with pytest.raises((ValueError, RuntimeError), match=r"ln_past|shape|size"):
+    with pytest.raises(ValueError, match=r"ln_past|shape"):
         sweep_dataset(base, tau, COEFS, "Emoji", args)
     assert bits(base) == before
 

@@ -108,7 +108,7 @@ def _choose(
             "a forward_ad.dual_level: nested, PyTorch's own is wrong for some operations, such as "
             "layer_norm. Take reverse mode outside: torch.func.vjp, grad, jacrev"
         )
-    if transforms:
+    if transforms or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         return _each(plain_jvp, model, values, vectors, args, kwargs)
     if torch.is_grad_enabled():
         if _requires_grad((values, args, kwargs, dict(model.named_buffers()))):

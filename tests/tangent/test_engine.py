@@ -651,3 +651,38 @@ def test_compiling_falls_back_with_a_reason(caplog: pytest.LogCaptureFixture) ->
     assert "runs uncompiled" in caplog.text
     found.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+# --- modules that bring their own ways
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_modules_take_pytorchs_way() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.GELU()))
+    model = frozen(nn.Sequential(scripted, nn.Linear(4, 2)))
+    v, x = direction(model), torch.randn(2, 3, dtype=F64)
+    found = jvp(model, weights(model), v, x)[1]
+    assert relative(found, finite_difference(model, v, x)) < 1e-8
+
+
+def test_checkpointing_of_activations_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
+    from open_clip.model import CLIP
+
+    clip = CLIP(
+        embed_dim=8,
+        vision_cfg={"image_size": 8, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16},
+        text_cfg={"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},
+    )
+    visual = frozen(clip.visual)
+    images = torch.randn(2, 3, 8, 8, dtype=F64)
+    expected = LinearizedModel(visual)
+    visual.set_grad_checkpointing(True)  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING, logger="src.linearize"):
+        model = LinearizedModel(visual)
+    assert "its linearisation keeps them" in caplog.text
+    for one in (model, expected):
+        one(images).square().sum().backward()
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+    assert visual.transformer.grad_checkpointing  # type: ignore[union-attr]
