@@ -36,7 +36,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP_POINTS = 21
-NUM_PICTURES = 48
+NUM_PICTURES = 32
 PICTURE_SIZE = (640, 480)
 
 

@@ -1,4 +1,4 @@
-"""The code blocks of our own README run, and so do doctests."""
+"""The code blocks of our own README and docs run, and so do doctests."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import src.linearize
+from src.tangent.rules import RULES, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TANGENT = (ROOT / "docs" / "tangent.md").read_text(encoding="utf-8")
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def python_blocks(text: str = README) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_your_own_model_in_ten_lines() -> None:
@@ -29,13 +32,38 @@ def test_your_own_model_in_ten_lines() -> None:
     assert difference.abs().max() > 1e-3
 
 
-def test_doctests() -> None:
-    result = doctest.testmod(src.linearize)
+def test_the_page_on_the_engine() -> None:
+    torch.manual_seed(0)
+    use, own_rule = python_blocks(TANGENT)
+    scope: dict[str, Any] = {}
+    exec(use, scope)
+    jvp, model, theta0, v, x = (scope[name] for name in ("jvp", "model", "theta0", "v", "x"))
+    assert torch.allclose(scope["d1"], jvp(model, theta0, v, x)[1])
+    assert all(value.grad is not None for value in scope["theta"].values())
+    before = dict(RULES)
+    try:
+        exec(own_rule, scope)
+        assert torch.sinh in RULES
+    finally:
+        RULES.clear()
+        RULES.update(before)
+
+
+@pytest.mark.parametrize("module", [src.linearize, registry])
+def test_doctests(module: Any) -> None:
+    before = dict(RULES)
+    try:
+        result = doctest.testmod(module)
+    finally:
+        RULES.clear()
+        RULES.update(before)
     assert result.attempted > 0 and result.failed == 0
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
     for name in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / name).exists(), name
+    for name in re.findall(r"\]\(([^)#:]+)\)", TANGENT):
+        assert (ROOT / "docs" / name).exists(), name
     for name in re.findall(r"(?:bash|python) ((?:src|scripts)/\w+\.\w+)", README):
         assert (ROOT / name).exists(), name
