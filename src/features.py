@@ -158,14 +158,14 @@ def _compute(
 
 def _folder(encoder: LinearizedImageEncoder, pictures: Any, args: Any) -> Path | None:
     """Where the features at this theta0 of these pictures are kept."""
-    data = fingerprint(pictures)
-    if data is None:
+    data, preprocess = fingerprint(pictures), _recipe(encoder.val_preprocess)
+    if data is None or preprocess is None:
         return None
     facts = {
         "model": encoder.model_name,
         "theta0": content_hash(encoder.weights0()),
         "pictures": data,
-        "preprocess": re.sub(r" at 0x\w+", "", repr(encoder.val_preprocess)),
+        "preprocess": preprocess,
         "precision": setting(args, "precision"),
         "device": device_of(args).type,
         "share": [ddp.rank(), ddp.world_size()],
@@ -173,6 +173,16 @@ def _folder(encoder: LinearizedImageEncoder, pictures: Any, args: Any) -> Path |
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return cache_dir(args) / "features" / key[:32]
+
+
+def _recipe(transform: Any) -> str | None:
+    """What a transform does, the same in every process; None if its text does not say it.
+
+    A function at the top level of a module is known by its name; an object, a closure or a lambda
+    with nothing but an address is not.
+    """
+    text = re.sub(r"<function ([\w.]+) at 0x\w+>", r"\1", repr(transform))
+    return None if " at 0x" in text else text
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

@@ -551,7 +551,7 @@ def shift(by: float) -> Callable[[Tensor], Tensor]:
 def test_transforms_that_do_not_say_what_they_do_are_not_taken_for_one_another(
     args: Config, linear: LinearizedImageEncoder, make: Callable[[float], Any]
 ) -> None:
-    # BUG: without its address, the repr of an object or closure is that of all of its kind.
+    # without its address, the repr of an object or closure is that of all of its kind
     (tau,) = vectors_of(linear, 1)
     own, found = linear.val_preprocess, []
     for by in (0.0, 1.0):
