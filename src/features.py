@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-import re
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,28 +178,40 @@ def _folder(encoder: LinearizedImageEncoder, pictures: Any, args: Any) -> Path |
 def _recipe(transform: Any) -> str | None:
     """What a transform does, the same in every process; None if its text does not say it.
 
-    A function at the top level of a module is known by its name; an object, a closure or a lambda
-    with nothing but an address is not.
+    A function is known by its module, name and code; a closure, or an object with nothing but an
+    address, is not.
     """
-    text = re.sub(r"<function ([\w.]+) at 0x\w+>", r"\1", repr(transform))
+    steps = getattr(transform, "transforms", None)  # torchvision's Compose
+    if steps is not None:
+        parts = [_recipe(step) for step in steps]
+        return None if None in parts else f"{type(transform).__name__}({parts})"
+    if isinstance(transform, types.FunctionType) and transform.__closure__ is None:
+        code = transform.__code__
+        text = f"{transform.__module__}.{code.co_name} {code.co_code.hex()} {code.co_consts}"
+    else:
+        text = repr(transform)
     return None if " at 0x" in text else text
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         found = load_file(path)
-        os.utime(path)  # used now; the oldest are deleted first
     except FileNotFoundError:  # never there, or another process has just deleted it
         return None
     except (SafetensorError, OSError):
         logger.warning("%s is damaged and computed again", path)
         return None
+    with contextlib.suppress(OSError):  # deleted meanwhile, or a folder that is read only
+        os.utime(path)  # used now; the oldest are deleted first
     return found
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with atomic(path) as temporary:
-        save_file(tensors, temporary)
+    try:
+        with atomic(path) as temporary:
+            save_file(tensors, temporary)
+    except (OSError, SafetensorError) as error:  # a full disk, a folder that is read only
+        logger.warning("features are not kept: %s", error)
 
 
 def _prune(root: Path) -> None:

@@ -106,18 +106,25 @@ def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     """The results, with those of other tasks that the file already has from the same run.
 
     Evaluating a part of the tasks must not lose the others; results of other pre-trained weights,
-    another seed, suite or model are dropped. Whose checkpoints each is of is kept beside it.
+    another seed, suite, model or precision are dropped. Whose checkpoints each is of is kept beside
+    it.
     """
     if not path.is_file():
         return results
     old, new = load_results(path), results["provenance"]
     origin = old.pop("provenance", {})
-    if any(origin.get(k) != new[k] for k in ("theta0_hash", "seed", "suite", "model")):
+    same = all(origin.get(k) == new[k] for k in ("theta0_hash", "seed", "suite", "model"))
+    if not same or _precision(origin) != _precision(new):
         return results
     merged = {**{k: v for k, v in old.items() if k not in results}, **results}
     hashes = {**origin.get("checkpoints", {}), **new["checkpoints"]}
     merged["provenance"] = {**new, "checkpoints": hashes}
     return merged
+
+
+def _precision(origin: Mapping[str, Any]) -> str:
+    """The precision that results were computed in; float32 before there was a choice."""
+    return str(origin.get("config", {}).get("precision", "fp32"))
 
 
 def _short(key: str) -> str:
@@ -161,7 +168,7 @@ def require_results(
 
     Raises:
         MissingFileError: if the file is not there.
-        UsageError: if it belongs to other weights, another seed or suite.
+        UsageError: if it belongs to other weights, another seed, suite or precision.
     """
     if not path.is_file():
         raise MissingFileError(f"no results at {path}. Make them with: {made_by}")
@@ -173,6 +180,8 @@ def require_results(
         for name, value in expected.items()
         if origin.get(name) != value
     ]
+    if _precision(origin) != setting(args, "precision"):
+        wrong.append(f"precision is {_precision(origin)}, expected {setting(args, 'precision')}")
     of = origin.get("checkpoints", {})
     wrong += [
         f"checkpoint of {task} is {str(of.get(task))[:12]}, expected {value[:12]}"

@@ -30,7 +30,7 @@ def command(script: str, args: Any, mode: str | None = None) -> str:
     words = [f"python src/{script}.py"]
     if mode is not None:
         words.append(f"--finetuning-mode={mode}")
-    for name in ("model", "suite", "save", "results", "seed", "load"):
+    for name in ("model", "suite", "save", "results", "seed", "load", "precision"):
         value = setting(args, name)
         if value is not None and value != getattr(defaults, name):
             words.append(f"--{name}={','.join(value) if isinstance(value, list) else value}")

@@ -561,6 +561,34 @@ def test_transforms_that_do_not_say_what_they_do_are_not_taken_for_one_another(
     assert not identical(*found)
 
 
+def test_functions_of_one_name_are_told_apart_by_their_module_and_code(
+    args: Config, linear: LinearizedImageEncoder
+) -> None:
+    own, folders = linear.val_preprocess, set()
+    scope: dict[str, Any] = {}
+    for body in ("image", "image.convert('L')"):
+        exec(f"def grey(image): return {body}", scope)
+        for module in ("one", "other"):
+            scope["grey"].__module__ = module
+            linear.val_preprocess = Compose([scope["grey"], own])
+            folders.add(features._folder(linear, PICTURES, args))
+    assert None not in folders and len(folders) == 4
+
+
+def test_features_that_cannot_be_kept_are_no_error(
+    args: Config, linear: LinearizedImageEncoder, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tau,) = vectors_of(linear, 1)
+    blocked = tmp_path / "file"
+    blocked.write_text("in the place of the folder")
+    folder = features._folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "_folder", lambda *_: blocked / folder(linear, PICTURES, args).name)  # type: ignore[union-attr]
+        found = linear_features(linear, [tau], "Emoji", args)
+    assert identical(found, fresh(linear, [tau], args))
+    assert "features are not kept" in caplog.text
+
+
 class Opaque:
     """Pictures that do not say what they are."""
 

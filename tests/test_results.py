@@ -151,7 +151,14 @@ def test_merge_keeps_the_other_tasks_of_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"theta0_hash": "b" * 64}, {"seed": 1}, {"suite": "clip8"}, {"model": "ViT-B-32"}, None],
+    [
+        {"theta0_hash": "b" * 64},
+        {"seed": 1},
+        {"suite": "clip8"},
+        {"model": "ViT-B-32"},
+        {"config": {"precision": "bf16"}},
+        None,
+    ],
     ids=lambda change: next(iter(change)) if change else "no provenance",
 )
 def test_merge_drops_another_run(tmp_path: Path, change: dict[str, Any] | None) -> None:
@@ -188,6 +195,7 @@ def test_require_results_names_the_command_that_makes_them(tmp_path: Path) -> No
         ({"suite": "clip8"}, "suite is clip8, expected embedded"),
         ({"checkpoints": {"MNIST": "2" * 64}}, "checkpoint of MNIST is 2{12}, expected 1{12}"),
         ({"checkpoints": {}}, "checkpoint of MNIST is None, expected 1{12}"),
+        ({"config": {"precision": "bf16"}}, "precision is bf16, expected fp32"),
     ],
 )
 def test_require_results_refuses_those_of_another_run(
