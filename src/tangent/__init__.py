@@ -5,9 +5,9 @@ is linear in \(v\), so its backward pass, \(J^\top g\), is that of the ordinary 
 \(\theta_0\) and needs nothing but what the ordinary model keeps. A step therefore costs one forward
 pass, two more for the tangent and an ordinary backward pass: 5 units against 3.
 
-`engine.py` runs a module on pairs of a value and its tangent; `rules/` has the derivative of each
-functional; `weights.py` puts pairs in the place of a module's parameters; `plain.py` is PyTorch's
-own forward-mode AD, the reference, and what the engine leaves to it.
+`engine.py` runs a module on pairs of a value and its tangent (`duals.py`); `rules/` has the
+derivative of each functional; `weights.py` puts pairs in the place of a module's parameters;
+`plain.py` is PyTorch's own forward-mode AD, the reference, and what the engine leaves to it.
 """
 
 from src.tangent.engine import jvp, jvps

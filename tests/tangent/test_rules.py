@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
-from src.tangent import engine, jvp, jvps, plain_jvp
+from src.tangent import duals, jvp, jvps, plain_jvp
 from src.tangent.rules import COMPOSITES, RULES, attention
 
 F64 = torch.float64
@@ -915,8 +915,8 @@ def recorded(patch: pytest.MonkeyPatch) -> dict[Function, list[bool]]:
         return call
 
     for table in ("RULES", "COMPOSITES"):
-        rules = getattr(engine, table)
-        patch.setattr(engine, table, {f: watched(f, function) for f, function in rules.items()})
+        rules = getattr(duals, table)
+        patch.setattr(duals, table, {f: watched(f, function) for f, function in rules.items()})
     return seen
 
 
