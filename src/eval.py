@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from src import ddp, statedict
-from src.data.loading import eval_loader, to_device
-from src.data.registry import dataset_for
+from src.data.loading import to_device
+from src.data.registry import eval_batches
 from src.features import linear_features
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -26,9 +26,7 @@ from src.modeling import ImageEncoder
 from src.settings import (
     autocast_of,
     device_of,
-    eval_batch_of,
     eval_datasets,
-    num_workers_of,
     setting,
 )
 from src.task_vectors import LinearizedTaskVector, Source, TaskVector
@@ -93,16 +91,9 @@ def _nonlinear_accuracies(
     own = encoder.weights()
     theta = {name: value.clone() for name, value in own.items()} if tau else own
     tau = {name: value.to(device) for name, value in tau.items()}
-    statedict.check_same({name: own[name] for name in tau if name in own}, tau, "theta and tau")
+    statedict.check_part(own, tau, "theta and tau")
     counts = torch.zeros(len(coefs) + 1, dtype=torch.int64, device=device)
-    loader = eval_loader(
-        dataset_for(args, dataset_name).test,
-        encoder.val_preprocess,
-        eval_batch_of(args),
-        num_workers_of(args),
-        ddp.rank(),
-        ddp.world_size(),
-    )
+    loader = eval_batches(args, dataset_name, encoder.val_preprocess)
 
     def meetings() -> Iterator[tuple[int, Tensor, Tensor]]:
         for batches in _held(loader, device):

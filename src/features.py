@@ -29,19 +29,12 @@ import src
 from src import ddp
 from src.checkpoints import atomic
 from src.data.identity import fingerprint
-from src.data.loading import eval_loader, to_device
-from src.data.registry import dataset_for
+from src.data.loading import to_device
+from src.data.registry import dataset_for, eval_batches
 from src.linearize import LinearizedImageEncoder
 from src.logs import progress
-from src.settings import (
-    autocast_of,
-    cache_dir,
-    device_of,
-    eval_batch_of,
-    num_workers_of,
-    setting,
-)
-from src.statedict import State, check_same, content_hash, scale
+from src.settings import autocast_of, cache_dir, device_of, setting
+from src.statedict import State, check_part, content_hash, scale
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +80,14 @@ def linear_features(
         dataset_name: X for the test split, XVal for the validation split.
         args: settings; `feature_cache` says whether features are kept and found again.
     """
-    data = dataset_for(args, dataset_name)
-    own, names = encoder.weights(), encoder.model.theta0()
+    names = encoder.model.theta0()
     for tau in vectors:
-        check_same({name: own[name] for name in tau if name in own}, tau, "theta and tau")
+        check_part(encoder.weights(), tau, "theta and tau")
     vectors = [{name: tau[name] for name in names if name in tau} for tau in vectors]
     signs = [_sign(tau) for tau in vectors]  # tau and -tau share what is kept
     vectors = [scale(tau, s) if s < 0 else tau for tau, s in zip(vectors, signs, strict=True)]
-    folder = _folder(encoder, data.test, args) if setting(args, "feature_cache") else None
+    pictures = dataset_for(args, dataset_name).test
+    folder = _folder(encoder, pictures, args) if setting(args, "feature_cache") else None
     paths = [folder and folder / f"{content_hash(tau)}.safetensors" for tau in vectors]
     kept = {i: found for i, path in enumerate(paths) if path and (found := _read(path))}
     base = _read(folder / "f0.safetensors") if folder else None
@@ -132,15 +125,7 @@ def _compute(
     device = device_of(args)
     encoder.eval().to(device)
     vectors = [{name: value.to(device) for name, value in tau.items()} for tau in vectors]
-    data = dataset_for(args, dataset_name)
-    loader = eval_loader(
-        data.test,
-        encoder.val_preprocess,
-        eval_batch_of(args),
-        num_workers_of(args),
-        ddp.rank(),
-        ddp.world_size(),
-    )
+    loader = eval_batches(args, dataset_name, encoder.val_preprocess)
     parts: list[list[Tensor]] = []
     labels = []
     for batch in progress(loader, f"features of {dataset_name}", len(loader)):

@@ -11,6 +11,7 @@ Source: Ortiz-Jimenez, Favero, Frossard, "Task Arithmetic in the Tangent Space",
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,18 +32,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-_said: set[str] = set()
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 @torch.compiler.disable
 def _say_not_compiled() -> None:
-    reason = (
+    _warn_once(
         "torch.compile: the linearised module runs uncompiled, since the compiler cannot trace "
         "forward-mode differentiation; what surrounds it is compiled"
     )
-    if reason not in _said:
-        _said.add(reason)
-        logger.warning(reason)
 
 
 def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[..., Any]:

@@ -130,8 +130,9 @@ def finetuned_encoder(
     if mode == "posthoc":  # the parameters move; buffers take no part in the expansion
         linear = LinearizedImageEncoder(image_encoder=encoder)
         theta = load_checkpoint(path, kinds=ENCODERS).theta
-        linear.load_weights({n: theta.get(n, v) if n in linear.model.theta() else v
-                             for n, v in linear.weights().items()})  # fmt: skip
+        params = linear.model.theta()
+        buffers = {n: v for n, v in linear.weights().items() if n not in params}
+        linear.load_weights({**theta, **buffers})
         return linear
     return (LinearizedImageEncoder if mode == "linear" else ImageEncoder).load(path)
 

@@ -1,8 +1,8 @@
 r"""Pure arithmetic on named tensors.
 
 A state is a mapping from names to tensors, such as \(\theta\) or \(\tau = \theta - \theta_0\).
-Nothing but `copy_into` changes its inputs; two states are paired by name, never by position, and
-must have the same names and shapes.
+Nothing but `copy_into` and `move_into` changes its inputs; two states are paired by name, never by
+position, and must have the same names and shapes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ def check_same(a: State, b: State, what: str = "states") -> None:
     ]
     if problems:
         raise ValueError(f"{what} do not match:\n  " + "\n  ".join(problems))
+
+
+def check_part(whole: State, part: State, what: str) -> None:
+    """Checks that a state has no other names than another one, and its shapes.
+
+    Raises:
+        ValueError: listing all differences, sorted.
+    """
+    check_same({name: whole[name] for name in part if name in whole}, part, what)
 
 
 def copy_into(own: State, theta: State, what: str) -> None:
@@ -115,7 +124,7 @@ def move(theta: State, tau: State, scaling_coef: float = 1.0) -> dict[str, Tenso
     Raises:
         ValueError: if tau has a tensor that theta does not have, or of another shape.
     """
-    check_same({n: theta[n] for n in tau if n in theta}, tau, "weights and task vector")
+    check_part(theta, tau, "weights and task vector")
     moved = dict(theta)
     for name, step in tau.items():
         base = theta[name]

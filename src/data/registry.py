@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from src import ddp
 from src.data.base import Pictures, Splits, SubsetPictures
 from src.data.embedded import EMBEDDED_SETS
 from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
 from src.errors import unknown
-from src.settings import DEFAULT_CACHE, cache_dir, data_root, suite_of
+from src.settings import (
+    DEFAULT_CACHE,
+    cache_dir,
+    data_root,
+    eval_batch_of,
+    num_workers_of,
+    suite_of,
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,18 @@ def get_dataset(
         train, test = splits.train, splits.val
     return ImageDataset(
         dataset_name, train, test, splits.classnames, preprocess, batch_size, num_workers
+    )
+
+
+def eval_batches(args: Any, name: str, transform: Transform | None) -> DataLoader[Any]:
+    """This rank's share of a data set, in order, in the batches of an evaluation."""
+    return eval_loader(
+        dataset_for(args, name).test,
+        transform,
+        eval_batch_of(args),
+        num_workers_of(args),
+        ddp.rank(),
+        ddp.world_size(),
     )
 
 

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from src.tangent.duals import CannotShare, Duals
-from src.tangent.plain import is_about_forward_ad, located, no_fast_path, plain_jvp
+from src.tangent.plain import locating, no_fast_path, plain_jvp
 from src.tangent.replay import Replay
 from src.tangent.weights import AtTheta0, leaf, swapped, usable
 
@@ -93,17 +93,15 @@ def _choose(
         )
     if transforms or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         return _each(plain_jvp, model, values, vectors, args, kwargs)
-    if torch.is_grad_enabled():
-        if _requires_grad((values, args, kwargs, dict(model.named_buffers()))):
-            _say_once("inputs, buffers or theta0 require grad", "PyTorch's forward AD, slower")
-            return _each(plain_jvp, model, values, vectors, args, kwargs)
-        learnt = any(leaf(v, name).requires_grad for v in vectors for name in v)
-        if learnt and len(vectors) > 1:
-            return _each(jvp, model, values, vectors, args, kwargs)
-    else:
-        learnt = False
+    recording = torch.is_grad_enabled()
+    if recording and _requires_grad((values, args, kwargs, dict(model.named_buffers()))):
+        _say_once("inputs, buffers or theta0 require grad", "PyTorch's forward AD, slower")
+        return _each(plain_jvp, model, values, vectors, args, kwargs)
+    learnt = recording and any(leaf(v, name).requires_grad for v in vectors for name in v)
     if len(vectors) == 1:
         return _run(model, values, vectors, learnt, args, kwargs)
+    if learnt:
+        return _each(jvp, model, values, vectors, args, kwargs)
     replay = _replay(model, values)
     try:
         return _run(model, values, vectors, learnt, args, kwargs)
@@ -198,29 +196,14 @@ def _run(
             return duals.pair(value, known)
 
     with torch.set_grad_enabled(learnt), forward_ad.dual_level():
-        try:
-            with swapped(model, values, make), duals:
-                out = model(*args, **kwargs)
-        except NotImplementedError as error:
-            if is_about_forward_ad(error):
-                raise located(error, model) from error
-            raise
+        with locating(model), swapped(model, values, make), duals:
+            out = model(*args, **kwargs)
         leaves, spec = pytree.tree_flatten(out, is_leaf=_is_cache)
-        found, d_found = [], []
-        for value in leaves:
-            primal, tangents = duals.split(value)
-            found.append(primal)
-            d_found.append(tangents)
-    for value in found:
-        _check_leaf(value)
-    if all(tangents is None for tangents in d_found):
+        pairs = [duals.split(_checked(value)) for value in leaves]
+    if all(tangents is None for _, tangents in pairs):
         _check_zero(model, vectors)
-    plain = [value.detach() if isinstance(value, Tensor) else value for value in found]
-    plain = [None if _is_cache(value) else value for value in plain]
-    steps = [
-        [_step(value, tangents, k) for value, tangents in zip(found, d_found, strict=True)]
-        for k in range(len(vectors))
-    ]
+    plain = [value.detach() if isinstance(value, Tensor) else value for value, _ in pairs]
+    steps = [[_step(*pair, k) for pair in pairs] for k in range(len(vectors))]
     return pytree.tree_unflatten(plain, spec), [pytree.tree_unflatten(s, spec) for s in steps]
 
 
@@ -234,13 +217,13 @@ def _check_zero(model: nn.Module, vectors: Sequence[Tangents]) -> None:
         )
 
 
-def _check_leaf(value: Any) -> None:
-    """Refuses an output that hides tensors from us, and so from linearisation."""
+def _checked(value: Any) -> Any:
+    """An output; refused if it hides tensors from us, and so from linearisation."""
     if isinstance(value, Tensor):
-        return
+        return value
     if _is_cache(value):
         _say_once(f"{type(value).__name__} holds no tangents", "None in its place")
-        return
+        return None
     hidden = [name for name, v in getattr(value, "__dict__", {}).items() if isinstance(v, Tensor)]
     if hidden:
         raise TypeError(
@@ -248,12 +231,13 @@ def _check_leaf(value: Any) -> None:
             f"{type(value).__name__} with tensors in {', '.join(sorted(hidden))}; return a dict, "
             "or register the class with torch.utils._pytree.register_pytree_node"
         )
+    return value
 
 
 def _step(value: Any, tangents: Sequence[Tensor] | None, k: int) -> Any:
     """The k-th derivative of one output."""
     if not isinstance(value, Tensor):
-        return None if _is_cache(value) else value
+        return value
     step = torch.zeros_like(value) if tangents is None else tangents[k].detach()
     return _Carry.apply(value, step) if value.requires_grad else step
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from src.tangent.rules.normalization import weight_norm
+from src.tangent.rules.normalization import by_channel, weight_norm
 
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 FUSED_RNN = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
@@ -59,18 +59,24 @@ def forward_ad_backends() -> Iterator[None]:
 
 
 def named(error: NotImplementedError, func: Callable[..., Any]) -> NotImplementedError:
-    """The error with the name of the functional that raised it, for `located`."""
+    """The error with the name of the functional that raised it, for `locating`."""
     if not hasattr(error, "operation"):
         error.operation = getattr(func, "__name__", str(func))  # type: ignore[attr-defined]
     return error
 
 
-def is_about_forward_ad(error: NotImplementedError) -> bool:
-    """Whether PyTorch says so because an operation has no forward-mode derivative."""
-    return any(phrase in str(error) for phrase in ("forward AD", "forward mode AD"))
+@contextlib.contextmanager
+def locating(model: nn.Module) -> Iterator[None]:
+    """Says of an operation without forward-mode derivative what it is and where in the model."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if any(phrase in str(error) for phrase in ("forward AD", "forward mode AD")):
+            raise _located(error, model) from error
+        raise
 
 
-def located(error: NotImplementedError, model: nn.Module) -> NotImplementedError:
+def _located(error: NotImplementedError, model: nn.Module) -> NotImplementedError:
     """The error with the name of the operation and of the innermost module that it arose in."""
     modules = {id(module): path for path, module in model.named_modules()}
     path, kind, operation = "", type(model).__name__, getattr(error, "operation", "")
@@ -141,8 +147,7 @@ def _layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     y = _normalized(input, list(range(-len(normalized_shape), 0)), eps)
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+    return _affine(y, weight, bias)
 
 
 def _group_norm(
@@ -154,7 +159,7 @@ def _group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     y = _normalized(input.reshape(len(input), num_groups, -1), [-1], eps).reshape(input.shape)
-    return _by_channel(y, weight, bias)
+    return _affine(y, *(by_channel(v, y) for v in (weight, bias)))
 
 
 def _instance_norm(
@@ -171,13 +176,13 @@ def _instance_norm(
         return F.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
-    return _by_channel(_normalized(input, list(range(2, input.ndim)), eps), weight, bias)
+    y = _normalized(input, list(range(2, input.ndim)), eps)
+    return _affine(y, *(by_channel(v, y) for v in (weight, bias)))
 
 
-def _by_channel(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = (-1, *[1] * (y.ndim - 2))
-    y = y if weight is None else y * weight.reshape(shape)
-    return y if bias is None else y + bias.reshape(shape)
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
 
 
 def _normalized(x: Tensor, dims: list[int], eps: float) -> Tensor:
@@ -235,14 +240,9 @@ def plain_jvp(
         leaves, spec = pytree.tree_flatten(out)
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    try:
-        with forward_ad_backends(), Unfused():
-            steps = {name: tangents[name].to(value) for name, value in moving.items()}
-            found, d_found = torch.func.jvp(f, (moving,), (steps,))[:2]
-    except NotImplementedError as error:
-        if is_about_forward_ad(error):
-            raise located(error, model) from error
-        raise
+    with locating(model), forward_ad_backends(), Unfused():
+        steps = {name: tangents[name].to(value) for name, value in moving.items()}
+        found, d_found = torch.func.jvp(f, (moving,), (steps,))[:2]
 
     def tree(tensors: Iterable[Tensor]) -> Any:
         """The module's output with these tensors; what is no tensor stays as it is."""

@@ -643,7 +643,7 @@ def test_compiling_falls_back_with_a_reason(caplog: pytest.LogCaptureFixture) ->
 
     model = LinearizedModel(frozen(nn.Sequential(nn.Linear(3, 2), nn.GELU()), torch.float32))
     x = torch.randn(2, 3)
-    linearize._said.clear()
+    linearize._warn_once.cache_clear()
     compiled = torch.compile(model, backend="eager")
     with caplog.at_level(logging.WARNING, logger="src.linearize"):
         found = compiled(x)

@@ -76,8 +76,13 @@ def _additive(mask: Tensor | None, is_causal: bool, out: Tensor, num_keys: int) 
     if mask is None:
         return None
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=out.dtype).masked_fill_(~mask, -math.inf)
+        mask = _forbidding(~mask, out.dtype)
     return mask.expand(*mask.shape[:-2], out.shape[-2], num_keys)
+
+
+def _forbidding(where: Tensor, dtype: torch.dtype) -> Tensor:
+    """Minus infinity where attention is forbidden, zero elsewhere."""
+    return torch.zeros_like(where, dtype=dtype).masked_fill_(where, -math.inf)
 
 
 def _tangent(
@@ -209,9 +214,7 @@ def _merged_mask(
     """Both masks as numbers to add, of a shape that broadcasts to (B, H, L, S)."""
 
     def numbers(mask: Tensor) -> Tensor:
-        if mask.dtype != torch.bool:
-            return mask.to(q.dtype)
-        return torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask, -math.inf)
+        return _forbidding(mask, q.dtype) if mask.dtype == torch.bool else mask.to(q.dtype)
 
     parts = []
     if attn_mask is not None:

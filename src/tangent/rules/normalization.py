@@ -16,6 +16,18 @@ from torch.nn import functional as F
 from src.tangent.rules.registry import Push, Tangent, composite, rule
 
 
+def _standardized(
+    x: Tensor, dx: Tensor | None, shape: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor | None]:
+    """`x` with mean 0 and variance 1 over its last dimensions, of `shape`; the tangent of that."""
+    xhat, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+    if dx is None:
+        return xhat, None
+    backward = torch.ops.aten.native_layer_norm_backward
+    flags = [True, False, False]  # the gradient in x alone
+    return xhat, backward(dx.to(x.dtype), x, shape, mean, rstd, None, None, flags)[0]
+
+
 def _affine(
     xhat: Tensor | None,
     dxhat: Tensor | None,
@@ -50,13 +62,7 @@ def layer_norm(
 
     def push(d: Tangent) -> Tensor | None:
         dx, dweight, dbias = d(input), d(weight), d(bias)
-        x = input.to(y.dtype)
-        xhat, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
-        dxhat = None
-        if dx is not None:
-            dxhat = torch.ops.aten.native_layer_norm_backward(
-                dx.to(y.dtype), x, shape, mean, rstd, None, None, [True, False, False]
-            )[0]
+        xhat, dxhat = _standardized(input.to(y.dtype), dx, shape, eps)
         step = _affine(xhat, dxhat, weight, dweight, dbias)
         return None if step is None else step.expand(y.shape)
 
@@ -78,15 +84,11 @@ def group_norm(
     def push(d: Tangent) -> Tensor | None:
         dx = d(input)
         x = input.to(y.dtype).reshape(len(input) * num_groups, -1)  # (N * groups, ...)
-        xhat, mean, rstd = torch.native_layer_norm(x, x.shape[1:], None, None, eps)
-        dxhat = None
-        if dx is not None:
-            dxhat = torch.ops.aten.native_layer_norm_backward(
-                dx.to(y.dtype).reshape(x.shape), x, x.shape[1:], mean, rstd, None, None,
-                [True, False, False],
-            )[0].reshape(y.shape)  # fmt: skip
-        parts = [_by_channel(v, y) for v in (weight, d(weight), d(bias))]
-        step = _affine(xhat.reshape(y.shape), dxhat, *parts)
+        dx = None if dx is None else dx.reshape(x.shape)
+        both = _standardized(x, dx, x.shape[1:], eps)
+        xhat, dxhat = (None if v is None else v.reshape(y.shape) for v in both)
+        parts = [by_channel(v, y) for v in (weight, d(weight), d(bias))]
+        step = _affine(xhat, dxhat, *parts)
         return None if step is None else step.expand(y.shape)
 
     return y, push
@@ -112,15 +114,15 @@ def batch_norm(
         dx, dweight, dbias = d(input), d(weight), d(bias)
         rstd = torch.rsqrt(running_var + eps)
         slope = rstd if weight is None else rstd * weight
-        step = None if dx is None else dx * _by_channel(slope, y)
+        step = None if dx is None else dx * by_channel(slope, y)
         shift = dbias
         if dweight is not None:  # (x - mean) * rstd * dweight
             tilt = rstd * dweight
-            part = input * _by_channel(tilt, y)
+            part = input * by_channel(tilt, y)
             step = part if step is None else step.add_(part)
             shift = -running_mean * tilt if shift is None else shift - running_mean * tilt
         if shift is not None:
-            shift = _by_channel(shift, y)
+            shift = by_channel(shift, y)
             step = shift if step is None else step.add_(shift)
         return None if step is None else step.to(y.dtype).expand(y.shape)
 
@@ -134,7 +136,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / norm)
 
 
-def _by_channel(value: Tensor | None, like: Tensor) -> Any:
+def by_channel(value: Tensor | None, like: Tensor) -> Any:
     """(channels,) as (channels, 1, ...), to broadcast over (batch, channels, ...)."""
     if value is None:
         return None
