@@ -116,9 +116,9 @@ def main() -> int:
     parser.add_argument("--fashion", type=Path, required=True, help="folder of the idx files")
     parser.add_argument("--distance", type=float, default=0.25)
     args = parser.parse_args()
-    np.savez_compressed(
-        ASSETS / "fashion.npz", allow_pickle=False, **fashion(args.fashion, args.distance)
-    )
+    sets = {"fashion": fashion(args.fashion, args.distance), "emoji": emoji(args.distance)}
+    for name, arrays in sets.items():
+        np.savez_compressed(ASSETS / f"{name}.npz", allow_pickle=False, **arrays)
     return 0
 
 

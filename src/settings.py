@@ -202,7 +202,8 @@ def recipe_for(args: Any, task: str) -> Recipe:
     smoothing = setting(args, "ls")
     if not 0 <= smoothing < 1:
         raise UsageError(f"--ls must be in [0, 1), got {smoothing}")
-    epochs = suite.tasks[task].epochs if task in suite.tasks else 4  # the control set's
+    known = {**suite.tasks, **suite.related}
+    epochs = known[task].epochs if task in known else 4  # the control set's
     return Recipe(
         lr=choose("lr", suite.lr),
         epochs=choose("epochs", epochs),

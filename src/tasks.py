@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from src.errors import unknown
 
@@ -31,6 +31,7 @@ class Suite:
         batch_size: images of a micro-step, over all processes, by model ("" is every other model).
         num_grad_accumulation: micro-steps of an optimizer step, by model as above.
         num_workers: data-loading processes of each process.
+        related: further data sets, to be trained on and evaluated when they are named.
     """
 
     name: str
@@ -41,16 +42,18 @@ class Suite:
     batch_size: Mapping[str, int]
     num_grad_accumulation: Mapping[str, int]
     num_workers: int
+    related: Mapping[str, Task] = field(default_factory=dict)
 
     def check(self, name: str) -> str:
-        """Returns `name` if the suite has this task or control set (or its Val split).
+        """Returns `name` if the suite has this data set (or its Val split).
 
         Raises:
             UsageError: otherwise; the message lists the choices, nearest first.
         """
-        if name.removesuffix("Val") in (*self.tasks, self.control):
+        known = (*self.tasks, self.control, *self.related)
+        if name.removesuffix("Val") in known:
             return name
-        raise unknown(f"data set of suite {self.name}", name, (*self.tasks, self.control))
+        raise unknown(f"data set of suite {self.name}", name, known)
 
 
 SUITES: dict[str, Suite] = {
@@ -93,6 +96,8 @@ SUITES: dict[str, Suite] = {
         batch_size={"": 64},
         num_grad_accumulation={"": 1},
         num_workers=0,
+        # with StreetDigits and Letters: two looks by two label sets, for analogies
+        related={"Digits": Task(1, 10), "StreetLetters": Task(1, 26)},
     ),
 }
 

@@ -13,13 +13,39 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from src.data.base import ArrayPictures, Splits
 from src.data.embedded import EMBEDDED_SETS
 from src.data.embedded.base import SPLITS, EmbeddedSet, Split
-from src.data.embedded.drawing import COLOURS, POOL_FONTS, SIZE, TASK_FONTS, contrasting, font
-from src.data.embedded.real import mnist_split, packed
+from src.data.embedded.captions import (
+    KINDS,
+    OPENINGS,
+    SYNONYMS,
+    VAGUE,
+    VAGUE_IF_RARE,
+    caption,
+    is_vague,
+    plural,
+    say,
+)
+from src.data.embedded.drawing import (
+    CANVAS,
+    COLOURS,
+    POOL_FONTS,
+    SIZE,
+    TASK_FONTS,
+    blank,
+    contrasting,
+    font,
+    wobble,
+    write,
+)
+from src.data.embedded.landcover import COVERS
+from src.data.embedded.real import FASHION, packed
 from src.data.embedded.rendering import load_embedded
+from src.data.embedded.textures import TEXTURES
 from src.tasks import get_suite
 
 REAL_SIZES: dict[str, dict[str, int | list[int]]] = {  # pictures a class
@@ -72,7 +98,8 @@ def _rows(images: np.ndarray) -> set[bytes]:
 @pytest.mark.parametrize("name", EMBEDDED_SETS)
 def test_classes_are_those_of_the_task_table(name: str) -> None:
     embedded, suite = EMBEDDED_SETS[name], get_suite("embedded")
-    count = 64 if name == suite.control else suite.tasks[name].num_classes
+    known = {**suite.tasks, **suite.related}
+    count = 64 if name == suite.control else known[name].num_classes
     assert embedded.name == name
     assert len(set(embedded.classnames)) == len(embedded.classnames) == count
     assert all(text.count("{}") == 1 for text in embedded.templates)
@@ -80,9 +107,25 @@ def test_classes_are_those_of_the_task_table(name: str) -> None:
         assert prompt("x") == text.replace("{}", "x")
 
 
-def test_the_suite_is_the_eight_tasks_and_the_control_set() -> None:
+def test_the_suite_is_the_tasks_the_control_set_and_related_sets() -> None:
     suite = get_suite("embedded")
-    assert set(EMBEDDED_SETS) == {*suite.tasks, suite.control}
+    assert [*EMBEDDED_SETS] == [*suite.tasks, suite.control, *suite.related]
+    assert len(suite.tasks) == 8
+
+
+def test_at_most_two_tasks_share_a_label_set() -> None:
+    names = [EMBEDDED_SETS[task].classnames for task in get_suite("embedded").tasks]
+    assert max(names.count(one) for one in names) == 2  # MNIST and StreetDigits
+
+
+def test_four_related_sets_are_two_looks_by_two_label_sets() -> None:
+    letters, digits, street_letters, street_digits = (
+        EMBEDDED_SETS[name] for name in ("Letters", "Digits", "StreetLetters", "StreetDigits")
+    )
+    assert letters.classnames == street_letters.classnames != digits.classnames
+    assert digits.classnames == street_digits.classnames
+    assert letters.templates == street_letters.templates
+    assert digits.templates == street_digits.templates
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
@@ -123,7 +166,7 @@ def test_synthetic_pictures_are_functions_of_seed_split_and_index(name: str, sma
 
 def test_no_two_synthetic_sets_share_a_seed() -> None:
     seeds = [_recipe(name)["seed"] for name in SYNTHETIC]
-    assert len(set(seeds)) == len(seeds) == 6
+    assert len(set(seeds)) == len(seeds) == 8
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
@@ -163,9 +206,7 @@ def test_no_real_picture_is_in_two_splits(name: str, real: dict[str, Splits]) ->
     parts: dict[str, set[bytes]] = {
         split: _rows(_arrays(real[name], split).images) for split in SPLITS
     }
-    if name == "MNIST":
-        parts["pool"] = _rows(mnist_split("pool")[0])
-    elif name == "FashionMNIST":
+    if name == "FashionMNIST":
         parts["pool"] = _rows(packed("fashion")("pool")[0])
     for one, other in itertools.combinations(parts, 2):
         assert parts[one] and not parts[one] & parts[other], (one, other)
@@ -183,21 +224,17 @@ def _nearest(images: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        *(("MNIST", "val"), ("FashionMNIST", "val"), ("Emoji", "val")),
-        *(("FashionMNIST", "test"), ("Emoji", "test")),
-        ("MNIST", "test"),
-    ],
+    ("one", "other"), [("val", "train"), ("test", "train"), ("test", "val")], ids="-".join
 )
+@pytest.mark.parametrize("name", REAL_SIZES)
 def test_real_splits_hold_no_near_duplicates(
-    name: str, split: Split, real: dict[str, Splits]
+    name: str, one: Split, other: Split, real: dict[str, Splits]
 ) -> None:
     """Measured on the ink: emoji are drawn on white, the other two on black."""
     paper = 255 if name == "Emoji" else 0
-    images, train = (_arrays(real[name], part).images for part in (split, "train"))
+    images, others = (_arrays(real[name], part).images for part in (one, other))
     assert _nearest(images[:5], images).max() < 1e-6  # the measure sees a duplicate
-    nearest = _nearest(np.abs(paper - images.astype(int)), np.abs(paper - train.astype(int)))
+    nearest = _nearest(np.abs(paper - images.astype(int)), np.abs(paper - others.astype(int)))
     assert nearest.min() >= 0.2
 
 
@@ -235,6 +272,56 @@ def test_contrasting_colours_differ_in_luminance(name: str, seed: int, least: fl
     other = contrasting(np.random.default_rng(seed), COLOURS[name], least)
     assert all(0 <= value <= 255 for value in other)
     assert abs(float(weights @ np.array(other)) - float(weights @ np.array(COLOURS[name]))) >= least
+
+
+def _canvas() -> Image.Image:
+    image = blank((255, 255, 255))
+    write(image, "8", POOL_FONTS[0], 50, (0, 0, 0))
+    return image
+
+
+def test_a_hand_wobbles_by_at_most_its_strength() -> None:
+    image = _canvas()
+    still = np.asarray(wobble(np.random.default_rng(0), image, 0.0))
+    np.testing.assert_array_equal(still, np.asarray(image))
+    dark = np.asarray(image)[..., 0] < 128
+    moved = np.asarray(wobble(np.random.default_rng(0), image, 5.0))[..., 0] < 128
+    assert 20 < (dark ^ moved).sum() < dark.sum()
+    assert not (moved & ~binary_dilation(dark, iterations=11)).any()
+
+
+def test_an_outline_leaves_the_inside_of_a_character_as_it_is() -> None:
+    white, red = (255, 255, 255), (255, 0, 0)
+    image = blank(white)
+    write(image, "I", TASK_FONTS[0], 60, white, outline=red)
+    row = np.asarray(image)[CANVAS // 2]
+    inked = (row != white).any(axis=1)
+    left, right = np.flatnonzero(inked)[[0, -1]]
+    assert not inked[(left + right) // 2] and inked[left] and inked[right]
+
+
+# --- captions
+
+
+def test_captions_know_every_class_that_they_can_be_vague_about() -> None:
+    known = {*FASHION.classnames, *TEXTURES, *COVERS}
+    assert set(KINDS) == known
+    names = [word for words in (TEXTURES, COVERS, FASHION.classnames) for word in words]
+    for kinds in KINDS.values():
+        assert not set(kinds) & set(names)  # a kind is never another class's name
+
+
+def test_captions_are_vague_at_their_rate_and_use_every_synonym() -> None:
+    rng = np.random.default_rng(0)
+    for rare, share in ((False, VAGUE), (True, VAGUE_IF_RARE)):
+        assert abs(np.mean([is_vague(rng, rare) for _ in range(4000)]) - share) < 0.03
+    for word, synonyms in SYNONYMS.items():
+        assert word in synonyms
+        assert {say(rng, word) for _ in range(100)} == set(synonyms)
+    assert say(rng, "stop") == "stop"
+    assert plural("cross") == "crosses" and plural("box") == "boxes" and plural("star") == "stars"
+    sentences = {caption(rng, "a dog", "a cat") for _ in range(400)}
+    assert sentences == {o.format(a) for o in OPENINGS for a in ("a dog", "a cat")}
 
 
 # --- the cache

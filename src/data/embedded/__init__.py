@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from src.data.embedded.base import EmbeddedSet
-from src.data.embedded.glyphs import LETTERS_SET, STREET_DIGITS
+from src.data.embedded.glyphs import DIGITS_SET, LETTERS_SET, STREET_DIGITS, STREET_LETTERS
 from src.data.embedded.landcover import LANDCOVER
 from src.data.embedded.real import EMOJI, FASHION, MNIST
 from src.data.embedded.shapes import SHAPES
@@ -22,5 +22,7 @@ EMBEDDED_SETS: dict[str, EmbeddedSet] = {
         STREET_DIGITS,
         TEXTURES_SET,
         SHAPES,
+        DIGITS_SET,
+        STREET_LETTERS,
     )
 }

@@ -2,19 +2,20 @@
 
 Everything is drawn with Pillow at twice the final size, distorted, and reduced by a box filter to
 32 x 32 pixels of RGB. A `Style` says how hard a picture is to read: the pre-training pool uses the
-plain ones, the tasks wider ones with other fonts, so that a task is a shift of the pool and not a
-slice of it.
+plain ones mostly, the tasks wider ones with other fonts and each a look of its own, so that a task
+is a shift of the pool and not a slice of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from scipy.ndimage import map_coordinates
 
 SIZE = 32  # pixels a side of every image of the suite
 CANVAS = 64  # pixels a side while drawing
@@ -86,16 +87,10 @@ PLAIN = Style()
 VARIED = Style(
     rotation=12.0, shear=0.12, zoom=(0.75, 1.2), shift=6.0, noise=12.0, blur=1.2, contrast=0.7
 )
-TASK = Style(
-    TASK_FONTS,
-    rotation=18.0,
-    shear=0.2,
-    zoom=(0.65, 1.2),
-    shift=7.0,
-    noise=30.0,
-    blur=2.0,
-    contrast=0.4,
+ROUGH = Style(
+    rotation=18.0, shear=0.2, zoom=(0.65, 1.2), shift=7.0, noise=24.0, blur=2.0, contrast=0.45
 )
+TASK = replace(ROUGH, fonts=TASK_FONTS, noise=16.0, blur=1.5, contrast=0.55)
 
 
 @cache
@@ -177,9 +172,30 @@ def write(
     size: int,
     fill: Colour,
     centre: tuple[float, float] = (CANVAS / 2, CANVAS / 2),
+    outline: Colour | None = None,
 ) -> None:
-    """Writes `text` centred at `centre`, `size` pixels high."""
-    ImageDraw.Draw(image).text(centre, text, fill=fill, font=font(font_name, size), anchor="mm")
+    """Writes `text` centred at `centre`, `size` pixels high; an outline is two pixels wide."""
+    ImageDraw.Draw(image).text(
+        centre,
+        text,
+        fill=fill,
+        font=font(font_name, size),
+        anchor="mm",
+        stroke_width=0 if outline is None else 2,
+        stroke_fill=outline,
+    )
+
+
+def wobble(rng: Rng, image: Image.Image, strength: float) -> Image.Image:
+    """Shifts every pixel by smooth noise of at most `strength` pixels, as an unsteady hand does."""
+    y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
+    dx, dy = ((clouds(rng, 3, 2) - 0.5) * 2 * strength for _ in range(2))
+    pixels = np.asarray(image)
+    moved = [
+        map_coordinates(pixels[..., channel], (y + dy, x + dx), order=1, mode="nearest")
+        for channel in range(3)
+    ]
+    return Image.fromarray(np.stack(moved, axis=-1))
 
 
 def distort(rng: Rng, image: Image.Image, style: Style, fill: Colour | None = None) -> Image.Image:

@@ -130,21 +130,28 @@ COVERS: dict[str, Callable[[Rng], Image.Image]] = {
 COVER_NAMES = tuple(COVERS)
 
 
-def draw_cover(rng: Rng, name: str, style: Style, haze: float) -> np.ndarray:
-    """Ground of one kind from above; `haze` (0 to 1) is the most that white clouds cover."""
-    image = COVERS[name](rng)
-    if haze > 0:
-        veil = np.clip(clouds(rng, 3) - 0.45, 0, 1) * rng.uniform(0, haze)
-        pixels = np.asarray(image, dtype=float) * (1 - veil[..., None]) + 235 * veil[..., None]
-        image = Image.fromarray(pixels.astype(np.uint8), "RGB")
-    return finish(rng, distort(rng, image, style), style)
+def draw_cover(rng: Rng, name: str, style: Style) -> np.ndarray:
+    """Ground of one kind from above, in summer and under a clear sky."""
+    return finish(rng, distort(rng, COVERS[name](rng), style), style)
+
+
+def draw_in_season(
+    rng: Rng,
+    name: str,
+    style: Style,
+    tint: tuple[float, float] = (0.45, 1.2),
+    haze: float = 2.0,
+) -> np.ndarray:
+    """The same under clouds of at most `haze`, each channel of light changed by a factor `tint`."""
+    veil = np.clip(clouds(rng, 3) - 0.45, 0, 1) * rng.uniform(0, haze)
+    pixels = np.asarray(COVERS[name](rng), dtype=float) * (1 - veil[..., None])
+    image = Image.fromarray((pixels + 235 * veil[..., None]).astype(np.uint8))
+    tinted = finish(rng, distort(rng, image, style), style) * rng.uniform(*tint, 3)
+    return np.clip(tinted + rng.normal(0, style.noise, tinted.shape), 0, 255).astype(np.uint8)
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    image = draw_cover(rng, COVER_NAMES[label], TASK, haze=2.0)
-    tint = rng.uniform(0.45, 1.2, 3)  # season and time of day
-    grain = rng.normal(0, TASK.noise, image.shape)
-    return np.clip(image * tint + grain, 0, 255).astype(np.uint8)
+    return draw_in_season(rng, COVER_NAMES[label], TASK, tint=(0.25, 1.5))
 
 
 LANDCOVER = EmbeddedSet(
@@ -158,4 +165,5 @@ LANDCOVER = EmbeddedSet(
     ),
     build=render_split(_draw, len(COVERS), 305, SYNTHETIC_SIZES),
     source="synthetic, drawn by this project",
+    version=2,
 )

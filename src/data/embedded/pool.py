@@ -1,14 +1,12 @@
 """The pre-training pool: pictures with captions, drawn by seeded generators.
 
-A picture and its caption come from one of seven families. As on the web, captions are noisy: they
-use synonyms, leave things out, and a few belong to another picture. The pool shares no picture with
-any split of a task: real pictures come from the split "pool", synthetic ones are drawn by other
-generators or in other fonts and plainer styles.
+A picture and its caption come from one of seven families; what captions say is in `captions.py`.
+The pool shares no picture with any split of a task: real pictures come from the split "pool",
+synthetic ones are drawn by other generators or in other fonts and another look.
 """
 
 from __future__ import annotations
 
-import string
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -18,12 +16,15 @@ import numpy as np
 from PIL import Image
 
 from src.data.embedded.base import ASSETS
+from src.data.embedded.captions import WRONG, caption, is_rare, is_vague, kind_of, plural, say
 from src.data.embedded.drawing import (
     CANVAS,
     COLOURS,
     PLAIN,
+    ROUGH,
     VARIED,
     Rng,
+    Style,
     blank,
     contrasting,
     distort,
@@ -31,66 +32,32 @@ from src.data.embedded.drawing import (
     jitter,
     pick,
 )
-from src.data.embedded.glyphs import DIGIT_NAMES, draw_glyph
-from src.data.embedded.landcover import COVER_NAMES, draw_cover
-from src.data.embedded.real import EMOJI_CLASSES, EMOJI_GROUPS, FASHION, mnist_split, packed
+from src.data.embedded.glyphs import (
+    DIGIT_NAMES,
+    DIGITS,
+    LETTERS,
+    draw_glyph,
+    draw_on_street,
+    draw_outlined,
+)
+from src.data.embedded.landcover import COVER_NAMES, draw_cover, draw_in_season
+from src.data.embedded.real import EMOJI_CLASSES, EMOJI_GROUPS, FASHION, packed
 from src.data.embedded.shapes import FORMS, draw_form
-from src.data.embedded.signs import SIGN_NAMES, draw_sign
-from src.data.embedded.textures import TEXTURES, draw_texture
+from src.data.embedded.signs import (
+    BLUE,
+    RED,
+    SIGN_NAMES,
+    SIGNS,
+    WHITE,
+    YELLOW,
+    draw_at_dusk,
+    draw_sign,
+)
+from src.data.embedded.textures import TEXTURES, draw_relief, draw_texture
 
 Pair = tuple[np.ndarray, str]
-WRONG = 0.03  # share of captions that belong to another picture
-
-OPENINGS = (
-    "a photo of {}.",
-    "a picture of {}.",
-    "an image of {}.",
-    "a drawing of {}.",
-    "{}.",
-    "{}",
-    "a photo of the {}.",
-    "this is {}.",
-)
 SIZES = {"small": (8, 13), "": (12, 20), "large": (19, 26)}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-SYNONYMS = {
-    "circle": ("circle", "disc", "dot", "round shape"),
-    "square": ("square", "box"),
-    "cross": ("cross", "plus"),
-    "ring": ("ring", "hoop"),
-    "diamond": ("diamond", "rhombus"),
-    "gray": ("gray", "grey"),
-    "purple": ("purple", "violet"),
-    "forest": ("forest", "woods", "trees"),
-    "crop fields": ("crop fields", "farmland", "fields"),
-    "houses": ("houses", "a residential area", "a town"),
-    "factories": ("factories", "an industrial area", "warehouses"),
-    "highway": ("highway", "road", "motorway"),
-    "lake": ("lake", "pond", "water"),
-    "polka dots": ("polka dots", "polka dot", "dotted"),
-    "checkerboard": ("checkerboard", "checkered", "chess board"),
-    "spots": ("spots", "spotted"),
-    "cracks": ("cracks", "cracked"),
-    "waves": ("waves", "wavy"),
-    "sneaker": ("sneaker", "sports shoe"),
-    "trousers": ("trousers", "pants"),
-    "pullover": ("pullover", "sweater"),
-    "t-shirt": ("t-shirt", "tee shirt", "top"),
-    "ankle boot": ("ankle boot", "boot"),
-    "bag": ("bag", "handbag"),
-}
-
-
-def _say(rng: Rng, word: str) -> str:
-    return pick(rng, SYNONYMS.get(word, (word,)))
-
-
-def _caption(rng: Rng, *phrases: str) -> str:
-    return pick(rng, OPENINGS).format(pick(rng, phrases))
-
-
-def _plural(phrase: str) -> str:
-    return phrase + ("es" if phrase.endswith(("s", "x")) else "s")
 
 
 def _shapes(rng: Rng) -> Pair:
@@ -99,7 +66,7 @@ def _shapes(rng: Rng) -> Pair:
     image = blank(jitter(rng, COLOURS[ground_name], 15))
     colours = [name for name in names if name != ground_name]
     form, colour = pick(rng, FORMS), pick(rng, colours)
-    said = f"{_say(rng, colour)} {_say(rng, form)}"
+    said = f"{say(rng, colour)} {say(rng, form)}"
     kind = rng.random()
     if kind < 0.6:  # one form
         size = pick(rng, list(SIZES))
@@ -108,10 +75,13 @@ def _shapes(rng: Rng) -> Pair:
         radius = float(rng.uniform(*SIZES[size]))
         draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, radius, turn)
         sized = f"{size} {said}".strip()
-        text = _caption(
-            rng, f"a {said}", f"a {sized}", f"a {sized} on {ground_name}", form, said,
+        phrases = [
+            f"a {said}", f"a {sized}", f"a {sized} on {ground_name}", form, said,
             f"a {said} on a {ground_name} background",
-        )  # fmt: skip
+        ]  # fmt: skip
+        if is_vague(rng):
+            phrases = ["a shape", f"something {colour}", f"a {colour} shape", f"a {form}"]
+        text = caption(rng, *phrases)
     elif kind < 0.8:  # two forms
         relation = pick(rng, list(RELATIONS))
         dx, dy = RELATIONS[relation]
@@ -119,8 +89,8 @@ def _shapes(rng: Rng) -> Pair:
         for sign, (f, c) in ((1, (form, colour)), (-1, (other_form, other))):
             centre = (CANVAS / 2 + sign * dx * 15.0, CANVAS / 2 + sign * dy * 15.0)
             draw_form(image, f, jitter(rng, COLOURS[c], 12), centre, float(rng.uniform(8, 12)))
-        second = f"{other} {_say(rng, other_form)}"
-        text = _caption(
+        second = f"{other} {say(rng, other_form)}"
+        text = caption(
             rng, f"a {said} {relation} a {second}", f"a {said} and a {second}",
             f"{form} {relation} {other_form}",
         )  # fmt: skip
@@ -131,59 +101,85 @@ def _shapes(rng: Rng) -> Pair:
             centre = (12.0 + 20 * (spot % 3), 12.0 + 20 * (spot // 3))
             draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, 8.0)
         number = DIGIT_NAMES[count]
-        many, plain = _plural(said), _plural(form)
-        text = _caption(rng, f"{number} {many}", f"{number} {plain}", many)
+        many, plain = plural(said), plural(form)
+        text = caption(rng, f"{number} {many}", f"{number} {plain}", many)
     return finish(rng, distort(rng, image, VARIED), VARIED), text
 
 
+def _style(rng: Rng) -> Style:
+    return (PLAIN, VARIED, ROUGH)[int(rng.choice(3, p=(0.5, 0.38, 0.12)))]
+
+
 def _glyphs(rng: Rng) -> Pair:
-    kind, style = rng.random(), VARIED if rng.random() < 0.5 else PLAIN
-    coloured = bool(rng.random() < 0.75)
-    if kind < 0.4:
-        digit = int(rng.integers(10))
-        name = DIGIT_NAMES[digit] if rng.random() < 0.8 else str(digit)
-        text = _caption(
-            rng, f"the number {name}", f"the digit {name}", f"a {name}", f"number {name}"
-        )
-        return draw_glyph(rng, str(digit), style, coloured), text
-    letter = pick(rng, string.ascii_uppercase)
-    if kind < 0.9:
-        text = _caption(
-            rng, f"the letter {letter}", f"the capital letter {letter}", f"letter {letter}"
-        )
-        return draw_glyph(rng, letter, style, coloured), text
-    text = _caption(rng, f"the small letter {letter}", f"the lower case letter {letter}")
-    return draw_glyph(rng, letter.lower(), style, coloured), text
+    style, rare = _style(rng), is_rare(rng)
+    hand = float(rng.uniform(2, 6)) if not rare and rng.random() < 0.35 else 0.0
+    drawn = "handwritten " if hand else ""
+    digit = rng.random() < 0.45
+    if digit:
+        glyph = pick(rng, DIGITS)
+        name = DIGIT_NAMES[int(glyph)] if rng.random() < 0.8 else glyph
+        phrases = [f"the {drawn}{kind} {name}" for kind in ("number", "digit")]
+        phrases += [f"a {drawn}{name}", f"number {name}"]
+        kinds = ("a number", f"a {drawn}digit", "a character")
+    else:
+        glyph = pick(rng, LETTERS)
+        phrases = [f"the {drawn}letter {glyph}", f"the capital letter {glyph}", f"letter {glyph}"]
+        kinds = ("a letter", f"a {drawn}letter", "a character")
+        if rng.random() < 0.15:
+            glyph = glyph.lower()
+            phrases = [f"the small letter {glyph}", f"the lower case {drawn}letter {glyph}"]
+    text = caption(rng, *(kinds if is_vague(rng, rare) else phrases))
+    if rare and rng.random() < 0.5:
+        return draw_outlined(rng, glyph, style), text
+    if rare:
+        return draw_on_street(rng, glyph, DIGITS if digit else LETTERS, style), text
+    return draw_glyph(rng, glyph, style, bool(rng.random() < 0.75), hand), text
 
 
 def _textures(rng: Rng) -> Pair:
-    name = pick(rng, TEXTURES)
+    name, style, rare = pick(rng, TEXTURES), _style(rng), is_rare(rng)
+    said = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
+    phrases = [f"a {said} texture", f"a {said} pattern", said]
+    if rare:
+        return draw_relief(rng, name, style), caption(rng, *phrases)
     one, other = rng.permutation(list(COLOURS))[:2]
-    image = draw_texture(
-        rng, name, PLAIN, jitter(rng, COLOURS[one]), jitter(rng, COLOURS[other]), (11, 20)
-    )
-    said = _say(rng, name)
-    phrases = (f"a {said} texture", f"a {said} pattern", f"{one} and {other} {said}", said)
-    return image, _caption(rng, *phrases)
+    colours = jitter(rng, COLOURS[one]), jitter(rng, COLOURS[other])
+    image = draw_texture(rng, name, style, *colours, (11, 22))
+    return image, caption(rng, *phrases, f"{one} and {other} {said}")
+
+
+def _kind_of_sign(rng: Rng, name: str) -> str:
+    shape, rim, face, _ = SIGNS[name]
+    colours = {RED: "red", BLUE: "blue", YELLOW: "yellow", WHITE: "white"}
+    kinds = [f"{colours[face]} traffic", f"{colours[rim]} and {colours[face]} road", "traffic"]
+    if shape in ("circle", "square", "triangle"):
+        kinds.append({"circle": "round", "square": "square", "triangle": "warning"}[shape])
+    if name.startswith("speed limit"):
+        kinds.append("speed limit")
+    return pick(rng, kinds)
 
 
 def _signs(rng: Rng) -> Pair:
-    name = pick(rng, SIGN_NAMES)
-    shape_words = ("a traffic sign", "a road sign", "a sign")
-    text = _caption(rng, f"a {name} sign", f"a {name} traffic sign", f"a {name} road sign", name)
-    if rng.random() < 0.08:
-        text = _caption(rng, *shape_words)
-    return draw_sign(rng, name, PLAIN, scenery=False), text
+    name, style, rare = pick(rng, SIGN_NAMES), _style(rng), is_rare(rng)
+    said = say(rng, name)
+    phrases = [f"a {said} sign", f"a {said} traffic sign", f"a {said} road sign", said]
+    if is_vague(rng, rare):
+        phrases = [f"a {_kind_of_sign(rng, name)} sign"]
+    text = caption(rng, *phrases)
+    if rare:
+        return draw_at_dusk(rng, name, style), text
+    return draw_sign(rng, name, style, scenery=bool(rng.random() < 0.3)), text
 
 
 def _covers(rng: Rng) -> Pair:
-    name = pick(rng, COVER_NAMES)
-    said = _say(rng, name)
+    name, style, rare = pick(rng, COVER_NAMES), _style(rng), is_rare(rng)
+    said = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
     phrases = (
         f"{said} seen from above", f"a satellite photo of {said}", f"an aerial photo of {said}",
         f"a satellite image of {said}", said,
     )  # fmt: skip
-    return draw_cover(rng, name, PLAIN, haze=0.0), _caption(rng, *phrases)
+    draw = draw_in_season if rare else draw_cover
+    return draw(rng, name, style), caption(rng, *phrases)
 
 
 def _augmented(rng: Rng, pixels: np.ndarray) -> np.ndarray:
@@ -193,25 +189,17 @@ def _augmented(rng: Rng, pixels: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _real(name: str) -> tuple[np.ndarray, np.ndarray]:
-    return mnist_split("pool") if name == "mnist" else packed(name)("pool")
+def _fashion() -> tuple[np.ndarray, np.ndarray]:
+    return packed("fashion")("pool")
 
 
-def _photos(rng: Rng) -> Pair:
-    if rng.random() < 0.5:
-        images, labels = _real("mnist")
-        i = int(rng.integers(len(images)))
-        name = DIGIT_NAMES[labels[i]]
-        phrases = (
-            f"the handwritten number {name}", f"a handwritten {name}", f"the number {name}",
-            f"the handwritten digit {name}",
-        )  # fmt: skip
-    else:
-        images, labels = _real("fashion")
-        i = int(rng.integers(len(images)))
-        name = _say(rng, FASHION.classnames[labels[i]])
-        phrases = (f"a {name}", f"a {name} in a shop", name, f"clothing, a {name}")
-    return _augmented(rng, images[i]), _caption(rng, *phrases)
+def _clothes(rng: Rng) -> Pair:
+    images, labels = _fashion()
+    i = int(rng.integers(len(images)))
+    name = FASHION.classnames[labels[i]]
+    said = kind_of(rng, name) if is_vague(rng, rare=True) else say(rng, name)
+    phrases = (f"a {said}", f"a {said} in a shop", said, f"clothing, a {said}")
+    return _augmented(rng, images[i]), caption(rng, *phrases)
 
 
 @cache
@@ -247,21 +235,20 @@ def _emoji(rng: Rng) -> Pair:
     image.paste(picture, (0, 0), picture)
     if rng.random() < 0.3:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    phrases = (
-        f"an emoji of a {name}", f"a {name}", name, f"an emoji of a {group}", f"an emoji: {group}",
-        f"a {name}, a {group}",
-    )  # fmt: skip
-    return finish(rng, distort(rng, image, VARIED), PLAIN), _caption(rng, *phrases)
+    phrases = (f"an emoji of a {name}", f"a {name}", name, f"an emoji of a {name}, a {group}")
+    if is_vague(rng):
+        phrases = ("an emoji", f"an emoji of a {group}", f"an emoji: {group}", f"a {group}")
+    return finish(rng, distort(rng, image, VARIED), PLAIN), caption(rng, *phrases)
 
 
 FAMILIES: tuple[tuple[Callable[[Rng], Pair], float], ...] = (
-    (_shapes, 0.24),
-    (_glyphs, 0.24),
+    (_shapes, 0.20),
+    (_glyphs, 0.28),
     (_textures, 0.12),
-    (_signs, 0.10),
-    (_covers, 0.08),
-    (_photos, 0.12),
-    (_emoji, 0.10),
+    (_signs, 0.12),
+    (_covers, 0.09),
+    (_clothes, 0.07),
+    (_emoji, 0.12),
 )
 
 

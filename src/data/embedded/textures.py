@@ -1,10 +1,12 @@
-"""Textures: sixteen two-coloured patterns (DTD's role)."""
+"""Textures: sixteen patterns, two-coloured in the pool, reliefs as the task (DTD's role)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from src.data.embedded.base import SYNTHETIC_SIZES, EmbeddedSet, render_split
 from src.data.embedded.drawing import (
@@ -15,7 +17,6 @@ from src.data.embedded.drawing import (
     Style,
     blend,
     clouds,
-    contrasting,
     distort,
     finish,
     random_colour,
@@ -110,22 +111,40 @@ PATTERNS: dict[str, Pattern] = {
 TEXTURES = tuple(PATTERNS)
 
 
-def draw_texture(
-    rng: Rng, name: str, style: Style, one: Colour, other: Colour, period: tuple[float, float]
-) -> np.ndarray:
-    """A pattern of two colours; `period` is its range of repeat lengths in canvas pixels."""
+def _mask(rng: Rng, name: str, period: tuple[float, float]) -> Grid:
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(float)
     x, y = x + rng.uniform(0, CANVAS), y + rng.uniform(0, CANVAS)
     if name in ("rings", "spots", "cracks"):
         y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(float)
-    mask = PATTERNS[name](rng, x, y, rng.uniform(*period))
-    image = blend(mask, one, other)
+    return PATTERNS[name](rng, x, y, rng.uniform(*period))
+
+
+def draw_texture(
+    rng: Rng, name: str, style: Style, one: Colour, other: Colour, period: tuple[float, float]
+) -> np.ndarray:
+    """A pattern of two colours; `period` is its range of repeat lengths in canvas pixels."""
+    image = blend(_mask(rng, name, period), one, other)
     return finish(rng, distort(rng, image, style, fill=one), style)
 
 
+def draw_relief(
+    rng: Rng, name: str, style: Style, light: tuple[float, float] = (90.0, 150.0)
+) -> np.ndarray:
+    """A pattern pressed into one material and lit from the upper left: its edges show.
+
+    `light` is the range of its strength, in grey levels; from the lower right if negative.
+    """
+    height = gaussian_filter(_mask(rng, name, (11, 24)), rng.uniform(1.0, 1.8))
+    slope = height - np.roll(height, (2, 2), axis=(0, 1))
+    colour = random_colour(rng, 60, 200)
+    shade = slope * rng.uniform(*light) + (height - 0.5) * rng.uniform(0, 40)
+    pixels = np.clip(np.asarray(colour) + shade[..., None], 0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    return finish(rng, distort(rng, image, style, fill=colour), style)
+
+
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    one = random_colour(rng)
-    return draw_texture(rng, TEXTURES[label], TASK, one, contrasting(rng, one, 50), (9, 26))
+    return draw_relief(rng, TEXTURES[label], TASK)
 
 
 TEXTURES_SET = EmbeddedSet(
@@ -139,4 +158,5 @@ TEXTURES_SET = EmbeddedSet(
     ),
     build=render_split(_draw, len(TEXTURES), 303, SYNTHETIC_SIZES),
     source="synthetic, drawn by this project",
+    version=2,
 )

@@ -1,0 +1,198 @@
+"""Measures the criteria of the embedded suite for a recipe or for other pre-trained weights.
+
+    python scripts/study_embedded.py --lr=2e-4 --epochs=2 --save=checkpoints/study
+    python scripts/study_embedded.py --model=ViT-Nano-8__pretrained__FILE --save=checkpoints/other
+
+Fine-tunes every task in both modes (what is done is skipped) and prints, for standard, linear and
+post-hoc models, accuracy of the single tasks, of the sums of all pairs and of all task vectors, and
+of the negations. Only validation splits are read, so that choices can be made here. With --test the
+coefficients come from validation all the same, and the accuracies from test: for the end.
+Flags are those of the scripts in src/; --output=FILE keeps the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from src.args import Mode, parse_arguments
+from src.checkpoints import write_text
+from src.errors import entry_point
+from src.eval import coefficients, load_base, sweep_dataset
+from src.features import Features, linear_features
+from src.finetune import finetune
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder
+from src.logs import setup_logging
+from src.results import markdown_table, provenance
+from src.runs import task_vector, zeroshot_encoder
+from src.settings import control_of, run_dir, setting, tasks_of
+
+MODES: tuple[Mode, ...] = ("standard", "linear", "posthoc")
+Signs = dict[str, float]  # task -> factor of its task vector, before the coefficient
+Measure = Callable[[Signs, str, Sequence[float]], list[float]]  # top-1 at each coefficient
+
+
+def measure_of(args: Any, mode: str) -> Measure:
+    """What gives a data set's accuracies along a signed sum of task vectors.
+
+    Linear models answer from their features, so that all sums together cost one pass a data set.
+    """
+    encoder, theta0_hash = zeroshot_encoder(args)
+    vectors = {t: task_vector(args, t, mode, encoder, theta0_hash) for t in tasks_of(args)}
+    base = load_base(encoder, linear=mode != "standard")
+
+    def standard(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
+        first, *others = (vectors[task] * sign for task, sign in signs.items())
+        return sweep_dataset(base, sum(others, start=first).vector, coefs, name, args)
+
+    @functools.cache
+    def features(name: str) -> Features:
+        assert isinstance(base, LinearizedImageEncoder)
+        return linear_features(base, [tau.vector for tau in vectors.values()], name, args)
+
+    @torch.no_grad()
+    def linear(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
+        head, found, accuracies = get_classification_head(args, name), features(name), []
+        for coef in coefs:
+            logits = head(found.at([coef * signs.get(task, 0.0) for task in vectors]))
+            accuracies.append(float((logits.argmax(1) == found.labels).float().mean()))
+        return accuracies
+
+    return standard if mode == "standard" else linear
+
+
+class Study:
+    """One mode's figures: coefficients are chosen on validation, accuracies are those of a split.
+
+    Args:
+        args: settings.
+        mode: "standard", "linear" or "posthoc".
+        split: suffix of the data sets to report on, "Val" or "" for test.
+    """
+
+    def __init__(self, args: Any, mode: Mode, split: str = "Val") -> None:
+        self.tasks, self.control, self.split = tasks_of(args), control_of(args), split
+        self.coefs = coefficients(setting(args, "n_eval_points"))
+        self.threshold = setting(args, "control_threshold")
+        self.measure = measure_of(args, mode)
+        ends = {t: self.measure({t: 1.0}, f"{t}Val", (0.0, 1.0)) for t in self.tasks}
+        self.val_singles = {task: single for task, (_, single) in ends.items()}
+
+    def report(self, signs: Signs, name: str, coef: float) -> float:
+        """Accuracy on the split to report on."""
+        return self.measure(signs, f"{name}{self.split}", [coef])[0]
+
+    def addition(self, tasks: Sequence[str]) -> tuple[dict[str, float], float]:
+        """Accuracies of the sum, and its coefficient: the best mean normalised one."""
+        signs = dict.fromkeys(tasks, 1.0)
+        normalised = [
+            np.asarray(self.measure(signs, f"{task}Val", self.coefs)) / self.val_singles[task]
+            for task in tasks
+        ]
+        coef = self.coefs[int(np.mean(normalised, axis=0).argmax())]
+        return {task: self.report(signs, task, coef) for task in tasks}, coef
+
+    def negation(self, task: str) -> dict[str, float]:
+        """The target's accuracy, the control set's as a share of zero-shot, the coefficient."""
+        signs = {task: -1.0}
+        target = self.measure(signs, f"{task}Val", self.coefs)
+        kept = np.asarray(self.measure(signs, f"{self.control}Val", self.coefs))
+        allowed = np.flatnonzero(kept >= self.threshold * kept[0])
+        coef = self.coefs[min(allowed, key=lambda i: (target[i], i))]
+        share = self.report(signs, self.control, coef) / self.report(signs, self.control, 0.0)
+        return {"target": self.report(signs, task, coef), "control": share, "coefficient": coef}
+
+    def figures(self, with_pairs: bool = True) -> dict[str, Any]:
+        """All figures, accuracies in [0, 1]."""
+        first = self.tasks[0]
+        zeroshot = {task: self.report({task: 1.0}, task, 0.0) for task in self.tasks}
+        added, coef = self.addition(self.tasks)
+        pairs = {}
+        for pair in itertools.combinations(self.tasks, 2) if with_pairs else ():
+            found, _ = self.addition(pair)
+            pairs["+".join(pair)] = float(np.mean([found[t] - zeroshot[t] for t in pair]))
+        return {
+            "zeroshot": zeroshot,
+            "zeroshot control": self.report({first: 1.0}, self.control, 0.0),
+            "single": {task: self.report({task: 1.0}, task, 1.0) for task in self.tasks},
+            "sum of all": added,
+            "coefficient": coef,
+            "pairs": pairs,
+            "negation": {task: self.negation(task) for task in self.tasks},
+        }
+
+
+def table(found: dict[str, Any], tasks: Sequence[str]) -> str:
+    """The figures of all modes in points, as changes from zero-shot accuracy."""
+    first: dict[str, Any] = next(iter(found.values()))
+    zeroshot = {task: first["zeroshot"][task] for task in tasks}
+
+    def row(label: str, values: dict[str, float], note: str = "") -> list[str]:
+        mean = float(np.mean(list(values.values())))
+        return [label, *(f"{100 * v:.1f}" for v in (*values.values(), mean)), note]
+
+    def gains(values: dict[str, float]) -> dict[str, float]:
+        return {task: values[task] - zeroshot[task] for task in tasks}
+
+    rows = [row("zero-shot", zeroshot, f"control {100 * first['zeroshot control']:.1f}")]
+    rows += [row(f"{mode}, one task", gains(one["single"])) for mode, one in found.items()]
+    for mode, one in found.items():
+        rows.append(row(f"{mode}, all", gains(one["sum of all"]), f"coef {one['coefficient']}"))
+    for mode, one in found.items():
+        with_task = {
+            task: [gain for pair, gain in one["pairs"].items() if task in pair.split("+")]
+            for task in tasks
+        }
+        if one["pairs"]:
+            means = {task: float(np.mean(values)) for task, values in with_task.items()}
+            rows.append(row(f"{mode}, pairs", means))
+    for mode, one in found.items():
+        lost = gains({task: one["negation"][task]["target"] for task in tasks})
+        kept = 100 * float(np.mean([one["negation"][task]["control"] for task in tasks]))
+        rows.append(row(f"{mode}, negated", lost, f"control at {kept:.1f} % of its own"))
+    return markdown_table(["points", *tasks, "mean", ""], rows)
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--test", action="store_true", help="report on the test splits")
+    parser.add_argument("--no-pairs", action="store_true", help="leave the sums of pairs out")
+    own, flags = parser.parse_known_args(argv)
+    args = parse_arguments(flags)
+    setup_logging()
+    found: dict[str, Any] = {}
+    start = time.monotonic()
+    for mode in MODES:
+        if mode != "posthoc":
+            tuned = copy.copy(args)
+            tuned.finetuning_mode = mode
+            for task in tasks_of(args):
+                finetune(tuned, task)
+        found[mode] = Study(args, mode, "" if own.test else "Val").figures(not own.no_pairs)
+    print(table(found, tasks_of(args)))
+    seconds = time.monotonic() - start
+    path = own.output or run_dir(args) / "study.json"
+    write_text(
+        path, json.dumps({**found, "provenance": provenance(args, seconds)}, indent=2) + "\n"
+    )
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
