@@ -99,7 +99,7 @@ def _set(name: str, texts: Sequence[str], seed: int, street: bool) -> EmbeddedSe
 
     def draw(rng: Rng, label: int) -> np.ndarray:
         if street:
-            return draw_on_street(rng, texts[label], texts, TASK, crowd=1.0, gap=(0.42, 0.6))
+            return draw_on_street(rng, texts[label], texts, TASK, crowd=1.0, gap=(0.34, 0.47))
         return draw_outlined(rng, texts[label], TASK)
 
     digits = texts is DIGITS

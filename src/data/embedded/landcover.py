@@ -141,17 +141,23 @@ def draw_in_season(
     style: Style,
     tint: tuple[float, float] = (0.45, 1.2),
     haze: float = 2.0,
+    bands: tuple[int, int, int] = (0, 1, 2),
 ) -> np.ndarray:
-    """The same under clouds of at most `haze`, each channel of light changed by a factor `tint`."""
+    """The same under clouds of at most `haze`, each channel of light changed by a factor `tint`.
+
+    `bands` are the channels that are shown as red, green and blue.
+    """
     veil = np.clip(clouds(rng, 3) - 0.45, 0, 1) * rng.uniform(0, haze)
     pixels = np.asarray(COVERS[name](rng), dtype=float) * (1 - veil[..., None])
     image = Image.fromarray((pixels + 235 * veil[..., None]).astype(np.uint8))
     tinted = finish(rng, distort(rng, image, style), style) * rng.uniform(*tint, 3)
-    return np.clip(tinted + rng.normal(0, style.noise, tinted.shape), 0, 255).astype(np.uint8)
+    noisy = np.clip(tinted + rng.normal(0, style.noise, tinted.shape), 0, 255).astype(np.uint8)
+    return noisy[..., list(bands)]
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    return draw_in_season(rng, COVER_NAMES[label], TASK, tint=(0.25, 1.5))
+    # plants are red, as on infrared film
+    return draw_in_season(rng, COVER_NAMES[label], TASK, bands=(1, 2, 0))
 
 
 LANDCOVER = EmbeddedSet(

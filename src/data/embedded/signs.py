@@ -144,7 +144,7 @@ def draw_at_dusk(
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    return draw_at_dusk(rng, SIGN_NAMES[label], TASK, light=(0.12, 0.35))
+    return draw_at_dusk(rng, SIGN_NAMES[label], TASK, light=(0.07, 0.2))
 
 
 SIGNS_SET = EmbeddedSet(

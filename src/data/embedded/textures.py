@@ -144,7 +144,7 @@ def draw_relief(
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    return draw_relief(rng, TEXTURES[label], TASK)
+    return draw_relief(rng, TEXTURES[label], TASK, light=(-90.0, -50.0))
 
 
 TEXTURES_SET = EmbeddedSet(
