@@ -41,7 +41,8 @@ class Config:
     model: str = _flag(
         EMBEDDED_MODEL,
         "ViT-Nano-8 (embedded), or a CLIP of open_clip such as ViT-B-32, "
-        "ViT-B-32__pretrained__laion2b_s34b_b79k, ViT-B-32__init__",
+        "ViT-B-32__pretrained__TAG_or_FILE, ViT-B-32__init__ (random), hf-hub:ORG/NAME or "
+        "local-dir:FOLDER",
     )
     suite: str | None = _flag(None, "embedded or clip8 (default: the model's)")
     tasks: Names | None = _flag(None, "tasks to work on, comma list (default: all of the suite)")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from src import ddp, statedict
 from src.data.loading import to_device
 from src.data.registry import eval_batches
+from src.errors import UsageError
 from src.features import linear_features
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -259,10 +260,18 @@ def add_normalized_accuracy(results: Mapping[str, float], args: Any) -> dict[str
     """The results with top-1 also divided by `args.finetuning_accuracies`, and both averaged.
 
     A data set without a fine-tuned accuracy (the control set) is left out of the averages.
+
+    Raises:
+        UsageError: if a fine-tuned accuracy is 0.
     """
     references = setting(args, "finetuning_accuracies") or {}
     added = dict(results)
     tasks = [name for name in references if f"{name}:top1" in results]
+    if lost := [name for name in tasks if not references[name]]:
+        raise UsageError(
+            f"the fine-tuned accuracy on {', '.join(lost)} is 0, so that normalised accuracy is "
+            "not defined; fine-tune longer, or leave the task out with --tasks"
+        )
     for name in tasks:
         added[f"{name}:normalized_top1"] = results[f"{name}:top1"] / references[name]
     for kind in ("top1", "normalized_top1"):

@@ -47,7 +47,7 @@ def zeroshot_weights(
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise UsageError(
-            "the CLIP model carries no tokenizer; build it with src.modeling.create_clip, or set "
+            "the CLIP model carries no tokenizer; build it with src.clip.create_clip, or set "
             "model.tokenizer to the one it was trained with"
         )
     model.eval().to(device)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,96 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src import checkpoints
-from src.errors import UsageError, unknown
+from src.clip import create_clip
+from src.errors import UsageError
 from src.settings import pretrained_override, setting
 from src.statedict import copy_into
-from src.tasks import EMBEDDED_MODEL
 
 VISUAL = "model.visual."
-
-
-@dataclass(frozen=True)
-class ClipName:
-    """A model's name taken apart: `ARCHITECTURE[__pretrained__TAG | __init__]`."""
-
-    architecture: str
-    pretrained: str | None  # tag or file of the weights; None: random
-
-    @classmethod
-    def parse(cls, name: str) -> ClipName:
-        """Takes a name apart; without a tag, the weights are OpenAI's (or the embedded ones)."""
-        if name.endswith("__init__"):
-            return cls(name.removesuffix("__init__"), None)
-        architecture, _, tag = name.partition("__pretrained__")
-        if architecture == EMBEDDED_MODEL:
-            from src.data.embedded.model import WEIGHTS
-
-            return cls(architecture, tag or str(WEIGHTS))
-        return cls(architecture, tag or "openai")
-
-
-def _known_architectures() -> list[str]:
-    import open_clip
-
-    from src.data.embedded.model import register
-
-    register()
-    names: list[str] = open_clip.list_models()
-    return names
-
-
-def create_clip(
-    name: str, cache_dir: str | Path | None = None, weights: bool = True
-) -> tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor]]:
-    """Builds a CLIP and its two image transforms.
-
-    Weights that were trained with QuickGELU (OpenAI's among them) get it, whatever the
-    architecture's name says. The model carries its tokenizer, as `.tokenizer`, and its name.
-
-    Args:
-        name: see `ClipName`.
-        cache_dir: where open_clip keeps downloaded weights.
-        weights: whether to load the pre-trained weights.
-
-    Returns:
-        The model in eval mode, the training transform, the evaluation transform.
-
-    Raises:
-        UsageError: for a model or weights that open_clip does not have.
-    """
-    import open_clip
-
-    parsed = ClipName.parse(name)
-    architecture, tag = parsed.architecture, parsed.pretrained
-    if architecture not in _known_architectures():
-        raise unknown("model", architecture, _known_architectures())
-    options: dict[str, Any] = {}
-    if architecture == EMBEDDED_MODEL:
-        from src.data.embedded.model import PREPROCESS
-
-        if tag is not None and not Path(tag).is_file():
-            raise unknown(f"weights of {architecture}", tag, ["a file of weights", "none: its own"])
-        options = {"image_mean": PREPROCESS["mean"], "image_std": PREPROCESS["std"]}
-    elif tag is not None and not Path(tag).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(architecture)
-        if tag not in tags:
-            raise unknown(f"weights of {architecture}", tag, tags)
-        config = open_clip.get_pretrained_cfg(architecture, tag) or {}
-        options = {"force_quick_gelu": bool(config.get("quick_gelu", False))}
-    if not weights:
-        logging.disable(logging.WARNING)  # open_clip warns of random weights; ours come from a file
-    try:
-        model, train, val = open_clip.create_model_and_transforms(
-            architecture,
-            pretrained=tag if weights else None,
-            cache_dir=str(Path(cache_dir).expanduser()) if cache_dir else None,
-            **options,
-        )
-    finally:
-        logging.disable(logging.NOTSET)
-    model.tokenizer = open_clip.get_tokenizer(architecture)
-    model.name = name
-    return model.eval(), train, val
 
 
 class VisionTower(nn.Module):
@@ -114,7 +28,8 @@ class VisionTower(nn.Module):
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Features of images, as `open_clip.CLIP.encode_image`."""
-        features: Tensor = self.visual(images)
+        found = self.visual(images)
+        features: Tensor = found[0] if isinstance(found, tuple) else found  # CoCa gives tokens too
         return F.normalize(features, dim=-1) if normalize else features
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from src import ddp
 from src.args import Config
 from src.checkpoints import ENCODERS, load_checkpoint, read_facts, resolve
+from src.clip import ClipName
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
-from src.modeling import ClipName, ImageEncoder
+from src.modeling import ImageEncoder
 from src.settings import finetuned_path, pretrained_override, run_dir, setting, zeroshot_path
 from src.statedict import content_hash
 from src.task_vectors import TASK_VECTORS, TaskVector

@@ -73,7 +73,7 @@ def seed_of(args: Any) -> int:
 
 def model_folder(args: Any) -> str:
     """The model's name as a folder's name."""
-    return str(setting(args, "model")).replace("/", "-")
+    return str(setting(args, "model")).replace("/", "-").replace(":", "-")
 
 
 def run_dir(args: Any) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
@@ -26,7 +26,7 @@ from torch.optim import AdamW, Optimizer
 from src import ddp
 from src.checkpoints import load_resume, save_resume
 from src.data.base import Pictures
-from src.data.loading import BatchPlan, RankBatches, to_device, train_loader
+from src.data.loading import BatchPlan, RankBatches, SeededPictures, to_device, train_loader
 from src.logs import Run, progress
 from src.settings import Recipe, autocast
 
@@ -103,6 +103,28 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def freeze_unused(model: nn.Module, batch: Tensor) -> list[str]:
+    """Stops training the parameters that the model's output does not depend on.
+
+    Found by one backward pass in eval mode; what the model holds is not changed otherwise.
+
+    Args:
+        model: gives logits.
+        batch: images to try it on.
+
+    Returns:
+        Their names.
+    """
+    training = model.training
+    model.eval()(batch).float().sum().backward()
+    model.train(training)
+    unused = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    for parameter in unused.values():
+        parameter.requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+    return list(unused)
 
 
 def step_gradients(
@@ -182,7 +204,12 @@ def train(
     snapshots, run = snapshots or Snapshots(), run or Run()
     plan = BatchPlan(len(pictures), recipe.batch_size, recipe.num_grad_accumulation, seed)
     steps = recipe.epochs * plan.steps_per_epoch
-    model = wrap_ddp(classifier.to(device).train(), device)
+    classifier.to(device).train()
+    with autocast(recipe.precision, device):
+        unused = freeze_unused(classifier, _some(pictures, transform).to(device))
+    if unused:
+        logger.info("not used by the model, hence frozen: %s", ", ".join(unused))
+    model = wrap_ddp(classifier, device)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = AdamW(params, lr=recipe.lr, weight_decay=recipe.wd)
     set_rate = cosine_lr(optimizer, recipe.lr, recipe.warmup_length, steps)
@@ -231,6 +258,12 @@ def train(
         "seed": seed,
         "world_size": ddp.world_size(),
     }
+
+
+def _some(pictures: Pictures, transform: Callable[[Any], Any]) -> Tensor:
+    """The first pictures as a batch of two (batch norm needs two)."""
+    data = SeededPictures(pictures, transform)
+    return torch.stack([data[i % len(data)][0] for i in range(2)])
 
 
 def _check_finite(loss: float, step: int, recipe: Recipe) -> None:

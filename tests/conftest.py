@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from src.args import Config
+from tests.towers import known_towers
 
 MakeArgs = Callable[..., Config]
 
@@ -57,20 +57,5 @@ def args(tmp_path: Path, cache: Path) -> MakeArgs:
 @pytest.fixture(scope="session")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The name of a tiny CLIP with batch normalisation, known to open_clip for this session."""
-    from open_clip import factory
-
-    from src.data.embedded.model import register
-
-    register()  # so that it stays known when the patch is undone
-    config = {
-        "embed_dim": 8,
-        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
-        "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
-    }
-    path = tmp_path_factory.mktemp("open_clip") / "RN-Tiny.json"
-    path.write_text(json.dumps(config))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
-        patch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
-        factory.add_model_config(path)
+    with known_towers(tmp_path_factory.mktemp("open_clip")):
         yield "RN-Tiny__init__"

@@ -15,12 +15,12 @@ from torch import nn
 
 from src import heads
 from src.checkpoints import read_facts
+from src.clip import create_clip
 from src.data.embedded import EMBEDDED_SETS
 from src.data.embedded.model import register
 from src.data.templates import get_templates
 from src.errors import UsageError
 from src.heads import build_classification_head, get_classification_head, zeroshot_weights
-from src.modeling import create_clip
 
 CPU = torch.device("cpu")
 NAMES = ("a", "bb", "c")
@@ -84,7 +84,7 @@ def test_half_precision_towers_give_float32_weights() -> None:
 
 def test_a_model_without_its_tokenizer_is_refused() -> None:
     """The stock tokenizer would give wrong numbers without a word."""
-    message = r"carries no tokenizer; build it with src\.modeling\.create_clip"
+    message = r"carries no tokenizer; build it with src\.clip\.create_clip"
     with pytest.raises(UsageError, match=message):
         zeroshot_weights(nn.Linear(1, 1), NAMES, TEMPLATES, CPU)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from hypothesis import given
@@ -16,110 +15,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from src.data.embedded.model import WEIGHTS, register
+from src.data.embedded.model import WEIGHTS
 from src.errors import MissingFileError, UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import (
     ClassificationHead,
-    ClipName,
     ImageClassifier,
     ImageEncoder,
     MultiHeadImageClassifier,
     VisionTower,
-    create_clip,
 )
 
 NAME = "ViT-Nano-8"
 STOCK_VOCABULARY = 49408
-
-
-# --- names
-
-
-@pytest.mark.parametrize(
-    ("name", "architecture", "pretrained"),
-    [
-        ("ViT-B-32", "ViT-B-32", "openai"),
-        ("ViT-B-32__pretrained__laion2b_s34b_b79k", "ViT-B-32", "laion2b_s34b_b79k"),
-        ("ViT-L-14__init__", "ViT-L-14", None),
-        ("coca_ViT-B-32__pretrained__laion2b", "coca_ViT-B-32", "laion2b"),
-        ("ViT-B-32__pretrained__my/file.pt", "ViT-B-32", "my/file.pt"),
-        ("ViT-Nano-8", "ViT-Nano-8", str(WEIGHTS)),
-        ("ViT-Nano-8__init__", "ViT-Nano-8", None),
-        ("ViT-Nano-8__pretrained__my.safetensors", "ViT-Nano-8", "my.safetensors"),
-    ],
-)
-def test_names_say_architecture_and_weights(
-    name: str, architecture: str, pretrained: str | None
-) -> None:
-    assert ClipName.parse(name) == ClipName(architecture, pretrained)
-
-
-def test_unknown_names_list_the_nearest_first() -> None:
-    with pytest.raises(UsageError, match="unknown model 'ViT-B-33'; choose from ViT-B-32, "):
-        create_clip("ViT-B-33")
-    with pytest.raises(UsageError, match="unknown model 'vit-nano-8'; choose from ViT-Nano-8, "):
-        create_clip("vit-nano-8")
-    message = "unknown weights of ViT-B-32 'laion2b_s34b'; choose from laion2b_s34b_b79k, "
-    with pytest.raises(UsageError, match=message):
-        create_clip("ViT-B-32__pretrained__laion2b_s34b")
-
-
-def test_unknown_weights_of_the_embedded_model_are_refused_too() -> None:
-    with pytest.raises(UsageError, match=r"unknown weights of ViT-Nano-8 'openai'"):
-        create_clip("ViT-Nano-8__pretrained__openai")
-
-
-@pytest.mark.parametrize(
-    ("name", "pretrained", "quick"),
-    [
-        ("ViT-B-32", "openai", True),
-        ("ViT-L-14", "openai", True),
-        ("ViT-B-32__pretrained__laion400m_e32", "laion400m_e32", True),
-        ("ViT-B-32__pretrained__datacomp_xl_s13b_b90k", "datacomp_xl_s13b_b90k", False),
-        ("ViT-B-32__pretrained__laion2b_s34b_b79k", "laion2b_s34b_b79k", False),
-        ("ViT-B-32-quickgelu__pretrained__metaclip_400m", "metaclip_400m", True),
-        ("ViT-B-32__init__", None, False),
-    ],
-)
-def test_quick_gelu_goes_with_the_weights(
-    name: str,
-    pretrained: str | None,
-    quick: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """OpenAI's weights lose up to four points with the activation that the name stands for."""
-    calls: list[tuple[str, dict[str, Any]]] = []
-
-    def create(architecture: str, **kwargs: Any) -> tuple[nn.Module, None, None]:
-        calls.append((architecture, kwargs))
-        return nn.Linear(1, 1), None, None
-
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
-    model: Any = create_clip(name, tmp_path)[0]
-    (architecture, kwargs), = calls  # fmt: skip
-    assert architecture == name.partition("__")[0]
-    assert kwargs["pretrained"] == pretrained
-    assert kwargs["cache_dir"] == str(tmp_path)
-    assert kwargs.get("force_quick_gelu", False) is quick
-    assert model.name == name and not model.training
-    assert model.tokenizer.vocab_size == STOCK_VOCABULARY
-
-
-def test_quick_gelu_is_what_open_clip_makes_of_it() -> None:
-    """The option that we pass does change the activation, and not passing it does not."""
-    small = {"layers": 1, "width": 64, "image_size": 32, "patch_size": 32}
-    for quick in (True, False):
-        model = open_clip.create_model(
-            "ViT-B-32",
-            force_quick_gelu=quick,
-            vision_cfg=small,
-            text_cfg={"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},
-            embed_dim=8,
-        )
-        kinds = {type(module).__name__ for module in model.visual.modules()}
-        assert ("QuickGELU" in kinds, "GELU" in kinds) == (quick, not quick)
 
 
 # --- encoders
@@ -329,36 +237,3 @@ def test_linearised_encoders_have_the_manners_of_encoders(
         torch.testing.assert_close(linear(images), encoder(images), rtol=1e-5, atol=1e-5)
         assert callable(linear.train_preprocess) and callable(linear.val_preprocess)
     assert "model.token_embedding.weight" in whole.state_dict()  # it is left whole
-
-
-# --- the embedded model through plain open_clip
-
-
-@torch.no_grad()
-def test_open_clip_knows_the_embedded_model(images: Tensor) -> None:
-    register()
-    theirs: Any = open_clip.create_model(NAME, pretrained=str(WEIGHTS)).eval()
-    ours: Any = create_clip(NAME)[0]
-    assert NAME in open_clip.list_models()
-    assert theirs.state_dict().keys() == ours.state_dict().keys()
-    assert torch.equal(theirs.encode_image(images), ours.encode_image(images))
-    tokens = open_clip.get_tokenizer(NAME)(["a photo of a red circle."])
-    assert torch.equal(theirs.encode_text(tokens), ours.encode_text(tokens))
-
-
-def test_the_stock_vocabulary_is_never_used() -> None:
-    register()
-    tokenizer = open_clip.get_tokenizer(NAME)
-    model: Any = create_clip(NAME)[0]
-    rows = model.token_embedding.weight.shape[0]
-    assert tokenizer.vocab_size == model.tokenizer.vocab_size == rows != STOCK_VOCABULARY
-    text = ["a photo of a red circle."]
-    assert torch.equal(tokenizer(text), model.tokenizer(text))
-    assert tokenizer.decode(tokenizer(text)[0].tolist()).startswith(
-        "<start_of_text>a photo of a red circle . <end_of_text>"
-    )
-
-
-def test_init_means_random_weights() -> None:
-    one, other = (create_clip("ViT-Nano-8__init__")[0] for _ in range(2))
-    assert not torch.equal(*(m.get_parameter("visual.proj") for m in (one, other)))

@@ -24,6 +24,7 @@ from src.training import (
     Snapshots,
     cosine_factor,
     cosine_lr,
+    freeze_unused,
     seed_everything,
     step_gradients,
     train,
@@ -129,6 +130,58 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
             assert found.keys() == alone.keys()
             assert distance(found, alone) < 1e-5
     assert ddp.world_size() == 1 and ddp.is_main_process()
+
+
+class WithSpare(nn.Module):
+    """A network with a layer that its output does not depend on, as a text tower's leftovers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.spare = nn.Linear(2, 2)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.norm(self.net(x))
+        return logits
+
+
+def _train_with_spare(args: Any) -> None:
+    """Runs in each of two processes; DDP would stop at a parameter without a gradient."""
+    for linear in (False, True):
+        model: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
+        recipe = replace(RECIPE, epochs=1)
+        train(model, pictures(16), to_tensor, recipe, 0, torch.device("cpu"))
+        torch.save(model.state_dict(), Path(args.save) / f"{ddp.rank()}-{linear}.pt")
+
+
+def test_unused_parameters_do_not_stop_two_processes(tmp_path: Path) -> None:
+    ddp.run(_train_with_spare, Config(save=str(tmp_path), world_size=2, port=12402))
+    for linear in (False, True):
+        one, other = (torch.load(tmp_path / f"{r}-{linear}.pt") for r in (0, 1))
+        params = [n for n in one if "running" not in n and "num_batches" not in n]
+        assert all(torch.equal(one[name], other[name]) for name in params)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_unused_parameters_are_frozen_and_named(
+    linear: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = freeze_unused(model, torch.randn(2, 3, 4, 4))
+    assert [name.rpartition("spare")[2] for name in found] == [".weight", ".bias"]
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is ("spare" not in name) and parameter.grad is None
+    after = model.state_dict()  # batch norm has counted nothing
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert model.training
+    with caplog.at_level("INFO", logger="src"):
+        again: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
+        train(again, pictures(16), to_tensor, replace(RECIPE, epochs=1), 0, torch.device("cpu"))
+    assert "not used by the model, hence frozen: " in caplog.text and "spare" in caplog.text
+    spare = [name for name in before if "spare" in name and name in dict(again.named_parameters())]
+    assert spare and all(torch.equal(again.state_dict()[n], before[n]) for n in spare)
 
 
 def _mistake(args: Any) -> None:
