@@ -59,7 +59,7 @@ REAL_SIZES: dict[str, dict[str, int | list[int]]] = {  # pictures a class
 }
 SYNTHETIC = [name for name in EMBEDDED_SETS if name not in REAL_SIZES]
 FULL_SIZES = {name: {"train": 4000, "val": 500, "test": 1000} for name in SYNTHETIC}
-FULL_SIZES["Shapes"] = {"train": 1280, "val": 320, "test": 640}
+FULL_SIZES["Shapes"] = {"train": 1280, "val": 960, "test": 640}
 
 
 def _recipe(name: str) -> dict[str, Any]:

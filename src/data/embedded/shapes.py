@@ -100,7 +100,7 @@ SHAPES = EmbeddedSet(
     name="Shapes",
     classnames=CONTROL_CLASSES,
     templates=("a photo of a {}.", "a {}.", "a picture of a {}.", "a drawing of a {}."),
-    build=render_split(draw_control, 64, 306, {"train": 1280, "val": 320, "test": 640}),
+    build=render_split(draw_control, 64, 306, {"train": 1280, "val": 960, "test": 640}),
     source="synthetic, drawn by this project",
-    version=2,
+    version=3,
 )
