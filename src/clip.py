@@ -111,8 +111,8 @@ def create_clip(
             model.tokenizer = open_clip.get_tokenizer(parsed.architecture, cache_dir=folder)
     except ImportError as error:
         raise UsageError(
-            f"{parsed.architecture} needs the package {error.name or error}, which is not installed: "
-            'pip install -e ".[hub]"'
+            f"{parsed.architecture} needs the package {error.name or error}, which is not "
+            'installed: pip install -e ".[hub]"'
         ) from error
     except FAILURES as error:
         raise _not_at_hand(parsed, folder, error) from error

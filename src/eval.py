@@ -7,6 +7,7 @@ of every coefficient.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from src import ddp, statedict
 from src.data.loading import to_device
 from src.data.registry import eval_batches
-from src.errors import UsageError
 from src.features import linear_features
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -256,27 +256,29 @@ def evaluate_task_vector(
     return {str(coef): metrics for coef, metrics in found.items()}
 
 
+@functools.cache  # once, not at every coefficient
+def _warn_of_zero(names: str) -> None:
+    logger.warning("fine-tuned accuracy is 0, so that there is no normalised one: %s", names)
+
+
 def add_normalized_accuracy(results: Mapping[str, float], args: Any) -> dict[str, float]:
     """The results with top-1 also divided by `args.finetuning_accuracies`, and both averaged.
 
-    A data set without a fine-tuned accuracy (the control set) is left out of the averages.
-
-    Raises:
-        UsageError: if a fine-tuned accuracy is 0.
+    A data set without a fine-tuned accuracy (the control set) is left out of the averages; one
+    whose fine-tuned accuracy is 0, where the quotient is not defined, of the normalised ones.
     """
     references = setting(args, "finetuning_accuracies") or {}
-    added = dict(results)
     tasks = [name for name in references if f"{name}:top1" in results]
-    if lost := [name for name in tasks if not references[name]]:
-        raise UsageError(
-            f"the fine-tuned accuracy on {', '.join(lost)} is 0, so that normalised accuracy is "
-            "not defined; fine-tune longer, or leave the task out with --tasks"
-        )
-    for name in tasks:
+    learned = [name for name in tasks if references[name]]
+    if tasks != learned:
+        _warn_of_zero(", ".join(name for name in tasks if not references[name]))
+    added = dict(results)
+    for name in learned:
         added[f"{name}:normalized_top1"] = results[f"{name}:top1"] / references[name]
-    for kind in ("top1", "normalized_top1"):
+    for kind, names in (("top1", tasks), ("normalized_top1", learned)):
         if tasks:
-            added[f"avg_{kind}"] = float(np.mean([added[f"{name}:{kind}"] for name in tasks]))
+            values = [added[f"{name}:{kind}"] for name in names]
+            added[f"avg_{kind}"] = float(np.mean(values)) if values else 0.0
     return added
 
 

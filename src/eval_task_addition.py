@@ -82,7 +82,7 @@ def work(args: Any) -> None:
         rows = {}
         for label, key in (("zero-shot", "zeroshot"), (f"sum, {mode}", "test")):
             for kind, metric in (("absolute", "top1"), ("normalised", "normalized_top1")):
-                values = [results[key][f"{task}:{metric}"] for task in tasks_of(args)]
+                values = [results[key].get(f"{task}:{metric}") for task in tasks_of(args)]
                 rows[f"{label}, {kind}"] = values
         print(accuracy_table(tasks_of(args), rows))
         print(f"coefficient {results['coefficient']}, chosen on validation; wrote {path}")

@@ -404,6 +404,21 @@ def test_normalised_accuracy_is_averaged_over_tasks() -> None:
     assert found["avg_top1"] == pytest.approx(0.45)
 
 
+def test_a_task_that_was_not_learned_has_no_normalised_accuracy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    args = Config(finetuning_accuracies={"A": 0.8, "Bad": 0.0})
+    results = {"A:top1": 0.4, "Bad:top1": 0.2}
+    for _ in range(2):
+        found = add_normalized_accuracy(results, args)
+    assert "Bad:normalized_top1" not in found
+    assert found["avg_normalized_top1"] == pytest.approx(0.5)
+    assert found["avg_top1"] == pytest.approx(0.3)
+    assert caplog.text.count("there is no normalised one: Bad") == 1
+    args.finetuning_accuracies = {"Bad": 0.0}
+    assert add_normalized_accuracy(results, args)["avg_normalized_top1"] == 0.0
+
+
 def test_nonlinear_advantage_by_hand() -> None:
     # error rates 0.3 and 0.1 with 5 classes: 0.2 / 0.8
     assert nonlinear_advantage(0.7, 0.9, 5) == pytest.approx(0.25)
