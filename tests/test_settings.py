@@ -113,7 +113,7 @@ def test_control_set(args: Config, control: str) -> None:
         (Config(model="ViT-B-32", seed=3), "checkpoints_3/ViT-B-32"),
         (Config(seed=0), "checkpoints_0/ViT-Nano-8"),
         (Config(seed=3, save="elsewhere/run"), "elsewhere/run"),
-        (Config(model="hf-hub:owner/name"), "checkpoints/hf-hub:owner-name"),
+        (Config(model="hf-hub:owner/name"), "checkpoints/hf-hub-owner-name"),
     ],
 )
 def test_run_dir(args: Config, folder: str) -> None:
