@@ -1,8 +1,13 @@
 """Weights on disk: safetensors with JSON metadata, written atomically, checked when read.
 
+    python -m src.checkpoints inspect FILE...
+    python -m src.checkpoints convert IN OUT [--model=NAME] [--theta0=FILE]
+
 One key space: a standard and a linear checkpoint hold the same names (`model.visual...`); the mode
 is metadata. A linear checkpoint holds theta, and theta0 (under `theta0/...`) unless a zero-shot
 file of the same content lies beside it or one folder up.
+
+Files of other projects are read as well, by `src/published/`, without executing anything.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ from src.statedict import State, content_hash
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "tangent-arithmetic/1"
+PROJECT = "tangent-arithmetic/"
+FORMAT = f"{PROJECT}1"
 THETA0 = "theta0/"
 ZEROSHOT = "zeroshot.safetensors"
 ENCODERS = ("image_encoder", "linearized_image_encoder")
@@ -110,6 +116,15 @@ def candidates(path: str | Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def published_candidates(path: str | Path) -> list[Path]:
+    """Where a checkpoint of another project may lie that is named in one of these ways."""
+    found = [Path(path).absolute()]
+    for ours in candidates(path):
+        for name in (ours.name, f"nonlinear_{ours.name}"):
+            found.append(ours.with_name(name).with_suffix(".pt"))
+    return list(dict.fromkeys(found))
+
+
 def resolve(path: str | Path, made_by: str | None = None) -> Path:
     """The existing file that `path` means.
 
@@ -119,17 +134,14 @@ def resolve(path: str | Path, made_by: str | None = None) -> Path:
 
     Raises:
         MissingFileError: if there is none.
-        UsageError: if there is only a pickle, which is never executed.
     """
     tried = candidates(path)
     for candidate in tried:
         if candidate.is_file():
             return candidate
-    if Path(path).is_file():
-        raise UsageError(
-            f"{path} is a pickle; this version reads safetensors only and never executes a pickle. "
-            f"Expected {tried[0]}"
-        )
+    for candidate in published_candidates(path):
+        if candidate.is_file() or (candidate / "config.json").is_file():
+            return candidate
     way_out = f" Make it with: {made_by}" if made_by else ""
     raise MissingFileError(
         f"no checkpoint at {path} (looked for {', '.join(map(str, tried))}).{way_out}"
@@ -189,22 +201,37 @@ def _storable(state: State) -> dict[str, Tensor]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint, without its weights: kind, hash, theta0_hash, info.
+    """What a checkpoint is: kind, hash, theta0_hash, info. Of ours only the header is read.
 
     Raises:
-        UsageError: if the file is damaged or not one of ours.
+        UsageError: if the file is damaged or of no known kind.
     """
+    header = _header(path)
+    if header is not None:
+        return {**header, "info": json.loads(header["info"])}
+    from src.published.loading import load
+
+    found = load(path)
+    facts = {"kind": found.kind, "hash": found.hash, "info": found.info}
+    return {**facts, "theta0_hash": found.theta0_hash or ""}
+
+
+def _header(path: Path) -> dict[str, str] | None:
+    """The metadata of one of our files; None for a file of another project."""
+    if path.suffix != ".safetensors":
+        return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            facts = file.metadata() or {}
+            facts: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged ({error}); delete it and make it again") from error
-    if facts.get("format") != FORMAT:
+    found = facts.get("format", "")
+    if found.startswith(PROJECT) and found != FORMAT:
         raise UsageError(
-            f"{path} has format {facts.get('format')!r}, expected {FORMAT!r}: it was not written "
-            "by this project"
+            f"{path} has format {found!r}, expected {FORMAT!r}: another version of this project "
+            "wrote it"
         )
-    return {**facts, "info": json.loads(facts["info"])}
+    return facts if found == FORMAT else None
 
 
 def load_checkpoint(
@@ -226,6 +253,10 @@ def load_checkpoint(
     if kinds is not None and facts["kind"] not in kinds:
         wanted = "an encoder" if kinds == ENCODERS else f"a {' or '.join(kinds)}"
         raise UsageError(f"{path} holds a {facts['kind']}, expected {wanted}")
+    if _header(path) is None:
+        from src.published.loading import load
+
+        return load(path)
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     theta = {name: value for name, value in tensors.items() if not name.startswith(THETA0)}
@@ -282,3 +313,9 @@ def load_resume(path: Path) -> dict[str, Any] | None:
         logger.warning("%s cannot be read (%s); starting anew", path, type(error).__name__)
         return None
     return state
+
+
+if __name__ == "__main__":
+    from src.published.command import main
+
+    raise SystemExit(main())

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any
 from zipfile import ZipFile, is_zipfile
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -120,6 +121,28 @@ def create_clip(
         logging.disable(logging.NOTSET)
     model.name = name
     return model.eval(), train, val
+
+
+def outline(name: str) -> nn.Module:
+    """A CLIP without storage for its weights, for their names, order and shapes.
+
+    Args:
+        name: see `ClipName`; its weights do not matter.
+    """
+    import open_clip
+
+    parsed = ClipName.parse(name)
+    if not parsed.architecture.startswith(PLACES):
+        _check(parsed)
+    logging.disable(logging.WARNING)  # open_clip warns of random weights
+    try:
+        with torch.device("meta"):
+            model: nn.Module = open_clip.create_model(
+                parsed.architecture, load_weights=False, device="meta", pretrained_text=False
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+    return model
 
 
 def _check(parsed: ClipName) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src import checkpoints
-from src.clip import create_clip
+from src.clip import ClipName, create_clip
 from src.errors import UsageError
 from src.settings import pretrained_override, setting
 from src.statedict import copy_into
@@ -69,7 +69,13 @@ class ImageEncoder(nn.Module):
         self.model: Any = model if keep_lang else VisionTower(model.get_submodule("visual"))
 
     def _check_model(self, state: checkpoints.Checkpoint, path: str | Path) -> None:
-        if state.info.get("model", self.model_name) != self.model_name:
+        found = str(state.info.get("model", self.model_name))
+        if "published" in state.info:  # by its shapes: of the architecture, whatever its weights
+            own = ClipName.parse(self.model_name).architecture.removesuffix("-quickgelu")
+            fits = ClipName.parse(found).architecture.removesuffix("-quickgelu") == own
+        else:
+            fits = found == self.model_name
+        if not fits:
             raise UsageError(
                 f"{path} holds weights of {state.info['model']}, expected {self.model_name}; "
                 f"add --model={state.info['model']}"

@@ -6,6 +6,7 @@ reads it here gets an error if those are not the run's zero-shot weights.
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def command(script: str, args: Any, mode: str | None = None) -> str:
 def zeroshot_encoder(args: Any) -> tuple[ImageEncoder, str]:
     """The run's pre-trained encoder and its content hash; its file is written if it is not there.
 
+    The weights are those of `--load`, or of a published zero-shot file in the run's folder, or the
+    model's own.
+
     Raises:
         UsageError: if the file holds other weights than the model's own or those of `--load`.
     """
@@ -57,7 +61,11 @@ def zeroshot_encoder(args: Any) -> tuple[ImageEncoder, str]:
             f"--load={override} is not a standard encoder; a linear checkpoint or a head cannot be "
             "the pre-trained model"
         )
-    encoder = ImageEncoder(args)
+    published = published_zeroshot(args) if kept is None and override is None else None
+    if published is not None:
+        encoder = ImageEncoder.load(str(setting(args, "model")), published)
+    else:
+        encoder = ImageEncoder(args)
     found = content_hash(encoder.weights())
     if kept is not None and kept != found:
         raise UsageError(
@@ -72,6 +80,24 @@ def zeroshot_encoder(args: Any) -> tuple[ImageEncoder, str]:
     return encoder, found
 
 
+def published_zeroshot(args: Any) -> Path | None:
+    """The zero-shot file that came with published checkpoints in the run's folder, if there is one.
+
+    It lies in the folder itself, or, one for each task, in those of the tasks.
+    """
+    folder = run_dir(args)
+    for name in ("zeroshot.pt", "nonlinear_zeroshot.pt"):
+        for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
+            if path.is_file():
+                return path
+    return None
+
+
+@functools.cache  # once a file
+def _warn_of_unknown_start(path: Path, zeroshot: Path) -> None:
+    logger.warning("%s does not say where it started from; taken to be %s", path, zeroshot)
+
+
 def check_start(path: Path, args: Any, theta0_hash: str) -> None:
     """Checks that a fine-tuned checkpoint started from the run's zero-shot weights.
 
@@ -79,7 +105,9 @@ def check_start(path: Path, args: Any, theta0_hash: str) -> None:
         UsageError: otherwise.
     """
     found = read_facts(path)["theta0_hash"]
-    if found != theta0_hash:
+    if not found:
+        _warn_of_unknown_start(path, zeroshot_path(args))
+    elif found != theta0_hash:
         raise UsageError(
             f"{path} was fine-tuned from weights {found[:12]}..., expected those of "
             f"{zeroshot_path(args)} ({theta0_hash[:12]}...). Delete it and run: "

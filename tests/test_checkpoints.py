@@ -193,14 +193,20 @@ def test_a_cut_file_is_damaged(tmp_path: Path, size: int) -> None:
 def test_a_file_of_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"w": torch.ones(3)}, path)
-    with pytest.raises(UsageError, match=r"has format None, expected 'tangent-arithmetic/1'"):
+    with pytest.raises(UsageError, match="holds tensors such as w, expected an image encoder"):
+        load_checkpoint(path)
+    save_file({"w": torch.ones(3)}, path, metadata={"format": "tangent-arithmetic/9"})
+    with pytest.raises(UsageError, match=r"format 'tangent-arithmetic/9', expected 'tangent-.*/1'"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("finetuned.pt", r"finetuned\.pt is a pickle; .* Expected .*finetuned\.safetensors"),
+        (
+            "finetuned.pt",
+            r"finetuned\.pt is refused: it names posix\.mkdir.* nothing in it was exec",
+        ),
         ("finetuned.safetensors", r"finetuned\.safetensors is damaged"),
     ],
 )
@@ -272,7 +278,6 @@ def test_resolve_finds_a_file_under_the_names_of_the_public_projects(
         ("MNISTVal/linear_finetuned.pt", "MNISTVal/finetuned.safetensors"),
         ("MNISTVal/finetuned.pt", "finetuned.safetensors"),
         ("MNISTVal/finetuned.pt", "SVHNVal/finetuned.safetensors"),
-        ("MNISTVal/finetuned.safetensors", "MNISTVal/finetuned.pt"),
     ],
 )
 def test_resolve_takes_no_file_that_means_something_else(
@@ -281,6 +286,19 @@ def test_resolve_takes_no_file_that_means_something_else(
     checkpoints.write_text(tmp_path / "run" / other, "")
     with pytest.raises(MissingFileError, match="no checkpoint at "):
         resolve(tmp_path / "run" / named)
+
+
+@pytest.mark.parametrize(
+    "stored", ["MNISTVal/finetuned.pt", "MNIST/finetuned.pt", "MNISTVal/nonlinear_finetuned.pt"]
+)
+def test_resolve_takes_published_files_where_there_is_none_of_ours(
+    tmp_path: Path, stored: str
+) -> None:
+    checkpoints.write_text(tmp_path / stored, "")
+    named = tmp_path / "MNISTVal" / "finetuned.safetensors"
+    assert resolve(named) == tmp_path / stored
+    checkpoints.write_text(named, "")
+    assert resolve(named) == named
 
 
 def test_resolve_prefers_the_name_as_it_was_given(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from src.tangent.rules import RULES, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TANGENT = (ROOT / "docs" / "tangent.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+TANGENT = DOCS["tangent.md"]
 
 
 def python_blocks(text: str = README) -> list[str]:
@@ -63,7 +64,9 @@ def test_doctests(module: Any) -> None:
 def test_every_file_that_the_readme_names_is_there() -> None:
     for name in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"\]\(([^)#:]+)\)", TANGENT):
-        assert (ROOT / "docs" / name).exists(), name
-    for name in re.findall(r"(?:bash|python) ((?:src|scripts)/\w+\.\w+)", README):
-        assert (ROOT / name).exists(), name
+    for page, text in DOCS.items():
+        for name in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / "docs" / name).exists(), (page, name)
+    for page, text in {**DOCS, "README.md": README}.items():
+        for name in re.findall(r"(?:bash|python) ((?:src|scripts)/\w+\.\w+)", text):
+            assert (ROOT / name).exists(), (page, name)

@@ -1,0 +1,305 @@
+"""What a published file is, and its weights under our names.
+
+Sources: mlfoundations/task_vectors and fredzzhang/atlas (pickled modules), nik-dim/tall_masks
+(state dicts), gortizji/tangent_task_arithmetic (linear models by index), Hugging Face (CLIP in
+folders).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from src.errors import UsageError
+from src.published import huggingface
+from src.published.unpickler import Stub, read_pickle, state_of
+
+logger = logging.getLogger(__name__)
+
+VISUAL = "model.visual."
+OPENAI = (
+    "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "RN50", "RN101", "RN50x4", "RN50x16",
+    "RN50x64",
+)  # fmt: skip
+HEAD = {"weight", "bias"}
+Base = Callable[[], Mapping[str, Tensor]]
+INDEXED = re.compile(r"model\.params0?\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Published:
+    """The content of a published file.
+
+    Attributes:
+        format: what the file is, in words.
+        kind: "image_encoder", "linearized_image_encoder" or "head".
+        theta: the weights, under our names.
+        theta0: the point of expansion of a linear model.
+        info: the model's name, whether a head normalises.
+    """
+
+    format: str
+    kind: str
+    theta: dict[str, Tensor]
+    theta0: dict[str, Tensor] | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path, model: str | None, base: Base) -> Published:
+    """Reads a published file or folder.
+
+    Args:
+        path: a file of `torch.save`, `pickle.dump` or safetensors, or a folder of Hugging Face.
+        model: the model's name; None for what the file tells.
+        base: gives the pre-trained weights, where the file has only a part of them.
+
+    Raises:
+        UsageError: if it is not one of the known formats, does not fit the model, or its model is
+            not certain.
+    """
+    if path.is_dir():
+        return _from_folder(path, model, base)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        content: Any = load_file(str(path))
+    else:
+        content = read_pickle(path)
+    if isinstance(content, Stub):
+        return _from_module(path, content, model)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if isinstance(content, Mapping) and content:
+        return _from_dict(path, {str(k): v for k, v in content.items()}, model, base)
+    raise UsageError(
+        f"{path} holds a {type(content).__name__}, expected an encoder or a head: a pickled "
+        "module, or a dict of tensors"
+    )
+
+
+def _from_module(path: Path, module: Stub, model: str | None) -> Published:
+    """A pickled `ClassificationHead`, `ImageEncoder` or CLIP."""
+    state, label = dict(state_of(module)), f"pickled {module.path()}"
+    if set(state) == HEAD:
+        normalize = bool(module.state.get("normalize", True))
+        return Published(label, "head", state, info={"normalize": normalize})
+    names = [module.state.get("model_name")] if isinstance(module.state, dict) else []
+    return _encoder(path, label, state, model, [n for n in names if isinstance(n, str)])
+
+
+def _from_dict(path: Path, content: dict[str, Any], model: str | None, base: Base) -> Published:
+    """A state dict, whose tensors may lie among other things."""
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if set(tensors) == HEAD:
+        info = {"normalize": bool(content.get("normalize", True))}
+        return Published("state dict of a head", "head", tensors, info=info)
+    if any(INDEXED.fullmatch(name) for name in tensors):
+        return _indexed(path, content, tensors, model)
+    if huggingface.is_clip(tensors):
+        return _from_huggingface(path, tensors, {}, model, base)
+    return _encoder(path, "state dict of an encoder", tensors, model, [])
+
+
+def _encoder(
+    path: Path, label: str, state: dict[str, Tensor], model: str | None, hints: list[str]
+) -> Published:
+    """The vision tower of a whole CLIP or of an encoder."""
+    for prefix in ("module.", "image_encoder."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    inner = "model." if any(name.startswith(VISUAL) for name in state) else ""
+    wanted = f"{inner}visual."
+    theta = {
+        f"{VISUAL}{name.removeprefix(wanted)}": in_float32(value)
+        for name, value in state.items()
+        if name.startswith(wanted)
+    }
+    if not theta:
+        raise UsageError(
+            f"{path} holds tensors such as {', '.join(list(state)[:3]) or 'none'}, expected "
+            "an image encoder (model.visual.* or visual.*), a head (weight, bias) or a linear model"
+        )
+    name = model_of(path, theta, model, hints)
+    return Published(label, "image_encoder", fitted(path, theta, name), info={"model": name})
+
+
+def in_float32(value: Tensor) -> Tensor:
+    """The tensor in float32, in which we keep weights; numbers that count are left."""
+    return value.float() if value.is_floating_point() else value
+
+
+def _indexed(
+    path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor], model: str | None
+) -> Published:
+    """A linear model of the tangent project, whose tensors are numbered."""
+    name = model or content.get("model_name")
+    if not isinstance(name, str):
+        raise UsageError(f"{path} does not say its model; name it with --model")
+    parts: dict[str, list[Tensor]] = {}
+    for part in ("params", "params0"):
+        numbered = {
+            int(key.rpartition(".")[2]): value
+            for key, value in tensors.items()
+            if key.startswith(f"model.{part}.")
+        }
+        if sorted(numbered) != list(range(len(numbered))):
+            raise UsageError(f"{path} lacks some of model.{part}.0 ... {max(numbered, default=0)}")
+        parts[part] = [numbered[i] for i in range(len(numbered))]
+    fitting = [
+        names
+        for names in _orders(name)
+        if all([tuple(t.shape) for t in parts[p]] == list(names.values()) for p in parts)
+    ]
+    if len(fitting) != 1:
+        counts = " or ".join(str(len(names)) for names in _orders(name))
+        raise UsageError(
+            f"{path} has {len(parts['params'])} and {len(parts['params0'])} numbered tensors, "
+            f"which do not fit the parameters of {name} ({counts}, in order and shape); is it of "
+            "another model? Name it with --model"
+        )
+    named = [dict(zip(fitting[0], values, strict=True)) for values in parts.values()]
+    theta, theta0 = ({n: v for n, v in one.items() if n.startswith(VISUAL)} for one in named)
+    buffers = sorted(set(shapes(name)) - set(theta))
+    if buffers:
+        raise UsageError(
+            f"{path} is a linear {name}, whose buffers ({', '.join(buffers[:3])}, ...) such "
+            "files do not hold; fine-tune it again"
+        )
+    return Published(
+        "linear model by index", "linearized_image_encoder", theta, theta0, {"model": name}
+    )
+
+
+def _from_folder(path: Path, model: str | None, base: Base) -> Published:
+    config = huggingface.read_config(path)
+    tensors: dict[str, Tensor] = {}
+    for file in huggingface.weight_files(path):
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors |= load_file(str(file))
+        else:
+            content = read_pickle(file)
+            tensors |= {n: v for n, v in dict(content).items() if isinstance(v, Tensor)}
+    return _from_huggingface(path, tensors, config, model, base)
+
+
+def _from_huggingface(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    model: str | None,
+    base: Base,
+) -> Published:
+    theta = huggingface.to_open_clip(tensors, path)
+    projection = f"{VISUAL}proj"
+    width = theta[f"{VISUAL}conv1.weight"].shape[0]
+    if projection not in theta:
+        theta[projection] = base()[projection].clone()
+        if theta[projection].shape[0] != width:
+            raise UsageError(
+                f"{path} is {width} wide, but the base model's projection takes "
+                f"{theta[projection].shape[0]}; name the right one with --theta0"
+            )
+    quick = huggingface.activation(config) in (None, "quick_gelu")
+    name = model_of(path, theta, model, [])
+    if not quick and name in OPENAI:
+        raise UsageError(
+            f"{path} computes with {huggingface.activation(config)!r}, but {name} with OpenAI's "
+            f"weights with 'quick_gelu'; is it of other weights? Name them with --model, such as "
+            f"{name}__pretrained__laion2b_s34b_b79k"
+        )
+    theta = fitted(path, theta, name)
+    return Published("Hugging Face CLIP", "image_encoder", theta, info={"model": name})
+
+
+# Which model it is
+
+
+@cache
+def _outline(model: str) -> nn.Module:
+    from src.clip import outline
+
+    return outline(model)
+
+
+def shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a model's vision tower."""
+    state = _outline(model).get_submodule("visual").state_dict()
+    return {f"{VISUAL}{name}": tuple(value.shape) for name, value in state.items()}
+
+
+def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
+    """Parameters of a whole CLIP in their order: without its text transformer, and with it.
+
+    The tangent project deletes `transformer` alone from the text side, and numbers what is left.
+    """
+    whole = {f"model.{name}": tuple(p.shape) for name, p in _outline(model).named_parameters()}
+    without = {n: shape for n, shape in whole.items() if not n.startswith("model.transformer.")}
+    return [without, whole] if len(without) < len(whole) else [whole]
+
+
+def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: list[str]) -> str:
+    """The name of the model that weights belong to.
+
+    The user's word counts; otherwise what the file says, then the architecture of OpenAI's that has
+    these shapes. A folder on the way that is named like another architecture contradicts it.
+
+    Raises:
+        UsageError: if nothing fits, or several do, or the folder says otherwise.
+    """
+    if model is not None:
+        return model
+    known = {name: tuple(value.shape) for name, value in theta.items()}
+    named = [h for h in hints if h.partition("__")[0] in OPENAI]
+    fitting = named or [name for name in OPENAI if _fits(shapes(name), known)]
+    folders = [part for part in path.absolute().parts[:-1] if part.partition("__")[0] in OPENAI]
+    folder = folders[-1] if folders else None
+    if not fitting and folder is None:
+        raise UsageError(
+            f"{path}: the shapes of its weights fit none of {', '.join(OPENAI)}; name the model "
+            "with --model"
+        )
+    if folder is not None and fitting and folder.partition("__")[0] not in fitting:
+        raise UsageError(
+            f"{path} lies in a folder {folder}, but its weights are those of "
+            f"{' or '.join(fitting)}; name the model with --model, or move the file"
+        )
+    if folder is not None:
+        return folder
+    if len(fitting) > 1:
+        raise UsageError(f"{path} may be {' or '.join(fitting)}; say which with --model")
+    return fitting[0]
+
+
+def _fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(found.get(name) == shape for name, shape in wanted.items())
+
+
+def fitted(path: Path, theta: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
+    """The weights that the model has, in its order; what it does not have is dropped.
+
+    Raises:
+        UsageError: if some are missing or of another shape; all are listed.
+    """
+    wanted = shapes(model)
+    wrong = [
+        f"{name}: {tuple(theta[name].shape) if name in theta else 'missing'}, expected {shape}"
+        for name, shape in wanted.items()
+        if name not in theta or tuple(theta[name].shape) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"{path} does not fit {model}: {'; '.join(wrong[:5])}{more}. Is it of another --model?"
+        )
+    if dropped := sorted(set(theta) - set(wanted)):
+        logger.info("%s: not a part of %s, dropped: %s", path, model, ", ".join(dropped[:5]))
+    return {name: theta[name].contiguous() for name in wanted}

@@ -1,0 +1,468 @@
+"""Published checkpoints of every format are read, with the features that they had."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from src import eval_single_task, eval_task_addition, eval_task_negation
+from src.checkpoints import load_checkpoint, read_facts
+from src.errors import MissingFileError, UsageError
+from src.linearize import LinearizedImageEncoder
+from src.modeling import ClassificationHead, ImageEncoder
+from src.published import formats
+from src.published.command import main
+from src.published.loading import load
+from src.published.unpickler import read_pickle, state_of
+from src.results import load_results
+from src.statedict import content_hash
+from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
+from tests.published.makers import (
+    SMALL,
+    WRITERS,
+    PublishedHead,
+    clip,
+    named,
+    small_models,
+    write_encoder,
+)
+from tests.small_suite import TASKS, flags, small_suite
+
+pytestmark = pytest.mark.clip
+OPENAI = formats.OPENAI
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with small_models(tmp_path_factory.mktemp("towers")):
+        yield
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 32, 32)
+
+
+def visual(model: Any) -> dict[str, Tensor]:
+    return {f"model.visual.{name}": value for name, value in model.visual.state_dict().items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# --- pickled modules
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tower", SMALL)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_pickled_encoders(tower: str, writer: str, tmp_path: Path, images: Tensor) -> None:
+    model = write_encoder(tower, tmp_path / "finetuned.pt", writer)
+    state = load_checkpoint(tmp_path / "finetuned.pt")
+    assert state.kind == "image_encoder" and state.info["model"] == tower
+    assert state.info["published"] == "pickled src.modeling.ImageEncoder"
+    assert_same(state.theta, visual(model))
+    encoder = ImageEncoder.load(tmp_path / "finetuned.pt")
+    torch.testing.assert_close(encoder(images), model.encode_image(images), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_classes_that_no_longer_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip 2.0's VisualTransformer."""
+    model = clip("ViT-Tiny")
+    old = type("VisualTransformer", (type(model.visual),), {"__module__": "open_clip.model"})
+    monkeypatch.setattr(open_clip.model, "VisualTransformer", old, raising=False)
+    model.visual.__class__ = old
+    torch.save(model, tmp_path / "model.pt")
+    monkeypatch.undo()
+    assert not hasattr(open_clip.model, "VisualTransformer")
+    assert_same(load_checkpoint(tmp_path / "model.pt").theta, visual(model))
+
+
+def test_buffers_that_are_not_kept_are_left_out(tmp_path: Path) -> None:
+    module = nn.Module()
+    module.register_buffer("kept", torch.ones(2))
+    module.register_buffer("mask", torch.ones(3), persistent=False)
+    module.shared = nn.Linear(2, 2)
+    module.again = module.shared
+    torch.save(module, tmp_path / "module.pt")
+    assert dict(state_of(read_pickle(tmp_path / "module.pt"))).keys() == module.state_dict().keys()
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_pickled_heads(writer: str, tmp_path: Path) -> None:
+    head = PublishedHead(True, torch.randn(5, 8))
+    with named(ClassificationHead=PublishedHead):
+        WRITERS[writer](head, tmp_path / "head_MNIST.pt")
+    for name in ("head_MNIST.pt", "head_MNISTVal.pt", "head_MNIST.safetensors"):
+        found = ClassificationHead.load(tmp_path / name)
+        assert found.normalize is True
+        assert torch.equal(found.weight, head.weight) and torch.equal(found.bias, head.bias)
+
+
+def test_torchscript_archives_as_openai_s(tmp_path: Path) -> None:
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.visual(x) * self.scale
+
+    tower = Tower().half().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        traced = torch.jit.trace(tower, torch.randn(1, 3, 8, 8).half())
+    traced.save(str(tmp_path / "model.pt"))
+    found = dict(state_of(read_pickle(tmp_path / "model.pt")))
+    assert found.keys() == tower.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in tower.state_dict().items())
+
+
+# --- state dicts
+
+
+@pytest.mark.parametrize("prefix", ["model.visual.", "visual.", "module.model.visual."])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_state_dicts(prefix: str, suffix: str, tmp_path: Path) -> None:
+    model = clip("ViT-Tiny")
+    state = {f"{prefix}{name}": value for name, value in model.visual.state_dict().items()}
+    path = tmp_path / f"nonlinear_finetuned{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": {**state, prefix.partition("visual")[0] + "extra": torch.ones(1)}}
+                   if prefix != "visual." else state, path)  # fmt: skip
+    else:
+        save_file(state, path)
+    assert_same(load_checkpoint(path).theta, visual(model))
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    model = clip("ViT-Tiny").half()
+    torch.save(model.state_dict(), tmp_path / "half.pt")
+    found = load_checkpoint(tmp_path / "half.pt").theta
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert_same(found, {name: value.float() for name, value in visual(model).items()})
+
+
+def test_other_tensors_are_refused(tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(UsageError, match=r"tensors such as layer\.weight, expected an image"):
+        load_checkpoint(tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UsageError, match="holds a list, expected an encoder or a head"):
+        load_checkpoint(tmp_path / "list.pt")
+
+
+# --- linear models by index
+
+
+def write_linear(
+    path: Path, tower: str, with_text: bool = False, **changes: Any
+) -> tuple[Any, Any]:
+    """A linear file of the tangent project: parameters of a CLIP without its text transformer."""
+    theta, theta0 = clip(tower, 1), clip(tower, 0)
+    content: dict[str, Any] = {"model_name": tower}
+    for key, model in (("params", theta), ("params0", theta0)):
+        if not with_text:
+            del model.transformer
+        for i, value in enumerate(model.parameters()):
+            content[f"model.{key}.{i}"] = value.detach().clone()
+    torch.save({**content, **changes}, path)
+    return theta, theta0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_text", [False, True])
+def test_linear_files_by_index(with_text: bool, tmp_path: Path, images: Tensor) -> None:
+    theta, theta0 = write_linear(tmp_path / "linear_finetuned.pt", "ViT-Tiny", with_text)
+    state = load_checkpoint(tmp_path / "linear_finetuned.pt")
+    assert state.kind == "linearized_image_encoder" and state.theta0 is not None
+    assert_same(state.theta, visual(theta))
+    assert_same(state.theta0, visual(theta0))
+    assert state.theta0_hash == content_hash(visual(theta0))
+    linear = LinearizedImageEncoder.load(tmp_path / "linear_finetuned.pt")
+    still = LinearizedImageEncoder.load(tmp_path / "linear_finetuned.pt")
+    still.load_weights(visual(theta0))
+    torch.testing.assert_close(still(images), theta0.visual(images))
+    assert (linear(images) - still(images)).abs().max() > 1e-3
+    vector = LinearizedTaskVector(
+        tmp_path / "linear_finetuned.pt", tmp_path / "linear_finetuned.pt"
+    )
+    assert vector.norm() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name": None}, "does not say its model; name it with --model"),
+        ({"model.params.0": torch.ones(3)}, "do not fit the parameters of ViT-Tiny"),
+        ({"model.params.999": torch.ones(3)}, r"lacks some of model\.params\.0 \.\.\. 999"),
+        ({"model_name": "RN-Tiny"}, "do not fit the parameters of RN-Tiny"),
+        ({"model_name": "ViT-None"}, "unknown model 'ViT-None'"),
+    ],
+)
+def test_linear_files_that_do_not_fit(changes: Any, message: str, tmp_path: Path) -> None:
+    write_linear(tmp_path / "linear_finetuned.pt", "ViT-Tiny", **changes)
+    with pytest.raises(UsageError, match=message):
+        load_checkpoint(tmp_path / "linear_finetuned.pt")
+
+
+def test_linear_files_lack_the_buffers_of_a_resnet(tmp_path: Path) -> None:
+    write_linear(tmp_path / "linear_finetuned.pt", "RN-Tiny")
+    with pytest.raises(UsageError, match=r"whose buffers \(.*\) such files do not hold"):
+        load_checkpoint(tmp_path / "linear_finetuned.pt")
+
+
+# --- Hugging Face
+
+
+def vision_config(**changes: Any) -> transformers.CLIPVisionConfig:
+    return transformers.CLIPVisionConfig(
+        **{
+            "hidden_size": 16,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "patch_size": 8,
+            "image_size": 32,
+            "projection_dim": 8,
+            **changes,
+        }
+    )
+
+
+def randomised(model: Any) -> Any:
+    """Every weight random: some start at 0 or 1."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sharded", [False, True])
+def test_clip_with_projection(sharded: bool, tmp_path: Path, images: Tensor) -> None:
+    model = randomised(transformers.CLIPVisionModelWithProjection(vision_config()))
+    model.save_pretrained(tmp_path / "hf", max_shard_size="8KB" if sharded else "5GB")
+    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file() is sharded
+    encoder = ImageEncoder.load(tmp_path / "hf")
+    assert encoder.model_name == "ViT-Tiny"
+    torch.testing.assert_close(encoder(images), model(images).image_embeds, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_whole_clip(tmp_path: Path, images: Tensor) -> None:
+    text = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "vocab_size": 16}
+    config = transformers.CLIPConfig(
+        vision_config=vision_config().to_dict(), text_config=text, projection_dim=8
+    )
+    model = randomised(transformers.CLIPModel(config))
+    model.save_pretrained(tmp_path / "hf")
+    expected = model.get_image_features(images)
+    expected = getattr(expected, "pooler_output", expected)
+    torch.testing.assert_close(
+        ImageEncoder.load(tmp_path / "hf")(images), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_clip_without_projection_takes_the_base_model_s(
+    prefixed: bool, tmp_path: Path, images: Tensor
+) -> None:
+    """Both styles of keys, with the zero-shot file one folder up."""
+    base = write_encoder("ViT-Tiny", tmp_path / "zeroshot.pt")
+    model = randomised(transformers.CLIPVisionModel(vision_config()))
+    folder = tmp_path / "mnist"
+    model.save_pretrained(folder)
+    file, prefix = folder / "model.safetensors", "vision_model." if prefixed else ""
+    state = {name.removeprefix("vision_model."): v for name, v in load_file(file).items()}
+    save_file({f"{prefix}{name}": value for name, value in state.items()}, file)
+    expected = model(images).pooler_output @ base.visual.proj
+    encoder = ImageEncoder.load(folder)
+    torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+    assert read_facts(folder)["theta0_hash"] == content_hash(visual(base))
+
+
+def test_clip_without_projection_needs_the_base_model(tmp_path: Path) -> None:
+    transformers.CLIPVisionModel(vision_config()).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UsageError, match=r"convert .*/hf OUT --theta0=FILE"):
+        load_checkpoint(tmp_path / "hf")
+
+
+def test_another_activation_is_refused(tmp_path: Path) -> None:
+    config = vision_config(hidden_act="gelu")
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UsageError, match=r"computes with 'gelu', but ViT-Tiny .* 'quick_gelu'"):
+        load_checkpoint(tmp_path / "hf")
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    with pytest.raises(MissingFileError, match="no checkpoint at"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UsageError, match="holds a 'bert', expected a 'clip'"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(MissingFileError, match=r"no weights, expected model\.safetensors"):
+        load_checkpoint(folder)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors"}})
+    )
+    with pytest.raises(MissingFileError, match=r"names model-1\.safetensors, which is not there"):
+        load_checkpoint(folder)
+
+
+# --- which model
+
+
+def test_a_folder_of_another_architecture_contradicts(tmp_path: Path) -> None:
+    path = tmp_path / "RN-Tiny" / "MNISTVal" / "finetuned.pt"
+    write_encoder("ViT-Tiny", path)
+    with pytest.raises(
+        UsageError, match="in a folder RN-Tiny, but its weights are those of ViT-Tiny"
+    ):
+        load_checkpoint(path)
+    assert load(path, model="ViT-Tiny").info["model"] == "ViT-Tiny"
+
+
+def test_shapes_of_no_known_model(tmp_path: Path) -> None:
+    torch.save({"visual.proj": torch.ones(2, 2)}, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="fit none of ViT-Tiny, RN-Tiny; name the model with --mo"):
+        load_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(UsageError, match=r"does not fit ViT-Tiny: .*missing, expected .* more"):
+        load(tmp_path / "x.pt", model="ViT-Tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
+def test_the_true_sizes_are_recognised(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "OPENAI", OPENAI)
+    model = write_encoder(name, tmp_path / "finetuned.pt")
+    found = load_checkpoint(tmp_path / "finetuned.pt")
+    assert found.info["model"] == name
+    assert_same(found.theta, visual(model))
+
+
+# --- in use
+
+
+def test_where_a_published_file_started_from(tmp_path: Path) -> None:
+    run = tmp_path / "ViT-Tiny"
+    base = write_encoder("ViT-Tiny", run / "zeroshot.pt", seed=0)
+    tuned = write_encoder("ViT-Tiny", run / "MNIST" / "finetuned.pt", seed=1)
+    found = load_checkpoint(run / "MNISTVal" / "finetuned.pt")  # X and XVal are the same
+    assert found.theta0_hash == content_hash(visual(base))
+    vector = NonLinearTaskVector(run / "zeroshot.pt", run / "MNISTVal" / "finetuned.pt")
+    expected = visual(tuned)["model.visual.proj"] - visual(base)["model.visual.proj"]
+    assert torch.equal(vector.vector["model.visual.proj"], expected)
+
+
+def test_published_models_are_evaluated_added_and_negated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoints"
+    base = write_encoder("ViT-Tiny", folder / "zeroshot.pt", seed=0)
+    for seed, task in enumerate(TASKS, start=1):
+        name = "nonlinear_finetuned.pt" if seed == 1 else "finetuned.pt"
+        write_encoder("ViT-Tiny", folder / f"{task}Val" / name, seed=seed)
+    argv = [*flags(tmp_path), "--model=ViT-Tiny__init__", "--suite=embedded"]
+    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        assert eval_single_task.main([*argv, "--finetuning-mode=none"]) == 0
+        for mode in ("standard", "posthoc"):
+            for script in (eval_single_task, eval_task_addition, eval_task_negation):
+                assert script.main([*argv, f"--finetuning-mode={mode}"]) == 0
+    assert "does not say where it started from" not in caplog.text
+    (results,) = (tmp_path / "results" / "embedded").iterdir()
+    for name in ("additions-" + "+".join(TASKS), "negations"):
+        for prefix in ("", "posthoc_"):
+            found = load_results(results / f"{prefix}{name}.json")
+            assert found["provenance"]["theta0_hash"] == content_hash(visual(base))
+
+
+def test_an_unknown_start_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for seed, task in enumerate(TASKS):
+        write_encoder("ViT-Tiny", folder / f"{task}Val" / "finetuned.pt", seed=seed)
+    argv = [*flags(tmp_path), "--model=ViT-Tiny__init__", "--suite=embedded"]
+    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        assert eval_single_task.main([*argv, "--finetuning-mode=standard"]) == 0
+    assert caplog.text.count("does not say where it started from") == len(TASKS)
+
+
+# --- the command
+
+
+def test_convert_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_encoder("ViT-Tiny", tmp_path / "in" / "zeroshot.pt", seed=0)
+    write_encoder("ViT-Tiny", tmp_path / "in" / "finetuned.pt", seed=1)
+    source, target = str(tmp_path / "in" / "finetuned.pt"), str(tmp_path / "out" / "mine.pt")
+    assert main(["convert", source, target]) == 0
+    written = tmp_path / "out" / "mine.safetensors"
+    assert f"wrote {written}" in capsys.readouterr().out
+    converted, original = load_checkpoint(written), load_checkpoint(source)
+    assert_same(converted.theta, original.theta)
+    assert converted.hash == original.hash and converted.theta0_hash == original.theta0_hash
+    assert main(["convert", source, target]) == 0
+    assert "holds the same already" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "in" / "zeroshot.pt"), target]) == 2
+    assert "add --force" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "in" / "zeroshot.pt"), target, "--force"]) == 0
+    assert main(["convert", str(tmp_path / "none.pt"), target]) == 2
+    capsys.readouterr()
+    assert main(["inspect", source, str(written)]) == 0
+    out = capsys.readouterr().out
+    assert "image_encoder, pickled src.modeling.ImageEncoder" in out
+    assert f"started from {original.theta0_hash}" in out and "model ViT-Tiny" in out
+
+
+def test_convert_takes_the_start_that_is_named(tmp_path: Path) -> None:
+    base = write_encoder("ViT-Tiny", tmp_path / "base.pt", seed=0)
+    transformers.CLIPVisionModel(vision_config()).save_pretrained(tmp_path / "hf")
+    argv = ["convert", str(tmp_path / "hf"), str(tmp_path / "out.pt")]
+    assert main([*argv, f"--theta0={tmp_path / 'base.pt'}"]) == 0
+    found = load_checkpoint(tmp_path / "out.safetensors")
+    assert found.theta0_hash == content_hash(visual(base))
+    assert torch.equal(found.theta["model.visual.proj"], base.visual.proj)
+
+
+def test_linear_files_are_converted_with_their_start(tmp_path: Path) -> None:
+    _, theta0 = write_linear(tmp_path / "linear_finetuned.pt", "ViT-Tiny")
+    argv = [str(tmp_path / name) for name in ("linear_finetuned.pt", "out.safetensors")]
+    assert main(["convert", *argv]) == 0
+    found = load_checkpoint(tmp_path / "out.safetensors")
+    assert found.theta0 is not None
+    assert_same(found.theta0, visual(theta0))
+
+
+@pytest.mark.slow
+def test_as_a_module(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_text("hello")
+    done = subprocess.run(
+        [sys.executable, "-m", "src.checkpoints", "inspect", str(tmp_path / "x.pt")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "x.pt is refused: it is no pickle of protocol 2 or newer" in done.stderr

@@ -1,0 +1,431 @@
+"""Hostile files are refused: nothing is executed or imported, and memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from src.errors import UsageError
+from src.published.unpickler import Stub, read_pickle, state_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Call:
+    """Pickles as a call of a function that is named."""
+
+    def __init__(self, module: str, name: str, *args: Any) -> None:
+        self.module, self.name, self.args = module, name, args
+
+
+class _Named:
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+
+PurePickler: Any = vars(pickle)["_Pickler"]  # the one in Python, whose steps can be replaced
+
+
+class Writer(PurePickler):
+    """Writes calls of functions that it never looks up."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if isinstance(obj, _Named):
+            self.write(b"c" + f"{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, Call):
+            self.save(_Named(obj.module, obj.name))
+            self.save(tuple(obj.args))
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+def pickled(value: Any, protocol: int = 2) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    Writer(stream, protocol).dump(value)
+    return stream.getvalue()
+
+
+def raw(steps: bytes, protocol: int = 2) -> bytes:
+    return b"\x80" + bytes([protocol]) + steps + b"."
+
+
+def name(path: str) -> bytes:
+    module, _, last = path.rpartition(".")
+    return f"c{module}\n{last}\n".encode()
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+MARK = "echo pwned > sentinel"
+STORAGE = ("storage", _Named("torch", "FloatStorage"), "0", "cpu", 4)
+
+
+class Pid:
+    """Pickles as a persistent id."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def tensor(offset: Any = 0, size: Any = (2, 2), stride: Any = (2, 1)) -> Call:
+    return Call("torch._utils", "_rebuild_tensor_v2", Pid(STORAGE), offset, size, stride, False, {})
+
+
+class PidWriter(Writer):
+    def persistent_id(self, obj: Any) -> Any:
+        return obj.value if isinstance(obj, Pid) else None
+
+
+def with_pids(value: Any) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    PidWriter(stream, 2).dump(value)
+    return stream.getvalue()
+
+
+def archive(path: Path, main: bytes, data: bytes = bytes(16), **options: Any) -> None:
+    with zipfile.ZipFile(path, "w", **options) as file:
+        file.writestr("archive/data.pkl", main)
+        file.writestr("archive/byteorder", "little")
+        file.writestr("archive/data/0", data)
+
+
+def deep(count: int) -> bytes:
+    return raw(b"(" * 0 + b")" + b"\x85" * count)
+
+
+def doubled(count: int) -> bytes:
+    """A list of twice the list before, again and again."""
+    steps = b"]q\x00"
+    for i in range(count):
+        steps += b"]q" + bytes([i + 1]) + b"(h" + bytes([i]) + b"h" + bytes([i]) + b"e"
+    return raw(steps)
+
+
+def copies() -> bytes:
+    """One long list, made a set ten thousand times."""
+    steps = b"](" + b"".join(b"J" + struct.pack("<i", i) for i in range(5000)) + b"eq\x000"
+    return raw(b"]" + steps + (name("builtins.set") + b"h\x00\x85R0") * 10_000)
+
+
+def legacy(*parts: Any, tail: bytes = b"") -> bytes:
+    head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    return b"".join(p if isinstance(p, bytes) else pickled(p) for p in (*head, *parts)) + tail
+
+
+CALLS: dict[str, tuple[Any, ...]] = {
+    "os.system": ("os", "system", MARK),
+    "posix.system": ("posix", "system", MARK),
+    "subprocess.Popen": ("subprocess", "Popen", MARK),
+    "subprocess.check_output": ("subprocess", "check_output", MARK),
+    "eval": ("builtins", "eval", f"__import__('os').system({MARK!r})"),
+    "exec": ("builtins", "exec", f"__import__('os').system({MARK!r})"),
+    "eval of Python 2": ("__builtin__", "eval", f"__import__('os').system({MARK!r})"),
+    "getattr": ("builtins", "getattr", 1, "real"),
+    "__import__": ("builtins", "__import__", "antigravity"),
+    "open": ("builtins", "open", "sentinel", "w"),
+    "bytearray": ("builtins", "bytearray", 10**12),
+    "runpy": ("runpy", "run_path", "x.py"),
+    "webbrowser.open": ("webbrowser", "open", "http://localhost"),
+    "operator.attrgetter": ("operator", "attrgetter", "system"),
+    "functools.partial": ("functools", "partial", print),
+    "types.CodeType": ("types", "CodeType", 1),
+    "pickle.loads": ("pickle", "loads", b"cos\nsystem\n."),
+    "dill": ("dill._dill", "_create_function", 1),
+    "cloudpickle": ("cloudpickle.cloudpickle", "_make_function", 1),
+    "torch.load": ("torch", "load", "x.pt"),
+    "torch.hub.load": ("torch.hub", "load", "a/b", "c"),
+    "torch.jit.load": ("torch.jit", "load", "x.pt"),
+    "torch.serialization.load": ("torch.serialization", "load", "x.pt"),
+    "torch._dynamo": ("torch._dynamo", "run", 1),
+    "numpy objects": ("numpy.core.multiarray", "_reconstruct", 1, (0,), b"O"),
+    "numpy.load": ("numpy", "load", "x.npy"),
+    "copyreg": ("copyreg", "_reconstructor", 1, 2, None),
+    "shutil.rmtree": ("shutil", "rmtree", "sentinel"),
+    "importlib": ("importlib", "import_module", "antigravity"),
+    "a name like ours": ("srcs.modeling", "ImageEncoder"),
+    "a module like torch's": ("torch.nnx", "Module"),
+}
+PICKLES: dict[str, bytes] = {
+    **{label: pickled(Call(*call)) for label, call in CALLS.items()},
+    "protocol 4": raw(text("os") + text("system") + b"\x93" + text(MARK) + b"\x85R", 4),
+    "an extension": raw(b"\x82\x01"),
+    "an old instance": raw(b"(ios\nsystem\n"),
+    "an old object": raw(b"(" + name("os.system") + text(MARK) + b"o"),
+    "a text id": raw(b"Pid\n"),
+    "an odd id": raw(text("x") + b"Q"),
+    "an id of a module": raw(b"(" + text("module") + name("os.path") + b"NNtQ"),
+    "a class that is changed": raw(
+        name("src.modeling.ImageEncoder") + b"}" + text("__init__") + b"Nsb"
+    ),
+    "a function that is changed": raw(
+        name("torch._utils._rebuild_tensor_v2") + b"}" + text("call") + b"Nsb"
+    ),
+    "a slot that is set": raw(
+        name("torch._utils._rebuild_parameter") + b"N}" + text("call") + b"Ns\x86b"
+    ),
+    "ordered dicts that are changed": raw(
+        name("collections.OrderedDict") + b"}" + text("__init__") + b"Nsb"
+    ),
+    "a call of a storage": pickled(Call("torch", "FloatStorage", 10**12)),
+    "a parameter of nothing": pickled(Call("torch._utils", "_rebuild_parameter", 1)),
+    "a tensor of nothing": pickled(
+        Call("torch._utils", "_rebuild_tensor_v2", 1, 0, (1,), (1,), False, {})
+    ),
+    "a storage in bytes": pickled(
+        Call("torch.storage", "_load_from_bytes", pickled(Call("os", "system", MARK))), 3
+    ),
+    "a long claim": raw(b"\x8b" + struct.pack("<i", 2**31 - 1) + b"1"),
+    "a text of 2**60 letters": raw(b"\x8d" + struct.pack("<Q", 2**60) + b"x", 4),
+    "a place of 2**31": raw(b"Nr" + struct.pack("<I", 2**31)),
+    "copies without end": copies(),
+    "half a pickle": pickled({"weight": list(range(100))})[:-40],
+    "a decimal of a million digits": raw(b"I" + b"9" * 1_000_000 + b"\n"),
+    "protocol 0": b"cos\nsystem\n(S'true'\ntR.",
+    "no pickle": b"hello, world",
+    "nothing": b"",
+}
+ARCHIVES: dict[str, Callable[[Path], None]] = {
+    "a call": lambda p: archive(p, pickled(Call("os", "system", MARK))),
+    "beyond the storage": lambda p: archive(p, with_pids(tensor(offset=1))),
+    "a stride beyond it": lambda p: archive(p, with_pids(tensor(stride=(4, 1)))),
+    "a huge size": lambda p: archive(p, with_pids(tensor(size=(2**40, 2**40), stride=(0, 0)))),
+    "expanded": lambda p: archive(p, with_pids(tensor(size=(10**9,), stride=(0,)))),
+    "a negative offset": lambda p: archive(p, with_pids(tensor(offset=-1))),
+    "a negative size": lambda p: archive(p, with_pids(tensor(size=(-1, 2)))),
+    "a negative stride": lambda p: archive(p, with_pids(tensor(stride=(-2, 1)))),
+    "other numbers of axes": lambda p: archive(p, with_pids(tensor(stride=(1,)))),
+    "a size of text": lambda p: archive(p, with_pids(tensor(size="22"))),
+    "a short storage": lambda p: archive(p, with_pids(tensor()), bytes(8)),
+    "a key that leaves": lambda p: archive(
+        p, with_pids(Pid(("storage", STORAGE[1], "../data.pkl", "cpu", 4)))
+    ),
+    "no such storage": lambda p: archive(p, with_pids(Pid(("storage", STORAGE[1], "7", "cpu", 4)))),
+    "a negative storage": lambda p: archive(
+        p, with_pids(Pid(("storage", STORAGE[1], "0", "cpu", -4)))
+    ),
+    "a bomb": lambda p: archive(
+        p, with_pids(tensor()), bytes(50_000_000), compression=zipfile.ZIP_DEFLATED
+    ),
+    "big-endian": lambda p: _big_endian(p),
+    "two pickles": lambda p: _two(p),
+    "another archive": lambda p: _other(p),
+}
+
+
+def _big_endian(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickled({}))
+        file.writestr("archive/byteorder", "big")
+
+
+def _two(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", pickled({}))
+        file.writestr("b/data.pkl", pickled({}))
+
+
+def _other(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("readme.txt", "hello")
+
+
+STORED = (STORAGE[0], STORAGE[1], "0", "cpu", 4, None)
+LEGACY: dict[str, bytes] = {
+    "a call": legacy(Call("os", "system", MARK)),
+    "another version": b"".join(map(pickled, (0x1950A86A20F9469CFC6C, 7, {"little_endian": True}))),
+    "no storages": legacy(with_pids(Pid(STORED)), ["0"]),
+    "a short storage": legacy(with_pids(Pid(STORED)), ["0"], tail=struct.pack("<q", 4) + b"1234"),
+    "another length": legacy(with_pids(Pid(STORED)), ["0"], tail=struct.pack("<q", 9) + bytes(64)),
+    "other keys": legacy(with_pids(Pid(STORED)), ["1"], tail=struct.pack("<q", 4) + bytes(16)),
+    "a huge storage": legacy(with_pids(Pid((*STORED[:4], 2**40, None))), ["0"]),
+    "a view beyond": legacy(
+        with_pids(Pid((*STORED[:5], ("v", 2, 9)))), ["0"], tail=struct.pack("<q", 4) + bytes(16)
+    ),
+    "a class with source": legacy(
+        with_pids(Pid(("module", _Named("os", "system"), "x.py", "import os"))), []
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refuses(path: Path) -> None:
+    before = set(sys.modules)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UsageError, match=r"hostile\.pt is refused: .*nothing in it was executed"):
+        read_pickle(path)
+    assert not (path.parent / "sentinel").exists()
+    new = {module.partition(".")[0] for module in set(sys.modules) - before}
+    assert not new & {"antigravity", "webbrowser", "dill", "cloudpickle", "runpy"}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 400_000  # KiB
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(PICKLES) + len(ARCHIVES) + len(LEGACY) >= 60
+
+
+@pytest.mark.parametrize("label", PICKLES)
+def test_hostile_pickles(label: str, folder: Path) -> None:
+    (folder / "hostile.pt").write_bytes(PICKLES[label])
+    refuses(folder / "hostile.pt")
+
+
+@pytest.mark.parametrize("label", [name for name in PICKLES if PICKLES[name][:1] == b"\x80"])
+def test_hostile_pickles_in_archives(label: str, folder: Path) -> None:
+    archive(folder / "hostile.pt", PICKLES[label])
+    refuses(folder / "hostile.pt")
+
+
+@pytest.mark.parametrize("label", ARCHIVES)
+def test_hostile_archives(label: str, folder: Path) -> None:
+    ARCHIVES[label](folder / "hostile.pt")
+    refuses(folder / "hostile.pt")
+
+
+@pytest.mark.parametrize("label", LEGACY)
+def test_hostile_legacy_files(label: str, folder: Path) -> None:
+    (folder / "hostile.pt").write_bytes(LEGACY[label])
+    refuses(folder / "hostile.pt")
+
+
+def test_the_same_files_are_dangerous_otherwise(folder: Path) -> None:
+    """The corpus does what it says where pickle is used as it is."""
+    (folder / "hostile.pt").write_bytes(PICKLES["os.system"])
+    with (folder / "hostile.pt").open("rb") as file:
+        pickle.load(file)
+    assert (folder / "sentinel").exists()
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_truncated_files(cut: int, folder: Path) -> None:
+    for legacy_file in (False, True):
+        torch.save(
+            {"a": torch.arange(6.0), "b": torch.ones(2, 3).half()},
+            folder / "whole.pt",
+            _use_new_zipfile_serialization=not legacy_file,
+        )
+        content = (folder / "whole.pt").read_bytes()
+        (folder / "hostile.pt").write_bytes(content[: len(content) * cut // 40])
+        refuses(folder / "hostile.pt")
+
+
+@pytest.mark.parametrize("content", [deep(200_000), doubled(200)], ids=["deep", "doubled"])
+def test_nested_data_is_harmless(content: bytes, folder: Path) -> None:
+    (folder / "x.pt").write_bytes(content)
+    read_pickle(folder / "x.pt")
+
+
+def test_modules_in_themselves_are_refused(folder: Path) -> None:
+    steps = (
+        name("torch.nn.Module") + b")\x81q\x00}" + text("_modules") + b"}" + text("a") + b"h\x00ssb"
+    )
+    (folder / "x.pt").write_bytes(raw(steps))
+    with pytest.raises(UsageError, match="holds itself"):
+        state_of(read_pickle(folder / "x.pt"))
+
+
+# --- what is not hostile
+
+CONTENT: dict[str, Any] = {
+    "ordered": OrderedDict(a=torch.randn(3, 4), b=torch.randn(5)[1:4]),
+    "transposed": torch.randn(3, 4).T,
+    "scalar": torch.tensor(3.5),
+    "empty": torch.empty(0, 3),
+    "shared": (lambda t: [t, t[1:]])(torch.randn(4)),
+    "parameter": torch.nn.Parameter(torch.randn(2)),
+    "dtypes": {
+        str(dtype): torch.ones(3).to(dtype)
+        for dtype in (
+            torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+            torch.int8, torch.uint8, torch.bool,
+        )
+    },
+    "plain": {"set": {1, 2}, "none": None, "tuple": (1.5, "text", b"bytes"), "big": 2**70},
+    "size": torch.Size([2, 3]),
+}  # fmt: skip
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("label", CONTENT)
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_data_as_torch_itself_reads_it(label: str, how: str, folder: Path) -> None:
+    path, value = folder / "x.pt", CONTENT[label]
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(value))
+        expected = value
+    else:
+        torch.save(value, path, _use_new_zipfile_serialization=how == "zip")
+        expected = torch.load(path, weights_only=False)
+    assert same(read_pickle(path), expected)
+
+
+def test_classes_become_stubs_that_keep_their_state(folder: Path) -> None:
+    class Thing:
+        pass
+
+    Thing.__module__, Thing.__qualname__ = "src.gone", "Thing"
+    module = type(sys)("src.gone")
+    module.Thing = Thing  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "src.gone", module)
+        thing = Thing()
+        thing.__dict__.update(a=1, b=np.pi)
+        (folder / "x.pt").write_bytes(pickle.dumps(thing))
+    found = read_pickle(folder / "x.pt")
+    assert isinstance(found, Stub) and found.path() == "src.gone.Thing"
+    assert found.state == {"a": 1, "b": np.pi}
+    with pytest.raises(UsageError, match="it sets 'c' of an object"):
+        found.c = 1
+
+
+@pytest.mark.slow
+def test_reading_imports_nothing(folder: Path) -> None:
+    import open_clip
+    import timm
+
+    torch.save([open_clip.CLIP, timm.models.VisionTransformer], folder / "x.pt")
+    code = (
+        "import sys; from pathlib import Path; from src.published.unpickler import read_pickle;"
+        "print(read_pickle(Path(sys.argv[1])));"
+        "assert not {'open_clip', 'timm', 'torchvision'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "x.pt")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
