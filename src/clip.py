@@ -96,7 +96,8 @@ def create_clip(
     if not parsed.architecture.startswith(PLACES):
         _check(parsed)
     folder = str(Path(cache_dir).expanduser()) if cache_dir else None
-    load = weights and parsed.pretrained is not None
+    archive = parsed.file if weights and parsed.file and is_torchscript(parsed.file) else None
+    load = weights and parsed.pretrained is not None and archive is None
     if not load:
         logging.disable(logging.WARNING)  # open_clip warns of random weights; ours come from a file
     try:
@@ -108,6 +109,8 @@ def create_clip(
             pretrained_text=False,  # a text tower's own weights are replaced by the CLIP's
             **_options(parsed),
         )
+        if archive is not None:  # open_clip would have to execute it
+            _read_archive(model, archive)
         if weights:  # what is only filled needs no tokenizer, which may have to be downloaded
             model.tokenizer = open_clip.get_tokenizer(parsed.architecture, cache_dir=folder)
     except ImportError as error:
@@ -194,12 +197,27 @@ def is_openai(path: Path) -> bool:
     such as `timm/vit_base_patch32_clip_224.openai`.
     """
     folders = path.absolute().parts[:-1]
-    if "openai" in path.name.lower() or any(part.endswith(".openai") for part in folders):
-        return True
+    named = "openai" in path.name.lower() or any(part.endswith(".openai") for part in folders)
+    return named or is_torchscript(path)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive."""
     if not is_zipfile(path):
         return False
     with ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
+
+
+def _read_archive(model: nn.Module, path: Path) -> None:
+    """Copies the tensors of a TorchScript archive into a model, without executing its code."""
+    from src.published.unpickler import read_pickle, state_of
+
+    found = state_of(read_pickle(path))
+    missing = [name for name in model.state_dict() if name not in found]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing[:3])}")
+    model.load_state_dict({name: found[name].float() for name in model.state_dict()})
 
 
 def _not_at_hand(parsed: ClipName, folder: str | None, error: Exception) -> UsageError:

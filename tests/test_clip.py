@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -317,6 +318,27 @@ def test_a_file_of_openai_s_gets_quick_gelu(towers: Path, tmp_path: Path, folder
     model = create_clip(f"ViT-Tiny__pretrained__{path}")[0]
     kinds = {type(module).__name__ for module in model.modules()}
     assert ("QuickGELU" in kinds) is ("openai" in folder)
+
+
+@torch.no_grad()
+def test_openai_s_archives_are_read_without_executing_them(
+    towers: Path, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs: Any = open_clip.create_model("ViT-Tiny", force_quick_gelu=True).eval()
+    tokens = open_clip.get_tokenizer("ViT-Tiny")(["a photo of a face."])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace_module(
+            theirs, {"encode_image": images, "encode_text": tokens}, check_trace=False
+        )
+    traced.save(str(tmp_path / "ViT-B-32.pt"))
+    monkeypatch.setattr(torch.jit, "load", None)
+    ours: Any = create_clip(f"ViT-Tiny__pretrained__{tmp_path / 'ViT-B-32.pt'}")[0]
+    torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images))
+    torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens))
+    assert ours.logit_scale == theirs.logit_scale
+    with pytest.raises(UsageError, match=r"ViT-B-32\.pt does not hold the weights of a whole RN-T"):
+        create_clip(f"RN-Tiny__pretrained__{tmp_path / 'ViT-B-32.pt'}")
 
 
 @pytest.mark.parametrize("weights", [True, False])
