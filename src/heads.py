@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from src import ddp
 from src.checkpoints import read_facts
-from src.data.registry import dataset_for, get_dataset
+from src.data.registry import get_classnames
 from src.data.templates import get_templates
 from src.errors import UsageError
 from src.modeling import ClassificationHead, ImageEncoder
-from src.settings import device_of, head_path, setting, suite_of
+from src.settings import cache_dir, data_root, device_of, head_path, setting, suite_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ def build_classification_head(
         suite: where the name resolves, see `get_dataset`.
         cache_dir: where drawn pictures are kept.
     """
-    dataset = get_dataset(dataset_name, None, data_location, suite=suite, cache_dir=cache_dir)
-    weights = zeroshot_weights(model, dataset.classnames, template, torch.device(device))
-    return ClassificationHead(True, weights.cpu(), classnames=dataset.classnames)
+    classnames = get_classnames(dataset_name, data_location, suite, cache_dir)
+    weights = zeroshot_weights(model, classnames, template, torch.device(device))
+    return ClassificationHead(True, weights.cpu(), classnames=classnames)
 
 
 def _recipe_hash(args: Any, classnames: Sequence[str], templates: Sequence[Any]) -> str:
@@ -101,15 +101,15 @@ def get_classification_head(args: Any, dataset: str) -> ClassificationHead:
     """
     suite, path = suite_of(args), head_path(args, dataset)
     name = suite.check(dataset).removesuffix("Val")
-    data = dataset_for(args, name)
+    classnames = get_classnames(name, data_root(args), suite.name, cache_dir(args))
     templates = get_templates(name, suite.name)
-    recipe = _recipe_hash(args, data.classnames, templates)
+    recipe = _recipe_hash(args, classnames, templates)
     if not ddp.all_agree(_is_current(path, recipe)):
         if ddp.is_main_process():
             logger.info("building the zero-shot head of %s", name)
             clip = ImageEncoder(args, keep_lang=True).model
-            weights = zeroshot_weights(clip, data.classnames, templates, device_of(args))
-            head = ClassificationHead(True, weights.cpu(), classnames=data.classnames)
+            weights = zeroshot_weights(clip, classnames, templates, device_of(args))
+            head = ClassificationHead(True, weights.cpu(), classnames=classnames)
             head.save(path, model=setting(args, "model"), recipe=recipe)
         ddp.barrier()
     return ClassificationHead.load(path)

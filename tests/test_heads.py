@@ -161,6 +161,19 @@ def test_heads_are_computed_once_for_both_splits(
     torch.testing.assert_close(first.weight.detach(), expected)
 
 
+def test_a_head_needs_no_pictures(args: Callable[..., Any], built: list[int]) -> None:
+    """The folder of data is empty; class names are the published ones."""
+    run = args(suite="clip8")
+    head = get_classification_head(run, "DTDVal")
+    assert head.classnames[:2] == ("banded", "blotchy") and head.weight.shape == (47, 256)
+    assert get_classification_head(run, "SUN397").classnames[-1] == "youth hostel"
+    clip: Any = create_clip("ViT-Nano-8")[0]
+    one = build_classification_head(
+        clip, "DTD", get_templates("DTD"), run.data_location, CPU, suite="clip8"
+    )
+    torch.testing.assert_close(one.weight, head.weight)
+
+
 def test_new_prompts_make_a_new_head(
     args: Callable[..., Any], built: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from src import ddp
 from src.data.base import Pictures, Splits, SubsetPictures
 from src.data.embedded import EMBEDDED_SETS
 from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
-from src.errors import unknown
+from src.errors import MissingFileError, unknown
 from src.settings import (
     DEFAULT_CACHE,
     cache_dir,
@@ -143,6 +143,26 @@ def get_dataset(
     return ImageDataset(
         dataset_name, train, test, splits.classnames, preprocess, batch_size, num_workers
     )
+
+
+def get_classnames(
+    dataset_name: str,
+    location: str | Path,
+    suite: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[str, ...]:
+    """The classes of a data set, in the order of the labels; arguments as `get_dataset`.
+
+    Without the pictures they are the published ones, so that a head can be built for a set that is
+    not there yet.
+    """
+    try:
+        found = get_dataset(dataset_name, None, location, suite=suite, cache_dir=cache_dir)
+    except MissingFileError:
+        from src.data.clip8 import classnames
+
+        return classnames(dataset_name.removesuffix("Val"))
+    return found.classnames
 
 
 def eval_batches(args: Any, name: str, transform: Transform | None) -> DataLoader[Any]:

@@ -27,9 +27,10 @@ from PIL import Image
 from torchvision import datasets
 
 from src.data.base import Pictures, Splits
-from src.data.clip8 import CLIP8_SETS
+from src.data.clip8 import CLIP8_SETS, classnames
 from src.data.clip8.gtsrb import CLASSES as SIGNS
 from src.errors import MissingFileError, UsageError
+from src.tasks import get_suite
 
 Patch = pytest.MonkeyPatch
 
@@ -300,6 +301,33 @@ def test_pictures_are_what_a_data_loader_needs(
 def test_the_makers_cover_every_set() -> None:
     """The public names, in the order of the registry."""
     assert list(MAKERS) == list(CLIP8_SETS)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_classes_are_known_without_pictures(name: str) -> None:
+    """One phrase a class, as many as the suite's table says."""
+    found = classnames(name)
+    counts = {task: facts.num_classes for task, facts in get_suite("clip8").tasks.items()}
+    counts |= {"ImageNet": 1000, "CIFAR10": 10, "CIFAR100": 100, "STL10": 10}
+    assert len(found) == counts[name]
+    assert len(set(found)) == len(found) or name == "ImageNet"  # two cranes, two maillots
+    assert all(phrase == " ".join(phrase.split()) != "" for phrase in found)
+
+
+@pytest.mark.parametrize("name", ["DTD", "EuroSAT", "GTSRB", "MNIST", "RESISC45", "STL10", "SVHN"])
+def test_classes_on_disk_are_those(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    """Where the miniature has the true folders and files."""
+    assert made(name, tmp_path, monkeypatch).classnames == classnames(name)
+
+
+def test_the_order_of_the_longer_lists() -> None:
+    """Cars in that of the developer kit, scenes in that of their folders, which is not theirs."""
+    assert classnames("Cars")[0] == "AM General Hummer SUV 2000"
+    assert classnames("Cars")[-1] == "smart fortwo Convertible 2012"
+    scenes = classnames("SUN397")
+    assert scenes[0] == "abbey" and scenes[-1] == "youth hostel"
+    assert scenes.index("waterfall block") + 1 == scenes.index("waterfall fan")
+    assert list(classnames("CIFAR100")) == sorted(classnames("CIFAR100"))
 
 
 def test_cars(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from src.data.base import Loader
 from src.data.clip8 import (
     cars,
@@ -18,17 +20,26 @@ from src.data.clip8 import (
     svhn,
 )
 
-CLIP8_SETS: dict[str, Loader] = {
-    "Cars": cars.load,
-    "CIFAR10": cifar10.load,
-    "CIFAR100": cifar100.load,
-    "DTD": dtd.load,
-    "EuroSAT": eurosat.load,
-    "GTSRB": gtsrb.load,
-    "ImageNet": imagenet.load,
-    "MNIST": mnist.load,
-    "RESISC45": resisc45.load,
-    "STL10": stl10.load,
-    "SUN397": sun397.load,
-    "SVHN": svhn.load,
+# A set is a module with `load(location)`, and `CLASSES`, the phrases of its classes in their order.
+MODULES: dict[str, Any] = {
+    "Cars": cars,
+    "CIFAR10": cifar10,
+    "CIFAR100": cifar100,
+    "DTD": dtd,
+    "EuroSAT": eurosat,
+    "GTSRB": gtsrb,
+    "ImageNet": imagenet,
+    "MNIST": mnist,
+    "RESISC45": resisc45,
+    "STL10": stl10,
+    "SUN397": sun397,
+    "SVHN": svhn,
 }
+CLIP8_SETS: dict[str, Loader] = {name: module.load for name, module in MODULES.items()}
+
+
+def classnames(name: str) -> tuple[str, ...]:
+    """The classes of a set, for which no picture is needed; on disk they are the same."""
+    module = MODULES[name]
+    found: tuple[str, ...] = module.classes() if name == "ImageNet" else module.CLASSES
+    return found

@@ -8,8 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.data.base import Splits
-from src.data.clip8.folders import ClassFolders, spaced
+from src.data.clip8.folders import ClassFolders, listed, spaced
 
+CLASSES = listed(
+    """
+    banded, blotchy, braided, bubbly, bumpy, chequered, cobwebbed, cracked, crosshatched,
+    crystalline, dotted, fibrous, flecked, freckled, frilly, gauzy, grid, grooved, honeycombed,
+    interlaced, knitted, lacelike, lined, marbled, matted, meshed, paisley, perforated, pitted,
+    pleated, polka-dotted, porous, potholed, scaly, smeared, spiralled, sprinkled, stained,
+    stratified, striped, studded, swirly, veined, waffled, woven, wrinkled, zigzagged
+    """
+)
 FOLDERS = ClassFolders(
     "DTD",
     "dtd/{train,val} with one folder of pictures a texture (train: the official train1 and val1; "

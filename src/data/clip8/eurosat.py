@@ -23,6 +23,7 @@ PHRASES = {  # folder -> the wording of OpenAI's prompts for CLIP
     "River": "river",
     "SeaLake": "lake or sea",
 }
+CLASSES = tuple(PHRASES.values())
 FOLDERS = ClassFolders(
     "EuroSAT",
     "EuroSAT_splits/{train,val,test} with one folder of pictures a class",

@@ -32,6 +32,11 @@ def spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The phrases of a text that is cut at commas, whatever its line breaks."""
+    return tuple(" ".join(phrase.split()) for phrase in text.split(","))
+
+
 def require_all(folder: Path, files: Iterable[str], name: str, layout: str) -> None:
     """Raises a MissingFileError for the first of `files` that `folder` lacks (see `require`)."""
     for file in files:

@@ -20,6 +20,13 @@ FOLDERS = ClassFolders(
 )
 
 
+def classes() -> tuple[str, ...]:
+    """OpenAI's names of the classes, as open_clip has them."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return tuple(IMAGENET_CLASSNAMES)
+
+
 def load(location: Path) -> Splits:
     """Reads `imagenet/train` and `imagenet/{val_in_folder,val}` below `location`.
 
@@ -30,7 +37,5 @@ def load(location: Path) -> Splits:
     sorted_val = root / "val_in_folder"
     val = sorted_val if sorted_val.exists() else root / "val"
     FOLDERS.check_same((root / "train", val))
-    from open_clip import IMAGENET_CLASSNAMES
-
     train = LazyPictures(FOLDERS, root / "train")
-    return Splits(train, FOLDERS.pictures(val), tuple(IMAGENET_CLASSNAMES))
+    return Splits(train, FOLDERS.pictures(val), classes())

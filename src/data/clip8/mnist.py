@@ -10,6 +10,7 @@ from pathlib import Path
 from src.data.base import Splits
 from src.data.clip8.folders import read_checked, require_all
 
+CLASSES = tuple("0123456789")
 FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
@@ -24,4 +25,4 @@ def load(location: Path) -> Splits:
 
     train = read_checked("MNIST", folder, lambda: MNIST(location, train=True))
     test = read_checked("MNIST", folder, lambda: MNIST(location, train=False))
-    return Splits(train, test, tuple("0123456789"))
+    return Splits(train, test, CLASSES)

@@ -10,6 +10,7 @@ from pathlib import Path
 from src.data.base import Splits
 from src.data.clip8.folders import read_checked, require_all
 
+CLASSES = tuple("0123456789")
 FILES = ("train_32x32.mat", "test_32x32.mat")
 
 
@@ -21,4 +22,4 @@ def load(location: Path) -> Splits:
 
     train = read_checked("SVHN", folder, lambda: SVHN(folder, "train"))
     test = read_checked("SVHN", folder, lambda: SVHN(folder, "test"))
-    return Splits(train, test, tuple("0123456789"))
+    return Splits(train, test, CLASSES)
