@@ -117,8 +117,10 @@ def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     if not same or _precision(origin) != _precision(new):
         return results
     merged = {**{k: v for k, v in old.items() if k not in results}, **results}
-    hashes = {**origin.get("checkpoints", {}), **new["checkpoints"]}
-    merged["provenance"] = {**new, "checkpoints": hashes}
+    both = {
+        k: {**origin.get(k, {}), **new.get(k, {})} for k in ("checkpoints", "splits") if k in new
+    }
+    merged["provenance"] = {**new, **both}
     return merged
 
 

@@ -15,6 +15,7 @@ from src import ddp
 from src.args import Config
 from src.checkpoints import ENCODERS, load_checkpoint, read_facts, resolve
 from src.clip import ClipName
+from src.data.registry import split_hashes
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
@@ -115,6 +116,24 @@ def check_start(path: Path, args: Any, theta0_hash: str) -> None:
         )
 
 
+def check_split(path: Path, args: Any, task: str) -> None:
+    """Warns if a checkpoint was trained beside another validation split than today's.
+
+    Its training pictures may then be among those that coefficients are chosen on.
+    """
+    recorded = read_facts(path)["info"].get("split", {}).get("val")
+    if recorded is not None and recorded != split_hashes(args, [f"{task}Val"])[f"{task}Val"]:
+        _warn_of_another_split(path, f"{task}Val")
+
+
+@functools.cache  # once a file
+def _warn_of_another_split(path: Path, name: str) -> None:
+    logger.warning(
+        "%s was trained beside another split %s than the one here: pictures that it was trained on "
+        "may be among those that it is evaluated on", path, name,
+    )  # fmt: skip
+
+
 def finetuned_checkpoint(args: Any, task: str, mode: str, theta0_hash: str) -> Path:
     """The checked path of a fine-tuned checkpoint.
 
@@ -125,6 +144,7 @@ def finetuned_checkpoint(args: Any, task: str, mode: str, theta0_hash: str) -> P
     made_by = command("finetune", args, "linear" if mode == "linear" else "standard")
     path = resolve(finetuned_path(args, task, mode), made_by)
     check_start(path, args, theta0_hash)
+    check_split(path, args, task)
     return path
 
 

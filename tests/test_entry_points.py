@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,31 @@ def test_finetuning_writes_theta_and_stores_theta0_once(root: Path) -> None:
         stored = (folder / f"{task}Val" / "linear_finetuned.safetensors").stat().st_size
         assert stored < 1.1 * (folder / "zeroshot.safetensors").stat().st_size
     assert not list(folder.rglob("*resume*")) and not list(folder.rglob("*.part"))
+
+
+def test_checkpoints_and_results_say_which_pictures_they_saw(root: Path) -> None:
+    for task in TASKS:
+        split = read_facts(root / "checkpoints" / f"{task}Val" / "finetuned.safetensors")["info"]
+        recorded = split["split"]
+        assert len(recorded["train"]) == len(recorded["val"]) == 64
+        for name in ("zeroshot_accuracies", "posthoc_ft_accuracies"):
+            origin: Any = results(root, name)["provenance"]
+            assert origin["splits"][f"{task}Val"] == recorded["val"]
+            assert origin["splits"][task] not in recorded.values()
+
+
+def test_a_checkpoint_of_another_split_is_warned_of(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(root / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints" / f"{TASKS[0]}Val" / "finetuned.safetensors"
+    state = load_checkpoint(path)
+    info = {**state.info, "split": {"train": "1" * 64, "val": "2" * 64}}
+    save_tensors(path, state.theta, state.kind, theta0_hash=state.theta0_hash, info=info)
+    argv = [f"--cache-dir={root / 'cache'}", "--finetuning-mode=standard"]
+    assert eval_single_task.main([*flags(tmp_path), *argv]) == 0
+    warning = f"trained beside another split {TASKS[0]}Val than the one here"
+    assert caplog.text.count(warning) == 1 and f"split {TASKS[1]}Val" not in caplog.text
 
 
 def test_what_is_done_is_skipped_and_says_so(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from src import ddp
 from src.data.base import Pictures, Splits, SubsetPictures
 from src.data.embedded import EMBEDDED_SETS
+from src.data.identity import split_hash
 from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
 from src.errors import MissingFileError, unknown
 from src.settings import (
@@ -183,7 +185,23 @@ def dataset_for(args: Any, name: str) -> ImageDataset:
     Raises:
         UsageError: for a name that the suite does not have, listing those it has, nearest first.
     """
-    suite = suite_of(args)
-    return get_dataset(
-        suite.check(name), None, data_root(args), suite=suite.name, cache_dir=cache_dir(args)
-    )
+    suite, root = suite_of(args), data_root(args)
+    found = get_dataset(suite.check(name), None, root, suite=suite.name, cache_dir=cache_dir(args))
+    key = (suite.name, root, name)
+    if key not in _split_hashes:
+        _split_hashes[key] = split_hash(found.test)
+    return found
+
+
+_split_hashes: dict[tuple[str, Path, str], str | None] = {}
+
+
+def split_hashes(args: Any, names: Iterable[str]) -> dict[str, str | None]:
+    """The hash of the pictures that each data set is evaluated on, see `split_hash`."""
+    found = {}
+    for name in names:
+        key = (suite_of(args).name, data_root(args), name)
+        if key not in _split_hashes:
+            dataset_for(args, name)
+        found[name] = _split_hashes[key]
+    return found

@@ -17,7 +17,7 @@ from torchvision.datasets import FakeData, ImageFolder
 from src.data.base import ArrayPictures, Pictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
 from src.data.clip8.folders import ClassFolders, LazyPictures
-from src.data.identity import fingerprint
+from src.data.identity import fingerprint, split_hash
 from src.data.registry import hold_out
 from tests.data.test_clip8 import MAKERS, made, picture
 
@@ -280,7 +280,7 @@ import numpy as np
 from torchvision.datasets import ImageFolder
 from src.data.base import ArrayPictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
-from src.data.identity import fingerprint
+from src.data.identity import fingerprint, split_hash
 images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 arrays = ArrayPictures(images, np.array([2, 0, 1, 0]))
 root = Path(sys.argv[1])
@@ -344,3 +344,37 @@ class WithoutPictures(Unknown):
 def test_an_unknown_kind_has_no_identity(pictures: Pictures) -> None:
     assert fingerprint(pictures) is None
     assert fingerprint(SubsetPictures(pictures, [0])) is None
+
+
+# the same split anywhere
+
+
+def test_a_split_is_the_same_in_another_place(tmp_path: Path) -> None:
+    """Unlike the fingerprint, which is of these very files."""
+    one, other = folder(tmp_path / "one"), folder(tmp_path / "deep" / "er")
+    assert split_hash(one) == split_hash(other) is not None
+    assert fingerprint(one) != fingerprint(other)
+    picture(tmp_path / "one" / "a" / "1.png", 255)  # another content under the same name
+    assert split_hash(ImageFolder(tmp_path / "one")) == split_hash(other)
+
+
+def test_another_name_label_or_order_is_another_split(tmp_path: Path) -> None:
+    whole = folder(tmp_path / "one")
+    found = {split_hash(whole), split_hash(SubsetPictures(whole, [0, 1]))}
+    found.add(split_hash(SubsetPictures(whole, [1, 0])))
+    (tmp_path / "one" / "a" / "1.png").rename(tmp_path / "one" / "a" / "0.png")
+    found.add(split_hash(ImageFolder(tmp_path / "one")))
+    (tmp_path / "one" / "b").rename(tmp_path / "one" / "c")
+    found.add(split_hash(ImageFolder(tmp_path / "one")))
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("name", [*ARRAYS, *FILES])
+def test_splits_of_the_public_sets_are_recognised(
+    name: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    hashes = []
+    for place in "ab":
+        (tmp_path / place).mkdir()
+        hashes.append(split_hash(made(name, tmp_path / place, monkeypatch).train))
+    assert hashes[0] == hashes[1] is not None
