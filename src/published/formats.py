@@ -187,7 +187,9 @@ def _from_folder(path: Path, model: str | None, base: Base) -> Published:
             tensors |= load_file(str(file))
         else:
             content = read_pickle(file)
-            tensors |= {n: v for n, v in dict(content).items() if isinstance(v, Tensor)}
+            if not isinstance(content, Mapping):
+                raise UsageError(f"{file} holds a {type(content).__name__}, expected a state dict")
+            tensors |= {str(n): v for n, v in content.items() if isinstance(v, Tensor)}
     return _from_huggingface(path, tensors, config, model, base)
 
 

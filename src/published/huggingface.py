@@ -92,16 +92,23 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is a folder without config.json, expected a checkpoint or a CLIP as "
             "transformers saves it (config.json and model.safetensors)"
         )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is no JSON ({error})") from error
+    config = _json(path)
     if config.get("model_type") not in ("clip", "clip_vision_model"):
         raise UsageError(
             f"{folder} holds a {config.get('model_type')!r}, expected a 'clip' or "
             "'clip_vision_model'"
         )
     return config
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds a {type(found).__name__}, expected a JSON object")
+    return found
 
 
 def activation(config: Mapping[str, Any]) -> str | None:
@@ -122,8 +129,8 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            files = [folder / Path(str(file)).name for file in sorted(listed)]
+            listed = {Path(str(file)).name for file in _json(index).get("weight_map", {}).values()}
+            files = [folder / file for file in sorted(listed)]
             if missing := [file.name for file in files if not file.is_file()]:
                 raise MissingFileError(f"{index} names {', '.join(missing)}, which is not there")
             return files

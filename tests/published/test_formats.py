@@ -331,6 +331,24 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
+def test_weights_of_transformers_in_a_pickle(tmp_path: Path) -> None:
+    """Older repositories have pytorch_model.bin alone."""
+    model = randomised(transformers.CLIPVisionModelWithProjection(vision_config()))
+    model.save_pretrained(tmp_path / "hf")
+    expected = load_checkpoint(tmp_path / "hf").theta
+    state = load_file(tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "hf" / "pytorch_model.bin")
+    assert_same(load_checkpoint(tmp_path / "hf").theta, expected)
+    torch.save([1], tmp_path / "hf" / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="holds a list, expected a state dict"):
+        load_checkpoint(tmp_path / "hf")
+    for text, message in {"[]": "holds a list, expected a JSON", "{": "is no JSON"}.items():
+        (tmp_path / "hf" / "config.json").write_text(text)
+        with pytest.raises(UsageError, match=message):
+            load_checkpoint(tmp_path / "hf")
+
+
 # --- which model
 
 
