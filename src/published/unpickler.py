@@ -191,7 +191,16 @@ def _first(value: Any = None, *_: Any) -> Any:
     return value
 
 
+def _attribute(of: Any, name: Any) -> Stub:
+    """An attribute of a stub, a stub itself: so Python 3.11.0 to 3.11.3 pickle members of enums."""
+    if not isinstance(of, _Guarded) or not isinstance(name, str):
+        raise Refused(f"it asks for attribute {str(name)[:40]!r} of a {type(of).__name__}")
+    return Stub()
+
+
 FUNCTIONS: dict[tuple[str, str], Any] = {
+    ("builtins", "getattr"): _Function(_attribute),
+    ("__builtin__", "getattr"): _Function(_attribute),
     ("torch.jit._pickle", "restore_type_tag"): _Function(_first),
     ("torch", "Size"): _Function(_size),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),

@@ -142,6 +142,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "exec": ("builtins", "exec", f"__import__('os').system({MARK!r})"),
     "eval of Python 2": ("__builtin__", "eval", f"__import__('os').system({MARK!r})"),
     "getattr": ("builtins", "getattr", 1, "real"),
+    "getattr of a function": ("builtins", "getattr", _Named("torch", "Size"), "call"),
     "__import__": ("builtins", "__import__", "antigravity"),
     "open": ("builtins", "open", "sentinel", "w"),
     "bytearray": ("builtins", "bytearray", 10**12),
@@ -391,6 +392,13 @@ def test_data_as_torch_itself_reads_it(label: str, how: str, folder: Path) -> No
         torch.save(value, path, _use_new_zipfile_serialization=how == "zip")
         expected = torch.load(path, weights_only=False)
     assert same(read_pickle(path), expected)
+
+
+def test_members_of_enums_as_python_3_11_0_writes_them(folder: Path) -> None:
+    kind = _Named("torchvision.transforms.functional", "InterpolationMode")
+    (folder / "x.pt").write_bytes(pickled([Call("builtins", "getattr", kind, "BICUBIC")]))
+    (found,) = read_pickle(folder / "x.pt")
+    assert type(found) is Stub and found.state == {}
 
 
 def test_classes_become_stubs_that_keep_their_state(folder: Path) -> None:
