@@ -8,6 +8,7 @@ from typing import Any
 
 from src import ddp
 from src.args import parse_arguments, require_mode
+from src.data.registry import split_hashes
 from src.errors import entry_point
 from src.eval import Encoder, eval_single_dataset
 from src.logs import setup_logging, wandb_run
@@ -34,9 +35,9 @@ def single_task_accuracies(args: Any) -> dict[str, Any]:
         for name in (f"{task}Val", task):
             accuracies[name] = eval_single_dataset(encoder, name, args)["top1"]
     hashes = {} if mode == "none" else checkpoint_hashes(args, tasks, mode)
-    accuracies["provenance"] = provenance(
-        args, time.monotonic() - start, theta0_hash=theta0_hash, checkpoints=hashes
-    )
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
+    splits = split_hashes(args, list(accuracies))
+    accuracies["provenance"] = provenance(args, time.monotonic() - start, **facts, splits=splits)
     return accuracies
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from src import ddp
 from src.args import parse_arguments, require_mode
+from src.data.registry import split_hashes
 from src.errors import entry_point
 from src.eval import evaluate_task_vector, find_optimal_coef, sweep
 from src.logs import setup_logging, wandb_run
@@ -59,7 +60,8 @@ def task_addition(args: Any) -> dict[str, Any]:
 
     on_test = on_datasets(args, tasks, singles)
     tested = sweep(total, encoder, on_test, [0.0, coef], posthoc)
-    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
+    splits = split_hashes(args, [*on_val.eval_datasets, *on_test.eval_datasets])
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, "splits": splits}
     return {
         "test": tested[coef],
         "val": val,

@@ -9,6 +9,7 @@ from typing import Any
 
 from src import ddp
 from src.args import parse_arguments, require_mode
+from src.data.registry import split_hashes
 from src.errors import entry_point
 from src.eval import evaluate_task_vector, evaluate_task_vector_at_coef, find_optimal_coef
 from src.logs import setup_logging, wandb_run
@@ -85,9 +86,10 @@ def task_negation(args: Any) -> dict[str, Any]:
         tau = task_vector(args, task, mode, encoder, theta0_hash)
         results[task] = negate(args, task, tau, encoder, singles)
     hashes = checkpoint_hashes(args, tasks, mode)
-    results["provenance"] = provenance(
-        args, time.monotonic() - start, theta0_hash=theta0_hash, checkpoints=hashes
-    )
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
+    names = [f"{name}{end}" for name in (*tasks, control_of(args)) for end in ("Val", "")]
+    splits = split_hashes(args, names)
+    results["provenance"] = provenance(args, time.monotonic() - start, **facts, splits=splits)
     return results
 
 

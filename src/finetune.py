@@ -11,7 +11,7 @@ from typing import Any
 from src import ddp
 from src.args import parse_arguments, require_mode
 from src.checkpoints import read_facts
-from src.data.registry import dataset_for
+from src.data.registry import dataset_for, split_record
 from src.errors import UsageError, entry_point
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -81,7 +81,8 @@ def finetune(args: Any, task: str) -> Path:
 
     def save(target: Path, **info: Any) -> None:
         if ddp.is_main_process():
-            encoder.save(target, theta0_hash=theta0_hash, task=task, mode=mode, **info)
+            origin = {"theta0_hash": theta0_hash, "split": split_record(data)}
+            encoder.save(target, **origin, task=task, mode=mode, **info)
         ddp.barrier()
 
     def snapshot(step: int) -> None:

@@ -7,12 +7,14 @@ reads it here gets an error if those are not the run's zero-shot weights.
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from src import ddp
 from src.args import Config
 from src.checkpoints import ENCODERS, load_checkpoint, read_facts, resolve
+from src.data.registry import dataset_for, split_record
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ClipName, ImageEncoder
@@ -30,7 +32,7 @@ def command(script: str, args: Any, mode: str | None = None) -> str:
     words = [f"python src/{script}.py"]
     if mode is not None:
         words.append(f"--finetuning-mode={mode}")
-    for name in ("model", "suite", "save", "results", "seed", "load", "precision"):
+    for name in ("model", "suite", "data_source", "save", "results", "seed", "load", "precision"):
         value = setting(args, name)
         if value is not None and value != getattr(defaults, name):
             words.append(f"--{name}={','.join(value) if isinstance(value, list) else value}")
@@ -86,6 +88,42 @@ def check_start(path: Path, args: Any, theta0_hash: str) -> None:
         )
 
 
+def check_split(path: Path, args: Any, task: str) -> None:
+    """Warns, once, if a checkpoint may have been trained on pictures that it is evaluated on.
+
+    That is so if it records another split of the task's data than this run has. A published
+    checkpoint records none; the public projects' file order alone gives its split again.
+    """
+    info = read_facts(path)["info"]
+    if "split" not in info and "published" not in info:
+        return
+    try:
+        found = split_record(dataset_for(args, f"{task}Val"))
+    except UsageError:  # not here; whoever evaluates on it says so
+        return
+    if "split" in info:
+        if any(info["split"].get(part) != found[part] for part in ("train", "val")):
+            _warn_once(
+                f"{path} was trained on another split of {task} (source "
+                f"{info['split'].get('source')}) than this run's (source {found['source']}): its "
+                "training pictures may be among those that it is evaluated on. Use the data that "
+                "it was trained on, or train it again"
+            )
+    elif found["source"] != "folder":
+        _warn_once(
+            f"{path} is a published checkpoint, and {task} comes from the source "
+            f"{found['source']}: only the folders of the public projects give the split that it "
+            f"was trained on, so that {task}Val may hold its training pictures. Use "
+            "--data-source=folder"
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    if ddp.is_main_process():
+        logger.warning("%s", message)
+
+
 def finetuned_checkpoint(args: Any, task: str, mode: str, theta0_hash: str) -> Path:
     """The checked path of a fine-tuned checkpoint.
 
@@ -96,6 +134,7 @@ def finetuned_checkpoint(args: Any, task: str, mode: str, theta0_hash: str) -> P
     made_by = command("finetune", args, "linear" if mode == "linear" else "standard")
     path = resolve(finetuned_path(args, task, mode), made_by)
     check_start(path, args, theta0_hash)
+    check_split(path, args, task)
     return path
 
 

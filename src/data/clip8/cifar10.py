@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.data.base import Splits
-from src.data.clip8.folders import read_checked, require_all, spaced
+from src.data.clip8.folders import listed, read_checked, require_all, spaced
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
+
+CLASSES = listed(
+    """
+    airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck
+    """
+)
 
 
 def load(location: Path) -> Splits:

@@ -9,6 +9,21 @@ from pathlib import Path
 
 from src.data.base import Splits
 from src.data.clip8.cifar10 import read_batches
+from src.data.clip8.folders import listed
+
+CLASSES = listed(
+    """
+    apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge,
+    bus, butterfly, camel, can, castle, caterpillar, cattle, chair, chimpanzee, clock, cloud,
+    cockroach, couch, crab, crocodile, cup, dinosaur, dolphin, elephant, flatfish, forest, fox,
+    girl, hamster, house, kangaroo, keyboard, lamp, lawn mower, leopard, lion, lizard, lobster, man,
+    maple tree, motorcycle, mountain, mouse, mushroom, oak tree, orange, orchid, otter, palm tree,
+    pear, pickup truck, pine tree, plain, plate, poppy, porcupine, possum, rabbit, raccoon, ray,
+    road, rocket, rose, sea, seal, shark, shrew, skunk, skyscraper, snail, snake, spider, squirrel,
+    streetcar, sunflower, sweet pepper, table, tank, telephone, television, tiger, tractor, train,
+    trout, tulip, turtle, wardrobe, whale, willow tree, wolf, woman, worm
+    """
+)
 
 
 def load(location: Path) -> Splits:

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.data.base import Splits, require
-from src.data.clip8.folders import ClassFolders, spaced
+from src.data.clip8.folders import ClassFolders, listed, spaced
 from src.errors import MissingFileError, UsageError
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
+CLASSES = listed(
+    """
+    airplane, airport, baseball diamond, basketball court, beach, bridge, chaparral, church,
+    circular farmland, cloud, commercial area, dense residential, desert, forest, freeway, golf
+    course, ground track field, harbor, industrial area, intersection, island, lake, meadow, medium
+    residential, mobile home park, mountain, overpass, palace, parking lot, railway, railway
+    station, rectangular farmland, river, roundabout, runway, sea ice, ship, snowberg, sparse
+    residential, stadium, storage tank, tennis court, terrace, thermal power station, wetland
+    """
+)
 FOLDERS = ClassFolders(
     "RESISC45",
     "resisc45/ with NWPU-RESISC45/<class>/*.jpg and resisc45-{train,test}.txt, one file name a "
