@@ -21,6 +21,7 @@ from src.tasks import EMBEDDED_MODEL
 
 Mode = Literal["none", "standard", "linear", "posthoc"]
 Precision = Literal["fp32", "bf16"]
+DataSource = Literal["auto", "folder", "torchvision", "hub"]
 Names = list[str]
 
 
@@ -58,6 +59,11 @@ class Config:
     )
     # where
     data_location: str = _flag("~/data", "root of the data sets' folders", path=True)
+    data_source: DataSource = _flag(
+        "auto",
+        "where clip8 comes from: the public projects' folders below --data-location, torchvision's "
+        "layouts there, the Hugging Face hub, or the first of these that has a set",
+    )
     save: str | None = _flag(
         None, "folder of the run's checkpoints (default: checkpoints[_SEED]/MODEL)", path=True
     )
@@ -111,7 +117,9 @@ class Config:
     )
     port: int = _flag(12355, "port at which the processes meet", least=1)
     num_workers: int | None = _flag(
-        None, "data-loading processes of each process (default: the suite's)", least=0
+        None,
+        "data-loading processes of each process (default: clip8 one a core, embedded 0)",
+        least=0,
     )
     # what to tell
     exp_name: str | None = _flag(None, "name of the run and of its W&B group")

@@ -36,8 +36,8 @@ def single_task_accuracies(args: Any) -> dict[str, Any]:
             accuracies[name] = eval_single_dataset(encoder, name, args)["top1"]
     hashes = {} if mode == "none" else checkpoint_hashes(args, tasks, mode)
     facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
-    facts["splits"] = split_hashes(args, accuracies)
-    accuracies["provenance"] = provenance(args, time.monotonic() - start, **facts)
+    splits = split_hashes(args, list(accuracies))
+    accuracies["provenance"] = provenance(args, time.monotonic() - start, **facts, splits=splits)
     return accuracies
 
 

@@ -60,9 +60,8 @@ def task_addition(args: Any) -> dict[str, Any]:
 
     on_test = on_datasets(args, tasks, singles)
     tested = sweep(total, encoder, on_test, [0.0, coef], posthoc)
-    names = [f"{task}{split}" for task in tasks for split in ("Val", "")]
-    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
-    facts["splits"] = split_hashes(args, names)
+    splits = split_hashes(args, [*on_val.eval_datasets, *on_test.eval_datasets])
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, "splits": splits}
     return {
         "test": tested[coef],
         "val": val,
@@ -85,7 +84,7 @@ def work(args: Any) -> None:
         rows = {}
         for label, key in (("zero-shot", "zeroshot"), (f"sum, {mode}", "test")):
             for kind, metric in (("absolute", "top1"), ("normalised", "normalized_top1")):
-                values = [results[key].get(f"{task}:{metric}") for task in tasks_of(args)]
+                values = [results[key][f"{task}:{metric}"] for task in tasks_of(args)]
                 rows[f"{label}, {kind}"] = values
         print(accuracy_table(tasks_of(args), rows))
         print(f"coefficient {results['coefficient']}, chosen on validation; wrote {path}")

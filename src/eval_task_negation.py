@@ -86,10 +86,10 @@ def task_negation(args: Any) -> dict[str, Any]:
         tau = task_vector(args, task, mode, encoder, theta0_hash)
         results[task] = negate(args, task, tau, encoder, singles)
     hashes = checkpoint_hashes(args, tasks, mode)
-    names = [f"{name}{split}" for name in (*tasks, control_of(args)) for split in ("Val", "")]
     facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
-    facts["splits"] = split_hashes(args, names)
-    results["provenance"] = provenance(args, time.monotonic() - start, **facts)
+    names = [f"{name}{end}" for name in (*tasks, control_of(args)) for end in ("Val", "")]
+    splits = split_hashes(args, names)
+    results["provenance"] = provenance(args, time.monotonic() - start, **facts, splits=splits)
     return results
 
 

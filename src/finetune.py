@@ -11,8 +11,7 @@ from typing import Any
 from src import ddp
 from src.args import parse_arguments, require_mode
 from src.checkpoints import read_facts
-from src.data.identity import split_hash
-from src.data.registry import dataset_for
+from src.data.registry import dataset_for, split_record
 from src.errors import UsageError, entry_point
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -80,11 +79,9 @@ def finetune(args: Any, task: str) -> Path:
     classifier.freeze_head()
     data = dataset_for(args, f"{task}Val")
 
-    split = {"train": split_hash(data.train), "val": split_hash(data.test)}
-
     def save(target: Path, **info: Any) -> None:
         if ddp.is_main_process():
-            facts = {"task": task, "mode": mode, "split": split, **info}
+            facts = {"task": task, "mode": mode, "split": split_record(data), **info}
             encoder.save(target, theta0_hash=theta0_hash, **facts)
         ddp.barrier()
 

@@ -106,8 +106,8 @@ def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     """The results, with those of other tasks that the file already has from the same run.
 
     Evaluating a part of the tasks must not lose the others; results of other pre-trained weights,
-    another seed, suite, model or precision are dropped. Whose checkpoints each is of is kept beside
-    it.
+    another seed, suite, model or precision are dropped. Whose checkpoints each is of, and which
+    pictures it was evaluated on, is kept beside it.
     """
     if not path.is_file():
         return results
@@ -117,10 +117,12 @@ def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     if not same or _precision(origin) != _precision(new):
         return results
     merged = {**{k: v for k, v in old.items() if k not in results}, **results}
-    both = {
-        k: {**origin.get(k, {}), **new.get(k, {})} for k in ("checkpoints", "splits") if k in new
+    kept = {
+        kind: {**origin.get(kind, {}), **new.get(kind, {})}
+        for kind in ("checkpoints", "splits")
+        if kind in origin or kind in new
     }
-    merged["provenance"] = {**new, **both}
+    merged["provenance"] = {**new, **kept}
     return merged
 
 

@@ -15,7 +15,7 @@ from src import ddp
 from src.args import Config
 from src.checkpoints import ENCODERS, load_checkpoint, read_facts, resolve
 from src.clip import ClipName
-from src.data.registry import split_hashes
+from src.data.registry import dataset_for, split_record
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
@@ -33,7 +33,7 @@ def command(script: str, args: Any, mode: str | None = None) -> str:
     words = [f"python src/{script}.py"]
     if mode is not None:
         words.append(f"--finetuning-mode={mode}")
-    for name in ("model", "suite", "save", "results", "seed", "load", "precision"):
+    for name in ("model", "suite", "data_source", "save", "results", "seed", "load", "precision"):
         value = setting(args, name)
         if value is not None and value != getattr(defaults, name):
             words.append(f"--{name}={','.join(value) if isinstance(value, list) else value}")
@@ -94,11 +94,6 @@ def published_zeroshot(args: Any) -> Path | None:
     return None
 
 
-@functools.cache  # once a file
-def _warn_of_unknown_start(path: Path, zeroshot: Path) -> None:
-    logger.warning("%s does not say where it started from; taken to be %s", path, zeroshot)
-
-
 def check_start(path: Path, args: Any, theta0_hash: str) -> None:
     """Checks that a fine-tuned checkpoint started from the run's zero-shot weights.
 
@@ -107,7 +102,7 @@ def check_start(path: Path, args: Any, theta0_hash: str) -> None:
     """
     found = read_facts(path)["theta0_hash"]
     if not found:
-        _warn_of_unknown_start(path, zeroshot_path(args))
+        _warn_once(f"{path} does not say where it started from; taken to be {zeroshot_path(args)}")
     elif found != theta0_hash:
         raise UsageError(
             f"{path} was fine-tuned from weights {found[:12]}..., expected those of "
@@ -117,21 +112,39 @@ def check_start(path: Path, args: Any, theta0_hash: str) -> None:
 
 
 def check_split(path: Path, args: Any, task: str) -> None:
-    """Warns if a checkpoint was trained beside another validation split than today's.
+    """Warns, once, if a checkpoint may have been trained on pictures that it is evaluated on.
 
-    Its training pictures may then be among those that coefficients are chosen on.
+    That is so if it records another split of the task's data than this run has. A published
+    checkpoint records none; the public projects' file order alone gives its split again.
     """
-    recorded = read_facts(path)["info"].get("split", {}).get("val")
-    if recorded is not None and recorded != split_hashes(args, [f"{task}Val"])[f"{task}Val"]:
-        _warn_of_another_split(path, f"{task}Val")
+    info = read_facts(path)["info"]
+    if "split" not in info and "published" not in info:
+        return
+    try:
+        found = split_record(dataset_for(args, f"{task}Val"))
+    except UsageError:  # not here; whoever evaluates on it says so
+        return
+    if "split" in info:
+        if any(info["split"].get(part) != found[part] for part in ("train", "val")):
+            _warn_once(
+                f"{path} was trained on another split of {task} (source "
+                f"{info['split'].get('source')}) than this run's (source {found['source']}): its "
+                "training pictures may be among those that it is evaluated on. Use the data that "
+                "it was trained on, or train it again"
+            )
+    elif found["source"] != "folder":
+        _warn_once(
+            f"{path} is a published checkpoint, and {task} comes from the source "
+            f"{found['source']}: only the folders of the public projects give the split that it "
+            f"was trained on, so that {task}Val may hold its training pictures. Use "
+            "--data-source=folder"
+        )
 
 
-@functools.cache  # once a file
-def _warn_of_another_split(path: Path, name: str) -> None:
-    logger.warning(
-        "%s was trained beside another split %s than the one here: pictures that it was trained on "
-        "may be among those that it is evaluated on", path, name,
-    )  # fmt: skip
+@functools.cache
+def _warn_once(message: str) -> None:
+    if ddp.is_main_process():
+        logger.warning("%s", message)
 
 
 def finetuned_checkpoint(args: Any, task: str, mode: str, theta0_hash: str) -> Path:

@@ -7,6 +7,7 @@ is missing has the flag's default.
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,6 +221,22 @@ def recipe_for(args: Any, task: str) -> Recipe:
 
 
 def num_workers_of(args: Any) -> int:
-    """Data-loading processes: `--num-workers`, or the suite's."""
+    """Data-loading processes of this process: `--num-workers`, or the suite's.
+
+    Where the suite has one a core, the processes on a machine share its cores, at least one each.
+    """
     workers = setting(args, "num_workers")
-    return suite_of(args).num_workers if workers is None else int(workers)
+    if workers is None:
+        workers = suite_of(args).num_workers
+    if workers is not None:
+        return int(workers)
+    from src import ddp
+
+    return max(1, usable_cores() // ddp.local_world_size())
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

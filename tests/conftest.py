@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from src.args import Config
 from tests.towers import known_towers
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is first imported
 
 MakeArgs = Callable[..., Config]
 

@@ -36,6 +36,7 @@ DERIVED = ("suite", "tasks", "batch_size", "num_grad_accumulation", "lr", "warmu
 # every flag of the public projects, and ours: attribute, text, value
 FLAGS = [
     ("data_location", "d", "d"),
+    ("data_source", "torchvision", "torchvision"),
     ("eval_datasets", "MNIST,DTD", ["MNIST", "DTD"]),
     ("train_dataset", " MNIST, DTD,", ["MNIST", "DTD"]),
     ("tasks", "MNIST", ["MNIST"]),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,11 +222,32 @@ def test_label_smoothing_is_below_one(smoothing: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "workers"),
-    [(Config(model="ViT-B-32"), 8), (Config(), 0), (Config(model="ViT-B-32", num_workers=0), 0)],
+    ("args", "processes", "workers"),
+    [
+        (Config(model="ViT-B-32"), None, 7),
+        (Config(model="ViT-B-32"), "2", 3),
+        (Config(model="ViT-B-32"), "16", 1),
+        (Config(model="ViT-B-32", num_workers=0), None, 0),
+        (Config(model="ViT-B-32", num_workers=9), "2", 9),
+        (Config(), None, 0),
+    ],
 )
-def test_num_workers(args: Config, workers: int) -> None:
+def test_num_workers(
+    args: Config, processes: str | None, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "usable_cores", lambda: 7)
+    if processes is not None:  # torchrun says how many share a machine
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert settings.num_workers_of(args) == workers
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= settings.usable_cores() <= (os.cpu_count() or 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert settings.usable_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert settings.usable_cores() == 5
 
 
 @pytest.mark.parametrize(

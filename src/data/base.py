@@ -31,14 +31,17 @@ class Splits:
         classnames: one phrase a class, in the order of the labels, as the prompts use them.
         val: held-out pictures where the data set has them; otherwise the registry holds out a part
             of `train`.
+        source: where they were found: folder, torchvision, hub or embedded.
     """
 
     train: Pictures
     test: Pictures
     classnames: tuple[str, ...]
     val: Pictures | None = None
+    source: str = "folder"
 
 
+WAY_OUT = " Put it there or name another root with --data-location; --suite=embedded needs no data."
 Loader = Callable[[Path], Splits]  # from the data root (--data-location) to the splits
 
 
@@ -90,6 +93,5 @@ def require(path: Path, name: str, layout: str) -> Path:
         return path
     raise MissingFileError(
         f"data set {name} is not complete: {path} does not exist. Expected below "
-        f"--data-location: {layout}. Put it there or name another root with --data-location; "
-        "--suite=embedded needs no data."
+        f"--data-location: {layout}.{WAY_OUT}"
     )

@@ -1,14 +1,15 @@
-"""What a split holds, as a hash.
+"""What a split holds, as hashes.
 
-`fingerprint` notices every change, so that whatever is computed from the pictures can be kept under
-it; `split_hash` is the same on every machine, so that a split can be recognised.
+`fingerprint` changes with every picture: what is computed from them is kept under it. `split_hash`
+says which pictures a split has, the same on every machine: results and checkpoints carry it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ import numpy as np
 
 from src.data.base import ArrayPictures, Pictures, SubsetPictures
 from src.data.clip8.folders import LazyPictures
-
-Samples = Sequence[tuple[str | Path, Any]]
+from src.data.hub import HubPictures
 
 
 def fingerprint(pictures: Pictures) -> str | None:
@@ -29,46 +29,71 @@ def fingerprint(pictures: Pictures) -> str | None:
     Returns:
         64 hexadecimal digits; None for a data set whose pictures cannot be told apart so.
     """
-    return _digest(pictures, lambda samples: [_file(path) for path, _ in samples])
-
-
-def split_hash(pictures: Pictures) -> str | None:
-    """A hash of which pictures a split has, in which order, and their labels.
-
-    It is the same wherever the data lie: files count by their path below the folder that holds all
-    of them, whatever their content; pictures in memory count by content. Two splits that were drawn
-    from the same files in another order differ.
-
-    Returns:
-        64 hexadecimal digits; None as for `fingerprint`.
-    """
-    return _digest(pictures, _names)
-
-
-def _digest(pictures: Pictures, ids: Callable[[Samples], list[str]]) -> str | None:
     if isinstance(pictures, ArrayPictures):
         return _hash(_bytes(pictures.images), _bytes(pictures.labels))
     if isinstance(pictures, SubsetPictures):
-        inner = _digest(pictures.pictures, ids)
+        inner = fingerprint(pictures.pictures)
         return inner and _hash(inner.encode(), _bytes(np.asarray(pictures.indices)))
     if isinstance(pictures, LazyPictures):
-        return _digest(pictures.listing, ids)
-    samples = getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
-    if samples is not None:  # torchvision's data sets of files
-        found = zip(ids(samples), samples, strict=True)
-        return _hash(*(f"{name}|{label}".encode() for name, (_, label) in found))
+        return fingerprint(pictures.listing)
+    if isinstance(pictures, HubPictures):
+        return _hash(pictures.identity.encode())
+    if (samples := _samples(pictures)) is not None:
+        return _hash(*(f"{_file(path)}|{label}".encode() for path, label in samples))
+    if (arrays := _arrays(pictures)) is not None:
+        return _hash(*(_bytes(np.asarray(array)) for array in arrays))
+    return None
+
+
+def split_ids(pictures: Pictures) -> list[str] | None:
+    """Which pictures of its data set a split holds, whatever the folder that the set is in.
+
+    A file is known by its path below the folder that all of the set's files share, a picture in an
+    array by its index, a row of the hub by its index there. Unlike `fingerprint`, this says nothing
+    of what is in them.
+
+    Returns:
+        One id a picture, in order; None where they have none.
+    """
+    if isinstance(pictures, SubsetPictures):
+        inner = split_ids(pictures.pictures)
+        return inner and [inner[int(index)] for index in pictures.indices]
+    if isinstance(pictures, LazyPictures):
+        return split_ids(pictures.listing)
+    if isinstance(pictures, HubPictures):
+        return [f"hub/{index}" for index in range(len(pictures))]
+    if (samples := _samples(pictures)) is not None:
+        return _below([str(path).replace(os.sep, "/") for path, _ in samples])
+    if isinstance(pictures, ArrayPictures) or _arrays(pictures) is not None:
+        return [str(index) for index in range(len(pictures))]
+    return None
+
+
+def split_hash(pictures: Pictures) -> str | None:
+    """A hash of `split_ids`: equal for the same pictures in the same order."""
+    ids = split_ids(pictures)
+    return None if ids is None else _hash("\n".join(ids).encode())
+
+
+def _below(paths: list[str]) -> list[str]:
+    """The paths below the folder that all of them share."""
+    if not paths:
+        return []
+    ends = min(paths), max(paths)  # what these two share, all share
+    shared = posixpath.commonpath([posixpath.dirname(end) for end in ends])
+    return [path[len(shared) :].lstrip("/") for path in paths]
+
+
+def _samples(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
+    """Path and label of each picture of torchvision's data sets of files, and of our lists."""
+    return getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
+
+
+def _arrays(pictures: Pictures) -> tuple[Any, Any] | None:
+    """The pictures and labels of torchvision's data sets in memory."""
     data = getattr(pictures, "data", None)
     labels = getattr(pictures, "targets", getattr(pictures, "labels", None))
-    if data is None or labels is None:
-        return None
-    return _hash(_bytes(np.asarray(data)), _bytes(np.asarray(labels)))  # torchvision's arrays
-
-
-def _names(samples: Samples) -> list[str]:
-    """The paths below the folder that holds all of them, with slashes."""
-    paths = [os.fspath(path) for path, _ in samples]
-    above = os.path.commonpath(paths) if len(paths) > 1 else str(Path(paths[0]).parent)
-    return [os.path.relpath(path, above).replace(os.sep, "/") for path in paths]
+    return None if data is None or labels is None else (data, labels)
 
 
 def _file(path: str | Path) -> str:

@@ -16,6 +16,7 @@ from src.data.base import Pictures, Splits, SubsetPictures
 from src.data.embedded import EMBEDDED_SETS
 from src.data.identity import split_hash
 from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
+from src.data.sources import load_public
 from src.errors import MissingFileError, unknown
 from src.settings import (
     DEFAULT_CACHE,
@@ -23,6 +24,7 @@ from src.settings import (
     data_root,
     eval_batch_of,
     num_workers_of,
+    setting,
     suite_of,
 )
 
@@ -39,6 +41,7 @@ class ImageDataset:
         preprocess: the transform of the loaders.
         batch_size: images a batch of the loaders.
         num_workers: processes of the loaders.
+        source: where it was found: folder, torchvision, hub or embedded.
     """
 
     name: str
@@ -48,6 +51,7 @@ class ImageDataset:
     preprocess: Transform | None
     batch_size: int
     num_workers: int
+    source: str = "folder"
 
     @property
     def train_loader(self) -> DataLoader[Any]:
@@ -70,15 +74,15 @@ def known_datasets(suite: str | None = None) -> dict[str, str]:
     return names if suite == "embedded" else {**names, **dict.fromkeys(CLIP8_SETS, "clip8")}
 
 
-@lru_cache(maxsize=4)
-def _load(name: str, suite: str, location: Path, cache: Path) -> Splits:
+@lru_cache(maxsize=16)  # a suite: what is listed once is not listed again
+def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) -> Splits:
     if suite == "embedded":
         from src.data.embedded.rendering import load_embedded
 
-        return load_embedded(name, cache)
+        return replace(load_embedded(name, cache), source="embedded")
     from src.data.clip8 import CLIP8_SETS
 
-    return CLIP8_SETS[name](location)
+    return load_public(name, CLIP8_SETS[name], location, data_source)
 
 
 def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
@@ -109,6 +113,7 @@ def get_dataset(
     max_val_samples: int = 5000,
     suite: str | None = None,
     cache_dir: str | Path | None = None,
+    data_source: str = "auto",
 ) -> ImageDataset:
     """A data set by name.
 
@@ -126,24 +131,33 @@ def get_dataset(
         suite: where the name resolves, "clip8" or "embedded"; None takes the one that has it, clip8
             first.
         cache_dir: where drawn pictures are kept.
+        data_source: "folder", "torchvision" or "hub", or "auto" for the first that has it, in this
+            order; the embedded suite has its own.
 
     Raises:
         UsageError: for an unknown name, listing the known ones, nearest first.
-        MissingFileError: if its files are not below `location`.
+        MissingFileError: if no source has it, saying what each looked for.
     """
     base, names = dataset_name.removesuffix("Val"), known_datasets(suite)
     if base not in names:
         raise unknown("data set", dataset_name, names)
     root = Path(location).expanduser()
     cache = Path(cache_dir or DEFAULT_CACHE).expanduser()
-    splits = _load(base, names[base], root, cache)
+    splits = _load(base, names[base], root, cache, data_source)
     train, test = splits.train, splits.test
     if dataset_name != base:
         splits = hold_out(splits, val_fraction, max_val_samples)
         assert splits.val is not None
         train, test = splits.train, splits.val
     return ImageDataset(
-        dataset_name, train, test, splits.classnames, preprocess, batch_size, num_workers
+        dataset_name,
+        train,
+        test,
+        splits.classnames,
+        preprocess,
+        batch_size,
+        num_workers,
+        splits.source,
     )
 
 
@@ -155,16 +169,37 @@ def get_classnames(
 ) -> tuple[str, ...]:
     """The classes of a data set, in the order of the labels; arguments as `get_dataset`.
 
-    Without the pictures they are the published ones, so that a head can be built for a set that is
-    not there yet.
+    Without the public projects' folders they are the published ones, which the other sources have
+    as well, so that a head can be built for a set that is not there yet.
     """
     try:
-        found = get_dataset(dataset_name, None, location, suite=suite, cache_dir=cache_dir)
+        found = get_dataset(
+            dataset_name, None, location, suite=suite, cache_dir=cache_dir, data_source="folder"
+        )
     except MissingFileError:
         from src.data.clip8 import classnames
 
         return classnames(dataset_name.removesuffix("Val"))
     return found.classnames
+
+
+def split_record(data: ImageDataset) -> dict[str, str | None]:
+    """What a checkpoint tells of the pictures `data` (an `XVal`) that it was trained on.
+
+    Returns:
+        The data set, the source, and the `split_hash` of the training and the validation pictures.
+    """
+    return {
+        "dataset": data.name.removesuffix("Val"),
+        "source": data.source,
+        "train": split_hash(data.train),
+        "val": split_hash(data.test),
+    }
+
+
+def split_hashes(args: Any, names: Iterable[str]) -> dict[str, str | None]:
+    """The `split_hash` of the pictures that each data set is evaluated on, by name."""
+    return {name: split_hash(dataset_for(args, name).test) for name in names}
 
 
 def eval_batches(args: Any, name: str, transform: Transform | None) -> DataLoader[Any]:
@@ -185,23 +220,12 @@ def dataset_for(args: Any, name: str) -> ImageDataset:
     Raises:
         UsageError: for a name that the suite does not have, listing those it has, nearest first.
     """
-    suite, root = suite_of(args), data_root(args)
-    found = get_dataset(suite.check(name), None, root, suite=suite.name, cache_dir=cache_dir(args))
-    key = (suite.name, root, name)
-    if key not in _split_hashes:
-        _split_hashes[key] = split_hash(found.test)
-    return found
-
-
-_split_hashes: dict[tuple[str, Path, str], str | None] = {}
-
-
-def split_hashes(args: Any, names: Iterable[str]) -> dict[str, str | None]:
-    """The hash of the pictures that each data set is evaluated on, see `split_hash`."""
-    found = {}
-    for name in names:
-        key = (suite_of(args).name, data_root(args), name)
-        if key not in _split_hashes:
-            dataset_for(args, name)
-        found[name] = _split_hashes[key]
-    return found
+    suite = suite_of(args)
+    return get_dataset(
+        suite.check(name),
+        None,
+        data_root(args),
+        suite=suite.name,
+        cache_dir=cache_dir(args),
+        data_source=setting(args, "data_source"),
+    )

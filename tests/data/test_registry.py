@@ -17,6 +17,7 @@ from src.data.base import ArrayPictures, Splits, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
 from src.data.embedded import EMBEDDED_SETS
 from src.data.registry import dataset_for, get_dataset, hold_out, known_datasets
+from src.data.sources import Layout, PublicSet
 from src.errors import MissingFileError, UsageError
 from tests.conftest import MakeArgs
 
@@ -65,7 +66,8 @@ def test_a_validation_split_of_its_own_is_kept() -> None:
 def test_val_is_cut_from_the_training_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CLIP8_SETS, "DTD", lambda location: _splits(50, 7))
+    entry = PublicSet(Layout(lambda location: _splits(50, 7), ()))
+    monkeypatch.setitem(CLIP8_SETS, "DTD", entry)
     whole, val = (get_dataset(name, None, tmp_path) for name in ("DTD", "DTDVal"))
     assert (whole.name, len(whole.train), len(whole.test)) == ("DTD", 50, 7)
     assert (val.name, len(val.train), len(val.test)) == ("DTDVal", 45, 5)

@@ -1,10 +1,11 @@
-"""The CLIP suite: the eight tasks of the papers, ImageNet as the control, and three more."""
+"""The CLIP suite: the eight tasks of the papers, ImageNet as the control, and three more.
+
+To add a set: a file that reads its folders, and an entry here with its sources. Its prompts are in
+`src/data/templates.py`; the suites it belongs to are in `src/tasks.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from src.data.base import Loader
 from src.data.clip8 import (
     cars,
     cifar10,
@@ -19,27 +20,77 @@ from src.data.clip8 import (
     sun397,
     svhn,
 )
+from src.data.hub import HubSet
+from src.data.sources import Layout, PublicSet
 
-# A set is a module with `load(location)`, and `CLASSES`, the phrases of its classes in their order.
-MODULES: dict[str, Any] = {
-    "Cars": cars,
-    "CIFAR10": cifar10,
-    "CIFAR100": cifar100,
-    "DTD": dtd,
-    "EuroSAT": eurosat,
-    "GTSRB": gtsrb,
-    "ImageNet": imagenet,
-    "MNIST": mnist,
-    "RESISC45": resisc45,
-    "STL10": stl10,
-    "SUN397": sun397,
-    "SVHN": svhn,
+PARQUET = "data/{}-*"  # leaves aside the corrupted copies of test splits that some of them hold
+DIGITS = tuple("0123456789")
+
+CLIP8_SETS: dict[str, PublicSet] = {
+    "Cars": PublicSet(
+        Layout(cars.load, ("stanford_cars",)),
+        "same",
+        HubSet("tanganke/stanford_cars", cars.CLASSES, files=PARQUET),
+    ),
+    "CIFAR10": PublicSet(
+        Layout(cifar10.load, ("cifar-10-batches-py",)),
+        "same",
+        HubSet("uoft-cs/cifar10", cifar10.CLASSES),
+    ),
+    "CIFAR100": PublicSet(
+        Layout(cifar100.load, ("cifar-100-python",)),
+        "same",
+        HubSet("uoft-cs/cifar100", cifar100.CLASSES, label="fine_label", aliases={"cra": "crab"}),
+    ),
+    "DTD": PublicSet(
+        Layout(dtd.load, ("dtd/train", "dtd/val")),
+        Layout(dtd.load_torchvision, ("dtd/dtd",)),
+        HubSet("tanganke/dtd", dtd.CLASSES, files=PARQUET),
+    ),
+    "EuroSAT": PublicSet(
+        Layout(eurosat.load, ("EuroSAT_splits",)),
+        Layout(eurosat.load_torchvision, ()),
+        HubSet(
+            "tanganke/eurosat",
+            tuple(eurosat.PHRASES.values()),
+            files=PARQUET,
+            aliases=eurosat.PHRASES,
+        ),
+    ),
+    "GTSRB": PublicSet(
+        Layout(gtsrb.load, ("gtsrb",)),
+        "same",
+        HubSet("tanganke/gtsrb", gtsrb.CLASSES, files=PARQUET),
+    ),
+    "ImageNet": PublicSet(
+        Layout(imagenet.load, ("imagenet",)),
+        Layout(imagenet.load_torchvision, ("meta.bin",)),
+    ),
+    "MNIST": PublicSet(Layout(mnist.load, ("MNIST/raw",)), "same", HubSet("ylecun/mnist", DIGITS)),
+    "RESISC45": PublicSet(
+        Layout(resisc45.load, ("resisc45",)),
+        None,
+        HubSet("tanganke/resisc45", resisc45.CLASSES, files=PARQUET),
+    ),
+    "STL10": PublicSet(
+        Layout(stl10.load, ("stl10",)),
+        Layout(stl10.load_torchvision, ("stl10_binary",)),
+        HubSet("tanganke/stl10", stl10.CLASSES, files=PARQUET),
+    ),
+    "SUN397": PublicSet(
+        Layout(sun397.load, ("sun397/train", "sun397/val")),
+        Layout(sun397.load_torchvision, ("SUN397/ClassName.txt",)),
+        HubSet("tanganke/sun397", sun397.CLASSES, files=PARQUET),
+    ),
+    "SVHN": PublicSet(
+        Layout(svhn.load, ("svhn",)),
+        Layout(svhn.load_torchvision, svhn.FILES),
+        HubSet("ufldl-stanford/svhn", DIGITS, "cropped_digits", files="cropped_digits/{}-*"),
+    ),
 }
-CLIP8_SETS: dict[str, Loader] = {name: module.load for name, module in MODULES.items()}
 
 
 def classnames(name: str) -> tuple[str, ...]:
-    """The classes of a set, for which no picture is needed; on disk they are the same."""
-    module = MODULES[name]
-    found: tuple[str, ...] = module.classes() if name == "ImageNet" else module.CLASSES
-    return found
+    """The classes of a set, in the order of the labels, for which no picture is needed."""
+    hub = CLIP8_SETS[name].hub
+    return imagenet.classes() if hub is None else hub.classnames

@@ -14,7 +14,11 @@ from src.data.clip8.folders import listed, read_checked, require_all, spaced
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
-CLASSES = listed("airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck")
+CLASSES = listed(
+    """
+    airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck
+    """
+)
 
 
 def load(location: Path) -> Splits:

@@ -5,6 +5,7 @@ Source: Cimpoi et al., "Describing textures in the wild", CVPR 2014 (arXiv:1311.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from src.data.base import Splits
@@ -28,7 +29,24 @@ FOLDERS = ClassFolders(
 )
 
 
+TORCHVISION = replace(
+    FOLDERS,
+    layout="dtd/dtd/ with images/<texture>/*.jpg and labels/{train1,val1,test1}.txt, as "
+    "torchvision.datasets.DTD(root, download=True) leaves them",
+)
+
+
 def load(location: Path) -> Splits:
     """Reads `dtd/{train,val}` below `location`."""
     train, test = FOLDERS.read(location / "dtd" / "train", location / "dtd" / "val")
+    return Splits(train, test, tuple(spaced(name) for name in train.classes))
+
+
+def load_torchvision(location: Path) -> Splits:
+    """Reads `dtd/dtd` below `location`: partition 1, its train and val lists to train on."""
+    root = location / "dtd" / "dtd"
+    lists = {name: root / "labels" / f"{name}1.txt" for name in ("train", "val", "test")}
+    train, test = TORCHVISION.read_lists(
+        root / "images", (lists["train"], lists["val"]), (lists["test"],)
+    )
     return Splits(train, test, tuple(spaced(name) for name in train.classes))

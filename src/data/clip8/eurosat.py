@@ -10,6 +10,7 @@ from pathlib import Path
 
 from src.data.base import Splits
 from src.data.clip8.folders import ClassFolders
+from src.errors import MissingFileError
 
 PHRASES = {  # folder -> the wording of OpenAI's prompts for CLIP
     "AnnualCrop": "annual crop land",
@@ -37,3 +38,15 @@ def load(location: Path) -> Splits:
     root = location / "EuroSAT_splits"
     train, val, test = FOLDERS.read(root / "train", root / "val", root / "test")
     return Splits(train, test, tuple(PHRASES[name] for name in train.classes), val)
+
+
+def load_torchvision(location: Path) -> Splits:
+    """Refuses: what torchvision leaves has no split, and any made here would be another one.
+
+    Raises:
+        MissingFileError: always.
+    """
+    raise MissingFileError(
+        "data set EuroSAT: torchvision's eurosat/2750 has no training and test split, and one made "
+        f"up here could be compared with no published figure. Expected: {FOLDERS.layout}"
+    )

@@ -33,8 +33,8 @@ def spaced(name: str) -> str:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The phrases of a text that is cut at commas, whatever its line breaks."""
-    return tuple(" ".join(phrase.split()) for phrase in text.split(","))
+    """The class names in a text, with commas between them; lines may break anywhere."""
+    return tuple(" ".join(name.split()) for name in text.split(","))
 
 
 def require_all(folder: Path, files: Iterable[str], name: str, layout: str) -> None:
@@ -141,6 +141,88 @@ class ClassFolders:
         for one, other in combinations(splits, 2):
             refuse_shared(self.name, one, other)
         return splits
+
+    def read_lists(self, root: Path, *splits: tuple[Path, ...]) -> list[ListedPictures]:
+        """Reads splits that are lists of files, in the order that class folders would give.
+
+        Args:
+            root: the folder below which the files are.
+            splits: for each split the lists that it consists of; a line is a path below `root`,
+                for instance banded/banded_0002.jpg.
+
+        Raises:
+            MissingFileError: if a list or a picture that it names is missing.
+            UsageError: if the classes are not as expected or a picture is in two splits.
+        """
+        found = [self._listed_files(root, lists) for lists in splits]
+        for one, other in combinations(found, 2):
+            if shared := sorted(set(one) & set(other)):
+                raise UsageError(
+                    f"data set {self.name}: {shared[0]} is in two splits of {root} "
+                    f"({len(shared)} pictures are), so that the accuracy on it would mean nothing"
+                )
+        return [self._labelled(root, files) for files in found]
+
+    def _listed_files(self, root: Path, lists: tuple[Path, ...]) -> list[str]:
+        lines = [
+            line.strip().lstrip("/")
+            for path in lists
+            for line in require(path, self.name, self.layout)
+            .read_text(encoding="utf-8")
+            .splitlines()
+        ]
+        files = sorted({line for line in lines if line}, key=_class_then_name)
+        if absent := [file for file in files if not (root / file).is_file()]:
+            raise MissingFileError(
+                f"data set {self.name} is not complete: of the {len(files)} pictures in "
+                f"{', '.join(map(str, lists))}, {len(absent)} are not in {root}, the first "
+                f"{absent[0]}"
+            )
+        return files
+
+    def _labelled(self, root: Path, files: list[str]) -> ListedPictures:
+        classes = sorted({_class_then_name(file)[0] for file in files})
+        strange = [name for name in classes if not re.fullmatch(self.pattern, name)]
+        if strange or len(classes) != self.count:
+            raise UsageError(
+                f"data set {self.name}: expected {self.count} classes in the lists of {root}, "
+                f"named like {self.pattern}; got {len(classes)}"
+                + (f", of which not a class: {', '.join(strange[:5])}" if strange else "")
+            )
+        labels = {name: label for label, name in enumerate(classes)}
+        samples = [(str(root / file), labels[_class_then_name(file)[0]]) for file in files]
+        return ListedPictures(samples, classes, root)
+
+
+def _class_then_name(file: str) -> tuple[str, str]:
+    """The class and the name of a listed file: a/abbey/x.jpg is x.jpg of a_abbey."""
+    *folders, name = file.split("/")
+    return "_".join(folders), name
+
+
+@dataclass(frozen=True)
+class ListedPictures:
+    """Pictures that lists name.
+
+    Attributes:
+        samples: path and label of each.
+        classes: the classes, in the order of their labels.
+        root: the folder that the lists' paths start from.
+    """
+
+    samples: list[tuple[str, int]]
+    classes: list[str]
+    root: Path
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """A picture, in RGB, and its label."""
+        path, label = self.samples[index]
+        with Image.open(path) as image:
+            return image.convert("RGB"), label
 
 
 def refuse_shared(name: str, one: ImageFolder, other: ImageFolder) -> None:

@@ -33,7 +33,15 @@ def load(location: Path) -> Splits:
     The classes are the sorted synsets, hence all thousand folders must be there. The training
     pictures, 1.3 million files, are only listed when they are first used.
     """
-    root = location / "imagenet"
+    return _read(location / "imagenet")
+
+
+def load_torchvision(location: Path) -> Splits:
+    """Reads `train` and `val` in `location` itself, where torchvision's ImageNet unpacks to."""
+    return _read(location)
+
+
+def _read(root: Path) -> Splits:
     sorted_val = root / "val_in_folder"
     val = sorted_val if sorted_val.exists() else root / "val"
     FOLDERS.check_same((root / "train", val))

@@ -19,11 +19,20 @@ def load(location: Path) -> Splits:
 
     torchvision compares checksums of all the files, the unlabelled pictures' too.
     """
+    return _read(location / "stl10", "stl10/")
+
+
+def load_torchvision(location: Path) -> Splits:
+    """Reads `stl10_binary/` below `location`."""
+    return _read(location)
+
+
+def _read(root: Path, prefix: str = "") -> Splits:
     from torchvision.datasets import STL10
 
-    folder = location / "stl10" / STL10.base_folder
+    folder = root / STL10.base_folder
     files = [file for file, _ in (*STL10.train_list, *STL10.test_list)]
-    require_all(folder, files, "STL10", f"stl10/{STL10.base_folder}/ with {', '.join(files)}")
-    train = read_checked("STL10", folder, lambda: STL10(location / "stl10", "train"))
-    test = read_checked("STL10", folder, lambda: STL10(location / "stl10", "test"))
+    require_all(folder, files, "STL10", f"{prefix}{STL10.base_folder}/ with {', '.join(files)}")
+    train = read_checked("STL10", folder, lambda: STL10(root, "train"))
+    test = read_checked("STL10", folder, lambda: STL10(root, "test"))
     return Splits(train, test, CLASSES)

@@ -5,6 +5,7 @@ Source: Xiao et al., "SUN database: large-scale scene recognition from abbey to 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from src.data.base import Splits
@@ -81,9 +82,24 @@ FOLDERS = ClassFolders(
     397,
     r"[a-z]_\w+",
 )
+TORCHVISION = replace(
+    FOLDERS,
+    layout="SUN397/, as torchvision.datasets.SUN397(root, download=True) leaves it, with the lists "
+    "Training_01.txt and Testing_01.txt of the official partitions (Partitions.zip on the set's "
+    "page), which torchvision does not fetch",
+)
 
 
 def load(location: Path) -> Splits:
     """Reads `sun397/{train,val}` below `location`."""
     train, test = FOLDERS.read(location / "sun397" / "train", location / "sun397" / "val")
+    return Splits(train, test, tuple(spaced(name[2:]) for name in train.classes))
+
+
+def load_torchvision(location: Path) -> Splits:
+    """Reads `SUN397/` below `location`, split by the first official partition."""
+    root = location / "SUN397"
+    train, test = TORCHVISION.read_lists(
+        root, (root / "Training_01.txt",), (root / "Testing_01.txt",)
+    )
     return Splits(train, test, tuple(spaced(name[2:]) for name in train.classes))

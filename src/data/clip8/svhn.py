@@ -16,8 +16,16 @@ FILES = ("train_32x32.mat", "test_32x32.mat")
 
 def load(location: Path) -> Splits:
     """Reads `svhn/` below `location`."""
-    folder = location / "svhn"
-    require_all(folder, FILES, "SVHN", f"svhn/ with {' and '.join(FILES)}")
+    return _read(location / "svhn", "svhn/ with ")
+
+
+def load_torchvision(location: Path) -> Splits:
+    """Reads the two files in `location` itself."""
+    return _read(location)
+
+
+def _read(folder: Path, prefix: str = "") -> Splits:
+    require_all(folder, FILES, "SVHN", f"{prefix}{' and '.join(FILES)}")
     from torchvision.datasets import SVHN
 
     train = read_checked("SVHN", folder, lambda: SVHN(folder, "train"))

@@ -1,0 +1,154 @@
+"""Data sets of the Hugging Face hub, through the library `datasets` (the extra `hub`).
+
+Class ids there are turned into ours by the classes' names; rows keep the hub's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from src.data.base import Splits
+from src.errors import MissingFileError, UsageError
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set as the hub has it.
+
+    Attributes:
+        repo: its name there, or a folder that the library can load.
+        classnames: our phrases, in the order of our labels.
+        config: which of the repository's configurations; None for its only one.
+        files: pattern of the files of a split, where the repository has splits that nobody needs
+            (they would be downloaded too); None for all that the configuration names.
+        label: the column of the labels, where there are several.
+        aliases: name of a class there -> our phrase, where they differ in more than case, spaces
+            and punctuation.
+    """
+
+    repo: str
+    classnames: tuple[str, ...]
+    config: str | None = None
+    files: str | None = None
+    label: str | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HubPictures:
+    """The rows of one split.
+
+    Attributes:
+        rows: a `datasets.Dataset`.
+        image: the column of the pictures.
+        label: the column of the labels.
+        labels: our label of each class id of the hub.
+    """
+
+    rows: Any
+    image: str
+    label: str
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """A picture, in RGB, and our label."""
+        row = self.rows[index]
+        return row[self.image].convert("RGB"), self.labels[row[self.label]]
+
+    @property
+    def identity(self) -> str:
+        """Differs where rows differ; the same for every load of the same files."""
+        return f"{self.rows._fingerprint}|{self.image}|{self.label}|{self.labels}"
+
+
+def load_hub(name: str, hub: HubSet) -> Splits:
+    """Reads a data set from the hub, or from what the library has kept of it.
+
+    Raises:
+        MissingFileError: if the library is not installed or the hub cannot be reached.
+        UsageError: if the set's columns or classes are not those expected.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingFileError(
+            f"data set {name}: {hub.repo} needs the library datasets, which is not installed "
+            '(pip install -e ".[hub]")'
+        ) from error
+    files = hub.files and {split: hub.files.format(split) for split in ("train", "test")}
+    try:
+        found = load_dataset(hub.repo, hub.config, data_files=files or None)
+    except Exception as error:  # it has no error of its own: no network, no such set, a full disk
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        raise MissingFileError(
+            f"data set {name}: {hub.repo} cannot be loaded ({type(error).__name__}: {reason})"
+            + _offline()
+        ) from error
+    if lacking := [split for split in ("train", "test") if split not in found]:
+        raise UsageError(
+            f"data set {name}: {hub.repo} has the splits {', '.join(found)}, expected train and "
+            f"test; {' and '.join(lacking)} is not there"
+        )
+    train, test = (_pictures(name, hub, found[split]) for split in ("train", "test"))
+    return Splits(train, test, hub.classnames)
+
+
+def _offline() -> str:
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return ""
+    return ". The hub is not asked, since HF_HUB_OFFLINE is set: unset it where there is a network"
+
+
+def _pictures(name: str, hub: HubSet, rows: Any) -> HubPictures:
+    image = _column(name, hub.repo, rows, "Image", None)
+    label = _column(name, hub.repo, rows, "ClassLabel", hub.label)
+    return HubPictures(rows, image, label, match_classes(name, hub, rows.features[label].names))
+
+
+def _column(name: str, repo: str, rows: Any, kind: str, wanted: str | None) -> str:
+    """The one column of a kind of feature, whatever its name; `wanted` if there are several."""
+    columns = [c for c, feature in rows.features.items() if type(feature).__name__ == kind]
+    if wanted in columns:
+        return str(wanted)
+    if len(columns) != 1:
+        raise UsageError(
+            f"data set {name}: expected one column of type {kind} in {repo}, got "
+            f"{', '.join(columns) or 'none'} of the columns {', '.join(rows.features)}"
+        )
+    return str(columns[0])
+
+
+def match_classes(name: str, hub: HubSet, theirs: list[str]) -> tuple[int, ...]:
+    """Our label of each class of the hub, by name: case, spaces and punctuation do not count.
+
+    Raises:
+        UsageError: if the names are not ours, one to one; they are never paired by position.
+    """
+    labels = {_plain(phrase): label for label, phrase in enumerate(hub.classnames)}
+    labels |= {_plain(alias): labels[_plain(ours)] for alias, ours in hub.aliases.items()}
+    found = [labels.get(_plain(their)) for their in theirs]
+    known = [label for label in found if label is not None]
+    if len(known) < len(found) or sorted(known) != list(range(len(hub.classnames))):
+        strange = [their for their, label in zip(theirs, found, strict=True) if label is None]
+        absent = [ours for label, ours in enumerate(hub.classnames) if label not in known]
+        raise UsageError(
+            f"data set {name}: the classes of {hub.repo} cannot be matched with ours by name "
+            f"(expected {len(hub.classnames)}, got {len(theirs)}; theirs alone: "
+            f"{', '.join(strange[:5]) or 'none'}; ours alone: {', '.join(absent[:5]) or 'none'}), "
+            "so that its labels would mean something else. Use another --data-source"
+        )
+    return tuple(known)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
