@@ -1,4 +1,4 @@
-"""Measures what linearisation costs: time and peak memory, as ratios of paired runs.
+"""Measures what linearisation and loading cost: time and memory, as ratios of paired runs.
 
 Each variant lives in a process of its own. The processes work in turns, in another order each
 round, one at a time; a ratio is taken within a round, and its median over rounds is reported with
@@ -7,6 +7,7 @@ its smallest and largest value. The first turn of each is not counted.
     python scripts/benchmark.py step      a training step, a forward pass; standard, linear, plain
     python scripts/benchmark.py sweep     21 coefficients: in one pass, and batch by batch
     python scripts/benchmark.py startup   importing the library, `--help` of an entry point
+    python scripts/benchmark.py data      loading pictures: by workers, and where the time goes
 
 "linear" is this project's engine, "plain" is `torch.func.jvp` with unfused attention.
 """
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -38,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SWEEP_POINTS = 21
 NUM_PICTURES = 32
 PICTURE_SIZE = (640, 480)
+NUM_PHOTOS = 1000
+PHOTO_SIZE = (500, 375)  # as most of ImageNet's are
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,83 @@ def _commands(*words: str) -> Callable[[Settings, Path], dict[str, Turn]]:
     return turns
 
 
+def worker_counts(cores: int) -> list[int]:
+    """0, 1, 2, 4 ... and as many workers as there are cores."""
+    powers = [2**i for i in range(cores.bit_length())]
+    return sorted({0, *powers, cores})
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker" if count == 1 else f"{count} workers"
+
+
+def _loading(count: int) -> Callable[[Settings, Path], dict[str, Turn]]:
+    """An epoch of training batches, and one of evaluation batches, in the run's own loaders."""
+
+    def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
+        from torchvision.datasets import ImageFolder
+
+        from src.data.loading import BatchPlan, RankBatches, eval_loader, train_loader
+
+        encoder, pictures = _encoder(settings), ImageFolder(folder / "photos")
+        augment, preprocess = encoder.train_preprocess, encoder.val_preprocess
+        del encoder
+        plan = BatchPlan(len(pictures), settings.batch_size, 1, seed=0)
+
+        def train() -> None:
+            batches = RankBatches(plan, 0, plan.steps_per_epoch, 0, 1)
+            seen = sum(len(labels) for _, labels in train_loader(pictures, augment, batches, count))
+            assert seen == len(pictures)
+
+        def val() -> None:
+            loader = eval_loader(pictures, preprocess, settings.batch_size, count)
+            seen = sum(len(labels) for _, labels in loader)
+            assert seen == len(pictures)
+
+        return {"train": train, "val": val}
+
+    return turns
+
+
+def _stages(settings: Settings, folder: Path) -> dict[str, Turn]:
+    """Every picture, as far as a stage: each turn does what the one before it does, and more."""
+    import io
+
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+    encoder, paths = (
+        _encoder(settings),
+        [path for path, _ in ImageFolder(folder / "photos").samples],
+    )
+    transforms = {"train": encoder.train_preprocess, "val": encoder.val_preprocess}
+    del encoder
+
+    def decode(path: str) -> Image.Image:
+        return Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")
+
+    def resize(path: str, steps: Sequence[Any]) -> Image.Image:
+        image = decode(path)
+        for step in steps:
+            image = step(image)
+        return image
+
+    def over(work: Callable[[str], object]) -> Turn:
+        def turn() -> None:
+            for path in paths:
+                work(path)
+
+        return turn
+
+    turns = {"read": over(lambda path: Path(path).read_bytes()), "decode": over(decode)}
+    for name, transform in transforms.items():
+        steps = transform.transforms
+        geometry = [step for step in steps if "Crop" in repr(step) or "Resize" in repr(step)]
+        turns[f"{name}, resize"] = over(functools.partial(resize, steps=geometry))
+        turns[f"{name}, all"] = over(functools.partial(resize, steps=steps))
+    return turns
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The variants of a subcommand, and which ratios say what.
@@ -278,6 +360,17 @@ COMPARISONS = {
             "finetune.py --help / import torch": ("time", "finetune.py --help", "import torch"),
         },
     ),
+    "data": Comparison(
+        {
+            **{_workers(count): _loading(count) for count in worker_counts(os.cpu_count() or 1)},
+            "stages": _stages,
+        },
+        {
+            f"{what}, 0 workers / {_workers(count)}": (what, "0 workers", _workers(count))
+            for what in ("train", "val")
+            for count in worker_counts(os.cpu_count() or 1)[1:]
+        },
+    ),
 }
 
 
@@ -328,7 +421,7 @@ def measure(
     """The figures of each round: variant -> measure -> one value a round.
 
     Args:
-        subject: step, sweep or startup.
+        subject: step, sweep, startup or data.
         variants: which of its variants.
         settings: on what.
         rounds: how often each variant has its turn, after one that is not counted.
@@ -339,7 +432,7 @@ def measure(
     processes = []
     found: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     try:
-        measures: list[str] = []
+        measures: dict[str, list[str]] = {}
         for name in variants:
             pipes[name], theirs = context.Pipe()
             process = context.Process(
@@ -348,11 +441,12 @@ def measure(
             process.start()
             theirs.close()
             processes.append(process)
-            measures = pipes[name].recv()  # one builds at a time
-        for what in measures:
+            measures[name] = pipes[name].recv()  # one builds at a time
+        for what in dict.fromkeys(itertools.chain(*measures.values())):
+            having = [name for name in variants if what in measures[name]]
             for turn in range(rounds + 1):
-                order = variants[turn % len(variants) :] + variants[: turn % len(variants)]
-                for name in order:
+                first = turn % len(having)
+                for name in having[first:] + having[:first]:
                     pipes[name].send(what)
                     seconds = pipes[name].recv()
                     if turn > 0:
@@ -373,24 +467,35 @@ def measure(
     return found
 
 
-def write_pictures(folder: Path) -> None:
-    """PNG pictures of photographs' size, in the layout of EuroSAT."""
+def _picture(generator: np.random.Generator, size: tuple[int, int]) -> Any:
+    """Blots of colour under a little noise: as hard to decode as a photograph of this size."""
     from PIL import Image
 
+    coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+    noise = generator.integers(-8, 9, picture.shape)
+    return Image.fromarray(np.clip(picture.astype(np.int16) + noise, 0, 255).astype(np.uint8))
+
+
+def write_photos(folder: Path) -> None:
+    """JPEG pictures of photographs' size, in ten class folders."""
+    generator = np.random.default_rng(0)
+    for i in range(NUM_PHOTOS):
+        path = folder / f"class_{i % 10}" / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _picture(generator, PHOTO_SIZE).save(path, quality=90)
+
+
+def write_pictures(folder: Path) -> None:
+    """PNG pictures of photographs' size, in the layout of EuroSAT."""
     from src.data.clip8.eurosat import PHRASES
 
     generator = np.random.default_rng(0)
     for split, count in (("train", len(PHRASES)), ("val", len(PHRASES)), ("test", NUM_PICTURES)):
         for i in range(count):
-            coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-            picture = np.asarray(
-                Image.fromarray(coarse).resize(PICTURE_SIZE, Image.Resampling.BICUBIC)
-            )
-            noise = generator.integers(-8, 9, picture.shape)
-            noisy = np.clip(picture.astype(np.int16) + noise, 0, 255).astype(np.uint8)
             path = folder / "EuroSAT_splits" / split / sorted(PHRASES)[i % len(PHRASES)]
             path.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noisy).save(path / f"{i}.png")
+            _picture(generator, PICTURE_SIZE).save(path / f"{i}.png")
 
 
 # --- the report
@@ -415,6 +520,62 @@ def summarize(
                 "pairs": len(quotients),
             }
     return summary
+
+
+def loading(medians: Mapping[str, Mapping[str, float]], count: int) -> dict[str, Any]:
+    """What the times of `count` pictures say of loading.
+
+    Args:
+        medians: seconds of each variant and measure of the subject data.
+        count: pictures.
+
+    Returns:
+        "images_per_second" by variant; "milliseconds" of each stage of a picture, by transform;
+        and "bound", the longest stage of each.
+    """
+    rates = {
+        name: {what: round(count / seconds, 1) for what, seconds in figures.items()}
+        for name, figures in medians.items()
+        if name != "stages"
+    }
+    found: dict[str, Any] = {"images_per_second": rates}
+    if "stages" in medians:
+        upto = medians["stages"]
+        stages = {}
+        for kind in ("train", "val"):
+            ends = [
+                0.0,
+                upto["read"],
+                upto["decode"],
+                upto[f"{kind}, resize"],
+                upto[f"{kind}, all"],
+            ]
+            spent = [round(1000 * (b - a) / count, 3) for a, b in itertools.pairwise(ends)]
+            stages[kind] = dict(zip(("read", "decode", "resize", "rest"), spent, strict=True))
+        found["milliseconds"] = stages
+        found["bound"] = {
+            kind: max(spent, key=lambda s: spent[s]) for kind, spent in stages.items()
+        }
+    return found
+
+
+def loading_table(facts: Mapping[str, Any]) -> str:
+    """The figures of `loading` as Markdown, and what bounds each transform."""
+    from src.results import markdown_table
+
+    rows = [
+        [name, *(f"{rates[kind]:.0f}" for kind in ("train", "val"))]
+        for name, rates in facts["images_per_second"].items()
+    ]
+    text = markdown_table(["images/s", "train", "val"], rows)
+    for kind, spent in facts.get("milliseconds", {}).items():
+        longest, total = facts["bound"][kind], sum(spent.values())
+        parts = ", ".join(f"{stage} {value:.2f}" for stage, value in spent.items())
+        text += (
+            f"\n\n{kind}: {total:.2f} ms a picture on one core ({parts}); "
+            f"bound by {longest}, {100 * spent[longest] / total:.0f} % of it"
+        )
+    return text
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -483,8 +644,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         if options.subject == "sweep":
             write_pictures(Path(name) / "data")
+        if options.subject == "data":
+            write_photos(Path(name) / "photos")
         found = measure(options.subject, variants, settings, options.rounds, Path(name))
     summary = summarize(found, comparison.ratios)
+    if options.subject == "data":
+        pictures = {"pictures": NUM_PHOTOS, "size": list(PHOTO_SIZE), "format": "JPEG, quality 90"}
+        summary = {**pictures, **loading(summary["medians"], NUM_PHOTOS), **summary}
     facts = {
         "subject": options.subject,
         **asdict(settings),
@@ -501,6 +667,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         write_text(options.output, json.dumps(facts, indent=2) + "\n")
     print(f"{settings}\n{facts['machine']}\n\n{table(summary)}")
+    if options.subject == "data":
+        print(f"\n{loading_table(summary)}")
     return 0
 
 

@@ -36,7 +36,8 @@ def command(script: str, args: Any, mode: str | None = None) -> str:
     for name in ("model", "suite", "data_source", "save", "results", "seed", "load", "precision"):
         value = setting(args, name)
         if value is not None and value != getattr(defaults, name):
-            words.append(f"--{name}={','.join(value) if isinstance(value, list) else value}")
+            flag = name.replace("_", "-")
+            words.append(f"--{flag}={','.join(value) if isinstance(value, list) else value}")
     return " ".join(words)
 
 

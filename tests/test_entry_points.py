@@ -7,14 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
+from src.args import parse_arguments
 from src.checkpoints import load_checkpoint, read_facts, save_tensors
+from src.data.registry import dataset_for, split_hashes, split_record
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
@@ -55,15 +56,36 @@ def test_finetuning_writes_theta_and_stores_theta0_once(root: Path) -> None:
     assert not list(folder.rglob("*resume*")) and not list(folder.rglob("*.part"))
 
 
-def test_checkpoints_and_results_say_which_pictures_they_saw(root: Path) -> None:
+def test_checkpoints_and_results_say_which_pictures_they_are_of(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = parse_arguments(flags(root))
+    hashes: dict[str, object] = {}
     for task in TASKS:
-        split = read_facts(root / "checkpoints" / f"{task}Val" / "finetuned.safetensors")["info"]
-        recorded = split["split"]
-        assert len(recorded["train"]) == len(recorded["val"]) == 64
-        for name in ("zeroshot_accuracies", "posthoc_ft_accuracies"):
-            origin: Any = results(root, name)["provenance"]
-            assert origin["splits"][f"{task}Val"] == recorded["val"]
-            assert recorded["dataset"] == task and recorded["source"] == "embedded"
+        own = split_record(dataset_for(args, f"{task}Val"))
+        for name in ("finetuned", "linear_finetuned"):
+            path = root / "checkpoints" / f"{task}Val" / f"{name}.safetensors"
+            assert read_facts(path)["info"]["split"] == own
+        hashes |= split_hashes(args, [task, f"{task}Val"])
+        assert hashes[f"{task}Val"] == own["val"] != own["train"]
+    assert None not in hashes.values()
+    control = split_hashes(args, ["Shapes", "ShapesVal"])
+
+    def recorded(name: str) -> object:
+        origin = results(root, name)["provenance"]
+        assert isinstance(origin, dict)
+        return origin["splits"]
+
+    assert recorded("ft_accuracies") == hashes
+    assert recorded("zeroshot_accuracies") == {**hashes, **control}
+    for argv in ("standard", "linear"):
+        assert eval_task_addition.main([f"--finetuning-mode={argv}", *flags(root)]) == 0
+        assert eval_task_negation.main([f"--finetuning-mode={argv}", *flags(root)]) == 0
+        prefix = "" if argv == "standard" else "linear_"
+        (path,) = (root / "results").rglob(f"{prefix}additions*.json")
+        assert load_results(path)["provenance"]["splits"] == hashes
+        assert recorded(f"{prefix}negations") == {**hashes, **control}
+    assert "another split" not in caplog.text
 
 
 def test_a_checkpoint_of_another_split_is_warned_of(

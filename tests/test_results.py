@@ -135,6 +135,13 @@ def test_merge_without_a_file_gives_the_results(tmp_path: Path) -> None:
     assert results.merge(tmp_path / "ft_accuracies.json", new) == new
 
 
+def test_merge_keeps_the_splits_of_the_other_tasks(tmp_path: Path) -> None:
+    old = {"Emoji": 0.2, "provenance": origin(splits={"MNIST": "a", "Emoji": "b"})}
+    path = write(tmp_path / "ft_accuracies.json", old)
+    found = results.merge(path, {"MNIST": 0.9, "provenance": origin(splits={"MNIST": "c"})})
+    assert found["provenance"]["splits"] == {"MNIST": "c", "Emoji": "b"}
+
+
 def test_merge_keeps_the_other_tasks_of_the_run(tmp_path: Path) -> None:
     old = {
         "MNIST": 0.1,

@@ -8,6 +8,7 @@ workers.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ def eval_loader(
         batch_size=batch_size,
         sampler=RankSampler(len(pictures), rank, world_size),
         num_workers=num_workers,
+        multiprocessing_context=_start_method(num_workers),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global one
     )
@@ -183,9 +185,19 @@ def train_loader(
         SeededPictures(pictures, transform, seed=batches.plan.seed),
         batch_sampler=batches,
         num_workers=num_workers,
+        multiprocessing_context=_start_method(num_workers),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def _start_method(num_workers: int) -> str | None:
+    """How workers start: on Linux as copies of this process, elsewhere as Python does by default.
+
+    In a process that was spawned itself, as those of `--world-size` are, Python's default is to
+    spawn; each worker would then import PyTorch, for seconds, for every data set.
+    """
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 def to_device(batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
