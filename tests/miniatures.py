@@ -1,4 +1,4 @@
-"""Small files of the true formats: what the public data sets are made of, at a few pixels a picture.
+"""Small files of the true formats: the public data sets at a few pixels a picture.
 
 torchvision compares the published checksums of CIFAR, STL10 and SVHN; the makers put the small
 files' own checksums in their place, so that the comparison itself still runs.
@@ -95,12 +95,12 @@ def make_cars(root: Path, patch: Patch) -> None:
         "cars_train": ("devkit/cars_train_annos.mat", (14, 196, 1)),
         "cars_test": ("cars_test_annos_withlabels.mat", (196, 2)),
     }
-    for split, (file, classes) in splits.items():
+    for first, (split, (file, classes)) in zip((0, 100), splits.items(), strict=True):
         fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
         annotations = np.empty((1, len(classes)), dtype=[(field, object) for field in fields])
         for i, number in enumerate(classes):
             annotations[0, i] = (1, 1, 8, 8, np.uint8(number), f"{i + 1:05d}.jpg")
-            picture(folder / split / f"{i + 1:05d}.jpg", 10 * i)
+            picture(folder / split / f"{i + 1:05d}.jpg", first + 10 * i)
         scipy.io.savemat(folder / file, {"annotations": annotations})
 
 
@@ -142,7 +142,7 @@ def make_folders(root: Path, levels: dict[str, int], names: Sequence[str], suffi
     for split, level in levels.items():
         for name in names:
             picture(root / split / name / f"{name}_{level}{suffix}", level)
-        picture(root / split / names[0] / f"{names[0]}_0{suffix}", level + 1)
+        picture(root / split / names[0] / f"{names[0]}_0{level}{suffix}", level + 1)
 
 
 def make_dtd(root: Path, patch: Patch) -> None:

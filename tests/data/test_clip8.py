@@ -1,4 +1,4 @@
-"""The loaders of the CLIP suite read small files of the true formats, and refuse incomplete ones."""
+"""The loaders of the CLIP suite read small files of the true formats, refuse incomplete ones."""
 
 from __future__ import annotations
 
