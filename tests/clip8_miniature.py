@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 
 from src.tasks import get_suite
-from tests.data.test_clip8 import MAKERS, checksums, idx, picture, write
+from tests.miniatures import MAKERS, checksums, idx, picture, write
 
 COUNT = 20  # training pictures of a set in one file, enough to hold some out
 

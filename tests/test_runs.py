@@ -15,8 +15,8 @@ from src.args import Config
 from src.checkpoints import save_tensors
 from src.data.registry import dataset_for, split_record
 from tests.conftest import MakeArgs
-from tests.data.test_clip8 import make_dtd
 from tests.data.test_sources import dtd_lists
+from tests.miniatures import make_dtd
 
 Log = pytest.LogCaptureFixture
 

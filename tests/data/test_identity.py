@@ -19,7 +19,8 @@ from src.data.clip8 import CLIP8_SETS
 from src.data.clip8.folders import ClassFolders, LazyPictures
 from src.data.identity import fingerprint, split_hash
 from src.data.registry import hold_out
-from tests.data.test_clip8 import MAKERS, made, picture
+from tests.data.test_clip8 import made
+from tests.miniatures import MAKERS, picture
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Patch = pytest.MonkeyPatch

@@ -33,13 +33,12 @@ from src.data.sources import Layout, PublicSet, load_public
 from src.errors import MissingFileError, UsageError
 from src.tasks import SUITES
 from tests.conftest import MakeArgs
-from tests.data.test_clip8 import (
+from tests.data.test_clip8 import labels, levels
+from tests.miniatures import (
     MAKERS,
     SUN_FOLDERS,
     SYNSETS,
     TEXTURES,
-    labels,
-    levels,
     make_folders,
     picture,
     write,

@@ -42,18 +42,22 @@ def load(location: Path) -> Splits:
     validation pictures are a part of the training list.
     """
     root = location / "resisc45"
-    classes = FOLDERS.check(root / "NWPU-RESISC45")
-    train, test = (_listed(root, f"resisc45-{split}.txt", classes) for split in ("train", "test"))
-    return Splits(train, test, tuple(spaced(name) for name in classes))
+    train, test = (read_list(root, f"resisc45-{split}.txt") for split in ("train", "test"))
+    return Splits(train, test, tuple(spaced(name) for name in train.classes))
 
 
-def _listed(root: Path, list_name: str, classes: list[str]) -> ImageFolder:
+def read_list(root: Path, list_name: str) -> ImageFolder:
     """The pictures that one list names.
+
+    Args:
+        root: the folder `resisc45`.
+        list_name: of the list in it.
 
     Raises:
         MissingFileError: if the list or one of its pictures is missing.
         UsageError: if the list names a class without a folder.
     """
+    classes = FOLDERS.check(root / "NWPU-RESISC45")
     listing = require(root / list_name, FOLDERS.name, FOLDERS.layout)
     names = listing.read_text(encoding="utf-8").split()
     wanted = {f"{name.rpartition('_')[0]}/{name}" for name in names}

@@ -1,0 +1,367 @@
+"""What is published about each public set: where it is had, and how many pictures it has.
+
+Checksums and addresses of archives are those that torchvision and torchgeo use. A figure that we
+could not find in a document of its source is marked as not confirmed; a file that differs from it
+is reported as a note, not as an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published file.
+
+    Attributes:
+        name: of the file, as published.
+        urls: where it can be downloaded without asking anyone, in the order to try.
+        checksum: its MD5 (32 digits) or SHA-256 (64); None where none is published.
+    """
+
+    name: str
+    urls: tuple[str, ...] = ()
+    checksum: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How many pictures a split has.
+
+    Attributes:
+        total: pictures.
+        per_class: pictures of every class, or of each in the order of the labels; None where
+            classes differ and we know of no published figures.
+        confirmed: whether `per_class` was found in a document of the source.
+    """
+
+    total: int
+    per_class: int | tuple[int, ...] | None = None
+    confirmed: bool = True
+
+    def of_class(self, label: int) -> int | None:
+        """Pictures of one class, if known."""
+        return self.per_class[label] if isinstance(self.per_class, tuple) else self.per_class
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """One public set.
+
+    Attributes:
+        folder: its own folder below the data root.
+        classes: number of classes.
+        splits: the figures, by split.
+        source: where the figures are published.
+        page: the official page, for a person.
+        archives: what it is made of.
+        lists: published lists of its splits.
+        by_hand: what a person does about the archives that cannot be downloaded, or in their stead.
+        sealed: whether its reader compares all of it with published checksums, so that pictures in
+            two splits are the publisher's own.
+    """
+
+    folder: str
+    classes: int
+    splits: Mapping[str, Figure]
+    source: str
+    page: str
+    archives: tuple[Archive, ...]
+    lists: tuple[Archive, ...] = ()
+    by_hand: str = ""
+    sealed: bool = False
+
+    def archive(self, name: str) -> Archive:
+        """The archive or list of this name; one without address and checksum for others."""
+        named = {item.name: item for item in (*self.archives, *self.lists)}
+        return named.get(name, Archive(name))
+
+
+_MNIST = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "http://yann.lecun.com/exdb/mnist/",
+)
+_GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
+_SVHN = "http://ufldl.stanford.edu/housenumbers/"
+_SUN = "vision.princeton.edu/projects/2010/SUN/"
+_RESISC = (
+    "https://huggingface.co/datasets/isaaccorley/resisc45/resolve/"
+    "883edc0eee77b2c84225472f10f126e3ed83fa6e/"
+)
+_RSR = "https://storage.googleapis.com/remote_sensing_representations/"
+# fmt: off
+_GTSRB_TEST = (
+    60, 720, 750, 450, 660, 630, 150, 450, 450, 480, 660, 420, 690, 720, 270, 210, 150, 360, 390,
+    60, 90, 90, 120, 150, 90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 120, 390, 120, 60, 690, 90,
+    90, 60, 90,
+)
+# fmt: on
+
+
+def _mnist(name: str, checksum: str) -> Archive:
+    return Archive(name, tuple(mirror + name for mirror in _MNIST), checksum)
+
+
+SETS: dict[str, PublicSet] = {
+    "Cars": PublicSet(
+        folder="stanford_cars",
+        classes=196,
+        splits={"train": Figure(8_144), "test": Figure(8_041)},
+        source="torchvision's documentation of StanfordCars; classes differ in size",
+        page="https://ai.stanford.edu/~jkrause/cars/car_dataset.html (gone)",
+        archives=tuple(
+            map(
+                Archive,
+                (
+                    "car_devkit.tgz",
+                    "cars_test_annos_withlabels.mat",
+                    "cars_train.tgz",
+                    "cars_test.tgz",
+                ),
+            )
+        ),
+        by_hand="The official page is gone. github.com/pytorch/vision/issues/7545 collects where "
+        "the files still are: pictures at kaggle.com/datasets/jessicali9530/stanford-cars-dataset "
+        "(stanford-cars-dataset.zip serves for cars_train.tgz and cars_test.tgz), the developer "
+        "kit at github.com/pytorch/vision/files/11644847/car_devkit.tgz, the labels at "
+        "kaggle.com/datasets/abdelrahmant11/standford-cars-dataset-meta",
+    ),
+    "CIFAR10": PublicSet(
+        folder="cifar-10-batches-py",
+        classes=10,
+        splits={"train": Figure(50_000, 5_000), "test": Figure(10_000, 1_000)},
+        source="https://www.cs.toronto.edu/~kriz/cifar.html",
+        page="https://www.cs.toronto.edu/~kriz/cifar.html",
+        archives=(
+            Archive(
+                "cifar-10-python.tar.gz",
+                ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+                "c58f30108f718f92721af3b95e74349a",
+            ),
+        ),
+        sealed=True,
+    ),
+    "CIFAR100": PublicSet(
+        folder="cifar-100-python",
+        classes=100,
+        splits={"train": Figure(50_000, 500), "test": Figure(10_000, 100)},
+        source="https://www.cs.toronto.edu/~kriz/cifar.html",
+        page="https://www.cs.toronto.edu/~kriz/cifar.html",
+        archives=(
+            Archive(
+                "cifar-100-python.tar.gz",
+                ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+                "eb9058c3a382ffc7106e4002c42a8d85",
+            ),
+        ),
+        sealed=True,
+    ),
+    "DTD": PublicSet(
+        folder="dtd",
+        classes=47,
+        # 120 pictures a class in three equal parts: train1 and val1, and test1
+        splits={"train": Figure(3_760, 80), "test": Figure(1_880, 40)},
+        source="https://www.robots.ox.ac.uk/~vgg/data/dtd/; which part goes where: "
+        "github.com/mlfoundations/task_vectors/issues/1",
+        page="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+        archives=(
+            Archive(
+                "dtd-r1.0.1.tar.gz",
+                ("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",),
+                "fff73e5086ae6bdbea199a49dfb8a4c1",
+            ),
+        ),
+    ),
+    "EuroSAT": PublicSet(
+        folder="EuroSAT_splits",
+        classes=10,
+        # 27,000 pictures, 2,000 to 3,000 a class; totals of the splits: the authors of the public
+        # projects; 270 a class: the script that their users share
+        splits={
+            "train": Figure(
+                21_600,
+                (2_460, 2_460, 2_460, 1_960, 1_960, 1_460, 1_960, 2_460, 1_960, 2_460),
+                confirmed=False,
+            ),
+            "val": Figure(2_700, 270, confirmed=False),
+            "test": Figure(2_700, 270, confirmed=False),
+        },
+        source="arXiv:1709.00029; splits: github.com/mlfoundations/task_vectors/issues/1",
+        page="https://github.com/phelber/EuroSAT",
+        archives=(
+            Archive(
+                "EuroSAT.zip",
+                (
+                    "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
+                    "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                    "https://madm.dfki.de/files/sentinel/EuroSAT.zip",
+                ),
+                "c8fa014336c82ac7804f0398fcb19387",
+            ),
+        ),
+    ),
+    "GTSRB": PublicSet(
+        folder="gtsrb",
+        classes=43,
+        splits={
+            "train": Figure(26_640),  # the archive that torchvision takes; the full one has 39,209
+            "test": Figure(
+                12_630,
+                _GTSRB_TEST,
+                confirmed=False,
+            ),
+        },
+        source="Readme-Images-Final-test.txt in the archive (test); public projects (train)",
+        page="https://benchmark.ini.rub.de/gtsrb_dataset.html",
+        archives=(
+            Archive(
+                "GTSRB-Training_fixed.zip",
+                (f"{_GTSRB}GTSRB-Training_fixed.zip",),
+                "513f3c79a4c5141765e10e952eaa2478",
+            ),
+            Archive(
+                "GTSRB_Final_Test_Images.zip",
+                (f"{_GTSRB}GTSRB_Final_Test_Images.zip",),
+                "c7e4e6327067d32654124b0fe9e82185",
+            ),
+            Archive(
+                "GTSRB_Final_Test_GT.zip",
+                (f"{_GTSRB}GTSRB_Final_Test_GT.zip",),
+                "fe31e9c9270bbcd7b84b7f21a9d9d9e5",
+            ),
+        ),
+    ),
+    "ImageNet": PublicSet(
+        folder="imagenet",
+        classes=1_000,
+        splits={"train": Figure(1_281_167), "test": Figure(50_000, 50)},
+        source="arXiv:1409.0575, table 2",
+        page="https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
+        archives=(
+            Archive("ILSVRC2012_img_train.tar", (), "1d675b47d978889d74fa0da5fadfb00e"),
+            Archive("ILSVRC2012_img_val.tar", (), "29b22e2961454d5413ddabcf34fc5622"),
+            Archive("ILSVRC2012_devkit_t12.tar.gz", (), "fa75699e90414af021442c21a62c3abf"),
+        ),
+        by_hand="Register at the official page and accept its terms",
+    ),
+    "MNIST": PublicSet(
+        folder="MNIST/raw",
+        classes=10,
+        splits={
+            "train": Figure(
+                60_000,
+                (5_923, 6_742, 5_958, 6_131, 5_842, 5_421, 5_918, 6_265, 5_851, 5_949),
+                confirmed=False,
+            ),
+            "test": Figure(
+                10_000,
+                (980, 1_135, 1_032, 1_010, 982, 892, 958, 1_028, 974, 1_009),
+                confirmed=False,
+            ),
+        },
+        source="http://yann.lecun.com/exdb/mnist/",
+        page="http://yann.lecun.com/exdb/mnist/",
+        archives=(
+            _mnist("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            _mnist("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
+            _mnist("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+            _mnist("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+        ),
+    ),
+    "RESISC45": PublicSet(
+        folder="resisc45",
+        classes=45,
+        # 700 pictures a class in all; the lists do not draw equally from the classes
+        splits={"train": Figure(18_900), "val": Figure(6_300), "test": Figure(6_300)},
+        source="arXiv:1703.00121; lists: arXiv:1911.06721",
+        page="https://gcheng-nwpu.github.io/",
+        archives=(
+            Archive(
+                "NWPU-RESISC45.zip",
+                (f"{_RESISC}NWPU-RESISC45.zip",),
+                "beeecd0b63656290ae6d65cf7763185b0c1c4c54a753ef8088d6fba3faaf1f53",
+            ),
+        ),
+        lists=tuple(
+            Archive(
+                f"resisc45-{split}.txt",
+                (f"{_RSR}resisc45-{split}.txt", f"{_RESISC}resisc45-{split}.txt"),
+                md5,
+            )
+            for split, md5 in {
+                "train": "b5a4c05a37de15e4ca886696a85c403e",
+                "val": "a0770cee4c5ca20b8c32bbd61e114805",
+                "test": "3dda9e4988b47eb1de9f07993653eb08",
+            }.items()
+        ),
+        by_hand="The authors publish NWPU-RESISC45.rar, which Python cannot unpack: unpack it "
+        "yourself (unar, 7z x or bsdtar -xf) to the folder NWPU-RESISC45",
+    ),
+    "STL10": PublicSet(
+        folder="stl10",
+        classes=10,
+        splits={"train": Figure(5_000, 500), "test": Figure(8_000, 800)},
+        source="https://cs.stanford.edu/~acoates/stl10/",
+        page="https://cs.stanford.edu/~acoates/stl10/",
+        archives=(
+            Archive(
+                "stl10_binary.tar.gz",
+                ("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",),
+                "91f7769df0f17e558f3565bffb0c7dfb",
+            ),
+        ),
+        sealed=True,
+    ),
+    "SUN397": PublicSet(
+        folder="sun397",
+        classes=397,
+        splits={"train": Figure(19_850, 50), "test": Figure(19_850, 50)},
+        source=f"https://{_SUN}",
+        page=f"https://{_SUN}",
+        archives=(
+            Archive(
+                "SUN397.tar.gz",
+                (f"http://{_SUN}SUN397.tar.gz",),
+                "8ca2778205c41d23104230ba66911c7a",
+            ),
+            Archive(
+                "Partitions.zip",
+                (f"https://{_SUN}download/Partitions.zip",),
+                "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
+            ),
+        ),
+    ),
+    "SVHN": PublicSet(
+        folder="svhn",
+        classes=10,
+        splits={
+            "train": Figure(
+                73_257,
+                (4_948, 13_861, 10_585, 8_497, 7_458, 6_882, 5_727, 5_595, 5_045, 4_659),
+                confirmed=False,
+            ),
+            "test": Figure(
+                26_032,
+                (1_744, 5_099, 4_149, 2_882, 2_523, 2_384, 1_977, 2_019, 1_660, 1_595),
+                confirmed=False,
+            ),
+        },
+        source="http://ufldl.stanford.edu/housenumbers/",
+        page="http://ufldl.stanford.edu/housenumbers/",
+        archives=(
+            Archive(
+                "train_32x32.mat",
+                (f"{_SVHN}train_32x32.mat",),
+                "e26dedcc434d2e4c54c9b2d4a06d8373",
+            ),
+            Archive(
+                "test_32x32.mat",
+                (f"{_SVHN}test_32x32.mat",),
+                "eb5a983be6a315427106f1b164d9cef3",
+            ),
+        ),
+        sealed=True,
+    ),
+}
