@@ -525,11 +525,8 @@ def test_mnistval_is_the_published_split_on_real_files(tmp_path: Path) -> None:
         head = struct.pack(">4BI", 0, 0, 8, 1, size)
         write(raw / f"{part}-labels-idx1-ubyte", head + digits[:size].tobytes())
     data = get_dataset("MNISTVal", None, tmp_path)
-    rest, val = random_split(
-        range(count),  # type: ignore[arg-type]
-        [55000, 5000],
-        torch.Generator().manual_seed(0),
-    )
+    pictures: Any = range(count)
+    rest, val = random_split(pictures, [55000, 5000], torch.Generator().manual_seed(0))
     assert rest.indices[0] == 36044
 
     def number(pictures: Pictures, index: int) -> int:
