@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from typing import Any
 
@@ -229,6 +230,19 @@ def test_ranks_see_the_very_images_that_one_process_sees(world_size: int) -> Non
 
 
 @workers
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems start workers in their own way")
+def test_workers_are_forked_even_where_python_would_spawn_them() -> None:
+    """A spawned worker imports PyTorch first: seconds a worker, a loader and a data set."""
+    batches = RankBatches(BatchPlan(4, 2, 1, 0), 0, 2, 0, 1)
+    for workers, method in ((2, "fork"), (0, None)):
+        for loader in (
+            eval_loader(_pictures(4), _draw, 2, workers),
+            train_loader(_pictures(4), _draw, batches, workers),
+        ):
+            context = loader.multiprocessing_context
+            assert (context and context.get_start_method()) == method
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_keeps_the_order(num_workers: int) -> None:
     loader = eval_loader(_pictures(7), _draw, 3, num_workers)

@@ -86,7 +86,7 @@ def test_the_table_has_each_figure_with_its_unit(script: ModuleType) -> None:
     assert ["old / new", "2.000", "1.000 to 3.000", "3"] in lines
 
 
-@pytest.mark.parametrize("subject", ["step", "sweep", "startup"])
+@pytest.mark.parametrize("subject", ["step", "sweep", "startup", "data"])
 def test_each_ratio_is_of_variants_that_there_are(script: ModuleType, subject: str) -> None:
     comparison = script.COMPARISONS[subject]
     assert comparison.ratios
@@ -206,6 +206,30 @@ def test_one_works_at_a_time_each_in_a_process_of_its_own(measured: Measured) ->
 def test_all_steps_come_before_all_forward_passes(measured: Measured) -> None:
     _, log = measured
     assert [line[1] for line in log[3:]] == ["step"] * 30 + ["forward"] * 30
+
+
+def _serve_unlike(pipe: Any, subject: str, variant: str, settings: Any, folder: Path) -> None:
+    """Variants with measures of their own; each turn says that it took the variant's number."""
+    pipe.send(["time"] if variant in "ab" else ["read", "decode"])
+    while (name := pipe.recv()) is not None:
+        with (folder / "log").open("a") as file:
+            file.write(f"{name} {variant}\n")
+        pipe.send(float(NAMES.index(variant)))
+
+
+def test_variants_may_have_measures_of_their_own(
+    script: ModuleType, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(script, "_serve", _serve_unlike)
+    found = script.measure("data", NAMES, settings(script), 1, tmp_path)
+    assert found == {
+        "a": {"time": [0.0]},
+        "b": {"time": [1.0]},
+        "c": {"read": [2.0], "decode": [2.0]},
+    }
+    log = (tmp_path / "log").read_text().split("\n")
+    assert log[:4] == ["time a", "time b", "time b", "time a"]
+    assert log[4:8] == ["read c", "read c", "decode c", "decode c"]
 
 
 def test_no_process_outlives_the_measurement(
@@ -333,6 +357,95 @@ def test_the_pictures_are_ones_that_the_reader_of_eurosat_accepts(
     assert len({splits.test[i][0].tobytes() for i in range(23)}) == 23
 
 
+# loading
+
+
+@pytest.mark.parametrize(
+    ("cores", "counts"),
+    [(1, [0, 1]), (2, [0, 1, 2]), (6, [0, 1, 2, 4, 6]), (8, [0, 1, 2, 4, 8])],
+)
+def test_workers_double_up_to_the_cores(script: ModuleType, cores: int, counts: list[int]) -> None:
+    assert script.worker_counts(cores) == counts
+
+
+LOADED = {
+    "0 workers": {"train": 4.0, "val": 2.0},
+    "2 workers": {"train": 2.0, "val": 1.0},
+    "stages": {
+        "read": 0.1,
+        "decode": 1.1,
+        "train, resize": 3.1,
+        "train, all": 3.6,
+        "val, resize": 1.3,
+        "val, all": 1.8,
+    },
+}
+
+
+def test_loading_is_told_in_images_a_second_and_by_stages(script: ModuleType) -> None:
+    facts = script.loading(LOADED, 200)
+    assert facts["images_per_second"] == {
+        "0 workers": {"train": 50.0, "val": 100.0},
+        "2 workers": {"train": 100.0, "val": 200.0},
+    }
+    assert facts["milliseconds"] == {
+        "train": {"read": 0.5, "decode": 5.0, "resize": 10.0, "rest": 2.5},
+        "val": {"read": 0.5, "decode": 5.0, "resize": 1.0, "rest": 2.5},
+    }
+    assert facts["bound"] == {"train": "resize", "val": "decode"}
+    text = script.loading_table(facts)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["2 workers", "100", "200"] in lines
+    assert "train: 18.00 ms a picture on one core (read 0.50, decode 5.00, resize 10.00" in text
+    assert "bound by resize, 56 % of it" in text and "bound by decode, 56 % of it" in text
+
+
+def test_without_the_stages_nothing_is_said_of_them(script: ModuleType) -> None:
+    facts = script.loading({"0 workers": {"train": 4.0, "val": 2.0}}, 200)
+    assert list(facts) == ["images_per_second"]
+    assert "bound" not in script.loading_table(facts)
+
+
+def test_photos_are_jpeg_files_of_their_size(
+    script: ModuleType, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    from PIL import Image
+
+    assert script.NUM_PHOTOS == 1000 and script.PHOTO_SIZE == (500, 375)
+    monkeypatch.setattr(script, "NUM_PHOTOS", 12)
+    script.write_photos(tmp_path)
+    paths = sorted(tmp_path.rglob("*.jpg"))
+    assert len(paths) == 12 and len({path.read_bytes() for path in paths}) == 12
+    with Image.open(paths[0]) as image:
+        assert (image.format, image.size, image.mode) == ("JPEG", (500, 375), "RGB")
+    # as large as a photograph: a flat picture would take no time to decode
+    assert all(40_000 < path.stat().st_size < 200_000 for path in paths)
+
+
+def test_the_file_says_what_bounds_loading(
+    script: ModuleType, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {name: {k: [v] for k, v in times.items()} for name, times in LOADED.items()}
+    seen: list[list[Path]] = []
+
+    def measure(subject: str, variants: Any, options: Any, rounds: int, folder: Path) -> Any:
+        seen.append(list((folder / "photos").rglob("*.jpg")))
+        return found
+
+    monkeypatch.setattr(script, "measure", measure)
+    monkeypatch.setattr(script, "NUM_PHOTOS", 20)
+    monkeypatch.setattr(script, "PHOTO_SIZE", (50, 40))
+    path = tmp_path / "data.json"
+    assert script.main(["data", f"--output={path}"]) == 0
+    facts = json.loads(path.read_text())
+    assert len(seen[0]) == 20
+    assert (facts["subject"], facts["pictures"], facts["size"]) == ("data", 20, [50, 40])
+    assert facts["images_per_second"]["2 workers"] == {"train": 10.0, "val": 20.0}
+    assert facts["bound"] == {"train": "resize", "val": "decode"}
+    assert facts["medians"]["stages"]["decode"] == 1.1
+    assert "bound by resize" in capsys.readouterr().out
+
+
 # all of it, for real
 
 
@@ -368,3 +481,19 @@ def test_startup(script: ModuleType, tmp_path: Path) -> None:
     facts = json.loads(path.read_text())
     assert all(0.01 < figures["time"] < 300 for figures in facts["medians"].values())
     assert {ratio["pairs"] for ratio in facts["ratios"].values()} == {1}
+
+
+@pytest.mark.slow
+def test_loading_of_a_few_photos(script: ModuleType, tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(script, "NUM_PHOTOS", 24)
+    path = tmp_path / "data.json"
+    argv = ["data", "--model=ViT-Nano-8", "--batch-size=5", "--rounds=1", f"--output={path}"]
+    assert script.main([*argv, "--variants=0 workers,1 worker,stages"]) == 0
+    facts = json.loads(path.read_text())
+    assert list(facts["images_per_second"]) == ["0 workers", "1 worker"]
+    assert all(0 < rate < 1e5 for rates in facts["images_per_second"].values()
+               for rate in rates.values())  # fmt: skip
+    for spent in facts["milliseconds"].values():
+        assert list(spent) == ["read", "decode", "resize", "rest"]
+        assert 0 < spent["read"] < spent["decode"]
+    assert facts["ratios"].keys() == {"train, 0 workers / 1 worker", "val, 0 workers / 1 worker"}
