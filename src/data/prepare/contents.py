@@ -20,7 +20,7 @@ from src.data.base import Pictures
 from src.data.clip8.folders import LazyPictures
 from src.logs import progress
 
-SERIAL = 2_000  # pictures below which processes cost more than they gain
+SERIAL = 5_000  # pictures below which starting processes costs more than they gain
 
 Finding = tuple[str, str | None, str | None]  # name, hash of its content, why it cannot be read
 
