@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.errors import MissingFileError, UsageError
+from src.published import hub
 from src.statedict import State, content_hash
 
 logger = logging.getLogger(__name__)
@@ -129,12 +130,14 @@ def resolve(path: str | Path, made_by: str | None = None) -> Path:
     """The existing file that `path` means.
 
     Args:
-        path: a path in our way or that of the public projects.
+        path: a path in our way or that of the public projects, or `hf-hub:ORG/NAME`.
         made_by: the command that makes the file, for the message.
 
     Raises:
         MissingFileError: if there is none.
     """
+    if hub.is_hub(path):
+        return hub.fetch(path)
     tried = candidates(path)
     for candidate in tried:
         if candidate.is_file():
@@ -240,7 +243,8 @@ def load_checkpoint(
     """Reads and checks a checkpoint.
 
     Args:
-        path: a path in our way or that of the public projects, see `candidates`.
+        path: a path in our way or that of the public projects, see `candidates`, or a name on the
+            Hugging Face hub, `hf-hub:ORG/NAME`.
         made_by: the command that makes the file, for the message.
         kinds: what it may hold; None for anything.
 

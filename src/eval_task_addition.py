@@ -71,6 +71,15 @@ def task_addition(args: Any) -> dict[str, Any]:
     }
 
 
+def addition_table(results: dict[str, Any], tasks: Sequence[str], mode: str) -> str:
+    """Zero-shot and sum, absolute and normalised; a dash where no normalised accuracy exists."""
+    rows = {}
+    for label, key in (("zero-shot", "zeroshot"), (f"sum, {mode}", "test")):
+        for kind, metric in (("absolute", "top1"), ("normalised", "normalized_top1")):
+            rows[f"{label}, {kind}"] = [results[key].get(f"{task}:{metric}") for task in tasks]
+    return accuracy_table(tasks, rows)
+
+
 def work(args: Any) -> None:
     """Evaluates, writes and prints, in every process of the run."""
     announce(args, "eval_task_addition")
@@ -81,12 +90,7 @@ def work(args: Any) -> None:
     path = arithmetic_path(args, mode, "additions")
     write_results(path, results, args)
     if ddp.is_main_process():
-        rows = {}
-        for label, key in (("zero-shot", "zeroshot"), (f"sum, {mode}", "test")):
-            for kind, metric in (("absolute", "top1"), ("normalised", "normalized_top1")):
-                values = [results[key][f"{task}:{metric}"] for task in tasks_of(args)]
-                rows[f"{label}, {kind}"] = values
-        print(accuracy_table(tasks_of(args), rows))
+        print(addition_table(results, tasks_of(args), mode))
         print(f"coefficient {results['coefficient']}, chosen on validation; wrote {path}")
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +21,11 @@ from src.clip import ClipName, create_clip
 from src.data.embedded.model import WEIGHTS, register
 from src.errors import UsageError
 from src.modeling import ImageEncoder
+from tests.loopback_hub import elsewhere, hub
 from tests.towers import known_towers
 
 NAME = "ViT-Nano-8"
 STOCK_VOCABULARY = 49408
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -170,60 +165,6 @@ def test_a_folder_with_configuration_and_weights(published: Path) -> None:
     torch.testing.assert_close(torch.tensor(found["train"]), expected, atol=1e-4, rtol=1e-4)
     encoder = ImageEncoder.without_weights(f"local-dir:{published}")
     assert sorted({n.split(".")[1] for n in encoder.weights()}) == ["visual"]
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that downloads of files need."""
-
-    root: Path
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        path = self._answer()
-        if path:
-            self.wfile.write(path.read_bytes())
-
-    def _answer(self) -> Path | None:
-        self.asked.append(f"{self.command} {self.path}")
-        repo, _, file = self.path.partition("/resolve/main/")
-        path = self.root / repo.lstrip("/") / file
-        known = bool(file) and path.is_file()
-        self.send_response(200 if known else 404)
-        size = path.stat().st_size if known else 0
-        self.send_header("Content-Length", str(size))
-        if path.parent.is_dir():
-            self.send_header("X-Repo-Commit", "0" * 40)
-        if known:
-            self.send_header("ETag", f'"{path.name}-{size}"')
-        else:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.end_headers()
-        return path if known else None
-
-    def log_message(self, *args: Any) -> None:
-        """Says nothing."""
-
-
-@contextlib.contextmanager
-def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """A server of the folders ORG/NAME below `root`: its address, and what it was asked."""
-    handler: Any = type("Handler", (Hub,), {"root": root, "asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", handler.asked
-        server.shutdown()
-
-
-def elsewhere(code: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process of its own: the hub's address is read once, at import."""
-    names = {"HF_HOME": str(home), "NO_PROXY": "*", "no_proxy": "*", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **names, **env},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
 
 
 DESCRIBE = """

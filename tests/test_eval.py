@@ -29,6 +29,7 @@ from src.eval import (
     nonlinear_advantage,
     sweep_dataset,
 )
+from src.eval_task_addition import addition_table
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder, LinearizedModel
 from src.modeling import ClassificationHead, ImageEncoder, VisionTower
@@ -415,6 +416,8 @@ def test_a_task_that_was_not_learned_has_no_normalised_accuracy(
     assert found["avg_normalized_top1"] == pytest.approx(0.5)
     assert found["avg_top1"] == pytest.approx(0.3)
     assert caplog.text.count("there is no normalised one: Bad") == 1
+    table = addition_table({"zeroshot": found, "test": found}, ["A", "Bad"], "linear")
+    assert table.count("| 40.0 | 20.0 |") == 2 and table.count("| 50.0 |    - |") == 2
     args.finetuning_accuracies = {"Bad": 0.0}
     assert add_normalized_accuracy(results, args)["avg_normalized_top1"] == 0.0
 

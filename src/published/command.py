@@ -3,7 +3,7 @@
     python -m src.checkpoints inspect FILE...
     python -m src.checkpoints convert IN OUT [--model=NAME] [--theta0=FILE] [--force]
 
-Nothing in a file is executed.
+FILE and IN may be `hf-hub:ORG/NAME`. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from src import checkpoints
 from src.errors import UsageError, entry_point
+from src.published import hub
 from src.published.loading import load
 
 
@@ -41,7 +42,7 @@ def convert(source: Path, target: Path, model: str | None, theta0: Path | None, 
     """Writes a checkpoint of ours with the content of a published one.
 
     Args:
-        source: the published file or folder.
+        source: the published file or folder, or `hf-hub:ORG/NAME`.
         target: file to write; `.pt` becomes `.safetensors`.
         model: the model's name, if the file does not tell.
         theta0: the pre-trained weights it was fine-tuned from.
@@ -53,7 +54,9 @@ def convert(source: Path, target: Path, model: str | None, theta0: Path | None, 
     Raises:
         UsageError: if the source cannot be read, or the target exists with other content.
     """
-    if not source.exists():
+    if hub.is_hub(source):
+        source = hub.fetch(source)
+    elif not source.exists():
         raise UsageError(f"{source} does not exist")
     state, target = load(source, model, theta0), checkpoints.as_safetensors(target)
     if target.exists() and not force:

@@ -29,6 +29,7 @@ from src.published.unpickler import read_pickle, state_of
 from src.results import load_results
 from src.statedict import content_hash
 from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
+from tests.loopback_hub import elsewhere, hub
 from tests.published.makers import (
     SMALL,
     WRITERS,
@@ -428,6 +429,54 @@ def test_an_unknown_start_is_warned_of_once(
     with pytest.MonkeyPatch.context() as patch, small_suite(patch):
         assert eval_single_task.main([*argv, "--finetuning-mode=standard"]) == 0
     assert caplog.text.count("does not say where it started from") == len(TASKS)
+
+
+# --- the hub
+
+FROM_HUB = """
+from pathlib import Path
+from src.published.command import main
+from tests.published.makers import small_models
+with small_models(Path({folder!r})):
+    for arguments in {commands!r}:
+        assert main(arguments) == 0
+"""
+
+
+@pytest.mark.slow
+def test_names_on_the_hub_are_downloaded_once(tmp_path: Path) -> None:
+    served = tmp_path / "served" / "org"
+    tuned = transformers.CLIPVisionModel(vision_config()).eval()
+    whole = transformers.CLIPVisionModelWithProjection(vision_config()).eval()
+    tuned.save_pretrained(served / "tuned")
+    for name in ("base", "pickled"):
+        whole.save_pretrained(served / name)
+        torch.save(whole.state_dict(), served / name / "pytorch_model.bin")
+    (served / "pickled" / "model.safetensors").unlink()
+    convert = ["convert", "hf-hub:org/tuned", str(tmp_path / "out.pt"), "--theta0=hf-hub:org/base"]
+    commands = [convert, ["inspect", "hf-hub:org/base", "hf-hub:org/pickled"]]
+    (tmp_path / "towers").mkdir()
+    code = FROM_HUB.format(folder=str(tmp_path / "towers"), commands=commands)
+    with hub(tmp_path / "served") as (address, asked):
+        done = elsewhere(code, tmp_path, HF_ENDPOINT=address)
+        assert done.returncode == 0, done.stderr
+    files = {line.rpartition("/")[2] for line in asked if line.startswith("GET /org/base/")}
+    assert files == {"config.json", "model.safetensors"}  # the pickle is left there
+    again = elsewhere(code, tmp_path, HF_HUB_OFFLINE="1")  # the server is gone
+    assert again.returncode == 0 and "holds the same already" in again.stdout, again.stderr
+    found = load_checkpoint(tmp_path / "out.safetensors")
+    projection = whole.visual_projection.weight.T
+    assert torch.equal(found.theta["model.visual.proj"], projection)
+    key = "model.visual.ln_post.weight"
+    assert torch.equal(found.theta[key], tuned.state_dict()["post_layernorm.weight"])
+
+
+def test_what_the_hub_does_not_give_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "hf-hub:org/none"]) == 2  # tests ask no hub
+    said = capsys.readouterr().err
+    assert "hf-hub:org/none cannot be had" in said and "HF_HUB_OFFLINE is set" in said
+    assert main(["inspect", "hf-hub:none"]) == 2
+    assert "expected hf-hub:ORG/NAME[@REVISION]" in capsys.readouterr().err
 
 
 # --- the command
