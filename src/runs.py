@@ -136,8 +136,8 @@ def check_split(path: Path, args: Any, task: str) -> None:
     elif found["source"] != "folder":
         _warn_once(
             f"{path} is a published checkpoint, and {task} comes from the source "
-            f"{found['source']}: only the folders of the public projects give the split that it "
-            f"was trained on, so that {task}Val may hold its training pictures. Use "
+            f"{found['source']}: only the folders of the public projects are sure to give the "
+            f"split that it was trained on; {task}Val may hold its training pictures. Use "
             "--data-source=folder"
         )
 

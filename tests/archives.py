@@ -22,7 +22,7 @@ import scipy.io
 from src.data.base import Pictures
 from src.data.prepare import facts
 from src.data.prepare.contents import labels_of
-from src.data.prepare.facts import Archive, Figure, PublicSet
+from src.data.prepare.facts import Archive, Figure, OfficialSet
 from src.data.prepare.verify import splits_of
 from tests.miniatures import LAND, MAKERS, picture, write
 
@@ -274,7 +274,7 @@ def digest(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-def counted(pictures: Pictures, public: PublicSet) -> Figure:
+def counted(pictures: Pictures, public: OfficialSet) -> Figure:
     """The figure that a split of a miniature has."""
     labels = labels_of(pictures)
     return Figure(len(labels), tuple(labels.count(label) for label in range(public.classes)))

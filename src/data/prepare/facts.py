@@ -47,7 +47,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class PublicSet:
+class OfficialSet:
     """One public set.
 
     Attributes:
@@ -104,8 +104,8 @@ def _mnist(name: str, checksum: str) -> Archive:
     return Archive(name, tuple(mirror + name for mirror in _MNIST), checksum)
 
 
-SETS: dict[str, PublicSet] = {
-    "Cars": PublicSet(
+SETS: dict[str, OfficialSet] = {
+    "Cars": OfficialSet(
         folder="stanford_cars",
         classes=196,
         splits={"train": Figure(8_144), "test": Figure(8_041)},
@@ -128,7 +128,7 @@ SETS: dict[str, PublicSet] = {
         "kit at github.com/pytorch/vision/files/11644847/car_devkit.tgz, the labels at "
         "kaggle.com/datasets/abdelrahmant11/standford-cars-dataset-meta",
     ),
-    "CIFAR10": PublicSet(
+    "CIFAR10": OfficialSet(
         folder="cifar-10-batches-py",
         classes=10,
         splits={"train": Figure(50_000, 5_000), "test": Figure(10_000, 1_000)},
@@ -143,7 +143,7 @@ SETS: dict[str, PublicSet] = {
         ),
         sealed=True,
     ),
-    "CIFAR100": PublicSet(
+    "CIFAR100": OfficialSet(
         folder="cifar-100-python",
         classes=100,
         splits={"train": Figure(50_000, 500), "test": Figure(10_000, 100)},
@@ -158,7 +158,7 @@ SETS: dict[str, PublicSet] = {
         ),
         sealed=True,
     ),
-    "DTD": PublicSet(
+    "DTD": OfficialSet(
         folder="dtd",
         classes=47,
         # 120 pictures a class in three equal parts: train1 and val1, and test1
@@ -174,7 +174,7 @@ SETS: dict[str, PublicSet] = {
             ),
         ),
     ),
-    "EuroSAT": PublicSet(
+    "EuroSAT": OfficialSet(
         folder="EuroSAT_splits",
         classes=10,
         # 27,000 pictures, 2,000 to 3,000 a class; totals of the splits: the authors of the public
@@ -202,7 +202,7 @@ SETS: dict[str, PublicSet] = {
             ),
         ),
     ),
-    "GTSRB": PublicSet(
+    "GTSRB": OfficialSet(
         folder="gtsrb",
         classes=43,
         splits={
@@ -233,7 +233,7 @@ SETS: dict[str, PublicSet] = {
             ),
         ),
     ),
-    "ImageNet": PublicSet(
+    "ImageNet": OfficialSet(
         folder="imagenet",
         classes=1_000,
         splits={"train": Figure(1_281_167), "test": Figure(50_000, 50)},
@@ -246,7 +246,7 @@ SETS: dict[str, PublicSet] = {
         ),
         by_hand="Register at the official page and accept its terms",
     ),
-    "MNIST": PublicSet(
+    "MNIST": OfficialSet(
         folder="MNIST/raw",
         classes=10,
         splits={
@@ -270,7 +270,7 @@ SETS: dict[str, PublicSet] = {
             _mnist("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
         ),
     ),
-    "RESISC45": PublicSet(
+    "RESISC45": OfficialSet(
         folder="resisc45",
         classes=45,
         # 700 pictures a class in all; the lists do not draw equally from the classes
@@ -299,7 +299,7 @@ SETS: dict[str, PublicSet] = {
         by_hand="The authors publish NWPU-RESISC45.rar, which Python cannot unpack: unpack it "
         "yourself (unar, 7z x or bsdtar -xf) to the folder NWPU-RESISC45",
     ),
-    "STL10": PublicSet(
+    "STL10": OfficialSet(
         folder="stl10",
         classes=10,
         splits={"train": Figure(5_000, 500), "test": Figure(8_000, 800)},
@@ -314,7 +314,7 @@ SETS: dict[str, PublicSet] = {
         ),
         sealed=True,
     ),
-    "SUN397": PublicSet(
+    "SUN397": OfficialSet(
         folder="sun397",
         classes=397,
         splits={"train": Figure(19_850, 50), "test": Figure(19_850, 50)},
@@ -333,7 +333,7 @@ SETS: dict[str, PublicSet] = {
             ),
         ),
     ),
-    "SVHN": PublicSet(
+    "SVHN": OfficialSet(
         folder="svhn",
         classes=10,
         splits={

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from src.data.prepare.facts import Archive, PublicSet
+from src.data.prepare.facts import Archive, OfficialSet
 from src.errors import MissingFileError, UsageError
 from src.logs import progress
 
@@ -36,7 +36,7 @@ class Place:
     """
 
     name: str
-    public: PublicSet
+    public: OfficialSet
     root: Path
 
     @property
