@@ -35,6 +35,17 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {kind} {name!r}; choose from {', '.join(closest(name, choices))}")
 
 
+def hub_failure(error: Exception) -> str:
+    """Why the Hugging Face hub did not answer, in brackets, and whether it is asked at all."""
+    from huggingface_hub import constants
+
+    reason = str(error).strip().partition("\n")[0] or "no reason given"
+    offline = (
+        ". The hub is not asked, since HF_HUB_OFFLINE is set: unset it where there is a network"
+    )
+    return f"({type(error).__name__}: {reason}){offline if constants.HF_HUB_OFFLINE else ''}"
+
+
 def entry_point(main: Main) -> Main:
     """Decorates a script's `main(argv)`: a `UsageError` becomes a message and exit code 2."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from src.data.base import Splits
-from src.errors import MissingFileError, UsageError
+from src.errors import MissingFileError, UsageError, hub_failure
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,8 @@ def load_hub(name: str, hub: HubSet) -> Splits:
     try:
         found = load_dataset(hub.repo, hub.config, data_files=files or None)
     except Exception as error:  # it has no error of its own: no network, no such set, a full disk
-        reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise MissingFileError(
-            f"data set {name}: {hub.repo} cannot be loaded ({type(error).__name__}: {reason})"
-            + _offline()
+            f"data set {name}: {hub.repo} cannot be loaded {hub_failure(error)}"
         ) from error
     if lacking := [split for split in ("train", "test") if split not in found]:
         raise UsageError(
@@ -99,14 +97,6 @@ def load_hub(name: str, hub: HubSet) -> Splits:
         )
     train, test = (_pictures(name, hub, found[split]) for split in ("train", "test"))
     return Splits(train, test, hub.classnames)
-
-
-def _offline() -> str:
-    from huggingface_hub import constants
-
-    if not constants.HF_HUB_OFFLINE:
-        return ""
-    return ". The hub is not asked, since HF_HUB_OFFLINE is set: unset it where there is a network"
 
 
 def _pictures(name: str, hub: HubSet, rows: Any) -> HubPictures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from src.errors import MissingFileError, UsageError
+from src.errors import MissingFileError, UsageError, hub_failure
 
 HUB = "hf-hub:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -40,12 +40,10 @@ def fetch(path: str | Path) -> Path:
         try:
             found = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         except Exception as error:  # of the library, of the network, of the file system
-            reason = str(error).strip().partition("\n")[0]
-            offline = ", which is not asked, since HF_HUB_OFFLINE is set" * constants.HF_HUB_OFFLINE
             raise MissingFileError(
-                f"{path} cannot be had ({type(error).__name__}: {reason}); looked for {repo} in "
-                f"{constants.HF_HUB_CACHE} and on the hub{offline}. Without a network put its "
-                "config.json and weights into a folder and name the folder"
+                f"{path} cannot be had {hub_failure(error)}. Looked for {repo} in "
+                f"{constants.HF_HUB_CACHE} and on the hub; without a network put its config.json "
+                "and weights into a folder and name the folder"
             ) from error
         if (found / name).is_file() or (found / index).is_file():
             return found
