@@ -62,10 +62,11 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path`, and moves it there if the block succeeds.
 
-    A reader sees the old file or the whole new one, never a part.
+    A reader sees the old file or the whole new one, never a part; after a power cut too, unless
+    `fsync` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -73,8 +74,9 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if fsync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -209,9 +211,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: if the file is damaged or of no known kind.
     """
-    header = _header(path)
-    if header is not None:
-        return {**header, "info": json.loads(header["info"])}
+    facts = read_header(path)
+    if facts is not None:
+        return facts
     from src.published.loading import load
 
     found = load(path)
@@ -219,8 +221,12 @@ def read_facts(path: Path) -> dict[str, Any]:
     return {**facts, "theta0_hash": found.theta0_hash or ""}
 
 
-def _header(path: Path) -> dict[str, str] | None:
-    """The metadata of one of our files; None for a file of another project."""
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What one of our files says of itself, see `read_facts`; None for a file of another project.
+
+    Raises:
+        UsageError: if the file is damaged, or of another version of this project.
+    """
     if path.suffix != ".safetensors":
         return None
     try:
@@ -234,7 +240,7 @@ def _header(path: Path) -> dict[str, str] | None:
             f"{path} has format {found!r}, expected {FORMAT!r}: another version of this project "
             "wrote it"
         )
-    return facts if found == FORMAT else None
+    return {**facts, "info": json.loads(facts["info"])} if found == FORMAT else None
 
 
 def load_checkpoint(
@@ -257,7 +263,7 @@ def load_checkpoint(
     if kinds is not None and facts["kind"] not in kinds:
         wanted = "an encoder" if kinds == ENCODERS else f"a {' or '.join(kinds)}"
         raise UsageError(f"{path} holds a {facts['kind']}, expected {wanted}")
-    if _header(path) is None:
+    if read_header(path) is None:
         from src.published.loading import load
 
         return load(path)

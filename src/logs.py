@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,15 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
     quiet = not ddp.is_main_process() or not sys.stderr.isatty()
     with logging_redirect_tqdm():
         yield from tqdm(items, desc=description, total=total, disable=quiet, dynamic_ncols=True)
+
+
+@contextmanager
+def byte_progress(description: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """Gives a function to call with the bytes done; shows a bar with bytes a second, as above."""
+    quiet = not ddp.is_main_process() or not sys.stderr.isatty()
+    with tqdm(desc=description, total=total, unit="B", unit_scale=True, unit_divisor=1024,
+              disable=quiet, dynamic_ncols=True) as bar:  # fmt: skip
+        yield bar.update
 
 
 def append_result(args: Any, record: dict[str, Any]) -> None:

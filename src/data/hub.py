@@ -76,30 +76,51 @@ def load_hub(name: str, hub: HubSet) -> Splits:
         MissingFileError: if the library is not installed or the hub cannot be reached.
         UsageError: if the set's columns or classes are not those expected.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise MissingFileError(
-            f"data set {name}: {hub.repo} needs the library datasets, which is not installed "
-            '(pip install -e ".[hub]")'
-        ) from error
     files = hub.files and {split: hub.files.format(split) for split in ("train", "test")}
-    try:
-        found = load_dataset(hub.repo, hub.config, data_files=files or None)
-    except Exception as error:  # it has no error of its own: no network, no such set, a full disk
-        raise MissingFileError(
-            f"data set {name}: {hub.repo} cannot be loaded {hub_failure(error)}"
-        ) from error
+    found = load_rows(name, hub.repo, hub.config, data_files=files or None)
     if lacking := [split for split in ("train", "test") if split not in found]:
         raise UsageError(
             f"data set {name}: {hub.repo} has the splits {', '.join(found)}, expected train and "
             f"test; {' and '.join(lacking)} is not there"
         )
-    train, test = (_pictures(name, hub, found[split]) for split in ("train", "test"))
+    train, test = (pictures_of(name, hub, found[split]) for split in ("train", "test"))
     return Splits(train, test, hub.classnames)
 
 
-def _pictures(name: str, hub: HubSet, rows: Any) -> HubPictures:
+def load_rows(
+    name: str, repo: str, config: str | None, split: str | None = None, data_files: Any = None
+) -> Any:
+    """What the library has of a repository: the rows of a split, or all splits.
+
+    Raises:
+        MissingFileError: if the library is not installed or the hub cannot be reached.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingFileError(
+            f"data set {name}: {repo} needs the library datasets, which is not installed "
+            '(pip install -e ".[hub]")'
+        ) from error
+    try:
+        return load_dataset(repo, config, split=split, data_files=data_files)
+    except Exception as error:  # it has no error of its own: no network, no such set, a full disk
+        raise MissingFileError(
+            f"data set {name}: {repo} cannot be loaded {hub_failure(error)}"
+        ) from error
+
+
+def classes_of(name: str, repo: str, rows: Any) -> tuple[str, ...]:
+    """The classes of rows, by the names of their label column."""
+    return tuple(rows.features[_column(name, repo, rows, "ClassLabel", None)].names)
+
+
+def pictures_of(name: str, hub: HubSet, rows: Any) -> HubPictures:
+    """The pictures of rows, with our labels.
+
+    Raises:
+        UsageError: if columns or classes are not those expected.
+    """
     image = _column(name, hub.repo, rows, "Image", None)
     label = _column(name, hub.repo, rows, "ClassLabel", hub.label)
     return HubPictures(rows, image, label, match_classes(name, hub, rows.features[label].names))

@@ -103,7 +103,7 @@ def _from_dict(path: Path, content: dict[str, Any], model: str | None, base: Bas
     if any(INDEXED.fullmatch(name) for name in tensors):
         return _indexed(path, content, tensors, model)
     if huggingface.is_clip(tensors):
-        return _from_huggingface(path, tensors, {}, model, base)
+        return from_huggingface(path, tensors, {}, model, base)
     return _encoder(path, "state dict of an encoder", tensors, model, [])
 
 
@@ -190,10 +190,10 @@ def _from_folder(path: Path, model: str | None, base: Base) -> Published:
             if not isinstance(content, Mapping):
                 raise UsageError(f"{file} holds a {type(content).__name__}, expected a state dict")
             tensors |= {str(n): v for n, v in content.items() if isinstance(v, Tensor)}
-    return _from_huggingface(path, tensors, config, model, base)
+    return from_huggingface(path, tensors, config, model, base)
 
 
-def _from_huggingface(
+def from_huggingface(
     path: Path,
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],

@@ -35,6 +35,7 @@ PARTS = {
 }  # fmt: skip
 QKV = ("q_proj", "k_proj", "v_proj")
 DROPPED = ("embeddings.position_ids",)
+PROJECTION = "visual_projection.weight"
 
 
 def is_clip(names: Mapping[str, Any]) -> bool:
@@ -53,7 +54,7 @@ def to_open_clip(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
     for full, value in tensors.items():
         name = full.removeprefix(PREFIX)
         layer = LAYER.fullmatch(name)
-        if full == "visual_projection.weight":
+        if full == PROJECTION:
             found["proj"] = value.T.contiguous()
         elif name in NAMES:
             found[NAMES[name]] = value

@@ -1,0 +1,158 @@
+"""One run of `merge.py`: composed configuration in, merged model and report out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.checkpoints import write_text
+from src.errors import UsageError
+from src.eval import coefficients, find_optimal_coef
+from src.merging.algorithms import Algorithm
+from src.merging.pool import ModelPool
+from src.merging.registry import get_method
+from src.merging.saving import SHARD, recipe, save_merged
+from src.merging.stream import Merge, merged_state
+from src.merging.targets import (
+    algorithm_of,
+    data_folder,
+    device_settings,
+    pool_of,
+    task_pool_of,
+)
+
+logger = logging.getLogger(__name__)
+AUTO = "auto"
+POINTS = 21  # coefficients that scaling_factor=auto chooses from
+SAVING = {"max_shard_size", "fsync"}
+
+
+def run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges, saves if a path is given, evaluates if there are tasks, and writes the report.
+
+    Args:
+        config: the composed configuration, see `config/merge.yaml`.
+
+    Returns:
+        The report: {"model_info", one entry a task, "average", "merge", "seconds"}.
+
+    Raises:
+        UsageError: if something in it is not supported, or the models cannot be merged.
+    """
+    begun = time.monotonic()
+    settings = {**device_settings(config["fabric"]), "data_location": data_folder(config["path"])}
+    node, seed = dict(config["method"]), config.get("seed")
+    auto = node.get("scaling_factor") == AUTO
+    if auto:
+        node["scaling_factor"] = 1.0
+    algorithm, pool = algorithm_of(node, seed), pool_of(config["modelpool"])
+    tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
+    saving = dict(config.get("merged_model_save_kwargs") or {})
+    if strange := sorted(set(saving) - SAVING):
+        raise UsageError(
+            f"merged_model_save_kwargs has {', '.join(strange)}; it knows {', '.join(SAVING)}"
+        )
+    if config.get("dry_run"):
+        return {"dry_run": True, "method": repr(algorithm), "models": list(pool.models)}
+    report: dict[str, Any] = {}
+    if auto:
+        if tasks is None:
+            raise UsageError(
+                "scaling_factor=auto is chosen on validation data; name a taskpool, or a number"
+            )
+        chosen = choose_scaling_factor(algorithm, pool, tasks)
+        report["scaling_factor"] = chosen
+        algorithm = algorithm_of({**node, "scaling_factor": chosen["coefficient"]}, seed)
+    merge = algorithm.merge(pool, show=True)
+    timing = {"prepare": time.monotonic() - begun}
+    path = config.get("merged_model_save_path")
+    if path:
+        start = time.monotonic()
+        written = save_merged(merge, path, saving.get("max_shard_size", SHARD),
+                              bool(saving.get("fsync", True)))  # fmt: skip
+        timing["merge_and_save"] = time.monotonic() - start
+        logger.info("wrote %s", written)
+    if tasks is not None:
+        start = time.monotonic()
+        state = merged_state(merge)
+        timing["merge"] = time.monotonic() - start
+        start = time.monotonic()
+        report |= tasks.evaluate(tasks.encoder(pool, state))
+        timing["evaluate"] = time.monotonic() - start
+    sizes = [value.numel() for value in pool.base.outline.values()]
+    info = {"trainable_params": sum(sizes), "all_params": sum(sizes), "trainable_percentage": 1.0}
+    seconds = {name: round(value, 2) for name, value in timing.items()}
+    report = {"model_info": info, **report, "merge": recipe(merge), "seconds": seconds}
+    target = config.get("report_save_path")
+    if target:
+        target = str(target).replace("{log_dir}", str(config["path"]["log_dir"]))
+        write_text(Path(target), json.dumps(report, indent=2) + "\n")
+        logger.info("wrote %s", target)
+    return report
+
+
+def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: Any) -> dict[str, Any]:
+    """The coefficient from 0 to 1 with the best mean accuracy on the tasks' validation splits.
+
+    Accuracies are normalised by those of the pool's own model of the task, where each task has one;
+    ties go to the smallest coefficient.
+
+    Returns:
+        {"coefficient", "metric", "validation": {coefficient: mean}}.
+
+    Raises:
+        UsageError: if the method has no scaling factor.
+    """
+    method = get_method(algorithm.method)
+    if "scaling_factor" not in method.defaults:
+        raise UsageError(f"{method.name} has no scaling_factor to choose")
+    theta0 = {name: pool.base.read(name) for name in pool.base.outline}
+    merged = merged_state(algorithm.merge(pool, show=True))
+    encoder = tasks.encoder(pool, theta0)
+    tau = _difference(tasks.encoder(pool, merged), encoder)
+    coefs = coefficients(POINTS)
+    found = tasks.sweep(encoder, tau, coefs)
+    own = set(found) <= set(pool.model_names)
+    best = {name: 1.0 for name in found}
+    if own:
+        for name in found:
+            state = {key: pool.weights(name).read(key) for key in pool.base.outline}
+            step = _difference(tasks.encoder(pool, state), encoder)
+            best[name] = tasks.measure(encoder, name, step, [1.0], True)[0]["accuracy"]
+    means = {
+        str(coef): {"mean": sum(found[n][i] / best[n] for n in found if best[n]) / len(found)}
+        for i, coef in enumerate(coefs)
+    }
+    return {
+        "coefficient": find_optimal_coef(means, "mean"),
+        "metric": "mean normalised accuracy" if own else "mean accuracy",
+        "validation": {coef: value["mean"] for coef, value in means.items()},
+    }
+
+
+@torch.no_grad()
+def _difference(moved: Any, start: Any) -> dict[str, Tensor]:
+    theta, theta0 = moved.weights(), start.weights()
+    return {
+        name: (value.float() - theta0[name].float()).cpu()
+        for name, value in theta.items()
+        if value.is_floating_point()
+    }
+
+
+def table(report: Mapping[str, Any]) -> list[str]:
+    """The report's accuracies as lines for the screen."""
+    rows = {name: found for name, found in report.items()
+            if isinstance(found, Mapping) and "accuracy" in found}  # fmt: skip
+    width = max([len(name) for name in rows], default=0)
+    return [
+        f"{name:<{width}}  {100 * found['accuracy']:5.1f} %  loss {found['loss']:.4f}"
+        for name, found in rows.items()
+    ]

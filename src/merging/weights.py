@@ -1,0 +1,239 @@
+"""The weights of one model, read a tensor at a time, from memory or from mapped files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from src import checkpoints
+from src.errors import MissingFileError, UsageError
+from src.published import huggingface
+
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+SAMPLE = 256  # numbers of each tensor that a fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors that are read when they are asked for.
+
+    Attributes:
+        outline: name -> a tensor without memory (device "meta") of the type and shape.
+        read: gives a tensor by name; of a file it is mapped, not copied, and must not be changed.
+        kind: "image_encoder" and so on for our checkpoints and published encoders, "" for others.
+        facts: what is known of the model: "hash", "theta0_hash", "model".
+        place: the path it was read from, as the user named it; None for memory.
+        folder: the folder of Hugging Face that it was read from.
+    """
+
+    outline: dict[str, Tensor]
+    read: Callable[[str], Tensor]
+    kind: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    place: str | None = None
+    folder: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(value.nbytes for value in self.outline.values())
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from others: its place, its hash if it records one, a fingerprint.
+
+        The fingerprint is of names, shapes and the first numbers of each tensor; it tells models
+        apart, but is no checksum.
+        """
+        digest = hashlib.sha256()
+        for name, value in sorted(self.outline.items()):
+            digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+            start = self.read(name).reshape(-1)[:SAMPLE].detach().cpu().contiguous()
+            digest.update(start.view(torch.uint8).numpy().tobytes())
+        known = {key: self.facts[key] for key in ("model", "hash") if self.facts.get(key)}
+        place = {} if self.place is None else {"place": self.place}
+        return {**place, **known, "bytes": self.nbytes, "fingerprint": digest.hexdigest()[:32]}
+
+
+def held(state: Mapping[str, Tensor], **facts: Any) -> Weights:
+    """Weights in memory."""
+    outline = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    return Weights(outline, lambda name: state[name].detach(), **facts)
+
+
+def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> dict[str, Any]:
+    """Outline and reader of safetensors files, as the arguments of `Weights`.
+
+    Args:
+        files: one file, or the shards of a model.
+        names: the name under which a tensor of the file goes; None to leave it out.
+
+    Raises:
+        UsageError: for a damaged file, or a type of numbers that we do not know.
+    """
+    outline: dict[str, Tensor] = {}
+    keys: dict[str, tuple[Any, str]] = {}
+    for path in files:
+        try:
+            file = safe_open(str(path), framework="pt")
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                name = names(key)
+                if name is None:
+                    continue
+                part = file.get_slice(key)
+                if part.get_dtype() not in DTYPES:
+                    raise UsageError(f"{path} holds {key} as {part.get_dtype()}, which is unknown")
+                dtype = DTYPES[part.get_dtype()]
+                outline[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+                keys[name] = (file, key)
+        except (SafetensorError, OSError) as error:
+            raise UsageError(
+                f"{path} cannot be read ({error}); expected a file of safetensors, is it damaged?"
+            ) from error
+
+    def read(name: str) -> Tensor:
+        file, key = keys[name]
+        found: Tensor = file.get_tensor(key)
+        return found
+
+    return {"outline": outline, "read": read}
+
+
+def open_weights(place: str | Path) -> Weights:
+    """The weights at a place.
+
+    Args:
+        place: a file of safetensors, one of our checkpoints (named in our way or that of the
+            public projects), a published `.pt`, a folder of Hugging Face (sharded or not), or
+            `hf-hub:ORG/NAME`.
+
+    Raises:
+        MissingFileError: if there is nothing.
+        UsageError: if it is damaged or no weights.
+    """
+    path = _find(place)
+    if path.is_dir():
+        return _folder(path, str(place), str)
+    if path.suffix == ".safetensors":
+        return _safetensors(path, str(place))
+    return _pickled(path, str(place))
+
+
+def open_clip_vision(place: str | Path) -> Weights:
+    """The vision tower of a CLIP of Hugging Face, whole or not, under the names of its files.
+
+    Names have the prefix `vision_model.`, which some versions leave away. The integer buffer
+    `position_ids` of old files and the projection, which `CLIPVisionModel` does not have, are left
+    out.
+
+    Args:
+        place: a folder, a file of safetensors, or `[hf-hub:]ORG/NAME`.
+    """
+    path = _find(place)
+    found = _folder(path, str(place), _vision) if path.is_dir() else _named(path, place, _vision)
+    if not found.outline:
+        raise UsageError(
+            f"{place} has no vision tower of a CLIP, expected names such as "
+            f"{huggingface.PREFIX}embeddings.class_embedding"
+        )
+    return found
+
+
+def _vision(key: str) -> str | None:
+    name = key.removeprefix(huggingface.PREFIX)
+    if name in huggingface.DROPPED:
+        return None
+    tower = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+    return huggingface.PREFIX + name if name.startswith(tower) else None
+
+
+def _find(place: str | Path) -> Path:
+    """The file or folder; a name such as ORG/NAME that is no path is looked for on the hub."""
+    path = Path(place).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return path
+    text = str(place)
+    if not checkpoints.hub.is_hub(text) and checkpoints.hub.NAME.fullmatch(text):
+        try:
+            return checkpoints.resolve(place)
+        except MissingFileError:
+            if text.startswith((".", "checkpoints")) or Path(text).suffix:
+                raise
+            place = f"{checkpoints.hub.HUB}{text}"
+    return checkpoints.resolve(place)
+
+
+def _folder(path: Path, place: str, names: Callable[[str], str | None]) -> Weights:
+    files = huggingface.weight_files(path)
+    if files[0].suffix == ".safetensors":
+        return Weights(**mapped(files, names), place=place, folder=path)
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= _state(file)
+    return _renamed(state, names, place, path)
+
+
+def _named(path: Path, place: str | Path, names: Callable[[str], str | None]) -> Weights:
+    if path.suffix == ".safetensors":
+        return Weights(**mapped([path], names), place=str(place))
+    return _renamed(_state(path), names, str(place), None)
+
+
+def _renamed(
+    state: Mapping[str, Tensor],
+    names: Callable[[str], str | None],
+    place: str,
+    folder: Path | None,
+) -> Weights:
+    pairs = ((names(key), value) for key, value in state.items())
+    kept = {name: value for name, value in pairs if name is not None}
+    return held(kept, place=place, folder=folder)
+
+
+def _safetensors(path: Path, place: str) -> Weights:
+    facts = checkpoints.read_header(path)
+    if facts is None:
+        return Weights(**mapped([path]), place=place)
+    known = {**facts["info"], "hash": facts["hash"], "theta0_hash": facts["theta0_hash"]}
+
+    def own(key: str) -> str | None:
+        return None if key.startswith(checkpoints.THETA0) else key
+
+    return Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict, which may lie in an entry `state_dict`."""
+    from src.published.unpickler import read_pickle
+
+    content = read_pickle(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    found = content.items() if isinstance(content, Mapping) else ()
+    return {str(name): value for name, value in found if isinstance(value, Tensor)}
+
+
+def _pickled(path: Path, place: str) -> Weights:
+    """A published encoder under our names; any other state dict under its own."""
+    state = _state(path)
+    if state and not any("visual." in name or name.startswith("model.params") for name in state):
+        return held(state, place=place)
+    from src.published.loading import load
+
+    found = load(path)
+    known = {**found.info, "hash": found.hash, "theta0_hash": found.theta0_hash}
+    return held(found.theta, kind=found.kind, facts=known, place=place)

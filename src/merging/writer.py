@@ -1,0 +1,249 @@
+"""Writes safetensors piece by piece, header first, in one file or several.
+
+Source of the format: https://github.com/huggingface/safetensors (8 bytes of length, a JSON header of
+types, shapes and offsets, the numbers); of the index of several files: `transformers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.checkpoints import atomic, write_text
+from src.errors import UsageError
+from src.merging.stream import Part
+from src.merging.weights import CODES
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SINGLE = "model.safetensors"
+Outline = Mapping[str, Tensor]
+
+
+def size_of(text: str | int) -> int:
+    """Bytes of a size such as "5GB" or "200MB".
+
+    Raises:
+        UsageError: for another text.
+    """
+    if isinstance(text, int):
+        return text
+    number, unit = text.strip()[:-2].strip(), text.strip()[-2:].upper()
+    with contextlib.suppress(ValueError):
+        if unit in UNITS and float(number) > 0:
+            return int(float(number) * UNITS[unit])
+    raise UsageError(f"expected a size such as 5GB or 200MB, got {text!r}")
+
+
+class TensorFile:
+    """A file of safetensors under way: its header is written, the numbers are put in place.
+
+    Args:
+        path: the file, which is there and is overwritten.
+        outline: the tensors.
+        metadata: facts to keep in the header.
+    """
+
+    def __init__(self, path: Path, outline: Outline, metadata: Mapping[str, str]) -> None:
+        self.outline, self.metadata = outline, dict(metadata)
+        self.offsets: dict[str, int] = {}
+        end = 0
+        # wide numbers first, so that all lie at multiples of their size
+        for name in sorted(outline, key=lambda n: (-outline[n].dtype.itemsize, n)):
+            self.offsets[name] = end
+            end += outline[name].nbytes
+        header = self._header()
+        self.start, self.length = len(header), len(header) + end
+        self.file = path.open("r+b")
+        with contextlib.suppress(OSError, AttributeError):
+            os.posix_fallocate(self.file.fileno(), 0, self.length)  # a full disk is noticed now
+        self.file.truncate(self.length)
+        self._put(0, header)
+
+    def _header(self) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": self.metadata}
+        for name, begin in self.offsets.items():
+            value = self.outline[name]
+            if value.dtype not in CODES:
+                raise UsageError(f"{name} has type {value.dtype}, which safetensors does not know")
+            entries[name] = {
+                "dtype": CODES[value.dtype],
+                "shape": list(value.shape),
+                "data_offsets": [begin, begin + value.nbytes],
+            }
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def _put(self, offset: int, data: Any) -> None:
+        view = memoryview(data)
+        while len(view):
+            done = os.pwrite(self.file.fileno(), view, offset)
+            view, offset = view[done:], offset + done
+
+    def write(self, part: Part) -> Any:
+        """Puts a part in its place and returns its bytes."""
+        values = part.values.detach().cpu().contiguous()
+        data = values.view(torch.uint8).numpy().data if len(values) else memoryview(b"")
+        at = self.start + self.offsets[part.name] + part.start * values.itemsize
+        self._put(at, data)
+        return data
+
+    def close(self, **facts: str) -> None:
+        """Closes the file; facts that were not known before replace ones of the same length."""
+        if facts:
+            self.metadata |= facts
+            header = self._header()
+            assert len(header) == self.start, "a fact of another length was written beforehand"
+            self._put(0, header)
+        self.file.close()
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Says which file a full or read-only disk was met at."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise UsageError(f"cannot write {path} ({error.strerror}); nothing was left there") from error
+
+
+def write_file(
+    path: Path,
+    outline: Outline,
+    parts: Iterable[Part],
+    metadata: Mapping[str, str],
+    hashed: bool = False,
+    fsync: bool = True,
+) -> None:
+    """Writes one file atomically: it is there as a whole or not at all.
+
+    Args:
+        path: the file.
+        outline: all its tensors.
+        parts: what to write; those hashed come first, in the order of their names.
+        metadata: facts to keep in the header.
+        hashed: whether to keep, as "hash", the content hash of the parts whose names are in the
+            order, see `src.statedict.content_hash`. A name with "/" is not counted.
+        fsync: whether to wait until the disk has it.
+    """
+    digest = hashlib.sha256()
+    facts = {**metadata, **({"hash": "0" * 64} if hashed else {})}
+    with disk_errors(path), atomic(path, fsync) as temporary:
+        file = TensorFile(temporary, outline, facts)
+        try:
+            for part in parts:
+                data = file.write(part)
+                if hashed and "/" not in part.name:
+                    if part.start == 0:
+                        value = outline[part.name]
+                        head = f"{part.name}|{value.dtype}|{tuple(value.shape)}|"
+                        digest.update(head.encode())
+                    digest.update(data)
+        finally:
+            file.close(**({"hash": digest.hexdigest()} if hashed else {}))
+
+
+def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
+    """The names of each file, in their order; a file exceeds the size only by a single tensor."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(outline):
+        nbytes = outline[name].nbytes
+        if shards[-1] and size + nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Gives a temporary folder, which takes the place of `path` if the block succeeds.
+
+    Args:
+        path: the folder; must not exist, be empty, or have been written like this.
+        marker: a file that only folders written like this have.
+
+    Raises:
+        UsageError: if it holds something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, expected a folder or a name that is free")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise UsageError(
+            f"{path} holds other files, expected a new folder, an empty one, or one that an "
+            "earlier merge wrote; name another one"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.is_dir():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_shards(
+    folder: Path,
+    outline: Outline,
+    parts: Iterable[Part],
+    metadata: Mapping[str, str],
+    max_bytes: int,
+    fsync: bool = True,
+) -> None:
+    """Writes `model.safetensors`, or `model-0000i-of-0000n.safetensors` and their index.
+
+    Args:
+        folder: an existing folder.
+        outline: all tensors.
+        parts: what to write, in the order of the names.
+        metadata: facts to keep in each header.
+        max_bytes: the size of a file.
+        fsync: whether to wait until the disk has it.
+    """
+    shards, stream = plan_shards(outline, max_bytes), iter(parts)
+    files = [SINGLE]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    pending: list[Part] = []
+
+    def those_of(names: set[str]) -> Iterator[Part]:
+        while True:
+            part = pending.pop() if pending else next(stream, None)
+            if part is None:
+                return
+            if part.name not in names:
+                pending.append(part)
+                return
+            yield part
+
+    for file, names in zip(files, shards, strict=True):
+        inside = {name: outline[name] for name in names}
+        write_file(folder / file, inside, those_of(set(names)), metadata, fsync=fsync)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(value.nbytes for value in outline.values())},
+            "weight_map": {n: f for f, names in zip(files, shards, strict=True) for n in names},
+        }
+        write_text(folder / f"{SINGLE}.index.json", json.dumps(index, indent=2) + "\n")

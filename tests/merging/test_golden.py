@@ -1,0 +1,55 @@
+"""Ours against fusion-bench and mergekit; `scripts/make_golden.py` made the values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.merging import dare, get_method
+from src.merging.pool import ModelPool
+from src.merging.stream import Merge, merged_state
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+LIBRARIES = ("fusion_bench", "mergekit")
+CONTENT = {name: json.loads((GOLDEN / f"merging_{name}.json").read_text()) for name in LIBRARIES}
+CASES = [(name, i) for name in LIBRARIES for i in range(len(CONTENT[name]["cases"]))]
+
+
+def states(content: dict[str, Any], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: {key: torch.tensor(value, dtype=dtype) for key, value in state.items()}
+        for name, state in content.items()
+    }
+
+
+@pytest.mark.parametrize(("library", "index"), CASES)
+def test_merged_weights_equal_theirs_to_rounding(
+    library: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = CONTENT[library]
+    case = content["cases"][index]
+    numbers = states(content["numbers"], torch.float32)
+    monkeypatch.setattr(
+        dare,
+        "uniform",
+        lambda seed, model, name, start, size: numbers[model][name].reshape(-1)[start:][:size],
+    )
+    models = states(content["models"], torch.float32)
+    pool = ModelPool({name: models[name] for name in case["models"]})
+    found = merged_state(Merge(pool, get_method(case["method"]), case["options"]))
+    assert found.keys() == case["merged"].keys()
+    for name, value in case["merged"].items():
+        torch.testing.assert_close(found[name], torch.tensor(value), rtol=2e-6, atol=2e-7)
+
+
+def test_every_method_has_a_golden_value() -> None:
+    from src.merging import METHODS
+
+    covered = {case["method"] for name in LIBRARIES for case in CONTENT[name]["cases"]}
+    assert covered == set(METHODS) - {"dummy"}
+    assert all("versions" in CONTENT[name] for name in LIBRARIES)
