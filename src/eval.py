@@ -203,7 +203,7 @@ def load_base(pretrained_checkpoint: Source, linear: bool) -> Encoder:
         return (empty.apply_to_linear if linear else empty.apply_to_nonlinear)(
             pretrained_checkpoint
         )
-    if isinstance(pretrained_checkpoint, nn.Module):
+    if isinstance(pretrained_checkpoint, nn.Module | Mapping):
         raise TypeError(f"expected an image encoder, got {type(pretrained_checkpoint).__name__}")
     return (LinearizedImageEncoder if linear else ImageEncoder).load(pretrained_checkpoint)
 

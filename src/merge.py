@@ -1,8 +1,8 @@
-"""Merges models by one command with composable configuration.
+r"""Merges models by one command with composable configuration.
 
-    python src/merge.py method=task_arithmetic method.scaling_factor=0.5 \\
-        modelpool=CLIPVisionModelPool/clip-vit-base-patch32_svhn_and_mnist \\
-        taskpool=CLIPVisionModelTaskPool/clip-vit-base-patch32_svhn_and_mnist \\
+    python src/merge.py method=task_arithmetic method.scaling_factor=0.5 \
+        modelpool=CLIPVisionModelPool/clip-vit-base-patch32_svhn_and_mnist \
+        taskpool=CLIPVisionModelTaskPool/clip-vit-base-patch32_svhn_and_mnist \
         merged_model_save_path=merged
 
 Groups lie in `config/` and have FusionBench's names; `-m` sweeps. docs/merging.md has the rest.
@@ -47,7 +47,7 @@ def work(config: DictConfig) -> None:
 
 
 def explain(error: Exception) -> str:
-    """What is wrong with the configuration, in the words of Hydra and those that it has from below."""
+    """What is wrong with the configuration, in the words of Hydra and of the error behind."""
     found = [str(part).strip() for part in (error, error.__cause__) if part and str(part).strip()]
     return "\n".join(dict.fromkeys(found)) or type(error).__name__
 

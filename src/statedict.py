@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -82,13 +82,41 @@ def subtract(a: State, b: State) -> dict[str, Tensor]:
     return {name: value - b[name] for name, value in a.items()}
 
 
-def difference(theta: State, theta0: State) -> dict[str, Tensor]:
-    """`tau = theta - theta0` of the floating-point tensors, in at least float32, where theta is."""
+def widened(state: State) -> dict[str, Tensor]:
+    """The tensors, those of half precision in float32."""
+    return {name: _at_least_float32(value) for name, value in state.items()}
+
+
+def combined(theta: State, theta0: State, operation: str = "subtract") -> dict[str, Tensor]:
+    """What is formed of the floating-point tensors, in at least float32, where theta is.
+
+    Args:
+        theta: fine-tuned weights.
+        theta0: pre-trained weights.
+        operation: "subtract", "add", "multiply" or "divide". A quotient that is not finite is 0.
+    """
     check_same(theta, theta0, "fine-tuned and pre-trained weights")
+    form: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "subtract": torch.sub,
+        "add": torch.add,
+        "multiply": torch.mul,
+        "divide": _quotient,
+    }
     return {
-        name: _at_least_float32(value) - _at_least_float32(theta0[name].to(value.device))
+        name: form[operation](
+            _at_least_float32(value), _at_least_float32(theta0[name].to(value.device))
+        )
         for name, value in floating(theta).items()
     }
+
+
+def difference(theta: State, theta0: State) -> dict[str, Tensor]:
+    """`tau = theta - theta0` of the floating-point tensors, in at least float32, where theta is."""
+    return combined(theta, theta0)
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    return (a / b).nan_to_num(0.0, 0.0, 0.0)
 
 
 def scale(a: State, factor: float | Tensor) -> dict[str, Tensor]:

@@ -8,48 +8,78 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from src import statedict
-from src.checkpoints import ENCODERS, load_checkpoint
+from src.checkpoints import ENCODERS, load_checkpoint, save_tensors
+from src.errors import UsageError, unknown
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
 
+logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound="TaskVector")
 Encoder = ImageEncoder | LinearizedImageEncoder
-Source = str | Path | Encoder | nn.Module
+Source = str | Path | Encoder | nn.Module | Mapping[str, Tensor]
+Operation = Literal["subtract", "add", "multiply", "divide"]
+OPERATIONS = ("subtract", "add", "multiply", "divide")
+KIND = "task_vector"
+STATISTICS = ("running_mean", "running_var")  # the floating-point buffers of batch normalisation
 
 
 def weights_of(source: Source) -> dict[str, Tensor]:
-    """The weights theta of a checkpoint file, an encoder, or any module, by name."""
-    if isinstance(source, ImageEncoder | LinearizedImageEncoder):
-        return source.weights()
+    """The weights theta of a checkpoint, an encoder, any module, or a state dict, by name."""
+    return _read(source)[0]
+
+
+def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str]]:
+    """The weights of a source, their content hash, and which of them are known to be buffers."""
     if isinstance(source, nn.Module):
-        return dict(source.state_dict())
-    return load_checkpoint(source, kinds=ENCODERS).theta
+        encoder = isinstance(source, ImageEncoder | LinearizedImageEncoder)
+        theta = source.weights() if encoder else dict(source.state_dict())  # type: ignore[operator]
+        buffers = theta.keys() - {name for name, _ in source.named_parameters()}
+        if isinstance(source, LinearizedImageEncoder):
+            buffers = theta.keys() - source.model.theta().keys()
+        return theta, statedict.content_hash(theta), frozenset(buffers)
+    if isinstance(source, Mapping):
+        return dict(source), statedict.content_hash(source), frozenset()
+    found = load_checkpoint(source, kinds=ENCODERS)
+    return found.theta, found.hash, frozenset()
 
 
 class TaskVector:
     r"""\(\tau = \theta - \theta_0\): the floating-point weights' differences, by name.
 
     A value: operators give new task vectors and leave their operands alone. Standard and linear
-    weights have the same names, so vectors of both kinds mix; the left operand's kind wins.
+    weights have the same names, so vectors of both kinds mix; the left operand's kind wins. Vectors
+    of different \(\theta_0\) do not.
 
     Args:
-        pretrained_checkpoint: theta0: a checkpoint file, an encoder or any module.
+        pretrained_checkpoint: theta0: a checkpoint (file, folder of Hugging Face, name on its hub),
+            an encoder, any module, or a state dict.
         finetuned_checkpoint: theta: likewise.
         vector: tau itself, instead of the two.
+        operation: what is formed of theta and theta0, element by element: "subtract" theta - theta0
+            (a task vector), "add" theta + theta0, "multiply" theta * theta0, "divide" theta /
+            theta0. A quotient that is not finite, since the divisor is (nearly) 0, is 0.
+        allow_base_mismatch: whether to take part in sums with vectors of another theta0.
 
     Attributes:
         vector: name -> difference, at least float32.
+        base_hash: content hash of theta0; None if it is not known.
+        buffers: names in `vector` that are known to be buffers, not parameters.
 
     Raises:
         ValueError: if neither or both ways are given, or names or shapes differ.
+        UsageError: for another operation, or where vectors of different theta0 meet.
         MissingFileError: if a checkpoint is not there.
     """
 
@@ -58,29 +88,52 @@ class TaskVector:
         pretrained_checkpoint: Source | None = None,
         finetuned_checkpoint: Source | None = None,
         vector: Mapping[str, Tensor] | None = None,
+        operation: Operation = "subtract",
+        allow_base_mismatch: bool = False,
     ) -> None:
+        self.base_hash: str | None = None
+        self.buffers: frozenset[str] = frozenset()
+        self.allow_base_mismatch = allow_base_mismatch
         checkpoints = (pretrained_checkpoint, finetuned_checkpoint)
         if vector is not None:
-            if checkpoints != (None, None):
+            if any(checkpoint is not None for checkpoint in checkpoints):
                 raise ValueError("expected a vector or two checkpoints, got both")
-            self.vector = dict(vector)
+            self.vector = statedict.widened(vector)
             return
         if pretrained_checkpoint is None or finetuned_checkpoint is None:
             raise ValueError(
                 "expected pretrained_checkpoint and finetuned_checkpoint, or vector; got "
                 f"{pretrained_checkpoint!r}, {finetuned_checkpoint!r}, {vector!r}"
             )
+        if operation not in OPERATIONS:
+            raise unknown("operation", str(operation), OPERATIONS)
         with torch.no_grad():
-            theta, theta0 = weights_of(finetuned_checkpoint), weights_of(pretrained_checkpoint)
-            self.vector = statedict.difference(theta, theta0)
+            theta, _, buffers = _read(finetuned_checkpoint)
+            theta0, self.base_hash, _ = _read(pretrained_checkpoint)
+            self.vector = statedict.combined(theta, theta0, operation)
+        self.buffers = buffers & self.vector.keys()
 
-    def _new(self, vector: dict[str, Tensor]) -> Self:
-        return type(self)(vector=vector)
+    def _new(self, vector: Mapping[str, Tensor], *others: TaskVector) -> Self:
+        """A vector of this kind; it has the origin of this one and of the others."""
+        found = type(self)(vector=vector)
+        everyone: list[TaskVector] = [self, *others]
+        found.allow_base_mismatch = any(v.allow_base_mismatch for v in everyone)
+        hashes = {v.base_hash for v in everyone if v.base_hash is not None}
+        if len(hashes) > 1 and not found.allow_base_mismatch:
+            raise UsageError(
+                "task vectors of different pre-trained weights ("
+                + ", ".join(f"{each[:12]}..." for each in sorted(hashes))
+                + ") do not start at one point and are not combined. Make them of one theta0, or "
+                "pass allow_base_mismatch=True to one of them"
+            )
+        found.base_hash = hashes.pop() if len(hashes) == 1 else None
+        found.buffers = frozenset().union(*(v.buffers for v in everyone)) & vector.keys()
+        return found
 
     def __add__(self, other: TaskVector | int) -> Self:
         """tau_1 + tau_2; adding the number 0 is for `sum`."""
         if isinstance(other, TaskVector):
-            return self._new(statedict.add(self.vector, other.vector))
+            return self._new(statedict.add(self.vector, other.vector), other)
         return self._new(dict(self.vector)) if other == 0 else NotImplemented
 
     __radd__ = __add__
@@ -89,7 +142,7 @@ class TaskVector:
         """tau_1 - tau_2."""
         if not isinstance(other, TaskVector):
             return NotImplemented
-        return self._new(statedict.subtract(self.vector, other.vector))
+        return self._new(statedict.subtract(self.vector, other.vector), other)
 
     def __neg__(self) -> Self:
         """-tau."""
@@ -124,16 +177,55 @@ class TaskVector:
         """The Euclidean norm over all weights, a scalar."""
         return statedict.norm(self.vector)
 
-    def cosine(self, other: TaskVector) -> Tensor:
-        """The cosine of the angle between two task vectors, a scalar."""
+    def cosine_similarity(self, other: TaskVector) -> Tensor:
+        """The cosine of the angle between two task vectors, a scalar; NaN where one is 0."""
         return self.dot(other) / (self.norm() * other.norm())
+
+    cosine = cosine_similarity
+
+    def sub_interpolate(self, other: TaskVector, alpha: float = 0.5) -> Self:
+        """`(1 - alpha) * self + alpha * other`, see `interpolate`."""
+        return self * (1.0 - alpha) + other * alpha
+
+    def parameters_only(self) -> Self:
+        """The vector without its buffers, which take no part in a linear model.
+
+        Buffers are those of `buffers`, and statistics of batch normalisation by their names; a
+        message says what was dropped.
+        """
+        dropped = [name for name in self.vector
+                   if name in self.buffers or name.rpartition(".")[2] in STATISTICS]  # fmt: skip
+        if not dropped:
+            return self
+        _say_dropped(len(dropped), dropped[0])
+        kept = {name: value for name, value in self.vector.items() if name not in dropped}
+        return self._new(kept)
+
+    def save(self, filename: str | Path) -> None:
+        """Writes the vector to a file of safetensors; `.pt` becomes `.safetensors`."""
+        facts = {"class": type(self).__name__, "buffers": sorted(self.buffers)}
+        save_tensors(filename, self.vector, KIND, theta0_hash=self.base_hash, info=facts)
+
+    @classmethod
+    def load(cls, filename: str | Path) -> Self:
+        """Reads what `save` wrote; the class is the one that `load` is called of.
+
+        Raises:
+            MissingFileError: if it is not there.
+            UsageError: if it is damaged or holds something else.
+        """
+        found = load_checkpoint(filename, kinds=(KIND,))
+        vector = cls(vector=found.theta)
+        vector.base_hash = found.theta0_hash
+        vector.buffers = frozenset(found.info.get("buffers", ()))
+        return vector
 
     def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float = 1.0) -> Any:
         """The model at theta_0 + scaling_coef * tau, in the world that the vector comes from.
 
         Args:
-            pretrained_checkpoint: a checkpoint file or an encoder; untouched. A plain module gives
-                a module of its class.
+            pretrained_checkpoint: a checkpoint or an encoder; untouched. A plain module gives a
+                module of its class, a state dict a state dict.
             scaling_coef: the coefficient.
         """
         return self.apply_to_nonlinear(pretrained_checkpoint, scaling_coef=scaling_coef)
@@ -147,12 +239,18 @@ class TaskVector:
         """The standard model at theta_0 + scaling_coef * tau.
 
         Args:
-            pretrained_checkpoint: a checkpoint file, an encoder or a plain module; untouched.
+            pretrained_checkpoint: a checkpoint, an encoder, a plain module or a state dict;
+                untouched, and what is given back is of this kind (of a checkpoint: an encoder).
             param_names: ignored; the public projects needed it to pair weights by position.
             scaling_coef: the coefficient; also taken as the second positional argument.
         """
         with contextlib.suppress(TypeError, ValueError):  # names are no number
             scaling_coef = float(param_names)
+        if isinstance(pretrained_checkpoint, Mapping):
+            with torch.no_grad():
+                moved = statedict.move(pretrained_checkpoint, self.vector, scaling_coef)
+            return {name: moved[name] if name in self.vector else value.clone()
+                    for name, value in pretrained_checkpoint.items()}  # fmt: skip
         if isinstance(pretrained_checkpoint, LinearizedImageEncoder):
             encoder = ImageEncoder.without_weights(pretrained_checkpoint.model_name)
             encoder.load_weights(pretrained_checkpoint.weights())
@@ -184,14 +282,14 @@ class TaskVector:
             encoder = copy.deepcopy(pretrained_checkpoint)
         elif isinstance(pretrained_checkpoint, ImageEncoder):
             encoder = LinearizedImageEncoder(image_encoder=pretrained_checkpoint)
-        elif isinstance(pretrained_checkpoint, nn.Module):
+        elif isinstance(pretrained_checkpoint, nn.Module | Mapping):
             raise TypeError(
                 f"expected an image encoder or its checkpoint, got {type(pretrained_checkpoint)}; "
                 "linearise other modules with src.linearize.LinearizedModel"
             )
         else:
             encoder = LinearizedImageEncoder.load(pretrained_checkpoint)
-        return self._moved(encoder, scaling_coef)
+        return self.parameters_only()._moved(encoder, scaling_coef)
 
     def _moved(self, encoder: Any, scaling_coef: float) -> Any:
         with torch.no_grad():
@@ -218,13 +316,35 @@ class LinearizedTaskVector(TaskVector):
 
 
 def nonlinear_to_linear(task_vector: TaskVector) -> LinearizedTaskVector:
-    """The same tau as a vector of the linear world."""
-    return LinearizedTaskVector(vector=task_vector.vector)
+    """The same tau as a vector of the linear world, without buffers."""
+    return _cast(task_vector.parameters_only(), LinearizedTaskVector)
 
 
 def linear_to_nonlinear(task_vector: TaskVector, param_names: Any = None) -> NonLinearTaskVector:
     """The same tau as a vector of the standard world; `param_names` is ignored."""
-    return NonLinearTaskVector(vector=task_vector.vector)
+    return _cast(task_vector, NonLinearTaskVector)
+
+
+def _cast(task_vector: TaskVector, kind: type[Kind]) -> Kind:
+    found: Kind = kind(
+        vector=task_vector.vector, allow_base_mismatch=task_vector.allow_base_mismatch
+    )
+    found.base_hash, found.buffers = task_vector.base_hash, task_vector.buffers
+    return found
+
+
+def interpolate(u: TaskVector, v: TaskVector, alpha: float = 0.5) -> TaskVector:
+    """`(1 - alpha) * u + alpha * v`: u at 0, v at 1."""
+    return u.sub_interpolate(v, alpha)
+
+
+@functools.cache  # once, not at every coefficient
+def _say_dropped(count: int, first: str) -> None:
+    logger.info(
+        "%d buffers of the task vector, such as %s, take no part in a linear model and are dropped",
+        count,
+        first,
+    )
 
 
 TASK_VECTORS: dict[str, Callable[..., TaskVector]] = {

@@ -1,7 +1,7 @@
 """Every script on the miniature of the public data sets, with a random CLIP.
 
-The CLIP is a tiny ViT, so that CI can afford it. The same at true size (minutes; ImageNet's head has
-one prompt a class then, since the text tower would need more than an hour for its 80):
+The CLIP is a tiny ViT, so that CI can afford it. The same at true size (an hour; ImageNet's head
+has one prompt a class then, since the text tower would need more than an hour for its 80):
 
     CLIP8_MODEL=ViT-B-32__init__ python -m pytest -m slow tests/test_clip8_end_to_end.py
 """

@@ -431,7 +431,9 @@ def test_whole_clips_move_their_vision_tower_only(
 
 
 @torch.no_grad()
-def test_batch_normalisation_survives_both_worlds(resnet: str, tmp_path: Path) -> None:
+def test_batch_normalisation_survives_both_worlds(
+    resnet: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     base = ImageEncoder.without_weights(resnet)
     tuned = _noisy(base, 3).train()
     for _ in range(3):
@@ -442,10 +444,16 @@ def test_batch_normalisation_survives_both_worlds(resnet: str, tmp_path: Path) -
 
     tau = NonLinearTaskVector(base, tuned)
     counts = {name for name in base.weights() if name.endswith("num_batches_tracked")}
+    running = {name for name in base.weights() if "running_" in name}
     assert len(counts) > 10 and not counts & tau.vector.keys()
+    assert running == tau.buffers
     _assert_between_running(tau.apply_to(base, 0.5), base, tuned, counts)
+    caplog.set_level("INFO")
     linear = nonlinear_to_linear(tau).apply_to(base, 0.5)
-    _assert_between_running(linear, base, tuned, counts)
+    _assert_between_running(linear, base, tuned, counts | running)
+    posthoc = tau.apply_to_linear(base, scaling_coef=0.5)
+    assert content_hash(posthoc.weights()) == content_hash(linear.weights())
+    assert sum("take no part" in record.message for record in caplog.records) <= 1
 
     linear.save(tmp_path / "linear_finetuned.pt")
     read = LinearizedImageEncoder.load(tmp_path / "linear_finetuned.pt")
@@ -463,7 +471,7 @@ def _assert_between_running(
     start, end = base.weights(), tuned.weights()
     for name, value in encoder.weights().items():
         if name in counts:
-            assert value.dtype == torch.int64 and torch.equal(value, start[name])
+            assert value.dtype == start[name].dtype and torch.equal(value, start[name])
         else:
             expected = (start[name].double() + end[name].double()) / 2
             torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-6)

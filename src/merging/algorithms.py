@@ -1,6 +1,6 @@
 """The methods as objects: options first, models later, as users of FusionBench know them.
 
-    merged = TaskArithmeticAlgorithm(scaling_factor=0.5).run(models)
+merged = TaskArithmeticAlgorithm(scaling_factor=0.5).run(models)
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class HuggingFaceText:
         weights = open_weights(self.place)
         if weights.folder is None or "logit_scale" not in weights.outline:
             raise UsageError(
-                f"base_model={self.place} is not the folder of a whole CLIP (CLIPModel), whose text "
-                "tower makes the heads"
+                f"base_model={self.place} is not the folder of a whole CLIP (CLIPModel), whose "
+                "text tower makes the heads"
             )
         try:
             from transformers import AutoTokenizer, CLIPTextModelWithProjection

@@ -41,12 +41,13 @@ def dropped(
     """
     if not 0 <= sparsity_ratio < 1:
         raise UsageError(f"sparsity_ratio must be at least 0 and below 1, got {sparsity_ratio}")
-    for model, tau in zip(piece.models, piece.taus(), strict=True):
+    for model, whole in zip(piece.models, piece.taus(), strict=True):
+        tau = whole
         if not only_on_linear_weights or is_linear_weight(piece.name, piece.shape):
             numbers = uniform(seed, model, piece.name, piece.start, len(tau)).to(tau.device)
-            tau *= numbers > sparsity_ratio
+            tau = tau * (numbers > sparsity_ratio)
             if rescale:
-                tau /= 1 - sparsity_ratio
+                tau = tau / (1 - sparsity_ratio)
         yield tau
 
 

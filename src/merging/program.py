@@ -19,7 +19,7 @@ from src.merging.algorithms import Algorithm
 from src.merging.pool import ModelPool
 from src.merging.registry import get_method
 from src.merging.saving import SHARD, recipe, save_merged
-from src.merging.stream import Merge, merged_state
+from src.merging.stream import merged_state
 from src.merging.targets import (
     algorithm_of,
     data_folder,

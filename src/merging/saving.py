@@ -74,10 +74,9 @@ def save_merged(
 def _check_free(merge: Merge, path: Path) -> None:
     """Refuses to write over one of the models that are merged, which are being read."""
     for name in merge.pool.models:
-        place = merge.pool.weights(name).place
-        if place is not None and path.exists() and Path(place).expanduser().exists():
-            if path.samefile(Path(place).expanduser()):
-                raise UsageError(f"{path} is the model {name} itself; name another file")
+        place = Path(merge.pool.weights(name).place or "").expanduser()
+        if path.is_file() and place.is_file() and path.samefile(place):
+            raise UsageError(f"{path} is the model {name} itself; name another file")
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected a file or a name that is free")
 

@@ -54,9 +54,7 @@ class TaskPool:
         fast_dev_run: whether one batch of each is enough, to see whether all works.
     """
 
-    def __init__(
-        self, args: Config, tasks: Mapping[str, Task], fast_dev_run: bool = False
-    ) -> None:
+    def __init__(self, args: Config, tasks: Mapping[str, Task], fast_dev_run: bool = False) -> None:
         self.args, self.tasks, self.fast_dev_run = args, dict(tasks), fast_dev_run
         self._heads: dict[str, nn.Module] = {}
 
@@ -260,14 +258,12 @@ class CLIPVisionModelTaskPool(TaskPool):
         base = open_weights(self.base_model)
         if huggingface.PROJECTION not in base.outline or base.folder is None:
             raise UsageError(
-                f"base_model={self.base_model} has no {huggingface.PROJECTION}, expected the folder "
-                "of a whole CLIP (CLIPModel)"
+                f"base_model={self.base_model} has no {huggingface.PROJECTION}, expected the "
+                "folder of a whole CLIP (CLIPModel)"
             )
         config = huggingface.read_config(base.folder)
         proj = base.read(huggingface.PROJECTION).T.float()
-        found = from_huggingface(
-            base.folder, state, config, None, lambda: {f"{VISUAL}proj": proj}
-        )
+        found = from_huggingface(base.folder, state, config, None, lambda: {f"{VISUAL}proj": proj})
         encoder = ImageEncoder.without_weights(str(found.info["model"]))
         encoder.load_weights(found.theta)
         return encoder

@@ -140,9 +140,7 @@ class Elected:
         return torch.stack(rows)
 
 
-def elect(
-    pieces: Pieces, taus: Taus, threshold: float, scope: str, zero_sign: str
-) -> Elected:
+def elect(pieces: Pieces, taus: Taus, threshold: float, scope: str, zero_sign: str) -> Elected:
     """Goes over the weights for the thresholds and, if need be, for the sign of the majority.
 
     Raises:
@@ -159,7 +157,9 @@ def elect(
         return found
     signs = 0
     for piece in pieces():
-        signs += int(found.trimmed(piece.name, taus(piece)).sum(dim=0).sign().sum(dtype=torch.int64))
+        signs += int(
+            found.trimmed(piece.name, taus(piece)).sum(dim=0).sign().sum(dtype=torch.int64)
+        )
     return Elected(found.thresholds, float((signs > 0) - (signs < 0)))
 
 
@@ -218,10 +218,10 @@ def ties(
     zero_sign: Literal["majority", "positive"] = "majority",
     statistics: Elected,
 ) -> Tensor:
-    r"""\(\theta = \theta_0 + \lambda\, \mathrm{merge}_{t: \mathrm{sgn}\hat\tau_t = \gamma} \hat\tau_t\).
+    r"""\(\theta = \theta_0 + \lambda\, m\), where m merges the \(\hat\tau_t\) of sign \(\gamma\).
 
-    \(\hat\tau_t\) is the task vector with all but its largest magnitudes at 0, \(\gamma\) the sign of
-    \(\sum_t \hat\tau_t\), weight by weight.
+    \(\hat\tau_t\) is the task vector with all but its largest magnitudes at 0, \(\gamma\) the sign
+    of \(\sum_t \hat\tau_t\), weight by weight.
 
     Args:
         piece: what to merge.

@@ -33,9 +33,7 @@ def shares(weights: tuple[float, ...], normalize: bool, models: tuple[str, ...])
 
 
 @merging_method("weighted_average", source="arXiv:2203.05482", needs_pretrained=False)
-def weighted_average(
-    piece: Piece, *, weights: Sequence[float], normalize: bool = True
-) -> Tensor:
+def weighted_average(piece: Piece, *, weights: Sequence[float], normalize: bool = True) -> Tensor:
     r"""\(\theta = \sum_t w_t \theta_t\), the weights divided by their sum if `normalize`.
 
     Args:

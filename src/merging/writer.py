@@ -1,7 +1,7 @@
 """Writes safetensors piece by piece, header first, in one file or several.
 
-Source of the format: https://github.com/huggingface/safetensors (8 bytes of length, a JSON header of
-types, shapes and offsets, the numbers); of the index of several files: `transformers`.
+Source of the format: https://github.com/huggingface/safetensors (8 bytes of length, a JSON header
+of types, shapes and offsets, the numbers); of the index of several files: `transformers`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        raise UsageError(f"cannot write {path} ({error.strerror}); nothing was left there") from error
+        raise UsageError(
+            f"cannot write {path} ({error.strerror}); nothing was left there"
+        ) from error
 
 
 def write_file(

@@ -200,6 +200,18 @@ def from_huggingface(
     model: str | None,
     base: Base,
 ) -> Published:
+    """The vision tower of a CLIP of Hugging Face as an encoder of ours; arguments as `read`.
+
+    Args:
+        path: where it comes from, for messages.
+        tensors: its weights, under its names.
+        config: its configuration.
+        model: our name of the architecture; None to find it by the shapes.
+        base: gives pre-trained weights of ours, for the projection where it is missing.
+
+    Raises:
+        UsageError: if it does not fit an architecture.
+    """
     theta = huggingface.to_open_clip(tensors, path)
     projection = f"{VISUAL}proj"
     width = theta[f"{VISUAL}conv1.weight"].shape[0]
