@@ -80,9 +80,10 @@ class ModelPool:
                 fine-tuned from other weights, or if linear and standard models are mixed.
         """
         problems = []
+        opened = {name: self.weights(name) for name in (self.base_name, *self.model_names)}
         for name in self.model_names:
             try:
-                statedict.check_same(self.base.outline, self.weights(name).outline)
+                statedict.check_same(self.base.outline, opened[name].outline)
             except ValueError as error:
                 listed = str(error).partition("\n")[2]
                 problems.append(f"{self.base_name} (first) and {name} (second):\n{listed}")

@@ -16,7 +16,7 @@ from src.errors import UsageError
 from src.merging.pool import CLIPVisionModelPool
 from src.merging.registry import PRETRAINED
 from src.merging.stream import Merge, Part
-from src.merging.writer import new_folder, size_of, write_file, write_shards
+from src.merging.writer import disk_errors, new_folder, size_of, write_file, write_shards
 
 RECIPE = "merge_recipe.json"
 COPIED = (".json", ".txt", ".model")  # configuration and tokenizer of a folder
@@ -57,17 +57,18 @@ def save_merged(
         UsageError: if the path is taken by something else, or the disk is full.
     """
     path, limit = Path(path).expanduser(), size_of(max_shard_size)
-    kind = merge.thetas[-1].kind
-    if kind in ENCODERS:
-        path = as_safetensors(path)
+    encoder = merge.thetas[-1].kind in ENCODERS
+    single = encoder or path.suffix in (".safetensors", ".pt", ".pth", ".bin")
+    if single:
+        path = as_safetensors(path.with_suffix("") if path.suffix == ".bin" else path)
         _check_free(merge, path)
-        _write_encoder(merge, path, kind, fsync)
-    elif path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
-        path = as_safetensors(path.with_suffix(".safetensors"))
-        _check_free(merge, path)
-        write_file(path, merge.pool.base.outline, merge.parts(), _metadata(merge), fsync=fsync)
-    else:
-        _write_folder(merge, path, limit, fsync)
+    with disk_errors(path):
+        if encoder:
+            _write_encoder(merge, path, merge.thetas[-1].kind, fsync)
+        elif single:
+            write_file(path, merge.pool.base.outline, merge.parts(), _metadata(merge), fsync=fsync)
+        else:
+            _write_folder(merge, path, limit, fsync)
     return path
 
 

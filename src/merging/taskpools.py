@@ -29,6 +29,10 @@ from src.published import huggingface
 from src.settings import autocast_of, device_of, eval_batch_of, num_workers_of, tasks_of
 
 State = Mapping[str, Tensor]
+ALSO = {  # other names of the same sets on the hub
+    "mnist": "MNIST", "svhn": "SVHN", "tanganke/cifar10": "CIFAR10",
+    "tanganke/cifar100": "CIFAR100",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class HubRows:
         from src.data.clip8 import CLIP8_SETS
 
         names = {entry.hub.repo: name for name, entry in CLIP8_SETS.items() if entry.hub}
-        return {**names, "mnist": "MNIST", "svhn": "SVHN"}.get(self.path)
+        return {**names, **ALSO}.get(self.path)
 
 
 class CLIPVisionModelTaskPool(TaskPool):

@@ -26,6 +26,7 @@ from src.merging.stream import Part
 from src.merging.weights import CODES
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SINGLE = "model.safetensors"
 Outline = Mapping[str, Tensor]
 
@@ -65,10 +66,12 @@ class TensorFile:
         header = self._header()
         self.start, self.length = len(header), len(header) + end
         self.file = path.open("r+b")
-        with contextlib.suppress(OSError, AttributeError):
-            os.posix_fallocate(self.file.fileno(), 0, self.length)  # a full disk is noticed now
-        self.file.truncate(self.length)
-        self._put(0, header)
+        try:
+            self._reserve()
+            self._put(0, header)
+        except OSError:
+            self.file.close()
+            raise
 
     def _header(self) -> bytes:
         entries: dict[str, Any] = {"__metadata__": self.metadata}
@@ -84,6 +87,17 @@ class TensorFile:
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
+
+    def _reserve(self) -> None:
+        """Takes the whole size at once, so that a full disk is noticed before the work."""
+        try:
+            os.posix_fallocate(self.file.fileno(), 0, self.length)
+        except AttributeError:  # macOS has none
+            pass
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+        self.file.truncate(self.length)
 
     def _put(self, offset: int, data: Any) -> None:
         view = memoryview(data)
@@ -115,7 +129,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (*FULL, errno.EROFS, errno.EACCES):
             raise
         raise UsageError(
             f"cannot write {path} ({error.strerror}); nothing was left there"
@@ -143,7 +157,7 @@ def write_file(
     """
     digest = hashlib.sha256()
     facts = {**metadata, **({"hash": "0" * 64} if hashed else {})}
-    with disk_errors(path), atomic(path, fsync) as temporary:
+    with atomic(path, fsync) as temporary:
         file = TensorFile(temporary, outline, facts)
         try:
             for part in parts:

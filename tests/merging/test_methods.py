@@ -1,0 +1,316 @@
+"""Laws and options of the methods, against independent formulas."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from src.errors import UsageError
+from src.merging import (
+    METHODS,
+    Algorithm,
+    DareTaskArithmetic,
+    DareTiesMerging,
+    DummyAlgorithm,
+    ModelPool,
+    SimpleAverageAlgorithm,
+    SlerpMergeAlgorithm,
+    TaskArithmeticAlgorithm,
+    TiesMergingAlgorithm,
+    WeightedAverageAlgorithm,
+    dare,
+    get_method,
+    stream,
+)
+from src.merging.ties import Selection
+from src.statedict import content_hash
+
+State = dict[str, Tensor]
+ALL: tuple[Algorithm, ...] = (
+    SimpleAverageAlgorithm(),
+    WeightedAverageAlgorithm([1.0, 3.0, 2.0]),
+    TaskArithmeticAlgorithm(0.4),
+    TiesMergingAlgorithm(),
+    TiesMergingAlgorithm(scope="tensor", zero_sign="positive", merge_func="mean"),
+    DareTaskArithmetic(),
+    DareTiesMerging(),
+    DummyAlgorithm(),
+)
+
+
+def models(count: int = 3, dtype: torch.dtype = torch.float64) -> dict[str, State]:
+    generator = torch.Generator().manual_seed(7)
+
+    def one() -> State:
+        return {
+            "w": torch.randn(5, 3, generator=generator, dtype=torch.float64).to(dtype),
+            "s": torch.randn((), generator=generator, dtype=torch.float64).to(dtype),
+            "empty": torch.zeros(0, 4, dtype=dtype),
+            "steps": torch.tensor([int(torch.randint(9, (), generator=generator))]),
+        }
+
+    names = ["_pretrained_", *"abcdefgh"[:count]]
+    return {name: one() for name in names}
+
+
+def flat(state: State) -> np.ndarray:
+    return torch.cat([state[name].reshape(-1) for name in ("s", "w")]).double().numpy()
+
+
+def trimmed(tau: np.ndarray, percent: float) -> np.ndarray:
+    order = np.sort(np.abs(tau))
+    least = order[max(1, len(tau) - int(percent / 100 * len(tau))) - 1]
+    return np.where(np.abs(tau) >= least, tau, 0)
+
+
+@pytest.mark.parametrize("percent", [2, 20, 50, 99, 100])
+@pytest.mark.parametrize("how", ["sum", "mean", "max"])
+def test_ties_is_the_papers_algorithm(percent: float, how: str) -> None:
+    pool = models()
+    base = flat(pool["_pretrained_"])
+    taus = np.stack([trimmed(flat(pool[name]) - base, percent) for name in "abc"])
+    signs = np.sign(taus.sum(axis=0))
+    signs[signs == 0] = np.sign(signs.sum())
+    merged = np.zeros_like(base)
+    for i, sign in enumerate(signs):
+        agreeing = [tau[i] for tau in taus if tau[i] * sign > 0]
+        if agreeing:
+            merged[i] = {"sum": np.sum, "mean": np.mean}.get(how, lambda v: max(v, key=abs))(
+                agreeing
+            )
+    found = TiesMergingAlgorithm(0.7, percent, merge_func=how).run(pool)
+    np.testing.assert_allclose(flat(found), base + 0.7 * merged, rtol=1e-12)
+
+
+def test_ties_by_tensor_keeps_a_share_of_each() -> None:
+    pool = {name: {"w": torch.zeros(10), "v": torch.zeros(4)} for name in ("_pretrained_", "a")}
+    pool["a"] = {"w": torch.arange(1.0, 11.0), "v": 100 * torch.arange(1.0, 5.0)}
+    found = TiesMergingAlgorithm(1.0, 50, scope="tensor").run(pool)
+    assert found["w"].tolist() == [0] * 5 + [6, 7, 8, 9, 10]
+    assert found["v"].tolist() == [0, 0, 300, 400]
+    whole = TiesMergingAlgorithm(1.0, 20).run(pool)  # int(0.2 * 14) + 1 of all
+    assert whole["w"].tolist() == [0] * 10 and whole["v"].tolist() == [0, 200, 300, 400]
+
+
+def test_remove_keys_are_left_as_pretrained() -> None:
+    pool = models()
+    for algorithm in (TiesMergingAlgorithm(remove_keys=["w"]), DareTiesMerging(remove_keys=["w"])):
+        found = algorithm.run(pool)
+        assert torch.equal(found["w"], pool["_pretrained_"]["w"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(
+        st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=60
+    ),
+    data=st.data(),
+    wide=st.booleans(),
+    digit=st.sampled_from([5, 11, 16]),
+)
+def test_selection_finds_the_kth_smallest(
+    values: list[float], data: st.DataObject, wide: bool, digit: int
+) -> None:
+    rank = data.draw(st.integers(1, len(values)))
+    tensor = torch.tensor(values, dtype=torch.float64 if wide else torch.float32)
+    selection = Selection(lambda _: rank)
+    high = 63 if wide else 31
+    while high:
+        low = max(0, high - digit)
+        for part in tensor.split(7):
+            selection.count(part, high, low)
+        selection.settle(high, low)
+        high = low
+    assert selection.value() == float(tensor.abs().kthvalue(rank).values)
+
+
+@pytest.mark.parametrize("algorithm", ALL, ids=str)
+def test_pieces_do_not_matter_and_nothing_is_changed(
+    algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = models()
+    monkeypatch.setattr(
+        dare,
+        "uniform",
+        lambda seed, model, name, start, size: torch.linspace(0, 1, 15)[start:][:size],
+    )
+    before = {name: content_hash(state) for name, state in pool.items()}
+    whole = algorithm.run(pool)
+    monkeypatch.setattr(stream, "PIECE", 4)
+    cut = algorithm.run(pool)
+    assert {name: content_hash(state) for name, state in pool.items()} == before
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=1e-12, atol=0)
+    assert torch.equal(whole["steps"], pool["_pretrained_"]["steps"])
+    assert whole["empty"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("algorithm", ALL, ids=str)
+def test_results_share_no_memory_with_the_models(algorithm: Algorithm) -> None:
+    pool = models()
+    found = algorithm.run(pool)
+    for name, state in itertools.product(found, pool.values()):
+        if found[name].numel():
+            assert found[name].data_ptr() != state[name].data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_merged_in_float32(dtype: torch.dtype) -> None:
+    pool = {name: {"w": torch.full((3,), 1.0, dtype=dtype)} for name in ("_pretrained_", *"ab")}
+    pool["a"]["w"] += 2**-7
+    pool["b"]["w"] += 2**-7
+    found = TaskArithmeticAlgorithm(0.5).run(pool)["w"]
+    assert found.dtype == dtype and found.tolist() == [1.0 + 2**-7] * 3
+    assert SimpleAverageAlgorithm().run({**pool, "b": pool["_pretrained_"]})["w"].dtype == dtype
+
+
+def test_task_arithmetic_at_one_of_one_model_is_that_model() -> None:
+    pool = models(1)
+    found = TaskArithmeticAlgorithm(scaling_factor=1.0).run(pool)
+    torch.testing.assert_close(found["w"], pool["a"]["w"])
+
+
+def test_modules_give_a_new_module() -> None:
+    torch.manual_seed(0)
+    pool = {name: nn.Linear(10, 10) for name in ("_pretrained_", "model_1", "model_2")}
+    before = copy.deepcopy(pool)
+    merged = TaskArithmeticAlgorithm(scaling_factor=0.5).run(pool)
+    base, one, two = (module.weight.double() for module in pool.values())
+    expected = base + 0.5 * ((one - base) + (two - base))
+    torch.testing.assert_close(merged.weight.double(), expected, rtol=1e-6, atol=1e-7)
+    assert isinstance(merged, nn.Linear) and merged not in pool.values()
+    for name, module in pool.items():
+        assert content_hash(module.state_dict()) == content_hash(before[name].state_dict())
+    again = TaskArithmeticAlgorithm(0.5, inplace=True).run(pool)
+    assert torch.equal(again.weight, merged.weight)
+
+
+def test_slerp_of_unit_vectors_stays_on_the_sphere() -> None:
+    u, v = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 1.0]).double()
+    for t in (0.0, 0.25, 0.5, 1.0):
+        found = SlerpMergeAlgorithm(t=t).run({"a": {"w": u}, "b": {"w": v}})["w"]
+        angle = torch.tensor(t * torch.pi / 2, dtype=torch.float64)
+        torch.testing.assert_close(
+            found, torch.stack([angle.cos(), angle.sin()]), rtol=0, atol=1e-12
+        )
+    halfway = SlerpMergeAlgorithm(0.5).run({"a": {"w": u}, "b": {"w": 1.0001 * u}})["w"]
+    torch.testing.assert_close(halfway, 1.00005 * u)
+    nothing = SlerpMergeAlgorithm(0.5).run({"a": {"w": 0 * u}, "b": {"w": v}})["w"]
+    assert bool(torch.isfinite(nothing).all())
+
+
+def test_dare_masks_follow_from_seed_model_and_name() -> None:
+    pool = models()
+    once, again = (DareTaskArithmetic(seed=3).run(pool) for _ in range(2))
+    other = DareTaskArithmetic(seed=4).run(pool)
+    assert torch.equal(once["w"], again["w"]) and not torch.equal(once["w"], other["w"])
+    renamed = {name: {"v": state["w"]} for name, state in pool.items()}
+    assert not torch.equal(DareTaskArithmetic(seed=3).run(renamed)["v"], once["w"])
+
+
+def test_dare_drops_its_share_and_keeps_the_mean() -> None:
+    pool = {"_pretrained_": {"w": torch.zeros(200, 100)}, "a": {"w": torch.ones(200, 100)}}
+    found = DareTaskArithmetic(1.0, 0.9).run(pool)["w"]
+    assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / (1 - 0.9)).item()}
+    assert abs(float((found == 0).double().mean()) - 0.9) < 0.01  # 20,000 draws: 4.7 sigma
+    plain = DareTaskArithmetic(1.0, 0.9, rescale=False).run(pool)["w"]
+    assert set(plain.unique().tolist()) == {0.0, 1.0}
+
+
+def test_dare_on_linear_weights_alone() -> None:
+    names = {
+        "layer.weight": (4, 4),
+        "layer.bias": (4,),
+        "embed.weight": (9, 4),
+        "conv": (2, 2, 2, 2),
+    }
+    pool = {
+        "_pretrained_": {name: torch.zeros(shape) for name, shape in names.items()},
+        "a": {name: torch.ones(shape) for name, shape in names.items()},
+    }
+    found = DareTaskArithmetic(1.0, 0.5, only_on_linear_weights=True).run(pool)
+    assert [name for name in names if not bool((found[name] == 1).all())] == ["layer.weight"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TaskArithmeticAlgorithm(scale=1), "no option 'scale'; its options are scal"),
+        (lambda: TaskArithmeticAlgorithm(1, 2), "takes 1 options, got 2"),
+        (lambda: TaskArithmeticAlgorithm(1, scaling_factor=2), "scaling_factor given twice"),
+        (lambda: WeightedAverageAlgorithm(), "weighted_average needs weights"),
+        (lambda: SimpleAverageAlgorithm(t=1), "simple_average has no options, got 't'"),
+        (lambda: TiesMergingAlgorithm(threshold=0).run(models()), "threshold must be above 0"),
+        (lambda: TiesMergingAlgorithm(threshold=101).run(models()), "at most 100"),
+        (lambda: TiesMergingAlgorithm(scope="layer").run(models()), "unknown scope 'layer'"),
+        (lambda: TiesMergingAlgorithm(zero_sign="0").run(models()), "unknown zero_sign '0'"),
+        (lambda: TiesMergingAlgorithm(merge_func="min").run(models()), "unknown merge_func 'min'"),
+        (lambda: DareTaskArithmetic(sparsity_ratio=1.0).run(models()), "at least 0 and below 1"),
+        (lambda: WeightedAverageAlgorithm([1]).run(models()), "expected 3 weights, one for each"),
+        (lambda: WeightedAverageAlgorithm([1, -1, 0]).run(models()), "sum 0 cannot be normalised"),
+        (lambda: WeightedAverageAlgorithm([1, np.nan, 0]).run(models()), "must be finite"),
+        (lambda: SlerpMergeAlgorithm(1.5).run(models(1)), "from 0 to 1, got 1.5"),
+        (lambda: SlerpMergeAlgorithm().run(models()), "slerp merges 2 models, got 4: _pretrained_"),
+        (lambda: get_method("task_arithmetc"), "unknown merging method 'task_arithmetc'; choose"),
+        (lambda: ModelPool({"_pretrained_": {}}), "at least one model to merge, got none"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_explained(make: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.needs_pretrained])
+def test_methods_say_that_they_need_the_pretrained_model(name: str) -> None:
+    (kind,) = (k for k in Algorithm.__subclasses__() if k.method == name)
+    pool = models()
+    del pool["_pretrained_"]
+    with pytest.raises(UsageError, match="needs the pre-trained model, named _pretrained_"):
+        kind().run(pool)
+
+
+@pytest.mark.parametrize("algorithm", ALL[:-1], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(algorithm: Algorithm, bad: float) -> None:
+    pool = models()
+    pool["b"]["w"][2, 1] = bad
+    with pytest.raises(UsageError, match=f"b has {bad} at number 7 of w, expected finite weights"):
+        algorithm.run(pool)
+
+
+def test_a_mask_of_infinities_that_all_models_have_is_kept() -> None:
+    mask = torch.full((3,), -torch.inf)
+    pool = {name: {"mask": mask.clone(), "w": torch.ones(2)} for name in ("_pretrained_", *"ab")}
+    for algorithm in (TaskArithmeticAlgorithm(), TiesMergingAlgorithm(), DareTaskArithmetic()):
+        assert torch.equal(algorithm.run(pool)["mask"], mask)
+
+
+def test_overflow_is_told_from_bad_weights() -> None:
+    pool = {name: {"w": torch.tensor([0.0])} for name in ("_pretrained_", "a")}
+    pool["a"]["w"] += 3e38
+    with pytest.raises(UsageError, match="gives numbers that are not finite in w; are its options"):
+        TaskArithmeticAlgorithm(10.0).run(pool)
+
+
+def test_all_differences_are_listed() -> None:
+    pool = models(2)
+    pool["a"]["w"] = torch.zeros(2, 2)
+    del pool["b"]["s"]
+    with pytest.raises(UsageError) as caught:
+        TaskArithmeticAlgorithm().run(pool)
+    text = str(caught.value)
+    assert "w: shape (5, 3) against (2, 2)" in text and "only in the first: s" in text
+
+
+def test_methods_declare_what_they_need() -> None:
+    for name, method in METHODS.items():
+        assert method.name == name and method.source and method.passes >= 1
+        assert method.function.__doc__ and not method.needs_data and not method.needs_models
+        assert (method.prepare is None) == (method.passes == 1)
