@@ -14,7 +14,6 @@ from torch import Tensor
 
 from src.checkpoints import write_text
 from src.errors import UsageError
-from src.eval import coefficients, find_optimal_coef
 from src.merging.algorithms import Algorithm
 from src.merging.pool import ModelPool
 from src.merging.registry import get_method
@@ -110,6 +109,8 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: Any) -> 
     Raises:
         UsageError: if the method has no scaling factor.
     """
+    from src.eval import coefficients, find_optimal_coef  # heavy, and seldom needed
+
     method = get_method(algorithm.method)
     if "scaling_factor" not in method.defaults:
         raise UsageError(f"{method.name} has no scaling_factor to choose")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,7 +252,7 @@ def test_standard_and_linear_models_are_not_mixed(tmp_path: Path) -> None:
 def test_clips_of_transformers_merge_and_load(tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
               "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "vocab_size": 99}  # fmt: skip
