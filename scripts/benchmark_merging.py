@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -28,12 +30,9 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from src.results import git_commit, versions
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from scripts.benchmark import processor  # noqa: E402 - found by the line above
-from src.results import git_commit, versions  # noqa: E402
-
 NAMES = ("_pretrained_", *(f"task{i}" for i in range(8)))
 FACTOR = 0.3
 WATCH = """
@@ -218,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if theirs in found
     }
     content: dict[str, Any] = {
-        "machine": processor(), "rounds": args.rounds, "commit": git_commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", "rounds": args.rounds, "commit": git_commit(),
         "versions": versions(), "medians": medians, "ratios of each round": ratios,
     }  # fmt: skip
     print(json.dumps(content, indent=2))

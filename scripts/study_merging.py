@@ -1,0 +1,181 @@
+"""Compares the merging methods on the embedded suite; writes results/embedded/merging.{json,md}.
+
+    python scripts/study_merging.py --seeds=3
+
+Encoders are those of `finetune.py` (made where they are missing). All eight tasks are merged;
+scaling factors are chosen on validation from 21 values between 0 and 1, accuracies are on test,
+normalised by those of each task's own encoder. `slerp`, which takes two models, merges MNIST's and
+Signs' and is measured on these two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src import finetune
+from src.args import Config
+from src.checkpoints import write_text
+from src.errors import entry_point
+from src.logs import setup_logging
+from src.merging import Algorithm, algorithms, get_method, run_pool
+from src.merging.pool import ModelPool
+from src.merging.program import choose_scaling_factor
+from src.merging.registry import PRETRAINED
+from src.merging.stream import merged_state
+from src.merging.taskpools import SuiteTaskPool
+from src.results import git_commit, markdown_table, versions
+from src.settings import run_dir
+from src.tasks import EMBEDDED_MODEL, get_suite
+
+logger = logging.getLogger(__name__)
+PAIR = ("MNIST", "Signs")
+Row = dict[str, Any]
+# label -> class, options, mode of fine-tuning, tasks (all if empty)
+METHODS: dict[str, tuple[type[Algorithm], dict[str, Any], str, tuple[str, ...]]] = {
+    "simple_average": (algorithms.SimpleAverageAlgorithm, {}, "standard", ()),
+    "weighted_average (by gain)": (algorithms.WeightedAverageAlgorithm, {}, "standard", ()),
+    "task_arithmetic": (algorithms.TaskArithmeticAlgorithm, {}, "standard", ()),
+    "task_arithmetic, linear": (algorithms.TaskArithmeticAlgorithm, {}, "linear", ()),
+    "ties (sum)": (algorithms.TiesMergingAlgorithm, {}, "standard", ()),
+    "ties (mean)": (algorithms.TiesMergingAlgorithm, {"merge_func": "mean"}, "standard", ()),
+    "ties (sum, by tensor)": (algorithms.TiesMergingAlgorithm, {"scope": "tensor"}, "standard", ()),
+    "dare_task_arithmetic": (algorithms.DareTaskArithmetic, {}, "standard", ()),
+    "dare_ties": (algorithms.DareTiesMerging, {}, "standard", ()),
+    "slerp (2 tasks)": (algorithms.SlerpMergeAlgorithm, {}, "standard", PAIR),
+    "task_arithmetic (2 tasks)": (algorithms.TaskArithmeticAlgorithm, {}, "standard", PAIR),
+}  # fmt: skip
+
+
+def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, dict[str, float]]:
+    """Accuracy of the pre-trained encoder and of each task's own one, by task."""
+    found: dict[str, dict[str, float]] = {"zero-shot": {}, "own": {}}
+    for label in found:
+        for task in tasks.tasks:
+            name = PRETRAINED if label == "zero-shot" else task
+            weights = pool.weights(name)
+            state = {key: weights.read(key) for key in weights.outline}
+            encoder = tasks.encoder(pool, state)
+            turn = tasks.measure(encoder, task, {}, [1.0], split == "val")
+            found[label][task] = turn[0]["accuracy"]
+    return found
+
+
+def pool_for(run: Path, label: str, tasks: Sequence[str]) -> ModelPool:
+    """The models that a method merges."""
+    kind, _, mode, named = METHODS[label]
+    pool = run_pool(run, list(named or tasks), mode)
+    if kind is algorithms.SlerpMergeAlgorithm:  # between the two, not from theta0
+        return ModelPool({name: pool.models[name] for name in named})
+    return pool
+
+
+def study(run: Path, seed: int) -> dict[str, Row]:
+    """All methods on one run: accuracies by task, the chosen coefficient, seconds."""
+    suite = get_suite("embedded")
+    names = list(suite.tasks)
+    tasks = SuiteTaskPool(EMBEDDED_MODEL, str(run), names)
+    pair = SuiteTaskPool(EMBEDDED_MODEL, str(run), list(PAIR))
+    own = {mode: accuracies(run_pool(run, names, mode), tasks, "test")
+           for mode in ("standard", "linear")}  # fmt: skip
+    on_val = accuracies(run_pool(run, names), tasks, "val")
+    rows: dict[str, Row] = {
+        "zero-shot": {"top1": own["standard"]["zero-shot"], "own": own["standard"]["own"]}
+    }
+    for label, (kind, given, mode, named) in METHODS.items():
+        options, pool, measured = dict(given), pool_for(run, label, names), pair if named else tasks
+        method = get_method(kind.method)
+        row: Row = {"own": {task: own[mode]["own"][task] for task in measured.tasks}}
+        if kind is algorithms.WeightedAverageAlgorithm:
+            gains = [on_val["own"][task] - on_val["zero-shot"][task] for task in names]
+            options["weights"] = [round(max(gain, 0.0), 4) for gain in gains]
+        if "seed" in method.defaults:
+            options["seed"] = seed
+        if "scaling_factor" in method.defaults:
+            chosen = choose_scaling_factor(
+                kind(**{**options, "scaling_factor": 1.0}), pool, measured
+            )
+            options["scaling_factor"] = row["coefficient"] = chosen["coefficient"]
+        begun = time.monotonic()
+        state = merged_state(kind(**options).merge(pool))
+        row["seconds"] = round(time.monotonic() - begun, 3)
+        report = measured.evaluate(measured.encoder(pool, state))
+        row["top1"] = {task: report[task]["accuracy"] for task in measured.tasks}
+        row["options"] = options
+        rows[label] = row
+        logger.info("seed %d, %s: %.1f", seed, label, 100 * np.mean(list(row["top1"].values())))
+    return rows
+
+
+def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
+    """A line a method: absolute and normalised accuracy (mean and deviation), coefficients."""
+    lines = []
+    for label in next(iter(seeds.values())):
+        rows = [found[label] for found in seeds.values()]
+        absolute = [100 * np.mean(list(row["top1"].values())) for row in rows]
+        relative = [
+            100 * np.mean([value / row["own"][task] for task, value in row["top1"].items()])
+            for row in rows
+        ]
+        coefs = ", ".join(str(row["coefficient"]) for row in rows if "coefficient" in row)
+        seconds = [row["seconds"] for row in rows if "seconds" in row]
+        lines.append([
+            label, spread(absolute), spread(relative), coefs or "–",
+            f"{np.median(seconds):.2f}" if seconds else "–",
+        ])  # fmt: skip
+    return lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and standard deviation if there are several."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="fine-tuning seeds, from 0")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
+    args = parser.parse_args(argv)
+    setup_logging()
+    begun, found = time.monotonic(), {}
+    for seed in range(args.seeds):
+        flags = [] if seed == 0 else [f"--seed={seed}"]  # seed 0 is the default run's
+        for mode in ("standard", "linear"):
+            code = finetune.main([f"--model={EMBEDDED_MODEL}", f"--finetuning-mode={mode}", *flags])
+            if code:
+                return code
+        found[seed] = study(run_dir(Config(model=EMBEDDED_MODEL, seed=seed or None)), seed)
+    header = ["method", "accuracy, %", "normalised, %", "scaling factor", "seconds to merge"]
+    table = markdown_table(header, summarize(found))
+    facts = {"commit": git_commit(), "versions": versions(), "seeds": args.seeds,
+             "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
+    folder = args.results / "embedded"
+    content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in found.items()}}
+    write_text(folder / "merging.json", json.dumps(content, indent=2) + "\n")
+    text = (
+        "# Merging on the embedded suite\n\n"
+        f"`python scripts/study_merging.py --seeds={args.seeds}`: mean test accuracy of the merged "
+        "tasks (eight unless said), absolute and divided by that of each task's own encoder; mean "
+        "and standard deviation over fine-tuning seeds. Scaling factors, one a seed, were chosen on "
+        f"validation.\n\n{table}\n"
+    )
+    write_text(folder / "merging.md", text)
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
