@@ -217,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if theirs in found
     }
     content: dict[str, Any] = {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", "rounds": args.rounds, "commit": git_commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "rounds": args.rounds, "commit": git_commit(),
         "versions": versions(), "medians": medians, "ratios of each round": ratios,
     }  # fmt: skip
     print(json.dumps(content, indent=2))

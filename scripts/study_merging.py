@@ -127,8 +127,8 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
         coefs = ", ".join(str(row["coefficient"]) for row in rows if "coefficient" in row)
         seconds = [row["seconds"] for row in rows if "seconds" in row]
         lines.append([
-            label, spread(absolute), spread(relative), coefs or "–",
-            f"{np.median(seconds):.2f}" if seconds else "–",
+            label, spread(absolute), spread(relative), coefs or "-",
+            f"{np.median(seconds):.2f}" if seconds else "-",
         ])  # fmt: skip
     return lines
 
@@ -169,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "# Merging on the embedded suite\n\n"
         f"`python scripts/study_merging.py --seeds={args.seeds}`: mean test accuracy of the merged "
         "tasks (eight unless said), absolute and divided by that of each task's own encoder; mean "
-        "and standard deviation over fine-tuning seeds. Scaling factors, one a seed, were chosen on "
-        f"validation.\n\n{table}\n"
+        "and standard deviation over fine-tuning seeds. Scaling factors, one a seed, were chosen "
+        f"on validation.\n\n{table}\n"
     )
     write_text(folder / "merging.md", text)
     print(table)
