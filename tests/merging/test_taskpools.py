@@ -64,9 +64,8 @@ def test_the_command_of_fusion_bench_runs_on_local_files(root: Path, tmp_path: P
         "taskpool=CLIPVisionModelTaskPool/clip-vit-base-patch32_svhn_and_mnist",
         f"modelpool.models._pretrained_={root / 'base'}", f"modelpool.models.svhn={root / 'svhn'}",
         f"modelpool.models.mnist={root / 'mnist'}", f"taskpool.base_model={root / 'base'}",
-        "taskpool.test_datasets={mnist: {_target_: datasets.load_dataset, path: ylecun/mnist, "
-        f"split: test}}, colors: {{_target_: datasets.load_dataset, path: '{root / 'colors'}', "
-        "split: test}}", "~taskpool.test_datasets.svhn",
+        "+taskpool.test_datasets.colors={_target_: datasets.load_dataset, path: "
+        f"'{root / 'colors'}', split: test}}", "~taskpool.test_datasets.svhn",
         f"path.data_dir={root / 'data'}", "taskpool.dataloader_kwargs.num_workers=0",
         f"path.output_dir={tmp_path / 'outputs'}", f"report_save_path={tmp_path / 'report.json'}",
         f"merged_model_save_path={tmp_path / 'merged'}", "print_config=false",
