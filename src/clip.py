@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +222,7 @@ def _read_archive(model: nn.Module, path: Path) -> None:
 def _not_at_hand(parsed: ClipName, folder: str | None, error: Exception) -> UsageError:
     """What was looked for, why it was not found, and where a file may be put."""
     import open_clip
+    from huggingface_hub import constants
 
     architecture, tag = parsed.architecture, parsed.pretrained
     reason = str(error).strip().replace("\n\t", " ").split("\n")[0][:300]
@@ -233,7 +233,7 @@ def _not_at_hand(parsed: ClipName, folder: str | None, error: Exception) -> Usag
             "text tower is needed for the heads; an image encoder alone goes to --load"
         )
     caches = f"{folder or 'the cache of the Hugging Face hub'}"
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     if architecture.startswith("hf-hub:"):
         wanted = architecture.removeprefix("hf-hub:")
         return UsageError(

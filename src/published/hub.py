@@ -9,6 +9,7 @@ from src.errors import MissingFileError, UsageError, hub_failure
 
 HUB = "hf-hub:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+TEXT = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")  # small
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the better first
 
 
@@ -20,8 +21,8 @@ def is_hub(path: str | Path) -> bool:
 def fetch(path: str | Path) -> Path:
     """The local folder of `hf-hub:ORG/NAME[@REVISION]`, in the hub's cache (`HF_HOME`).
 
-    Configuration and weights alone are downloaded, and what is there already is not; safetensors
-    are preferred to pickles.
+    Configuration, weights and tokenizer alone are downloaded, and what is there already is not;
+    safetensors are preferred to pickles.
 
     Raises:
         MissingFileError: if the hub cannot be asked and the cache has no copy, or has no weights.
@@ -36,7 +37,7 @@ def fetch(path: str | Path) -> Path:
     for name in WEIGHTS:
         stem, _, kind = name.partition(".")
         index = f"{name}.index.json"
-        wanted = ["config.json", name, index, f"{stem}-*.{kind}"]
+        wanted = ["config.json", name, index, f"{stem}-*.{kind}", *TEXT]
         try:
             found = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         except Exception as error:  # of the library, of the network, of the file system

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +347,47 @@ def test_memory_is_a_piece_of_each_model(algorithm: str, tmp_path: Path) -> None
     assert (
         threading.active_count() >= 1 and (tmp_path / "merged.safetensors").stat().st_size > 2**26
     )
+
+
+LIMITED = """
+import os, sys
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+import torch
+from src.merging import TaskArithmeticAlgorithm, TiesMergingAlgorithm
+
+names = ["_pretrained_", *"abcdef"]
+models = {name: f"{sys.argv[2]}/{name}.safetensors" for name in names}
+for i, algorithm in enumerate((TaskArithmeticAlgorithm(), TiesMergingAlgorithm())):
+    algorithm.run_to(models, f"{sys.argv[2]}/merged{i}.safetensors")
+print("merged")
+"""
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group whose processes have 700 MB, page cache included."""
+    first = Path("/sys/fs/cgroup/memory")
+    group = (first if first.is_dir() else first.parent) / "tangent-arithmetic-test"
+    limit = "memory.limit_in_bytes" if first.is_dir() else "memory.max"
+    try:
+        group.mkdir(exist_ok=True)
+        (group / limit).write_text(str(700_000_000))
+    except OSError as error:
+        pytest.skip(f"cannot limit the memory of a process here ({error})")
+    yield group
+    with contextlib.suppress(OSError):  # the kernel is slow to let go of it
+        group.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs control groups")
+def test_models_larger_than_memory_are_merged(memory_group: Path, tmp_path: Path) -> None:
+    """Seven models of 200 MB, where a process has half of that in all."""
+    for seed, name in enumerate(("_pretrained_", *"abcdef")):
+        torch.manual_seed(seed)
+        weights = {f"layer{i}.weight": torch.randn(5 * 2**20) for i in range(10)}
+        save_file(weights, str(tmp_path / f"{name}.safetensors"))
+    command = [sys.executable, "-c", LIMITED, str(memory_group), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "merged" in done.stdout, done.stderr

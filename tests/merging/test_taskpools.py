@@ -29,10 +29,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole CLIP and two towers of ViT-B/32's size with random weights; three data sets."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
     folder = tmp_path_factory.mktemp("taskpools")
-    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    vision: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
               "num_attention_heads": 12, "image_size": 224, "patch_size": 32}  # fmt: skip
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "vocab_size": 99, "eos_token_id": 1}  # fmt: skip
@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole.save_pretrained(folder / "base")
     write_tokenizer(folder / "base")
     for name in ("mnist", "svhn"):
-        tower = CLIPVisionModel(whole.config.vision_config)
+        tower = CLIPVisionModel(CLIPVisionConfig(**vision))
         tower.save_pretrained(folder / name)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MNIST", "SVHN"):

@@ -1,0 +1,37 @@
+"""Scripts around merging: the benchmark's files, the study's table."""
+
+from __future__ import annotations
+
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from tests.scripts.test_reproduce import script
+
+
+def test_the_benchmark_s_files_are_those_of_a_clip() -> None:
+    benchmark = script("benchmark_merging")
+    config = {key: value for key, value in benchmark.CONFIG.items() if key != "architectures"}
+    with torch.device("meta"):
+        model = CLIPVisionModel(CLIPVisionConfig(**config))
+    expected = {
+        f"vision_model.{name.removeprefix('vision_model.')}": tuple(value.shape)
+        for name, value in model.named_parameters()
+    }
+    assert benchmark.shapes() == expected
+
+
+def test_the_study_s_table_has_mean_and_deviation() -> None:
+    study = script("study_merging")
+    row = {"top1": {"A": 0.5, "B": 0.7}, "own": {"A": 1.0, "B": 0.7}, "seconds": 0.1}
+    other = {**row, "top1": {"A": 0.7, "B": 0.7}, "seconds": 0.3, "coefficient": 0.2}
+    (line,) = study.summarize({0: {"ties": {**row, "coefficient": 0.1}}, 1: {"ties": other}})
+    assert line == ["ties", "65.0 ± 7.1", "80.0 ± 7.1", "0.1, 0.2", "0.20"]
+    assert study.spread([1.25]) == "1.2"
+
+
+def test_the_study_has_all_methods() -> None:
+    from src.merging import Algorithm, algorithms
+
+    study = script("study_merging")
+    known = {kind for kind in Algorithm.__subclasses__() if kind is not algorithms.DummyAlgorithm}
+    assert {kind for kind, *_ in study.METHODS.values()} == known
