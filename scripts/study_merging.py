@@ -140,6 +140,25 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
+def write(folder: Path, found: Mapping[int, Mapping[str, Row]], seconds: float) -> str:
+    """Writes what has been found so far and returns the table."""
+    header = ["method", "accuracy, %", "normalised, %", "scaling factor", "seconds to merge"]
+    table = markdown_table(header, summarize(found))
+    facts = {"commit": git_commit(), "versions": versions(), "seeds": len(found),
+             "seconds": round(seconds, 1)}  # fmt: skip
+    content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in found.items()}}
+    write_text(folder / "merging.json", json.dumps(content, indent=2) + "\n")
+    text = (
+        "# Merging on the embedded suite\n\n"
+        f"`python scripts/study_merging.py --seeds={len(found)}`: mean test accuracy of the merged "
+        "tasks (eight unless said), absolute and divided by that of each task's own encoder; mean "
+        "and standard deviation over fine-tuning seeds. Scaling factors, one a seed, were chosen "
+        f"on validation.\n\n{table}\n"
+    )
+    write_text(folder / "merging.md", text)
+    return table
+
+
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
@@ -150,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
     args = parser.parse_args(argv)
     setup_logging()
-    begun, found = time.monotonic(), {}
+    begun, found, table = time.monotonic(), {}, ""
     for seed in range(args.seeds):
         flags = [] if seed == 0 else [f"--seed={seed}"]  # seed 0 is the default run's
         for mode in ("standard", "linear"):
@@ -158,21 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if code:
                 return code
         found[seed] = study(run_dir(Config(model=EMBEDDED_MODEL, seed=seed or None)), seed)
-    header = ["method", "accuracy, %", "normalised, %", "scaling factor", "seconds to merge"]
-    table = markdown_table(header, summarize(found))
-    facts = {"commit": git_commit(), "versions": versions(), "seeds": args.seeds,
-             "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
-    folder = args.results / "embedded"
-    content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in found.items()}}
-    write_text(folder / "merging.json", json.dumps(content, indent=2) + "\n")
-    text = (
-        "# Merging on the embedded suite\n\n"
-        f"`python scripts/study_merging.py --seeds={args.seeds}`: mean test accuracy of the merged "
-        "tasks (eight unless said), absolute and divided by that of each task's own encoder; mean "
-        "and standard deviation over fine-tuning seeds. Scaling factors, one a seed, were chosen "
-        f"on validation.\n\n{table}\n"
-    )
-    write_text(folder / "merging.md", text)
+        table = write(args.results / "embedded", found, time.monotonic() - begun)
     print(table)
     return 0
 

@@ -21,7 +21,9 @@ from src.data.loading import eval_loader, to_device
 from src.data.registry import dataset_for
 from src.data.templates import get_templates
 from src.errors import UsageError
+from src.eval import sweep_dataset
 from src.heads import get_classification_head, zeroshot_weights
+from src.linearize import LinearizedImageEncoder
 from src.logs import progress
 from src.merging.pool import ModelPool
 from src.modeling import VISUAL, ClassificationHead, ImageEncoder
@@ -179,6 +181,16 @@ class SuiteTaskPool(TaskPool):
 
         found = {name: Task(pictures(name), head(name)) for name in tasks_of(args)}
         super().__init__(args, found, fast_dev_run)
+
+    def sweep(self, encoder: Any, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
+        """As `TaskPool.sweep`; of a linear encoder from one pass over the pictures."""
+        if self.fast_dev_run or not isinstance(encoder, LinearizedImageEncoder):
+            return super().sweep(encoder, tau, coefs)
+        step = {name: tau[name] for name in encoder.model.theta()}
+        return {
+            name: sweep_dataset(encoder, step, coefs, f"{name}Val", self.args)
+            for name in self.tasks
+        }
 
 
 @dataclass(frozen=True)
