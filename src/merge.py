@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,6 +38,7 @@ def work(config: DictConfig) -> None:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"the configuration is not complete: {error}") from error
+    plain["path"]["log_dir"] = HydraConfig.get().runtime.output_dir  # in a sweep, one a job
     if plain.get("print_config"):
         print(OmegaConf.to_yaml(config))
     report = run(plain)

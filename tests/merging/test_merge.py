@@ -108,12 +108,10 @@ def test_slerp_takes_two(run: Run, places: dict[str, str], tmp_path: Path) -> No
 
 
 def test_sweeps_write_a_report_each(run: Run, places: dict[str, str], tmp_path: Path) -> None:
-    report = tmp_path / "report_${method.scaling_factor}.json"
-    words = ["-m", "method.scaling_factor=0.1,0.2", f"report_save_path={report}"]
-    assert run(*words, places=places) == 0
-    for factor in (0.1, 0.2):
-        report = json.loads((tmp_path / f"report_{factor}.json").read_text())
-        assert report["merge"]["options"] == {"scaling_factor": factor}
+    assert run("-m", "method.scaling_factor=0.1,0.2", places=places) == 0
+    paths = sorted(tmp_path.glob("outputs/multirun/merge/*/*/program_report.json"))
+    reports = [json.loads(path.read_text()) for path in paths]
+    assert [r["merge"]["options"]["scaling_factor"] for r in reports] == [0.1, 0.2]
 
 
 def test_dry_runs_touch_nothing(
