@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from src.errors import UsageError
 from src.merging.algorithms import Algorithm
 from src.merging.pool import ModelPool
 from src.merging.registry import get_method
-from src.merging.saving import SHARD, recipe, save_merged
+from src.merging.saving import recipe, save_merged
 from src.merging.stream import merged_state
 from src.merging.targets import (
     algorithm_of,
@@ -30,7 +31,7 @@ from src.merging.targets import (
 logger = logging.getLogger(__name__)
 AUTO = "auto"
 POINTS = 21  # coefficients that scaling_factor=auto chooses from
-SAVING = {"max_shard_size", "fsync"}
+SAVING = ("max_shard_size", "fsync")
 
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,12 +41,12 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the composed configuration, see `config/merge.yaml`.
 
     Returns:
-        The report: {"model_info", one entry a task, "average", "merge", "seconds"}.
+        The report: {"model_info", one entry a task, "average", "merge", "seconds"}; of a dry run
+        {"dry_run", "method", "models"}.
 
     Raises:
         UsageError: if something in it is not supported, or the models cannot be merged.
     """
-    begun = time.monotonic()
     settings = {**device_settings(config["fabric"]), "data_location": data_folder(config["path"])}
     node, seed = dict(config["method"]), config.get("seed")
     auto = node.get("scaling_factor") == AUTO
@@ -53,48 +54,66 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         node["scaling_factor"] = 1.0
     algorithm, pool = algorithm_of(node, seed), pool_of(config["modelpool"])
     tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
-    saving = dict(config.get("merged_model_save_kwargs") or {})
-    if strange := sorted(set(saving) - SAVING):
-        raise UsageError(
-            f"merged_model_save_kwargs has {', '.join(strange)}; it knows {', '.join(SAVING)}"
-        )
+    saving = _saving(config)
     if config.get("dry_run"):
         return {"dry_run": True, "method": repr(algorithm), "models": list(pool.models)}
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"model_info": _model_info(pool)}
     if auto:
         if tasks is None:
             raise UsageError(
                 "scaling_factor=auto is chosen on validation data; name a taskpool, or a number"
             )
-        chosen = choose_scaling_factor(algorithm, pool, tasks)
-        report["scaling_factor"] = chosen
-        algorithm = algorithm_of({**node, "scaling_factor": chosen["coefficient"]}, seed)
+        report["scaling_factor"] = choose_scaling_factor(algorithm, pool, tasks)
+        node["scaling_factor"] = report["scaling_factor"]["coefficient"]
+        algorithm = algorithm_of(node, seed)
     merge = algorithm.merge(pool, show=True)
-    timing = {"prepare": time.monotonic() - begun}
-    path = config.get("merged_model_save_path")
-    if path:
-        start = time.monotonic()
-        written = save_merged(merge, path, saving.get("max_shard_size", SHARD),
-                              bool(saving.get("fsync", True)))  # fmt: skip
-        timing["merge_and_save"] = time.monotonic() - start
-        logger.info("wrote %s", written)
-    if tasks is not None:
-        start = time.monotonic()
-        state = merged_state(merge)
-        timing["merge"] = time.monotonic() - start
-        start = time.monotonic()
-        report |= tasks.evaluate(tasks.encoder(pool, state))
-        timing["evaluate"] = time.monotonic() - start
-    sizes = [value.numel() for value in pool.base.outline.values()]
-    info = {"trainable_params": sum(sizes), "all_params": sum(sizes), "trainable_percentage": 1.0}
-    seconds = {name: round(value, 2) for name, value in timing.items()}
-    report = {"model_info": info, **report, "merge": recipe(merge), "seconds": seconds}
+    seconds: dict[str, float] = {}
+    state: Mapping[str, Tensor] | None = None
+    with _timed(seconds, "merge"):
+        if config.get("merged_model_save_path"):
+            written = save_merged(merge, config["merged_model_save_path"], **saving)
+            logger.info("wrote %s", written)
+            if tasks is not None:  # what is evaluated is what was written
+                found = type(pool).opened_by(written)
+                state = {name: found.read(name) for name in found.outline}
+        elif tasks is not None:
+            state = merged_state(merge)
+    if tasks is not None and state is not None:
+        with _timed(seconds, "evaluate"):
+            report |= tasks.evaluate(tasks.encoder(pool, state))
+    report |= {"merge": recipe(merge), "seconds": seconds}
+    _write_report(report, config)
+    return report
+
+
+def _saving(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `save_merged` that `merged_model_save_kwargs` names."""
+    found = dict(config.get("merged_model_save_kwargs") or {})
+    if strange := sorted(set(found) - set(SAVING)):
+        raise UsageError(
+            f"merged_model_save_kwargs has {', '.join(strange)}; it knows {', '.join(SAVING)}"
+        )
+    return found
+
+
+def _model_info(pool: ModelPool) -> dict[str, float]:
+    size = sum(value.numel() for value in pool.base.outline.values())
+    return {"trainable_params": size, "all_params": size, "trainable_percentage": 1.0}
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - begun, 2)
+
+
+def _write_report(report: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     target = config.get("report_save_path")
     if target:
         target = str(target).replace("{log_dir}", str(config["path"]["log_dir"]))
         write_text(Path(target), json.dumps(report, indent=2) + "\n")
         logger.info("wrote %s", target)
-    return report
 
 
 def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: Any) -> dict[str, Any]:
