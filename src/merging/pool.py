@@ -165,10 +165,13 @@ def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> Model
 
     Raises:
         UsageError: for another mode.
+        MissingFileError: if a model is not there; the message names the command that makes it.
     """
     if mode not in ("standard", "linear"):
         raise UsageError(f"unknown mode {mode!r} of a pool; choose from standard, linear")
     name = "linear_finetuned" if mode == "linear" else "finetuned"
     folder = Path(run)
     models = {task: folder / f"{task}Val" / f"{name}.safetensors" for task in tasks}
-    return ModelPool({PRETRAINED: folder / checkpoints.ZEROSHOT, **models})
+    models = {PRETRAINED: folder / checkpoints.ZEROSHOT, **models}
+    made_by = f"python src/finetune.py --finetuning-mode={mode} --save={folder}"
+    return ModelPool({key: checkpoints.resolve(path, made_by) for key, path in models.items()})

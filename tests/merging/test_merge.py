@@ -253,7 +253,8 @@ def test_merged_accuracies_are_those_of_the_addition_script(run: Run, tmp_path: 
 
 def test_a_run_that_is_missing_is_named(run: Run, tmp_path: Path, capsys: Any) -> None:
     assert run("modelpool=embedded", f"modelpool.run={tmp_path / 'none'}") == 2
-    assert "no checkpoint at" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "no checkpoint at" in message and "python src/finetune.py --finetuning-mode=" in message
     assert run("modelpool=embedded", "modelpool.mode=posthoc") == 2
     assert "unknown mode 'posthoc' of a pool" in capsys.readouterr().err
 
