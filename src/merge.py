@@ -51,7 +51,8 @@ def work(config: DictConfig) -> None:
 def explain(error: Exception) -> str:
     """What is wrong with the configuration, in the words of Hydra and of the error behind."""
     found = [str(part).strip() for part in (error, error.__cause__) if part and str(part).strip()]
-    return "\n".join(dict.fromkeys(found)) or type(error).__name__
+    text = "\n".join(dict.fromkeys(found)) or type(error).__name__
+    return text.partition("\nConfig search path")[0].strip()
 
 
 @entry_point
