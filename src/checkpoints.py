@@ -38,6 +38,7 @@ FORMAT = f"{PROJECT}1"
 THETA0 = "theta0/"
 ZEROSHOT = "zeroshot.safetensors"
 ENCODERS = ("image_encoder", "linearized_image_encoder")
+BACKBONE = "mlp_backbone"  # of src/artificial_data
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Checkpoint:
 
     Attributes:
         theta: the weights, by name.
-        kind: "image_encoder", "linearized_image_encoder" or "head".
+        kind: "image_encoder", "linearized_image_encoder", "head" or another word.
         hash: content hash of theta.
         theta0: the point of expansion of a linear checkpoint.
         theta0_hash: content hash of the pre-trained weights that theta was fine-tuned from.

@@ -178,6 +178,12 @@ class LinearizedModel(nn.Module):
         """The module's own buffers by name (not copied)."""
         return {name: self._buffer(name) for name in self._buffer_names}
 
+    def standard(self) -> nn.Module:
+        """The module itself, not linearised, at theta: a copy."""
+        module = copy.deepcopy(self._skeleton)
+        statedict.copy_into(dict(module.named_parameters()), self.theta(), "module and theta")
+        return module.requires_grad_(True)
+
     def primal_and_tangent(
         self, *args: Any, tangent: Mapping[str, Tensor] | None = None, **kwargs: Any
     ) -> tuple[Any, Any]:

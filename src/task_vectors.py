@@ -19,9 +19,16 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from src import statedict
-from src.checkpoints import ENCODERS, load_checkpoint, save_tensors
+from src.checkpoints import (
+    BACKBONE,
+    ENCODERS,
+    load_checkpoint,
+    read_facts,
+    resolve,
+    save_tensors,
+)
 from src.errors import UsageError, unknown
-from src.linearize import LinearizedImageEncoder
+from src.linearize import LinearizedImageEncoder, LinearizedModel
 from src.modeling import ImageEncoder
 
 logger = logging.getLogger(__name__)
@@ -30,8 +37,9 @@ Kind = TypeVar("Kind", bound="TaskVector")
 Encoder = ImageEncoder | LinearizedImageEncoder
 Source = str | Path | Encoder | nn.Module | Mapping[str, Tensor]
 Operation = Literal["subtract", "add", "multiply", "divide"]
-OPERATIONS = ("subtract", "add", "multiply", "divide")
+OPERATIONS: tuple[Operation, ...] = ("subtract", "add", "multiply", "divide")
 KIND = "task_vector"
+MODELS = (*ENCODERS, BACKBONE)  # kinds of checkpoints that vectors are made of and applied to
 STATISTICS = ("running_mean", "running_var")  # the floating-point buffers of batch normalisation
 
 
@@ -42,6 +50,9 @@ def weights_of(source: Source) -> dict[str, Tensor]:
 
 def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str]]:
     """The weights of a source, their content hash, and which of them are known to be buffers."""
+    if isinstance(source, LinearizedModel):
+        theta = {**source.theta(), **source.module_buffers()}
+        return theta, statedict.content_hash(theta), frozenset(source.module_buffers())
     if isinstance(source, nn.Module):
         encoder = isinstance(source, ImageEncoder | LinearizedImageEncoder)
         theta = source.weights() if encoder else dict(source.state_dict())  # type: ignore[operator]
@@ -51,8 +62,18 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str]]:
         return theta, statedict.content_hash(theta), frozenset(buffers)
     if isinstance(source, Mapping):
         return dict(source), statedict.content_hash(source), frozenset()
-    found = load_checkpoint(source, kinds=ENCODERS)
+    found = load_checkpoint(source, kinds=MODELS)
     return found.theta, found.hash, frozenset()
+
+
+def _load(path: str | Path) -> ImageEncoder | nn.Module:
+    """The standard model that a checkpoint holds."""
+    path = resolve(path)
+    if read_facts(path)["kind"] == BACKBONE:
+        from src.artificial_data.models import BackBone
+
+        return BackBone.load(path)
+    return ImageEncoder.load(path)
 
 
 class TaskVector:
@@ -251,50 +272,63 @@ class TaskVector:
                 moved = statedict.move(pretrained_checkpoint, self.vector, scaling_coef)
             return {name: moved[name] if name in self.vector else value.clone()
                     for name, value in pretrained_checkpoint.items()}  # fmt: skip
+        model: Any
         if isinstance(pretrained_checkpoint, LinearizedImageEncoder):
-            encoder = ImageEncoder.without_weights(pretrained_checkpoint.model_name)
-            encoder.load_weights(pretrained_checkpoint.weights())
-        elif isinstance(pretrained_checkpoint, ImageEncoder):
-            encoder = copy.deepcopy(pretrained_checkpoint)
+            model = ImageEncoder.without_weights(pretrained_checkpoint.model_name)
+            model.load_weights(pretrained_checkpoint.weights())
+        elif isinstance(pretrained_checkpoint, LinearizedModel):
+            model = pretrained_checkpoint.standard()
         elif isinstance(pretrained_checkpoint, nn.Module):
-            module = copy.deepcopy(pretrained_checkpoint)
-            with torch.no_grad():
-                module.load_state_dict(
-                    statedict.move(module.state_dict(), self.vector, scaling_coef)
-                )
-            return module
+            model = copy.deepcopy(pretrained_checkpoint)
         else:
-            encoder = ImageEncoder.load(pretrained_checkpoint)
-        return self._moved(encoder, scaling_coef)
+            model = _load(pretrained_checkpoint)
+        return self._moved(model, scaling_coef)
 
-    def apply_to_linear(
-        self, pretrained_checkpoint: Source, scaling_coef: float = 1.0
-    ) -> LinearizedImageEncoder:
-        """The linearised encoder at theta = theta_0 + scaling_coef * tau, expanded at theta_0.
+    def apply_to_linear(self, pretrained_checkpoint: Source, scaling_coef: float = 1.0) -> Any:
+        """The linearised model at theta = theta_0 + scaling_coef * tau, expanded at theta_0.
 
         Applied to a standard vector this is post-hoc linearisation.
 
         Args:
-            pretrained_checkpoint: a checkpoint file or an encoder, standard or linear; untouched.
+            pretrained_checkpoint: a checkpoint, an encoder, any module, or the linearisation of
+                one; untouched. Encoders give a `LinearizedImageEncoder`, others a
+                `LinearizedModel`.
             scaling_coef: the coefficient.
-        """
-        if isinstance(pretrained_checkpoint, LinearizedImageEncoder):
-            encoder = copy.deepcopy(pretrained_checkpoint)
-        elif isinstance(pretrained_checkpoint, ImageEncoder):
-            encoder = LinearizedImageEncoder(image_encoder=pretrained_checkpoint)
-        elif isinstance(pretrained_checkpoint, nn.Module | Mapping):
-            raise TypeError(
-                f"expected an image encoder or its checkpoint, got {type(pretrained_checkpoint)}; "
-                "linearise other modules with src.linearize.LinearizedModel"
-            )
-        else:
-            encoder = LinearizedImageEncoder.load(pretrained_checkpoint)
-        return self.parameters_only()._moved(encoder, scaling_coef)
 
-    def _moved(self, encoder: Any, scaling_coef: float) -> Any:
+        Raises:
+            TypeError: for a state dict, which has no forward pass.
+        """
+        if isinstance(pretrained_checkpoint, Mapping):
+            raise TypeError(
+                f"expected a model or a checkpoint, got {type(pretrained_checkpoint)}, which has "
+                "no forward pass to linearise"
+            )
+        source = pretrained_checkpoint
+        if isinstance(source, str | Path):
+            path = resolve(source)
+            if read_facts(path)["kind"] == BACKBONE:
+                source = _load(path)
+            else:
+                source = LinearizedImageEncoder.load(path)
+        model: Any
+        if isinstance(source, ImageEncoder):
+            model = LinearizedImageEncoder(image_encoder=source)
+        elif isinstance(source, LinearizedImageEncoder | LinearizedModel):
+            model = copy.deepcopy(source)
+        else:
+            model = LinearizedModel(source)
+        return self.parameters_only()._moved(model, scaling_coef)
+
+    def _moved(self, model: Any, scaling_coef: float) -> Any:
+        """The model, in place: its weights + scaling_coef * tau."""
         with torch.no_grad():
-            encoder.load_weights(statedict.move(encoder.weights(), self.vector, scaling_coef))
-        return encoder
+            if isinstance(model, ImageEncoder | LinearizedImageEncoder):
+                model.load_weights(statedict.move(model.weights(), self.vector, scaling_coef))
+            else:
+                own = model.theta() if isinstance(model, LinearizedModel) else model.state_dict()
+                moved = statedict.move(own, self.vector, scaling_coef)
+                statedict.copy_into(own, moved, "weights of the module and the vector's")
+        return model
 
 
 class NonLinearTaskVector(TaskVector):
@@ -304,10 +338,8 @@ class NonLinearTaskVector(TaskVector):
 class LinearizedTaskVector(TaskVector):
     """A task vector of linear fine-tuning; `apply_to` gives a `LinearizedImageEncoder`."""
 
-    def apply_to(
-        self, pretrained_checkpoint: Source, scaling_coef: float = 1.0
-    ) -> LinearizedImageEncoder:
-        """The linearised encoder at theta_0 + scaling_coef * tau."""
+    def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float = 1.0) -> Any:
+        """The linearised model at theta_0 + scaling_coef * tau."""
         return self.apply_to_linear(pretrained_checkpoint, scaling_coef)
 
     def get_named_parameters(self, param_names: Any = None) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def test_modules_give_new_modules() -> None:
 
 
 def test_dicts_are_not_linearised() -> None:
-    with pytest.raises(TypeError, match="expected an image encoder or its checkpoint, got"):
+    with pytest.raises(TypeError, match="which has no forward pass to linearise"):
         TaskVector(state(0), state(1)).apply_to_linear(state(0))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from src.checkpoints import read_facts
 from src.errors import MissingFileError
-from src.linearize import LinearizedImageEncoder
+from src.linearize import LinearizedImageEncoder, LinearizedModel
 from src.modeling import ImageEncoder
 from src.statedict import content_hash
 from src.task_vectors import (
@@ -259,10 +259,25 @@ def test_what_a_module_does_not_have_cannot_be_moved() -> None:
         tau.apply_to(nn.Linear(2, 2))
 
 
-def test_plain_modules_are_linearised_elsewhere() -> None:
-    tau = LinearizedTaskVector(vector={"bias": torch.ones(2)})
-    with pytest.raises(TypeError, match=r"src\.linearize\.LinearizedModel"):
-        tau.apply_to(nn.Linear(2, 2))
+def test_plain_modules_are_linearised() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    tau = LinearizedTaskVector(
+        vector={name: torch.randn_like(value) for name, value in model.named_parameters()}
+    )
+    x = torch.randn(4, 2).double()
+    found = tau.apply_to(model, scaling_coef=0.5)
+    assert isinstance(found, LinearizedModel)
+    jacobian = torch.func.jacrev(lambda w: torch.func.functional_call(model, w, (x,)))(
+        dict(model.named_parameters())
+    )
+    step = sum(
+        torch.einsum("bo...,...->bo", jacobian[name], value) for name, value in tau.vector.items()
+    )
+    torch.testing.assert_close(found(x), model(x) + 0.5 * step)
+    standard = linear_to_nonlinear(tau).apply_to(found, scaling_coef=-0.5)
+    assert isinstance(standard, nn.Sequential)
+    torch.testing.assert_close(standard(x), model(x))
 
 
 # --- applied to encoders

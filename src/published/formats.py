@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from src.checkpoints import BACKBONE
 from src.errors import UsageError
 from src.published import huggingface
 from src.published.unpickler import Stub, read_pickle, state_of
@@ -31,6 +32,7 @@ OPENAI = (
 HEAD = {"weight", "bias"}
 Base = Callable[[], Mapping[str, Tensor]]
 INDEXED = re.compile(r"model\.params0?\.(\d+)")
+MLP = {"block1.block.0.weight", "transition.weight", "block2.block.0.weight"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Published:
 
     Attributes:
         format: what the file is, in words.
-        kind: "image_encoder", "linearized_image_encoder" or "head".
+        kind: "image_encoder", "linearized_image_encoder", "head" or "mlp_backbone".
         theta: the weights, under our names.
         theta0: the point of expansion of a linear model.
         info: the model's name, whether a head normalises.
@@ -102,6 +104,10 @@ def _from_dict(path: Path, content: dict[str, Any], model: str | None, base: Bas
         return Published("state dict of a head", "head", tensors, info=info)
     if any(INDEXED.fullmatch(name) for name in tensors):
         return _indexed(path, content, tensors, model)
+    if tensors.keys() >= MLP:
+        theta = {name: in_float32(value) for name, value in tensors.items()}
+        size = {"input_dim": theta["transition.weight"].shape[1]}
+        return Published("backbone of the artificial-data study", BACKBONE, theta, info=size)
     if huggingface.is_clip(tensors):
         return from_huggingface(path, tensors, {}, model, base)
     return _encoder(path, "state dict of an encoder", tensors, model, [])

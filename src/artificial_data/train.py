@@ -1,0 +1,197 @@
+"""Trains the base model: a backbone and a head on dataset1.
+
+    python -m src.artificial_data.train [--preset=readme] [--lr=1e-3 --batch-size=32 --epochs=100]
+
+Backbone and head are saved apart, as `mlp_model` and `mlp_model_head`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.artificial_data import flags
+from src.artificial_data.models import BackBone, ClassificationModel, Head
+from src.artificial_data.presets import BASE, Recipe
+from src.artificial_data.workspace import Workspace, is_done
+from src.checkpoints import load_resume, save_resume
+from src.errors import UsageError, entry_point
+from src.logs import progress, setup_logging
+from src.settings import device_of
+
+logger = logging.getLogger(__name__)
+STATE_SECONDS = 20.0  # between two states of a run under way
+
+
+def seeded(seed: int, what: str) -> torch.Generator:
+    """A generator of its own for each thing that is drawn in a run."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {what}".encode()))
+
+
+def initialized(kind: type[Any], seed: int, what: str, **sizes: int) -> Any:
+    """A backbone or head with the initial weights of a seed; global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seeded(seed, what).initial_seed()))
+        return kind(**sizes)
+
+
+def num_classes(y: Tensor) -> int:
+    """The number of classes of a data set."""
+    return int(y.max()) + 1
+
+
+def fit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    order: int,
+    name: str,
+    state_path: Path | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> list[float]:
+    """Trains, in place, the parameters that require grad: Adam on the mean cross-entropy.
+
+    The order of an epoch's batches follows from (order, epoch) alone; the last, incomplete batch is
+    dropped. A run that was interrupted goes on from its last state and ends in the same weights.
+
+    Args:
+        model: gives logits, shape (rows, classes).
+        x: inputs, shape (rows, features).
+        y: classes, shape (rows).
+        recipe: learning rate, batch size, epochs.
+        order: seed of the order of batches.
+        name: what is trained, for messages.
+        state_path: where the state of the run is kept while it is under way.
+        made: what the run depends on; a state of another one is not continued.
+
+    Returns:
+        The mean loss of each epoch.
+
+    Raises:
+        UsageError: if there are fewer rows than a batch has, or the loss is not finite.
+    """
+    size, weights = recipe.batch_size, _trained(model)
+    if len(x) < size:
+        raise UsageError(f"{name}: {len(x)} rows are less than a batch of {size}")
+    optimizer = torch.optim.Adam(weights.values(), lr=recipe.lr)
+    losses = _continue(state_path, made, weights, optimizer, name)
+    saved = time.monotonic()
+    for epoch in progress(range(len(losses), recipe.epochs), name):
+        drawn = torch.randperm(len(x), generator=seeded(order, f"epoch {epoch}")).to(x.device)
+        total = torch.zeros((), device=x.device)
+        for rows in drawn[: len(x) // size * size].split(size):
+            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        losses.append(total.item() / (len(x) // size))
+        if not torch.isfinite(total):
+            raise UsageError(
+                f"{name}: the loss of epoch {epoch + 1} is not finite; lower the learning rate "
+                f"({recipe.lr})"
+            )
+        if state_path is not None and time.monotonic() - saved > STATE_SECONDS:
+            _save(state_path, made, weights, optimizer, losses)
+            saved = time.monotonic()
+    if state_path is not None:
+        state_path.unlink(missing_ok=True)
+    return losses
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _save(
+    path: Path,
+    made: Mapping[str, Any] | None,
+    weights: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    losses: list[float],
+) -> None:
+    state = {"made": dict(made or {}), "losses": losses, "optimizer": optimizer.state_dict(),
+             "weights": {name: value.detach() for name, value in weights.items()}}  # fmt: skip
+    save_resume(path, state)
+
+
+def _continue(
+    path: Path | None,
+    made: Mapping[str, Any] | None,
+    weights: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    name: str,
+) -> list[float]:
+    """Takes up the state at `path`, if it is of this run; the losses so far."""
+    state = load_resume(path) if path is not None else None
+    if state is None:
+        return []
+    if state["made"] != dict(made or {}):
+        logger.warning("%s: the state in %s is of another run; starting anew", name, path)
+        return []
+    with torch.no_grad():
+        for key, value in weights.items():
+            value.copy_(state["weights"][key])
+    optimizer.load_state_dict(state["optimizer"])
+    losses: list[float] = list(state["losses"])
+    logger.info("%s: going on after epoch %d", name, len(losses))
+    return losses
+
+
+def train(workspace: Workspace, recipe: Recipe | None = None, device: Any = "cpu") -> Path:
+    """Trains the base model and writes backbone and head; what is done is skipped.
+
+    Args:
+        workspace: where the data lie and the checkpoints go.
+        recipe: how; the preset's if None.
+        device: where.
+
+    Returns:
+        The file of the backbone.
+
+    Raises:
+        MissingFileError: if the data set is not there.
+        UsageError: if there is a base model that was made otherwise.
+    """
+    recipe = recipe or workspace.preset.base
+    path, head_path = workspace.backbone(), workspace.head()
+    made = {**asdict(recipe), "seed": workspace.seed, "data": workspace.data_hash(BASE)}
+    if is_done(path, made) and is_done(head_path, made):
+        return path
+    x, y = workspace.data(BASE, "train", device)
+    backbone = initialized(BackBone, workspace.seed, "backbone", input_dim=x.shape[1])
+    head = initialized(Head, workspace.seed, "head", input_dim=backbone.get_output_dim(),
+                       output_dim=num_classes(y))  # fmt: skip
+    model = ClassificationModel(backbone, head).to(device)
+    state_path = path.with_name(f"{path.stem}_resume.pt")
+    losses = fit(model, x, y, recipe, workspace.seed, f"base model on {BASE}", state_path, made)
+    head.save(head_path, made=made, dataset=BASE)
+    backbone.save(path, made=made, dataset=BASE, losses=losses)
+    return path
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = flags.make_parser(__doc__)
+    flags.add_seed(parser)
+    flags.add_fields(parser, Recipe, "training")
+    args = parser.parse_args(argv)
+    setup_logging()
+    workspace = flags.workspace_of(args)
+    recipe = replace(workspace.preset.base, **flags.given(args, Recipe))
+    logger.info("%s", train(workspace, recipe, device_of(args)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

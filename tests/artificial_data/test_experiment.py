@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.artificial_data import experiment, presets, summary
+from src.artificial_data import finetune as finetuning
+from src.artificial_data import train as training
+from src.artificial_data.evaluation import eval_single_dataset
+from src.artificial_data.experiment import GRID, TABLES, main
+from src.artificial_data.models import BackBone
+from src.artificial_data.presets import Preset
+from src.artificial_data.workspace import Workspace
+from src.results import ROOT
+from src.statedict import content_hash
+from src.task_vectors import TaskVector
+from tests.test_seed_readmes import execute
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def root(tiny: Preset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a study of two seeds was run."""
+    folder = tmp_path_factory.mktemp("study")
+    assert main([f"--root={folder}", f"--results={folder / 'res'}", "--seeds=2"]) == 0
+    return folder
+
+
+@pytest.fixture
+def results(root: Path) -> Path:
+    """Its results."""
+    return root / "res" / "artificial_data"
+
+
+def test_everything_is_written_and_finite(results: Path) -> None:
+    for table in TABLES:
+        content = pd.read_csv(results / f"{table}.csv")
+        assert sorted(content["seed"].unique()) == [0, 1]
+        assert np.isfinite(content.select_dtypes("number").to_numpy()).all()
+        assert content["accuracy"].between(0, 1).all() and not content.isna().any().any()
+    for figure in TABLES[1:]:
+        assert (results / f"{figure}.png").read_bytes().startswith(PNG)
+    facts = json.loads((results / "study.json").read_text())
+    assert facts["seeds"] == 2 and facts["settings"]["base"]["epochs"] == 8
+    text = (results / "README.md").read_text()
+    assert "--preset=default --seeds=2" in text and "| divide, scratch" in text
+
+
+def test_curves_meet_where_they_must(results: Path, root: Path) -> None:
+    tables = {name: pd.read_csv(results / f"{name}.csv") for name in TABLES}
+    own = tables["training"].set_index(["seed", "model", "dataset", "split"])["accuracy"]
+    operations, sums = tables["operations"], tables["sums"]
+    start = operations[(operations["coefficient"] == 0) & (operations["start"] == "pre-trained")]
+    for row in start.itertuples():  # the pre-trained backbone, whatever the operation
+        assert row.accuracy == pytest.approx(own[row.seed, "pre-trained", row.dataset, "test"])
+    zero = sums[sums["coefficient"] == 0]
+    for row in zero.itertuples():
+        assert row.accuracy == pytest.approx(own[row.seed, "pre-trained", row.dataset, row.split])
+    base = tables["negations"].query("coefficient == 0 and dataset == 'dataset1'")
+    for row in base.itertuples():
+        assert row.accuracy == pytest.approx(own[row.seed, "base", "dataset1", row.split])
+    ends = tables["interpolations"].query("alpha == 1 and dataset == second")
+    for row in ends.itertuples():  # one task's own model
+        assert row.accuracy == pytest.approx(own[row.seed, row.mode, row.dataset, "test"])
+    assert set(sums["tasks"]) == {
+        "dataset2+dataset3", "dataset2+dataset4", "dataset3+dataset4",
+        "dataset2+dataset3+dataset4",
+    }  # fmt: skip
+    workspace = Workspace(root, seed=1)
+    base_path = workspace.backbone()
+    two, three, four = (TaskVector(base_path, workspace.backbone(f"dataset{i}")) for i in (2, 3, 4))
+    moved = (two + three + four).apply_to(base_path, 0.4)
+    expected = eval_single_dataset(moved, "dataset3", workspace=workspace)
+    found = sums.query(
+        "seed == 1 and mode == 'standard' and coefficient == 0.4 and split == 'test'"
+        " and tasks == 'dataset2+dataset3+dataset4' and dataset == 'dataset3'"
+    )
+    assert found["accuracy"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_again_nothing_is_trained_and_the_results_are_the_same(
+    results: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: (results / f"{name}.csv").read_bytes() for name in TABLES}
+    for module in (training, finetuning):
+        monkeypatch.setattr(module, "fit", lambda *_: pytest.fail("trained again"))
+    assert main([f"--root={root}", f"--results={root / 'res'}", "--seeds=2"]) == 0
+    assert {name: (results / f"{name}.csv").read_bytes() for name in TABLES} == before
+
+
+def test_an_interrupted_study_goes_on(
+    results: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (results / "sums.csv").read_bytes()
+    gone = Workspace(root, seed=1).backbone("dataset3", "linear")
+    gone.unlink()
+    trained: list[str] = []
+    fit = finetuning.fit
+    monkeypatch.setattr(
+        finetuning,
+        "fit",
+        lambda *args: trained.append(args[5]) or fit(*args),  # type: ignore[func-returns-value]
+    )
+    assert main([f"--root={root}", f"--results={root / 'res'}", "--seeds=2"]) == 0
+    assert trained == ["linear backbone on dataset3"]
+    assert (results / "sums.csv").read_bytes() == before
+
+
+def test_heads_trained_along_are_each_modes_own(
+    tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint = replace(
+        tiny, probe=None, datasets={k: tiny.datasets[k] for k in list(tiny.datasets)[:3]}
+    )
+    monkeypatch.setitem(presets.PRESETS, "readme", joint)
+    words = [f"--root={tmp_path}", "--preset=readme", "--seeds=1", f"--results={tmp_path}"]
+    assert main(words) == 0
+    workspace = Workspace(tmp_path, "readme")
+    study = experiment.Study(workspace)
+    heads = [study.head("dataset2", mode) for mode in ("standard", "posthoc", "linear", "scratch")]
+    hashes = [content_hash(head.state_dict()) for head in heads]
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+    rows = pd.read_csv(tmp_path / "artificial_data" / "readme" / "training.csv")
+    found = rows.query("model == 'linear' and dataset == 'dataset2' and split == 'test'")
+    theta = BackBone.load(workspace.backbone("dataset2", "linear"))
+    tau = TaskVector(workspace.backbone(), theta)
+    linear = tau.apply_to_linear(workspace.backbone())
+    expected = eval_single_dataset(linear, "dataset2", head=heads[2], workspace=workspace)
+    assert found["accuracy"].item() == pytest.approx(expected, abs=0.02)
+    readme = (tmp_path / "artificial_data" / "readme" / "README.md").read_text()
+    assert "each mode has its own" in readme and "3 vectors" not in readme
+
+
+def test_the_summary_of_known_tables() -> None:
+    """Two seeds; the sum is best at 0.5, the negation limited by the control."""
+    training_rows, sum_rows, negation_rows = [], [], []
+    for seed in (0, 1):
+        for task in ("dataset2", "dataset3"):
+            for split in ("val", "test"):
+                training_rows.append({"seed": seed, "model": "standard", "dataset": task,
+                                      "split": split, "accuracy": 0.8, "chance": 0.25})  # fmt: skip
+                for coef in GRID:
+                    gain = 0.2 - (coef - 0.5) ** 2 * 0.8 + 0.1 * seed * (split == "test")
+                    sum_rows.append({"seed": seed, "mode": "standard", "tasks": "dataset2+dataset3",
+                                     "coefficient": coef, "dataset": task, "split": split,
+                                     "accuracy": 0.2 + gain})  # fmt: skip
+                    for dataset, value in ((task, 0.5 - 0.4 * coef), ("dataset1", 1 - 0.2 * coef)):
+                        negation_rows.append({"seed": seed, "mode": "standard", "negated": task,
+                                              "coefficient": coef, "dataset": dataset,
+                                              "split": split, "accuracy": value})  # fmt: skip
+    tables = {"training": pd.DataFrame(training_rows), "sums": pd.DataFrame(sum_rows),
+              "negations": pd.DataFrame(negation_rows)}  # fmt: skip
+    deviation = f"{100 * np.std([0.4, 0.5], ddof=1):.1f}"
+    assert summary.sums(tables) == [
+        ["2 vectors, standard", f"25.0 ± {deviation}", f"45.0 ± {deviation}", "56.2 ± 8.8", "0.5"]
+    ]
+    # the control keeps 95 % up to 0.25: the task falls to 0.5 - 0.4 * 0.25
+    assert summary.negations(tables) == [
+        ["standard", "50.0 ± 0.0", "40.0 ± 0.0", "100.0 ± 0.0", "95.0 ± 0.0", "0.25"]
+    ]
+
+
+def test_wrong_words(tiny: Preset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds=0", f"--root={tmp_path}"]) == 2
+    assert "expected at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--preset=fast"])
+    assert "default" in capsys.readouterr().err
+
+
+def test_the_public_readmes_code_block(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of the artificial-data README, its imports with the prefix `src.`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    monkeypatch.chdir(root)
+    scope = execute(
+        """
+        import pandas as pd
+        import matplotlib.pyplot as plt
+        from src.task_vectors import TaskVector
+        from src.evaluation import eval_single_dataset
+
+        # Configuration for artificial data experiment
+        pretrained_checkpoint = 'artificial_checkpoints/mlp_model.pth'
+        finetuned_checkpoint = 'artificial_checkpoints/mlp_model_dataset2.pth'
+        dataset = 'dataset2'
+        device = 'cpu'
+
+        # Test different task vector operations
+        results = []
+        for operation in ['subtract', 'add', 'multiply', 'divide']:
+            task_vector = TaskVector(
+                pretrained_checkpoint=pretrained_checkpoint,
+                finetuned_checkpoint=finetuned_checkpoint,
+                operation=operation,
+            )
+            for i in range(10):
+                print(f"Iteration {i+1}")
+                model_backbone = task_vector.apply_to(pretrained_checkpoint, 0.1*i)
+                acc = eval_single_dataset(model_backbone, dataset, device)
+                results.append((operation, i, acc))
+
+        # Create DataFrame and visualize results
+        results_df = pd.DataFrame(results, columns=['operation', 'iteration', 'accuracy'])
+
+        # Plot results
+        plt.figure(figsize=(12, 6))
+        for operation in results_df['operation'].unique():
+            subset = results_df[results_df['operation'] == operation]
+            plt.plot(subset['iteration'], subset['accuracy'], label=operation)
+        plt.xlabel('Iteration')
+        plt.ylabel('Accuracy')
+        plt.title('Task Vector Operations on MLP Model')
+        plt.legend()
+        plt.grid()
+        plt.show()
+        """
+    )
+    curves = scope["results_df"].pivot_table(index="iteration", columns="operation",
+                                             values="accuracy")  # fmt: skip
+    assert curves.shape == (10, 4) and curves.iloc[0].nunique() == 1
+    assert curves["subtract"].iloc[-1] > curves["subtract"].iloc[0]
+    expected = eval_single_dataset(scope["model_backbone"], "dataset2")
+    assert curves["divide"].iloc[-1] == expected
+
+
+@pytest.mark.slow
+def test_the_quick_study_learns(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "src.artificial_data.experiment", "--quick"]
+    subprocess.run([*command, f"--root={tmp_path}", f"--results={tmp_path}"], cwd=ROOT, check=True,
+                   timeout=300)  # fmt: skip
+    rows = pd.read_csv(tmp_path / "artificial_data" / "quick" / "training.csv")
+    means = rows[rows["split"] == "test"].groupby("model")["accuracy"].mean()
+    assert means["base"] > 0.5  # guessing: 0.1
+    assert means["standard"] > means["pre-trained"] + 0.1 and means["pre-trained"] > 0.2
+    assert means["linear"] > means["pre-trained"] + 0.08
