@@ -106,5 +106,5 @@ def _interpolations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
         part = table[(table["mode"] == mode) & (table["dataset"] == table["second"])]
         _line(axes[0], part, "alpha", color=COLOURS[mode], label=mode, linestyle=style)
     _chance(axes[0], tables)
-    axes[0].set(title="(1 - alpha) first + alpha second: second task", xlabel="alpha")
+    axes[0].set(title="second task of each pair", xlabel="alpha (0: first vector, 1: second)")
     axes[0].legend(frameon=False, fontsize=8)

@@ -21,6 +21,7 @@ from src.artificial_data.workspace import Workspace
 from src.results import ROOT
 from src.statedict import content_hash
 from src.task_vectors import TaskVector
+from tests.test_readme import python_blocks
 from tests.test_seed_readmes import execute
 
 PNG = b"\x89PNG"
@@ -232,6 +233,18 @@ def test_the_public_readmes_code_block(root: Path, monkeypatch: pytest.MonkeyPat
     assert curves["subtract"].iloc[-1] > curves["subtract"].iloc[0]
     expected = eval_single_dataset(scope["model_backbone"], "dataset2")
     assert curves["divide"].iloc[-1] == expected
+
+
+def test_the_readmes_code_block(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "src" / "artificial_data" / "readme.md").read_text(encoding="utf-8")
+    (block,) = python_blocks(text)
+    monkeypatch.chdir(root)
+    execute(block)
+    *curves, linear = capsys.readouterr().out.splitlines()
+    values = [float(line.split()[2]) for line in curves]
+    assert len(values) == 40 and values[9] > values[0] == values[10] and 0 < float(linear) < 1
 
 
 @pytest.mark.slow
