@@ -96,6 +96,11 @@ class Config:
     )
     epochs: int | None = _flag(None, "passes over the training set (default: task table)", least=1)
     checkpoint_every: int = _flag(-1, "optimizer steps between model snapshots (-1: none)")
+    state_every: int | None = _flag(
+        None,
+        "optimizer steps between states of the run, from which the same command continues it "
+        "(default: as often as takes 2 % of the time; -1: none)",
+    )
     seed: int | None = _flag(
         None, "seed of everything random (default: 0); also picks checkpoints_SEED"
     )

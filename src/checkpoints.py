@@ -13,21 +13,23 @@ Files of other projects are read as well, by `src/published/`, without executing
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from src.errors import MissingFileError, UsageError
+from src.errors import MissingFileError, UnwritableError, UsageError
 from src.published import hub
 from src.statedict import State, content_hash
 
@@ -39,6 +41,10 @@ THETA0 = "theta0/"
 ZEROSHOT = "zeroshot.safetensors"
 ENCODERS = ("image_encoder", "linearized_image_encoder")
 BACKBONE = "mlp_backbone"  # of src/artificial_data
+AGAIN = "delete it and make it again"
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,61 @@ def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path`, and moves it there if the block succeeds.
 
     A reader sees the old file or the whole new one, never a part; after a power cut too, unless
-    `fsync` is false.
+    `fsync` is false. A process that is killed in the block may leave the temporary file, see
+    `remove_parts`.
+
+    Raises:
+        UnwritableError: if the disk is full, or nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         if fsync:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
+        if fsync and os.name == "posix":
+            _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        reason = _unwritable(error)
+        if reason is None:
+            raise
+        raise UnwritableError(
+            f"cannot write {path}: {reason}; make room there or name another folder. What was "
+            "there before is unchanged"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(error: Exception) -> str | None:
+    """What keeps a file from being written, if that is what an error says."""
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        code = int(found[1])
+    return os.strerror(code) if code in UNWRITABLE else None
+
+
+def remove_parts(folder: Path, name: str = "") -> None:
+    """Removes what killed processes left half written in a folder, of a file or of all.
+
+    Only for files that no other process may be writing.
+    """
+    for part in folder.glob(f".{name}*.part"):
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -186,9 +232,16 @@ def save_tensors(
         "theta0_hash": theta0_hash or "",
         "info": json.dumps(info or {}, sort_keys=True),
     }
+    facts["check"] = _check(facts)
     with atomic(path) as temporary:
         save_file(tensors, str(temporary), metadata=facts)
     return facts["hash"]
+
+
+def _check(facts: Mapping[str, str]) -> str:
+    """Checksum of what a file says of itself; that of its tensors is `hash`."""
+    kept = {name: facts[name] for name in sorted(facts) if name != "check"}
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def _storable(state: State) -> dict[str, Tensor]:
@@ -234,14 +287,25 @@ def read_header(path: Path) -> dict[str, Any] | None:
         with safe_open(str(path), framework="pt") as file:
             facts: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it and make it again") from error
+        raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
     found = facts.get("format", "")
     if found.startswith(PROJECT) and found != FORMAT:
         raise UsageError(
             f"{path} has format {found!r}, expected {FORMAT!r}: another version of this project "
             "wrote it"
         )
-    return {**facts, "info": json.loads(facts["info"])} if found == FORMAT else None
+    if found != FORMAT:
+        return None
+    if facts.get("check", _check(facts)) != _check(facts):
+        raise UsageError(f"{path} is damaged (its header's checksum differs); {AGAIN}")
+    try:
+        info = json.loads(facts["info"])
+        if not isinstance(info, dict):
+            raise TypeError(f"info is a {type(info).__name__}")
+        named = {name: facts[name] for name in ("format", "kind", "hash", "theta0_hash")}
+        return {**named, "info": info}
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
 
 
 def load_checkpoint(
@@ -272,13 +336,11 @@ def load_checkpoint(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     theta = {name: value for name, value in tensors.items() if not name.startswith(THETA0)}
     if content_hash(theta) != facts["hash"]:
-        raise UsageError(f"{path} is damaged (its checksum differs); delete it and make it again")
+        raise UsageError(f"{path} is damaged (its checksum differs); {AGAIN}")
     theta0 = {n.removeprefix(THETA0): v for n, v in tensors.items() if n.startswith(THETA0)}
     theta0_hash = facts["theta0_hash"] or None
     if theta0 and content_hash(theta0) != theta0_hash:
-        raise UsageError(
-            f"{path} is damaged (theta0's checksum differs); delete it and make it again"
-        )
+        raise UsageError(f"{path} is damaged (theta0's checksum differs); {AGAIN}")
     if facts["kind"] == "linearized_image_encoder" and not theta0:
         theta0 = _read_zeroshot(path, str(theta0_hash))
     return Checkpoint(
@@ -306,24 +368,6 @@ def _read_zeroshot(path: Path, theta0_hash: str) -> dict[str, Tensor]:
             "beside it or one folder up, where they are not; put that file back"
         )
     return load_checkpoint(zeroshot).theta
-
-
-def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Writes the state of a run under way (tensors, numbers, strings in dicts and lists)."""
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
-
-
-def load_resume(path: Path) -> dict[str, Any] | None:
-    """Reads what `save_resume` wrote; None if there is nothing, or (warns) nothing readable."""
-    if not path.is_file():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error of its own for a damaged file
-        logger.warning("%s cannot be read (%s); starting anew", path, type(error).__name__)
-        return None
-    return state
 
 
 if __name__ == "__main__":

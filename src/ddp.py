@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
+import multiprocessing
 import os
+import signal
 import socket
-from collections.abc import Callable
-from typing import Any
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from src.errors import UsageError
+from src.errors import RunError, UsageError
+from src.processes import Stopped, deferred_signals, die_with_parent
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
+
 TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while the first draws data or writes
+GRACE = 10.0  # seconds that the other processes have to end once one has failed
+TEXT = 15_000  # characters of an error, which a pipe takes in without a reader
 
 
 def world_size() -> int:
@@ -58,7 +70,21 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
-def all_agree(value: bool) -> bool:
+def any_of(*questions: bool, device: torch.device | None = None) -> list[bool]:
+    """For each question whether any process says yes, on every process.
+
+    Args:
+        *questions: the answers of this process.
+        device: of the model; nccl talks on it alone.
+    """
+    if world_size() == 1:
+        return list(questions)
+    answers = torch.tensor(questions, dtype=torch.float32, device=device)
+    dist.all_reduce(answers, op=dist.ReduceOp.MAX)
+    return [bool(answer) for answer in answers.tolist()]
+
+
+def all_agree(value: Answer) -> Answer:
     """The first process's answer, on every process."""
     if world_size() == 1:
         return value
@@ -116,25 +142,37 @@ def free_port(wanted: int) -> int:
     return wanted
 
 
-def _member(work: Callable[[Any], None], args: Any) -> None:
-    """What each process of a group does once it has joined."""
+def _member(work: Callable[[Any], None], args: Any, told: Connection | None = None) -> None:
+    """What each process of a group does once it has joined.
+
+    Args:
+        work: what to do.
+        args: settings.
+        told: where to tell of an error, before the others notice that this process leaves.
+    """
     from src.logs import setup_logging
 
     setup_logging()
     try:
         work(args)
         barrier()
+    except Exception as error:
+        if told is not None:
+            mistake = isinstance(error, UsageError)
+            text = str(error) if mistake else traceback.format_exc()
+            told.send((time.time(), mistake, text[-TEXT:]))
+            raise SystemExit(2 if mistake else 1) from None
+        raise
     finally:
         cleanup_ddp()
 
 
-def _spawned(rank: int, work: Callable[[Any], None], args: Any, port: int, mistakes: Any) -> None:
+def _spawned(
+    work: Callable[[Any], None], args: Any, rank: int, port: int, told: Connection
+) -> None:
+    die_with_parent()
     setup_ddp(rank, args.world_size, port)
-    try:
-        _member(work, args)
-    except UsageError as error:  # the parent says it, once and without a trace
-        mistakes.put(str(error))
-        raise SystemExit(2) from error
+    _member(work, args, told)
 
 
 def run(work: Callable[[Any], None], args: Any) -> None:
@@ -146,24 +184,99 @@ def run(work: Callable[[Any], None], args: Any) -> None:
     Args:
         work: a function at the top level of a module (other processes import it).
         args: settings.
+
+    Raises:
+        UsageError: if that is what ended one of the processes.
+        RunError: if one of them failed or was killed, with the cause; none is left.
+        Stopped: if a signal asked the run to stop.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            die_with_parent()
         _join()
         _member(work, args)
     elif args.world_size > 1:
         check_world_size(args)
-        port = free_port(args.port)
-        mistakes = torch.multiprocessing.get_context("spawn").SimpleQueue()
-        try:
-            torch.multiprocessing.spawn(
-                _spawned, (work, args, port, mistakes), nprocs=args.world_size
-            )
-        except torch.multiprocessing.ProcessExitedException:
-            if mistakes.empty():
-                raise
-            raise UsageError(mistakes.get()) from None
+        _spawn(work, args)
     else:
         work(args)
+
+
+def _spawn(work: Callable[[Any], None], args: Any) -> None:
+    context, port = multiprocessing.get_context("spawn"), free_port(args.port)
+    ranks: list[BaseProcess] = []
+    pipes: list[Connection] = []
+
+    def ask(signum: int) -> None:
+        for process in ranks:
+            process.terminate()
+
+    with deferred_signals(ask) as asked:
+        for rank in range(args.world_size):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_spawned, args=(work, args, rank, port, theirs))
+            process.start()
+            theirs.close()
+            ranks.append(process)
+            pipes.append(ours)
+        if asked():
+            ask(asked())
+        failed = _wait(ranks)
+        if failed and asked():
+            raise Stopped(asked())
+    if failed:
+        raise _cause(failed, pipes)
+
+
+def _wait(processes: Sequence[BaseProcess]) -> dict[int, int]:
+    """Waits for all. Once one has failed, the others have `GRACE` seconds to end, and are ended.
+
+    Returns:
+        The exit codes of those that failed of themselves, by rank.
+    """
+    alive = list(processes)
+    while alive and not any(process.exitcode for process in processes):
+        wait([process.sentinel for process in alive])
+        alive = [process for process in alive if process.is_alive()]
+    failed: dict[int, int] = {}
+    for measure in (BaseProcess.terminate, BaseProcess.kill):
+        deadline = time.monotonic() + GRACE
+        for process in alive:
+            process.join(max(0.0, deadline - time.monotonic()))
+        if not failed:
+            failed = {rank: p.exitcode for rank, p in enumerate(processes) if p.exitcode}
+        alive = [process for process in alive if process.is_alive()]
+        for process in alive:
+            measure(process)
+    for process in alive:
+        process.join()
+    return failed
+
+
+def _cause(failed: dict[int, int], pipes: Sequence[Connection]) -> BaseException:
+    """What ended a run: a process that was killed, else the first to fail."""
+    for rank, code in failed.items():
+        if code < 0:
+            memory = ", out of memory perhaps" if code == -signal.SIGKILL else ""
+            return RunError(
+                f"the process of rank {rank} was killed ({signal.Signals(-code).name}{memory}), "
+                "and with it the run; the same command continues it"
+            )
+    told: list[tuple[float, int, bool, str]] = []
+    for rank, pipe in enumerate(pipes):
+        with contextlib.suppress(EOFError, OSError):
+            if pipe.poll():
+                when, mistake, text = pipe.recv()
+                told.append((when, rank, mistake, text))
+    if told:
+        _, rank, mistake, text = min(told)
+        return (
+            UsageError(text) if mistake else RunError(f"the process of rank {rank} failed:\n{text}")
+        )
+    rank, code = next(iter(failed.items()))
+    if code > 128:  # see Stopped
+        return Stopped(code - 128)
+    return RunError(f"the process of rank {rank} ended with code {code}")
 
 
 def check_world_size(args: Any) -> None:

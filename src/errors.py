@@ -21,6 +21,30 @@ class MissingFileError(UsageError, FileNotFoundError):
     __str__ = ValueError.__str__
 
 
+class UnwritableError(UsageError, OSError):
+    """A file cannot be written, for instance since the disk is full."""
+
+    __str__ = ValueError.__str__
+
+
+class PictureError(UsageError):
+    """A picture cannot be read, or its label is none; the message names the file.
+
+    A data-loading process hands its errors on as the text of a trace; the message is its end.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
+
+class DivergedError(UsageError, FloatingPointError):
+    """Training came to a loss or a gradient that is no finite number."""
+
+
+class RunError(RuntimeError):
+    """A process of the run came to an end; entry points print the message and end with code 1."""
+
+
 def closest(name: str, choices: Iterable[str]) -> list[str]:
     """The choices, those spelt most like `name` first."""
 
@@ -47,7 +71,10 @@ def hub_failure(error: Exception) -> str:
 
 
 def entry_point(main: Main) -> Main:
-    """Decorates a script's `main(argv)`: a `UsageError` becomes a message and exit code 2."""
+    """Decorates a script's `main(argv)`: errors that say it all become a message and an exit code.
+
+    2 for a `UsageError`, 1 for a `RunError`.
+    """
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
@@ -56,5 +83,8 @@ def entry_point(main: Main) -> Main:
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a script's own message
             return 2
+        except RunError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            return 1
 
     return cast(Main, guarded)

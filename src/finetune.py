@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 from src import ddp
 from src.args import parse_arguments, require_mode
 from src.checkpoints import read_facts
-from src.data.registry import dataset_for, split_record
+from src.data.registry import ImageDataset, dataset_for, split_record
 from src.errors import UsageError, entry_point
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.logs import append_result, setup_logging, wandb_run
-from src.modeling import ImageClassifier
+from src.modeling import ImageClassifier, ImageEncoder
 from src.runs import announce, zeroshot_encoder
 from src.settings import (
     PREFIX,
@@ -28,6 +29,7 @@ from src.settings import (
     setting,
     train_datasets,
 )
+from src.states import RunStates
 from src.training import Snapshots, seed_everything, train
 
 logger = logging.getLogger(__name__)
@@ -67,52 +69,83 @@ def finetune(args: Any, task: str) -> Path:
     """
     mode, seed = args.finetuning_mode, seed_of(args)
     path, recipe = finetuned_path(args, task, mode), recipe_for(args, task)
-    encoder: Any
     encoder, theta0_hash = zeroshot_encoder(args)
-    if ddp.all_agree(is_done(path, {**asdict(recipe), "seed": seed}, theta0_hash)):
+    wanted = {**asdict(recipe), "seed": seed}
+    if ddp.all_agree(is_done(path, wanted, theta0_hash)):
         logger.info("%s %s: done before, skipped (%s)", task, mode, path)
         return path
-    seed_everything(seed)
-    if mode == "linear":
-        encoder = LinearizedImageEncoder(image_encoder=encoder)
-    classifier = ImageClassifier(encoder, get_classification_head(args, task))
-    classifier.freeze_head()
     data = dataset_for(args, f"{task}Val")
+    split = split_record(data)
+    made = {**wanted, "mode": mode, "theta0_hash": theta0_hash, "split": split}
+    states = RunStates(path, made, setting(args, "state_every"))
+    with _alone(states):
+        if not ddp.all_agree(is_done(path, wanted, theta0_hash)):  # by a run that has just ended
+            _finetune(
+                args, task, encoder, data, {"theta0_hash": theta0_hash, "split": split}, states
+            )
+        if ddp.is_main_process():
+            states.remove()
+        ddp.barrier()
+    return path
+
+
+@contextlib.contextmanager
+def _alone(states: RunStates) -> Iterator[None]:
+    """Keeps other runs out of this run's files; the first process does so for all."""
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if ddp.is_main_process():
+            try:
+                stack.enter_context(states.locked())
+            except UsageError as error:
+                refused = str(error)
+        if (reason := ddp.all_agree(refused)) is not None:
+            raise UsageError(reason)
+        yield
+
+
+def _finetune(
+    args: Any,
+    task: str,
+    encoder: ImageEncoder,
+    data: ImageDataset,
+    origin: dict[str, Any],
+    states: RunStates,
+) -> None:
+    """Trains, and writes the checkpoint."""
+    mode, seed, path = args.finetuning_mode, seed_of(args), states.checkpoint
+    seed_everything(seed)
+    tuned = LinearizedImageEncoder(image_encoder=encoder) if mode == "linear" else encoder
+    classifier = ImageClassifier(tuned, get_classification_head(args, task))
+    classifier.freeze_head()
 
     def save(target: Path, **info: Any) -> None:
         if ddp.is_main_process():
-            facts = {"task": task, "mode": mode, "split": split_record(data), **info}
-            encoder.save(target, theta0_hash=theta0_hash, **facts)
+            tuned.save(target, task=task, mode=mode, **origin, **info)
         ddp.barrier()
 
     def snapshot(step: int) -> None:
         save(path.with_name(f"{PREFIX[mode]}checkpoint_{step}.safetensors"), step=step)
 
-    resume = path.with_name(f"{path.stem}_resume.pt")
-    snapshots = Snapshots(resume, setting(args, "checkpoint_every"), snapshot)
     with wandb_run(args, f"finetune-{mode}-{task}") as run:
         facts = train(
             classifier,
             data.train,
-            encoder.train_preprocess,
-            recipe,
+            tuned.train_preprocess,
+            recipe_for(args, task),
             seed,
             device_of(args),
             f"{task} {mode}",
             num_workers_of(args),
-            snapshots,
+            Snapshots(states, setting(args, "checkpoint_every"), snapshot),
             run,
         )
     save(path, **facts)
-    if ddp.is_main_process():
-        resume.unlink(missing_ok=True)
-    ddp.barrier()
     append_result(args, {"file": str(path), "task": task, "mode": mode, **facts})
     logger.info(
         "%s %s: %d steps in %.0f s, loss %.3f, wrote %s",
         task, mode, facts["steps"], facts["seconds"], facts["last_epoch_loss"], path,
     )  # fmt: skip
-    return path
 
 
 def work(args: Any) -> None:

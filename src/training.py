@@ -10,10 +10,10 @@ import contextlib
 import logging
 import math
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from src import ddp
-from src.checkpoints import load_resume, save_resume
-from src.data.base import Pictures
+from src.data.base import Pictures, name_of
 from src.data.loading import BatchPlan, RankBatches, SeededPictures, to_device, train_loader
+from src.errors import DivergedError, UsageError
 from src.logs import Run, progress
+from src.processes import Stopped, deferred_signals
 from src.settings import Recipe, autocast
+from src.states import RunStates, pack, unpack
 
 logger = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
-RESUME_SECONDS = 300.0  # a run under way is saved about this often
 
 
 def seed_everything(seed: int) -> None:
@@ -41,6 +42,15 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - third-party transforms draw from it
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seeds what the model draws in a step, dropout for instance, from (seed, step, rank) alone.
+
+    So a run that was interrupted has no generator to restore.
+    """
+    entropy = np.random.SeedSequence((seed, 13, step, ddp.rank()))
+    seed_everything(int(entropy.generate_state(1, np.uint32)[0]))
 
 
 def cosine_factor(step: int, warmup_length: int, steps: int) -> float:
@@ -84,15 +94,15 @@ def cosine_lr(
 
 @dataclass(frozen=True)
 class Snapshots:
-    """What the loop does with the model on the way.
+    """What is kept of a run on the way.
 
     Attributes:
-        resume_path: where the state of the run is kept until it ends.
-        every: optimizer steps between snapshots; -1 for none.
-        save: called with the number of steps done.
+        states: where its states are kept until it ends; a state found there is continued, exactly.
+        every: optimizer steps between snapshots of the model; -1 for none.
+        save: writes a snapshot; called with the number of steps done.
     """
 
-    resume_path: Path | None = None
+    states: RunStates | None = None
     every: int = -1
     save: Callable[[int], None] | None = None
 
@@ -105,7 +115,7 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
-def freeze_unused(model: nn.Module, batch: Tensor) -> list[str]:
+def freeze_unused(model: nn.Module, batch: Tensor) -> tuple[list[str], int]:
     """Stops training the parameters that the model's output does not depend on.
 
     Found by one backward pass in eval mode; what the model holds is not changed otherwise.
@@ -115,16 +125,17 @@ def freeze_unused(model: nn.Module, batch: Tensor) -> list[str]:
         batch: images to try it on.
 
     Returns:
-        Their names.
+        Their names, and the number of logits.
     """
     training = model.training
-    model.eval()(batch).float().sum().backward()
+    logits = model.eval()(batch)
+    logits.float().sum().backward()
     model.train(training)
     unused = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     for parameter in unused.values():
         parameter.requires_grad_(False)
     model.zero_grad(set_to_none=True)
-    return list(unused)
+    return list(unused), logits.shape[-1]
 
 
 def step_gradients(
@@ -195,69 +206,138 @@ def train(
         device: where to train.
         description: for the progress bar.
         num_workers: data-loading processes.
-        snapshots: where to keep the state on the way; a state found there is continued, exactly.
+        snapshots: what to keep on the way, and to continue.
         run: W&B.
 
     Returns:
         Facts for the checkpoint: steps, seconds, the last epoch's mean loss, the recipe.
+
+    Raises:
+        UsageError: if the processes cannot share a batch, or a picture cannot be read.
+        DivergedError: at a loss or a gradient that is not finite, before a step is made of it.
+        Stopped: if SIGTERM or SIGINT asks to; the step is finished and the state kept.
     """
     snapshots, run = snapshots or Snapshots(), run or Run()
+    check_batch(recipe.batch_size, ddp.world_size())
     plan = BatchPlan(len(pictures), recipe.batch_size, recipe.num_grad_accumulation, seed)
     steps = recipe.epochs * plan.steps_per_epoch
     classifier.to(device).train()
     with autocast(recipe.precision, device):
-        unused = freeze_unused(classifier, _some(pictures, transform).to(device))
+        unused, classes = freeze_unused(classifier, _some(pictures, transform).to(device))
     if unused:
         logger.info("not used by the model, hence frozen: %s", ", ".join(unused))
     model = wrap_ddp(classifier, device)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = AdamW(params, lr=recipe.lr, weight_decay=recipe.wd)
     set_rate = cosine_lr(optimizer, recipe.lr, recipe.warmup_length, steps)
-    fingerprint = {**asdict(recipe), "seed": seed, "num_samples": len(pictures)}
-    done, seconds, losses = _resume(snapshots.resume_path, fingerprint, params, optimizer)
+    keeper = _Keeper(snapshots.states, classifier, optimizer)
+    keeper.resume()
+    done, losses = keeper.done, keeper.losses
     batches = iter(
         train_loader(
             pictures,
             transform,
             RankBatches(plan, done, steps, ddp.rank(), ddp.world_size()),
             num_workers,
+            classes,
         )
     )
-    start = last_saved = time.monotonic()
-    for step in progress(range(done, steps), description):
-        set_rate(step)
-        losses.append(
-            step_gradients(model, plan, step, batches, device, recipe.ls, recipe.precision)
-        )
-        norm = float(torch.nn.utils.clip_grad_norm_(params, CLIP_NORM))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        run.log(
-            {"loss": losses[-1], "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm},
-            step,
-        )
-        _check_finite(losses[-1], step, recipe)
-        ended = step + 1
-        if snapshots.save and snapshots.every > 0 and ended % snapshots.every == 0:
-            snapshots.save(ended)
-            last_saved -= RESUME_SECONDS
-        due = ddp.all_agree(time.monotonic() - last_saved >= RESUME_SECONDS)
-        if snapshots.resume_path and due and ended < steps:
-            spent = seconds + time.monotonic() - start
-            _save_resume(
-                snapshots.resume_path, fingerprint, params, optimizer, ended, spent, losses
-            )
-            last_saved = time.monotonic()
+    with deferred_signals() as asked:
+        for step in progress(range(done, steps), description):
+            seed_step(seed, step)
+            set_rate(step)
+            loss = step_gradients(model, plan, step, batches, device, recipe.ls, recipe.precision)
+            norm = float(torch.nn.utils.clip_grad_norm_(params, CLIP_NORM))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                keeper.save()
+                raise _diverged(loss, norm, plan, step, pictures, recipe, snapshots.states)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss)
+            keeper.done = ended = step + 1
+            rate = optimizer.param_groups[0]["lr"]
+            run.log({"loss": loss, "lr": rate, "grad_norm": norm}, step)
+            if snapshots.save and snapshots.every > 0 and ended % snapshots.every == 0:
+                snapshots.save(ended)
+            due = ended < steps and keeper.due()
+            stop, due = ddp.any_of(asked() > 0, due, device=device)
+            if stop or due:
+                keeper.save()
+            if stop:
+                logger.warning(
+                    "%s: stopped after step %d of %d, as a signal asked; the same command "
+                    "continues it", description, ended, steps,
+                )  # fmt: skip
+                raise Stopped(asked() or signal.SIGTERM)
     classifier.eval()
     recent = losses[-plan.steps_per_epoch :]
     return {
         "steps": steps,
-        "seconds": round(seconds + time.monotonic() - start, 1),
+        "seconds": round(keeper.seconds(), 1),
         "last_epoch_loss": sum(recent) / len(recent),
         "recipe": asdict(recipe),
         "seed": seed,
         "world_size": ddp.world_size(),
     }
+
+
+class _Keeper:
+    """Writes and reads the states of a run: the first process writes, all read.
+
+    Args:
+        states: where; None keeps nothing.
+        classifier: what is trained.
+        optimizer: what trains it.
+    """
+
+    def __init__(
+        self, states: RunStates | None, classifier: nn.Module, optimizer: Optimizer
+    ) -> None:
+        self.states, self.classifier, self.optimizer = states, classifier, optimizer
+        self.done, self.losses = 0, list[float]()
+        self._before, self._start = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        """Time spent in training, before it was interrupted too."""
+        return self._before + time.monotonic() - self._start
+
+    def due(self) -> bool:
+        """Whether it is time for a state."""
+        return self.states is not None and ddp.is_main_process() and self.states.due(self.done)
+
+    def save(self) -> None:
+        """Keeps the state of now."""
+        if self.states is not None and ddp.is_main_process():
+            tensors = pack(self.classifier, self.optimizer)
+            tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+            self.states.save(tensors, self.done, {"seconds": self.seconds()})
+        ddp.barrier()
+
+    def resume(self) -> None:
+        """Continues the newest state, if there is one.
+
+        Raises:
+            UsageError: if not all processes see the same states.
+        """
+        if self.states is None:
+            return
+        trained = sum(p.numel() for p in self.classifier.parameters() if p.requires_grad)
+        self.states.expect(12 * trained)  # weights and two moments, in float32
+        found = self.states.newest()
+        self.done = 0 if found is None else found.done
+        first = ddp.all_agree(self.done)
+        if self.done != first:
+            raise UsageError(
+                f"rank {ddp.rank()} finds the run at step {self.done} in {self.states.folder}, the "
+                f"first process at step {first}; --save must be a folder that all machines share"
+            )
+        if found is None:
+            return
+        tensors = dict(found.tensors)
+        self.losses = tensors.pop("losses").tolist()
+        unpack(tensors, self.classifier, self.optimizer)
+        self._before = found.facts["seconds"]
+        logger.info("continuing after step %d (%s)", self.done, self.states.folder)
 
 
 def _some(pictures: Pictures, transform: Callable[[Any], Any]) -> Tensor:
@@ -266,52 +346,39 @@ def _some(pictures: Pictures, transform: Callable[[Any], Any]) -> Tensor:
     return torch.stack([data[i % len(data)][0] for i in range(2)])
 
 
-def _check_finite(loss: float, step: int, recipe: Recipe) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss} at step {step}, expected a number; "
-            f"try a lower --lr than {recipe.lr}"
-        )
+def check_batch(batch_size: int, world_size: int) -> None:
+    """Refuses a batch that the processes cannot share evenly.
+
+    Raises:
+        UsageError: with the sizes, and the numbers of processes, that can.
+    """
+    if batch_size % world_size == 0:
+        return
+    below = batch_size // world_size * world_size
+    sizes = " or ".join(f"--batch-size={n}" for n in (below, below + world_size) if n)
+    counts = [str(n) for n in range(1, batch_size + 1) if batch_size % n == 0]
+    raise UsageError(
+        f"a batch of {batch_size} images cannot be shared by {world_size} processes; expected "
+        f"{sizes} (images over all processes), or a number of processes that divides "
+        f"{batch_size}: {', '.join(counts)}"
+    )
 
 
-def _save_resume(
-    path: Path,
-    fingerprint: dict[str, Any],
-    params: list[nn.Parameter],
-    optimizer: Optimizer,
-    done: int,
-    seconds: float,
-    losses: list[float],
-) -> None:
-    if ddp.is_main_process():
-        state = {
-            "fingerprint": fingerprint,
-            "params": [p.detach().cpu() for p in params],
-            "optimizer": optimizer.state_dict(),
-            "done": done,
-            "seconds": seconds,
-            "losses": losses,
-        }
-        save_resume(path, state)
-    ddp.barrier()
-
-
-def _resume(
-    path: Path | None,
-    fingerprint: dict[str, Any],
-    params: list[nn.Parameter],
-    optimizer: Optimizer,
-) -> tuple[int, float, list[float]]:
-    """Continues an interrupted run of the same settings: steps done, seconds spent, losses."""
-    state = load_resume(path) if path else None
-    if state is None:
-        return 0, 0.0, []
-    if state["fingerprint"] != fingerprint:
-        logger.info("%s is of other settings; starting anew", path)
-        return 0, 0.0, []
-    with torch.no_grad():
-        for own, kept in zip(params, state["params"], strict=True):
-            own.copy_(kept)
-    optimizer.load_state_dict(state["optimizer"])
-    logger.info("continuing after step %d", state["done"])
-    return state["done"], state["seconds"], state["losses"]
+def _diverged(
+    loss: float,
+    norm: float,
+    plan: BatchPlan,
+    step: int,
+    pictures: Pictures,
+    recipe: Recipe,
+    states: RunStates | None,
+) -> DivergedError:
+    found = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    indices = [index for batch in plan.micro_batches(step) for _, index in batch]
+    names = ", ".join(name_of(pictures, index) for index in indices[:3])
+    kept = f". The weights before it are kept in {states.folder}" if states is not None else ""
+    return DivergedError(
+        f"{found} at step {step} (epoch {step // plan.steps_per_epoch}, batch of {len(indices)} "
+        f"images: {names}{', ...' if len(indices) > 3 else ''}), expected a finite number{kept}. "
+        f"Try a lower --lr than {recipe.lr}, or look at these images"
+    )

@@ -3,8 +3,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
+import signal
 import struct
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -371,33 +375,135 @@ def test_a_zeroshot_file_that_is_gone_or_different_is_noticed(
         load_checkpoint(path)
 
 
-# --- runs under way
+# --- damage, kills and full disks
 
 
-def test_the_state_of_a_run_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "resume.pt"
-    state = {"step": 3, "task": "MNIST", "moments": [{"w": torch.ones(2).bfloat16()}]}
-    checkpoints.save_resume(path, state)
-    found = checkpoints.load_resume(path)
-    assert found is not None
-    assert (found["step"], found["task"]) == (3, "MNIST")
-    assert_same(found["moments"][0], {"w": torch.ones(2).bfloat16()})
+def small_checkpoint(path: Path) -> str:
+    """A checkpoint of a few hundred bytes; its content hash."""
+    return save_tensors(path, {"w": torch.tensor([1.0, -2.0])}, "head", info={"steps": 7})
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    found = small_checkpoint(path)
+    good, whole = load_checkpoint(path), path.read_bytes()
+    noticed = 0
+    for position in range(len(whole)):
+        for bit in range(8):
+            content = bytearray(whole)
+            content[position] ^= 1 << bit
+            path.write_bytes(content)
+            try:
+                state = load_checkpoint(path)
+            except UsageError as error:
+                assert str(path) in str(error)
+                noticed += 1
+            else:  # a blank of the header, or the name of the checksum itself
+                assert (state.hash, state.kind, state.info) == (found, good.kind, good.info)
+                assert_same(state.theta, good.theta)
+    assert noticed > 7.5 * len(whole)
+
+
+def test_a_checkpoint_from_before_the_header_had_a_checksum_is_read(tmp_path: Path) -> None:
+    path, theta = tmp_path / "old.safetensors", {"w": torch.ones(2)}
+    facts = {"format": checkpoints.FORMAT, "kind": "head", "theta0_hash": "", "info": "{}"}
+    save_file(theta, path, metadata={**facts, "hash": content_hash(theta)})
+    assert_same(load_checkpoint(path).theta, theta)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("info", "[1]"), ("info", "{bad"), ("info", "[" * 100_000), ("kind", None), ("hash", None)],
+)
+def test_metadata_that_says_nothing_sensible_is_damage(
+    tmp_path: Path, field: str, value: str | None
+) -> None:
+    path, theta = tmp_path / "odd.safetensors", {"w": torch.ones(2)}
+    facts = {"format": checkpoints.FORMAT, "kind": "head", "theta0_hash": "", "info": "{}"}
+    odd = {**facts, "hash": content_hash(theta), field: value}
+    save_file(theta, path, metadata={k: v for k, v in odd.items() if v is not None})
+    with pytest.raises(UsageError, match="is damaged"):
+        load_checkpoint(path)
+
+
+POINTS = ["tensors", "fsync", "rename", "folder"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_inside_a_write_leaves_the_old_file_or_the_new_one(
+    tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old, new = tmp_path / "w.safetensors", torch.zeros(50_000), torch.ones(50_000)
+    save_tensors(path, {"w": old}, "head")
+
+    def killed(*args: object, **options: object) -> None:
+        if point == "tensors":  # half of them
+            Path(str(args[1])).write_bytes(path.read_bytes()[:70_000])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed_at(path: Path) -> None:
+        if path.is_dir() == (point == "folder"):
+            killed()
+
+    child = os.fork()
+    if child == 0:  # never returns
+        places = {"tensors": (checkpoints, "save_file"), "rename": (Path, "replace")}
+        place, name = places.get(point, (checkpoints, "_sync"))
+        monkeypatch.setattr(place, name, killed if point in places else killed_at)
+        save_tensors(path, {"w": new}, "head")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert_same(load_checkpoint(path).theta, {"w": new if point == "folder" else old})
+    left = [file for file in tmp_path.iterdir() if file != path]
+    assert len(left) == (point != "folder")
+    checkpoints.remove_parts(tmp_path, path.name)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_starts_anew_where_nothing_readable_is(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "resume.pt"
-    assert checkpoints.load_resume(path) is None
-    assert caplog.text == ""
-    path.write_bytes(b"half a file")
-    assert checkpoints.load_resume(path) is None
-    assert "resume.pt cannot be read" in caplog.text and "starting anew" in caplog.text
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """No file may grow beyond 100 kB, as on a disk that is nearly full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_the_state_of_a_run_is_not_executed(tmp_path: Path) -> None:
-    marker, path = tmp_path / "executed", tmp_path / "resume.pt"
-    torch.save(Payload(marker), path)
-    assert checkpoints.load_resume(path) is None
-    assert not marker.exists()
+@pytest.mark.usefixtures("limited")
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, {"w": torch.zeros(10)}, "head")
+    with pytest.raises(UsageError, match=r"cannot write .*w\.safetensors: .*make room there"):
+        save_tensors(path, {"w": torch.zeros(100_000)}, "head")
+    with pytest.raises(OSError, match="cannot write"):
+        checkpoints.write_text(path, "x" * 200_000)
+    assert_same(load_checkpoint(path).theta, {"w": torch.zeros(10)})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A real one, of 200 kB, where this user may mount it."""
+    if shutil.which("mount") is None or getattr(os, "geteuid", lambda: 1)() != 0:
+        pytest.skip("only root can mount a small disk")
+    disk = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(tmp_path)]
+    if subprocess.run(disk, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not let root mount a small disk")
+    try:
+        path = tmp_path / "w.safetensors"
+        save_tensors(path, {"w": torch.zeros(10_000)}, "head")
+        with pytest.raises(UsageError, match=r"cannot write .*: No space left on device"):
+            save_tensors(path, {"w": torch.ones(50_000)}, "head")
+        assert_same(load_checkpoint(path).theta, {"w": torch.zeros(10_000)})
+        assert list(tmp_path.iterdir()) == [path]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((UsageError, NotADirectoryError, FileExistsError)):
+        save_tensors(tmp_path / "file" / "w.safetensors", {"w": torch.zeros(1)}, "head")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from src import ddp
 from src.args import Config
 from src.data.base import ArrayPictures
 from src.data.loading import BatchPlan, RankBatches, SeededPictures, train_loader
-from src.errors import UsageError
+from src.errors import DivergedError, UsageError
 from src.linearize import LinearizedModel
 from src.logs import Run
+from src.processes import Stopped
 from src.settings import Recipe
+from src.states import RunStates
 from src.training import (
     Snapshots,
+    check_batch,
     cosine_factor,
     cosine_lr,
     freeze_unused,
@@ -169,7 +174,8 @@ def test_unused_parameters_are_frozen_and_named(
 ) -> None:
     model: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = freeze_unused(model, torch.randn(2, 3, 4, 4))
+    found, logits = freeze_unused(model, torch.randn(2, 3, 4, 4))
+    assert logits == 3
     assert [name.rpartition("spare")[2] for name in found] == [".weight", ".bias"]
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad is ("spare" not in name) and parameter.grad is None
@@ -243,28 +249,105 @@ class InterruptingRun(Run):
             raise Interrupted
 
 
-def test_an_interrupted_run_continues_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("src.training.RESUME_SECONDS", 0.0)
-    expected, resume = trained(), tmp_path / "resume.pt"
-    with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(resume), run=InterruptingRun())
-    kept = torch.load(resume, weights_only=True)
-    assert kept["done"] == 3
-    assert distance(trained(snapshots=Snapshots(resume)), expected) == 0.0
+def states(folder: Path, **made: Any) -> RunStates:
+    return RunStates(folder / "finetuned.safetensors", made, every=1)
 
 
-def test_the_state_of_other_settings_or_a_damaged_one_is_not_continued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("src.training.RESUME_SECONDS", 0.0)
-    resume = tmp_path / "resume.pt"
+class WithDropout(nn.Module):
+    """A network that draws, and that counts batches in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.norm(self.drop(self.net(x)))
+        return logits
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_an_interrupted_run_continues_exactly(tmp_path: Path, linear: bool) -> None:
+    def trained(**options: Any) -> dict[str, Tensor]:
+        plain = WithDropout()
+        model: nn.Module = LinearizedModel(plain.eval()) if linear else plain
+        train(model, pictures(16), to_tensor, RECIPE, 0, torch.device("cpu"), **options)
+        return dict(model.state_dict())
+
+    expected = trained()
     with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(resume), run=InterruptingRun())
-    assert distance(trained(seed=1, snapshots=Snapshots(resume)), trained(seed=1)) == 0.0
-    resume.write_bytes(b"not a state")
-    assert distance(trained(snapshots=Snapshots(resume)), trained()) == 0.0
+        trained(snapshots=Snapshots(states(tmp_path)), run=InterruptingRun())
+    kept = sorted(path.name for path in (tmp_path / "finetuned_resume").iterdir())
+    assert kept == ["00000002.safetensors", "00000003.safetensors"]
+    torch.manual_seed(99)  # where the generators stand does not matter
+    found = trained(snapshots=Snapshots(states(tmp_path)))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_state_of_other_settings_is_not_continued(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Interrupted):
+        trained(snapshots=Snapshots(states(tmp_path, lr=1)), run=InterruptingRun())
+    again = trained(seed=1, snapshots=Snapshots(states(tmp_path, lr=2)))
+    assert distance(again, trained(seed=1)) == 0.0
+    assert "00000003.safetensors is of other settings; starting anew" in caplog.text
+    kept = sorted(path.name for path in (tmp_path / "finetuned_resume").iterdir())
+    assert kept == ["00000002.safetensors", "00000003.safetensors"]  # the new run's, of four steps
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_continued(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Interrupted):
+        trained(snapshots=Snapshots(states(tmp_path)), run=InterruptingRun())
+    last = tmp_path / "finetuned_resume" / "00000003.safetensors"
+    content = bytearray(last.read_bytes())
+    content[-5] ^= 16
+    last.write_bytes(content)
+    with caplog.at_level("INFO", logger="src"):
+        assert distance(trained(snapshots=Snapshots(states(tmp_path))), trained()) == 0.0
+    assert f"{last} is damaged" in caplog.text and "continuing after step 2" in caplog.text
+
+
+class SignallingRun(Run):
+    """Sends this process a signal in the second step, as a cluster does."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        if step == 1:
+            os.kill(os.getpid(), self.signum)
+        assert step is not None and step <= 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_run_after_the_step_and_keeps_its_state(
+    tmp_path: Path, signum: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunStates(tmp_path / "finetuned.safetensors", {}, every=-1)
+    before = signal.getsignal(signum)
+    with pytest.raises(Stopped) as stopped:
+        trained(snapshots=Snapshots(folder), run=SignallingRun(signum))
+    assert stopped.value.code == 128 + signum and signal.getsignal(signum) is before
+    assert "stopped after step 2 of 4" in caplog.text
+    assert [p.name for p in folder.folder.iterdir()] == ["00000002.safetensors"]
+    assert distance(trained(snapshots=Snapshots(folder)), trained()) == 0.0
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_those_that_can() -> None:
+    check_batch(12, 3)
+    with pytest.raises(
+        UsageError,
+        match=r"32 images cannot be shared by 3 processes; expected --batch-size=30 or "
+        r"--batch-size=33 .* that divides 32: 1, 2, 4, 8, 16, 32$",
+    ):
+        check_batch(32, 3)
+    with pytest.raises(UsageError, match=r"expected --batch-size=3 \("):
+        check_batch(2, 3)
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -307,31 +390,38 @@ def test_bf16_gradients_are_in_float32_and_near_those_of_float32() -> None:
     assert 0 < distance(found["bf16"], found["fp32"]) < 0.05
 
 
-def test_the_state_of_another_precision_is_not_continued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("src.training.RESUME_SECONDS", 0.0)
-    narrow, resume = replace(RECIPE, precision="bf16"), tmp_path / "resume.pt"
-    with pytest.raises(Interrupted):
-        trained(narrow, snapshots=Snapshots(resume), run=InterruptingRun())
-    assert distance(trained(snapshots=Snapshots(resume)), trained()) == 0.0
-    with pytest.raises(Interrupted):
-        trained(narrow, snapshots=Snapshots(resume), run=InterruptingRun())
-    assert distance(trained(narrow, snapshots=Snapshots(resume)), trained(narrow)) == 0.0
-
-
 def test_snapshots_come_every_so_many_steps() -> None:
     seen: list[int] = []
     trained(snapshots=Snapshots(every=2, save=seen.append))
     assert seen == [2, 4]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_a_hint() -> None:
-    model = network()
-    with torch.no_grad():
-        next(model.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 0.*lower --lr"):
-        train(model, pictures(), to_tensor, RECIPE, 0, torch.device("cpu"))
+def test_a_loss_that_is_no_number_ends_the_run_before_it_does_harm(tmp_path: Path) -> None:
+    model, poisoned = network(), pictures()
+
+    def transform(image: Image.Image) -> Tensor:
+        x = to_tensor(image)
+        return x if x.mean() < threshold else x * float("inf")
+
+    plan = BatchPlan(13, 4, 2, seed=0)
+    data = SeededPictures(poisoned, to_tensor, seed=0)
+    means = [
+        max(float(data[key][0].mean()) for batch in plan.micro_batches(step) for key in batch)
+        for step in range(4)
+    ]
+    threshold = max(means[:2]) + 1e-6  # the first epoch stays below
+    bad = next(step for step, mean in enumerate(means) if mean > threshold)
+    snapshots = Snapshots(states(tmp_path))
+    with pytest.raises(
+        DivergedError,
+        match=rf"loss is (nan|inf) at step {bad} \(epoch 1, batch of \d images: picture \d+ of "
+        r"ArrayPictures, .*The weights before it are kept in .*finetuned_resume.*lower --lr",
+    ):
+        train(model, poisoned, transform, RECIPE, 0, torch.device("cpu"), snapshots=snapshots)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    kept = snapshots.states.newest() if snapshots.states else None
+    assert kept is not None and kept.done == bad
+    assert torch.equal(kept.tensors["params/1.weight"], model[1].weight)  # type: ignore[index]
 
 
 def test_seed_everything_seeds_all_generators() -> None:

@@ -30,6 +30,7 @@ from src.errors import UsageError, entry_point, unknown
 from src.linearize import LinearizedModel
 from src.logs import setup_logging
 from src.settings import device_of
+from src.states import RunStates
 
 logger = logging.getLogger(__name__)
 Freeze = Literal["none", "backbone", "head"]
@@ -86,20 +87,22 @@ def finetune(
     model.head.requires_grad_(freeze != "head")
     what = "head" if freeze == "backbone" else "backbone"
     name = f"{mode} {what} on {dataset}"
-    state_path = written[0].with_name(f"{written[0].stem}_resume.pt")
+    states = RunStates(written[0], made)
     trained: nn.Module = model
     if freeze == "backbone":  # features do not change
         with torch.no_grad():
             x = model.backbone(x)
         trained = model.head
-    losses = fit(trained, x, y, recipe, workspace.seed, name, state_path, made)
-    facts = {"made": made, "dataset": dataset, "mode": mode, "losses": losses}
-    if head_path in written:
-        head.save(head_path, base_hash, **facts)
-    if path in written:
-        if isinstance(body, LinearizedModel):  # theta is kept; theta0 is the base model's
-            backbone.load_state_dict(body.theta())
-        backbone.save(path, None if mode == "scratch" else base_hash, **facts)
+    with states.locked():
+        losses = fit(trained, x, y, recipe, workspace.seed, name, states)
+        facts = {"made": made, "dataset": dataset, "mode": mode, "losses": losses}
+        if head_path in written:
+            head.save(head_path, base_hash, **facts)
+        if path in written:
+            if isinstance(body, LinearizedModel):  # theta is kept; theta0 is the base model's
+                backbone.load_state_dict(body.theta())
+            backbone.save(path, None if mode == "scratch" else base_hash, **facts)
+        states.remove()
     return written[0]
 
 

@@ -8,9 +8,8 @@ Backbone and head are saved apart, as `mlp_model` and `mlp_model_head`.
 from __future__ import annotations
 
 import logging
-import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from src.artificial_data import flags
 from src.artificial_data.models import BackBone, ClassificationModel, Head
 from src.artificial_data.presets import BASE, Recipe
 from src.artificial_data.workspace import Workspace, is_done
-from src.checkpoints import load_resume, save_resume
 from src.errors import UsageError, entry_point
 from src.logs import progress, setup_logging
 from src.settings import device_of
+from src.states import RunStates, pack, unpack
 
 logger = logging.getLogger(__name__)
-STATE_SECONDS = 20.0  # between two states of a run under way
 
 
 def seeded(seed: int, what: str) -> torch.Generator:
@@ -55,8 +53,7 @@ def fit(
     recipe: Recipe,
     order: int,
     name: str,
-    state_path: Path | None = None,
-    made: Mapping[str, Any] | None = None,
+    states: RunStates | None = None,
 ) -> list[float]:
     """Trains, in place, the parameters that require grad: Adam on the mean cross-entropy.
 
@@ -70,8 +67,7 @@ def fit(
         recipe: learning rate, batch size, epochs.
         order: seed of the order of batches.
         name: what is trained, for messages.
-        state_path: where the state of the run is kept while it is under way.
-        made: what the run depends on; a state of another one is not continued.
+        states: where states of the run are kept while it is under way, counted in epochs.
 
     Returns:
         The mean loss of each epoch.
@@ -79,12 +75,12 @@ def fit(
     Raises:
         UsageError: if there are fewer rows than a batch has, or the loss is not finite.
     """
-    size, weights = recipe.batch_size, _trained(model)
+    size = recipe.batch_size
     if len(x) < size:
         raise UsageError(f"{name}: {len(x)} rows are less than a batch of {size}")
-    optimizer = torch.optim.Adam(weights.values(), lr=recipe.lr)
-    losses = _continue(state_path, made, weights, optimizer, name)
-    saved = time.monotonic()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=recipe.lr)
+    losses = _continue(states, model, optimizer, name)
     for epoch in progress(range(len(losses), recipe.epochs), name):
         drawn = torch.randperm(len(x), generator=seeded(order, f"epoch {epoch}")).to(x.device)
         total = torch.zeros((), device=x.device)
@@ -100,49 +96,22 @@ def fit(
                 f"{name}: the loss of epoch {epoch + 1} is not finite; lower the learning rate "
                 f"({recipe.lr})"
             )
-        if state_path is not None and time.monotonic() - saved > STATE_SECONDS:
-            _save(state_path, made, weights, optimizer, losses)
-            saved = time.monotonic()
-    if state_path is not None:
-        state_path.unlink(missing_ok=True)
+        if states is not None and states.due(len(losses)):
+            kept = torch.tensor(losses, dtype=torch.float64)
+            states.save({**pack(model, optimizer), "losses": kept}, len(losses), {})
     return losses
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
-def _save(
-    path: Path,
-    made: Mapping[str, Any] | None,
-    weights: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    losses: list[float],
-) -> None:
-    state = {"made": dict(made or {}), "losses": losses, "optimizer": optimizer.state_dict(),
-             "weights": {name: value.detach() for name, value in weights.items()}}  # fmt: skip
-    save_resume(path, state)
-
-
 def _continue(
-    path: Path | None,
-    made: Mapping[str, Any] | None,
-    weights: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    name: str,
+    states: RunStates | None, model: nn.Module, optimizer: torch.optim.Optimizer, name: str
 ) -> list[float]:
-    """Takes up the state at `path`, if it is of this run; the losses so far."""
-    state = load_resume(path) if path is not None else None
+    """Takes up the newest state, if there is one; the losses so far."""
+    state = states.newest() if states is not None else None
     if state is None:
         return []
-    if state["made"] != dict(made or {}):
-        logger.warning("%s: the state in %s is of another run; starting anew", name, path)
-        return []
-    with torch.no_grad():
-        for key, value in weights.items():
-            value.copy_(state["weights"][key])
-    optimizer.load_state_dict(state["optimizer"])
-    losses: list[float] = list(state["losses"])
+    tensors = dict(state.tensors)
+    losses: list[float] = tensors.pop("losses").tolist()
+    unpack(tensors, model, optimizer)
     logger.info("%s: going on after epoch %d", name, len(losses))
     return losses
 
@@ -172,10 +141,12 @@ def train(workspace: Workspace, recipe: Recipe | None = None, device: Any = "cpu
     head = initialized(Head, workspace.seed, "head", input_dim=backbone.get_output_dim(),
                        output_dim=num_classes(y))  # fmt: skip
     model = ClassificationModel(backbone, head).to(device)
-    state_path = path.with_name(f"{path.stem}_resume.pt")
-    losses = fit(model, x, y, recipe, workspace.seed, f"base model on {BASE}", state_path, made)
-    head.save(head_path, made=made, dataset=BASE)
-    backbone.save(path, made=made, dataset=BASE, losses=losses)
+    states = RunStates(path, made)
+    with states.locked():
+        losses = fit(model, x, y, recipe, workspace.seed, f"base model on {BASE}", states)
+        head.save(head_path, made=made, dataset=BASE)
+        backbone.save(path, made=made, dataset=BASE, losses=losses)
+        states.remove()
     return path
 
 

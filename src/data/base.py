@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -95,3 +95,15 @@ def require(path: Path, name: str, layout: str) -> Path:
         f"data set {name} is not complete: {path} does not exist. Expected below "
         f"--data-location: {layout}.{WAY_OUT}"
     )
+
+
+def name_of(pictures: Any, index: int) -> str:
+    """What a user finds a picture by: its file, or the data set's kind and its index there."""
+    while isinstance(pictures, SubsetPictures):
+        pictures, index = pictures.pictures, int(pictures.indices[index])
+    samples = getattr(getattr(pictures, "listing", pictures), "samples", None)  # of class folders
+    if samples is not None:
+        return str(samples[index][0])
+    root = getattr(pictures, "root", None)
+    where = f" in {root}" if root is not None else ""
+    return f"picture {index} of {type(pictures).__name__}{where}"

@@ -8,6 +8,7 @@ workers.
 from __future__ import annotations
 
 import random
+import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.data.base import Pictures
+from src.data.base import Pictures, name_of
+from src.errors import PictureError
+from src.processes import prepare_worker
 
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
+READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 @contextmanager
@@ -46,21 +58,54 @@ def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
 
 
 class SeededPictures(Dataset[tuple[Any, int]]):
-    """Transformed pictures; key (epoch, index) seeds the transform, a plain index means epoch 0."""
+    """Transformed pictures; key (epoch, index) seeds the transform, a plain index means epoch 0.
 
-    def __init__(self, pictures: Pictures, transform: Transform | None, seed: int = 0) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    Args:
+        pictures: the pictures.
+        transform: of a picture; None gives it as it is.
+        seed: of what the transform draws.
+        classes: number of classes, if labels are to be checked.
+
+    Raises:
+        PictureError: if a picture cannot be read, or its label is no class; it names the picture.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        transform: Transform | None,
+        seed: int = 0,
+        classes: int | None = None,
+    ) -> None:
+        self.pictures, self.transform, self.seed, self.classes = pictures, transform, seed, classes
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, key: int | Key) -> tuple[Any, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, label = self.pictures[index]
+        image, label = self._read(index)
         if self.transform is None:
             return image, label
         with seeded((self.seed, epoch, index)):
             return self.transform(image), label
+
+    def _read(self, index: int) -> tuple[Any, int]:
+        try:
+            image, label = self.pictures[index]
+        except READ_ERRORS as error:
+            name = name_of(self.pictures, index)
+            raise PictureError(
+                f"{name} cannot be read ({type(error).__name__}: {error}); it is damaged or no "
+                "picture. Fetch it again"
+            ) from error
+        if self.classes is not None and not 0 <= label < self.classes:
+            raise PictureError(
+                f"{name_of(self.pictures, index)} has label {label}, expected 0 to "
+                f"{self.classes - 1}: the data set has other classes than the head. Check that its "
+                "class folders, or its file of labels, are complete"
+            )
+        return image, label
 
 
 @dataclass(frozen=True)
@@ -164,28 +209,35 @@ def eval_loader(
     num_workers: int,
     rank: int = 0,
     world_size: int = 1,
+    classes: int | None = None,
 ) -> DataLoader[Any]:
     """Every image once, in order, split over the ranks."""
     return DataLoader(
-        SeededPictures(pictures, transform),
+        SeededPictures(pictures, transform, classes=classes),
         batch_size=batch_size,
         sampler=RankSampler(len(pictures), rank, world_size),
         num_workers=num_workers,
         multiprocessing_context=_start_method(num_workers),
+        worker_init_fn=prepare_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global one
     )
 
 
 def train_loader(
-    pictures: Pictures, transform: Transform | None, batches: RankBatches, num_workers: int
+    pictures: Pictures,
+    transform: Transform | None,
+    batches: RankBatches,
+    num_workers: int,
+    classes: int | None = None,
 ) -> DataLoader[Any]:
     """The micro-batches of one rank."""
     return DataLoader(
-        SeededPictures(pictures, transform, seed=batches.plan.seed),
+        SeededPictures(pictures, transform, batches.plan.seed, classes),
         batch_sampler=batches,
         num_workers=num_workers,
         multiprocessing_context=_start_method(num_workers),
+        worker_init_fn=prepare_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )

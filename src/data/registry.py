@@ -204,13 +204,15 @@ def split_hashes(args: Any, names: Iterable[str]) -> dict[str, str | None]:
 
 def eval_batches(args: Any, name: str, transform: Transform | None) -> DataLoader[Any]:
     """This rank's share of a data set, in order, in the batches of an evaluation."""
+    data = dataset_for(args, name)
     return eval_loader(
-        dataset_for(args, name).test,
+        data.test,
         transform,
         eval_batch_of(args),
         num_workers_of(args),
         ddp.rank(),
         ddp.world_size(),
+        len(data.classnames),
     )
 
 

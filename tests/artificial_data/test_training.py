@@ -22,6 +22,7 @@ from src.checkpoints import load_checkpoint, read_facts, save_tensors
 from src.errors import MissingFileError, UsageError
 from src.linearize import linearize
 from src.statedict import content_hash, norm, subtract
+from src.states import RunStates
 
 SHORT = Recipe(lr=1e-2, batch_size=8, epochs=3)
 NONE = Recipe(lr=1e-2, batch_size=8, epochs=0)
@@ -97,9 +98,8 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, x, y = toy()
-    recipe, state = replace(SHORT, epochs=5), tmp_path / "state.pt"
+    recipe, path = replace(SHORT, epochs=5), tmp_path / "toy.safetensors"
     losses = fit(whole, x, y, recipe, order=1, name="toy")
-    monkeypatch.setattr(training, "STATE_SECONDS", -1.0)
 
     def stopped(items: Iterable[int], name: str) -> Iterator[int]:
         for epoch in items:
@@ -110,8 +110,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     part, _, _ = toy()
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr(training, "progress", stopped)
-        fit(part, x, y, recipe, 1, "toy", state, {"seed": 1})
-    assert state.is_file()
+        fit(part, x, y, recipe, 1, "toy", RunStates(path, {"seed": 1}, every=1))
     again, _, _ = toy()
     epochs: list[int] = []
     real = training.progress
@@ -122,8 +121,8 @@ def test_an_interrupted_run_ends_in_the_same_weights(
             yield epoch
 
     monkeypatch.setattr(training, "progress", watched)
-    assert fit(again, x, y, recipe, 1, "toy", state, {"seed": 1}) == losses
-    assert epochs == [3, 4] and not state.exists()
+    assert fit(again, x, y, recipe, 1, "toy", RunStates(path, {"seed": 1})) == losses
+    assert epochs == [3, 4]
     assert content_hash(again.state_dict()) == content_hash(whole.state_dict())
 
 
@@ -132,13 +131,12 @@ def test_the_state_of_another_run_is_not_continued(
 ) -> None:
     whole, x, y = toy()
     losses = fit(whole, x, y, SHORT, order=1, name="toy")
+    path = tmp_path / "toy.safetensors"
     other, _, _ = toy()
-    optimizer = torch.optim.Adam(other.parameters())
-    weights = dict(other.named_parameters())
-    training._save(tmp_path / "s.pt", {"seed": 7}, weights, optimizer, [1.0, 2.0])  # type: ignore[arg-type]
+    fit(other, x, y, SHORT, 2, "toy", RunStates(path, {"seed": 7}, every=1))
     again, _, _ = toy()
-    assert fit(again, x, y, SHORT, 1, "toy", tmp_path / "s.pt", {"seed": 1}) == losses
-    assert "is of another run" in caplog.text
+    assert fit(again, x, y, SHORT, 1, "toy", RunStates(path, {"seed": 1})) == losses
+    assert "is of other settings; starting anew" in caplog.text
 
 
 def test_losses_that_are_not_finite_and_batches_that_are_too_large() -> None:

@@ -1,0 +1,85 @@
+"""What a process owes to others: to stop when asked, and to end with its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+WORKER_SECONDS = 120  # what a data-loading worker goes on for after SIGTERM
+
+
+class Stopped(SystemExit):
+    """A signal asked the process to stop, and it did so in good order: exit code 128 + signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def deferred_signals(then: Callable[[int], None] | None = None) -> Iterator[Callable[[], int]]:
+    """Notes SIGTERM and SIGINT in the block instead of ending there and then.
+
+    A second SIGINT (Ctrl-C) interrupts as usual. SIGTERM may come again: launchers repeat it.
+
+    Args:
+        then: called with each signal.
+
+    Yields:
+        A function that gives the signal that came first, 0 if none did.
+    """
+    noted: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and signal.SIGINT in noted:
+            raise KeyboardInterrupt
+        noted.append(signum)
+        if then is not None:
+            then(signum)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can it be done
+        yield lambda: 0
+        return
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: noted[0] if noted else 0
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent ends, however that ends.
+
+    On Linux; elsewhere it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    started_by = multiprocessing.parent_process()
+    parent = os.getppid() if started_by is None else started_by.pid
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
+
+
+def prepare_worker(index: int) -> None:
+    """Makes a data-loading worker end with its parent, and leave signals to it.
+
+    A cluster sends SIGTERM, and a terminal Ctrl-C, to every process of a job. The parent still
+    needs its workers to finish a step; it ends them.
+
+    Args:
+        index: of the worker.
+    """
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from src.processes import Stopped, deferred_signals
+from tests.processes import children, ended, wait_for
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc are Linux's")
+
+LOADER = """
+import sys, time
+from PIL import Image
+from src.data.loading import eval_loader
+
+class Slow:
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return index, 0
+
+loader = eval_loader(Slow(), None, 1, 2)
+for i, batch in enumerate(loader):
+    print(i, flush=True)
+"""
+
+
+def test_signals_are_noted_and_the_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    told: list[int] = []
+    with deferred_signals(told.append) as asked:
+        assert asked() == 0
+        for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), signum)
+        assert asked() == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert told == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Stopped(signal.SIGTERM).code == 143
+
+
+def test_other_threads_are_left_alone() -> None:
+    found: list[int] = []
+
+    def work() -> None:
+        with deferred_signals() as asked:
+            found.append(asked())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+@linux
+def test_workers_die_with_their_parent_but_not_of_signals_to_all(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOADER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"0\n"
+        workers = children(owner.pid)
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, signal.SIGTERM)
+            os.kill(worker, signal.SIGINT)
+        lines = [owner.stdout.readline() for _ in range(20)]  # beyond what was fetched ahead
+        assert lines[-1] == b"20\n" and not any(ended(worker) for worker in workers)
+        owner.kill()
+        owner.wait()
+        wait_for(lambda: all(ended(worker) for worker in workers), seconds=10)
+
+
+@linux
+def test_workers_end_with_a_loop_that_is_left_early(tmp_path: Path) -> None:
+    code = LOADER.replace("    print(i, flush=True)", "    break\nprint('left', flush=True)")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "left\n"
