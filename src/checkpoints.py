@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.errors import MissingFileError, UnwritableError, UsageError
@@ -81,28 +81,34 @@ def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        if fsync:
-            _sync(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        if fsync and os.name == "posix":
-            _sync(path.parent)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{path.name}."
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            if fsync:
+                _sync(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            if fsync and os.name == "posix":
+                _sync(path.parent)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Makes an `UnwritableError` of what a full or read-only disk says while `path` is written."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         reason = _unwritable(error)
         if reason is None:
             raise
-        raise UnwritableError(
-            f"cannot write {path}: {reason}; make room there or name another folder. What was "
-            "there before is unchanged"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        raise UnwritableError(path, reason) from error
 
 
 def _sync(path: Path) -> None:
@@ -115,6 +121,8 @@ def _sync(path: Path) -> None:
 
 def _unwritable(error: Exception) -> str | None:
     """What keeps a file from being written, if that is what an error says."""
+    if isinstance(error, UnwritableError):
+        return error.reason
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
         code = int(found[1])
@@ -308,6 +316,18 @@ def read_header(path: Path) -> dict[str, Any] | None:
         raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, of ours or of others.
+
+    Raises:
+        UsageError: if the file is damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
+
+
 def load_checkpoint(
     path: str | Path, made_by: str | None = None, kinds: Sequence[str] | None = None
 ) -> Checkpoint:
@@ -332,8 +352,7 @@ def load_checkpoint(
         from src.published.loading import load
 
         return load(path)
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    tensors = read_safetensors(path)
     theta = {name: value for name, value in tensors.items() if not name.startswith(THETA0)}
     if content_hash(theta) != facts["hash"]:
         raise UsageError(f"{path} is damaged (its checksum differs); {AGAIN}")

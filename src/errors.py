@@ -6,6 +6,7 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar, cast
 
 Main = TypeVar("Main", bound=Callable[..., int])
@@ -22,9 +23,21 @@ class MissingFileError(UsageError, FileNotFoundError):
 
 
 class UnwritableError(UsageError, OSError):
-    """A file cannot be written, for instance since the disk is full."""
+    """A file cannot be written, for instance since the disk is full.
+
+    Args:
+        path: the file.
+        reason: what keeps it from being written.
+    """
 
     __str__ = ValueError.__str__
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"cannot write {path}: {reason}; make room there or name another folder. What was "
+            "there before is unchanged"
+        )
 
 
 class PictureError(UsageError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-WORKER_SECONDS = 120  # what a data-loading worker goes on for after SIGTERM
+WORKER_SECONDS = 60  # what a training run's worker goes on for after SIGTERM, if not ended before
 
 
 class Stopped(SystemExit):
@@ -71,10 +71,19 @@ def die_with_parent() -> None:
 
 
 def prepare_worker(index: int) -> None:
-    """Makes a data-loading worker end with its parent, and leave signals to it.
+    """Makes a data-loading worker end with its parent.
+
+    Args:
+        index: of the worker.
+    """
+    die_with_parent()
+
+
+def prepare_training_worker(index: int) -> None:
+    """Makes a worker end with its parent, and leaves it to the parent to act on signals.
 
     A cluster sends SIGTERM, and a terminal Ctrl-C, to every process of a job. The parent still
-    needs its workers to finish a step; it ends them.
+    needs its workers to finish the step; then it ends them.
 
     Args:
         index: of the worker.

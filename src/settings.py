@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,16 @@ def seed_of(args: Any) -> int:
 
 
 def model_folder(args: Any) -> str:
-    """The model's name as a folder's name."""
-    return str(setting(args, "model")).replace("/", "-").replace(":", "-")
+    """The model's name as a folder's name, which leads nowhere else.
+
+    Raises:
+        UsageError: for a name that cannot be a folder's.
+    """
+    model = str(setting(args, "model"))
+    name = re.sub(r"[/\\:]", "-", model)
+    if name in ("", ".", "..") or not name.isprintable():
+        raise UsageError(f"{model!r} is no model's name, since no folder can be named so")
+    return name
 
 
 def run_dir(args: Any) -> Path:

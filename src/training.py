@@ -7,6 +7,7 @@ of ranks, micro-steps or images left at the end of an epoch.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import random
@@ -25,7 +26,14 @@ from torch.optim import AdamW, Optimizer
 
 from src import ddp
 from src.data.base import Pictures, name_of
-from src.data.loading import BatchPlan, RankBatches, SeededPictures, to_device, train_loader
+from src.data.loading import (
+    BatchPlan,
+    RankBatches,
+    SeededPictures,
+    iterating,
+    to_device,
+    train_loader,
+)
 from src.errors import DivergedError, UsageError
 from src.logs import Run, progress
 from src.processes import Stopped, deferred_signals
@@ -80,13 +88,13 @@ def cosine_lr(
         warmup_length: steps of warm-up.
         steps: steps of the run.
     """
-    groups = optimizer.param_groups
-    peaks = base_lrs if isinstance(base_lrs, list) else [base_lrs] * len(groups)
-    if len(peaks) != len(groups):
-        raise ValueError(f"expected {len(groups)} learning rates, one a group, got {len(peaks)}")
+    count = len(optimizer.param_groups)
+    peaks = base_lrs if isinstance(base_lrs, list) else [base_lrs] * count
+    if len(peaks) != count:
+        raise ValueError(f"expected {count} learning rates, one a group, got {len(peaks)}")
 
-    def set_rate(step: int) -> None:
-        for group, peak in zip(groups, peaks, strict=True):
+    def set_rate(step: int) -> None:  # loading a state gives the optimizer other groups
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * cosine_factor(step, warmup_length, steps)
 
     return set_rate
@@ -112,7 +120,10 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     if ddp.world_size() == 1:
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {"device_ids": ids, name: False}
+    return DistributedDataParallel(model, **options)
 
 
 def freeze_unused(model: nn.Module, batch: Tensor) -> tuple[list[str], int]:
@@ -233,16 +244,9 @@ def train(
     keeper = _Keeper(snapshots.states, classifier, optimizer)
     keeper.resume()
     done, losses = keeper.done, keeper.losses
-    batches = iter(
-        train_loader(
-            pictures,
-            transform,
-            RankBatches(plan, done, steps, ddp.rank(), ddp.world_size()),
-            num_workers,
-            classes,
-        )
-    )
-    with deferred_signals() as asked:
+    shares = RankBatches(plan, done, steps, ddp.rank(), ddp.world_size())
+    loader = train_loader(pictures, transform, shares, num_workers, classes)
+    with deferred_signals() as asked, iterating(loader) as batches:
         for step in progress(range(done, steps), description):
             seed_step(seed, step)
             set_rate(step)

@@ -59,6 +59,7 @@ FLAGS = [
     ("openclip_cachedir", "o", "o"),
     ("world_size", "2", 2),
     ("checkpoint_every", "5", 5),
+    ("state_every", "5", 5),
     ("port", "29500", 29500),
     ("seed", "7", 7),
     ("finetuning_mode", "posthoc", "posthoc"),

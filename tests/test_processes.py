@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc are 
 
 LOADER = """
 import sys, time
-from PIL import Image
-from src.data.loading import eval_loader
+from src.data.loading import BatchPlan, RankBatches, iterating, train_loader
 
 class Slow:
     def __len__(self):
@@ -26,9 +26,11 @@ class Slow:
         time.sleep(0.05)
         return index, 0
 
-loader = eval_loader(Slow(), None, 1, 2)
-for i, batch in enumerate(loader):
-    print(i, flush=True)
+plan = BatchPlan(64, 1, 1, seed=0)
+loader = train_loader(Slow(), None, RankBatches(plan, 0, 64, 0, 1), 2)
+with iterating(loader) as batches:
+    for i, batch in enumerate(batches):
+        print(i, flush=True)
 """
 
 
@@ -79,9 +81,17 @@ def test_workers_die_with_their_parent_but_not_of_signals_to_all(tmp_path: Path)
 
 
 @linux
-def test_workers_end_with_a_loop_that_is_left_early(tmp_path: Path) -> None:
-    code = LOADER.replace("    print(i, flush=True)", "    break\nprint('left', flush=True)")
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+@pytest.mark.parametrize("end", ["break", "raise ZeroDivisionError"])
+def test_workers_end_at_once_with_a_loop_that_is_left_early(end: str) -> None:
+    code = LOADER.replace("import sys, time", "import os, signal, sys, time").replace(
+        "        print(i, flush=True)",
+        f"""        for worker in batches._workers:
+            os.kill(worker.pid, signal.SIGTERM)
+        {end}""",
     )
-    assert done.stdout == "left\n"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
+    assert (done.returncode, b"ZeroDivisionError" in done.stderr) == (
+        (0, False) if end == "break" else (1, True)
+    )
+    assert time.monotonic() - start < 50  # of which nearly all is the import

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +132,18 @@ def test_run_dir(args: Config, folder: str) -> None:
 )
 def test_results_dir(args: Config, folder: str) -> None:
     assert settings.results_dir(args) == Path(folder)
+
+
+@pytest.mark.parametrize("model", ["..", ".", "", "a\0b", "a\nb"])
+def test_a_models_name_must_be_a_folders(model: str) -> None:
+    with pytest.raises(UsageError, match="is no model's name"):
+        settings.run_dir(Config(model=model))
+
+
+@pytest.mark.parametrize("model", ["../../x", "/etc/x", "..\\x", "C:\\x"])
+def test_a_models_name_stays_in_the_run(model: str) -> None:
+    folder = settings.run_dir(Config(model=model))
+    assert folder.parent == Path("checkpoints") and len(PureWindowsPath(folder.name).parts) == 1
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_disk_that_is_full_does_not_end_the_run(
     states.save({"w": torch.ones(1)}, 1, {})
 
     def full(path: Path, *args: object, **options: object) -> None:
-        raise UnwritableError(f"cannot write {path}: No space left on device")
+        raise UnwritableError(path, "No space left on device")
 
     monkeypatch.setattr(module, "save_tensors", full)
     assert not states.save({"w": torch.ones(1)}, 2, {})

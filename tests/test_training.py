@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -243,6 +244,19 @@ class Interrupted(Exception):
     pass
 
 
+class RecordingRun(Run):
+    """Keeps what is logged, and interrupts the run after a step."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        super().__init__()
+        self.stop, self.seen = stop, list[Any]()
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        self.seen.append((step, values))
+        if step == self.stop:
+            raise Interrupted
+
+
 class InterruptingRun(Run):
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
         if step == 3:
@@ -271,18 +285,42 @@ def test_an_interrupted_run_continues_exactly(tmp_path: Path, linear: bool) -> N
     def trained(**options: Any) -> dict[str, Tensor]:
         plain = WithDropout()
         model: nn.Module = LinearizedModel(plain.eval()) if linear else plain
-        train(model, pictures(16), to_tensor, RECIPE, 0, torch.device("cpu"), **options)
+        recipe = replace(RECIPE, epochs=4)
+        train(model, pictures(16), to_tensor, recipe, 0, torch.device("cpu"), **options)
         return dict(model.state_dict())
 
-    expected = trained()
+    straight, first, second = RecordingRun(), RecordingRun(stop=3), RecordingRun()
+    expected = trained(run=straight)
     with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(states(tmp_path)), run=InterruptingRun())
+        trained(snapshots=Snapshots(states(tmp_path)), run=first)
     kept = sorted(path.name for path in (tmp_path / "finetuned_resume").iterdir())
     assert kept == ["00000002.safetensors", "00000003.safetensors"]
     torch.manual_seed(99)  # where the generators stand does not matter
-    found = trained(snapshots=Snapshots(states(tmp_path)))
+    found = trained(snapshots=Snapshots(states(tmp_path)), run=second)
+    assert first.seen[:3] + second.seen == straight.seen and len(straight.seen) == 8
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def _resume(args: Any) -> None:
+    """Runs in each of two processes, at the place where a straight run would be."""
+    for linear in (False, True):
+        found = []
+        for stop in (None, 5, -1):
+            model: nn.Module = LinearizedModel(network()) if linear else network()
+            recipe = replace(RECIPE, epochs=4)
+            options: dict[str, Any] = {"run": RecordingRun(stop)}
+            if stop is not None:
+                options["snapshots"] = Snapshots(states(Path(args.save), linear=linear))
+            with contextlib.suppress(Interrupted):
+                train(model, pictures(16), to_tensor, recipe, 0, torch.device("cpu"), **options)
+                found.append(model.state_dict())
+        straight, resumed = found
+        assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_two_processes_continue_exactly(tmp_path: Path) -> None:
+    ddp.run(_resume, Config(save=str(tmp_path), world_size=2, port=12403))
 
 
 def test_the_state_of_other_settings_is_not_continued(

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.base import Pictures, name_of
 from src.errors import PictureError
-from src.processes import prepare_worker
+from src.processes import prepare_training_worker, prepare_worker
 
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
@@ -237,10 +237,25 @@ def train_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         multiprocessing_context=_start_method(num_workers),
-        worker_init_fn=prepare_worker,
+        worker_init_fn=prepare_training_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+@contextmanager
+def iterating(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """Gives the iterator of a loader, and ends its workers on exit, however that comes.
+
+    Else they would live until the iterator is collected, which an error's trace puts off.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        end = getattr(batches, "_shutdown_workers", None)  # PyTorch has no public name for it
+        if end is not None:
+            end()
 
 
 def _start_method(num_workers: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,12 +12,12 @@ from typing import Any
 
 import src
 from src import checkpoints
-from src.checkpoints import ENCODERS, FORMAT, THETA0, as_safetensors, write_text
+from src.checkpoints import ENCODERS, FORMAT, THETA0, as_safetensors, disk_errors, write_text
 from src.errors import UsageError
 from src.merging.pool import CLIPVisionModelPool
 from src.merging.registry import PRETRAINED
 from src.merging.stream import Merge, Part
-from src.merging.writer import disk_errors, new_folder, size_of, write_file, write_shards
+from src.merging.writer import new_folder, size_of, write_file, write_shards
 
 RECIPE = "merge_recipe.json"
 COPIED = (".json", ".txt", ".model")  # configuration and tokenizer of a folder
@@ -146,12 +147,13 @@ def written_recipe(path: str | Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     path = Path(path)
-    file = sorted(path.glob("model*.safetensors"))[0] if path.is_dir() else path
-    own = checkpoints.read_header(file)
-    if own is not None and "merge_recipe" in own["info"]:
-        return dict(own["info"]["merge_recipe"])
-    with safe_open(str(file), framework="pt") as opened:
-        text = (opened.metadata() or {}).get("merge_recipe")
-    if text is None:
+    files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
+    found: Any = None
+    if files and (own := checkpoints.read_header(files[0])) is not None:
+        found = own["info"].get("merge_recipe")
+    elif files:
+        with contextlib.suppress(ValueError, RecursionError), safe_open(files[0], "pt") as opened:
+            found = json.loads((opened.metadata() or {}).get("merge_recipe", "null"))
+    if not isinstance(found, dict):
         raise UsageError(f"{path} was not written by a merge")
-    return dict(json.loads(text))
+    return found

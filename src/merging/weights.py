@@ -218,13 +218,12 @@ def _safetensors(path: Path, place: str) -> Weights:
 
 def _state(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickled state dict, which may lie in an entry `state_dict`."""
-    from src.published.unpickler import read_pickle
+    from src.published.unpickler import read_pickle, tensors_of
 
     content = read_pickle(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    found = content.items() if isinstance(content, Mapping) else ()
-    return {str(name): value for name, value in found if isinstance(value, Tensor)}
+    return tensors_of(content)
 
 
 def _pickled(path: Path, place: str) -> Weights:

@@ -123,19 +123,6 @@ class TensorFile:
         self.file.close()
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Says which file a full or read-only disk was met at."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (*FULL, errno.EROFS, errno.EACCES):
-            raise
-        raise UsageError(
-            f"cannot write {path} ({error.strerror}); nothing was left there"
-        ) from error
-
-
 def write_file(
     path: Path,
     outline: Outline,

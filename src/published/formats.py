@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from src.checkpoints import BACKBONE
+from src.checkpoints import BACKBONE, read_safetensors
 from src.errors import UsageError
 from src.published import huggingface
-from src.published.unpickler import Stub, read_pickle, state_of
+from src.published.unpickler import Stub, read_pickle, state_of, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,7 @@ def read(path: Path, model: str | None, base: Base) -> Published:
     if path.is_dir():
         return _from_folder(path, model, base)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        content: Any = load_file(str(path))
+        content: Any = read_safetensors(path)
     else:
         content = read_pickle(path)
     if isinstance(content, Stub):
@@ -79,7 +77,7 @@ def read(path: Path, model: str | None, base: Base) -> Published:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if isinstance(content, Mapping) and content:
-        return _from_dict(path, {str(k): v for k, v in content.items()}, model, base)
+        return _from_dict(path, content, model, base)
     raise UsageError(
         f"{path} holds a {type(content).__name__}, expected an encoder or a head: a pickled "
         "module, or a dict of tensors"
@@ -90,17 +88,23 @@ def _from_module(path: Path, module: Stub, model: str | None) -> Published:
     """A pickled `ClassificationHead`, `ImageEncoder` or CLIP."""
     state, label = dict(state_of(module)), f"pickled {module.path()}"
     if set(state) == HEAD:
-        normalize = bool(module.state.get("normalize", True))
-        return Published(label, "head", state, info={"normalize": normalize})
+        info = {"normalize": _normalizes(module.state)}
+        return Published(label, "head", state, info=info)
     names = [module.state.get("model_name")] if isinstance(module.state, dict) else []
     return _encoder(path, label, state, model, [n for n in names if isinstance(n, str)])
 
 
-def _from_dict(path: Path, content: dict[str, Any], model: str | None, base: Base) -> Published:
+def _normalizes(content: Mapping[str, Any]) -> bool:
+    """Whether a head normalises; those of the public projects do unless they say otherwise."""
+    found = content.get("normalize", True)
+    return bool(found) if isinstance(found, bool | int) else True
+
+
+def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: Base) -> Published:
     """A state dict, whose tensors may lie among other things."""
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = tensors_of(content)
     if set(tensors) == HEAD:
-        info = {"normalize": bool(content.get("normalize", True))}
+        info = {"normalize": _normalizes(content)}
         return Published("state dict of a head", "head", tensors, info=info)
     if any(INDEXED.fullmatch(name) for name in tensors):
         return _indexed(path, content, tensors, model)
@@ -188,14 +192,12 @@ def _from_folder(path: Path, model: str | None, base: Base) -> Published:
     tensors: dict[str, Tensor] = {}
     for file in huggingface.weight_files(path):
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors |= load_file(str(file))
+            tensors |= read_safetensors(file)
         else:
             content = read_pickle(file)
             if not isinstance(content, Mapping):
                 raise UsageError(f"{file} holds a {type(content).__name__}, expected a state dict")
-            tensors |= {str(n): v for n, v in content.items() if isinstance(v, Tensor)}
+            tensors |= tensors_of(content)
     return from_huggingface(path, tensors, config, model, base)
 
 

@@ -105,7 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} holds a {type(found).__name__}, expected a JSON object")
@@ -114,9 +114,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def activation(config: Mapping[str, Any]) -> str | None:
     """The activation of the vision tower; `transformers` leaves the default, quick_gelu, away."""
-    vision = config.get("vision_config", config) or {}
-    found: str | None = vision.get("hidden_act", config.get("hidden_act"))
-    return found
+    vision = config.get("vision_config")
+    inner = vision if isinstance(vision, dict) else config
+    found = inner.get("hidden_act", config.get("hidden_act"))
+    return None if found is None else str(found)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -130,7 +131,10 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            listed = {Path(str(file)).name for file in _json(index).get("weight_map", {}).values()}
+            weight_map = _json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise UsageError(f"{index} has no weight_map, which says what each file holds")
+            listed = {Path(str(file)).name for file in weight_map.values()}
             files = [folder / file for file in sorted(listed)]
             if missing := [file.name for file in files if not file.is_file()]:
                 raise MissingFileError(f"{index} names {', '.join(missing)}, which is not there")

@@ -18,7 +18,7 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -52,6 +52,20 @@ MAX_DEPTH = 100  # of modules in modules
 
 class Refused(UsageError):
     """The file asks for something that is not allowed, or does not add up."""
+
+
+def _said(value: Any, inside: bool = False) -> str:
+    """A value for a message: numbers and texts as they are, the rest by what it is.
+
+    Written out, a hostile value may be endless.
+    """
+    if isinstance(value, tuple) and len(value) < 8 and not inside:
+        return f"({', '.join(_said(part, inside=True) for part in value)})"
+    if value is None or type(value) in (str, bool, float):
+        return repr(value)[:60]
+    if type(value) is int and value.bit_length() < 128:
+        return str(value)
+    return f"a {type(value).__name__}"
 
 
 class _Guarded(type):
@@ -119,6 +133,12 @@ class _Budget:
         if self.left < 0:
             raise Refused("it makes more copies than it has content")
 
+    def take_key(self, key: Any) -> None:
+        """Uses up what it costs to hash a key, whose parts may be named again and again."""
+        self.take(1)
+        for part in key if isinstance(key, tuple) else ():
+            self.take_key(part)
+
 
 class _Function:
     """One of our own functions, in place of one that the pickle names; it cannot be changed."""
@@ -158,7 +178,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
         raise Refused("a tensor without a storage")
     numbers = (offset, *_integers(size), *_integers(stride))
     if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(size) != len(stride):
-        raise Refused(f"a tensor of size {size!r} and stride {stride!r} at {offset!r}")
+        raise Refused(f"a tensor of size {_said(size)}, stride {_said(stride)} at {_said(offset)}")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count and (last >= len(storage) or count > len(storage)):
@@ -173,7 +193,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
 
 def _integers(values: Any) -> Sequence[Any]:
     if not isinstance(values, tuple) or len(values) > 64:
-        raise Refused(f"a tensor of shape {values!r}")
+        raise Refused(f"a tensor of shape {_said(values)}")
     return values
 
 
@@ -194,7 +214,7 @@ def _first(value: Any = None, *_: Any) -> Any:
 def _attribute(of: Any, name: Any) -> Stub:
     """An attribute of a stub, a stub itself: so Python 3.11.0 to 3.11.3 pickle members of enums."""
     if not isinstance(of, _Guarded) or not isinstance(name, str):
-        raise Refused(f"it asks for attribute {str(name)[:40]!r} of a {type(of).__name__}")
+        raise Refused(f"it asks for attribute {_said(name)} of a {type(of).__name__}")
     return Stub()
 
 
@@ -231,7 +251,8 @@ class _Unpickler(pickle.Unpickler):
             def make(items: Any = ()) -> Any:
                 if not isinstance(items, list | tuple | set | dict):
                     raise Refused(f"a {kind.__name__} of a {type(items).__name__}")
-                budget.take(len(items))
+                for item in items:
+                    budget.take_key(item)
                 return kind(items)
 
             return _Function(make)
@@ -244,7 +265,7 @@ class _Unpickler(pickle.Unpickler):
 
         def encode(text: Any, encoding: Any = "latin1") -> bytes:  # how protocol 2 writes bytes
             if not isinstance(text, str) or encoding != "latin1":
-                raise Refused(f"bytes of a {type(text).__name__} in {str(encoding)[:20]}")
+                raise Refused(f"bytes of a {type(text).__name__} in {_said(encoding)}")
             budget.take(len(text))
             return text.encode("latin1")
 
@@ -274,6 +295,67 @@ class _Unpickler(pickle.Unpickler):
         return self._storage(pid)
 
 
+class _Keys:
+    """What it costs to hash the keys that a pickle makes, found without making them.
+
+    A few bytes make a tuple of two tuples of two tuples ..., which takes forever to hash. So each
+    thing on the stack is followed as a number, its count of parts if it were written out.
+
+    Args:
+        size: bytes of the file; what keys may cost grows with it.
+    """
+
+    MARKED = pickletools.markobject
+    HASHED = ("SETITEM", "SETITEMS", "DICT", "ADDITEMS", "FROZENSET")
+    JOINED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE")
+    WIDE = 2**61 - 2  # from here on, many numbers have the same hash
+
+    def __init__(self, size: int) -> None:
+        self.left = 16 * size + 1_000_000
+        self.stack: list[int] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, int] = {}
+
+    def follow(self, step: pickletools.OpcodeInfo, arg: Any) -> None:
+        """Takes one step of the pickle.
+
+        Raises:
+            Refused: if its keys cost too much, or there is nothing on the stack.
+        """
+        name = step.name
+        if name == "MARK":
+            self.marks.append(len(self.stack))
+        elif name == "POP" and self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if name == "MEMOIZE" else arg] = self.stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[arg])
+        elif name == "DUP":
+            self.stack.append(self.stack[-1])
+        else:
+            taken = self._take(step.stack_before)
+            weight = 1
+            if name in self.JOINED:
+                weight += sum(taken)
+            elif isinstance(arg, int) and abs(arg) > self.WIDE:
+                weight = 1000
+            elif name == "BUILD":
+                weight = taken[0]
+            self.left -= sum(taken) if name in self.HASHED else 0
+            if weight > self.left or self.left < 0:
+                raise Refused("it has keys that cost too much")
+            self.stack += [weight] * len(step.stack_after)
+
+    def _take(self, before: list[Any]) -> list[int]:
+        start = len(self.stack) - len(before)
+        if self.MARKED in before:
+            start = self.marks.pop() - before.index(self.MARKED)
+        taken = self.stack[start:]
+        del self.stack[start:]
+        return taken
+
+
 def _scan(content: bytes, start: int = 0) -> int:
     """Checks the steps of the pickle at `start`, without running them; returns its end.
 
@@ -282,7 +364,7 @@ def _scan(content: bytes, start: int = 0) -> int:
     """
     stream = io.BytesIO(content)
     stream.seek(start)
-    places = 0
+    places, keys = 0, _Keys(len(content))
     try:
         for steps, (step, arg, position) in enumerate(pickletools.genops(stream)):
             if steps > MAX_STEPS:
@@ -293,6 +375,7 @@ def _scan(content: bytes, start: int = 0) -> int:
                 places += 1
                 if arg is None or arg > 4 * places + 4096:  # the table is as long as the number
                     raise Refused(f"it keeps something in place {arg} of {places}")
+            keys.follow(step, arg)
     except Refused:
         raise
     except Exception as error:  # pickletools has no error of its own
@@ -330,7 +413,7 @@ def read_pickle(path: Path) -> Any:
         return _read_legacy(content, _Budget(len(content)))
     except RecursionError as error:
         raise UsageError(f"{path} is refused: it is nested too deeply") from error
-    except Refused as error:
+    except (Refused, zipfile.BadZipFile) as error:
         raise UsageError(
             f"{path} is refused: {error}. Expected a checkpoint of tensors; nothing in it was "
             "executed"
@@ -376,12 +459,12 @@ def _read_zip(path: Path) -> Any:
 def _storage_id(pid: Any) -> tuple[torch.dtype, str, int]:
     """dtype, key and length of ("storage", kind, key, location, count)."""
     if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-        raise Refused(f"a persistent id {str(pid)[:80]}")
+        raise Refused(f"a persistent id {_said(pid)}")
     _, kind, key, _, count = pid[:5]
     if not isinstance(kind, _Dtype) or not isinstance(key, str) or not key.isalnum():
-        raise Refused(f"a storage {str(pid)[:80]}")
+        raise Refused(f"a storage {_said(pid)}")
     if type(count) is not int or count < 0:
-        raise Refused(f"a storage of {count!r} numbers")
+        raise Refused(f"a storage of {_said(count)} numbers")
     return kind.dtype, key, count  # type: ignore[attr-defined]
 
 
@@ -403,7 +486,7 @@ def _read_legacy(content: bytes, budget: _Budget) -> Any:
     protocol, end = _run(content, _no_storage, budget, end)
     system, end = _run(content, _no_storage, budget, end)
     if protocol != PROTOCOL or not (isinstance(system, dict) and system.get("little_endian")):
-        raise Refused(f"version {protocol!r} of torch's legacy format, or big-endian numbers")
+        raise Refused(f"version {_said(protocol)} of torch's legacy format, or big-endian numbers")
     storages = _LegacyStorages(len(content))
     result, end = _run(content, storages, budget, end)
     keys, end = _run(content, _no_storage, budget, end)
@@ -436,12 +519,13 @@ class _LegacyStorages:
             return whole
         numbers = view[1:] if isinstance(view, tuple) and len(view) == 3 else (-1, -1)
         if not all(type(n) is int and n >= 0 for n in numbers) or sum(numbers) > len(whole):
-            raise Refused(f"a view {str(view)[:80]} of a storage of {len(whole)} numbers")
+            raise Refused(f"a view {_said(view)} of a storage of {len(whole)} numbers")
         return whole[numbers[0] : sum(numbers)]
 
     def fill(self, keys: Any, content: bytes, start: int) -> None:
         """Reads the storages in the order of `keys`, each after its length, from `start` on."""
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(self.found):
+        named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not named or sorted(keys) != sorted(self.found):
             raise Refused("the list of its storages does not fit")
         for key in keys:
             tensor = self.found[key]
@@ -453,7 +537,13 @@ class _LegacyStorages:
 
 
 def _no_storage(pid: Any) -> Any:
-    raise Refused(f"a persistent id {str(pid)[:80]} where there are no storages")
+    raise Refused(f"a persistent id {_said(pid)} where there are no storages")
+
+
+def tensors_of(content: Any) -> dict[str, Tensor]:
+    """The named tensors of a dict, which may hold other things; none of anything else."""
+    found = content.items() if isinstance(content, Mapping) else ()
+    return {n: v for n, v in found if isinstance(n, str) and isinstance(v, Tensor)}
 
 
 def state_of(module: Stub) -> OrderedDict[str, Tensor]:

@@ -325,10 +325,20 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(MissingFileError, match=r"no weights, expected model\.safetensors"):
         load_checkpoint(folder)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a": "model-1.safetensors"}})
-    )
-    with pytest.raises(MissingFileError, match=r"names model-1\.safetensors, which is not there"):
+    index = folder / "model.safetensors.index.json"
+    for text in ("{}", '{"weight_map": ["model-1.safetensors"]}'):
+        index.write_text(text)
+        with pytest.raises(UsageError, match=r"index\.json has no weight_map"):
+            load_checkpoint(folder)
+    for file in ("model-1.safetensors", "../model-1.safetensors", "/model-1.safetensors"):
+        (tmp_path / "model-1.safetensors").write_text("outside of the folder")
+        index.write_text(json.dumps({"weight_map": {"a": file}}))
+        with pytest.raises(
+            MissingFileError, match=r"names model-1\.safetensors, which is not there"
+        ):
+            load_checkpoint(folder)
+    (folder / "model-1.safetensors").write_bytes(b"\x10" + bytes(30))
+    with pytest.raises(UsageError, match=r"model-1\.safetensors is damaged"):
         load_checkpoint(folder)
 
 
@@ -344,7 +354,11 @@ def test_weights_of_transformers_in_a_pickle(tmp_path: Path) -> None:
     torch.save([1], tmp_path / "hf" / "pytorch_model.bin")
     with pytest.raises(UsageError, match="holds a list, expected a state dict"):
         load_checkpoint(tmp_path / "hf")
-    for text, message in {"[]": "holds a list, expected a JSON", "{": "is no JSON"}.items():
+    for text, message in {
+        "[]": "holds a list, expected a JSON",
+        "{": "is no JSON",
+        "[" * 99_999: "is no JSON",
+    }.items():
         (tmp_path / "hf" / "config.json").write_text(text)
         with pytest.raises(UsageError, match=message):
             load_checkpoint(tmp_path / "hf")

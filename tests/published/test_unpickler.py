@@ -122,6 +122,11 @@ def doubled(count: int) -> bytes:
     return raw(steps)
 
 
+def endless() -> bytes:
+    """A tuple of a tuple twice, of a tuple twice ..., which nothing can go through."""
+    return b")" + b"2\x86" * 60
+
+
 def copies() -> bytes:
     """One long list, made a set ten thousand times."""
     steps = b"](" + b"".join(b"J" + struct.pack("<i", i) for i in range(5000)) + b"eq\x000"
@@ -175,6 +180,20 @@ PICKLES: dict[str, bytes] = {
     "an old object": raw(b"(" + name("os.system") + text(MARK) + b"o"),
     "a text id": raw(b"Pid\n"),
     "an odd id": raw(text("x") + b"Q"),
+    "an endless id": raw(endless() + b"Q"),
+    "an endless key": raw(b"}" + endless() + b"Ns"),
+    "endless keys": raw(b"}(" + endless() + b"N" + endless() + b"Nu"),
+    "an endless item": raw(b"\x8f(" + endless() + b"\x90", 4),
+    "an endless set": raw(b"(" + endless() + b"\x91", 4),
+    "an endless list as a set": raw(name("builtins.frozenset") + b"](" + endless() + b"e\x85R"),
+    "numbers of one hash": raw(
+        b"}("
+        + b"".join(
+            b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(2, 20_000)
+        )
+        + b"u"
+    ),
+    "more ends than beginnings": raw(b"0000N"),
     "an id of a module": raw(b"(" + text("module") + name("os.path") + b"NNtQ"),
     "a class that is changed": raw(
         name("src.modeling.ImageEncoder") + b"}" + text("__init__") + b"Nsb"

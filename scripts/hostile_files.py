@@ -1,0 +1,432 @@
+"""Reads thousands of damaged and hostile checkpoint files, each of which must be a clear error.
+
+    python scripts/hostile_files.py --count=20000
+
+Files of every format that we read are mutated (bits, bytes, slices, numbers, headers, steps of
+pickles, calls of `os.system` among them) and read, as a checkpoint and as a model to merge, in
+processes with little memory and time. File number I of a run is always the same; `--only=I` makes
+it again, to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pickle
+import pickletools
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from src import modeling
+from src.checkpoints import load_checkpoint, save_tensors
+from src.errors import UsageError
+from src.merging.weights import open_weights
+
+SECONDS, MEMORY = 10, 1 << 30  # what reading one file may take
+CANARY = "executed"
+BATCH = 500
+FORBIDDEN = {
+    "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect",
+    "exec", "compile", "import", "pickle.find_class", "shutil.rmtree", "ctypes.dlopen",
+}  # fmt: skip
+Bytes = Callable[[bytes, random.Random], bytes]
+
+
+@dataclass
+class Outcome:
+    """What became of the files.
+
+    Attributes:
+        counts: "read", "refused", "other error", "executed", "crashed".
+        problems: number and kind of each file that was neither read nor refused.
+        seconds: the longest that one took.
+        memory: most bytes by which reading grew a process.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    memory: int = 0
+
+    def add(self, other: Outcome) -> None:
+        """Adds what another process found."""
+        self.counts += other.counts
+        self.problems += other.problems
+        self.seconds = max(self.seconds, other.seconds)
+        self.memory = max(self.memory, other.memory)
+
+
+# --- good files
+
+
+class _Head(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.normalize = True
+
+
+def write_seeds(folder: Path) -> list[Path]:
+    """Small files, and a folder, of the formats that `load_checkpoint` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    theta = {"model.visual.proj": torch.randn(4, 3), "model.visual.bias": torch.randn(3).half()}
+    theta0 = {name: value + 1 for name, value in theta.items()}
+    save_tensors(folder / "ours.safetensors", theta, "image_encoder", info={"model": "ViT-Nano-8"})
+    linear = folder / "linear.safetensors"
+    save_tensors(linear, theta, "linearized_image_encoder", theta0, info={"model": "ViT-Nano-8"})
+    save_file(theta, folder / "theirs.safetensors", metadata={"format": "pt"})
+    state = OrderedDict(theta)
+    torch.save(state, folder / "state.pt")
+    torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    layers = {f"block1.block.{i}.weight": torch.randn(4, 4) for i in range(3)}
+    torch.save(OrderedDict(layers), folder / "backbone.pth")
+    original = modeling.ClassificationHead
+    _Head.__module__, _Head.__qualname__ = original.__module__, original.__qualname__
+    modeling.ClassificationHead = _Head  # type: ignore[assignment,misc]
+    try:  # pickled as the public projects' class of this name
+        torch.save(_Head(), folder / "head.pt")
+        torch.save(_Head(), folder / "head_legacy.pt", _use_new_zipfile_serialization=False)
+        for protocol in (2, 4):
+            (folder / f"head_{protocol}.pt").write_bytes(pickle.dumps(_Head(), protocol))
+    finally:
+        modeling.ClassificationHead = original  # type: ignore[misc]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is old; OpenAI's weights are
+        torch.jit.save(torch.jit.script(nn.Linear(4, 3)), str(folder / "script.pt"))
+    hub = folder / "hub"
+    hub.mkdir(exist_ok=True)
+    config = {"model_type": "clip_vision_model", "hidden_size": 4, "architectures": ["X"],
+              "vision_config": {"hidden_size": 4, "num_hidden_layers": 1}}  # fmt: skip
+    (hub / "config.json").write_text(json.dumps(config))
+    save_file({"vision_model.a": torch.ones(2)}, hub / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"vision_model.a": "model-00001-of-00001.safetensors"}}
+    (hub / "model.safetensors.index.json").write_text(json.dumps(index))
+    return sorted(folder.iterdir())
+
+
+# --- bad ones
+
+NUMBERS = [0, 1, 255, 256, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64 - 1]
+JSONS = [
+    "null", "true", "-1", "1e308", str(2**63), '"x"', '"F64"', '"../../x"', '"/etc/passwd"', "{}",
+    "[]", "[[[]]]", "[0, 0]", "[-1]", f"[{2**40}, {2**40}]", "[" * 5000 + "]" * 5000,
+]  # fmt: skip
+
+
+def _flip(content: bytes, draw: random.Random) -> bytes:
+    found = bytearray(content)
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        found[draw.randrange(len(found))] ^= 1 << draw.randrange(8)
+    return bytes(found)
+
+
+def _overwrite(content: bytes, draw: random.Random) -> bytes:
+    start = draw.randrange(len(content))
+    new = draw.choice((bytes([draw.randrange(256)]), b"\x00" * 8, b"\xff" * 8, draw.randbytes(16)))
+    return content[:start] + new + content[start + len(new) :]
+
+
+def _number(content: bytes, draw: random.Random) -> bytes:
+    start, form = draw.randrange(len(content)), draw.choice(("<I", "<Q", ">I", "<H"))
+    size = struct.calcsize(form)
+    value = draw.choice(NUMBERS) % 256**size
+    return content[:start] + struct.pack(form, value) + content[start + size :]
+
+
+def _cut(content: bytes, draw: random.Random) -> bytes:
+    return content[: draw.randrange(len(content))]
+
+
+def _slice(content: bytes, draw: random.Random) -> bytes:
+    a, b, c = sorted(draw.randrange(len(content) + 1) for _ in range(3))
+    return draw.choice((
+        content[:a] + content[b:],  # without a part
+        content[:b] + content[a:b] * draw.choice((1, 50)) + content[b:],  # with one more often
+        content[:a] + content[b:c] + content[a:b] + content[c:],  # with two exchanged
+        content + draw.randbytes(draw.randrange(1, 200)),
+    ))  # fmt: skip
+
+
+ANYWHERE: list[Bytes] = [_flip, _flip, _overwrite, _number, _cut, _slice]
+
+
+def payload(draw: random.Random) -> bytes:
+    """Steps of a pickle that call something, if they are run, and leave the stack as it was."""
+    command = f"touch {CANARY}"
+    code = f"__import__('os').system({command!r})"
+    calls = [
+        ("os", "system", command), ("posix", "system", command), ("builtins", "eval", code),
+        ("builtins", "exec", code), ("__builtin__", "eval", code), ("runpy", "run_path", "x.py"),
+        ("subprocess", "getoutput", command), ("importlib", "import_module", "antigravity"),
+        ("torch.serialization", "load", "x.pt"), ("nt", "system", command),
+    ]  # fmt: skip
+    module, name, argument = draw.choice(calls)
+    text = argument.encode()
+    said = b"X" + struct.pack("<I", len(text)) + text
+    named = f"c{module}\n{name}\n".encode()
+    if draw.random() < 0.3:  # by name on the stack
+        parts = [b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, name)]
+        named = b"".join(parts) + b"\x93"
+    return draw.choice((
+        named + said + b"\x85R0",
+        named + b"(" + said + b"tR0",
+        b"(" + said + f"i{module}\n{name}\n".encode() + b"0",
+        b"(" + named + said + b"o0",
+        named + b")\x81" + said + b"b0",
+        b"(" * 3000 + named + said + b"\x85R" + b"t" * 3000 + b"0",
+    ))  # fmt: skip
+
+
+def _steps(content: bytes) -> list[int]:
+    """Where the steps of the pickles in a file begin."""
+    places: list[int] = []
+    start = 0
+    with contextlib.suppress(Exception):  # what follows the pickles of a legacy file is none
+        while start < len(content):
+            stream = io.BytesIO(content[start:])
+            places += [start + (place or 0) for _, _, place in pickletools.genops(stream)][1:]
+            start += stream.tell()
+    return places
+
+
+def _inject(content: bytes, draw: random.Random) -> bytes:
+    places = _steps(content)
+    if not places:
+        return _flip(content, draw)
+    at = draw.choice(places)
+    return content[:at] + payload(draw) + content[at:]
+
+
+def _opcode(content: bytes, draw: random.Random) -> bytes:
+    """Another step in place of one."""
+    places = _steps(content)
+    if not places:
+        return _overwrite(content, draw)
+    at = draw.choice(places)
+    code = draw.choice(pickletools.opcodes).code.encode("latin1")
+    return content[:at] + code + content[at + draw.choice((0, 1)) :]
+
+
+def _archive(content: bytes, draw: random.Random) -> bytes:
+    """One member of an archive changed, its checksum in order."""
+    source, target = zipfile.ZipFile(io.BytesIO(content)), io.BytesIO()
+    names = source.namelist()
+    pickles = [name for name in names if name.endswith(".pkl")]
+    chosen = draw.choice(pickles if draw.random() < 0.8 else names)
+    change = draw.choice((_inject, _opcode, *ANYWHERE))
+    with zipfile.ZipFile(target, "w", draw.choice((0, 0, 0, 8))) as archive:
+        for name in names:
+            data = source.read(name)
+            if name == chosen and data:
+                data = change(data, draw)
+            renamed = draw.random() < 0.05
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # two members of one name
+                archive.writestr(draw.choice((*names, "../x", "/x")) if renamed else name, data)
+    return target.getvalue()
+
+
+def _json(content: bytes, draw: random.Random) -> bytes:
+    """A value, or a key, of a JSON text replaced by something else."""
+    found = json.loads(content)
+    places: list[tuple[Any, Any]] = []
+
+    def walk(value: Any) -> None:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        for key in keys:
+            places.append((value, key))
+            if isinstance(value[key], dict | list):
+                walk(value[key])
+
+    walk(found)
+    holder, key = draw.choice(places)
+    if isinstance(holder, dict) and draw.random() < 0.2:
+        holder[draw.choice(("", "x", "../x", "__proto__", "theta0/", "a" * 5000))] = holder.pop(key)
+        return json.dumps(found).encode()
+    holder[key] = "\x00"
+    return json.dumps(found).replace('"\\u0000"', draw.choice(JSONS), 1).encode()
+
+
+def _header(content: bytes, draw: random.Random) -> bytes:
+    """The JSON in the header of safetensors changed, its length in order."""
+    size = struct.unpack("<Q", content[:8])[0]
+    changed = _json(content[8 : 8 + size], draw)
+    return struct.pack("<Q", len(changed)) + changed + content[8 + size :]
+
+
+def mutate(content: bytes, suffix: str, draw: random.Random) -> bytes:
+    """A bad file of a good one."""
+    own: list[Bytes] = [_inject, _inject, _opcode]
+    if suffix == ".safetensors":
+        own = [_header] * 5
+    elif suffix == ".json":
+        own = [_json] * 8
+    elif zipfile.is_zipfile(io.BytesIO(content)):
+        own = [_archive] * 8
+    found = draw.choice((*own, *ANYWHERE))(content, draw)
+    return draw.choice(ANYWHERE)(found, draw) if draw.random() < 0.1 and found else found
+
+
+def make(seeds: Sequence[Path], number: int, folder: Path) -> Path:
+    """Writes bad file number `number` into an empty folder."""
+    draw = random.Random(f"hostile {number}")
+    seed = draw.choice(seeds)
+    path = folder / f"x{seed.suffix}"
+    if seed.is_dir():
+        shutil.copytree(seed, path)
+        chosen = draw.choice(sorted(path.iterdir()))
+        chosen.write_bytes(mutate(chosen.read_bytes(), chosen.suffix, draw))
+    else:
+        path.write_bytes(mutate(seed.read_bytes(), seed.suffix, draw))
+    return path
+
+
+# --- reading them
+
+
+def _as_stream(path: Path) -> None:
+    """Reads a file as merging does, a tensor at a time."""
+    weights = open_weights(path)
+    for name in weights.outline:
+        weights.read(name)
+
+
+READERS: list[Callable[[Path], object]] = [load_checkpoint, _as_stream]
+
+
+def _attempt(path: Path) -> tuple[str, str]:
+    """Reads a file in each way: what came of it, and the error where that is not ours."""
+    outcome = "refused"
+    for reader in READERS:
+        try:
+            reader(path)
+            outcome = "read"
+        except UsageError:
+            pass
+        except Exception as error:
+            return "other error", f"{type(error).__name__}: {str(error)[:200]}"
+    return outcome, ""
+
+
+def _child(seeds: Sequence[Path], numbers: Sequence[int], pipe: int) -> None:
+    """Reads some files under limits, and tells through a pipe which one it is at; never returns."""
+    events: list[str] = []
+    watching = [False]
+
+    def hook(event: str, arguments: Any) -> None:
+        if watching[0] and event in FORBIDDEN:
+            events.append(event)
+
+    sys.addaudithook(hook)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    outcome = Outcome()
+    with os.fdopen(pipe, "w") as talk, tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        for number in numbers:
+            talk.write(f"{number}\n")
+            talk.flush()
+            folder = Path(place) / str(number)
+            folder.mkdir()
+            path = make(seeds, number, folder)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            start = time.monotonic()
+            signal.alarm(SECONDS)
+            watching[0] = True
+            found, error = _attempt(path)
+            watching[0] = False
+            signal.alarm(0)
+            outcome.seconds = max(outcome.seconds, time.monotonic() - start)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            outcome.memory = max(outcome.memory, grown * 1024)
+            if (Path(place) / CANARY).exists() or (folder / CANARY).exists() or events:
+                outcome.problems.append(f"{number}: executed {events}")
+                outcome.counts["executed"] += 1
+                (Path(place) / CANARY).unlink(missing_ok=True)
+                events.clear()
+            if error:
+                outcome.problems.append(f"{number}: {error}")
+            outcome.counts[found] += 1
+            shutil.rmtree(folder)
+        talk.write(json.dumps(vars(outcome)) + "\n")
+    os._exit(0)
+
+
+def read_all(numbers: Sequence[int], seeds: Sequence[Path]) -> Outcome:
+    """Makes and reads the files of these numbers, in processes of their own."""
+    logging_off = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
+    for seed in seeds:  # whatever is imported at first use is so now
+        _attempt(seed)
+    total, left = Outcome(), list(numbers)
+    while left:
+        batch = left[:BATCH]
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(ours)
+            os.dup2(logging_off.fileno(), 2)
+            try:
+                _child(seeds, batch, theirs)
+            finally:
+                os._exit(1)
+        os.close(theirs)
+        with os.fdopen(ours) as listen:
+            lines = listen.read().splitlines()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if lines and lines[-1].startswith("{"):
+            told = json.loads(lines[-1])
+            total.add(Outcome(**{**told, "counts": Counter(told["counts"])}))
+            left = left[len(batch) :]
+            continue
+        at = int(lines[-1])  # the rest of the batch is read by the next process
+        slow = code == -signal.SIGALRM
+        total.counts["crashed"] += 1
+        total.problems.append(f"{at}: {f'more than {SECONDS} s' if slow else f'exit code {code}'}")
+        done = batch.index(at)
+        left = batch[:done] + left[done + 1 :]  # those before it are told of anew
+    logging_off.close()
+    return total
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=20_000, help="files (default: 20000)")
+    parser.add_argument("--only", type=int, help="write this file to the folder hostile_I")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = write_seeds(Path(folder) / "seeds")
+        if args.only is not None:
+            kept = Path(f"hostile_{args.only}")
+            kept.mkdir()
+            print(make(seeds, args.only, kept))
+            return 0
+        outcome = read_all(range(args.count), seeds)
+    print(json.dumps(vars(outcome), indent=2))
+    return int(bool(outcome.problems))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
