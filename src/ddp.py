@@ -129,17 +129,17 @@ def cleanup_ddp() -> None:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there, else another free port."""
+    """`wanted` if nobody listens there, else another free port; 0 wants any."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError:
             probe.bind(("127.0.0.1", 0))
-            found: int = probe.getsockname()[1]
-            logger.warning("port %d is taken; the processes meet at %d", wanted, found)
-            return found
-    return wanted
+        found: int = probe.getsockname()[1]
+    if wanted not in (0, found):
+        logger.warning("port %d is taken; the processes meet at %d", wanted, found)
+    return found
 
 
 def _member(work: Callable[[Any], None], args: Any, told: Connection | None = None) -> None:

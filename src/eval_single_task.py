@@ -12,7 +12,7 @@ from src.data.registry import split_hashes
 from src.errors import entry_point
 from src.eval import Encoder, eval_single_dataset
 from src.logs import setup_logging, wandb_run
-from src.results import accuracies_path, accuracy_table, merge, provenance, write_results
+from src.results import accuracies_path, accuracy_table, provenance, write_merged
 from src.runs import announce, checkpoint_hashes, finetuned_encoder, zeroshot_encoder
 from src.settings import control_of, eval_datasets
 
@@ -49,7 +49,7 @@ def work(args: Any) -> None:
         accuracies = single_task_accuracies(args)
         run.log({k: v for k, v in accuracies.items() if k != "provenance"})
     path = accuracies_path(args, mode)
-    write_results(path, merge(path, accuracies), args)
+    write_merged(path, accuracies, args)
     if ddp.is_main_process():
         names = [n for n in accuracies if n != "provenance" and not n.endswith("Val")]
         tasks = [n for n in names if mode != "none" or n != control_of(args)]

@@ -18,11 +18,10 @@ from src.results import (
     accuracies_path,
     arithmetic_path,
     markdown_table,
-    merge,
     percent,
     provenance,
     require_results,
-    write_results,
+    write_merged,
 )
 from src.runs import announce, checkpoint_hashes, command, task_vector, zeroshot_encoder
 from src.settings import control_of, setting, tasks_of
@@ -103,7 +102,7 @@ def work(args: Any) -> None:
             {f"{t}:{k}": results[t][k] for t in tasks_of(args) for k in ("test", "test_control")}
         )
     path = arithmetic_path(args, mode, "negations")
-    write_results(path, merge(path, results), args)
+    write_merged(path, results, args)
     if ddp.is_main_process():
         columns = ("zeroshot", "test", "zeroshot_control", "test_control")
         rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from src import ddp
 from src.errors import UsageError
+from src.processes import one_at_a_time
 
 Item = TypeVar("Item")
 
@@ -44,14 +46,22 @@ def byte_progress(description: str, total: int) -> Iterator[Callable[[int], Any]
 
 
 def append_result(args: Any, record: dict[str, Any]) -> None:
-    """Appends one JSON line to `--results-db`, if given."""
+    """Appends one JSON line to `--results-db`, if given.
+
+    Many runs may do so at once. What a killed one left of a line ends there.
+    """
     from src.settings import setting
 
     path = setting(args, "results_db")
     if path and ddp.is_main_process():
+        line = json.dumps(record, sort_keys=True).encode() + b"\n"
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, sort_keys=True) + "\n")
+        with Path(path).open("a+b") as file, one_at_a_time(Path(path)):
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            whole = size == 0 or file.read() == b"\n"
+            file.write(line if whole else b"\n" + line)
+            file.flush()
 
 
 class Run:

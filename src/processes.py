@@ -1,4 +1,4 @@
-"""What a process owes to others: to stop when asked, and to end with its parent."""
+"""What a process owes to others: stop when asked, end with its parent, write one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
+
+try:
+    import fcntl
+except ImportError:  # Windows, where processes are not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 WORKER_SECONDS = 60  # what a training run's worker goes on for after SIGTERM, if not ended before
@@ -54,6 +60,28 @@ def deferred_signals(then: Callable[[int], None] | None = None) -> Iterator[Call
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def one_at_a_time(place: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same place, and keeps others out.
+
+    The lock is on the folder or file itself; nothing is left behind, however a process ends. Where
+    the file system has no locks the block runs unguarded.
+
+    Args:
+        place: an existing folder or file.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def die_with_parent() -> None:

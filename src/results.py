@@ -17,6 +17,7 @@ from src import ddp
 from src.checkpoints import write_text
 from src.errors import MissingFileError, UsageError
 from src.logs import append_result
+from src.processes import one_at_a_time
 from src.settings import PREFIX, device_of, results_dir, seed_of, setting, suite_of, tasks_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,17 @@ def write_results(path: Path, results: Mapping[str, Any], args: Any) -> None:
     if ddp.is_main_process():
         write_text(path, json.dumps(results, indent=2) + "\n")
         append_result(args, {"file": str(path), "exp_name": setting(args, "exp_name"), **results})
+
+
+def write_merged(path: Path, results: dict[str, Any], args: Any) -> None:
+    """Writes results together with those of other tasks that the file has, see `merge`.
+
+    Runs that evaluate other tasks at the same time lose nothing of each other's.
+    """
+    if ddp.is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path.parent):
+            write_results(path, merge(path, results), args)
 
 
 def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:

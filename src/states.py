@@ -25,12 +25,8 @@ from torch.optim import Optimizer
 
 from src.checkpoints import load_checkpoint, remove_parts, save_tensors
 from src.errors import UnwritableError, UsageError
+from src.processes import fcntl
 from src.statedict import copy_into
-
-try:
-    import fcntl
-except ImportError:  # Windows, where runs are not kept apart
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 

@@ -72,6 +72,15 @@ def test_append_result_appends_a_line_if_asked_for(tmp_path: Path, database: str
         assert [json.loads(line) for line in lines] == [{"step": 1}, {"step": 2}]
 
 
+def test_a_line_that_a_killed_run_left_unfinished_ends(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    path.write_text('{"step": 1}\n{"ste', encoding="utf-8")
+    for step in (2, 3):
+        logs.append_result(SimpleNamespace(results_db=str(path)), {"step": step})
+    expected = '{"step": 1}\n{"ste\n{"step": 2}\n{"step": 3}\n'
+    assert path.read_text(encoding="utf-8") == expected
+
+
 # --- W&B
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,33 @@ def test_only_the_first_rank_writes_results(
     args = Config(results_db=str(tmp_path / "all.jsonl"))
     results.write_results(tmp_path / "additions.json", {"test": {}}, args)
     assert list(tmp_path.iterdir()) == []
+
+
+# writes the accuracies of tasks of its own, one after the other
+WRITER = """
+import sys
+from pathlib import Path
+from src.args import Config
+from src.results import write_merged
+
+origin = {"theta0_hash": "a", "seed": 0, "suite": "embedded", "model": "m"}
+args = Config(results_db=sys.argv[2])
+for i in range(25):
+    name = f"{sys.argv[3]}{i}"
+    write_merged(Path(sys.argv[1]), {name: 0.5, "provenance": {**origin, "splits": {}}}, args)
+"""
+
+
+def test_runs_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    path, database = tmp_path / "results" / "ft_accuracies.json", tmp_path / "all.jsonl"
+    command = [sys.executable, "-c", WRITER, str(path), str(database)]
+    for process in [subprocess.Popen([*command, name]) for name in "ab"]:
+        assert process.wait(timeout=120) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert set(found) == {"provenance", *(f"{name}{i}" for name in "ab" for i in range(25))}
+    lines = database.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 50 and all(json.loads(line) for line in lines)
+    assert [p.name for p in path.parent.iterdir()] == ["ft_accuracies.json"]
 
 
 # --- provenance

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -129,6 +130,27 @@ def test_an_earlier_result_survives_a_failure(files: dict[str, Path], tmp_path: 
     save_file(state(3), str(files["b"]))
     TaskArithmeticAlgorithm().run_to(files, target)  # its own folder may be replaced
     assert (target / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_is_replaced_with_and_without_the_systems_help(
+    at_once: bool, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not at_once:
+        monkeypatch.setattr("src.merging.writer._exchange", lambda one, other: False)
+    elif sys.platform == "linux":  # the second way is not taken
+        monkeypatch.setattr("shutil.rmtree", _only_parts)
+    for seed in (1, 2):
+        save_file(state(seed), str(files["b"]))
+        target = TaskArithmeticAlgorithm().run_to(files, tmp_path / "new" / "folder")
+        found = load_file(str(target / "model.safetensors"))
+        assert content_hash(found) == content_hash(TaskArithmeticAlgorithm().run(files))
+        assert [p.name for p in target.parent.iterdir()] == ["folder"]
+
+
+def _only_parts(path: Path, ignore_errors: bool = False) -> None:
+    assert path.name.endswith(".part")
+    rmtree(path, ignore_errors)
 
 
 def test_folders_of_others_are_not_replaced(files: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,635 @@
+"""Kills, breaks and disturbs runs on purpose, and counts what is lost: nothing should be.
+
+    python scripts/fault_injection.py            all of it: results/reliability/faults.json, and the
+                                                 table in docs/reliability.md
+    python scripts/fault_injection.py --quick    a short form, which writes neither
+
+Fine-tuning of the embedded model is killed at random moments and started again until it ends; its
+weights are compared with those of a run that was left alone. Most runs are forked from this process
+(which has imported everything, and computes nothing), others are started by the command of the
+README. Then writers are killed while they write, files are damaged, hostile files read
+(`hostile_files.py`), and the gradients of one process compared with those of two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from hostile_files import read_all, write_seeds
+from torch import Tensor
+from tqdm import tqdm
+
+from src import ddp, finetune
+from src.args import Config
+from src.checkpoints import load_checkpoint, read_facts, save_tensors, write_text
+from src.data.loading import BatchPlan, RankBatches, train_loader
+from src.data.registry import dataset_for
+from src.errors import UnwritableError, UsageError
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder
+from src.logs import progress
+from src.merging import TaskArithmeticAlgorithm
+from src.modeling import ImageClassifier
+from src.results import git_commit, markdown_table, versions
+from src.runs import zeroshot_encoder
+from src.settings import finetuned_path, tasks_of
+from src.training import step_gradients, wrap_ddp
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "results" / "reliability" / "faults.json"
+START, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+MODES = ("standard", "linear")
+TASK = "Emoji"
+MINUTE = 60.0  # in which a run must end once a process of it has died
+How = Literal["forked", "command"]
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of each is tried."""
+
+    kills: int = 16  # of forked runs, for each mode and world size
+    command_kills: int = 4  # of runs that the command starts, for each mode and world size
+    signals: int = 3  # SIGTERMs, for each mode and world size
+    writes: int = 150  # kills inside writes, for each kind of file
+    full: int = 100  # writes to a full disk
+    damages: int = 2000
+    hostile: int = 20_000
+    epochs: int = 2
+    tasks: int = 8  # whose gradients are compared
+
+
+QUICK = Amounts(2, 0, 1, 15, 10, 100, 500, 1, 1)
+
+
+def fork(work: Callable[[], object], log: Path) -> int:
+    """Calls `work` in a child, as an entry point; what it prints goes to a file."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        code = int(bool(work()))
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        logging.exception("in a child")
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def fork_group(work: Callable[[], object], world_size: int, log: Path) -> list[int]:
+    """Calls `work` in each process of a group, whose environment is that of a launcher."""
+    if world_size == 1:
+        return [fork(work, log)]
+    port = ddp.free_port(0)
+
+    def member(rank: int) -> Callable[[], object]:
+        environment = {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }  # fmt: skip
+
+        def joined() -> object:
+            os.environ.update(environment)
+            return work()
+
+        return joined
+
+    return [fork(member(rank), log) for rank in range(world_size)]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or waits to be noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def descendants(pid: int) -> list[int]:
+    """The living processes below a process."""
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for child in map(int, file.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def all_ended(pids: Sequence[int], seconds: float) -> float | None:
+    """Seconds until all have ended; None if they have not in that time."""
+    start = time.monotonic()
+    while not all(map(ended, pids)):
+        if time.monotonic() - start > seconds:
+            return None
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+def reap(pids: Sequence[int]) -> list[int]:
+    """Exit codes of children that have ended."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+# --- runs of fine-tuning
+
+
+@dataclass
+class Runs:
+    """Runs of one mode and world size, all with the same settings, each in its own folder.
+
+    Args:
+        mode: standard or linear.
+        world_size: processes.
+        how: forked from here, or started by the command.
+        place: folder for all of them.
+        epochs: of training.
+    """
+
+    mode: str
+    world_size: int
+    how: How
+    place: Path
+    epochs: int
+    counts: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0  # seconds from the death of a process to the end of the last
+    seconds: float = 0.0  # of a run that is left alone
+    expected: str = ""
+    number: int = 0
+
+    def flags(self, save: Path) -> list[str]:
+        """The flags of a run."""
+        return [
+            f"--finetuning-mode={self.mode}", f"--train-dataset={TASK}", f"--epochs={self.epochs}",
+            "--batch-size=64", "--state-every=2", "--seed=0", f"--save={save}",
+            f"--cache-dir={self.place / 'cache'}", f"--results={save / 'results'}",
+            f"--num-workers={int(self.how == 'command')}",
+        ]  # fmt: skip
+
+    @property
+    def save(self) -> Path:
+        """The folder of the run that is under way."""
+        return self.place / f"{self.mode}-{self.world_size}-{self.how}-{self.number}"
+
+    def start(self) -> list[int]:
+        """Starts the run, or starts it again; its processes here."""
+        flags, log = self.flags(self.save), self.place / "log"
+        if self.how == "forked":
+            return fork_group(lambda: finetune.main(flags), self.world_size, log)
+        script = [sys.executable, str(ROOT / "src" / "finetune.py"), *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with log.open("a") as file:
+            process = subprocess.Popen(
+                [*script, f"--world-size={self.world_size}"], stdout=file, stderr=file,
+                env=environment,
+            )  # fmt: skip
+        process.returncode = 0  # it is waited for here
+        return [process.pid]
+
+    def left_alone(self) -> None:
+        """Takes the weights, and the time, of a run that nothing happens to."""
+        start = time.monotonic()
+        codes = reap(self.start())
+        if any(codes):
+            raise RuntimeError(f"a run failed ({codes}):\n{(self.place / 'log').read_text()}")
+        self.seconds, self.expected = time.monotonic() - start, self.weights()
+
+    def weights(self) -> str:
+        """Content hash of the checkpoint that the run ended in."""
+        path = finetuned_path(Config(save=str(self.save)), TASK, self.mode)
+        return str(read_facts(path)["hash"])
+
+    def trial(self, draw: random.Random, kills: int, signum: int = signal.SIGKILL) -> None:
+        """Hits a run again and again while it is at work, then lets it end, and compares."""
+        self.number += 1
+        for _ in range(kills):
+            pids = self.start()
+            moment = draw.uniform(0.02, 0.95) * self.seconds
+            if all_ended(pids, moment) is not None:  # what was left took less
+                if any(reap(pids)):
+                    self.counts["failed"] += 1
+                break
+            self.counts["hits"] += 1
+            self.counts["continued"] += any(self.save.rglob("*_resume/0*.safetensors"))
+            self._hit(pids, draw, signum)
+        else:
+            if any(reap(self.start())):
+                self.counts["failed"] += 1
+        self.counts["trials"] += 1
+        with contextlib.suppress(UsageError):
+            self.counts["identical"] += self.weights() == self.expected
+        names = [p.name for p in self.save.rglob("*")]
+        if [n for n in names if n.endswith(("_resume", ".part", "lock"))]:
+            self.counts["leftovers"] += 1
+        shutil.rmtree(self.save)
+
+    def _hit(self, pids: list[int], draw: random.Random, signum: int) -> None:
+        """Sends a signal to one process of the run, or, SIGTERM, to all; then all must end."""
+        below = [child for pid in pids for child in descendants(pid)]
+        everyone = [*pids, *below]
+        for pid in everyone if signum == signal.SIGTERM else [draw.choice(everyone)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+        took = all_ended(everyone, MINUTE)
+        if took is None:
+            self.counts["outlived"] += 1
+            for pid in everyone:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.slowest = max(self.slowest, took or MINUTE)
+        self.counts["asked and ended so"] += signal.SIGTERM + 128 in reap(pids)
+
+    def facts(self) -> dict[str, Any]:
+        """What was found."""
+        names = ("hits", "continued", "trials", "identical", "failed", "leftovers", "outlived")
+        counts = {name: self.counts[name] for name in names}
+        return {
+            "mode": self.mode, "world_size": self.world_size, "how": self.how, **counts,
+            "slowest_end_seconds": round(self.slowest, 1),
+        }  # fmt: skip
+
+
+def interrupted(amounts: Amounts, place: Path) -> dict[str, list[dict[str, Any]]]:
+    """Kills, and signals, of runs of each mode and world size."""
+    found: dict[str, list[dict[str, Any]]] = {"kills": [], "signals": []}
+    draw = random.Random("faults")
+    hows: list[How] = ["forked", "command"] if amounts.command_kills else ["forked"]
+    for mode, world_size, how in progress(list(product(MODES, (1, 2), hows)), "killed runs"):
+        runs = Runs(mode, world_size, how, place, amounts.epochs)
+        runs.left_alone()
+        wanted = amounts.kills if how == "forked" else amounts.command_kills
+        while runs.counts["hits"] < wanted:
+            runs.trial(draw, min(3, wanted - runs.counts["hits"]))
+        found["kills"].append(runs.facts())
+        if how == "forked":
+            asked = Runs(mode, world_size, how, place, amounts.epochs, number=runs.number)
+            asked.seconds, asked.expected = runs.seconds, runs.expected
+            while asked.counts["hits"] < amounts.signals:
+                asked.trial(draw, 1, signal.SIGTERM)
+            found["signals"].append(asked.facts())
+    return found
+
+
+# --- writes
+
+
+@cache
+def contents(seed: int) -> dict[str, Tensor]:
+    """Weights, of which there are two."""
+    generator = torch.Generator().manual_seed(seed)
+    return {f"layer{i}": torch.randn(256, 256, generator=generator) for i in range(4)}
+
+
+def write_checkpoint(path: Path, seed: int) -> None:
+    """A linear checkpoint with its point of expansion."""
+    save_tensors(path, contents(seed), "linearized_image_encoder", contents(9))
+
+
+@cache
+def results(seed: int) -> str:
+    """A long text, of which there are two."""
+    return json.dumps({"seed": seed, "accuracies": [seed / 7] * 200_000})
+
+
+def write_json(path: Path, seed: int) -> None:
+    """A file of results."""
+    write_text(path, results(seed))
+
+
+def write_merged(path: Path, seed: int) -> None:
+    """A folder in several files."""
+    models = {"_pretrained_": contents(9), "a": contents(seed)}
+    TaskArithmeticAlgorithm(1.0).run_to(models, path, max_shard_size="400KB")
+
+
+def digest(path: Path) -> str:
+    """Of all that a file, or a folder, holds; "" for a checkpoint that cannot be read."""
+    if path.suffix == ".safetensors":  # the order of its header is not always the same
+        try:
+            checkpoint = load_checkpoint(path)
+        except UsageError:
+            return ""
+        return f"{checkpoint.hash} {checkpoint.theta0_hash}"
+    found = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
+    "checkpoints": ("x.safetensors", write_checkpoint),
+    "results": ("x.json", write_json),
+    "merged folders": ("merged", write_merged),
+}
+
+
+def write_for_ever(write: Callable[[Path, int], None], path: Path) -> None:
+    """Writes the two contents in turn."""
+    while True:
+        write(path, 1)
+        write(path, 2)
+
+
+def killed_writes(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
+    """Kills a process that writes two contents in turn; one of them must be there, whole."""
+    found, draw = [], random.Random("writes")
+    for label, (name, write) in WRITERS.items():
+        whole, path = set[str](), place / label / name
+        for seed in (1, 2):
+            contents(seed), contents(9), results(seed)  # made here, not in each child
+            reap([fork(partial(write, path, seed), place / "log")])
+            whole.add(digest(path))
+        counts: Counter[str] = Counter()
+
+        for _ in progress(range(amounts.writes), f"killed writers of {label}"):
+            pid = fork(partial(write_for_ever, write, path), place / "log")
+            time.sleep(draw.uniform(0.02, 0.2))
+            os.kill(pid, signal.SIGKILL)
+            reap([pid])
+            counts["intact"] += digest(path) in whole
+            halves = [p for p in path.parent.iterdir() if p.name != name]
+            counts["inside"] += bool(halves)
+            for half in halves:
+                shutil.rmtree(half) if half.is_dir() else half.unlink()
+        found.append({"what": label, "kills": amounts.writes, **counts})
+    return found
+
+
+def full_disk(amounts: Amounts, place: Path) -> dict[str, int]:
+    """Writes where there is room for a part only; the old file must stay, and be said to."""
+    path, log = place / "full" / "x.safetensors", place / "log"
+    write_checkpoint(path, 1)
+    old, size, draw = digest(path), path.stat().st_size, random.Random("full")
+    counts: Counter[str] = Counter(tried=amounts.full)
+
+    def write_in(room: int) -> bool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        try:
+            write_checkpoint(path, 2)
+        except UnwritableError:
+            return True
+        return False
+
+    for _ in range(amounts.full):
+        counts["told"] += reap([fork(partial(write_in, draw.randrange(size)), log)]) == [1]
+        counts["intact"] += digest(path) == old and len(list(path.parent.iterdir())) == 1
+    return dict(counts)
+
+
+def damaged(amounts: Amounts, place: Path) -> dict[str, int]:
+    """Flips a bit of a checkpoint, or cuts it: it must be refused, or be what it was."""
+    path = place / "damaged" / "x.safetensors"
+    write_checkpoint(path, 1)
+    content, draw = path.read_bytes(), random.Random("damaged")
+    good = load_checkpoint(path)
+    counts: Counter[str] = Counter({"tried": amounts.damages, "refused": 0, "same": 0, "wrong": 0})
+    for _ in progress(range(amounts.damages), "damaged checkpoints"):
+        bad = bytearray(content)
+        header = draw.random() < 0.3
+        at = draw.randrange(2000 if header else len(bad))
+        if draw.random() < 0.8:
+            bad[at] ^= 1 << draw.randrange(8)
+        else:
+            del bad[at:]
+        path.write_bytes(bad)
+        try:
+            found = load_checkpoint(path)
+        except UsageError as error:
+            counts["refused"] += path.name in str(error)
+            continue
+        assert good.theta0 is not None and found.theta0 is not None
+        same = found.hash == good.hash and (found.kind, found.info) == (good.kind, good.info)
+        for ours, theirs in ((good.theta, found.theta), (good.theta0, found.theta0)):
+            same &= ours.keys() == theirs.keys()
+            same = same and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        counts["same" if same else "wrong"] += 1
+    return dict(counts)
+
+
+def hostile(amounts: Amounts, place: Path) -> dict[str, Any]:
+    """Reads hostile files."""
+    outcome = read_all(range(amounts.hostile), write_seeds(place / "seeds"))
+    counts = {name: outcome.counts[name] for name in ("read", "refused", "executed", "crashed")}
+    return {
+        "tried": amounts.hostile, **counts, "other_errors": outcome.counts["other error"],
+        "slowest_seconds": round(outcome.seconds, 2),
+        "most_memory_mib": round(outcome.memory / 2**20),
+    }  # fmt: skip
+
+
+# --- world sizes
+
+
+def gradients(args: Config, out: Path) -> None:
+    """Writes the gradient of the first step of each task, and which pictures went into it."""
+    if "RANK" in os.environ:
+        ddp.run(lambda _: _gradients(args, out), args)
+    else:
+        _gradients(args, out)
+
+
+def _gradients(args: Config, out: Path) -> None:
+    for mode, task, dtype in product(MODES, tasks_of(args), (torch.float32, torch.float64)):
+        encoder, _ = zeroshot_encoder(args)
+        tuned = LinearizedImageEncoder(image_encoder=encoder) if mode == "linear" else encoder
+        classifier = ImageClassifier(tuned, get_classification_head(args, task)).to(dtype)
+        classifier.freeze_head()
+        if mode == "linear":  # where tau is zero, its direction would not show
+            with torch.no_grad():
+                for parameter in (p for p in classifier.parameters() if p.requires_grad):
+                    parameter.add_(torch.sign(parameter), alpha=0.01)
+        model = wrap_ddp(classifier, torch.device("cpu"))
+        pictures = dataset_for(args, f"{task}Val").train
+        plan = BatchPlan(len(pictures), 64, 1, 0)
+        seen: list[str] = []
+
+        def transform(
+            picture: Any, tuned: Any = tuned, dtype: Any = dtype, seen: list[str] = seen
+        ) -> Tensor:
+            found: Tensor = tuned.train_preprocess(picture).to(dtype)
+            seen.append(hashlib.sha256(found.numpy().tobytes()).hexdigest())
+            return found
+
+        shares = RankBatches(plan, 0, 1, ddp.rank(), ddp.world_size())
+        batches = iter(train_loader(pictures, transform, shares, 0))
+        step_gradients(model, plan, 0, batches, torch.device("cpu"))
+        found = {n: p.grad for n, p in classifier.named_parameters() if p.grad is not None}
+        name = f"{mode}-{task}-{str(dtype)[6:]}-{ddp.rank()}-of-{ddp.world_size()}.pt"
+        torch.save({"gradients": found, "seen": seen}, out / name)
+
+
+def world_sizes(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
+    """Compares the gradients, and the pictures, of two processes with those of one."""
+    out = place / "gradients"
+    out.mkdir()
+    tasks = tasks_of(Config())[: amounts.tasks]
+    args = Config(tasks=tasks, save=str(place / "world"), cache_dir=str(place / "cache"))
+    for world_size in (1, 2):
+        codes = reap(fork_group(lambda: gradients(args, out), world_size, place / "log"))
+        if any(codes):
+            raise RuntimeError(f"gradients failed ({codes}):\n{(place / 'log').read_text()}")
+    found = []
+    for mode, dtype in product(MODES, ("float32", "float64")):
+        worst, same = 0.0, True
+        for task in tasks:
+            read = {
+                (r, n): torch.load(out / f"{mode}-{task}-{dtype}-{r}-of-{n}.pt")
+                for r, n in ((0, 1), (0, 2), (1, 2))
+            }
+            one = read[0, 1]["gradients"]
+            for rank in (0, 1):
+                two = read[rank, 2]["gradients"]
+                same &= one.keys() == two.keys()
+                off = sum(float((one[n] - two[n]).double().square().sum()) for n in one)
+                size = sum(float(one[n].double().square().sum()) for n in one)
+                worst = max(worst, (off / size) ** 0.5)
+            both = read[0, 2]["seen"] + read[1, 2]["seen"]
+            same &= sorted(both) == sorted(read[0, 1]["seen"]) and len(both) == 64
+        found.append({"mode": mode, "dtype": dtype, "tasks": len(tasks), "same_pictures": same,
+                      "worst_relative_distance": worst})  # fmt: skip
+    return found
+
+
+# --- all of it
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows: list[list[str]] = []
+    for kind, label in (("kills", "SIGKILL of a process of a run"), ("signals", "SIGTERM to all")):
+        for run in facts[kind]:
+            processes = "process" if run["world_size"] == 1 else "processes"
+            how = ", by the command" if run["how"] == "command" else ""
+            rows.append([
+                f"{label}, {run['mode']}, {run['world_size']} {processes}{how}",
+                str(run["hits"]),
+                f"a state to continue after {run['continued']}; {run['identical']} of {run['trials']} runs ended in identical weights; "
+                f"{run['leftovers']} left files, {run['outlived']} left processes; "
+                f"all ended within {run['slowest_end_seconds']} s",
+            ])  # fmt: skip
+    rows += [
+        [f"SIGKILL of writers of {w['what']}", str(w["kills"]),
+         f"old or new whole: {w['intact']} (a half-written copy beside it: {w['inside']})"]
+        for w in facts["writes"]
+    ]  # fmt: skip
+    full, broken, bad = facts["full_disk"], facts["damaged"], facts["hostile"]
+    rows += [
+        ["no room on the disk", str(full["tried"]),
+         f"told: {full['told']}; old file intact, nothing else there: {full['intact']}"],
+        ["checkpoint with a flipped bit, or cut short", str(broken["tried"]),
+         f"refused by name: {broken['refused']}; of no effect: {broken['same']}; "
+         f"read wrongly: {broken['wrong']}"],
+        ["hostile and mutated files", str(bad["tried"]),
+         f"executed: {bad['executed']}; crashed: {bad['crashed']}; other errors than ours: "
+         f"{bad['other_errors']} (refused: {bad['refused']}; read as data: {bad['read']}); at most "
+         f"{bad['slowest_seconds']} s and {bad['most_memory_mib']} MiB"],
+    ]  # fmt: skip
+    rows += [
+        [f"gradients of 2 processes against 1, {w['mode']}, {w['dtype']}", f"{w['tasks']} tasks",
+         f"{'same' if w['same_pictures'] else 'OTHER'} pictures; distance, relative, at most "
+         f"{w['worst_relative_distance']:.1e}"]
+        for w in facts["world_sizes"]
+    ]  # fmt: skip
+    return markdown_table(["fault", "tried", "outcome"], rows)
+
+
+def problems(facts: dict[str, Any]) -> list[str]:
+    """What is not as it must be."""
+    found = []
+    for run in facts["kills"] + facts["signals"]:
+        bad = run["failed"] + run["leftovers"] + run["outlived"]
+        if bad or run["identical"] != run["trials"]:
+            found.append(f"runs: {run}")
+    found += [f"writes: {w}" for w in facts["writes"] if w["intact"] != w["kills"]]
+    full, broken, bad = facts["full_disk"], facts["damaged"], facts["hostile"]
+    if not full["tried"] == full["told"] == full["intact"]:
+        found.append(f"full disk: {full}")
+    if broken["wrong"] or broken["refused"] + broken["same"] != broken["tried"]:
+        found.append(f"damaged: {broken}")
+    if bad["executed"] + bad["crashed"] + bad["other_errors"]:
+        found.append(f"hostile: {bad}")
+    for w in facts["world_sizes"]:
+        limit = 1e-5 if w["dtype"] == "float32" else 1e-12
+        if not (w["same_pictures"] and w["worst_relative_distance"] < limit):
+            found.append(f"world sizes: {w}")
+    return found
+
+
+@contextlib.contextmanager
+def own_place() -> Iterator[Path]:
+    """A temporary folder; the children's results, caches and logs are in it."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a short form, which writes nothing")
+    options = parser.parse_args(argv)
+    amounts = QUICK if options.quick else Amounts()
+    torch.set_num_threads(1)  # a process with threads cannot be forked
+    tqdm.monitor_interval = 0
+    start = time.monotonic()
+    with own_place() as place:
+        facts: dict[str, Any] = {
+            **interrupted(amounts, place),
+            "writes": killed_writes(amounts, place),
+            "world_sizes": world_sizes(amounts, place),
+            "full_disk": full_disk(amounts, place),
+            "damaged": damaged(amounts, place),
+            "hostile": hostile(amounts, place),
+        }
+    facts["provenance"] = {
+        "command": f"python scripts/fault_injection.py{' --quick' if options.quick else ''}",
+        "commit": git_commit(),
+        "versions": versions(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "seconds": round(time.monotonic() - start),
+        "task": TASK,
+        "epochs": amounts.epochs,
+    }
+    text = table(facts)
+    print(text)
+    if not options.quick:
+        write_text(RESULTS, json.dumps(facts, indent=2) + "\n")
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+        write_text(PAGE, f"{before}{START}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+    found = problems(facts)
+    print(*found, sep="\n")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
