@@ -532,7 +532,8 @@ def table(facts: dict[str, Any]) -> str:
             rows.append([
                 f"{label}, {run['mode']}, {run['world_size']} {processes}{how}",
                 str(run["hits"]),
-                f"a state to continue after {run['continued']}; {run['identical']} of {run['trials']} runs ended in identical weights; "
+                f"a state to continue after {run['continued']}; {run['identical']} of "
+                f"{run['trials']} runs ended in identical weights; "
                 f"{run['leftovers']} left files, {run['outlived']} left processes; "
                 f"all ended within {run['slowest_end_seconds']} s",
             ])  # fmt: skip
