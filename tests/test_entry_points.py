@@ -16,10 +16,12 @@ from src import eval_single_task, eval_task_addition, eval_task_negation, finetu
 from src.args import parse_arguments
 from src.checkpoints import load_checkpoint, read_facts, save_tensors
 from src.data.registry import dataset_for, split_hashes, split_record
+from src.ddp import free_port
 from src.errors import UsageError
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
 from src.results import load_results
+from src.states import RunStates
 from src.task_vectors import LinearizedTaskVector
 from tests.small_suite import TASKS, flags, small_suite
 
@@ -349,22 +351,50 @@ def test_module_and_script_start_alike() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_second_run_on_one_checkpoint_stops(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--finetuning-mode=linear", *flags(root), f"--save={tmp_path}"]
+    path = tmp_path / "EmojiVal" / "linear_finetuned.safetensors"
+    with RunStates(path, {}).locked():
+        assert finetune.main(own) == 2
+    told = capsys.readouterr().err
+    assert f"another run (process {os.getpid()} on " in told and f"is making {path};" in told
+    assert not path.exists() and not list(path.parent.iterdir())
+
+
 @pytest.mark.slow
 def test_snapshots_and_two_processes(root: Path, tmp_path: Path) -> None:
     """Two processes on the real, small Emoji set: same steps, nearly the same weights."""
     base = ["--finetuning-mode=linear", "--tasks=Emoji", "--epochs=1", "--device=cpu"]
     base.append(f"--cache-dir={tmp_path / 'cache'}")
     code = "import sys; from src.finetune import main; sys.exit(main(sys.argv[1:]))"
+    alone = [sys.executable, "-c", code]
+    agent = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
+        "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port(0)}", "--rdzv-id=test",
+        str(ROOT / "src" / "finetune.py"),
+    ]  # fmt: skip
+    commands = {
+        "one process": [alone],
+        "two processes": [[*alone, "--world-size=2"]],
+        "two nodes": [agent, agent],  # as on two machines
+    }
     states = {}
-    for size in (1, 2):
-        folder = tmp_path / str(size)
-        argv = [*base, f"--world-size={size}", f"--save={folder}", "--checkpoint-every=4"]
-        subprocess.run([sys.executable, "-c", code, *argv], check=True, capture_output=True)
-        states[size] = load_checkpoint(folder / "EmojiVal" / "linear_finetuned.pt")
+    for name, started in commands.items():
+        folder = tmp_path / name
+        rest = [*base, f"--save={folder}", "--checkpoint-every=4"]
+        processes = [subprocess.Popen([*c, *rest], stderr=subprocess.PIPE) for c in started]
+        for process in processes:
+            told = process.communicate(timeout=300)[1]
+            assert process.returncode == 0, told.decode()
+        states[name] = load_checkpoint(folder / "EmojiVal" / "linear_finetuned.pt")
         assert (folder / "EmojiVal" / "linear_checkpoint_4.safetensors").is_file()
-    one, two = states[1], states[2]
-    assert one.info["steps"] == two.info["steps"] and two.info["world_size"] == 2
-    theta0 = load_checkpoint(tmp_path / "1" / "zeroshot.pt").theta
+        assert not list(folder.rglob("*resume*"))
+    one = states.pop("one process")
+    theta0 = load_checkpoint(tmp_path / "one process" / "zeroshot.pt").theta
     moved = torch.cat([(one.theta[n] - theta0[n]).flatten() for n in theta0])
-    apart = torch.cat([(one.theta[n] - two.theta[n]).flatten() for n in theta0])
-    assert apart.norm() / moved.norm() < 0.05
+    for two in states.values():
+        assert one.info["steps"] == two.info["steps"] and two.info["world_size"] == 2
+        apart = torch.cat([(one.theta[n] - two.theta[n]).flatten() for n in theta0])
+        assert apart.norm() / moved.norm() < 0.05

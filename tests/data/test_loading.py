@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from src.data.base import ArrayPictures
 from src.data.loading import (
@@ -22,10 +24,12 @@ from src.data.loading import (
     RankSampler,
     SeededPictures,
     eval_loader,
+    iterating,
     share,
     to_device,
     train_loader,
 )
+from src.errors import PictureError
 
 plans = st.builds(
     BatchPlan,
@@ -250,6 +254,45 @@ def test_evaluation_keeps_the_order(num_workers: int) -> None:
     assert labels == [[0, 1, 2], [3, 4, 5], [6]]
     second = eval_loader(_pictures(7), _draw, 3, num_workers, rank=1, world_size=2)
     assert [label.tolist() for _, label in second] == [[1, 3, 5]]
+
+
+@workers
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_a_damaged_picture_is_named(kind: str, num_workers: int, tmp_path: Path) -> None:
+    """The message is the same whether the picture was read here or by a worker."""
+    for i in range(4):
+        path = tmp_path / str(i % 2) / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(path)
+    damaged = tmp_path / "1" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(PictureError) as got:
+        _read_all(kind, ImageFolder(tmp_path), 2, num_workers)
+    assert str(got.value).startswith(f"{damaged} cannot be read (")
+    assert str(got.value).endswith("it is damaged or no picture. Fetch it again")
+
+
+@workers
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_a_label_that_the_head_does_not_have_is_named(kind: str, num_workers: int) -> None:
+    with pytest.raises(PictureError) as got:
+        _read_all(kind, _pictures(4), 3, num_workers)
+    message = "picture 3 of ArrayPictures has label 3, expected 0 to 2: the data set has other"
+    assert str(got.value).startswith(message) and "Traceback" not in str(got.value)
+
+
+def _read_all(kind: str, pictures: Any, classes: int, num_workers: int) -> None:
+    loader: Any
+    if kind == "training":
+        shares = RankBatches(BatchPlan(4, 2, 1, 0), 0, 2, 0, 1)
+        loader = train_loader(pictures, _draw, shares, num_workers, classes)
+    else:
+        loader = eval_loader(pictures, _draw, 2, num_workers, classes=classes)
+    with iterating(loader) as batches:
+        for _ in batches:
+            pass
 
 
 def test_batches_go_to_the_device() -> None:
