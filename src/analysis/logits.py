@@ -1,0 +1,150 @@
+r"""Logits of linear models, image by image, which are exact at every coefficient.
+
+A head that normalises gives \(W \phi / \|\phi\| + b\), and the features of a linear model are
+\(\phi = f_0 + \sum_t a_t d_t\). So \(W f_0\) and \(W d_1, ..., W d_T\) of each image, with the inner
+products of \(f_0, d_1, ..., d_T\) where \(b\) is not zero, tell its logits for any coefficients
+\(a\): no image has to go through the model again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.features import Features, linear_features
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder
+from src.modeling import ClassificationHead
+from src.statedict import State
+
+
+@dataclass(frozen=True)
+class Logits:
+    r"""The images of a split, seen by a linear model.
+
+    Attributes:
+        dataset: X for the test split, XVal for the validation split.
+        vectors: names of the task vectors.
+        base: float32 (images, classes), \(W f_0\).
+        steps: float32 (vectors, images, classes), \(W d_t\).
+        labels: int64 (images,).
+        bias: float32 (classes,) if it is not zero.
+        gram: float64 (images, 1 + vectors, 1 + vectors), inner products of
+            \(f_0, d_1, ..., d_T\), where the head has a bias and normalises.
+        of: number of images in the split, of which these may be a sample.
+    """
+
+    dataset: str
+    vectors: tuple[str, ...]
+    base: Tensor
+    steps: Tensor
+    labels: Tensor
+    bias: Tensor | None
+    gram: Tensor | None
+    of: int
+
+    def at(self, coefs: Sequence[float]) -> Tensor:
+        """Logits, float64 (images, classes), at theta0 + sum of coefs[t] * tau_t.
+
+        Without a bias the norm of the features is left out, which changes no order of classes.
+        """
+        a = torch.tensor([1.0, *coefs], dtype=torch.float64)
+        found = self.base.double()
+        for coef, step in zip(coefs, self.steps, strict=True):
+            if coef != 0:
+                found = found + coef * step.double()
+        if self.gram is not None:
+            square = torch.einsum("s,nst,t->n", a, self.gram, a)
+            found = found / square.clamp_min(1e-24).sqrt()[:, None]
+        return found if self.bias is None else found + self.bias.double()
+
+    def predictions(self, coefs: Sequence[float]) -> Tensor:
+        """The class of each image, int64 (images,)."""
+        return self.at(coefs).argmax(dim=1)
+
+    def accuracy(self, coefs: Sequence[float]) -> float:
+        """Share of the images that get their label."""
+        return float((self.predictions(coefs) == self.labels).double().mean())
+
+    def part(self, chosen: Tensor) -> Logits:
+        """Some of the images, by index."""
+        return replace(
+            self,
+            base=self.base[chosen],
+            steps=self.steps[:, chosen],
+            labels=self.labels[chosen],
+            gram=None if self.gram is None else self.gram[chosen],
+        )
+
+
+def stratified(labels: Tensor, count: int) -> Tensor:
+    """Indices, in order, of `count` images that hold each class by its share.
+
+    The first images of each class are taken; what the shares leave of a whole number goes to the
+    classes with the largest remainders.
+
+    Args:
+        labels: int64 (images,).
+        count: how many; all if there are not more.
+    """
+    if count >= len(labels):
+        return torch.arange(len(labels))
+    sizes = torch.bincount(labels).double()
+    shares = sizes * count / len(labels)
+    whole = shares.floor()
+    missing = count - int(whole.sum())
+    order = sorted(range(len(sizes)), key=lambda k: (-(float(shares[k]) - float(whole[k])), k))
+    for k in order[:missing]:
+        whole[k] += 1
+    chosen = [(labels == k).nonzero().flatten()[: int(whole[k])] for k in range(len(sizes))]
+    return torch.cat(chosen).sort().values
+
+
+def of_features(
+    found: Features, head: ClassificationHead, dataset: str, vectors: Sequence[str]
+) -> Logits:
+    """The logits that a head gives, of features."""
+    with torch.no_grad():
+        weight = head.weight.detach().cpu()
+        bias = head.bias.detach().cpu()
+        base = found.f0 @ weight.T
+        steps = torch.stack([d @ weight.T for d in found.directions])
+        gram = None
+        if bool(bias.any()) and head.normalize:
+            parts = torch.stack([found.f0, *found.directions], dim=1).double()
+            gram = parts @ parts.transpose(1, 2)
+    return Logits(
+        dataset,
+        tuple(vectors),
+        base,
+        steps,
+        found.labels,
+        bias if bool(bias.any()) else None,
+        gram,
+        len(found.labels),
+    )
+
+
+def linear_logits(
+    encoder: LinearizedImageEncoder, vectors: dict[str, State], dataset: str, args: Any
+) -> Logits:
+    """The logits of a linear encoder along task vectors, on one split.
+
+    Args:
+        encoder: gives f and theta0.
+        vectors: task vectors by name.
+        dataset: X for the test split, XVal for the validation split.
+        args: settings, see `src.features.linear_features`.
+    """
+    found = linear_features(encoder, list(vectors.values()), dataset, args)
+    return of_features(found, get_classification_head(args, dataset), dataset, list(vectors))
+
+
+def bytes_of(found: Logits) -> int:
+    """What the numbers of these logits take, in bytes."""
+    held = [found.base, found.steps, found.labels.to(torch.int16), found.bias, found.gram]
+    return sum(value.nbytes for value in held if value is not None)
