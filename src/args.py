@@ -26,8 +26,8 @@ Names = list[str]
 
 
 def _flag(default: Any, text: str, **metadata: Any) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": text, **metadata})
+    if isinstance(default, dict | list):
+        return field(default_factory=default.copy, metadata={"help": text, **metadata})
     return field(default=default, metadata={"help": text, **metadata})
 
 
@@ -108,6 +108,20 @@ class Config:
     n_eval_points: int = _flag(21, "coefficients from 0 to 1 to try on validation", least=2)
     control_threshold: float = _flag(
         0.95, "share of the zero-shot control accuracy that negation must keep", least=0
+    )
+    # what to analyse
+    pairs: Names | None = _flag(
+        None, "pairs of tasks whose disentanglement is measured, such as MNIST+Signs,Letters+Emoji"
+    )
+    grid_points: int = _flag(11, "coefficients from -2 to 2 on each axis of that", least=2)
+    subset_sample: int = _flag(
+        2, "standard models: subsets of each size from three tasks to all but one", least=0
+    )
+    analogies: Names | None = _flag(
+        None, "analogies, such as C+B-A=D by names of data sets (default: the embedded suite's)"
+    )
+    shots: Names = _flag(
+        ["1", "5", "20"], "training pictures a class where there are few of the target, comma list"
     )
     feature_cache: bool = _flag(
         True, "keep the features of linear models, so that they are computed once"

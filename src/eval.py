@@ -97,7 +97,7 @@ def _nonlinear_accuracies(
     loader = eval_batches(args, dataset_name, encoder.val_preprocess)
 
     def meetings() -> Iterator[tuple[int, Tensor, Tensor]]:
-        for batches in _held(loader, device):
+        for batches in held_batches(loader, device):
             for i, coef in enumerate(coefs):
                 statedict.move_into(own, theta, tau, coef)
                 for images, labels in batches:
@@ -116,7 +116,7 @@ def _nonlinear_accuracies(
     return _accuracies(counts)
 
 
-def _held(
+def held_batches(
     loader: Iterable[Sequence[Tensor]], device: torch.device
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The batches on the device, as many at a time as `HELD_BYTES` allows."""

@@ -165,7 +165,7 @@ def test_each_coefficient_meets_the_weights_of_its_own_model_bit_for_bit(
 
 
 @HELD
-def test_how_many_images_are_held_does_not_change_the_accuracies(
+def test_how_many_images_areheld_batches_does_not_change_the_accuracies(
     args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
 ) -> None:
     encoder = ImageEncoder(args)

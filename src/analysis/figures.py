@@ -1,16 +1,128 @@
-"""Figures of a run's results."""
+"""Figures: how they look, where they go, and the overview of a run's results.
+
+Colours are those of Okabe and Ito, which colour-blind readers tell apart; modes have markers of
+their own besides, for print.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src.checkpoints import atomic
 from src.results import arithmetic_path, load_results
 from src.settings import control_of, tasks_of
 from src.summary import EDITED, SINGLE
 
-COLOURS = {"none": "#888888", "standard": "#d1495b", "linear": "#00798c", "posthoc": "#edae49"}
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLOURS = {"none": "#666666", "standard": "#d55e00", "linear": "#0072b2", "posthoc": "#e69f00"}
+MARKERS = {"none": "o", "standard": "s", "linear": "o", "posthoc": "^"}
+LABELS = SINGLE
+LAYERS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999",
+    "#332288", "#aa4499",
+)  # fmt: skip
+STYLE: dict[Any, Any] = {
+    "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "figure.dpi": 110, "savefig.dpi": 160, "svg.fonttype": "none",
+    "svg.hashsalt": "tangent",
+}  # fmt: skip
+
+
+def plain(draw: Callable[..., Any], *args: Any) -> Any:
+    """The figure that a function draws, in our style and without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE):
+        return draw(*args)
+
+
+def save(figure: Any, folder: Path, stem: str, note: str = "") -> None:
+    """Writes a figure as PNG and SVG, with a line below it that says what it is of."""
+    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
+
+    if note:
+        figure.text(0.995, -0.015, note, ha="right", va="top", fontsize=6.5, color="#666666")
+    with rc_context(STYLE):
+        for kind, facts in (("png", {}), ("svg", {"Date": None})):
+            with atomic(folder / f"{stem}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, bbox_inches="tight", metadata=facts)
+    plt.close(figure)
+
+
+def panels(
+    rows: int, columns: int, width: float, height: float, **options: Any
+) -> tuple[Any, list[list[Any]]]:
+    """A figure of `rows` by `columns` panels of a size in inches."""
+    from matplotlib import pyplot as plt
+
+    size = (columns * width, rows * height)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained", **options
+    )
+    return figure, axes.tolist()
+
+
+def heat(
+    axis: Any, square: pd.DataFrame, limits: tuple[float, float], written: bool = False
+) -> Any:
+    """A heat map of a table, its first row at the bottom if the rows are numbers.
+
+    Args:
+        axis: where.
+        square: the numbers, with rows and columns named.
+        limits: of the colours.
+        written: whether each number is written in its cell.
+    """
+    import numpy as np
+
+    numbers = square.to_numpy(dtype=float)
+    numeric = np.issubdtype(np.asarray(square.index).dtype, np.number)
+    low, high = limits
+    extent = None
+    if numeric:
+        x, y = (np.asarray(edge, dtype=float) for edge in (square.columns, square.index))
+        half = (x[1] - x[0]) / 2
+        extent = (x[0] - half, x[-1] + half, y[0] - half, y[-1] + half)
+    image = axis.imshow(
+        numbers, cmap="viridis", vmin=low, vmax=high, origin="lower" if numeric else "upper",
+        extent=extent, aspect="equal" if numeric else "auto",
+    )  # fmt: skip
+    axis.grid(False)
+    if not numeric:
+        axis.set_xticks(range(len(square.columns)), list(square.columns), rotation=60, ha="right")
+        axis.set_yticks(range(len(square.index)), list(square.index))
+    if written:
+        middle = (low + high) / 2
+        for i, j in np.ndindex(*numbers.shape):
+            colour = "black" if numbers[i, j] > middle else "white"
+            text = f"{numbers[i, j]:.2f}".removeprefix("0")
+            axis.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
+    return image
+
+
+def stacked(shares: pd.DataFrame, label: str) -> Any:
+    """One bar a row, cut into its columns."""
+    figure, axes = panels(1, 1, width=7.0, height=1.0 + 0.6 * len(shares))
+    axis = axes[0][0]
+    left = 0.0 * shares.iloc[:, 0]
+    hatches = ("", "", "///", "", "...", "", "xx", "", "\\\\", "")
+    for k, name in enumerate(shares.columns):
+        axis.barh(
+            list(shares.index), shares[name], left=left, label=name, height=0.7,
+            color=LAYERS[k % len(LAYERS)], edgecolor="white", hatch=hatches[k % len(hatches)],
+        )  # fmt: skip
+        left = left + shares[name]
+    axis.invert_yaxis()
+    axis.set(xlabel=label, xlim=(0, 100))
+    axis.legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    return figure
 
 
 def overview(args: Any, summary: dict[str, Any], path: Path) -> None:
@@ -19,20 +131,17 @@ def overview(args: Any, summary: dict[str, Any], path: Path) -> None:
     Args:
         args: settings of the run whose sweep is drawn.
         summary: see `src.summary.collect`.
-        path: PNG file to write.
+        path: PNG file to write; an SVG is written beside it.
     """
-    import matplotlib
+    save(plain(_overview, args, summary), path.parent, path.stem)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    _single(axes[0], summary)
-    _addition(axes[1], args, summary)
-    _negation(axes[2], summary, control_of(args))
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+def _overview(args: Any, summary: dict[str, Any]) -> Any:
+    figure, axes = panels(1, 3, width=4.3, height=3.8)
+    _single(axes[0][0], summary)
+    _addition(axes[0][1], args, summary)
+    _negation(axes[0][2], summary, control_of(args))
+    return figure
 
 
 def _bars(axis: Any, modes: list[str], figures: list[dict[str, Any]], offset: float = 0.0) -> None:

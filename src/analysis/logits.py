@@ -1,9 +1,9 @@
 r"""Logits of linear models, image by image, which are exact at every coefficient.
 
 A head that normalises gives \(W \phi / \|\phi\| + b\), and the features of a linear model are
-\(\phi = f_0 + \sum_t a_t d_t\). So \(W f_0\) and \(W d_1, ..., W d_T\) of each image, with the inner
-products of \(f_0, d_1, ..., d_T\) where \(b\) is not zero, tell its logits for any coefficients
-\(a\): no image has to go through the model again.
+\(\phi = f_0 + \sum_t a_t d_t\). So \(W f_0\) and \(W d_1, ..., W d_T\) of each image, with the
+inner products of \(f_0, d_1, ..., d_T\) where \(b\) is not zero, tell its logits for any
+coefficients \(a\): no image has to go through the model again.
 """
 
 from __future__ import annotations
