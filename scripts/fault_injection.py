@@ -3,6 +3,8 @@
     python scripts/fault_injection.py            all of it: results/reliability/faults.json, and the
                                                  table in docs/reliability.md
     python scripts/fault_injection.py --quick    a short form, which writes neither
+    python scripts/fault_injection.py hostile    one part anew (runs, writes, world_sizes, full_disk,
+                                                 damaged, hostile); the others stay
 
 Fine-tuning of the embedded model is killed at random moments and started again until it ends; its
 weights are compared with those of a run that was left alone. Most runs are forked from this process
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import product
@@ -441,7 +443,7 @@ def hostile(amounts: Amounts, place: Path) -> dict[str, Any]:
     counts = {name: outcome.counts[name] for name in ("read", "refused", "executed", "crashed")}
     return {
         "tried": amounts.hostile, **counts, "other_errors": outcome.counts["other error"],
-        "slowest_seconds": round(outcome.seconds, 2),
+        "problems": outcome.problems[:20], "slowest_seconds": round(outcome.seconds, 2),
         "most_memory_mib": round(outcome.memory / 2**20),
     }  # fmt: skip
 
@@ -563,6 +565,35 @@ def table(facts: dict[str, Any]) -> str:
     return markdown_table(["fault", "tried", "outcome"], rows)
 
 
+PARTS: dict[str, Callable[[Amounts, Path], Any]] = {
+    "runs": interrupted,
+    "writes": killed_writes,
+    "world_sizes": world_sizes,
+    "full_disk": full_disk,
+    "damaged": damaged,
+    "hostile": hostile,
+}
+
+
+def inject(amounts: Amounts, names: Sequence[str]) -> dict[str, Any]:
+    """The figures of these parts, and where each comes from."""
+    facts: dict[str, Any] = {"provenance": {}}
+    for name in names:
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as place:
+            found = PARTS[name](amounts, Path(place))
+        facts |= found if name == "runs" else {name: found}
+        facts["provenance"][name] = {
+            "command": "python scripts/fault_injection.py",
+            "commit": git_commit(),
+            "versions": versions(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "seconds": round(time.monotonic() - start),
+        }
+    facts["task"], facts["epochs"] = TASK, amounts.epochs
+    return facts
+
+
 def problems(facts: dict[str, Any]) -> list[str]:
     """What is not as it must be."""
     found = []
@@ -585,42 +616,22 @@ def problems(facts: dict[str, Any]) -> list[str]:
     return found
 
 
-@contextlib.contextmanager
-def own_place() -> Iterator[Path]:
-    """A temporary folder; the children's results, caches and logs are in it."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="a short form, which writes nothing")
     options = parser.parse_args(argv)
-    amounts = QUICK if options.quick else Amounts()
+    if wrong := set(options.parts) - PARTS.keys():
+        parser.error(f"unknown parts {sorted(wrong)}; choose from {', '.join(PARTS)}")
     torch.set_num_threads(1)  # a process with threads cannot be forked
     tqdm.monitor_interval = 0
-    start = time.monotonic()
-    with own_place() as place:
-        facts: dict[str, Any] = {
-            **interrupted(amounts, place),
-            "writes": killed_writes(amounts, place),
-            "world_sizes": world_sizes(amounts, place),
-            "full_disk": full_disk(amounts, place),
-            "damaged": damaged(amounts, place),
-            "hostile": hostile(amounts, place),
-        }
-    facts["provenance"] = {
-        "command": f"python scripts/fault_injection.py{' --quick' if options.quick else ''}",
-        "commit": git_commit(),
-        "versions": versions(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "seconds": round(time.monotonic() - start),
-        "task": TASK,
-        "epochs": amounts.epochs,
-    }
+    facts = inject(QUICK if options.quick else Amounts(), options.parts or list(PARTS))
+    if options.parts:
+        kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+        facts = {**kept, **facts, "provenance": {**kept["provenance"], **facts["provenance"]}}
     text = table(facts)
     print(text)
     if not options.quick:

@@ -132,7 +132,7 @@ def weight_files(folder: Path) -> list[Path]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             weight_map = _json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
+            if not isinstance(weight_map, dict) or not weight_map:
                 raise UsageError(f"{index} has no weight_map, which says what each file holds")
             listed = {Path(str(file)).name for file in weight_map.values()}
             files = [folder / file for file in sorted(listed)]

@@ -326,7 +326,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no weights, expected model\.safetensors"):
         load_checkpoint(folder)
     index = folder / "model.safetensors.index.json"
-    for text in ("{}", '{"weight_map": ["model-1.safetensors"]}'):
+    for text in ("{}", '{"weight_map": ["model-1.safetensors"]}', '{"weight_map": {}}'):
         index.write_text(text)
         with pytest.raises(UsageError, match=r"index\.json has no weight_map"):
             load_checkpoint(folder)

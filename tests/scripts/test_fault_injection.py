@@ -40,7 +40,9 @@ def test_the_page_shows_the_committed_figures(script: ModuleType, facts: dict[st
     assert script.problems(facts) == []
     assert sum(run["hits"] for run in facts["kills"]) >= 50
     assert facts["hostile"]["tried"] >= 10_000
-    assert not facts["provenance"]["commit"].endswith("+changes")
+    assert facts["provenance"].keys() == script.PARTS.keys()
+    for origin in facts["provenance"].values():
+        assert not origin["commit"].endswith("+changes")
 
 
 BAD: list[tuple[tuple[str | int, ...], object]] = [
