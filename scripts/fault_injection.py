@@ -3,8 +3,8 @@
     python scripts/fault_injection.py            all of it: results/reliability/faults.json, and the
                                                  table in docs/reliability.md
     python scripts/fault_injection.py --quick    a short form, which writes neither
-    python scripts/fault_injection.py hostile    one part anew (runs, writes, world_sizes, full_disk,
-                                                 damaged, hostile); the others stay
+    python scripts/fault_injection.py hostile    one part anew (runs, writes, world_sizes,
+                                                 full_disk, damaged, hostile); the others stay
 
 Fine-tuning of the embedded model is killed at random moments and started again until it ends; its
 weights are compared with those of a run that was left alone. Most runs are forked from this process
