@@ -12,8 +12,8 @@ from tests.small_suite import flags, small_suite
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
-    """Settings of the run."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Settings of the run, whose files are there."""
     folder = tmp_path_factory.mktemp("analysis")
     with pytest.MonkeyPatch.context() as patch, small_suite(patch):
         for mode in ("standard", "linear"):
@@ -23,4 +23,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
         for mode in ("standard", "linear", "posthoc"):
             assert eval_task_addition.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
             assert eval_task_negation.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
-        yield parse_arguments(flags(folder))
+        return parse_arguments(flags(folder))
+
+
+@pytest.fixture(scope="module")
+def run(made: Config) -> Iterator[Config]:
+    """The run, with its small sets in place: for a module, for other tests need the true ones."""
+    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        yield made
