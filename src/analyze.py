@@ -19,8 +19,10 @@ import pandas as pd
 
 from src import ddp
 from src.analysis import analogies, disentanglement, negation, similarity, single, subsets
+from src.analysis import explorer as tangent_explorer
 from src.analysis.edits import MODES
 from src.analysis.figures import plain, save
+from src.analysis.report import write_report
 from src.analysis.tables import write_table
 from src.args import parse_arguments, require_mode
 from src.errors import entry_point, unknown
@@ -45,19 +47,23 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
         ("negation_random", negation.against_random, negation.draw_random),
     ],
     "subsets": [("subsets", subsets.table, subsets.draw)],
-    "analogies": [
-        ("analogies", analogies.table, analogies.draw),
-        ("analogies_few", analogies.with_few_pictures, analogies.draw_few),
-    ],
+    "analogies": [("analogies", analogies.table, analogies.draw)],
+    "few": [("analogies_few", analogies.with_few_pictures, analogies.draw_few)],
 }
 
 
+REPORT = "report"
+
+
 def analyze(args: Any, names: Sequence[str]) -> None:
-    """Makes these analyses, and writes their tables (CSV), provenance and figures."""
+    """Makes these analyses, and writes their tables (CSV), provenance and figures.
+
+    The report page is made anew; "report" gives it a tangent explorer.
+    """
     mode = setting(args, "finetuning_mode")
     modes = MODES if mode is None else (mode,)
     note = f"{setting(args, 'model')}, suite {suite_of(args).name}, seed {seed_of(args)}"
-    for name, make, draw in (part for analysis in names for part in ANALYSES[analysis]):
+    for name, make, draw in (part for analysis in names for part in ANALYSES.get(analysis, ())):
         logger.info("analysis: %s", name)
         start = time.monotonic()
         found = make(args, modes)
@@ -67,6 +73,11 @@ def analyze(args: Any, names: Sequence[str]) -> None:
             save(plain(draw, found, args), results_dir(args) / "figures", name, note)
             logger.info("%s: %.0f s, wrote %s", name, seconds, path)
         ddp.barrier()
+    explored = None
+    if REPORT in names:
+        explored = tangent_explorer.explore(args, "posthoc" if mode == "posthoc" else "linear")
+    path = write_report(args, explored)
+    logger.info("wrote %s", path)
 
 
 @dataclass(frozen=True)
@@ -93,13 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     while words and not words[0].startswith("-"):
         names.append(words.pop(0))
     for name in names:
-        if name not in ANALYSES:
-            raise unknown("analysis", name, ANALYSES)
+        if name not in (*ANALYSES, REPORT):
+            raise unknown("analysis", name, [*ANALYSES, REPORT])
     args = parse_arguments(words, __doc__)
     if args.finetuning_mode is not None:
         require_mode(args, "analyze.py", MODES)
     setup_logging()
-    ddp.run(Work(tuple(names) or tuple(ANALYSES)), args)
+    ddp.run(Work(tuple(names) or (*ANALYSES, REPORT)), args)
     return 0
 
 

@@ -106,6 +106,12 @@ class Config:
     )
     # how to evaluate
     n_eval_points: int = _flag(21, "coefficients from 0 to 1 to try on validation", least=2)
+    sample: int | None = _flag(
+        None,
+        "evaluate on N pictures of each split that hold each class by its share (default: on all); "
+        "results go to a folder of their own",
+        least=1,
+    )
     control_threshold: float = _flag(
         0.95, "share of the zero-shot control accuracy that negation must keep", least=0
     )
@@ -122,6 +128,11 @@ class Config:
     )
     shots: Names = _flag(
         ["1", "5", "20"], "training pictures a class where there are few of the target, comma list"
+    )
+    explorer_megabytes: float = _flag(
+        15,
+        "largest tangent explorer of the report, in MB; a sample is shown if all do not fit",
+        least=0.1,
     )
     feature_cache: bool = _flag(
         True, "keep the features of linear models, so that they are computed once"
@@ -196,9 +207,11 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
             continue
         dashed = "--" + item.name.replace("_", "-")
         flags = [dashed] if "_" not in item.name else [dashed, "--" + item.name]
-        default = None if item.default is MISSING else item.default
+        made = item.default_factory
+        default = item.default if made is MISSING else made()
+        said = ",".join(default) if isinstance(default, list) else default
         text = item.metadata["help"] + (
-            "" if default is None or default is False else f" (default: {default})"
+            "" if default is None or default is False else f" (default: {said})"
         )
         kind = _inner(hints[item.name])
         options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}

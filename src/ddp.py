@@ -70,6 +70,14 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
+def gather(value: Answer) -> list[Answer]:
+    """Every process's value, by rank, on every process; a CPU object of any kind."""
+    found: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
 def any_of(*questions: bool, device: torch.device | None = None) -> list[bool]:
     """For each question whether any process says yes, on every process.
 

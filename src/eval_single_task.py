@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from src import ddp
+from src.analysis.report import write_report
 from src.args import parse_arguments, require_mode
 from src.data.registry import split_hashes
 from src.errors import entry_point
@@ -50,6 +51,7 @@ def work(args: Any) -> None:
         run.log({k: v for k, v in accuracies.items() if k != "provenance"})
     path = accuracies_path(args, mode)
     write_merged(path, accuracies, args)
+    page = write_report(args)
     if ddp.is_main_process():
         names = [n for n in accuracies if n != "provenance" and not n.endswith("Val")]
         tasks = [n for n in names if mode != "none" or n != control_of(args)]
@@ -60,7 +62,7 @@ def work(args: Any) -> None:
         if mode == "none":
             control = control_of(args)
             print(f"control {control}: {100 * accuracies[control]:.1f} on test")
-        print(f"wrote {path}")
+        print(f"wrote {path} and {page}")
 
 
 @entry_point

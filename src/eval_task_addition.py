@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from src import ddp
+from src.analysis.report import write_report
 from src.args import parse_arguments, require_mode
 from src.data.registry import split_hashes
 from src.errors import entry_point
@@ -89,9 +90,12 @@ def work(args: Any) -> None:
         run.log({**results["test"], "coefficient": results["coefficient"]})
     path = arithmetic_path(args, mode, "additions")
     write_results(path, results, args)
+    page = write_report(args)
     if ddp.is_main_process():
         print(addition_table(results, tasks_of(args), mode))
-        print(f"coefficient {results['coefficient']}, chosen on validation; wrote {path}")
+        print(
+            f"coefficient {results['coefficient']}, chosen on validation; wrote {path} and {page}"
+        )
 
 
 @entry_point

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from src import ddp
+from src.analysis.report import write_report
 from src.args import parse_arguments, require_mode
 from src.data.registry import split_hashes
 from src.errors import entry_point
@@ -103,6 +104,7 @@ def work(args: Any) -> None:
         )
     path = arithmetic_path(args, mode, "negations")
     write_merged(path, results, args)
+    page = write_report(args)
     if ddp.is_main_process():
         columns = ("zeroshot", "test", "zeroshot_control", "test_control")
         rows = [
@@ -113,7 +115,7 @@ def work(args: Any) -> None:
         means = [sum(results[t][c] for t in tasks_of(args)) / count for c in columns]
         header = ["%", "zero-shot", "negated", f"{control} zero-shot", f"{control} negated", "coef"]
         print(markdown_table(header, [*rows, ["mean", *map(percent, means), ""]]))
-        print(f"wrote {path}")
+        print(f"wrote {path} and {page}")
 
 
 @entry_point

@@ -30,7 +30,7 @@ from src import ddp
 from src.checkpoints import atomic
 from src.data.identity import fingerprint
 from src.data.loading import to_device
-from src.data.registry import dataset_for, eval_batches
+from src.data.registry import eval_batches, evaluated
 from src.linearize import LinearizedImageEncoder
 from src.logs import progress
 from src.settings import autocast_of, cache_dir, device_of, setting
@@ -86,7 +86,7 @@ def linear_features(
     vectors = [{name: tau[name] for name in names if name in tau} for tau in vectors]
     signs = [_sign(tau) for tau in vectors]  # tau and -tau share what is kept
     vectors = [scale(tau, s) if s < 0 else tau for tau, s in zip(vectors, signs, strict=True)]
-    pictures = dataset_for(args, dataset_name).test
+    pictures = evaluated(args, dataset_name).test
     folder = _folder(encoder, pictures, args) if setting(args, "feature_cache") else None
     paths = [folder and folder / f"{content_hash(tau)}.safetensors" for tau in vectors]
     kept = {i: found for i, path in enumerate(paths) if path and (found := _read(path))}

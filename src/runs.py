@@ -26,6 +26,11 @@ from src.tasks import EMBEDDED_MODEL
 
 logger = logging.getLogger(__name__)
 
+# what a command needs to be told of this run for its files to be found again
+COMMAND_FLAGS = (
+    "model", "suite", "data_source", "save", "results", "seed", "load", "precision", "sample",
+)  # fmt: skip
+
 
 def command(script: str, args: Any, mode: str | None = None) -> str:
     """The command line that makes what is missing, with this run's settings."""
@@ -33,7 +38,7 @@ def command(script: str, args: Any, mode: str | None = None) -> str:
     words = [f"python src/{script}.py"]
     if mode is not None:
         words.append(f"--finetuning-mode={mode}")
-    for name in ("model", "suite", "data_source", "save", "results", "seed", "load", "precision"):
+    for name in COMMAND_FLAGS:
         value = setting(args, name)
         if value is not None and value != getattr(defaults, name):
             flag = name.replace("_", "-")

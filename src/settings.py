@@ -95,9 +95,10 @@ def run_dir(args: Any) -> Path:
 
 
 def results_dir(args: Any) -> Path:
-    """The folder of the run's results: RESULTS/SUITE/MODEL[_seedSEED]."""
-    seed = setting(args, "seed")
+    """The folder of the run's results: RESULTS/SUITE/MODEL[_seedSEED][_sampleN]."""
+    seed, sample = setting(args, "seed"), setting(args, "sample")
     suffix = "" if seed is None else f"_seed{seed}"
+    suffix += "" if sample is None else f"_sample{sample}"
     return Path(setting(args, "results")) / suite_of(args).name / f"{model_folder(args)}{suffix}"
 
 

@@ -20,8 +20,8 @@ import pytest
 import scipy.io
 
 from src.data.base import Pictures
+from src.data.identity import labels_of
 from src.data.prepare import facts
-from src.data.prepare.contents import labels_of
 from src.data.prepare.facts import Archive, Figure, OfficialSet
 from src.data.prepare.verify import splits_of
 from tests.miniatures import LAND, MAKERS, picture, write
@@ -276,7 +276,7 @@ def digest(content: bytes) -> str:
 
 def counted(pictures: Pictures, public: OfficialSet) -> Figure:
     """The figure that a split of a miniature has."""
-    labels = labels_of(pictures)
+    labels = labels_of(pictures).tolist()
     return Figure(len(labels), tuple(labels.count(label) for label in range(public.classes)))
 
 

@@ -70,6 +70,8 @@ FLAGS = [
     ("subset_sample", "3", 3),
     ("analogies", "C+B-A=D", ["C+B-A=D"]),
     ("shots", "1,10", ["1", "10"]),
+    ("sample", "100", 100),
+    ("explorer_megabytes", "5", 5.0),
     ("device", "cpu", "cpu"),
     ("precision", "bf16", "bf16"),
     ("num_workers", "0", 0),
@@ -221,6 +223,15 @@ def test_every_setting_can_be_assigned(name: str) -> None:
 
 def test_the_default_precision_is_float32() -> None:
     assert parse_arguments([]).precision == Config().precision == "fp32"
+
+
+def test_without_flags_every_setting_has_its_default() -> None:
+    parsed, defaults = vars(parse_arguments([])), vars(Config())
+    expanded = {
+        k: v if v is None or "~" not in str(v) else str(Path(v).expanduser())
+        for k, v in defaults.items()
+    }
+    assert parsed == expanded and parsed["shots"] == ["1", "5", "20"]
 
 
 def test_two_configs_share_no_accuracies() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from src.analysis.edits import Edits, Point
 from src.data.base import SubsetPictures
+from src.data.identity import labels_of
 from src.data.registry import dataset_for
 from src.eval import eval_single_dataset
 from src.heads import get_classification_head
@@ -61,17 +62,6 @@ def edited_encoder(edits: Edits, point: Point) -> ImageEncoder:
     assert isinstance(total, NonLinearTaskVector)
     edited: ImageEncoder = total.apply_to_nonlinear(edits.encoder)
     return edited
-
-
-def labels_of(pictures: Any) -> np.ndarray:
-    """The label of each picture; pictures are opened only where nothing else tells."""
-    if isinstance(pictures, SubsetPictures):
-        return labels_of(pictures.pictures)[np.asarray(pictures.indices, dtype=int)]
-    if (labels := getattr(pictures, "labels", None)) is not None:
-        return np.asarray(labels)
-    if (samples := getattr(pictures, "samples", None)) is not None:  # of class folders
-        return np.array([label for _, label in samples])
-    return np.array([pictures[i][1] for i in range(len(pictures))])
 
 
 def chosen_indices(labels: Any, shots: int, seed: int) -> list[int]:

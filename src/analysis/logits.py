@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src import ddp
+from src.data.registry import dataset_for
 from src.features import Features, linear_features
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -35,7 +37,7 @@ class Logits:
         bias: float32 (classes,) if it is not zero.
         gram: float64 (images, 1 + vectors, 1 + vectors), inner products of
             \(f_0, d_1, ..., d_T\), where the head has a bias and normalises.
-        of: number of images in the split, of which these may be a sample.
+        of: number of images in the split, of which these may be a sample or a rank's share.
     """
 
     dataset: str
@@ -81,29 +83,6 @@ class Logits:
         )
 
 
-def stratified(labels: Tensor, count: int) -> Tensor:
-    """Indices, in order, of `count` images that hold each class by its share.
-
-    The first images of each class are taken; what the shares leave of a whole number goes to the
-    classes with the largest remainders.
-
-    Args:
-        labels: int64 (images,).
-        count: how many; all if there are not more.
-    """
-    if count >= len(labels):
-        return torch.arange(len(labels))
-    sizes = torch.bincount(labels).double()
-    shares = sizes * count / len(labels)
-    whole = shares.floor()
-    missing = count - int(whole.sum())
-    order = sorted(range(len(sizes)), key=lambda k: (-(float(shares[k]) - float(whole[k])), k))
-    for k in order[:missing]:
-        whole[k] += 1
-    chosen = [(labels == k).nonzero().flatten()[: int(whole[k])] for k in range(len(sizes))]
-    return torch.cat(chosen).sort().values
-
-
 def of_features(
     found: Features, head: ClassificationHead, dataset: str, vectors: Sequence[str]
 ) -> Logits:
@@ -141,7 +120,29 @@ def linear_logits(
         args: settings, see `src.features.linear_features`.
     """
     found = linear_features(encoder, list(vectors.values()), dataset, args)
-    return of_features(found, get_classification_head(args, dataset), dataset, list(vectors))
+    logits = of_features(found, get_classification_head(args, dataset), dataset, list(vectors))
+    return replace(logits, of=len(dataset_for(args, dataset).test))
+
+
+def gathered(found: Logits) -> Logits:
+    """The logits of all ranks' shares, in the order of the split, on every rank."""
+    parts = ddp.gather(found)
+    if len(parts) == 1:
+        return found
+    places = [torch.arange(len(part.labels)) * len(parts) + r for r, part in enumerate(parts)]
+    whole = replace(
+        found,
+        base=torch.cat([part.base for part in parts]),
+        steps=torch.cat([part.steps for part in parts], dim=1),
+        labels=torch.cat([part.labels for part in parts]),
+        gram=None if found.gram is None else torch.cat([_gram(part) for part in parts]),
+    )
+    return whole.part(torch.cat(places).argsort())
+
+
+def _gram(part: Logits) -> Tensor:
+    assert part.gram is not None
+    return part.gram
 
 
 def bytes_of(found: Logits) -> int:

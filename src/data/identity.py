@@ -69,6 +69,21 @@ def split_ids(pictures: Pictures) -> list[str] | None:
     return None
 
 
+def labels_of(pictures: Pictures) -> np.ndarray:
+    """The label of every picture, int64; a picture is decoded only where nothing else tells."""
+    if isinstance(pictures, SubsetPictures):
+        return labels_of(pictures.pictures)[np.asarray(pictures.indices, dtype=np.int64)]
+    if isinstance(pictures, LazyPictures):
+        return labels_of(pictures.listing)
+    if isinstance(pictures, HubPictures):
+        return np.asarray(pictures.labels)[np.asarray(pictures.rows[pictures.label])]
+    if (samples := _samples(pictures)) is not None:
+        return np.array([label for _, label in samples], dtype=np.int64)
+    if (found := getattr(pictures, "targets", getattr(pictures, "labels", None))) is not None:
+        return np.asarray(found, dtype=np.int64)
+    return np.array([pictures[i][1] for i in range(len(pictures))], dtype=np.int64)
+
+
 def split_hash(pictures: Pictures) -> str | None:
     """A hash of `split_ids`: equal for the same pictures in the same order."""
     ids = split_ids(pictures)

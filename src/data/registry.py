@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from src import ddp
 from src.data.base import Pictures, Splits, SubsetPictures
 from src.data.embedded import EMBEDDED_SETS
-from src.data.identity import split_hash
+from src.data.identity import labels_of, split_hash
 from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
+from src.data.sampling import stratified
 from src.data.sources import load_public
 from src.errors import MissingFileError, unknown
 from src.settings import (
@@ -199,12 +200,12 @@ def split_record(data: ImageDataset) -> dict[str, str | None]:
 
 def split_hashes(args: Any, names: Iterable[str]) -> dict[str, str | None]:
     """The `split_hash` of the pictures that each data set is evaluated on, by name."""
-    return {name: split_hash(dataset_for(args, name).test) for name in names}
+    return {name: split_hash(evaluated(args, name).test) for name in names}
 
 
 def eval_batches(args: Any, name: str, transform: Transform | None) -> DataLoader[Any]:
     """This rank's share of a data set, in order, in the batches of an evaluation."""
-    data = dataset_for(args, name)
+    data = evaluated(args, name)
     return eval_loader(
         data.test,
         transform,
@@ -214,6 +215,15 @@ def eval_batches(args: Any, name: str, transform: Transform | None) -> DataLoade
         ddp.world_size(),
         len(data.classnames),
     )
+
+
+def evaluated(args: Any, name: str) -> ImageDataset:
+    """The data set of this name, with the pictures that are evaluated: all, or `--sample`."""
+    data, count = dataset_for(args, name), setting(args, "sample")
+    if count is None or count >= len(data.test):
+        return data
+    chosen = stratified(labels_of(data.test), count).tolist()
+    return replace(data, test=SubsetPictures(data.test, chosen))
 
 
 def dataset_for(args: Any, name: str) -> ImageDataset:

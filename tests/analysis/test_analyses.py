@@ -14,8 +14,9 @@ import torch
 from src import analyze
 from src.analysis import analogies, disentanglement, negation, similarity, single, subsets
 from src.analysis.edits import Edits
-from src.analysis.fewshot import chosen_indices, few_shot, labels_of
+from src.analysis.fewshot import chosen_indices, few_shot
 from src.args import Config
+from src.data.identity import labels_of
 from src.data.registry import dataset_for
 from src.errors import MissingFileError, UsageError
 from src.eval import eval_single_dataset, sweep_dataset

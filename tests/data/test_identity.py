@@ -17,7 +17,7 @@ from torchvision.datasets import FakeData, ImageFolder
 from src.data.base import ArrayPictures, Pictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
 from src.data.clip8.folders import ClassFolders, LazyPictures
-from src.data.identity import fingerprint, split_hash
+from src.data.identity import fingerprint, labels_of, split_hash
 from src.data.registry import hold_out
 from tests.data.test_clip8 import made
 from tests.miniatures import MAKERS, picture
@@ -213,7 +213,22 @@ def test_each_set_has_an_identity_that_two_loads_share(
     assert [fingerprint(second.train), fingerprint(second.test)] == hashes
 
 
-def labels_of(pictures: Any) -> Any:
+@pytest.mark.parametrize("name", [*ARRAYS, *FILES])
+def test_labels_are_those_of_the_pictures(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    splits = made(name, tmp_path, monkeypatch)
+    for pictures in (splits.train, splits.test, SubsetPictures(splits.test, [1, 0])):
+        found = labels_of(pictures)
+        assert found.dtype == np.int64
+        assert found.tolist() == [pictures[i][1] for i in range(len(pictures))]
+
+
+def test_labels_of_a_lazy_listing_and_of_an_unknown_kind(tmp_path: Path) -> None:
+    assert labels_of(LazyPictures(LETTERS, tree(tmp_path))).tolist() == [0, 0, 1]
+    unknown = FakeData(5, (3, 8, 8), 4)
+    assert labels_of(unknown).tolist() == [int(unknown[i][1]) for i in range(5)]
+
+
+def own_labels(pictures: Any) -> Any:
     return pictures.targets if hasattr(pictures, "targets") else pictures.labels
 
 
@@ -228,11 +243,11 @@ def test_arrays_of_torchvision_with_a_difference_differ(
     pixel = load()
     pixel.data[(-1,) * pixel.data.ndim] += 1
     label = load()
-    labels_of(label)[-1] = (labels_of(label)[-1] + 1) % 10
+    own_labels(label)[-1] = (own_labels(label)[-1] + 1) % 10
     swapped = load()
-    first, second = (int(value) for value in labels_of(swapped)[:2])
+    first, second = (int(value) for value in own_labels(swapped)[:2])
     assert first != second
-    labels_of(swapped)[0], labels_of(swapped)[1] = second, first
+    own_labels(swapped)[0], own_labels(swapped)[1] = second, first
     hashes = [fingerprint(changed) for changed in (pixel, label, swapped)]
     assert None not in hashes
     assert before not in hashes and len(set(hashes)) == 3
@@ -281,7 +296,7 @@ import numpy as np
 from torchvision.datasets import ImageFolder
 from src.data.base import ArrayPictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
-from src.data.identity import fingerprint, split_hash
+from src.data.identity import fingerprint, labels_of, split_hash
 images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 arrays = ArrayPictures(images, np.array([2, 0, 1, 0]))
 root = Path(sys.argv[1])

@@ -26,7 +26,7 @@ from src.data.base import ArrayPictures, Pictures, Splits, SubsetPictures, requi
 from src.data.clip8 import CLIP8_SETS
 from src.data.clip8.folders import LazyPictures
 from src.data.hub import HubPictures, HubSet, match_classes
-from src.data.identity import fingerprint, split_hash, split_ids
+from src.data.identity import fingerprint, labels_of, split_hash, split_ids
 from src.data.loading import eval_loader
 from src.data.registry import get_dataset, split_hashes, split_record
 from src.data.sources import Layout, PublicSet, load_public
@@ -401,6 +401,7 @@ def test_labels_of_the_hub_are_ours_whatever_their_order(
     found = get_dataset(name, None, tmp_path / "nothing")
     assert found.source == "hub" and found.classnames == own.classnames
     assert labels(found.train) == [count - 1 - i for i in ids]
+    assert labels_of(found.train).tolist() == labels(found.train)
     assert labels(found.test) == [count - 1, count - 2]
     assert levels(found.train) == [0, 1, 2, 3]
     assert found.train[0][0].mode == "RGB"

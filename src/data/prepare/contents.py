@@ -58,15 +58,6 @@ def findings_of(pictures: Pictures, description: str, num_workers: int) -> Itera
             yield from progress(pool.imap(inspect, paths, 64), description, len(paths))
 
 
-def labels_of(pictures: Pictures) -> list[int]:
-    """The label of every picture; none is decoded."""
-    samples = _samples(pictures)
-    if samples is not None:
-        return [int(label) for _, label in samples]
-    labels = getattr(pictures, "targets", getattr(pictures, "labels", None))
-    return [int(label) for label in np.asarray(labels)]
-
-
 def _samples(pictures: Any) -> list[tuple[str, int]] | None:
     if isinstance(pictures, LazyPictures):
         pictures = pictures.listing

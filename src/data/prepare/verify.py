@@ -15,8 +15,8 @@ from src.checkpoints import write_text
 from src.data.base import Pictures
 from src.data.clip8 import CLIP8_SETS, dtd, eurosat, resisc45, sun397
 from src.data.clip8.folders import LazyPictures
-from src.data.identity import fingerprint
-from src.data.prepare.contents import Finding, findings_of, labels_of
+from src.data.identity import fingerprint, labels_of
+from src.data.prepare.contents import Finding, findings_of
 from src.data.prepare.facts import SETS, Figure
 from src.errors import MissingFileError, UsageError
 
@@ -108,7 +108,7 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
         return kept
     findings = {}
     for split, pictures in splits.items():
-        labels = labels_of(pictures)
+        labels = labels_of(pictures).tolist()
         report.found[split] = len(labels)
         count(report, split, SETS[name].splits[split], labels)
         if isinstance(pictures, LazyPictures) and not thorough:

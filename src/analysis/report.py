@@ -1,0 +1,232 @@
+"""The report of a run: one page, offline, with its tables, figures, provenance and explorer.
+
+It is made of the files in the run's results folder alone, and anew after each evaluation. The
+tangent explorer takes a pass over the pictures, and is kept from page to page while it is true.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src import ddp
+from src.analysis import explorer
+from src.analysis.published import Row, rows
+from src.checkpoints import write_text
+from src.processes import one_at_a_time
+from src.results import accuracies_path, load_results, percent
+from src.runs import command
+from src.settings import PREFIX, control_of, results_dir, seed_of, setting, suite_of
+from src.summary import EDITED, SINGLE
+
+CAPTIONS = {
+    "single": "One task alone: standard fine-tuning against its linearisation and linear "
+    "fine-tuning",
+    "subsets": "Sums of task vectors over subsets of the tasks, by their number",
+    "disentanglement": "Disentanglement error of pairs of tasks; the frame is where coefficients "
+    "are looked for",
+    "similarity": "Cosine similarity of the task vectors",
+    "layers": "Share of the task vectors' squared norm by layer",
+    "negation": "What forgetting costs: the task and the control set along negation",
+    "negation_random": "Negation against random vectors of the same norm in each weight",
+    "analogies": "Analogies: a task from three others, without its data",
+    "analogies_few": "Analogies as a start where there are few pictures of the task",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table.
+
+    Attributes:
+        label: what it is of.
+        cells: accuracies in percent, as text.
+        published: whether it comes from a paper or another project.
+        note: said below the table.
+    """
+
+    label: str
+    cells: list[str]
+    published: bool = False
+    note: str = ""
+
+
+@dataclass
+class Table:
+    """A table of the page; `columns` are those after the label."""
+
+    title: str
+    columns: list[str]
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is said below it, once each."""
+        return list(dict.fromkeys(line.note for line in self.lines if line.note))
+
+    @property
+    def unverified(self) -> bool:
+        """Whether a cell carries the mark of figures that were recalled."""
+        return any(cell.endswith(UNVERIFIED) for line in self.lines for cell in line.cells)
+
+
+UNVERIFIED = " †"
+
+
+def report_path(args: Any) -> Path:
+    """The page of a run."""
+    return results_dir(args) / "report.html"
+
+
+def write_report(args: Any, explored: str | None = None) -> Path:
+    """Writes the page; on the first rank only.
+
+    Args:
+        args: settings of the run.
+        explored: the tangent explorer to put in, see `src.analysis.explorer.explore`; without it
+            the page keeps the one that it has, if that is still of these results.
+    """
+    path = report_path(args)
+    if ddp.is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path.parent):
+            write_text(path, page_of(args, explored or _kept(args, path)))
+    return path
+
+
+def page_of(args: Any, explored: str | None) -> str:
+    """The page."""
+    seed = "" if setting(args, "seed") is None else f", seed {seed_of(args)}"
+    return explorer.asset("report.html.j2").render(
+        title=f"{setting(args, 'model')}, suite {suite_of(args).name}{seed}",
+        sample=setting(args, "sample"),
+        style=explorer.text("report.css"),
+        tables=[table for table in tables_of(args) if table.lines],
+        explorer=explored,
+        explorer_command=command("analyze", args).replace("analyze.py", "analyze.py report"),
+        figures=list(_figures(results_dir(args) / "figures")),
+        origins=list(_origins(results_dir(args))),
+        unverified=UNVERIFIED.strip(),
+    )
+
+
+def _kept(args: Any, path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    page = path.read_text(encoding="utf-8")
+    parts = (explorer.part_of(page, explorer.key_of(args, mode)) for mode in explorer.MODES)
+    return next((part for part in parts if part), None)
+
+
+def tables_of(args: Any) -> list[Table]:
+    """Single tasks, addition and negation, by mode, with what is published of the model."""
+    model, control = str(setting(args, "model")), control_of(args)
+    single, tasks = _single(args, control)
+    found = [single, _addition(args, tasks), _negation(args, tasks, control)]
+    places: list[dict[str, str]] = [
+        {},
+        {"mean": "absolute"},
+        {"mean": "target", f"control {control}": "control"},
+    ]
+    for kind, table, names in zip(("single", "addition", "negation"), found, places, strict=True):
+        if table.lines:
+            table.lines += [_published(row, table.columns, names) for row in rows(kind, model)]
+    return found
+
+
+def _single(args: Any, control: str) -> tuple[Table, list[str]]:
+    """The table of single tasks, and the tasks that there are results of."""
+    held = {mode: _read(accuracies_path(args, mode)) for mode in SINGLE}
+    known = [t for t in suite_of(args).tasks if any(t in results for results in held.values())]
+    table = Table("Single-task accuracy", [*known, "mean"])
+    for mode, results in held.items():
+        if any(task in results for task in known):
+            values = [results.get(task) for task in known]
+            table.lines.append(Line(SINGLE[mode], [*map(percent, values), percent(_mean(values))]))
+    return table, known
+
+
+def _addition(args: Any, tasks: Sequence[str]) -> Table:
+    columns = [*tasks, "mean", "normalised", "coefficient"]
+    table = Table("Task addition: the sum of task vectors", columns)
+    for mode, label in EDITED.items():
+        for path in sorted(results_dir(args).glob(f"{PREFIX[mode]}additions*.json")):
+            results = _read(path)
+            if not {"test", "coefficient"} <= set(results):
+                continue
+            of = path.stem.partition("-")[2]
+            test = results["test"]
+            values = [test.get(f"{task}:top1") for task in tasks]
+            means = [test.get("avg_top1"), test.get("avg_normalized_top1")]
+            cells = [*map(percent, [*values, *means]), f"{float(results['coefficient']):g}"]
+            table.lines.append(Line(f"{label}, {of}" if of else label, cells))
+    return table
+
+
+def _negation(args: Any, tasks: Sequence[str], control: str) -> Table:
+    table = Table(
+        "Task negation: accuracy on the task to forget, and on the control set",
+        [*tasks, "mean", f"control {control}"],
+    )
+    zeroshot = _read(accuracies_path(args, "none"))
+    if zeroshot:
+        values = [zeroshot.get(task) for task in tasks]
+        cells = [*map(percent, [*values, _mean(values), zeroshot.get(control)])]
+        table.lines.append(Line(SINGLE["none"], cells))
+    for mode, label in EDITED.items():
+        results = _read(results_dir(args) / f"{PREFIX[mode]}negations.json")
+        if any(task in results for task in tasks):
+            values = [results.get(task, {}).get("test") for task in tasks]
+            kept = _mean([results.get(task, {}).get("test_control") for task in tasks])
+            cells = [*map(percent, [*values, _mean(values), kept])]
+            table.lines.append(Line(label, cells))
+    return table if len(table.lines) > 1 else Table("", [])
+
+
+def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Line:
+    """A row of another's figures, in the columns of our table."""
+    cells = []
+    for column in columns:
+        cell = row.cells.get(names.get(column, column))
+        mark = "" if cell is None or cell.verified else UNVERIFIED
+        cells.append("" if cell is None else f"{cell.value:.1f}{mark}")
+    note = f"{row.source}: {row.note}." if row.note else ""
+    return Line(f"{row.label} ({row.source})", cells, published=True, note=note)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return load_results(path) if path.is_file() else {}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    if not known or None in known:
+        return None
+    return sum(value for value in known if value is not None) / len(known)
+
+
+def _figures(folder: Path) -> Iterable[dict[str, str]]:
+    """The figures of a folder, the analyses' first, as data in the page."""
+    paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    for name in [*(n for n in CAPTIONS if n in paths), *(n for n in paths if n not in CAPTIONS)]:
+        image = base64.b64encode(paths[name].read_bytes()).decode()
+        yield {"caption": CAPTIONS.get(name, name), "source": f"data:image/png;base64,{image}"}
+
+
+def _origins(folder: Path) -> Iterable[dict[str, str]]:
+    """What made each file of results."""
+    for path in sorted([*folder.glob("*.json"), *folder.glob("analysis/*.json")]):
+        results = load_results(path)
+        origin = results.get("provenance", results)
+        versions = origin.get("versions", {})
+        yield {
+            "file": path.relative_to(folder).as_posix(),
+            "command": " ".join(map(str, origin.get("argv", ()))),
+            "commit": str(origin.get("commit") or "unknown")[:12],
+            "machine": f"{origin.get('machine', 'unknown')}, {origin.get('device', '')}",
+            "seconds": f"{origin.get('seconds', '')}",
+            "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        }

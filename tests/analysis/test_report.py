@@ -1,0 +1,202 @@
+"""The report page of a run: made after each evaluation, whole, and read in a real browser."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import analyze, eval_single_task
+from src.analysis import explorer, report
+from src.analysis.edits import Edits
+from src.args import Config
+from src.results import accuracies_path, arithmetic_path, load_results
+from src.settings import results_dir
+from tests.browser import browsing, opened
+from tests.small_suite import TASKS, flags
+
+
+@pytest.fixture
+def args(run: Config, tmp_path: Path) -> Config:
+    """The run's settings, with a copy of its results."""
+    own = copy.copy(run)
+    shutil.copytree(run.results, tmp_path / "results")
+    own.results = str(tmp_path / "results")
+    return own
+
+
+def own_flags(args: Config) -> list[str]:
+    """The command line of these settings."""
+    assert args.save is not None
+    return [f if not f.startswith("--results") else f"--results={args.results}"
+            for f in flags(Path(args.save).parent)]  # fmt: skip
+
+
+def rows_of(page: str, title: str) -> dict[str, list[str]]:
+    """The rows of a table, by label."""
+    table = page[page.index(f"<h2>{title}") :]
+    table = table[: table.index("</table>")]
+    found = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table)
+    return {label: re.findall("<td>(.*?)</td>", cells) for label, cells in found}
+
+
+def test_each_evaluation_leaves_a_page(args: Config) -> None:
+    page = report.report_path(args).read_text(encoding="utf-8")
+    single = rows_of(page, "Single-task accuracy")
+    assert list(single) == ["zero-shot", "standard", "linear", "post-hoc"]
+    for mode, label in (("none", "zero-shot"), ("linear", "linear")):
+        values = [load_results(accuracies_path(args, mode))[task] for task in TASKS]
+        assert single[label] == [f"{100 * v:.1f}" for v in (*values, sum(values) / 2)]
+    addition = rows_of(page, "Task addition")
+    test = load_results(arithmetic_path(args, "posthoc", "additions"))
+    assert addition["post-hoc, Emoji+FashionMNIST"] == [
+        *(f"{100 * test['test'][f'{task}:top1']:.1f}" for task in TASKS),
+        f"{100 * test['test']['avg_top1']:.1f}",
+        f"{100 * test['test']['avg_normalized_top1']:.1f}",
+        f"{float(test['coefficient']):g}",
+    ]
+    negated = load_results(arithmetic_path(args, "standard", "negations"))
+    kept = sum(negated[task]["test_control"] for task in TASKS) / 2
+    assert rows_of(page, "Task negation")["standard"][-1] == f"{100 * kept:.1f}"
+    for name in ("linear_negations.json", "zeroshot_accuracies.json"):
+        assert f'<th scope="row">{name}</th>' in page
+    assert "python src/analyze.py report" in page
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+
+
+def test_a_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
+    args = Config(model="ViT-B-32", results=str(tmp_path))
+    folder = results_dir(args)
+    folder.mkdir(parents=True)
+    (folder / "zeroshot_accuracies.json").write_text(json.dumps({"Cars": 0.6, "DTD": 0.44}))
+    (folder / "additions.json").write_text(
+        json.dumps({"test": {"Cars:top1": 0.7, "avg_top1": 0.65}, "val": {}, "coefficient": 0.3})
+    )
+    page = report.write_report(args).read_text(encoding="utf-8")
+    single = rows_of(page, "Single-task accuracy")
+    assert single["zero-shot"] == ["60.0", "44.0", "52.0"]
+    assert single["zero-shot (aTLAS)"] == ["59.7", "44.0", "48.1"]
+    addition = rows_of(page, "Task addition")
+    assert addition["standard"] == ["70.0", "-", "65.0", "-", "0.3"]
+    assert addition["standard (arXiv:2305.12827)"] == ["", "", "71.4 †", "76.5 †", ""]
+    assert addition["standard (TAK)"] == ["", "", "73.5", "80.4", ""]
+    assert "† recalled, not read in a public text: unverified." in page
+    assert "Task negation" not in page
+
+
+def test_a_model_without_published_figures_shows_its_own_alone(args: Config) -> None:
+    assert "arXiv" not in report.page_of(args, None)
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    args = Config(model="ViT-Nano-8", results=str(tmp_path))
+    folder = results_dir(args)
+    folder.mkdir(parents=True)
+    origin = {"argv": ["<script>alert(1)</script>"], "commit": None}
+    (folder / "zeroshot_accuracies.json").write_text(json.dumps({"provenance": origin}))
+    page = report.page_of(args, None)
+    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_the_explorer_stays_while_it_is_true(args: Config, caplog: Any) -> None:
+    own = explorer.explore(args, "linear")
+    path = report.write_report(args, own)
+    assert own in path.read_text(encoding="utf-8")
+    assert eval_single_task.main(["--finetuning-mode=standard", *own_flags(args)]) == 0
+    assert own in path.read_text(encoding="utf-8")  # nothing that it shows has changed
+    file = accuracies_path(args, "linear")
+    changed = load_results(file)
+    changed["Emoji"] /= 2
+    file.write_text(json.dumps(changed))
+    page = report.write_report(args).read_text(encoding="utf-8")
+    assert "explorer-data" not in page and "analyze.py report" in page
+
+
+def test_a_sample_where_not_all_fits(args: Config) -> None:
+    args.explorer_megabytes = 0.1
+    names = [f"{name}{end}" for end in ("Val", "") for name in (*TASKS, "Shapes")]
+    count = explorer.sample_size(args, names, 2)
+    assert count is not None and 5 < count < 40
+    args.explorer_megabytes = 15
+    assert explorer.sample_size(args, names, 2) is None
+    args.sample = 9
+    assert explorer.sample_size(args, names, 2) == 9
+
+
+def test_the_sample_is_the_largest_that_fits(args: Config) -> None:
+    args.explorer_megabytes = 0.1
+    page = explorer.explore(args, "linear")
+    data = explorer.DATA.findall(page)[0]
+    numbers = sum(
+        len(split[kind]) for split in json.loads(data)["splits"] for kind in explorer.KINDS
+        if split[kind] is not None
+    )  # fmt: skip
+    count = max(split["images"] for split in json.loads(data)["splits"])
+    assert 0.1e6 * (1 - 2 / count) < numbers <= 0.1e6 + 6 * 3 * 4
+
+
+def test_an_evaluation_of_the_same_sample_agrees(args: Config) -> None:
+    args.explorer_megabytes = 0.1
+    page = explorer.explore(args, "linear")
+    count = max(split["images"] for split in json.loads(explorer.DATA.findall(page)[0])["splits"])
+    argv = ["--finetuning-mode=linear", f"--sample={count}", *own_flags(args)]
+    assert eval_single_task.main(argv) == 0
+    args.sample = count
+    found = load_results(accuracies_path(args, "linear"))
+    for task in TASKS:
+        shown = explorer.accuracies(page, {task: 1.0})
+        assert (shown[task], shown[f"{task}Val"]) == (found[task], found[f"{task}Val"])
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as found:
+        yield found
+
+
+@pytest.mark.parametrize("mode", ["linear", "posthoc"])
+def test_the_page_of_a_run(browser: Any, args: Config, mode: str) -> None:
+    assert analyze.main(["report", f"--finetuning-mode={mode}", *own_flags(args)]) == 0
+    edits = Edits(args, mode, TASKS)
+    negated = load_results(arithmetic_path(args, mode, "negations"))["Emoji"]["coefficient"]
+    added = float(load_results(arithmetic_path(args, mode, "additions"))["coefficient"])
+    presets = {
+        "Zero-shot": {},
+        "Sum of all": dict.fromkeys(TASKS, 1.0),
+        f"Best sum on validation ({added:g})": dict.fromkeys(TASKS, added),
+        "Only FashionMNIST": {"FashionMNIST": 1.0},
+        f"Forget Emoji ({float(negated):g})": {"Emoji": -float(negated)},
+    }
+    with opened(browser, report.report_path(args)) as page:
+        for split, end in (("validation", "Val"), ("test", "")):
+            page.get_by_role("radio", name=split).check()
+            names = [f"{name}{end}" for name in (*TASKS, "Shapes")]
+            for preset, point in presets.items():
+                page.get_by_label("Preset").select_option(preset)
+                state = page.evaluate("window.tangentExplorer.state()")
+                expected = {name: edits.accuracies(name, [point])[0] for name in names}
+                assert {name: one["accuracy"] for name, one in state.items()} == expected
+        single = load_results(accuracies_path(args, mode))
+        page.get_by_label("Preset").select_option("Only Emoji")
+        state = page.evaluate("window.tangentExplorer.state()")
+        assert state["Emoji"]["accuracy"] == single["Emoji"]
+        assert state["Emoji"]["normalised"] == 1
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_fits_a_phone_and_a_desk(browser: Any, args: Config, width: int) -> None:
+    report.write_report(args, explorer.explore(args, "linear"))
+    size = {"width": width, "height": 740}
+    with opened(browser, report.report_path(args), viewport=size) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        images = page.locator("figure img").evaluate_all("all => all.map(i => i.alt.length)")
+        assert all(images)
