@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a cluster runs 
 
 STANDINS = {
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',  # hands signals on
-    "scontrol": 'if [ "$1" = show ]; then printf "node7\nnode8\n"; else echo "$@" >> requeued; fi',
+    "scontrol": 'if [ "$1" = show ]; then seq -f node%g 7 9999; else echo "$@" >> requeued; fi',
     # as torchrun and a run that stops when asked, unless it has just ended
     "python": (
         'trap "exit ${WHEN_ASKED:-143}" TERM; echo "$@" > started\n'
@@ -41,7 +41,8 @@ def submit(cluster: Path, *words: str, **more: str) -> subprocess.Popen[bytes]:
         "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_GPUS_ON_NODE": "4", **more,
     }  # fmt: skip
     process = subprocess.Popen(["bash", str(SCRIPT), *words], env=environment)
-    wait_for((cluster / "started").exists)
+    wait_for(lambda: (cluster / "started").exists() or process.poll() is not None)
+    assert process.poll() in (None, 0), "the script ended before the run started"
     return process
 
 
