@@ -193,7 +193,7 @@ def draw(found: pd.DataFrame, args: Any) -> Any:
         axis.set_xticks(range(len(bars)), names, rotation=60, ha="right")
         axis.set_title(target)
     axes[0][0].set_ylabel("test accuracy, %")
-    axes[0][-1].legend(frameon=False, fontsize=8, loc="upper left")
+    axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
     figure.supxlabel("* coefficient chosen without pictures of the target", fontsize=8)
     return figure
 

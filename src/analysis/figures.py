@@ -102,7 +102,7 @@ def heat(
         middle = (low + high) / 2
         for i, j in np.ndindex(*numbers.shape):
             colour = "black" if numbers[i, j] > middle else "white"
-            text = f"{numbers[i, j]:.2f}".removeprefix("0")
+            text = f"{numbers[i, j]:.2f}".replace("-0.00", "0.00").replace("0.", ".")
             axis.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
     return image
 

@@ -133,5 +133,5 @@ def draw_random(found: pd.DataFrame, args: Any) -> Any:
         axis.axhline(100 * found[before].mean(), color="#333333", ls=":", label="zero-shot")
         axis.set_xticks(range(len(modes)), [LABELS[m] for m in modes])
         axis.set(title=title, ylabel="test accuracy, mean of the tasks, %", ylim=(0, 100))
-    axes[0][1].legend(frameon=True, fontsize=8, loc="lower right")
+    axes[0][0].legend(frameon=False, fontsize=8, loc="upper right")
     return figure

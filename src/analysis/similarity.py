@@ -102,7 +102,9 @@ def draw(found: pd.DataFrame, args: Any) -> Any:
     pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], color=["#0072b2", "#009e73"], width=0.75)
     axes[0][-1].invert_yaxis()
     axes[0][-1].set(xlabel="norm of the task vector", ylabel="")
-    axes[0][-1].legend(frameon=False, fontsize=8)
+    axes[0][-1].legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18)
+    )
     return figure
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,11 @@ def _rows(
 
 
 def draw(found: pd.DataFrame, args: Any) -> Any:
-    """Accuracy against the number of vectors: mean, one standard deviation, each subset."""
+    """Accuracy against the number of vectors: mean, one standard deviation, each subset.
+
+    Sizes of which only a sample was evaluated are hollow, and no line leads to them.
+    """
+    tasks = len({task for name in found["tasks"] for task in name.split("+")})
     figure, axes = panels(1, 2, width=4.4, height=3.6)
     measures = (("absolute", "accuracy"), ("normalised", "normalised accuracy"))
     for axis, (column, name) in zip(axes[0], measures, strict=True):
@@ -111,10 +116,15 @@ def draw(found: pd.DataFrame, args: Any) -> Any:
             )  # fmt: skip
             by_size = part.groupby("num_vectors")[column]
             mean, spread = 100 * by_size.mean(), 100 * by_size.std(ddof=0)
-            axis.errorbar(
-                mean.index + shift, mean, spread, marker=MARKERS[mode], color=COLOURS[mode],
-                label=f"{LABELS[mode]} ({len(part)} subsets)", capsize=2, lw=1.5, ms=5,
-            )  # fmt: skip
+            whole = by_size.size().to_numpy() == [comb(tasks, size) for size in mean.index]
+            what = "subsets" if whole.all() else "subsets, hollow: sampled"
+            axis.plot(mean.index + shift, mean.where(whole), color=COLOURS[mode], lw=1.5)
+            for sizes, face in ((whole, COLOURS[mode]), (~whole, "white")):
+                axis.errorbar(
+                    mean.index[sizes] + shift, mean[sizes], spread[sizes], fmt=MARKERS[mode],
+                    color=COLOURS[mode], markerfacecolor=face, capsize=2, lw=1.5, ms=5,
+                    label=f"{LABELS[mode]} ({len(part)} {what})" if face != "white" else None,
+                )  # fmt: skip
         axis.set(xlabel="number of task vectors added", ylabel=f"{name}, mean of all tasks, %")
         axis.set_xticks(sorted(set(found["num_vectors"])))
     axes[0][0].legend(frameon=False, fontsize=8)
