@@ -1,17 +1,20 @@
 """Analyses a run as the papers do: tables, figures and the report page.
 
-    python src/analyze.py [ANALYSIS ...] [flags]
+    python src/analyze.py [NAME ...] [flags]
 
-Without a name all analyses are made. They need the run's checkpoints and its results: see
-src/finetune.py and src/eval_*.py. --finetuning-mode narrows them to one mode.
+NAME is an analysis (single, similarity, disentanglement, negation, subsets, analogies, few), or
+"report" for the page with its tangent explorer, or "figures" to draw the tables that are there
+again. Without a name all analyses and the page are made. They need the run's checkpoints and its
+results: see src/finetune.py and src/eval_*.py. --finetuning-mode narrows them to one mode.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +26,9 @@ from src.analysis import explorer as tangent_explorer
 from src.analysis.edits import MODES
 from src.analysis.figures import plain, save
 from src.analysis.report import write_report
-from src.analysis.tables import write_table
+from src.analysis.tables import read_table, table_path, write_table
 from src.args import parse_arguments, require_mode
-from src.errors import entry_point, unknown
+from src.errors import UsageError, entry_point, unknown
 from src.logs import setup_logging
 from src.runs import announce
 from src.settings import results_dir, seed_of, setting, suite_of
@@ -50,34 +53,58 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
     "analogies": [("analogies", analogies.table, analogies.draw)],
     "few": [("analogies_few", analogies.with_few_pictures, analogies.draw_few)],
 }
+FIGURES, REPORT = "figures", "report"
+NAMES = (*ANALYSES, FIGURES, REPORT)
 
 
-REPORT = "report"
+def analyze(args: Any, names: Sequence[str] = ()) -> None:
+    """Makes analyses, and writes their tables (CSV), provenance and figures, and the report page.
 
-
-def analyze(args: Any, names: Sequence[str]) -> None:
-    """Makes these analyses, and writes their tables (CSV), provenance and figures.
-
-    The report page is made anew; "report" gives it a tangent explorer.
+    Args:
+        args: settings of the run.
+        names: see `NAMES`; without any, all analyses and the explorer are made, and one whose
+            checkpoints or results are not there is left out with a warning.
     """
     mode = setting(args, "finetuning_mode")
     modes = MODES if mode is None else (mode,)
-    note = f"{setting(args, 'model')}, suite {suite_of(args).name}, seed {seed_of(args)}"
-    for name, make, draw in (part for analysis in names for part in ANALYSES.get(analysis, ())):
-        logger.info("analysis: %s", name)
-        start = time.monotonic()
-        found = make(args, modes)
-        if ddp.is_main_process():
-            seconds = time.monotonic() - start
-            path = write_table(args, name, found, seconds)
-            save(plain(draw, found, args), results_dir(args) / "figures", name, note)
-            logger.info("%s: %.0f s, wrote %s", name, seconds, path)
-        ddp.barrier()
+    for name, make, draw in (p for a in names or ANALYSES for p in ANALYSES.get(a, ())):
+        with _leaving_out(name, not names):
+            logger.info("analysis: %s", name)
+            start = time.monotonic()
+            found = make(args, modes)
+            if ddp.is_main_process():
+                seconds = time.monotonic() - start
+                path = write_table(args, name, found, seconds)
+                show(args, name, draw, found)
+                logger.info("%s: %.0f s, wrote %s", name, seconds, path)
+            ddp.barrier()
+    if FIGURES in names and ddp.is_main_process():
+        for name, _, draw in (part for analysis in ANALYSES.values() for part in analysis):
+            if table_path(args, name).is_file():
+                show(args, name, draw, read_table(args, name))
     explored = None
-    if REPORT in names:
-        explored = tangent_explorer.explore(args, "posthoc" if mode == "posthoc" else "linear")
+    if REPORT in names or not names:
+        with _leaving_out("the explorer", not names):
+            explored = tangent_explorer.explore(args, "posthoc" if mode == "posthoc" else "linear")
     path = write_report(args, explored)
     logger.info("wrote %s", path)
+
+
+@contextlib.contextmanager
+def _leaving_out(name: str, wanted: bool) -> Iterator[None]:
+    """Warns of an input that is not there instead of stopping, if that is wanted."""
+    try:
+        yield
+    except UsageError as error:
+        if not wanted:
+            raise
+        logger.warning("%s is left out: %s", name, error)
+
+
+def show(args: Any, name: str, draw: Draw, table: pd.DataFrame) -> None:
+    """Writes the figure of a table."""
+    note = f"{setting(args, 'model')}, suite {suite_of(args).name}, seed {seed_of(args)}"
+    save(plain(draw, table, args), results_dir(args) / "figures", name, note)
 
 
 @dataclass(frozen=True)
@@ -85,7 +112,7 @@ class Work:
     """What every process of the run does.
 
     Attributes:
-        names: of the analyses.
+        names: of the analyses; none for all.
     """
 
     names: tuple[str, ...]
@@ -104,13 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     while words and not words[0].startswith("-"):
         names.append(words.pop(0))
     for name in names:
-        if name not in (*ANALYSES, REPORT):
-            raise unknown("analysis", name, [*ANALYSES, REPORT])
+        if name not in NAMES:
+            raise unknown("analysis", name, NAMES)
     args = parse_arguments(words, __doc__)
     if args.finetuning_mode is not None:
         require_mode(args, "analyze.py", MODES)
     setup_logging()
-    ddp.run(Work(tuple(names) or (*ANALYSES, REPORT)), args)
+    ddp.run(Work(tuple(names)), args)
     return 0
 
 

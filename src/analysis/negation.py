@@ -18,8 +18,9 @@ import torch
 
 from src.analysis.edits import MODES
 from src.analysis.figures import COLOURS, LABELS, MARKERS, panels
+from src.analysis.tables import results_of
 from src.eval_task_negation import negate
-from src.results import accuracies_path, arithmetic_path, load_results, require_results
+from src.results import accuracies_path, arithmetic_path, require_results
 from src.runs import command, task_vector, zeroshot_encoder
 from src.settings import control_of, seed_of, setting, tasks_of
 from src.statedict import State
@@ -34,7 +35,8 @@ def curves(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
     control = control_of(args)
     rows: list[dict[str, Any]] = []
     for mode in modes:
-        found = load_results(arithmetic_path(args, mode, "negations"))
+        path = arithmetic_path(args, mode, "negations")
+        found = results_of(path, args, "eval_task_negation", mode)
         rows += [
             {
                 "mode": mode, "task": task, "coefficient": float(coef),
@@ -70,7 +72,9 @@ def against_random(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
     singles = require_results(accuracies_path(args, "none"), args, theta0_hash, made_by)
     rows: list[dict[str, Any]] = []
     for mode in modes:
-        known = load_results(arithmetic_path(args, mode, "negations"))
+        known = results_of(
+            arithmetic_path(args, mode, "negations"), args, "eval_task_negation", mode
+        )
         own = copy.copy(args)
         own.finetuning_mode = mode
         for task in tasks_of(args):

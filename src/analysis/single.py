@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from src.analysis.figures import COLOURS, LABELS, MARKERS, panels
+from src.analysis.tables import results_of
 from src.eval import nonlinear_advantage
-from src.results import accuracies_path, load_results
+from src.results import accuracies_path
 from src.settings import suite_of, tasks_of
 
 OTHERS = ("posthoc", "linear")
@@ -27,7 +28,10 @@ def table(args: Any, modes: Sequence[str] = ()) -> pd.DataFrame:
         normalised gap to standard, advantage_posthoc and advantage_linear.
     """
     suite = suite_of(args)
-    found = {m: load_results(accuracies_path(args, m)) for m in ("none", "standard", *OTHERS)}
+    found = {
+        mode: results_of(accuracies_path(args, mode), args, "eval_single_task", mode)
+        for mode in ("none", "standard", *OTHERS)
+    }
     rows: list[dict[str, Any]] = []
     for task in tasks_of(args):
         classes = suite.tasks[task].num_classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from src import analyze
 from src.analysis import analogies, disentanglement, negation, similarity, single, subsets
 from src.analysis.edits import Edits
 from src.analysis.fewshot import chosen_indices, few_shot
+from src.analysis.tables import table_path
 from src.args import Config
 from src.data.identity import labels_of
 from src.data.registry import dataset_for
@@ -249,6 +251,9 @@ def test_the_command_writes_tables_figures_and_provenance(names: list[str], run:
             assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
             text = svg.read_text(encoding="utf-8")
             assert "<svg" in text and "seed 0" in text
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") >= len(names or analyze.ANALYSES)
+    assert ("explorer-data" in page) == (not names)
 
 
 def test_an_unknown_analysis_is_told_the_nearest(
@@ -256,6 +261,36 @@ def test_an_unknown_analysis_is_told_the_nearest(
 ) -> None:
     assert analyze.main(["subset", f"--save={tmp_path}"]) == 2
     assert "unknown analysis 'subset'; choose from subsets" in capsys.readouterr().err
+
+
+def test_figures_are_drawn_again_from_their_tables(run: Config, tmp_path: Path) -> None:
+    own = copy.copy(run)
+    own.results = str(tmp_path)
+    shutil.copytree(run.results, tmp_path, dirs_exist_ok=True)
+    analyze.analyze(own, ["single"])
+    figure, table = results_dir(own) / "figures" / "single.svg", table_path(own, "single")
+    before = figure.read_text(encoding="utf-8")
+    figure.unlink()
+    analyze.analyze(own, ["figures"])
+    assert figure.read_text(encoding="utf-8") == before
+    changed = pd.read_csv(table)
+    changed["linear"] = 0.1
+    changed.to_csv(table, index=False)
+    analyze.analyze(own, ["figures"])
+    assert figure.read_text(encoding="utf-8") != before
+
+
+def test_what_cannot_be_analysed_is_left_out_if_nothing_was_named(
+    run: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = copy.copy(run)
+    own.results, own.save = str(tmp_path / "results"), str(tmp_path / "save")
+    with pytest.raises(MissingFileError, match=r"python src/finetune\.py"):
+        analyze.analyze(own, ["similarity"])
+    analyze.analyze(own)
+    left = {r.getMessage().split(" is left")[0] for r in caplog.records if "left out" in r.msg}
+    assert {"similarity", "subsets", "analogies", "the explorer"} <= left
+    assert (results_dir(own) / "report.html").is_file()
 
 
 def test_a_missing_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
