@@ -1,4 +1,4 @@
-"""Runs the whole benchmark: fine-tune, evaluate, add, negate; then prints and writes the tables.
+"""Runs the whole benchmark: fine-tune, evaluate, add, negate, report; then prints the tables.
 
     python scripts/reproduce.py --suite=embedded --seeds=3
 
@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
+from src import analyze, eval_single_task, eval_task_addition, eval_task_negation, finetune
 from src.analysis.figures import overview
+from src.analysis.report import report_path
 from src.args import parse_arguments
 from src.checkpoints import read_facts, write_text
 from src.errors import UsageError, entry_point
@@ -77,6 +78,8 @@ def stages(args: Any, flags: list[str]) -> list[Stage]:
     for mode in EDITED:
         path = arithmetic_path(args, mode, "negations")
         found.append(Stage(f"{mode} task negation", negate, argv(mode), path, 5))
+    page = report_path(args)
+    found.append(Stage("report page", analyze.main, [analyze.REPORT, *flags], page, 4))
     return found
 
 
@@ -172,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overview(runs[0], summary, results_dir(args).parent / "figures" / "overview.png")
     print(f"\n{tables}\n")
     print(f"results: {results_dir(args).parent}/ (summary.md, summary.json, figures/)")
+    print(f"pages: {', '.join(str(report_path(run)) for run in runs)}")
     print(f"checkpoints: {', '.join(str(run_dir(run)) for run in runs)}")
     print(f"{(time.monotonic() - start) / 60:.1f} minutes")
     return 0

@@ -48,12 +48,14 @@ def several(folder: Path) -> list[str]:
 
 def test_every_file_of_the_design_is_there(root: Path) -> None:
     suffix = "+".join(TASKS)
-    names = ["zeroshot_accuracies"]
+    names = ["zeroshot_accuracies", "report"]
     for prefix in ("", "linear_", "posthoc_"):
         names += [f"{prefix}ft_accuracies", f"{prefix}additions-{suffix}", f"{prefix}negations"]
     suite = root / "results" / "embedded"
     for run in ("ViT-Nano-8", "ViT-Nano-8_seed1"):
         assert {path.stem for path in (suite / run).iterdir()} == set(names)
+        page = (suite / run / "report.html").read_text(encoding="utf-8")
+        assert "explorer-data" in page and "Task negation" in page
     assert (root / "checkpoints" / "ViT-Nano-8" / "EmojiVal" / "finetuned.safetensors").is_file()
     assert (root / "checkpoints_1" / "ViT-Nano-8" / "zeroshot.safetensors").is_file()
 
@@ -94,7 +96,7 @@ def test_run_again_it_skips_everything_and_says_so(
         assert reproduce.main(["--seeds=2", *several(root)]) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == before
     out = capsys.readouterr().out
-    assert out.count("done before, skipped") == 2 * 10
+    assert out.count("done before, skipped") == 2 * 11
     assert caplog.text.count("done before, skipped") == 2 * 2 * len(TASKS)
     assert "Single-task accuracy" in out and "results:" in out
 
