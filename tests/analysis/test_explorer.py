@@ -285,7 +285,7 @@ def test_readable_at_any_width_by_day_and_by_night(
             "all => all.map(i => i.getBoundingClientRect().toJSON())"
         )
         assert all(box["right"] <= width and box["height"] >= 24 for box in boxes), boxes
-        sizes = page.locator("#explorer td, #explorer label").evaluate_all(
+        sizes = page.locator("#explorer td, #explorer th, #explorer label").evaluate_all(
             "all => all.map(i => parseFloat(getComputedStyle(i).fontSize))"
         )
         assert min(sizes) >= 12

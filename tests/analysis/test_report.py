@@ -198,5 +198,29 @@ def test_the_page_fits_a_phone_and_a_desk(browser: Any, args: Config, width: int
     size = {"width": width, "height": 740}
     with opened(browser, report.report_path(args), viewport=size) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator(".tx-results").evaluate("i => i.scrollWidth <= i.clientWidth")
+        for part in ("#explorer-rows tr", ".tx-slider"):
+            boxes = page.locator(part).evaluate_all(
+                "all => all.map(i => i.getBoundingClientRect().toJSON())"
+            )
+            assert all(box["height"] < 56 and box["right"] <= width for box in boxes), boxes
         images = page.locator("figure img").evaluate_all("all => all.map(i => i.alt.length)")
         assert all(images)
+
+
+COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "embedded"
+
+
+def test_the_committed_page_agrees_with_the_committed_results() -> None:
+    folder = COMMITTED / "ViT-Nano-8_seed3"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    single = load_results(folder / "linear_ft_accuracies.json")
+    added = load_results(folder / "linear_additions.json")
+    tasks = [name for name in single if f"{name}Val" in single]
+    assert len(tasks) == 8
+    total = explorer.accuracies(page, dict.fromkeys(tasks, float(added["coefficient"])))
+    for task in tasks:
+        alone = explorer.accuracies(page, {task: 1.0})
+        assert (alone[task], alone[f"{task}Val"]) == (single[task], single[f"{task}Val"])
+        assert total[task] == added["test"][f"{task}:top1"]
+    assert not re.search(r"/(tmp|home|root|work)/", page.split("explorer-data")[0])

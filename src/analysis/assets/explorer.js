@@ -141,7 +141,7 @@
     const part = rows.find((one) => one.images < one.of);
     find("#explorer-note").textContent = (part
       ? `${images} of ${all} pictures: of each split at most ${Math.max(...rows.map((one) => one.images))}, each class by its share; --sample=${Math.max(...rows.map((one) => one.images))} evaluates on the same. `
-      : `All ${images} pictures. `) + "The mark on each bar is zero-shot; normalised is by the fine-tuned model of the task alone.";
+      : `All ${images} pictures. `) + "The mark on each bar is zero-shot, and change is from there; normalised is by the fine-tuned model of the task alone.";
   }
 
   function set(index, value, except) {
