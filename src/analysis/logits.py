@@ -90,11 +90,13 @@ def of_features(
     with torch.no_grad():
         weight = head.weight.detach().cpu()
         bias = head.bias.detach().cpu()
-        base = found.f0 @ weight.T
-        steps = torch.stack([d @ weight.T for d in found.directions])
+        shape = len(found.labels), weight.shape[1]  # a rank without images has no features either
+        f0, *directions = (part.reshape(shape) for part in (found.f0, *found.directions))
+        base = f0 @ weight.T
+        steps = torch.stack([d @ weight.T for d in directions])
         gram = None
         if bool(bias.any()) and head.normalize:
-            parts = torch.stack([found.f0, *found.directions], dim=1).double()
+            parts = torch.stack([f0, *directions], dim=1).double()
             gram = parts @ parts.transpose(1, 2)
     return Logits(
         dataset,
@@ -143,9 +145,3 @@ def gathered(found: Logits) -> Logits:
 def _gram(part: Logits) -> Tensor:
     assert part.gram is not None
     return part.gram
-
-
-def bytes_of(found: Logits) -> int:
-    """What the numbers of these logits take, in bytes."""
-    held = [found.base, found.steps, found.labels.to(torch.int16), found.bias, found.gram]
-    return sum(value.nbytes for value in held if value is not None)
