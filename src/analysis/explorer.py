@@ -102,7 +102,7 @@ def part_of(page: str, key: str) -> str | None:
 
 
 def key_of(args: Any, mode: str) -> str:
-    """What an explorer depends on, as 16 hexadecimal digits: weights, pictures, presets.
+    """What an explorer depends on, as 16 hexadecimal digits: weights, pictures, presets, itself.
 
     Empty where the mode's single tasks have not been evaluated.
     """
@@ -117,6 +117,8 @@ def key_of(args: Any, mode: str) -> str:
         facts = [origin.get(name) for name in ("theta0_hash", "checkpoints", "splits")]
         digest.update(json.dumps([results, facts], sort_keys=True).encode())
     digest.update(f"{setting(args, 'explorer_megabytes')} {mode} {tasks_of(args)}".encode())
+    for name in ("explorer.html.j2", "explorer.css", "explorer.js"):
+        digest.update(text(name).encode())
     return digest.hexdigest()[:16]
 
 
