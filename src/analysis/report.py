@@ -7,6 +7,7 @@ tangent explorer takes a pass over the pictures, and is kept from page to page w
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from src.results import accuracies_path, load_results, percent
 from src.runs import command
 from src.settings import PREFIX, control_of, results_dir, seed_of, setting, suite_of
 from src.summary import EDITED, SINGLE
+
+logger = logging.getLogger(__name__)
 
 CAPTIONS = {
     "single": "One task alone: standard fine-tuning against its linearisation and linear "
@@ -198,7 +201,12 @@ def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Li
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return load_results(path) if path.is_file() else {}
+    """A file of results; nothing, with a warning, if it is none: a page is made all the same."""
+    try:
+        return dict(load_results(path)) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is left out of the report: %s", path, error)
+        return {}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -219,7 +227,7 @@ def _figures(folder: Path) -> Iterable[dict[str, str]]:
 def _origins(folder: Path) -> Iterable[dict[str, str]]:
     """What made each file of results."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("analysis/*.json")]):
-        results = load_results(path)
+        results = _read(path)
         origin = results.get("provenance", results)
         versions = origin.get("versions", {})
         yield {

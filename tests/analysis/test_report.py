@@ -94,6 +94,18 @@ def test_a_model_without_published_figures_shows_its_own_alone(args: Config) -> 
     assert "arXiv" not in report.page_of(args, None)
 
 
+@pytest.mark.parametrize("content", ['{"Cars": 0.', "[1, 2]", "\x00\x01"])
+def test_a_damaged_file_is_left_out(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = Config(results=str(tmp_path))
+    results_dir(args).mkdir(parents=True)
+    (results_dir(args) / "linear_negations.json").write_text(content)
+    page = report.write_report(args).read_text(encoding="utf-8")
+    assert "Provenance" in page and "Task negation" not in page
+    assert "linear_negations.json is left out of the report" in caplog.text
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     args = Config(model="ViT-Nano-8", results=str(tmp_path))
     folder = results_dir(args)
