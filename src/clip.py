@@ -97,8 +97,9 @@ def create_clip(
     folder = str(Path(cache_dir).expanduser()) if cache_dir else None
     archive = parsed.file if weights and parsed.file and is_torchscript(parsed.file) else None
     load = weights and parsed.pretrained is not None and archive is None
-    if not load:
-        logging.disable(logging.WARNING)  # open_clip warns of random weights; ours come from a file
+    before = logging.root.manager.disable
+    if not load:  # open_clip warns of random weights; ours come from a file
+        logging.disable(max(before, logging.WARNING))
     try:
         model, train, val = open_clip.create_model_and_transforms(
             parsed.architecture,
@@ -120,7 +121,7 @@ def create_clip(
     except FAILURES as error:
         raise _not_at_hand(parsed, folder, error) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
     model.name = name
     return model.eval(), train, val
 
@@ -136,14 +137,15 @@ def outline(name: str) -> nn.Module:
     parsed = ClipName.parse(name)
     if not parsed.architecture.startswith(PLACES):
         _check(parsed)
-    logging.disable(logging.WARNING)  # open_clip warns of random weights
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))  # open_clip warns of random weights
     try:
         with torch.device("meta"):
             model: nn.Module = open_clip.create_model(
                 parsed.architecture, load_weights=False, device="meta", pretrained_text=False
             )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from src.clip import ClipName, create_clip
+from src.clip import ClipName, create_clip, outline
 from src.data.embedded.model import WEIGHTS, register
 from src.errors import UsageError
 from src.modeling import ImageEncoder
@@ -348,3 +349,14 @@ def test_the_stock_vocabulary_is_never_used() -> None:
 def test_init_means_random_weights() -> None:
     one, other = (create_clip("ViT-Nano-8__init__")[0] for _ in range(2))
     assert not torch.equal(*(m.get_parameter("visual.proj") for m in (one, other)))
+
+
+def test_a_callers_setting_of_logging_is_kept() -> None:
+    logging.disable(logging.ERROR)
+    try:
+        register()
+        outline("ViT-Nano-8")
+        create_clip("ViT-Nano-8", weights=False)
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
