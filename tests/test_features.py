@@ -353,7 +353,7 @@ class Case:
         def other(args: Any, name: str) -> ImageDataset:
             return replace(dataset_for(args, name), test=pictures)
 
-        self.patch.setattr(features, "dataset_for", other)
+        self.patch.setattr(features, "evaluated", other)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the test split's images and labels."""
