@@ -201,8 +201,8 @@ def case(
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("library", choices=("fusion_bench", "mergekit"))
-    library = parser.parse_args().library
+    parser.add_argument("project", choices=("fusion_bench", "mergekit"))
+    library = parser.parse_args().project
     models = make_models()
     numbers = make_numbers(models)
     cases = {"fusion_bench": fusion_bench, "mergekit": mergekit}[library](models, numbers)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -97,22 +98,20 @@ def create_clip(
     folder = str(Path(cache_dir).expanduser()) if cache_dir else None
     archive = parsed.file if weights and parsed.file and is_torchscript(parsed.file) else None
     load = weights and parsed.pretrained is not None and archive is None
-    before = logging.root.manager.disable
-    if not load:  # open_clip warns of random weights; ours come from a file
-        logging.disable(max(before, logging.WARNING))
     try:
-        model, train, val = open_clip.create_model_and_transforms(
-            parsed.architecture,
-            pretrained=(str(parsed.file or parsed.pretrained or "") or None) if load else None,
-            load_weights=load,
-            cache_dir=folder,
-            pretrained_text=False,  # a text tower's own weights are replaced by the CLIP's
-            **_options(parsed),
-        )
-        if archive is not None:  # open_clip would have to execute it
-            _read_archive(model, archive)
-        if weights:  # what is only filled needs no tokenizer, which may have to be downloaded
-            model.tokenizer = open_clip.get_tokenizer(parsed.architecture, cache_dir=folder)
+        with contextlib.nullcontext() if load else _without_warnings():
+            model, train, val = open_clip.create_model_and_transforms(
+                parsed.architecture,
+                pretrained=(str(parsed.file or parsed.pretrained or "") or None) if load else None,
+                load_weights=load,
+                cache_dir=folder,
+                pretrained_text=False,  # a text tower's own weights are replaced by the CLIP's
+                **_options(parsed),
+            )
+            if archive is not None:  # open_clip would have to execute it
+                _read_archive(model, archive)
+            if weights:  # what is only filled needs no tokenizer, which may have to be downloaded
+                model.tokenizer = open_clip.get_tokenizer(parsed.architecture, cache_dir=folder)
     except ImportError as error:
         raise UsageError(
             f"{parsed.architecture} needs the package {error.name or error}, which is not "
@@ -120,8 +119,6 @@ def create_clip(
         ) from error
     except FAILURES as error:
         raise _not_at_hand(parsed, folder, error) from error
-    finally:
-        logging.disable(before)
     model.name = name
     return model.eval(), train, val
 
@@ -137,16 +134,22 @@ def outline(name: str) -> nn.Module:
     parsed = ClipName.parse(name)
     if not parsed.architecture.startswith(PLACES):
         _check(parsed)
+    with _without_warnings(), torch.device("meta"):
+        model: nn.Module = open_clip.create_model(
+            parsed.architecture, load_weights=False, device="meta", pretrained_text=False
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """open_clip warns of random weights; ours come from a file, or do not matter."""
     before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))  # open_clip warns of random weights
+    logging.disable(max(before, logging.WARNING))
     try:
-        with torch.device("meta"):
-            model: nn.Module = open_clip.create_model(
-                parsed.architecture, load_weights=False, device="meta", pretrained_text=False
-            )
+        yield
     finally:
         logging.disable(before)
-    return model
 
 
 def _check(parsed: ClipName) -> None:

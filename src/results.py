@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -19,6 +20,8 @@ from src.errors import MissingFileError, UsageError
 from src.logs import append_result
 from src.processes import one_at_a_time
 from src.settings import PREFIX, device_of, results_dir, seed_of, setting, suite_of, tasks_of
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
@@ -166,6 +169,29 @@ def load_results(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
+def results_if_any(path: Path) -> dict[str, Any]:
+    """The results in a file, for a page that is made all the same where there are none.
+
+    Nothing if it is not there, or, with a warning, if it holds none.
+    """
+    try:
+        return dict(load_results(path)) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is left out of the report: %s", path, error)
+        return {}
+
+
+def found_results(path: Path, made_by: str) -> dict[str, Any]:
+    """The results in a file.
+
+    Raises:
+        MissingFileError: if it is not there, naming the command that makes it.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no results at {path}. Make them with: {made_by}")
+    return load_results(path)
+
+
 def require_results(
     path: Path,
     args: Any,
@@ -186,9 +212,7 @@ def require_results(
         MissingFileError: if the file is not there.
         UsageError: if it belongs to other weights, another seed, suite or precision.
     """
-    if not path.is_file():
-        raise MissingFileError(f"no results at {path}. Make them with: {made_by}")
-    results = load_results(path)
+    results = found_results(path, made_by)
     origin = results.get("provenance", {})
     expected = {"theta0_hash": theta0_hash, "seed": seed_of(args), "suite": suite_of(args).name}
     wrong = [
@@ -216,6 +240,12 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if there are no values, or if one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) and known else None
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns."""
     cells = [list(header), *map(list, rows)]
@@ -234,7 +264,5 @@ def accuracy_table(tasks: Sequence[str], rows: Mapping[str, Sequence[float | Non
     """A table of accuracies in percent: a column a task, and their mean."""
     lines = []
     for name, values in rows.items():
-        known = [v for v in values if v is not None]
-        mean = sum(known) / len(known) if len(known) == len(values) and known else None
-        lines.append([name, *map(percent, values), percent(mean)])
+        lines.append([name, *map(percent, values), percent(mean(values))])
     return markdown_table(["%", *tasks, "mean"], lines)

@@ -28,7 +28,7 @@ from src.analysis.logits import Logits, gathered
 from src.data.registry import dataset_for
 from src.errors import UsageError
 from src.heads import get_classification_head
-from src.results import accuracies_path, arithmetic_path, load_results
+from src.results import accuracies_path, arithmetic_path, results_if_any
 from src.settings import control_of, setting, tasks_of
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 MODES = ("linear", "posthoc")
 START, END = "<!-- tangent explorer: {} -->", "<!-- end of the tangent explorer -->"
 DATA = re.compile(r'<script type="application/json" id="explorer-data">(.*?)</script>', re.DOTALL)
+FORMAT = 1  # of the data; another one than the script's is not kept
 KINDS = {"base": "<f4", "steps": "<f4", "labels": "<i2", "bias": "<f4", "gram": "<f8"}
 Presets = Mapping[str, Mapping[str, float]]
 
@@ -72,8 +73,13 @@ def build(
         "control": control,
     }
     written = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    return _framed(written, mode, key)
+
+
+def _framed(data: str, mode: str, key: str) -> str:
+    """Data as the page's script reads it, with the script and what it shows."""
     page = asset("explorer.html.j2").render(
-        data=written, style=text("explorer.css"), script=text("explorer.js"), mode=mode
+        data=data, style=text("explorer.css"), script=text("explorer.js"), mode=mode
     )
     return f"{START.format(key)}\n{page}\n{END}"
 
@@ -95,14 +101,15 @@ def accuracies(page: str, coefs: Mapping[str, float]) -> dict[str, float]:
     return {s["name"]: _unpacked(s, data["vectors"]).accuracy(row) for s in data["splits"]}
 
 
-def part_of(page: str, key: str) -> str | None:
-    """The explorer in a page, if it is there and of this key."""
-    start, end = page.find(START.format(key)), page.find(END)
-    return page[start : end + len(END)] if key and 0 <= start < end else None
+def part_of(page: str, key: str, mode: str = "linear") -> str | None:
+    """The explorer in a page, if it is there and of this key; its data with today's script."""
+    start = page.find(START.format(key)) if key else -1
+    match = DATA.search(page, start) if start >= 0 else None
+    return None if match is None else _framed(match[1], mode, key)
 
 
 def key_of(args: Any, mode: str) -> str:
-    """What an explorer depends on, as 16 hexadecimal digits: weights, pictures, presets, itself.
+    """What an explorer's data depends on, as 16 hexadecimal digits: weights, pictures, presets.
 
     Empty where the mode's single tasks have not been evaluated.
     """
@@ -112,13 +119,12 @@ def key_of(args: Any, mode: str) -> str:
     if not paths[0].is_file():
         return ""
     for path in paths:
-        results = load_results(path) if path.is_file() else {}
+        results = results_if_any(path)
         origin = results.pop("provenance", {})
         facts = [origin.get(name) for name in ("theta0_hash", "checkpoints", "splits")]
         digest.update(json.dumps([results, facts], sort_keys=True).encode())
-    digest.update(f"{setting(args, 'explorer_megabytes')} {mode} {tasks_of(args)}".encode())
-    for name in ("explorer.html.j2", "explorer.css", "explorer.js"):
-        digest.update(text(name).encode())
+    limit, tasks = setting(args, "explorer_megabytes"), tasks_of(args)
+    digest.update(f"{FORMAT} {limit} {mode} {tasks}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -140,9 +146,8 @@ def explore(args: Any, mode: str) -> str:
         logger.info("explorer: %d pictures of each split", shown.sample)
     edits = Edits(shown, mode, tasks)
     found = {name: gathered(edits.logits(name)) for name in names}
-    path = accuracies_path(args, mode)
-    singles = load_results(path) if path.is_file() else {}
-    singles = {name: singles[name] for name in names if name in singles}
+    known = results_if_any(accuracies_path(args, mode))
+    singles = {name: known[name] for name in names if name in known}
     key = key_of(args, mode)
     return build(found, singles, presets_of(args, mode), control, mode, key)
 
@@ -151,14 +156,13 @@ def presets_of(args: Any, mode: str) -> dict[str, dict[str, float]]:
     """Where the sliders can be put at once; the best points are those of the results."""
     tasks = tasks_of(args)
     presets: dict[str, dict[str, float]] = {"Zero-shot": {}}
-    path = arithmetic_path(args, mode, "additions")
-    if path.is_file():
-        coef = float(load_results(path)["coefficient"])
+    added = results_if_any(arithmetic_path(args, mode, "additions"))
+    if "coefficient" in added:
+        coef = float(added["coefficient"])
         presets[f"Best sum on validation ({coef:g})"] = dict.fromkeys(tasks, coef)
     presets["Sum of all"] = dict.fromkeys(tasks, 1.0)
     presets |= {f"Only {task}": {task: 1.0} for task in tasks}
-    path = arithmetic_path(args, mode, "negations")
-    negated = load_results(path) if path.is_file() else {}
+    negated = results_if_any(arithmetic_path(args, mode, "negations"))
     for task in tasks:
         if task in negated:
             coef = float(negated[task]["coefficient"])

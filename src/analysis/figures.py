@@ -102,7 +102,8 @@ def heat(
         middle = (low + high) / 2
         for i, j in np.ndindex(*numbers.shape):
             colour = "black" if numbers[i, j] > middle else "white"
-            text = f"{numbers[i, j]:.2f}".replace("-0.00", "0.00").replace("0.", ".")
+            value = round(numbers[i, j], 2) + 0.0  # no -0.00
+            text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.2f}".replace("0.", ".", 1)
             axis.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
     return image
 

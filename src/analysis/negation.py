@@ -18,9 +18,8 @@ import torch
 
 from src.analysis.edits import MODES
 from src.analysis.figures import COLOURS, LABELS, MARKERS, panels
-from src.analysis.tables import results_of
 from src.eval_task_negation import negate
-from src.results import accuracies_path, arithmetic_path, require_results
+from src.results import accuracies_path, arithmetic_path, found_results, require_results
 from src.runs import command, task_vector, zeroshot_encoder
 from src.settings import control_of, seed_of, setting, tasks_of
 from src.statedict import State
@@ -35,8 +34,7 @@ def curves(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
     control = control_of(args)
     rows: list[dict[str, Any]] = []
     for mode in modes:
-        path = arithmetic_path(args, mode, "negations")
-        found = results_of(path, args, "eval_task_negation", mode)
+        found = _negations(args, mode)
         rows += [
             {
                 "mode": mode, "task": task, "coefficient": float(coef),
@@ -46,6 +44,11 @@ def curves(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
             for coef, metrics in found[task]["val"].items()
         ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _negations(args: Any, mode: str) -> dict[str, Any]:
+    path = arithmetic_path(args, mode, "negations")
+    return found_results(path, command("eval_task_negation", args, mode))
 
 
 def random_like(tau: State, seed: int, task: str) -> dict[str, torch.Tensor]:
@@ -72,9 +75,7 @@ def against_random(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
     singles = require_results(accuracies_path(args, "none"), args, theta0_hash, made_by)
     rows: list[dict[str, Any]] = []
     for mode in modes:
-        known = results_of(
-            arithmetic_path(args, mode, "negations"), args, "eval_task_negation", mode
-        )
+        known = _negations(args, mode)
         own = copy.copy(args)
         own.finetuning_mode = mode
         for task in tasks_of(args):

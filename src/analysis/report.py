@@ -7,7 +7,6 @@ tangent explorer takes a pass over the pictures, and is kept from page to page w
 from __future__ import annotations
 
 import base64
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,10 @@ from src.analysis import explorer
 from src.analysis.published import Row, rows
 from src.checkpoints import write_text
 from src.processes import one_at_a_time
-from src.results import accuracies_path, load_results, percent
+from src.results import accuracies_path, mean, percent, results_if_any
 from src.runs import command
 from src.settings import PREFIX, control_of, results_dir, seed_of, setting, suite_of
 from src.summary import EDITED, SINGLE
-
-logger = logging.getLogger(__name__)
 
 CAPTIONS = {
     "single": "One task alone: standard fine-tuning against its linearisation and linear "
@@ -120,7 +117,7 @@ def _kept(args: Any, path: Path) -> str | None:
     if not path.is_file():
         return None
     page = path.read_text(encoding="utf-8")
-    parts = (explorer.part_of(page, explorer.key_of(args, mode)) for mode in explorer.MODES)
+    parts = (explorer.part_of(page, explorer.key_of(args, m), m) for m in explorer.MODES)
     return next((part for part in parts if part), None)
 
 
@@ -142,13 +139,13 @@ def tables_of(args: Any) -> list[Table]:
 
 def _single(args: Any, control: str) -> tuple[Table, list[str]]:
     """The table of single tasks, and the tasks that there are results of."""
-    held = {mode: _read(accuracies_path(args, mode)) for mode in SINGLE}
+    held = {mode: results_if_any(accuracies_path(args, mode)) for mode in SINGLE}
     known = [t for t in suite_of(args).tasks if any(t in results for results in held.values())]
     table = Table("Single-task accuracy", [*known, "mean"])
     for mode, results in held.items():
         if any(task in results for task in known):
             values = [results.get(task) for task in known]
-            table.lines.append(Line(SINGLE[mode], [*map(percent, values), percent(_mean(values))]))
+            table.lines.append(Line(SINGLE[mode], [*map(percent, values), percent(mean(values))]))
     return table, known
 
 
@@ -157,7 +154,7 @@ def _addition(args: Any, tasks: Sequence[str]) -> Table:
     table = Table("Task addition: the sum of task vectors", columns)
     for mode, label in EDITED.items():
         for path in sorted(results_dir(args).glob(f"{PREFIX[mode]}additions*.json")):
-            results = _read(path)
+            results = results_if_any(path)
             if not {"test", "coefficient"} <= set(results):
                 continue
             of = path.stem.partition("-")[2]
@@ -174,17 +171,17 @@ def _negation(args: Any, tasks: Sequence[str], control: str) -> Table:
         "Task negation: accuracy on the task to forget, and on the control set",
         [*tasks, "mean", f"control {control}"],
     )
-    zeroshot = _read(accuracies_path(args, "none"))
+    zeroshot = results_if_any(accuracies_path(args, "none"))
     if zeroshot:
         values = [zeroshot.get(task) for task in tasks]
-        cells = [*map(percent, [*values, _mean(values), zeroshot.get(control)])]
+        cells = [*map(percent, [*values, mean(values), zeroshot.get(control)])]
         table.lines.append(Line(SINGLE["none"], cells))
     for mode, label in EDITED.items():
-        results = _read(results_dir(args) / f"{PREFIX[mode]}negations.json")
+        results = results_if_any(results_dir(args) / f"{PREFIX[mode]}negations.json")
         if any(task in results for task in tasks):
             values = [results.get(task, {}).get("test") for task in tasks]
-            kept = _mean([results.get(task, {}).get("test_control") for task in tasks])
-            cells = [*map(percent, [*values, _mean(values), kept])]
+            kept = mean([results.get(task, {}).get("test_control") for task in tasks])
+            cells = [*map(percent, [*values, mean(values), kept])]
             table.lines.append(Line(label, cells))
     return table if len(table.lines) > 1 else Table("", [])
 
@@ -200,22 +197,6 @@ def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Li
     return Line(f"{row.label} ({row.source})", cells, published=True, note=note)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A file of results; nothing, with a warning, if it is none: a page is made all the same."""
-    try:
-        return dict(load_results(path)) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        logger.warning("%s is left out of the report: %s", path, error)
-        return {}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    if not known or None in known:
-        return None
-    return sum(value for value in known if value is not None) / len(known)
-
-
 def _figures(folder: Path) -> Iterable[dict[str, str]]:
     """The figures of a folder, the analyses' first, as data in the page."""
     paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
@@ -227,7 +208,7 @@ def _figures(folder: Path) -> Iterable[dict[str, str]]:
 def _origins(folder: Path) -> Iterable[dict[str, str]]:
     """What made each file of results."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("analysis/*.json")]):
-        results = _read(path)
+        results = results_if_any(path)
         origin = results.get("provenance", results)
         versions = origin.get("versions", {})
         yield {

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from src.analysis.figures import COLOURS, LABELS, MARKERS, panels
-from src.analysis.tables import results_of
 from src.eval import nonlinear_advantage
-from src.results import accuracies_path
+from src.results import accuracies_path, found_results
+from src.runs import command
 from src.settings import suite_of, tasks_of
 
 OTHERS = ("posthoc", "linear")
@@ -29,7 +29,7 @@ def table(args: Any, modes: Sequence[str] = ()) -> pd.DataFrame:
     """
     suite = suite_of(args)
     found = {
-        mode: results_of(accuracies_path(args, mode), args, "eval_single_task", mode)
+        mode: found_results(accuracies_path(args, mode), command("eval_single_task", args, mode))
         for mode in ("none", "standard", *OTHERS)
     }
     rows: list[dict[str, Any]] = []

@@ -11,22 +11,8 @@ import pandas as pd
 
 from src.checkpoints import write_text
 from src.errors import MissingFileError
-from src.results import load_results, provenance
-from src.runs import command
+from src.results import provenance
 from src.settings import results_dir
-
-
-def results_of(path: Path, args: Any, script: str, mode: str) -> dict[str, Any]:
-    """The results that a script wrote for a mode.
-
-    Raises:
-        MissingFileError: if they are not there, naming the command that makes them.
-    """
-    if not path.is_file():
-        raise MissingFileError(
-            f"no results at {path}. Make them with: {command(script, args, mode)}"
-        )
-    return load_results(path)
 
 
 def table_path(args: Any, name: str) -> Path:

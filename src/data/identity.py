@@ -34,11 +34,9 @@ def fingerprint(pictures: Pictures) -> str | None:
     if isinstance(pictures, SubsetPictures):
         inner = fingerprint(pictures.pictures)
         return inner and _hash(inner.encode(), _bytes(np.asarray(pictures.indices)))
-    if isinstance(pictures, LazyPictures):
-        return fingerprint(pictures.listing)
     if isinstance(pictures, HubPictures):
         return _hash(pictures.identity.encode())
-    if (samples := _samples(pictures)) is not None:
+    if (samples := samples_of(pictures)) is not None:
         return _hash(*(f"{_file(path)}|{label}".encode() for path, label in samples))
     if (arrays := _arrays(pictures)) is not None:
         return _hash(*(_bytes(np.asarray(array)) for array in arrays))
@@ -58,11 +56,9 @@ def split_ids(pictures: Pictures) -> list[str] | None:
     if isinstance(pictures, SubsetPictures):
         inner = split_ids(pictures.pictures)
         return inner and [inner[int(index)] for index in pictures.indices]
-    if isinstance(pictures, LazyPictures):
-        return split_ids(pictures.listing)
     if isinstance(pictures, HubPictures):
         return [f"hub/{index}" for index in range(len(pictures))]
-    if (samples := _samples(pictures)) is not None:
+    if (samples := samples_of(pictures)) is not None:
         return _below([str(path).replace(os.sep, "/") for path, _ in samples])
     if isinstance(pictures, ArrayPictures) or _arrays(pictures) is not None:
         return [str(index) for index in range(len(pictures))]
@@ -73,11 +69,9 @@ def labels_of(pictures: Pictures) -> np.ndarray:
     """The label of every picture, int64; a picture is decoded only where nothing else tells."""
     if isinstance(pictures, SubsetPictures):
         return labels_of(pictures.pictures)[np.asarray(pictures.indices, dtype=np.int64)]
-    if isinstance(pictures, LazyPictures):
-        return labels_of(pictures.listing)
     if isinstance(pictures, HubPictures):
         return np.asarray(pictures.labels)[np.asarray(pictures.rows[pictures.label])]
-    if (samples := _samples(pictures)) is not None:
+    if (samples := samples_of(pictures)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
     if (found := getattr(pictures, "targets", getattr(pictures, "labels", None))) is not None:
         return np.asarray(found, dtype=np.int64)
@@ -99,8 +93,10 @@ def _below(paths: list[str]) -> list[str]:
     return [path[len(shared) :].lstrip("/") for path in paths]
 
 
-def _samples(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
+def samples_of(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
     """Path and label of each picture of torchvision's data sets of files, and of our lists."""
+    if isinstance(pictures, LazyPictures):
+        pictures = pictures.listing
     return getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
 
 

@@ -112,6 +112,14 @@ def test_a_part_is_found_again_by_its_key() -> None:
     assert explorer.part_of("<html></html>", "abc") is None
 
 
+def test_a_part_that_is_kept_gets_todays_script() -> None:
+    own = fragment("abc")
+    older = own.replace('"use strict";', "").replace("Tangent explorer", "Explorer")
+    assert older != own and explorer.part_of(older, "abc") == own
+    posthoc = explorer.build(FOUND, SINGLES, PRESETS, "Shapes", "posthoc", "abc")
+    assert explorer.part_of(posthoc, "abc", "posthoc") == posthoc != own
+
+
 def test_names_cannot_end_the_script() -> None:
     page = fragment()
     assert len(re.findall("</script>", page)) == 2  # the data's and the program's

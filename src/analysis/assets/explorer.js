@@ -138,9 +138,9 @@
     find("#explorer-summary").textContent = `${text}.`;
     const images = rows.reduce((sum, one) => sum + one.images, 0);
     const all = rows.reduce((sum, one) => sum + one.of, 0);
-    const part = rows.find((one) => one.images < one.of);
-    find("#explorer-note").textContent = (part
-      ? `${images} of ${all} pictures: of each split at most ${Math.max(...rows.map((one) => one.images))}, each class by its share; --sample=${Math.max(...rows.map((one) => one.images))} evaluates on the same. `
+    const most = Math.max(...rows.map((one) => one.images));
+    find("#explorer-note").textContent = (images < all
+      ? `${images} of ${all} pictures: of each split at most ${most}, each class by its share; --sample=${most} evaluates on the same. `
       : `All ${images} pictures. `) + "The mark on each bar is zero-shot, and change is from there; normalised is by the fine-tuned model of the task alone.";
   }
 

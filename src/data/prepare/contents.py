@@ -11,13 +11,12 @@ import warnings
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from src.data.base import Pictures
-from src.data.clip8.folders import LazyPictures
+from src.data.identity import samples_of
 from src.logs import progress
 
 SERIAL = 5_000  # pictures below which starting processes costs more than they gain
@@ -58,14 +57,6 @@ def findings_of(pictures: Pictures, description: str, num_workers: int) -> Itera
             yield from progress(pool.imap(inspect, paths, 64), description, len(paths))
 
 
-def _samples(pictures: Any) -> list[tuple[str, int]] | None:
-    if isinstance(pictures, LazyPictures):
-        pictures = pictures.listing
-    found: list[tuple[str, int]] | None
-    found = getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
-    return found
-
-
 def _paths(pictures: Pictures) -> list[str] | None:
-    samples = _samples(pictures)
+    samples = samples_of(pictures)
     return None if samples is None else [str(path) for path, _ in samples]
