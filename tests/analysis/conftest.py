@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +31,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def run(made: Config) -> Iterator[Config]:
-    """The run, with its small sets in place: for a module, for other tests need the true ones."""
+    """The run, with its small sets in place: for a module, for other tests need the true ones.
+
+    Its results are every test's; a test that writes results takes `args`.
+    """
     with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        before = _contents(made)
         yield made
+        assert _contents(made) == before, "a test wrote results into the run that all tests share"
+
+
+@pytest.fixture
+def args(run: Config, tmp_path: Path) -> Config:
+    """The run's settings, with a copy of its results."""
+    own = copy.copy(run)
+    shutil.copytree(run.results, tmp_path / "results")
+    own.results = str(tmp_path / "results")
+    return own
+
+
+def _contents(run: Config) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(run.results).rglob("*") if path.is_file()}

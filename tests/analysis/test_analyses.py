@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -234,9 +233,9 @@ def test_few_pictures_improve_on_none(run: Config) -> None:
 @pytest.mark.parametrize(
     "names", [["single", "similarity"], pytest.param([], marks=pytest.mark.slow)]
 )
-def test_the_command_writes_tables_figures_and_provenance(names: list[str], run: Config) -> None:
-    folder = results_dir(run)
-    argv = [f"--{n.replace('_', '-')}={getattr(run, n)}" for n in ("save", "results", "cache_dir")]
+def test_the_command_writes_tables_figures_and_provenance(names: list[str], args: Config) -> None:
+    folder = results_dir(args)
+    argv = [f"--{n.replace('_', '-')}={getattr(args, n)}" for n in ("save", "results", "cache_dir")]
     argv += ["--tasks=Emoji,FashionMNIST", "--n-eval-points=3", "--grid-points=3", "--device=cpu"]
     argv += ["--pairs=Emoji+FashionMNIST", "--shots=1"]
     argv += ["--analogies=Emoji+FashionMNIST-Emoji=FashionMNIST"]
@@ -263,20 +262,17 @@ def test_an_unknown_analysis_is_told_the_nearest(
     assert "unknown analysis 'subset'; choose from subsets" in capsys.readouterr().err
 
 
-def test_figures_are_drawn_again_from_their_tables(run: Config, tmp_path: Path) -> None:
-    own = copy.copy(run)
-    own.results = str(tmp_path)
-    shutil.copytree(run.results, tmp_path, dirs_exist_ok=True)
-    analyze.analyze(own, ["single"])
-    figure, table = results_dir(own) / "figures" / "single.svg", table_path(own, "single")
+def test_figures_are_drawn_again_from_their_tables(args: Config) -> None:
+    analyze.analyze(args, ["single"])
+    figure, table = results_dir(args) / "figures" / "single.svg", table_path(args, "single")
     before = figure.read_text(encoding="utf-8")
     figure.unlink()
-    analyze.analyze(own, ["figures"])
+    analyze.analyze(args, ["figures"])
     assert figure.read_text(encoding="utf-8") == before
     changed = pd.read_csv(table)
     changed["linear"] = 0.1
     changed.to_csv(table, index=False)
-    analyze.analyze(own, ["figures"])
+    analyze.analyze(args, ["figures"])
     assert figure.read_text(encoding="utf-8") != before
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,6 @@ from src.results import accuracies_path, arithmetic_path, load_results
 from src.settings import results_dir
 from tests.browser import browsing, opened
 from tests.small_suite import TASKS, flags
-
-
-@pytest.fixture
-def args(run: Config, tmp_path: Path) -> Config:
-    """The run's settings, with a copy of its results."""
-    own = copy.copy(run)
-    shutil.copytree(run.results, tmp_path / "results")
-    own.results = str(tmp_path / "results")
-    return own
 
 
 def own_flags(args: Config) -> list[str]:
