@@ -1,7 +1,5 @@
 """Analyses a run as the papers do: tables, figures and the report page.
 
-    python src/analyze.py [NAME ...] [flags]
-
 NAME is an analysis (single, similarity, disentanglement, negation, subsets, analogies, few), or
 "report" for the page with its tangent explorer, or "figures" to draw the tables that are there
 again. Without a name all analyses and the page are made. They need the run's checkpoints and its
@@ -12,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +24,8 @@ from src.analysis.edits import MODES
 from src.analysis.figures import plain, save
 from src.analysis.report import write_report
 from src.analysis.tables import read_table, table_path, write_table
-from src.args import parse_arguments, require_mode
-from src.errors import UsageError, entry_point, unknown
+from src.args import parse_names, require_mode
+from src.errors import UsageError, entry_point
 from src.logs import setup_logging
 from src.runs import announce
 from src.settings import results_dir, seed_of, setting, suite_of
@@ -126,14 +123,7 @@ class Work:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    names = []
-    while words and not words[0].startswith("-"):
-        names.append(words.pop(0))
-    for name in names:
-        if name not in NAMES:
-            raise unknown("analysis", name, NAMES)
-    args = parse_arguments(words, __doc__)
+    names, args = parse_names(NAMES, "analysis", argv, __doc__)
     if args.finetuning_mode is not None:
         require_mode(args, "analyze.py", MODES)
     setup_logging()

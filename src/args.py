@@ -200,7 +200,11 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     """The parser of all flags, generated from the fields of `Config`."""
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     hints = typing.get_type_hints(Config)
     for item in fields(Config):
         if item.metadata.get("hidden"):
@@ -242,7 +246,40 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
     Raises:
         SystemExit: with code 2 and a message, for a flag or value that does not exist.
     """
-    config = Config(**vars(make_parser(description).parse_args(argv)))
+    return _config(make_parser(description).parse_args(argv))
+
+
+def parse_names(
+    known: Sequence[str], noun: str, argv: Sequence[str] | None = None, description: str = ""
+) -> tuple[list[str], Config]:
+    """Parses a command line that has names beside its flags, in any order.
+
+    Args:
+        known: the names that there are.
+        noun: what a name is of.
+        argv: as in `parse_arguments`.
+        description: as there.
+
+    Returns:
+        The names as given, and the settings.
+
+    Raises:
+        UsageError: if a name is not known.
+        SystemExit: as in `parse_arguments`.
+    """
+    parser = make_parser(description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    found = parser.parse_intermixed_args(argv)
+    names = vars(found).pop("names")
+    for name in names:
+        if name not in known:
+            raise unknown(noun, name, known)
+    return names, _config(found)
+
+
+def _config(found: argparse.Namespace) -> Config:
+    """The settings, with `~` expanded."""
+    config = Config(**vars(found))
     for item in fields(Config):
         if item.metadata.get("path"):
             value = getattr(config, item.name)

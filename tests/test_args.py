@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from src.args import Config, parse_arguments, require_mode
+from src.args import Config, parse_arguments, parse_names, require_mode
 from src.errors import UsageError
 
 # the flags of the public projects that keep their default (paths after `~` is expanded)
@@ -257,3 +257,16 @@ def test_require_mode_names_the_modes_that_there_are(
     choices = "--finetuning-mode=standard, --finetuning-mode=linear$"
     with pytest.raises(UsageError, match=message + choices):
         require_mode(Config(finetuning_mode=mode), "finetune.py", ("standard", "linear"))
+
+
+@pytest.mark.parametrize(
+    "argv", [["b", "a", "--seed=3"], ["--seed=3", "b", "a"], ["b", "--seed", "3", "a"]]
+)
+def test_names_stand_anywhere_beside_the_flags(argv: list[str]) -> None:
+    names, args = parse_names(("a", "b"), "letter", argv)
+    assert names == ["b", "a"] and args == parse_arguments(["--seed=3"])
+
+
+def test_a_name_that_is_not_known_is_told_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown letter 'bb'; choose from b, a"):
+        parse_names(("a", "b"), "letter", ["--seed=3", "bb"])
