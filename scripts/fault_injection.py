@@ -81,9 +81,10 @@ class Amounts:
     hostile: int = 20_000
     epochs: int = 2
     tasks: int = 8  # whose gradients are compared
+    groups: tuple[tuple[str, int], ...] = tuple(product(MODES, (1, 2)))  # modes, world sizes
 
 
-QUICK = Amounts(2, 0, 1, 15, 10, 100, 500, 1, 1)
+QUICK = Amounts(2, 0, 1, 15, 10, 100, 500, 1, 1, (("standard", 1), ("linear", 2)))
 
 
 def fork(work: Callable[[], object], log: Path) -> int:
@@ -285,7 +286,8 @@ def interrupted(amounts: Amounts, place: Path) -> dict[str, list[dict[str, Any]]
     found: dict[str, list[dict[str, Any]]] = {"kills": [], "signals": []}
     draw = random.Random("faults")
     hows: list[How] = ["forked", "command"] if amounts.command_kills else ["forked"]
-    for mode, world_size, how in progress(list(product(MODES, (1, 2), hows)), "killed runs"):
+    todo = [(*group, how) for group in amounts.groups for how in hows]
+    for mode, world_size, how in progress(todo, "killed runs"):
         runs = Runs(mode, world_size, how, place, amounts.epochs)
         runs.left_alone()
         wanted = amounts.kills if how == "forked" else amounts.command_kills

@@ -35,7 +35,13 @@ def write_start(model: str, path: Path) -> None:
     encoder.save(path)
 
 
-@pytest.fixture(scope="module", params=list(TOWERS))
+QUICK = ("ViT-Tiny", "RN-Tiny")  # OpenAI's two kinds; the others are run with the slow tests
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in TOWERS],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The tower's name and a folder in which all scripts have run with it."""
     folder = tmp_path_factory.mktemp("tower")

@@ -11,7 +11,7 @@ from src.artificial_data.workspace import Workspace
 
 COMMON = {"n_samples": 400, "n_features": 12, "n_informative": 6, "n_redundant": 0,
           "n_clusters_per_class": 1, "class_sep": 3.0, "shuffle": False}  # fmt: skip
-SHORT = Recipe(lr=3e-3, batch_size=16, epochs=8)
+SHORT = Recipe(lr=3e-3, batch_size=32, epochs=8)
 TINY = Preset(
     datasets={
         BASE: DatasetSpec(**COMMON, n_classes=4, random_state=1),  # type: ignore[arg-type]

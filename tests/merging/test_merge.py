@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from src import merge
+from src import eval_single_task, eval_task_addition, finetune, merge
 from src.errors import UsageError
 from src.merging import DareTaskArithmetic, ModelPool, TaskArithmeticAlgorithm
 from src.merging.targets import (
@@ -28,6 +28,7 @@ from src.merging.targets import (
 )
 from src.statedict import content_hash
 from tests.merging.test_files import encoder_files, state
+from tests.small_suite import SIZES, TASKS, flags, small_suite
 
 ROOT = Path(merge.__file__).resolve().parent.parent
 Run = Callable[..., int]
@@ -193,62 +194,56 @@ def test_the_script_runs_from_any_folder(places: dict[str, str], tmp_path: Path)
 # --- the embedded suite
 
 
-@pytest.mark.slow
-def test_embedded_pools_run_offline(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which two small sets were fine-tuned on and evaluated."""
+    folder = tmp_path_factory.mktemp("embedded")
+    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        for mode in ("standard", "linear"):
+            words = [*flags(folder), f"--finetuning-mode={mode}"]
+            assert finetune.main(words) == 0
+            assert eval_single_task.main(words) == 0
+            assert eval_task_addition.main([*words, "--n-eval-points=21"]) == 0
+        yield folder
+
+
+def on_embedded(folder: Path) -> list[str]:
+    """The words of a merge of that run's checkpoints, and of its evaluation."""
+    tasks = ",".join(TASKS)
+    save = folder / "checkpoints"
+    return ["modelpool=embedded", "taskpool=embedded", f"modelpool.run={save}",
+            f"taskpool.run={save}", f"modelpool.tasks=[{tasks}]", f"taskpool.tasks=[{tasks}]",
+            "print_config=false"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "prefix"), [("standard", ""), ("linear", "linear_")])
+def test_merged_accuracies_are_those_of_the_addition_script(
+    mode: str, prefix: str, embedded: Path, run: Run, tmp_path: Path
 ) -> None:
-    from src import finetune
-
-    run_folder = tmp_path / "run"
-    shared = ["--tasks=MNIST,Letters", f"--save={run_folder}"]
-    for mode in ("standard", "linear"):
-        flags = [*shared, f"--finetuning-mode={mode}", "--epochs=1", "--device=cpu"]
-        assert finetune.main(flags) == 0
-    words = ["modelpool=embedded", "taskpool=embedded", f"modelpool.run={run_folder}",
-             f"taskpool.run={run_folder}", "modelpool.tasks=[MNIST,Letters]",
-             "taskpool.tasks=[MNIST,Letters]", "print_config=false"]  # fmt: skip
-    for mode in ("standard", "linear"):
-        target = tmp_path / f"{mode}.json"
-        given = [
-            f"modelpool.mode={mode}",
-            "method.scaling_factor=auto",
-            f"report_save_path={target}",
-        ]
-        assert run(*words, *given) == 0
-        report = json.loads(target.read_text())
-        chosen = report["scaling_factor"]
-        best = max(chosen["validation"].values())
-        assert chosen["validation"][str(chosen["coefficient"])] == best
-        assert chosen["metric"] == "mean normalised accuracy" and len(chosen["validation"]) == 21
-        assert report["merge"]["options"] == {"scaling_factor": chosen["coefficient"]}
-        assert set(report) >= {"MNIST", "Letters", "average"}
-    assert run(*words, "method=slerp/slerp", "modelpool.tasks=[MNIST]", "fast_dev_run=true",
-               f"report_save_path={tmp_path / 'slerp.json'}") == 0  # fmt: skip
-    quick = json.loads((tmp_path / "slerp.json").read_text())
-    assert quick["MNIST"]["num_images"] <= 256
-
-
-@pytest.mark.slow
-def test_merged_accuracies_are_those_of_the_addition_script(run: Run, tmp_path: Path) -> None:
-    from src import eval_single_task, eval_task_addition, finetune
-
-    flags = ["--tasks=MNIST,Letters", f"--save={tmp_path / 'run'}", "--device=cpu",
-             f"--results={tmp_path / 'results'}", f"--cache-dir={tmp_path / 'cache'}"]  # fmt: skip
-    standard = [*flags, "--finetuning-mode=standard"]
-    assert finetune.main([*standard, "--epochs=1"]) == 0
-    assert eval_single_task.main([*standard, "--eval-datasets=MNIST,Letters"]) == 0
-    assert eval_task_addition.main([*standard, "--n-eval-points=21"]) == 0
-    (path,) = tmp_path.glob("results/**/additions*.json")
+    (path,) = embedded.glob(f"results/**/{prefix}additions-*.json")
     added = json.loads(path.read_text())
     target = tmp_path / "report.json"
-    assert run("modelpool=embedded", "taskpool=embedded", f"modelpool.run={tmp_path / 'run'}",
-               f"taskpool.run={tmp_path / 'run'}", "modelpool.tasks=[MNIST,Letters]",
-               "taskpool.tasks=[MNIST,Letters]", "method.scaling_factor=auto",
-               f"report_save_path={target}") == 0  # fmt: skip
+    words = [f"modelpool.mode={mode}", "method.scaling_factor=auto", f"report_save_path={target}"]
+    assert run(*on_embedded(embedded), *words) == 0
     report = json.loads(target.read_text())
-    assert report["scaling_factor"]["coefficient"] == added["coefficient"]
-    for task in ("MNIST", "Letters"):
+    chosen = report["scaling_factor"]
+    assert chosen["coefficient"] == added["coefficient"]
+    assert chosen["validation"][str(chosen["coefficient"])] == max(chosen["validation"].values())
+    assert chosen["metric"] == "mean normalised accuracy" and len(chosen["validation"]) == 21
+    assert report["merge"]["options"] == {"scaling_factor": chosen["coefficient"]}
+    assert set(report) >= {*TASKS, "average"}
+    for task in TASKS:
         assert report[task]["accuracy"] == pytest.approx(added["test"][f"{task}:top1"])
+
+
+def test_a_quick_look_takes_a_part_of_the_pictures(
+    embedded: Path, run: Run, tmp_path: Path
+) -> None:
+    target = tmp_path / "slerp.json"
+    words = ["method=slerp/slerp", "modelpool.tasks=[Emoji]", f"report_save_path={target}"]
+    words += ["fast_dev_run=true", "+taskpool.batch_size=20"]
+    assert run(*on_embedded(embedded), *words) == 0
+    assert json.loads(target.read_text())["Emoji"]["num_images"] == 20 < SIZES["test"]
 
 
 def test_a_run_that_is_missing_is_named(run: Run, tmp_path: Path, capsys: Any) -> None:
