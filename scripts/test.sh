@@ -20,4 +20,5 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-exec "$python" -m pytest -q -m "$markers" -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
+exec "$python" -m pytest -q -m "$markers" -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90 \
+  --durations=20
