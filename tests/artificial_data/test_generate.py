@@ -11,7 +11,7 @@ from sklearn.datasets import make_classification
 
 from src.artificial_data import generate as generation
 from src.artificial_data.generate import generate, write_dataset
-from src.artificial_data.presets import PRESETS, DatasetSpec, Preset, get_preset
+from src.artificial_data.presets import DatasetSpec, Preset
 from src.artificial_data.workspace import Workspace
 from src.errors import MissingFileError, UsageError
 
@@ -30,37 +30,6 @@ def test_the_rows_are_those_of_make_classification() -> None:
     assert found == expected
     shares = [table["target"].value_counts(normalize=True).sort_index() for table in (train, test)]
     assert np.abs(shares[0] - shares[1]).max() < 0.01
-
-
-def test_the_readme_preset_is_the_public_readme() -> None:
-    datasets = PRESETS["readme"].datasets
-    wanted = {
-        "dataset1": {"n_samples": 10000, "n_features": 512, "n_classes": 10, "n_informative": 50,
-                     "random_state": 42},
-        "dataset2": {"n_samples": 8000, "n_features": 512, "n_classes": 15, "n_informative": 60,
-                     "random_state": 123},
-    }  # fmt: skip
-    for name, numbers in wanted.items():
-        assert {key: getattr(datasets[name], key) for key in numbers} == numbers
-        x, y = make_classification(**{**numbers, "n_samples": 300})
-        train, test = generate(replace(datasets[name], n_samples=300))
-        both = pd.concat([train, test])
-        assert sorted(both["0"]) == sorted(x[:, 0]) and sorted(both["target"]) == sorted(y)
-    base, finetuned = PRESETS["readme"].base, PRESETS["readme"].standard
-    assert (base.lr, base.batch_size, base.epochs, finetuned.lr) == (1e-3, 32, 100, 1e-4)
-
-
-def test_seeds_change_the_data_and_nothing_else() -> None:
-    zero, one = get_preset("default", 0), get_preset("default", 1)
-    assert zero == PRESETS["default"]
-    for name in zero.datasets:
-        assert zero.spec(name) != one.spec(name)
-        assert replace(one.spec(name), random_state=zero.spec(name).random_state) == zero.spec(name)
-    assert zero.base == one.base
-    with pytest.raises(UsageError, match="unknown preset 'reedme'; choose from readme"):
-        get_preset("reedme")
-    with pytest.raises(UsageError, match="unknown data set 'dataset9'"):
-        zero.spec("dataset9")
 
 
 def test_informative_columns_come_first_without_shuffling() -> None:
