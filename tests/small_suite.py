@@ -19,6 +19,7 @@ from src.data.embedded.shapes import draw_control
 
 SIZES: dict[Split, int] = {"train": 70, "val": 40, "test": 48}
 TASKS = ("Emoji", "FashionMNIST")
+OWN = 1000  # added to versions, so that no cache holds small sets under the names of the true ones
 
 
 def shortened(embedded: EmbeddedSet) -> EmbeddedSet:
@@ -28,7 +29,7 @@ def shortened(embedded: EmbeddedSet) -> EmbeddedSet:
         images, labels = embedded.build(split)
         return images[: SIZES[split]], labels[: SIZES[split]]
 
-    return replace(embedded, build=build)
+    return replace(embedded, build=build, version=embedded.version + OWN)
 
 
 @contextmanager
@@ -36,15 +37,18 @@ def small_suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replaces the sets of `TASKS` and the control set by small ones."""
     for name in TASKS:
         monkeypatch.setitem(EMBEDDED_SETS, name, shortened(EMBEDDED_SETS[name]))
-    control = replace(EMBEDDED_SETS["Shapes"], build=render_split(draw_control, 64, 306, SIZES))
+    shapes = EMBEDDED_SETS["Shapes"]
+    control = replace(
+        shapes, build=render_split(draw_control, 64, 306, SIZES), version=shapes.version + OWN
+    )
     monkeypatch.setitem(EMBEDDED_SETS, "Shapes", control)
     registry._load.cache_clear()
     yield
     registry._load.cache_clear()
 
 
-def flags(root: Path) -> list[str]:
-    """Flags of a small run below `root`."""
+def flags(root: Path, results: Path | str | None = None) -> list[str]:
+    """Flags of a small run below `root`, with its results there or in a folder of their own."""
     return [
         f"--tasks={','.join(TASKS)}",
         "--epochs=1",

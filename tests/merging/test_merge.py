@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from src import eval_single_task, eval_task_addition, finetune, merge
+from src import eval_single_task, eval_task_addition, finetune, merge, settings
 from src.errors import UsageError
 from src.merging import DareTaskArithmetic, ModelPool, TaskArithmeticAlgorithm
 from src.merging.targets import (
@@ -199,6 +199,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which two small sets were fine-tuned on and evaluated."""
     folder = tmp_path_factory.mktemp("embedded")
     with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        patch.setattr(settings, "DEFAULT_CACHE", folder / "cache")  # the command has no flag for it
         for mode in ("standard", "linear"):
             words = [*flags(folder), f"--finetuning-mode={mode}"]
             assert finetune.main(words) == 0
