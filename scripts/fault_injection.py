@@ -84,7 +84,10 @@ class Amounts:
     groups: tuple[tuple[str, int], ...] = tuple(product(MODES, (1, 2)))  # modes, world sizes
 
 
-QUICK = Amounts(2, 0, 1, 15, 10, 100, 500, 1, 1, (("standard", 1), ("linear", 2)))
+QUICK = Amounts(
+    kills=2, command_kills=0, signals=1, writes=15, full=10, damages=100, hostile=500, epochs=1,
+    tasks=1, groups=(("standard", 1), ("linear", 2)),
+)  # fmt: skip
 
 
 def fork(work: Callable[[], object], log: Path) -> int:

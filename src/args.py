@@ -250,7 +250,10 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
 
 
 def parse_names(
-    known: Sequence[str], noun: str, argv: Sequence[str] | None = None, description: str = ""
+    known: Sequence[str],
+    noun: str,
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
 ) -> tuple[list[str], Config]:
     """Parses a command line that has names beside its flags, in any order.
 

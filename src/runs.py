@@ -32,10 +32,19 @@ COMMAND_FLAGS = (
 )  # fmt: skip
 
 
-def command(script: str, args: Any, mode: str | None = None) -> str:
-    """The command line that makes what is missing, with this run's settings."""
+def command(script: str, args: Any, mode: str | None = None, name: str | None = None) -> str:
+    """The command line that makes what is missing, with this run's settings.
+
+    Args:
+        script: without its ending.
+        args: settings of the run.
+        mode: a fine-tuning mode.
+        name: of what the script is to make, for one that takes names.
+    """
     defaults = Config()
     words = [f"python src/{script}.py"]
+    if name is not None:
+        words.append(name)
     if mode is not None:
         words.append(f"--finetuning-mode={mode}")
     for name in COMMAND_FLAGS:

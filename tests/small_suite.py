@@ -56,7 +56,7 @@ def flags(root: Path, results: Path | str | None = None) -> list[str]:
         "--n-eval-points=3",
         "--device=cpu",
         f"--save={root / 'checkpoints'}",
-        f"--results={root / 'results'}",
+        f"--results={results or root / 'results'}",
         f"--cache-dir={root / 'cache'}",
     ]
 

@@ -24,6 +24,7 @@ from tests.towers import TOWERS, known_towers
 
 pytestmark = pytest.mark.clip
 EDITED = ("standard", "linear", "posthoc")
+QUICK = ("ViT-Tiny", "RN-Tiny")  # OpenAI's two kinds; the others are run with the slow tests
 
 
 def write_start(model: str, path: Path) -> None:
@@ -33,9 +34,6 @@ def write_start(model: str, path: Path) -> None:
     for parameter in encoder.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     encoder.save(path)
-
-
-QUICK = ("ViT-Tiny", "RN-Tiny")  # OpenAI's two kinds; the others are run with the slow tests
 
 
 @pytest.fixture(

@@ -106,7 +106,7 @@ def page_of(args: Any, explored: str | None) -> str:
         style=explorer.text("report.css"),
         tables=[table for table in tables_of(args) if table.lines],
         explorer=explored,
-        explorer_command=command("analyze", args).replace("analyze.py", "analyze.py report"),
+        explorer_command=command("analyze", args, name="report"),
         figures=list(_figures(results_dir(args) / "figures")),
         origins=list(_origins(results_dir(args))),
         unverified=UNVERIFIED.strip(),

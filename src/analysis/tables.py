@@ -12,6 +12,7 @@ import pandas as pd
 from src.checkpoints import write_text
 from src.errors import MissingFileError
 from src.results import provenance
+from src.runs import command
 from src.settings import results_dir
 
 
@@ -36,5 +37,6 @@ def read_table(args: Any, name: str) -> pd.DataFrame:
     """
     path = table_path(args, name)
     if not path.is_file():
-        raise MissingFileError(f"no table at {path}. Make it with: python src/analyze.py {name}")
+        made_by = command("analyze", args, name=name)
+        raise MissingFileError(f"no table at {path}. Make it with: {made_by}")
     return pd.read_csv(io.StringIO(path.read_text(encoding="utf-8")))

@@ -50,5 +50,12 @@ def args(run: Config, tmp_path: Path) -> Config:
     return own
 
 
+@pytest.fixture
+def words(made: Config, args: Config) -> list[str]:
+    """The command line of `args`."""
+    assert made.save is not None
+    return flags(Path(made.save).parent, args.results)
+
+
 def _contents(run: Config) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in Path(run.results).rglob("*") if path.is_file()}

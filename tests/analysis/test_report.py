@@ -17,14 +17,7 @@ from src.args import Config
 from src.results import accuracies_path, arithmetic_path, load_results
 from src.settings import results_dir
 from tests.browser import browsing, opened
-from tests.small_suite import TASKS, flags
-
-
-def own_flags(args: Config) -> list[str]:
-    """The command line of these settings."""
-    assert args.save is not None
-    return [f if not f.startswith("--results") else f"--results={args.results}"
-            for f in flags(Path(args.save).parent)]  # fmt: skip
+from tests.small_suite import TASKS
 
 
 def rows_of(page: str, title: str) -> dict[str, list[str]]:
@@ -107,11 +100,11 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
 
 
-def test_the_explorer_stays_while_it_is_true(args: Config, caplog: Any) -> None:
+def test_the_explorer_stays_while_it_is_true(args: Config, words: list[str]) -> None:
     own = explorer.explore(args, "linear")
     path = report.write_report(args, own)
     assert own in path.read_text(encoding="utf-8")
-    assert eval_single_task.main(["--finetuning-mode=standard", *own_flags(args)]) == 0
+    assert eval_single_task.main(["--finetuning-mode=standard", *words]) == 0
     assert own in path.read_text(encoding="utf-8")  # nothing that it shows has changed
     file = accuracies_path(args, "linear")
     changed = load_results(file)
@@ -144,11 +137,11 @@ def test_the_sample_is_the_largest_that_fits(args: Config) -> None:
     assert 0.1e6 * (1 - 2 / count) < numbers <= 0.1e6 + 6 * 3 * 4
 
 
-def test_an_evaluation_of_the_same_sample_agrees(args: Config) -> None:
+def test_an_evaluation_of_the_same_sample_agrees(args: Config, words: list[str]) -> None:
     args.explorer_megabytes = 0.1
     page = explorer.explore(args, "linear")
     count = max(split["images"] for split in json.loads(explorer.DATA.findall(page)[0])["splits"])
-    argv = ["--finetuning-mode=linear", f"--sample={count}", *own_flags(args)]
+    argv = ["--finetuning-mode=linear", f"--sample={count}", *words]
     assert eval_single_task.main(argv) == 0
     args.sample = count
     found = load_results(accuracies_path(args, "linear"))
@@ -167,8 +160,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("mode", ["linear", "posthoc"])
-def test_the_page_of_a_run(browser: Any, args: Config, mode: str) -> None:
-    assert analyze.main(["report", f"--finetuning-mode={mode}", *own_flags(args)]) == 0
+def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: str) -> None:
+    assert analyze.main(["report", f"--finetuning-mode={mode}", *words]) == 0
     edits = Edits(args, mode, TASKS)
     negated = load_results(arithmetic_path(args, mode, "negations"))["Emoji"]["coefficient"]
     added = float(load_results(arithmetic_path(args, mode, "additions"))["coefficient"])
