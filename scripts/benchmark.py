@@ -19,7 +19,6 @@ import contextlib
 import functools
 import gc
 import itertools
-import json
 import multiprocessing
 import os
 import platform
@@ -36,6 +35,9 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+
+from src.args import Parser, number
+from src.errors import entry_point
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP_POINTS = 21
@@ -236,11 +238,10 @@ def _loading(count: int) -> Callable[[Settings, Path], dict[str, Turn]]:
     """An epoch of training batches, and one of evaluation batches, in the run's own loaders."""
 
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
-        from torchvision.datasets import ImageFolder
-
+        from src.data.files import class_pictures
         from src.data.loading import BatchPlan, RankBatches, eval_loader, train_loader
 
-        encoder, pictures = _encoder(settings), ImageFolder(folder / "photos")
+        encoder, pictures = _encoder(settings), class_pictures(folder / "photos")
         augment, preprocess = encoder.train_preprocess, encoder.val_preprocess
         del encoder
         plan = BatchPlan(len(pictures), settings.batch_size, 1, seed=0)
@@ -265,17 +266,17 @@ def _stages(settings: Settings, folder: Path) -> dict[str, Turn]:
     import io
 
     from PIL import Image
-    from torchvision.datasets import ImageFolder
 
-    encoder, paths = (
-        _encoder(settings),
-        [path for path, _ in ImageFolder(folder / "photos").samples],
-    )
+    from src.data.files import class_pictures
+    from src.data.pictures import to_rgb
+
+    encoder = _encoder(settings)
+    paths = [path for path, _ in class_pictures(folder / "photos").samples]
     transforms = {"train": encoder.train_preprocess, "val": encoder.val_preprocess}
     del encoder
 
     def decode(path: str) -> Image.Image:
-        return Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")
+        return to_rgb(Image.open(io.BytesIO(Path(path).read_bytes())), path)
 
     def resize(path: str, steps: Sequence[Any]) -> Image.Image:
         image = decode(path)
@@ -610,17 +611,18 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=sorted(COMPARISONS))
     parser.add_argument("--model", default="ViT-B-32", help="an architecture of open_clip")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a batch")
+    parser.add_argument("--batch-size", type=number(int, 1), default=32, help="images a batch")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--rounds", type=int, default=5, help="paired turns of each variant")
+    parser.add_argument(
+        "--rounds", type=number(int, 1), default=5, help="paired turns of each variant"
+    )
     parser.add_argument("--variants", help="comma list (default: all of the subject's)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
@@ -634,8 +636,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if len(set(variants)) < len(variants):
         parser.error(f"a variant is named twice in --variants={options.variants}")
-    if options.rounds < 1:
-        parser.error(f"expected at least one round, got {options.rounds}")
     settings = Settings(
         f"{options.model}__init__", options.batch_size, options.device, options.precision
     )
@@ -663,9 +663,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rounds_in_full": found,
     }
     if options.output:
-        from src.checkpoints import write_text
+        from src.checkpoints import write_json
 
-        write_text(options.output, json.dumps(facts, indent=2) + "\n")
+        write_json(options.output, facts)
     print(f"{settings}\n{facts['machine']}\n\n{table(summary)}")
     if options.subject == "data":
         print(f"\n{loading_table(summary)}")

@@ -30,6 +30,8 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from src.args import Parser, number
+from src.errors import entry_point
 from src.results import git_commit, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,12 +172,13 @@ def mergekit_command(command: str) -> Callable[[Path, Path], list[str]]:
     return words
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rounds", type=number(int, 1), default=5, help="counted turns of each variant"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="counted turns of each variant")
     parser.add_argument("--fusion-bench", metavar="PYTHON", help="a Python with fusion-bench")
     parser.add_argument("--mergekit", metavar="COMMAND", help="mergekit-pytorch")
     parser.add_argument("--output", type=Path, help="JSON file to write")

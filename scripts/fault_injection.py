@@ -18,8 +18,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import logging
+import operator
 import os
 import platform
 import random
@@ -28,6 +30,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -40,13 +43,15 @@ from typing import Any, Literal
 
 import torch
 from hostile_files import read_all, write_seeds
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from src import ddp, finetune
+from src import ddp, features, finetune
 from src.args import Config
 from src.checkpoints import load_checkpoint, read_facts, save_tensors, write_text
 from src.data.loading import BatchPlan, RankBatches, train_loader
+from src.data.prepare.unpack import unpack
 from src.data.registry import dataset_for
 from src.errors import UnwritableError, UsageError
 from src.heads import get_classification_head
@@ -57,6 +62,7 @@ from src.modeling import ImageClassifier
 from src.results import git_commit, markdown_table, versions
 from src.runs import zeroshot_encoder
 from src.settings import finetuned_path, tasks_of
+from src.states import RunStates
 from src.training import step_gradients, wrap_ddp
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,27 +72,30 @@ MODES = ("standard", "linear")
 TASK = "Emoji"
 MINUTE = 60.0  # in which a run must end once a process of it has died
 How = Literal["forked", "command"]
+REFUSALS = (UsageError, ValueError, KeyError, SafetensorError)  # the last three: of features._read
 
 
 @dataclass(frozen=True)
 class Amounts:
     """How much of each is tried."""
 
-    kills: int = 16  # of forked runs, for each mode and world size
-    command_kills: int = 4  # of runs that the command starts, for each mode and world size
+    kills: int = 225  # of forked runs, for each mode and world size
+    command_kills: int = 5  # of runs that the command starts, for each mode and world size
+    ends: int = 20  # kills between the checkpoint and the end, for each mode and world size
     signals: int = 3  # SIGTERMs, for each mode and world size
     writes: int = 150  # kills inside writes, for each kind of file
     full: int = 100  # writes to a full disk
-    damages: int = 2000
-    hostile: int = 20_000
-    epochs: int = 2
+    damages: int = 2000  # of checkpoints
+    other_damages: int = 500  # of each other kind of file
+    hostile: int = 100_000
+    epochs: int = 1
     tasks: int = 8  # whose gradients are compared
     groups: tuple[tuple[str, int], ...] = tuple(product(MODES, (1, 2)))  # modes, world sizes
 
 
 QUICK = Amounts(
-    kills=2, command_kills=0, signals=1, writes=15, full=10, damages=100, hostile=500, epochs=1,
-    tasks=1, groups=(("standard", 1), ("linear", 2)),
+    kills=2, command_kills=0, ends=2, signals=1, writes=15, full=10, damages=100, other_damages=20,
+    hostile=500, epochs=1, tasks=1, groups=(("standard", 1), ("linear", 2)),
 )  # fmt: skip
 
 
@@ -168,6 +177,39 @@ def reap(pids: Sequence[int]) -> list[int]:
 
 # --- runs of fine-tuning
 
+ENDS = ("checkpoint moved", "before removing", "half removed", "removed", "recorded")
+
+
+def kill_at_end(end: str) -> None:
+    """Makes this process kill itself at a moment after it has written its checkpoint.
+
+    Args:
+        end: one of `ENDS`.
+    """
+
+    def die(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_within(self: RunStates) -> None:
+        if end != "before removing":
+            for path in list(self.folder.iterdir())[: 1 if end == "half removed" else None]:
+                path.unlink()
+        die()
+
+    def die_once_moved(self: Path, target: Path) -> Path:
+        moved = replace(self, target)
+        if target.name.endswith("finetuned.safetensors"):
+            die()
+        return moved
+
+    replace = Path.replace
+    if end == "checkpoint moved":
+        Path.replace = die_once_moved  # type: ignore[method-assign,assignment]
+    elif end == "recorded":
+        finetune.append_result = die
+    else:
+        RunStates.remove = die_within  # type: ignore[method-assign]
+
 
 @dataclass
 class Runs:
@@ -206,11 +248,21 @@ class Runs:
         """The folder of the run that is under way."""
         return self.place / f"{self.mode}-{self.world_size}-{self.how}-{self.number}"
 
-    def start(self) -> list[int]:
-        """Starts the run, or starts it again; its processes here."""
+    def start(self, end: str | None = None) -> list[int]:
+        """Starts the run, or starts it again; its processes here.
+
+        Args:
+            end: one of `ENDS`, where it kills itself; only of a forked run.
+        """
         flags, log = self.flags(self.save), self.place / "log"
         if self.how == "forked":
-            return fork_group(lambda: finetune.main(flags), self.world_size, log)
+
+            def work() -> object:
+                if end is not None:
+                    kill_at_end(end)
+                return finetune.main(flags)
+
+            return fork_group(work, self.world_size, log)
         script = [sys.executable, str(ROOT / "src" / "finetune.py"), *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with log.open("a") as file:
@@ -231,8 +283,10 @@ class Runs:
 
     def weights(self) -> str:
         """Content hash of the checkpoint that the run ended in."""
-        path = finetuned_path(Config(save=str(self.save)), TASK, self.mode)
-        return str(read_facts(path)["hash"])
+        return str(read_facts(finetuned_path(self._args(), TASK, self.mode))["hash"])
+
+    def _args(self) -> Config:
+        return Config(save=str(self.save))
 
     def trial(self, draw: random.Random, kills: int, signum: int = signal.SIGKILL) -> None:
         """Hits a run again and again while it is at work, then lets it end, and compares."""
@@ -250,6 +304,25 @@ class Runs:
         else:
             if any(reap(self.start())):
                 self.counts["failed"] += 1
+        self._compare()
+
+    def end_trial(self, end: str) -> None:
+        """Kills a run between its checkpoint and its end, and starts it again."""
+        self.number += 1
+        pids = self.start(end)
+        while not any(map(ended, pids)):
+            time.sleep(0.005)
+        took = all_ended(pids, MINUTE)
+        self.counts["hits"] += -signal.SIGKILL in reap(pids)
+        self.counts["outlived"] += took is None
+        self.slowest = max(self.slowest, took or MINUTE)
+        self.counts["continued"] += finetuned_path(self._args(), TASK, self.mode).is_file()
+        if any(reap(self.start())):
+            self.counts["failed"] += 1
+        self._compare()
+
+    def _compare(self) -> None:
+        """Compares the weights of a run that has ended, and looks for what it left."""
         self.counts["trials"] += 1
         with contextlib.suppress(UsageError):
             self.counts["identical"] += self.weights() == self.expected
@@ -286,7 +359,7 @@ class Runs:
 
 def interrupted(amounts: Amounts, place: Path) -> dict[str, list[dict[str, Any]]]:
     """Kills, and signals, of runs of each mode and world size."""
-    found: dict[str, list[dict[str, Any]]] = {"kills": [], "signals": []}
+    found: dict[str, list[dict[str, Any]]] = {"kills": [], "signals": [], "ends": []}
     draw = random.Random("faults")
     hows: list[How] = ["forked", "command"] if amounts.command_kills else ["forked"]
     todo = [(*group, how) for group in amounts.groups for how in hows]
@@ -303,6 +376,11 @@ def interrupted(amounts: Amounts, place: Path) -> dict[str, list[dict[str, Any]]
             while asked.counts["hits"] < amounts.signals:
                 asked.trial(draw, 1, signal.SIGTERM)
             found["signals"].append(asked.facts())
+            last = Runs(mode, world_size, how, place, amounts.epochs, number=asked.number)
+            last.seconds, last.expected = runs.seconds, runs.expected
+            for i in range(amounts.ends):
+                last.end_trial(ENDS[i % len(ENDS)])
+            found["ends"].append(last.facts())
     return found
 
 
@@ -412,34 +490,87 @@ def full_disk(amounts: Amounts, place: Path) -> dict[str, int]:
     return dict(counts)
 
 
-def damaged(amounts: Amounts, place: Path) -> dict[str, int]:
-    """Flips a bit of a checkpoint, or cuts it: it must be refused, or be what it was."""
-    path = place / "damaged" / "x.safetensors"
-    write_checkpoint(path, 1)
-    content, draw = path.read_bytes(), random.Random("damaged")
-    good = load_checkpoint(path)
-    counts: Counter[str] = Counter({"tried": amounts.damages, "refused": 0, "same": 0, "wrong": 0})
-    for _ in progress(range(amounts.damages), "damaged checkpoints"):
-        bad = bytearray(content)
-        header = draw.random() < 0.3
-        at = draw.randrange(2000 if header else len(bad))
-        if draw.random() < 0.8:
-            bad[at] ^= 1 << draw.randrange(8)
-        else:
-            del bad[at:]
-        path.write_bytes(bad)
-        try:
-            found = load_checkpoint(path)
-        except UsageError as error:
-            counts["refused"] += path.name in str(error)
-            continue
-        assert good.theta0 is not None and found.theta0 is not None
-        same = found.hash == good.hash and (found.kind, found.info) == (good.kind, good.info)
-        for ours, theirs in ((good.theta, found.theta), (good.theta0, found.theta0)):
-            same &= ours.keys() == theirs.keys()
-            same = same and all(torch.equal(ours[name], theirs[name]) for name in ours)
-        counts["same" if same else "wrong"] += 1
-    return dict(counts)
+def damage(content: bytes, draw: random.Random) -> bytes:
+    """Content with a flipped bit, often near the start, or cut short."""
+    bad = bytearray(content)
+    at = draw.randrange(min(2000, len(bad)) if draw.random() < 0.3 else len(bad))
+    if draw.random() < 0.8:
+        bad[at] ^= 1 << draw.randrange(8)
+    else:
+        del bad[at:]
+    return bytes(bad)
+
+
+def equal_states(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    """Whether two states hold the same."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds."""
+    found = load_checkpoint(path)
+    return found.kind, found.info, found.theta, found.theta0 or {}
+
+
+def same_checkpoint(ours: Any, theirs: Any) -> bool:
+    """Whether two checkpoints hold the same."""
+    return ours[:2] == theirs[:2] and all(map(equal_states, ours[2:], theirs[2:]))
+
+
+def write_features(path: Path) -> None:
+    """A file of the cache of features."""
+    tensors = {"features": contents(1)["layer0"], "labels": torch.arange(256)}
+    features._write(path, tensors)
+
+
+def write_archive(path: Path) -> None:
+    """A packed archive of noise and of text, like those of data sets."""
+    draw = random.Random("archive")
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in (("set/a.bin", draw.randbytes(20_000)), ("set/b.txt", b"line\n" * 2000)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def read_archive(path: Path) -> dict[str, bytes]:
+    """What an archive unpacks to."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(path, Path(folder))
+        return {
+            file.relative_to(folder).as_posix(): file.read_bytes()
+            for file in Path(folder).rglob("*") if file.is_file()
+        }  # fmt: skip
+
+
+DAMAGED: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any], Any]] = {
+    "checkpoints": ("x.safetensors", partial(write_checkpoint, seed=1), read_checkpoint,
+                    same_checkpoint),
+    "kept features": ("f0.safetensors", write_features, features._read, equal_states),
+    ".tgz archives": ("x.tgz", write_archive, read_archive, operator.eq),
+}  # fmt: skip
+
+
+def damaged(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
+    """Flips a bit of a file, or cuts it: it must be refused, or be what it was."""
+    rows, draw = [], random.Random("damaged")
+    for what, (name, write, read, same) in DAMAGED.items():
+        path = place / what / name
+        path.parent.mkdir()
+        write(path)
+        content, good = path.read_bytes(), read(path)
+        tried = amounts.damages if what == "checkpoints" else amounts.other_damages
+        counts: Counter[str] = Counter({"tried": tried, "refused": 0, "same": 0, "wrong": 0})
+        for _ in progress(range(tried), f"damaged {what}"):
+            path.write_bytes(damage(content, draw))
+            try:
+                found = read(path)
+            except REFUSALS as error:
+                counts["refused"] += what == "kept features" or path.name in str(error)
+                continue
+            counts["same" if same(good, found) else "wrong"] += 1
+        rows.append({"what": what, **counts})
+    return rows
 
 
 def hostile(amounts: Amounts, place: Path) -> dict[str, Any]:
@@ -448,6 +579,7 @@ def hostile(amounts: Amounts, place: Path) -> dict[str, Any]:
     counts = {name: outcome.counts[name] for name in ("read", "refused", "executed", "crashed")}
     return {
         "tried": amounts.hostile, **counts, "other_errors": outcome.counts["other error"],
+        "beyond_bounds": outcome.counts["beyond bounds"], "families": outcome.families,
         "problems": outcome.problems[:20], "slowest_seconds": round(outcome.seconds, 2),
         "most_memory_mib": round(outcome.memory / 2**20),
     }  # fmt: skip
@@ -532,14 +664,20 @@ def world_sizes(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
 def table(facts: dict[str, Any]) -> str:
     """The figures as Markdown."""
     rows: list[list[str]] = []
-    for kind, label in (("kills", "SIGKILL of a process of a run"), ("signals", "SIGTERM to all")):
+    kinds = {
+        "kills": "SIGKILL of a process of a run",
+        "ends": "SIGKILL between the checkpoint and the end",
+        "signals": "SIGTERM to all",
+    }
+    for kind, label in kinds.items():
         for run in facts[kind]:
             processes = "process" if run["world_size"] == 1 else "processes"
             how = ", by the command" if run["how"] == "command" else ""
             rows.append([
                 f"{label}, {run['mode']}, {run['world_size']} {processes}{how}",
                 str(run["hits"]),
-                f"a state to continue after {run['continued']}; {run['identical']} of "
+                f"{'the checkpoint there' if kind == 'ends' else 'a state to continue'} after "
+                f"{run['continued']}; {run['identical']} of "
                 f"{run['trials']} runs ended in identical weights; "
                 f"{run['leftovers']} left files, {run['outlived']} left processes; "
                 f"all ended within {run['slowest_end_seconds']} s",
@@ -549,13 +687,15 @@ def table(facts: dict[str, Any]) -> str:
          f"old or new whole: {w['intact']} (a half-written copy beside it: {w['inside']})"]
         for w in facts["writes"]
     ]  # fmt: skip
-    full, broken, bad = facts["full_disk"], facts["damaged"], facts["hostile"]
+    full, bad = facts["full_disk"], facts["hostile"]
+    rows += [
+        [f"{w['what']} with a flipped bit, or cut short", str(w["tried"]),
+         f"refused: {w['refused']}; of no effect: {w['same']}; read wrongly: {w['wrong']}"]
+        for w in facts["damaged"]
+    ]  # fmt: skip
     rows += [
         ["no room on the disk", str(full["tried"]),
          f"told: {full['told']}; old file intact, nothing else there: {full['intact']}"],
-        ["checkpoint with a flipped bit, or cut short", str(broken["tried"]),
-         f"refused by name: {broken['refused']}; of no effect: {broken['same']}; "
-         f"read wrongly: {broken['wrong']}"],
         ["hostile and mutated files", str(bad["tried"]),
          f"executed: {bad['executed']}; crashed: {bad['crashed']}; other errors than ours: "
          f"{bad['other_errors']} (refused: {bad['refused']}; read as data: {bad['read']}); at most "
@@ -602,17 +742,20 @@ def inject(amounts: Amounts, names: Sequence[str]) -> dict[str, Any]:
 def problems(facts: dict[str, Any]) -> list[str]:
     """What is not as it must be."""
     found = []
-    for run in facts["kills"] + facts["signals"]:
+    for run in facts["kills"] + facts["ends"] + facts["signals"]:
         bad = run["failed"] + run["leftovers"] + run["outlived"]
         if bad or run["identical"] != run["trials"]:
             found.append(f"runs: {run}")
     found += [f"writes: {w}" for w in facts["writes"] if w["intact"] != w["kills"]]
-    full, broken, bad = facts["full_disk"], facts["damaged"], facts["hostile"]
+    full, bad = facts["full_disk"], facts["hostile"]
     if not full["tried"] == full["told"] == full["intact"]:
         found.append(f"full disk: {full}")
-    if broken["wrong"] or broken["refused"] + broken["same"] != broken["tried"]:
-        found.append(f"damaged: {broken}")
-    if bad["executed"] + bad["crashed"] + bad["other_errors"]:
+    found += [
+        f"damaged: {w}"
+        for w in facts["damaged"]
+        if w["wrong"] or w["refused"] + w["same"] != w["tried"]
+    ]
+    if bad["executed"] + bad["crashed"] + bad["other_errors"] + bad.get("beyond_bounds", 0):
         found.append(f"hostile: {bad}")
     for w in facts["world_sizes"]:
         limit = 1e-5 if w["dtype"] == "float32" else 1e-12

@@ -1,23 +1,28 @@
-"""Reads thousands of damaged and hostile checkpoint files, each of which must be a clear error.
+"""Reads thousands of damaged and hostile files, each of which must be a clear error.
 
-    python scripts/hostile_files.py --count=20000
+    python scripts/hostile_files.py --count=20000 --jobs=2
 
 Files of every format that we read are mutated (bits, bytes, slices, numbers, headers, steps of
-pickles, calls of `os.system` among them) and read, as a checkpoint and as a model to merge, in
-processes with little memory and time. File number I of a run is always the same; `--only=I` makes
-it again, to look at.
+pickles, calls of `os.system` among them); a share is of the families of `hostile_families.py`,
+which ask for much memory, time or other places. Checkpoints are read as such and as a model to
+merge, archives are unpacked, in processes with little memory and time. What reading a file may take
+follows from its size as docs/reliability.md promises; whatever takes more is a problem that is
+reported. File number I of a run is always the same; `--only=I` makes it again, to look at.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import io
 import json
 import os
 import pickle
 import pickletools
 import random
+import re
 import resource
 import shutil
 import signal
@@ -30,19 +35,29 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import hostile_families
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from src import modeling
 from src.checkpoints import load_checkpoint, save_tensors
+from src.data.prepare.unpack import gunzip, unpack
 from src.errors import UsageError
 from src.merging.weights import open_weights
+from src.results import markdown_table
 
-SECONDS, MEMORY = 10, 1 << 30  # what reading one file may take
+SECONDS, MEMORY = 30, 1 << 30  # of the clock, and of address space: then the process is stopped
+# what is promised: bytes of memory and seconds of a processor that reading a file may take
+TIMES_SIZE, SPARE_BYTES = 8, 96 << 20
+SECONDS_A_BYTE, SPARE_SECONDS = 4e-6, 2.0
+LIBC = ctypes.CDLL(None)
+SHARE = 0.06  # of files that are of a family
+MUTATED = "mutated"
 CANARY = "executed"
 BATCH = 500
 FORBIDDEN = {
@@ -57,23 +72,32 @@ class Outcome:
     """What became of the files.
 
     Attributes:
-        counts: "read", "refused", "other error", "executed", "crashed".
-        problems: number and kind of each file that was neither read nor refused.
-        seconds: the longest that one took.
+        counts: "read", "refused", "other error", "executed", "crashed", "beyond bounds".
+        problems: number and kind of each file that was neither read nor refused, within bounds.
+        seconds: the longest that reading one took, of a processor.
         memory: most bytes by which reading grew a process.
+        families: the same by family: files, seconds, bytes.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
     memory: int = 0
+    families: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, other: Outcome) -> None:
         """Adds what another process found."""
         self.counts += other.counts
         self.problems += other.problems
-        self.seconds = max(self.seconds, other.seconds)
-        self.memory = max(self.memory, other.memory)
+        for family, (count, seconds, memory) in other.families.items():
+            self.took(family, seconds, int(memory), int(count))
+
+    def took(self, family: str, seconds: float, memory: int, count: int = 1) -> None:
+        """Adds what reading a file of a family took."""
+        before = self.families.get(family, [0, 0.0, 0])
+        highest = (max(before[1], seconds), max(before[2], memory))
+        self.families[family] = [before[0] + count, *highest]
+        self.seconds, self.memory = max(self.seconds, seconds), max(self.memory, memory)
 
 
 # --- good files
@@ -86,7 +110,7 @@ class _Head(nn.Linear):
 
 
 def write_seeds(folder: Path) -> list[Path]:
-    """Small files, and a folder, of the formats that `load_checkpoint` reads."""
+    """Small files, and a folder, of the formats that `load_checkpoint` reads; always the same."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     theta = {"model.visual.proj": torch.randn(4, 3), "model.visual.bias": torch.randn(3).half()}
@@ -110,6 +134,9 @@ def write_seeds(folder: Path) -> list[Path]:
             (folder / f"head_{protocol}.pt").write_bytes(pickle.dumps(_Head(), protocol))
     finally:
         modeling.ClassificationHead = original  # type: ignore[misc]
+    for path in folder.glob("*.pt"):
+        if not zipfile.is_zipfile(path):
+            path.write_bytes(_without_addresses(path.read_bytes()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is old; OpenAI's weights are
         torch.jit.save(torch.jit.script(nn.Linear(4, 3)), str(folder / "script.pt"))
@@ -122,6 +149,14 @@ def write_seeds(folder: Path) -> list[Path]:
     index = {"weight_map": {"vision_model.a": "model-00001-of-00001.safetensors"}}
     (hub / "model.safetensors.index.json").write_text(json.dumps(index))
     return sorted(folder.iterdir())
+
+
+def _without_addresses(content: bytes) -> bytes:
+    """A legacy file whose storages have the same names each time; torch names them by address."""
+    found = dict.fromkeys(re.findall(rb"(?<!\d)\d{14,15}(?!\d)", content))
+    for number, address in enumerate(found):
+        content = content.replace(address, b"%0*d" % (len(address), number))
+    return content
 
 
 # --- bad ones
@@ -287,9 +322,23 @@ def mutate(content: bytes, suffix: str, draw: random.Random) -> bytes:
     return draw.choice(ANYWHERE)(found, draw) if draw.random() < 0.1 and found else found
 
 
-def make(seeds: Sequence[Path], number: int, folder: Path) -> Path:
-    """Writes bad file number `number` into an empty folder."""
+def make(
+    seeds: Sequence[Path], number: int, folder: Path, share: float = SHARE
+) -> tuple[str, Path]:
+    """Writes bad file number `number` into an empty folder.
+
+    Args:
+        seeds: good files, of which most are mutations.
+        number: of the file.
+        folder: where to.
+        share: of those that are of a family.
+
+    Returns:
+        Its family, and the path.
+    """
     draw = random.Random(f"hostile {number}")
+    if draw.random() < share:
+        return hostile_families.write(draw, folder)
     seed = draw.choice(seeds)
     path = folder / f"x{seed.suffix}"
     if seed.is_dir():
@@ -298,7 +347,7 @@ def make(seeds: Sequence[Path], number: int, folder: Path) -> Path:
         chosen.write_bytes(mutate(chosen.read_bytes(), chosen.suffix, draw))
     else:
         path.write_bytes(mutate(seed.read_bytes(), seed.suffix, draw))
-    return path
+    return MUTATED, path
 
 
 # --- reading them
@@ -311,30 +360,88 @@ def _as_stream(path: Path) -> None:
         weights.read(name)
 
 
+def _unpacked(path: Path) -> None:
+    """Unpacks an archive to a folder beside it."""
+    target = path.with_name(UNPACKED)
+    target.mkdir()
+    if path.name == "x.gz":
+        gunzip(path, target / "x")
+    else:
+        unpack(path, target)
+
+
 READERS: list[Callable[[Path], object]] = [load_checkpoint, _as_stream]
+UNPACKED = "unpacked"
 
 
-def _attempt(path: Path) -> tuple[str, str]:
-    """Reads a file in each way: what came of it, and the error where that is not ours."""
-    outcome = "refused"
-    for reader in READERS:
+@dataclass
+class _Attempt:
+    """What came of reading a file in each way.
+
+    Attributes:
+        outcome: "read", "refused" or "other error".
+        error: the one that is not ours.
+        seconds: the longest that a reader took, of a processor.
+        memory: most bytes by which one grew the process.
+    """
+
+    outcome: str = "refused"
+    error: str = ""
+    seconds: float = 0.0
+    memory: int = 0
+
+    def read(self, path: Path, reader: Callable[[Path], object]) -> None:
+        """Reads the file in one way."""
+        gc.collect()  # and what earlier files left is given back: this one cannot hide in it
+        LIBC.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, start = _peak(), time.process_time()
         try:
             reader(path)
-            outcome = "read"
+            self.outcome = "read"
         except UsageError:
             pass
         except Exception as error:
-            return "other error", f"{type(error).__name__}: {str(error)[:200]}"
-    return outcome, ""
+            self.outcome, self.error = "other error", f"{type(error).__name__}: {str(error)[:200]}"
+        self.seconds = max(self.seconds, time.process_time() - start)
+        self.memory = max(self.memory, _peak() - before)
 
 
-def _child(seeds: Sequence[Path], numbers: Sequence[int], pipe: int) -> None:
+def _peak() -> int:
+    """Bytes that this process had in memory at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _attempt(path: Path) -> _Attempt:
+    """Reads a file in each way, up to the first error that is not ours."""
+    found = _Attempt()
+    archive = path.suffix in (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip")
+    for reader in [_unpacked] if archive else READERS:
+        if not found.error:
+            found.read(path, reader)
+    return found
+
+
+def _beyond(found: _Attempt, path: Path) -> str:
+    """What a file took more of than is promised."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    seconds, memory = SPARE_SECONDS + SECONDS_A_BYTE * size, SPARE_BYTES + TIMES_SIZE * size
+    if found.seconds <= seconds and found.memory <= memory:
+        return ""
+    return f"{size} bytes took {found.seconds:.2f} s and {found.memory} bytes of memory"
+
+
+def _child(seeds: Sequence[Path], numbers: Sequence[int], share: float, pipe: int) -> None:
     """Reads some files under limits, and tells through a pipe which one it is at; never returns."""
     events: list[str] = []
-    watching = [False]
+    watching: list[Path] = []  # the folder whose file is being read
 
     def hook(event: str, arguments: Any) -> None:
-        if watching[0] and event in FORBIDDEN:
+        if watching and event in FORBIDDEN:
+            if event == "shutil.rmtree" and Path(arguments[0]).is_relative_to(watching[0]):
+                return  # what was half unpacked
             events.append(event)
 
     sys.addaudithook(hook)
@@ -342,6 +449,7 @@ def _child(seeds: Sequence[Path], numbers: Sequence[int], pipe: int) -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     outcome = Outcome()
+    gc.freeze()
     with os.fdopen(pipe, "w") as talk, tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         for number in numbers:
@@ -349,51 +457,61 @@ def _child(seeds: Sequence[Path], numbers: Sequence[int], pipe: int) -> None:
             talk.flush()
             folder = Path(place) / str(number)
             folder.mkdir()
-            path = make(seeds, number, folder)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            start = time.monotonic()
+            family, path = make(seeds, number, folder, share)
             signal.alarm(SECONDS)
-            watching[0] = True
-            found, error = _attempt(path)
-            watching[0] = False
+            watching[:] = [folder]
+            found = _attempt(path)
+            watching.clear()
             signal.alarm(0)
-            outcome.seconds = max(outcome.seconds, time.monotonic() - start)
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            outcome.memory = max(outcome.memory, grown * 1024)
-            if (Path(place) / CANARY).exists() or (folder / CANARY).exists() or events:
-                outcome.problems.append(f"{number}: executed {events}")
-                outcome.counts["executed"] += 1
-                (Path(place) / CANARY).unlink(missing_ok=True)
+            outcome.took(family, found.seconds, found.memory)
+            expected = {folder, path, path.with_name(UNPACKED)}
+            elsewhere = {*Path(place).iterdir(), *folder.iterdir()} - expected
+            if elsewhere or events:
+                names = sorted(stray.name for stray in elsewhere)
+                found.outcome, said = "executed", f"executed {events}, wrote {names}"
+                for stray in elsewhere:
+                    shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
                 events.clear()
-            if error:
-                outcome.problems.append(f"{number}: {error}")
-            outcome.counts[found] += 1
+            elif said := found.error or _beyond(found, path):
+                found.outcome = found.outcome if found.error else "beyond bounds"
+            if said:
+                outcome.problems.append(f"{number} ({family}): {said}")
+            outcome.counts[found.outcome] += 1
             shutil.rmtree(folder)
         talk.write(json.dumps(vars(outcome)) + "\n")
     os._exit(0)
 
 
-def read_all(numbers: Sequence[int], seeds: Sequence[Path]) -> Outcome:
-    """Makes and reads the files of these numbers, in processes of their own."""
-    logging_off = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
+def read_all(
+    numbers: Sequence[int], seeds: Sequence[Path], jobs: int = 1, share: float = SHARE
+) -> Outcome:
+    """Makes and reads the files of these numbers, in processes of their own.
+
+    Args:
+        numbers: of the files.
+        seeds: good files, see `write_seeds`.
+        jobs: processes at once.
+        share: of files that are of a family.
+    """
     for seed in seeds:  # whatever is imported at first use is so now
         _attempt(seed)
+    with ThreadPool(jobs) as pool:  # each of them waits for a process
+        parts = pool.map(lambda part: _read_part(part, seeds, share), _parts(numbers, jobs))
+    total = Outcome()
+    for part in parts:
+        total.add(part)
+    return total
+
+
+def _parts(numbers: Sequence[int], jobs: int) -> list[Sequence[int]]:
+    return [numbers[start::jobs] for start in range(jobs)]
+
+
+def _read_part(numbers: Sequence[int], seeds: Sequence[Path], share: float) -> Outcome:
     total, left = Outcome(), list(numbers)
     while left:
         batch = left[:BATCH]
-        ours, theirs = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(ours)
-            os.dup2(logging_off.fileno(), 2)
-            try:
-                _child(seeds, batch, theirs)
-            finally:
-                os._exit(1)
-        os.close(theirs)
-        with os.fdopen(ours) as listen:
-            lines = listen.read().splitlines()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        lines, code = _in_a_process(seeds, batch, share)
         if lines and lines[-1].startswith("{"):
             told = json.loads(lines[-1])
             total.add(Outcome(**{**told, "counts": Counter(told["counts"])}))
@@ -405,8 +523,36 @@ def read_all(numbers: Sequence[int], seeds: Sequence[Path]) -> Outcome:
         total.problems.append(f"{at}: {f'more than {SECONDS} s' if slow else f'exit code {code}'}")
         done = batch.index(at)
         left = batch[:done] + left[done + 1 :]  # those before it are told of anew
-    logging_off.close()
     return total
+
+
+def _in_a_process(
+    seeds: Sequence[Path], batch: Sequence[int], share: float
+) -> tuple[list[str], int]:
+    """Reads files in a process; returns what it told, and its exit code."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            _child(seeds, batch, share, theirs)
+        finally:
+            os._exit(1)
+    os.close(theirs)
+    with os.fdopen(ours) as listen:
+        lines = listen.read().splitlines()
+    return lines, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def table(outcome: Outcome) -> str:
+    """The worst of each family."""
+    header = ["family", "files", "longest, s", "most memory, MiB"]
+    rows = [
+        [family, f"{count:,.0f}", f"{seconds:.2f}", f"{memory / 2**20:.0f}"]
+        for family, (count, seconds, memory) in sorted(outcome.families.items())
+    ]
+    return markdown_table(header, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -414,6 +560,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=20_000, help="files (default: 20000)")
     parser.add_argument("--only", type=int, help="write this file to the folder hostile_I")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=SHARE,
+        help=f"of the files, those that are hostile by design (default: {SHARE})",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -421,10 +574,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.only is not None:
             kept = Path(f"hostile_{args.only}")
             kept.mkdir()
-            print(make(seeds, args.only, kept))
+            print(make(seeds, args.only, kept, args.share)[1])
             return 0
-        outcome = read_all(range(args.count), seeds)
+        outcome = read_all(range(args.count), seeds, args.jobs, args.share)
     print(json.dumps(vars(outcome), indent=2))
+    print(table(outcome), file=sys.stderr)
     return int(bool(outcome.problems))
 
 

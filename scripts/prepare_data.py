@@ -12,14 +12,14 @@ there and right, otherwise with 1. docs/data.md says where each set comes from.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from src.checkpoints import write_text
+from src.args import Parser, checked, number
+from src.checkpoints import check_writable, write_json
 from src.data.prepare.arrange import ARRANGERS
 from src.data.prepare.facts import SETS
 from src.data.prepare.fetch import Place
@@ -79,7 +79,7 @@ def messages(report: Report) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--report", type=Path, help="JSON file to write")
     made.add_argument(
         "--num-workers",
-        type=int,
+        type=number(int, 0, 1024),
         default=os.cpu_count() or 1,
         help="processes that read pictures (default: one a core)",
     )
@@ -111,8 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parser().parse_args(argv)
     setup_logging()
-    root = Path(options.data_location).expanduser().absolute()
+    root = Path(checked("data_location", options.data_location)).absolute()
     names = chosen(options.suite, options.datasets)
+    if options.report:
+        check_writable(options.report)
     reports = []
     for name in names:
         to_do = None if options.check else prepare(name, root)
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(markdown_table(HEADER, rows(reports)))
     if options.report:
         facts = {"data_location": str(root), "datasets": [asdict(report) for report in reports]}
-        write_text(options.report, json.dumps(facts, indent=2) + "\n")
+        write_json(options.report, facts)
     return 0 if all(report.verdict == "good" for report in reports) else 1
 
 

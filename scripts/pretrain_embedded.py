@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -28,9 +29,11 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from src.args import LARGEST_SEED, Parser, number
 from src.data.embedded import EMBEDDED_SETS
 from src.data.embedded.base import ASSETS
 from src.data.embedded.pool import draw_pair
+from src.errors import entry_point
 from src.results import git_commit
 from src.tasks import get_suite
 
@@ -188,15 +191,18 @@ def train(
     return model.eval(), log
 
 
-def main() -> int:
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
     """Draws, trains and writes everything that the model needs."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write to")
-    parser.add_argument("--pairs", type=int, default=300_000, help="pictures in the pool")
-    parser.add_argument("--steps", type=int, default=14_000)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--pairs", type=number(int, 1), default=300_000, help="pictures in the pool"
+    )
+    parser.add_argument("--steps", type=number(int, 1), default=14_000)
+    parser.add_argument("--batch-size", type=number(int, 1, 2**20), default=128)
+    parser.add_argument("--lr", type=number(float, 0, 1e3), default=1e-3)
+    parser.add_argument("--seed", type=number(int, 0, LARGEST_SEED), default=0)
     parser.add_argument(
         "--bf16",
         action="store_true",
@@ -205,8 +211,8 @@ def main() -> int:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile, a fifth faster; needs a C++ compiler"
     )
-    parser.add_argument("--log-every", type=int, default=700)
-    args = parser.parse_args()
+    parser.add_argument("--log-every", type=number(int, 1), default=700)
+    args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     start, commit = time.time(), git_commit()
     images, captions = draw_pool(args.seed, args.pairs)

@@ -8,9 +8,7 @@ checkpoints behind them are the same. Any other flag is passed to the scripts in
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import logging
 import sys
 import time
@@ -22,11 +20,13 @@ from typing import Any
 from src import analyze, eval_single_task, eval_task_addition, eval_task_negation, finetune
 from src.analysis.figures import overview
 from src.analysis.report import report_path
-from src.args import parse_arguments
-from src.checkpoints import read_facts, write_text
-from src.errors import UsageError, entry_point
+from src.args import Parser, number, parse_arguments
+from src.checkpoints import check_writable, read_facts, write_json
+from src.errors import MissingFileError, UsageError, entry_point
 from src.logs import setup_logging
-from src.results import accuracies_path, arithmetic_path
+from src.private import without_home
+from src.reading import read_json
+from src.results import accuracies_path, arithmetic_path, check_targets
 from src.settings import finetuned_path, results_dir, run_dir, tasks_of, zeroshot_path
 from src.summary import with_seed, write_summary
 
@@ -38,6 +38,8 @@ QUICK = (
     "--results=checkpoints/quick/results",
 )
 EDITED = ("standard", "linear", "posthoc")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,22 +107,26 @@ class Ledger:
         return {"argv": stage.argv, "inputs": inputs, "output": digest}
 
     def _read(self) -> dict[str, Any]:
-        if not self.path.is_file():
+        try:
+            return read_json(self.path)
+        except MissingFileError:
             return {}
-        entries: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return entries
+        except UsageError as error:
+            logger.warning("no stage counts as done: %s", error)
+            return {}
 
     def is_done(self, stage: Stage) -> bool:
         """Whether the stage's results are there and still those of today's checkpoints."""
         if stage.output is None or not stage.output.is_file():
             return False
-        return bool(self._read().get(stage.name) == self._entry(stage))
+        found, wanted = self._read().get(stage.name), self._entry(stage)
+        return bool(without_home(found) == without_home(wanted))
 
     def note(self, stage: Stage) -> None:
         """Notes that a stage is done."""
         if stage.output is not None:
             entries = {**self._read(), stage.name: self._entry(stage)}
-            write_text(self.path, json.dumps(entries, indent=2) + "\n")
+            write_json(self.path, entries)
 
 
 def run_stages(args: Any, flags: list[str], label: str) -> None:
@@ -139,6 +145,8 @@ def run_stages(args: Any, flags: list[str], label: str) -> None:
             skipped += stage.share
         else:
             code = stage.main(stage.argv)
+            if code > 128:  # a signal ended it, and it has said so
+                raise SystemExit(code)
             if code:
                 raise UsageError(f"{stage.name} ended with code {code}, see above")
             ledger.note(stage)
@@ -149,8 +157,9 @@ def run_stages(args: Any, flags: list[str], label: str) -> None:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    seeds = number(int, 1, 10_000)
+    parser.add_argument("--seeds", type=seeds, default=1, help="number of seeds, from 0")
     parser.add_argument(
         "--quick", action="store_true", help="two tasks, one epoch, in checkpoints/quick"
     )
@@ -159,8 +168,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = [*QUICK, *flags]
     if any(f.startswith(("--seed=", "--finetuning-mode")) or f == "--seed" for f in flags):
         raise UsageError("expected no --seed and no --finetuning-mode here; use --seeds=N")
-    if own.seeds < 1:
-        raise UsageError(f"expected --seeds of at least 1, got {own.seeds}")
     args = parse_arguments(flags)
     if own.seeds > 1 and args.save is not None:
         raise UsageError("--save names one run's folder; leave it out with several seeds")
@@ -168,13 +175,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     start = time.monotonic()
     runs = [with_seed(args, seed) for seed in range(own.seeds)]
+    suite = results_dir(args).parent
+    figure = suite / "figures" / "overview.png"
+    ledgers = [Ledger(run).path for run in runs]
+    for path in (suite / "summary.json", suite / "summary.md", figure, *ledgers):
+        check_writable(path)
+    for run in runs:
+        check_targets(run, *(stage.output for stage in stages(run, flags) if stage.output))
     for seed, run in enumerate(runs):
         label = f"seed {seed}: " if own.seeds > 1 else ""
         run_stages(run, [*flags, f"--seed={seed}"] if seed else flags, label)
     summary, tables = write_summary(runs)
-    overview(runs[0], summary, results_dir(args).parent / "figures" / "overview.png")
+    overview(runs[0], summary, figure)
     print(f"\n{tables}\n")
-    print(f"results: {results_dir(args).parent}/ (summary.md, summary.json, figures/)")
+    print(f"results: {suite}/ (summary.md, summary.json, figures/)")
     print(f"pages: {', '.join(str(report_path(run)) for run in runs)}")
     print(f"checkpoints: {', '.join(str(run_dir(run)) for run in runs)}")
     print(f"{(time.monotonic() - start) / 60:.1f} minutes")

@@ -12,11 +12,9 @@ Flags are those of the scripts in src/; --output=FILE keeps the figures.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.args import Mode, parse_arguments
-from src.checkpoints import write_text
+from src.args import Mode, Parser, parse_arguments
+from src.checkpoints import check_writable, write_json
 from src.errors import entry_point
 from src.eval import coefficients, load_base, sweep_dataset
 from src.features import Features, linear_features
@@ -168,13 +166,15 @@ def table(found: dict[str, Any], tasks: Sequence[str]) -> str:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--test", action="store_true", help="report on the test splits")
     parser.add_argument("--no-pairs", action="store_true", help="leave the sums of pairs out")
     own, flags = parser.parse_known_args(argv)
     args = parse_arguments(flags)
     setup_logging()
+    path = own.output or run_dir(args) / "study.json"
+    check_writable(path)
     found: dict[str, Any] = {}
     start = time.monotonic()
     for mode in MODES:
@@ -186,10 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found[mode] = Study(args, mode, "" if own.test else "Val").figures(not own.no_pairs)
     print(table(found, tasks_of(args)))
     seconds = time.monotonic() - start
-    path = own.output or run_dir(args) / "study.json"
-    write_text(
-        path, json.dumps({**found, "provenance": provenance(args, seconds)}, indent=2) + "\n"
-    )
+    write_json(path, {**found, "provenance": provenance(args, seconds)})
     print(f"wrote {path}")
     return 0
 

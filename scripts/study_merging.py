@@ -11,7 +11,6 @@ Signs' and is measured on these two.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from src import finetune
-from src.args import Config
-from src.checkpoints import write_text
+from src.args import Config, Parser, number
+from src.checkpoints import write_json, write_text
 from src.errors import entry_point
 from src.logs import setup_logging
 from src.merging import Algorithm, algorithms, get_method, run_pool
@@ -147,7 +146,7 @@ def write(folder: Path, found: Mapping[int, Mapping[str, Row]], seconds: float) 
     facts = {"commit": git_commit(), "versions": versions(), "seeds": len(found),
              "seconds": round(seconds, 1)}  # fmt: skip
     content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in found.items()}}
-    write_text(folder / "merging.json", json.dumps(content, indent=2) + "\n")
+    write_json(folder / "merging.json", content)
     text = (
         "# Merging on the embedded suite\n\n"
         f"`python scripts/study_merging.py --seeds={len(found)}`: mean test accuracy of the merged "
@@ -162,10 +161,9 @@ def write(folder: Path, found: Mapping[int, Mapping[str, Row]], seconds: float) 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=1, help="fine-tuning seeds, from 0")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    seeds = number(int, 1, 10_000)
+    parser.add_argument("--seeds", type=seeds, default=1, help="fine-tuning seeds, from 0")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
     args = parser.parse_args(argv)
     setup_logging()

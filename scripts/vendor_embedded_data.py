@@ -12,16 +12,18 @@ L2 distance to every picture of the splits before it is at least `--distance`.
 
 from __future__ import annotations
 
-import argparse
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from src.args import Parser, number
 from src.data.embedded.base import ASSETS
 from src.data.embedded.drawing import SIZE
 from src.data.embedded.real import EMOJI_GROUPS, far_from
+from src.errors import entry_point
 
 FASHION_SIZES = {"pool": 20, "train": 480, "val": 50, "test": 100}  # a class
 EMOJI_SHARES = {"test": 0.22, "val": 0.12, "train": 0.44, "pool": 0.22}
@@ -110,12 +112,13 @@ def emoji(distance: float) -> dict[str, np.ndarray]:
     return parts
 
 
-def main() -> int:
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
     """Writes both files."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--fashion", type=Path, required=True, help="folder of the idx files")
-    parser.add_argument("--distance", type=float, default=0.25)
-    args = parser.parse_args()
+    parser.add_argument("--distance", type=number(float, 0, 10), default=0.25)
+    args = parser.parse_args(argv)
     sets = {"fashion": fashion(args.fashion, args.distance), "emoji": emoji(args.distance)}
     for name, arrays in sets.items():
         np.savez_compressed(ASSETS / f"{name}.npz", allow_pickle=False, **arrays)

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,11 +23,13 @@ from src.analysis import analogies, disentanglement, negation, similarity, singl
 from src.analysis import explorer as tangent_explorer
 from src.analysis.edits import MODES
 from src.analysis.figures import plain, save
-from src.analysis.report import write_report
-from src.analysis.tables import read_table, table_path, write_table
+from src.analysis.report import report_path, write_report
+from src.analysis.tables import of_table, read_table, table_path, write_table
 from src.args import parse_names, require_mode
-from src.errors import UsageError, entry_point
+from src.errors import UnwritableError, UsageError, entry_point
 from src.logs import setup_logging
+from src.private import without_home
+from src.results import check_targets
 from src.runs import announce
 from src.settings import results_dir, seed_of, setting, suite_of
 
@@ -62,9 +65,15 @@ def analyze(args: Any, names: Sequence[str] = ()) -> None:
         names: see `NAMES`; without any, all analyses and the explorer are made, and one whose
             checkpoints or results are not there is left out with a warning.
     """
+    parts = [part for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())]
+    tables = [table_path(args, name) for name, *_ in parts]
+    figures = [figures_dir(args) / f"{path.stem}.png" for path in tables]
+    if FIGURES in names:
+        figures.append(figures_dir(args) / "single.png")
+    check_targets(args, report_path(args), *tables, *figures)
     mode = setting(args, "finetuning_mode")
     modes = MODES if mode is None else (mode,)
-    for name, make, draw in (p for a in names or ANALYSES for p in ANALYSES.get(a, ())):
+    for name, make, draw in parts:
         with _leaving_out(name, not names):
             logger.info("analysis: %s", name)
             start = time.monotonic()
@@ -78,7 +87,8 @@ def analyze(args: Any, names: Sequence[str] = ()) -> None:
     if FIGURES in names and ddp.is_main_process():
         for name, _, draw in (part for analysis in ANALYSES.values() for part in analysis):
             if table_path(args, name).is_file():
-                show(args, name, draw, read_table(args, name))
+                with of_table(args, name):
+                    show(args, name, draw, read_table(args, name))
     explored = None
     if REPORT in names or not names:
         with _leaving_out("the explorer", not names):
@@ -93,15 +103,20 @@ def _leaving_out(name: str, wanted: bool) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        if not wanted:
+        if not wanted or isinstance(error, UnwritableError):
             raise
         logger.warning("%s is left out: %s", name, error)
+
+
+def figures_dir(args: Any) -> Path:
+    """The folder of the run's figures."""
+    return results_dir(args) / "figures"
 
 
 def show(args: Any, name: str, draw: Draw, table: pd.DataFrame) -> None:
     """Writes the figure of a table."""
     note = f"{setting(args, 'model')}, suite {suite_of(args).name}, seed {seed_of(args)}"
-    save(plain(draw, table, args), results_dir(args) / "figures", name, note)
+    save(plain(draw, table, args), figures_dir(args), name, without_home(note))
 
 
 @dataclass(frozen=True)

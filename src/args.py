@@ -3,21 +3,29 @@
 `parse_arguments(argv)` gives a `Config`. A field is a flag: `--batch-size` and `--batch_size` are
 both `Config.batch_size`. Whatever follows from several fields (folders, epochs, the suite) is
 computed at use, by the functions in `src/settings.py`, so that `args.model = "ViT-L-14"` after
-parsing means what it says.
+parsing means what it says. What values a field can have is said here, and checked by `checked`:
+for a flag when it is parsed, for an attribute when it is used.
 """
 
 from __future__ import annotations
 
 import argparse
-import types
+import functools
+import math
+import numbers
+import os
 import typing
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from src.errors import UsageError, unknown
+from src.errors import UsageError, printable, shown, unknown
 from src.tasks import EMBEDDED_MODEL
+
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators
+LONGEST_PART = 255  # bytes of a file's name
+LONGEST_PATH = 4095
 
 Mode = Literal["none", "standard", "linear", "posthoc"]
 Precision = Literal["fp32", "bf16"]
@@ -46,12 +54,14 @@ class Config:
         "local-dir:FOLDER",
     )
     suite: str | None = _flag(None, "embedded or clip8 (default: the model's)")
-    tasks: Names | None = _flag(None, "tasks to work on, comma list (default: all of the suite)")
+    tasks: Names | None = _flag(
+        None, "tasks to work on, comma list (default: all of the suite)", distinct=True
+    )
     train_dataset: Names | None = _flag(
-        None, "data sets to fine-tune on, comma list (default: --tasks)"
+        None, "data sets to fine-tune on, comma list (default: --tasks)", distinct=True
     )
     eval_datasets: Names | None = _flag(
-        None, "data sets to evaluate on, comma list (default: --tasks)"
+        None, "data sets to evaluate on, comma list (default: --tasks)", distinct=True
     )
     control_dataset: str | None = _flag(
         None,
@@ -83,56 +93,89 @@ class Config:
     results_db: str | None = _flag(None, "file to append one JSON line a result to", path=True)
     # how to train
     batch_size: int | None = _flag(
-        None, "images of a micro-step, over all processes (default: task table)", least=1
+        None,
+        "images of a micro-step, over all processes (default: task table)",
+        least=1,
+        most=2**20,
     )
     num_grad_accumulation: int | None = _flag(
-        None, "micro-steps of an optimizer step (default: task table)", least=1
+        None, "micro-steps of an optimizer step (default: task table)", least=1, most=2**16
     )
-    lr: float | None = _flag(None, "peak learning rate (default: task table)", least=0)
-    wd: float = _flag(0.1, "weight decay of AdamW", least=0)
-    ls: float = _flag(0.0, "label smoothing, in [0, 1)", least=0)
+    lr: float | None = _flag(None, "peak learning rate (default: task table)", least=0, most=1e3)
+    wd: float = _flag(0.1, "weight decay of AdamW", least=0, most=1e3)
+    ls: float = _flag(0.0, "label smoothing, in [0, 1)", least=0, below=1)
     warmup_length: int | None = _flag(
-        None, "optimizer steps of warm-up (default: task table)", least=0
+        None, "optimizer steps of warm-up (default: task table)", least=0, most=10**9
     )
-    epochs: int | None = _flag(None, "passes over the training set (default: task table)", least=1)
-    checkpoint_every: int = _flag(-1, "optimizer steps between model snapshots (-1: none)")
+    epochs: int | None = _flag(
+        None, "passes over the training set (default: task table)", least=1, most=10**6
+    )
+    checkpoint_every: int = _flag(
+        -1, "optimizer steps between model snapshots (-1: none)", least=-1, most=10**9
+    )
     state_every: int | None = _flag(
         None,
         "optimizer steps between states of the run, from which the same command continues it "
         "(default: as often as takes 2 % of the time; -1: none)",
+        least=-1,
+        most=10**9,
+    )
+    restart: bool = _flag(
+        False, "delete the state of an interrupted run and start anew, instead of continuing it"
     )
     seed: int | None = _flag(
-        None, "seed of everything random (default: 0); also picks checkpoints_SEED"
+        None,
+        "seed of everything random (default: 0); also picks checkpoints_SEED",
+        least=0,
+        most=LARGEST_SEED,
     )
     # how to evaluate
-    n_eval_points: int = _flag(21, "coefficients from 0 to 1 to try on validation", least=2)
+    n_eval_points: int = _flag(
+        21, "coefficients from 0 to 1 to try on validation", least=2, most=10_001
+    )
     sample: int | None = _flag(
         None,
         "evaluate on N pictures of each split that hold each class by its share (default: on all); "
         "results go to a folder of their own",
         least=1,
+        most=10**9,
     )
     control_threshold: float = _flag(
-        0.95, "share of the zero-shot control accuracy that negation must keep", least=0
+        0.95, "share of the zero-shot control accuracy that negation must keep", least=0, most=1
     )
     # what to analyse
     pairs: Names | None = _flag(
-        None, "pairs of tasks whose disentanglement is measured, such as MNIST+Signs,Letters+Emoji"
+        None,
+        "pairs of tasks whose disentanglement is measured, such as MNIST+Signs,Letters+Emoji",
+        distinct=True,
     )
-    grid_points: int = _flag(11, "coefficients from -2 to 2 on each axis of that", least=2)
+    grid_points: int = _flag(
+        11, "coefficients from -2 to 2 on each axis of that", least=2, most=1001
+    )
     subset_sample: int = _flag(
-        2, "standard models: subsets of each size from three tasks to all but one", least=0
+        2,
+        "standard models: subsets of each size from three tasks to all but one",
+        least=0,
+        most=10**6,
     )
     analogies: Names | None = _flag(
-        None, "analogies, such as C+B-A=D by names of data sets (default: the embedded suite's)"
+        None,
+        "analogies, such as C+B-A=D by names of data sets (default: the embedded suite's)",
+        distinct=True,
     )
     shots: Names = _flag(
-        ["1", "5", "20"], "training pictures a class where there are few of the target, comma list"
+        ["1", "5", "20"],
+        "training pictures a class where there are few of the target, comma list",
+        distinct=True,
+        whole=True,
+        least=1,
+        most=10**6,
     )
     explorer_megabytes: float = _flag(
         15,
         "largest tangent explorer of the report, in MB; a sample is shown if all do not fit",
         least=0.1,
+        most=10_000,
     )
     feature_cache: bool = _flag(
         True, "keep the features of linear models, so that they are computed once"
@@ -143,13 +186,14 @@ class Config:
         "fp32", "fp32, or bf16: autocast, with float32 weights and optimizer"
     )
     world_size: int = _flag(
-        1, "processes to start on this machine (torchrun needs no flag)", least=1
+        1, "processes to start on this machine (torchrun needs no flag)", least=1, most=1024
     )
-    port: int = _flag(12355, "port at which the processes meet", least=1)
+    port: int = _flag(12355, "port at which the processes meet", least=1, most=65_535)
     num_workers: int | None = _flag(
         None,
         "data-loading processes of each process (default: clip8 one a core, embedded 0)",
         least=0,
+        most=1024,
     )
     # what to tell
     exp_name: str | None = _flag(None, "name of the run and of its W&B group")
@@ -163,50 +207,182 @@ class Config:
         object.__setattr__(self, name, value)
 
 
-def _inner(annotation: Any) -> Any:
-    """The type inside `X | None`."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return next(t for t in typing.get_args(annotation) if t is not type(None))
-    return annotation
+def checked(name: str, value: Any) -> Any:
+    """The value of a setting, if it can have that value: a flag's, or an attribute's of any object.
+
+    A number becomes a plain one, a text with commas a list where it means one, and `~` in a path
+    the home folder.
+
+    Raises:
+        UsageError: otherwise; the message names the flag.
+    """
+    try:
+        return _value(name, value)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--{name.replace('_', '-')}: {error}") from error
 
 
-def _number(kind: type, least: float | None) -> Any:
-    def parse(text: str) -> float:
-        value: float = kind(text)
-        if least is not None and not value >= least:  # nan is refused too
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+@functools.cache
+def _settings() -> dict[str, tuple[Field[Any], Any, bool]]:
+    """Each setting's field, its type without None, and whether it may be None."""
+    hints = typing.get_type_hints(Config)
+    found = {}
+    for item in fields(Config):
+        parts = typing.get_args(hints[item.name])
+        optional = type(None) in parts
+        kind = next(p for p in parts if p is not type(None)) if optional else hints[item.name]
+        found[item.name] = (item, kind, optional)
+    return found
+
+
+def _value(name: str, value: Any) -> Any:
+    item, kind, optional = _settings()[name]
+    if value is None and optional:
+        return None
+    if typing.get_origin(kind) is Literal:
+        if value not in (choices := typing.get_args(kind)):
+            raise _refused(f"one of {', '.join(choices)}", value)
         return value
+    if kind in (int, float):
+        return _in_range(kind, value, value, **_bounds(item))
+    if typing.get_origin(kind) is list:
+        return _list(item, value)
+    if item.metadata.get("path"):
+        return pathname(value)
+    if kind is str and (value is None or (optional and not str(value).strip())):
+        raise _refused("a text", "nothing" if value is not None else value)
+    return str(value) if kind is str else value
 
-    parse.__name__ = kind.__name__
+
+def _refused(expected: str, got: Any) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"expected {expected}, got {shown(got)}")
+
+
+def _bounds(item: Field[Any]) -> dict[str, float | None]:
+    return {name: item.metadata.get(name) for name in ("least", "most", "below")}
+
+
+def _in_range(
+    kind: type,
+    value: Any,
+    got: Any,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """The value as a plain int or float, if it is one, finite and in the range."""
+    wanted = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise _refused("a whole number" if kind is int else "a number", repr(got))
+    try:
+        found = kind(value)
+    except OverflowError as error:
+        raise _refused("a number of ordinary size", got) from error
+    if kind is float and not math.isfinite(found):
+        raise _refused("a finite number", got)
+    if least is not None and found < least:
+        raise _refused(f"at least {least}", got)
+    if most is not None and found > most:
+        raise _refused(f"at most {most:.10g}", got)
+    if below is not None and found >= below:
+        raise _refused(f"a number below {below}", got)
+    return found
+
+
+def number(
+    kind: type,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Callable[[str], Any]:
+    """What a flag's text is turned into a number of a range by, `type=` of argparse.
+
+    Args:
+        kind: int or float.
+        least: the smallest number.
+        most: the largest.
+        below: what it must be smaller than.
+    """
+
+    def parse(text: str) -> Any:
+        return _in_range(kind, kind(text), text, least, most, below)
+
+    parse.__name__ = kind.__name__  # for argparse's message
     return parse
 
 
-def _names(text: str) -> Names:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _list(item: Field[Any], value: Any) -> Names:
+    """The parts of a comma list, or of a list; each of them as a setting of its kind."""
+    if not isinstance(value, str | list | tuple):
+        raise _refused("a comma list", repr(value))
+    parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
+    found = [part.strip() for part in parts if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("names nothing; leave it out for the default")
+    if item.metadata.get("path"):
+        found = [pathname(part) for part in found]
+    if item.metadata.get("whole"):
+        try:
+            found = [str(number(int, **_bounds(item))(part)) for part in found]
+        except ValueError as error:
+            raise _refused("whole numbers", repr(value)) from error
+    if item.metadata.get("distinct") and (twice := _twice(found)):
+        raise argparse.ArgumentTypeError(f"names {shown(twice)} twice")
+    return found
 
 
-class _Parser(argparse.ArgumentParser):
+def _twice(names: Sequence[str]) -> str | None:
+    """The first of the names that comes twice."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
+
+
+def pathname(value: Any) -> str:
+    """A path that a file can have, with the home folder for `~`; `type=` of argparse."""
+    if not isinstance(value, str | os.PathLike):
+        raise _refused("a path", repr(value))
+    text = os.fspath(value)
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path's raises where there is no home
+    if text.startswith("~") and expanded == text:
+        raise argparse.ArgumentTypeError(
+            f"the home folder of '{shown(text)}' is not known; a name with ~ is written ./~..."
+        )
+    try:
+        sizes = [len(os.fsencode(part)) for part in Path(expanded).parts]
+    except UnicodeEncodeError as error:
+        raise _refused("a path", repr(text)) from error
+    if "\0" in text:
+        raise _refused("a path", repr(text))
+    if max(sizes) > LONGEST_PART or sum(sizes) + len(sizes) > LONGEST_PATH:
+        raise _refused(
+            f"a path of at most {LONGEST_PATH} bytes with names of at most {LONGEST_PART}", text
+        )
+    return expanded
+
+
+class Parser(argparse.ArgumentParser):
     """A parser that leaves by `UsageError`-like messages, with the nearest flag for a typo."""
 
     def error(self, message: str) -> typing.NoReturn:
+        """Prints what is wrong with the command line, and ends with code 2."""
         if message.startswith("unrecognized arguments: --"):
             flag = message.split()[2].partition("=")[0]
             options = [
                 o for o in self._option_string_actions if o.startswith("--") and "_" not in o
             ]
             message = str(unknown("flag", flag, options))
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {printable(message)}\n")
 
 
 def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     """The parser of all flags, generated from the fields of `Config`."""
-    parser = _Parser(
+    parser = Parser(
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    hints = typing.get_type_hints(Config)
-    for item in fields(Config):
+    for item, kind, _ in _settings().values():
         if item.metadata.get("hidden"):
             continue
         dashed = "--" + item.name.replace("_", "-")
@@ -217,18 +393,18 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         text = item.metadata["help"] + (
             "" if default is None or default is False else f" (default: {said})"
         )
-        kind = _inner(hints[item.name])
         options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is Literal:
             options["choices"] = typing.get_args(kind)
         elif typing.get_origin(kind) is list:
-            options.update(type=_names, metavar=item.metadata.get("metavar", "A,B"))
+            metavar = item.metadata.get("metavar", "A,B")
+            options.update(type=functools.partial(_value, item.name), metavar=metavar)
         elif kind in (int, float):
-            options.update(type=_number(kind, item.metadata.get("least")), metavar="N")
+            options.update(type=number(kind, **_bounds(item)), metavar="N")
         else:
-            options["metavar"] = item.name.upper()
+            options.update(type=functools.partial(_value, item.name), metavar=item.name.upper())
         parser.add_argument(*flags, dest=item.name, **options)
     return parser
 
@@ -246,7 +422,7 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
     Raises:
         SystemExit: with code 2 and a message, for a flag or value that does not exist.
     """
-    return _config(make_parser(description).parse_args(argv))
+    return Config(**vars(make_parser(description).parse_args(argv)))
 
 
 def parse_names(
@@ -277,20 +453,7 @@ def parse_names(
     for name in names:
         if name not in known:
             raise unknown(noun, name, known)
-    return names, _config(found)
-
-
-def _config(found: argparse.Namespace) -> Config:
-    """The settings, with `~` expanded."""
-    config = Config(**vars(found))
-    for item in fields(Config):
-        if item.metadata.get("path"):
-            value = getattr(config, item.name)
-            if isinstance(value, list):
-                setattr(config, item.name, [str(Path(v).expanduser()) for v in value])
-            elif value is not None:
-                setattr(config, item.name, str(Path(value).expanduser()))
-    return config
+    return names, Config(**vars(found))
 
 
 def require_mode(args: Config, script: str, modes: Sequence[str]) -> str:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +31,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.errors import MissingFileError, UnwritableError, UsageError
+from src.errors import MissingFileError, UnwritableError, UsageError, shown
+from src.private import without_home
+from src.processes import fcntl, lock
 from src.published import hub
-from src.statedict import State, content_hash
+from src.reading import check_header
+from src.statedict import TIES, State, content_hash, ties
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +44,15 @@ PROJECT = "tangent-arithmetic/"
 FORMAT = f"{PROJECT}1"
 THETA0 = "theta0/"
 ZEROSHOT = "zeroshot.safetensors"
+STATE = "run_state"  # of src/states.py
 ENCODERS = ("image_encoder", "linearized_image_encoder")
 BACKBONE = "mlp_backbone"  # of src/artificial_data
+FOLDERS = ("config.json", "adapter_config.json")  # one of these is in a folder of Hugging Face
 AGAIN = "delete it and make it again"
+LONGEST_STEM = 200  # bytes of a file's name that its temporary folder has; a name has 255 at most
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 
@@ -73,30 +82,60 @@ def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path`, and moves it there if the block succeeds.
 
     A reader sees the old file or the whole new one, never a part; after a power cut too, unless
-    `fsync` is false. A process that is killed in the block may leave the temporary file, see
-    `remove_parts`.
+    `fsync` is false. What a process that was killed in such a block left half written is removed
+    by the next one that writes the same file.
 
     Raises:
         UnwritableError: if the disk is full, or nothing can be written there.
     """
-    temporary = None
-    try:
+    with disk_errors(path), part_folder(path) as folder:
+        temporary = folder / path.name
+        temporary.touch()
+        yield temporary
+        if fsync:
+            _sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    if fsync and os.name == "posix":
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{path.name}."
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
-            os.close(handle)
-            temporary = Path(name)
-            yield temporary
-            if fsync:
-                _sync(temporary)
-            temporary.chmod(0o644)
-            temporary.replace(path)
-            if fsync and os.name == "posix":
-                _sync(path.parent)
+            _sync(path.parent)
+
+
+@contextlib.contextmanager
+def part_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `path`, which exists during the block.
+
+    It is locked, so that others can tell it from one that a killed process left; those for the same
+    `path` are removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_parts(path.parent, path.name)
+    folder, handle = _new_part(path)
+    try:
+        yield folder
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _new_part(path: Path) -> tuple[Path, int | None]:
+    """A new folder, and the handle of the lock on it where the system has locks."""
+    prefix = f".{_stem(path.name)}."
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".part"))
+        if fcntl is None:
+            return folder, None
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)
+            lock(handle)
+            if folder.is_dir():
+                return folder, handle
+            os.close(handle)  # taken for left behind before it was locked
+
+
+def _stem(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:LONGEST_STEM])
 
 
 @contextlib.contextmanager
@@ -132,16 +171,41 @@ def _unwritable(error: Exception) -> str | None:
 def remove_parts(folder: Path, name: str = "") -> None:
     """Removes what killed processes left half written in a folder, of a file or of all.
 
-    Only for files that no other process may be writing.
+    What a living process is writing is locked and stays; so does everything on a file system
+    without locks.
     """
-    for part in folder.glob(f".{name}*.part"):
-        part.unlink(missing_ok=True)
+    for part in folder.glob(f".{glob.escape(_stem(name))}*.part"):
+        with contextlib.suppress(OSError):  # another process has just removed it
+            handle = os.open(part, os.O_RDONLY)
+            try:
+                if lock(handle, wait=False):
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+            finally:
+                os.close(handle)
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a file can be written, before the work whose result it is to hold.
+
+    Raises:
+        UnwritableError: if it cannot, or something else than a file is there.
+    """
+    with disk_errors(path):
+        if path.exists() and not path.is_file():
+            raise UnwritableError(path, "it exists and is no file")
+        with part_folder(path) as folder:
+            (folder / path.name).write_bytes(bytes(4096))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically; what UTF-8 has no bytes for is spelt out."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically, without home folders, see `src.private.without_home`."""
+    write_text(path, json.dumps(without_home(value), indent=2) + "\n")
 
 
 def as_safetensors(path: str | Path) -> Path:
@@ -184,7 +248,10 @@ def published_candidates(path: str | Path) -> list[Path]:
 
 
 def resolve(path: str | Path, made_by: str | None = None) -> Path:
-    """The existing file that `path` means.
+    """The existing file that `path` means: the one that it names, if it is there.
+
+    Beside a file of another format that is named, ours of that name is meant, since `save` writes
+    it in its place; a warning says so.
 
     Args:
         path: a path in our way or that of the public projects, or `hf-hub:ORG/NAME`.
@@ -195,7 +262,9 @@ def resolve(path: str | Path, made_by: str | None = None) -> Path:
     """
     if hub.is_hub(path):
         return hub.fetch(path)
-    tried = candidates(path)
+    named, tried = Path(path).absolute(), candidates(path)
+    if named.is_file() or any((named / name).is_file() for name in FOLDERS):
+        return _ours_beside(named) or named
     for candidate in tried:
         if candidate.is_file():
             return candidate
@@ -206,6 +275,21 @@ def resolve(path: str | Path, made_by: str | None = None) -> Path:
     raise MissingFileError(
         f"no checkpoint at {path} (looked for {', '.join(map(str, tried))}).{way_out}"
     )
+
+
+def _ours_beside(named: Path) -> Path | None:
+    """The file of ours that `save` writes where `named` is named, if there is one."""
+    ours = as_safetensors(named)
+    if ours == named or not ours.is_file():
+        return None
+    try:
+        if read_header(ours) is None:
+            return None
+    except UsageError as error:
+        logger.warning("%s; %s is read, which is beside it", error, named)
+        return None
+    logger.warning("%s is read, which this project wrote, not %s beside it", ours, named.name)
+    return ours
 
 
 def save_tensors(
@@ -225,8 +309,20 @@ def save_tensors(
         theta0: the point of expansion; stored unless a zero-shot file holds the same.
         theta0_hash: content hash of the pre-trained weights; computed from theta0 if that is given.
         info: JSON-serialisable facts to keep with the weights.
+
+    Raises:
+        UsageError: if a weight is not finite; only a `run_state` may hold such.
+        UnwritableError: if it cannot be written.
     """
     path = as_safetensors(path)
+    if kind != STATE and (bad := not_finite(theta)):
+        raise UsageError(
+            f"{path} is not written: {len(bad)} of {len(theta)} tensors are not finite "
+            f"({', '.join(map(shown, bad[:3]))}{', ...' if len(bad) > 3 else ''}); expected finite "
+            "weights"
+        )
+    if kind in (*ENCODERS, BACKBONE) and (tied := ties(theta)):
+        info = {**(info or {}), TIES: tied}
     tensors = dict(theta)
     if theta0 is not None:
         theta0_hash = content_hash(theta0)
@@ -238,15 +334,26 @@ def save_tensors(
         "kind": kind,
         "hash": content_hash({name: tensors[name] for name in theta}),
         "theta0_hash": theta0_hash or "",
-        "info": json.dumps(info or {}, sort_keys=True),
+        "info": json.dumps(without_home(info or {}), sort_keys=True),
     }
-    facts["check"] = _check(facts)
+    facts["check"] = checksum(facts)
     with atomic(path) as temporary:
         save_file(tensors, str(temporary), metadata=facts)
     return facts["hash"]
 
 
-def _check(facts: Mapping[str, str]) -> str:
+def not_finite(state: State) -> list[str]:
+    """The names of the tensors that hold NaN, or infinity where it is no mask of attention."""
+    found = []
+    for name, value in state.items():
+        if value.is_floating_point() or value.is_complex():
+            bad = value.isnan() if name.endswith("mask") else ~value.isfinite()
+            if bool(bad.any()):
+                found.append(name)
+    return found
+
+
+def checksum(facts: Mapping[str, str]) -> str:
     """Checksum of what a file says of itself; that of its tensors is `hash`."""
     kept = {name: facts[name] for name in sorted(facts) if name != "check"}
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
@@ -267,7 +374,7 @@ def _storable(state: State) -> dict[str, Tensor]:
     return found
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path, model: str | None = None) -> dict[str, Any]:
     """What a checkpoint is: kind, hash, theta0_hash, info. Of ours only the header is read.
 
     Raises:
@@ -278,7 +385,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         return facts
     from src.published.loading import load
 
-    found = load(path)
+    found = load(path, model)
     facts = {"kind": found.kind, "hash": found.hash, "info": found.info}
     return {**facts, "theta0_hash": found.theta0_hash or ""}
 
@@ -292,6 +399,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
     if path.suffix != ".safetensors":
         return None
     try:
+        check_header(path)
         with safe_open(str(path), framework="pt") as file:
             facts: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -304,7 +412,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
         )
     if found != FORMAT:
         return None
-    if facts.get("check", _check(facts)) != _check(facts):
+    if facts.get("check", checksum(facts)) != checksum(facts):
         raise UsageError(f"{path} is damaged (its header's checksum differs); {AGAIN}")
     try:
         info = json.loads(facts["info"])
@@ -323,13 +431,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         UsageError: if the file is damaged.
     """
     try:
+        check_header(path)
         return load_file(path)
     except (SafetensorError, OSError, MemoryError) as error:
         raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
 
 
 def load_checkpoint(
-    path: str | Path, made_by: str | None = None, kinds: Sequence[str] | None = None
+    path: str | Path,
+    made_by: str | None = None,
+    kinds: Sequence[str] | None = None,
+    model: str | None = None,
 ) -> Checkpoint:
     """Reads and checks a checkpoint.
 
@@ -338,20 +450,21 @@ def load_checkpoint(
             Hugging Face hub, `hf-hub:ORG/NAME`.
         made_by: the command that makes the file, for the message.
         kinds: what it may hold; None for anything.
+        model: the model's name, for a published file that does not tell; the user's word counts.
 
     Raises:
         MissingFileError: if it is not there, or if it needs a zero-shot file that is not.
         UsageError: if it is damaged or holds something else.
     """
     path = resolve(path, made_by)
-    facts = read_facts(path)
+    facts = read_facts(path, model)
     if kinds is not None and facts["kind"] not in kinds:
         wanted = "an encoder" if kinds == ENCODERS else f"a {' or '.join(kinds)}"
         raise UsageError(f"{path} holds a {facts['kind']}, expected {wanted}")
     if read_header(path) is None:
         from src.published.loading import load
 
-        return load(path)
+        return load(path, model)
     tensors = read_safetensors(path)
     theta = {name: value for name, value in tensors.items() if not name.startswith(THETA0)}
     if content_hash(theta) != facts["hash"]:

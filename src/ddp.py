@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
+import functools
 import logging
 import multiprocessing
 import os
@@ -20,14 +22,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from src.errors import RunError, UsageError
-from src.processes import Stopped, deferred_signals, die_with_parent
+from src.args import number
+from src.errors import RunError, UsageError, shown, system_failure
+from src.processes import (
+    Stopped,
+    deferred_signals,
+    die_with_parent,
+    ignore_interrupts,
+    starting_deaf,
+)
+from src.settings import check, setting
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
 TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while the first draws data or writes
+MEETING = datetime.timedelta(minutes=10)  # until all have joined; they are started together
 GRACE = 10.0  # seconds that the other processes have to end once one has failed
 TEXT = 15_000  # characters of an error, which a pipe takes in without a reader
 
@@ -44,12 +55,35 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Rank of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", rank()))
+    return _variable("LOCAL_RANK", 0, None, rank())
 
 
 def local_world_size() -> int:
     """Number of processes of the group on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return _variable("LOCAL_WORLD_SIZE", 1, None, world_size())
+
+
+def _variable(name: str, least: int, most: int | None, default: int | None = None) -> int:
+    """An environment variable of a process group, which torchrun sets.
+
+    Raises:
+        UsageError: if it is not a whole number of the range, or not set and without a default.
+    """
+    text = os.environ.get(name)
+    try:
+        if text is not None:
+            return int(number(int, least, most)(text))
+        reason = "it is not set"
+    except argparse.ArgumentTypeError as error:
+        reason = str(error)
+    except ValueError:
+        reason = f"expected a whole number, got '{shown(text)}'"
+    if text is None and default is not None:
+        return default
+    raise UsageError(
+        f"environment variable {name}: {reason}; start with torchrun, or unset RANK and WORLD_SIZE "
+        "for a run without it"
+    )
 
 
 def is_main_process() -> bool:
@@ -109,25 +143,39 @@ def setup_ddp(rank: int, world_size: int, port: int = 12357) -> None:
         world_size: number of processes.
         port: where they meet.
     """
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["MASTER_PORT"] = str(port)
     os.environ["LOCAL_RANK"] = str(rank)
     _join(rank, world_size)
 
 
 def _join(rank: int | None = None, world_size: int | None = None) -> None:
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if rank is None or world_size is None:  # torchrun's variables say both
+        world_size = _variable("WORLD_SIZE", 1, None)
+        rank = _variable("RANK", 0, world_size - 1)
+    host, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT", 1, 65_535)
+    if not host:
+        raise UsageError("environment variable MASTER_ADDR: it is not set; start with torchrun")
+    local = _variable("LOCAL_RANK", 0, None, 0)
     nccl = torch.cuda.is_available() and torch.cuda.device_count() > local
     backend = "nccl" if nccl else "gloo"
     if nccl:
         torch.cuda.set_device(local)
     else:  # processes that share a machine's cores share its threads
-        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size or 1))
+        on_this_machine = _variable("LOCAL_WORLD_SIZE", 1, None, world_size)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // on_this_machine))
-    if rank is None or world_size is None:  # torchrun's variables say both
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    else:
-        dist.init_process_group(backend, timeout=TIMEOUT, rank=rank, world_size=world_size)
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=MEETING))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RunError(
+            f"rank {rank} of {world_size} processes did not meet the others at "
+            f"{shown(host)}:{port} ({shown(error, 300)}); see MASTER_ADDR, MASTER_PORT, RANK and "
+            "WORLD_SIZE, each rank being one process"
+        ) from error
 
 
 def cleanup_ddp() -> None:
@@ -150,26 +198,40 @@ def free_port(wanted: int) -> int:
     return found
 
 
-def _member(work: Callable[[Any], None], args: Any, told: Connection | None = None) -> None:
-    """What each process of a group does once it has joined.
+def _member(
+    work: Callable[[Any], None],
+    args: Any,
+    join: Callable[[], None],
+    told: Connection | None = None,
+) -> None:
+    """What each process of a group does.
 
     Args:
         work: what to do.
         args: settings.
+        join: joins the group.
         told: where to tell of an error, before the others notice that this process leaves.
     """
     from src.logs import setup_logging
 
-    setup_logging()
     try:
+        join()
+        setup_logging()
         work(args)
         barrier()
     except Exception as error:
         if told is not None:
+            if isinstance(error, OSError) and not isinstance(error, UsageError):
+                error = system_failure(error)
             mistake = isinstance(error, UsageError)
-            text = str(error) if mistake else traceback.format_exc()
+            whole = mistake or isinstance(error, RunError)
+            text = str(error) if whole else traceback.format_exc()
             told.send((time.time(), mistake, text[-TEXT:]))
             raise SystemExit(2 if mistake else 1) from None
+        raise
+    except KeyboardInterrupt:
+        if told is not None:
+            raise SystemExit(128 + signal.SIGINT) from None
         raise
     finally:
         cleanup_ddp()
@@ -178,9 +240,10 @@ def _member(work: Callable[[Any], None], args: Any, told: Connection | None = No
 def _spawned(
     work: Callable[[Any], None], args: Any, rank: int, port: int, told: Connection
 ) -> None:
+    ignore_interrupts()
     die_with_parent()
-    setup_ddp(rank, args.world_size, port)
-    _member(work, args, told)
+    size = setting(args, "world_size")
+    _member(work, args, functools.partial(setup_ddp, rank, size, port), told)
 
 
 def run(work: Callable[[Any], None], args: Any) -> None:
@@ -194,16 +257,16 @@ def run(work: Callable[[Any], None], args: Any) -> None:
         args: settings.
 
     Raises:
-        UsageError: if that is what ended one of the processes.
+        UsageError: if that is what ended one of the processes, or if the settings make no sense.
         RunError: if one of them failed or was killed, with the cause; none is left.
         Stopped: if a signal asked the run to stop.
     """
+    check(args)
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         if "TORCHELASTIC_RUN_ID" in os.environ:
             die_with_parent()
-        _join()
-        _member(work, args)
-    elif args.world_size > 1:
+        _member(work, args, _join)
+    elif setting(args, "world_size") > 1:
         check_world_size(args)
         _spawn(work, args)
     else:
@@ -211,7 +274,7 @@ def run(work: Callable[[Any], None], args: Any) -> None:
 
 
 def _spawn(work: Callable[[Any], None], args: Any) -> None:
-    context, port = multiprocessing.get_context("spawn"), free_port(args.port)
+    context, port = multiprocessing.get_context("spawn"), free_port(setting(args, "port"))
     ranks: list[BaseProcess] = []
     pipes: list[Connection] = []
 
@@ -220,16 +283,22 @@ def _spawn(work: Callable[[Any], None], args: Any) -> None:
             process.terminate()
 
     with deferred_signals(ask) as asked:
-        for rank in range(args.world_size):
+        for rank in range(setting(args, "world_size")):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_spawned, args=(work, args, rank, port, theirs))
-            process.start()
+            with starting_deaf():
+                process.start()
             theirs.close()
             ranks.append(process)
             pipes.append(ours)
         if asked():
             ask(asked())
-        failed = _wait(ranks)
+        try:
+            failed = _wait(ranks)
+        except KeyboardInterrupt:  # the second
+            for member in ranks:
+                member.kill()
+            raise
         if failed and asked():
             raise Stopped(asked())
     if failed:
@@ -290,5 +359,5 @@ def _cause(failed: dict[int, int], pipes: Sequence[Connection]) -> BaseException
 def check_world_size(args: Any) -> None:
     """Warns where processes share a device."""
     devices = torch.cuda.device_count()
-    if 0 < devices < args.world_size:
-        logger.warning("%d processes share %d CUDA devices", args.world_size, devices)
+    if 0 < devices < (size := setting(args, "world_size")):
+        logger.warning("%d processes share %d CUDA devices", size, devices)

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from src import ddp
-from src.analysis.report import write_report
+from src.analysis.report import report_path, write_report
 from src.args import parse_arguments, require_mode
 from src.data.registry import split_hashes
 from src.errors import entry_point
 from src.eval import Encoder, eval_single_dataset
 from src.logs import setup_logging, wandb_run
-from src.results import accuracies_path, accuracy_table, provenance, write_merged
+from src.results import (
+    accuracies_path,
+    accuracy_table,
+    check_targets,
+    provenance,
+    write_merged,
+)
 from src.runs import announce, checkpoint_hashes, finetuned_encoder, zeroshot_encoder
 from src.settings import control_of, eval_datasets
 
@@ -29,7 +35,7 @@ def single_task_accuracies(args: Any) -> dict[str, Any]:
     base, theta0_hash = zeroshot_encoder(args)
     tasks = list(dict.fromkeys(name.removesuffix("Val") for name in eval_datasets(args)))
     accuracies: dict[str, Any] = {}
-    for task in [*tasks, control_of(args)] if mode == "none" else tasks:
+    for task in dict.fromkeys([*tasks, control_of(args)]) if mode == "none" else tasks:
         encoder: Encoder = base
         if mode != "none":
             encoder = finetuned_encoder(args, task, mode, base, theta0_hash)
@@ -46,15 +52,15 @@ def work(args: Any) -> None:
     """Evaluates, writes and prints, in every process of the run."""
     announce(args, "eval_single_task")
     mode = args.finetuning_mode
+    path = accuracies_path(args, mode)
+    check_targets(args, path, report_path(args))
     with wandb_run(args, f"single-{mode}") as run:
         accuracies = single_task_accuracies(args)
+        write_merged(path, accuracies, args)
         run.log({k: v for k, v in accuracies.items() if k != "provenance"})
-    path = accuracies_path(args, mode)
-    write_merged(path, accuracies, args)
     page = write_report(args)
     if ddp.is_main_process():
-        names = [n for n in accuracies if n != "provenance" and not n.endswith("Val")]
-        tasks = [n for n in names if mode != "none" or n != control_of(args)]
+        tasks = list(dict.fromkeys(name.removesuffix("Val") for name in eval_datasets(args)))
         label = "zero-shot" if mode == "none" else mode
         rows = {f"{label}, {split}": [accuracies[n + end] for n in tasks]
                 for split, end in (("validation", "Val"), ("test", ""))}  # fmt: skip

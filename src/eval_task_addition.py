@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from src import ddp
-from src.analysis.report import write_report
+from src.analysis.report import report_path, write_report
 from src.args import parse_arguments, require_mode
 from src.data.registry import split_hashes
 from src.errors import entry_point
-from src.eval import evaluate_task_vector, find_optimal_coef, sweep
+from src.eval import evaluate_task_vector, find_optimal_coef, smallest_split, sweep
 from src.logs import setup_logging, wandb_run
 from src.results import (
     accuracies_path,
     accuracy_table,
     arithmetic_path,
+    check_targets,
     provenance,
     require_results,
     write_results,
@@ -52,12 +53,13 @@ def task_addition(args: Any) -> dict[str, Any]:
     total = sum(others, start=first)
     hashes = checkpoint_hashes(args, tasks, mode)
     made_by = command("eval_single_task", args, mode)
-    singles = require_results(accuracies_path(args, mode), args, theta0_hash, made_by, hashes)
+    path, needed = accuracies_path(args, mode), [*tasks, *(f"{task}Val" for task in tasks)]
+    singles = require_results(path, args, theta0_hash, made_by, hashes, needed)
     posthoc = mode == "posthoc"
 
     on_val = on_datasets(args, [f"{task}Val" for task in tasks], singles)
     val = evaluate_task_vector(total, encoder, on_val, posthoc)
-    coef = find_optimal_coef(val)
+    coef = find_optimal_coef(val, num_images=smallest_split(args, on_val.eval_datasets))
 
     on_test = on_datasets(args, tasks, singles)
     tested = sweep(total, encoder, on_test, [0.0, coef], posthoc)
@@ -85,11 +87,12 @@ def work(args: Any) -> None:
     """Evaluates, writes and prints, in every process of the run."""
     announce(args, "eval_task_addition")
     mode = args.finetuning_mode
+    path = arithmetic_path(args, mode, "additions")
+    check_targets(args, path, report_path(args))
     with wandb_run(args, f"addition-{mode}") as run:
         results = task_addition(args)
+        write_results(path, results, args)
         run.log({**results["test"], "coefficient": results["coefficient"]})
-    path = arithmetic_path(args, mode, "additions")
-    write_results(path, results, args)
     page = write_report(args)
     if ddp.is_main_process():
         print(addition_table(results, tasks_of(args), mode))

@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from src import ddp
-from src.analysis.report import write_report
+from src.analysis.report import report_path, write_report
 from src.args import parse_arguments, require_mode
 from src.data.registry import split_hashes
-from src.errors import entry_point
-from src.eval import evaluate_task_vector, evaluate_task_vector_at_coef, find_optimal_coef
+from src.errors import UsageError, entry_point
+from src.eval import (
+    evaluate_task_vector,
+    evaluate_task_vector_at_coef,
+    find_optimal_coef,
+    smallest_split,
+)
 from src.logs import setup_logging, wandb_run
 from src.modeling import ImageEncoder
 from src.results import (
     accuracies_path,
     arithmetic_path,
+    check_targets,
     markdown_table,
     percent,
     provenance,
@@ -60,6 +66,7 @@ def negate(
         minimize=True,
         control_metric=f"{control}Val:top1",
         control_metric_threshold=least,
+        num_images=smallest_split(args, chosen.eval_datasets),
     )
     chosen.eval_datasets, chosen.control_dataset = [task], control
     test = evaluate_task_vector_at_coef(negated, encoder, chosen, coef, posthoc)
@@ -74,13 +81,28 @@ def negate(
     }
 
 
+def zeroshot_needed(args: Any) -> list[str]:
+    """The data sets whose zero-shot accuracies negations need.
+
+    Raises:
+        UsageError: if one of the tasks is the control set.
+    """
+    tasks, control = tasks_of(args), control_of(args)
+    if control in tasks:
+        raise UsageError(
+            f"--tasks names {control}, which is the control set; leave it out, or name another one "
+            "with --control-dataset"
+        )
+    return [*tasks, control, f"{control}Val"]
+
+
 def task_negation(args: Any) -> dict[str, Any]:
     """Every task's negation, with provenance; see `negate`."""
     mode, tasks, start = args.finetuning_mode, tasks_of(args), time.monotonic()
     encoder, theta0_hash = zeroshot_encoder(args)
     made_by = command("eval_single_task", args, "none")
     path = accuracies_path(args, "none")
-    singles = require_results(path, args, theta0_hash, made_by)
+    singles = require_results(path, args, theta0_hash, made_by, needed=zeroshot_needed(args))
     results: dict[str, Any] = {}
     for task in tasks:
         tau = task_vector(args, task, mode, encoder, theta0_hash)
@@ -97,13 +119,14 @@ def work(args: Any) -> None:
     """Evaluates, writes and prints, in every process of the run."""
     announce(args, "eval_task_negation")
     mode, control = args.finetuning_mode, control_of(args)
+    path = arithmetic_path(args, mode, "negations")
+    check_targets(args, path, report_path(args))
     with wandb_run(args, f"negation-{mode}") as run:
         results = task_negation(args)
+        write_merged(path, results, args)
         run.log(
             {f"{t}:{k}": results[t][k] for t in tasks_of(args) for k in ("test", "test_control")}
         )
-    path = arithmetic_path(args, mode, "negations")
-    write_merged(path, results, args)
     page = write_report(args)
     if ddp.is_main_process():
         columns = ("zeroshot", "test", "zeroshot_control", "test_control")

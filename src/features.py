@@ -4,7 +4,9 @@ r"""Features of linearised encoders, from which every coefficient's logits follo
    f_0 = f(x; \theta_0), \quad d_t = J(x; \theta_0)\, \tau_t \]
 
 One pass over a data set gives all of them. They are kept on disk under a hash of what they depend
-on: theta0, tau_t, the pictures, the preprocessing, the precision and the software.
+on: theta0, tau_t, the pictures, the preprocessing, the precision and the software. A preprocessing
+is known by the `recipe` that it declares (any JSON value, an attribute of the transform); those of
+the models in `src/clip.py` do. Features with another one are computed each time.
 """
 
 from __future__ import annotations
@@ -14,26 +16,26 @@ import hashlib
 import json
 import logging
 import os
-import types
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-import src
 from src import ddp
-from src.checkpoints import atomic
-from src.data.identity import fingerprint
-from src.data.loading import to_device
+from src.checkpoints import atomic, remove_parts
+from src.data.identity import fingerprint, labels_of
+from src.data.loading import share, to_device
 from src.data.registry import eval_batches, evaluated
 from src.linearize import LinearizedImageEncoder
 from src.logs import progress
 from src.settings import autocast_of, cache_dir, device_of, setting
+from src.software import libraries, sources_hash
 from src.statedict import State, check_part, content_hash, scale
 
 logger = logging.getLogger(__name__)
@@ -88,25 +90,29 @@ def linear_features(
     vectors = [scale(tau, s) if s < 0 else tau for tau, s in zip(vectors, signs, strict=True)]
     pictures = evaluated(args, dataset_name).test
     folder = _folder(encoder, pictures, args) if setting(args, "feature_cache") else None
-    paths = [folder and folder / f"{content_hash(tau)}.safetensors" for tau in vectors]
-    kept = {i: found for i, path in enumerate(paths) if path and (found := _read(path))}
-    base = _read(folder / "f0.safetensors") if folder else None
-    missing = [i for i in range(len(vectors)) if i not in kept]
-    if base is None or missing:
+    names_of = ["f0", *(content_hash(tau) for tau in vectors)]
+    kept = _read_all(folder, names_of, _truth(pictures)) if folder else {}
+    missing = [i for i, name in enumerate(names_of[1:]) if name not in kept]
+    if "f0" not in kept or missing:
         f0, labels, steps = _compute(encoder, [vectors[i] for i in missing], dataset_name, args)
-        base = {"features": f0, "labels": labels}
-        kept.update({i: {"features": step} for i, step in zip(missing, steps, strict=True)})
+        found = {"f0": {"features": f0, "labels": labels}}
+        found |= {names_of[i + 1]: {"features": d} for i, d in zip(missing, steps, strict=True)}
         if folder:
-            _write(folder / "f0.safetensors", base)
-            for i in missing:
-                path = paths[i]
-                assert path is not None
-                _write(path, kept[i])
+            for name, tensors in found.items():
+                _write(folder / f"{name}.safetensors", tensors)
             _prune(folder.parent)
+        kept |= found
     else:
         logger.info("features of %s: found in %s", dataset_name, folder)
-    directions = [sign * kept[i]["features"] for i, sign in enumerate(signs)]
-    return Features(base["features"], directions, base["labels"])
+    f0, *steps = (kept[name]["features"] for name in names_of)
+    directions = [sign * step for sign, step in zip(signs, steps, strict=True)]
+    return Features(f0, directions, kept["f0"]["labels"])
+
+
+def _truth(pictures: Any) -> Tensor:
+    """The labels of this rank's share of the pictures."""
+    own = share(labels_of(pictures).tolist(), ddp.rank(), ddp.world_size())
+    return torch.tensor(own, dtype=torch.int64)
 
 
 def _sign(tau: State) -> float:
@@ -143,69 +149,92 @@ def _compute(
 
 def _folder(encoder: LinearizedImageEncoder, pictures: Any, args: Any) -> Path | None:
     """Where the features at this theta0 of these pictures are kept."""
-    data, preprocess = fingerprint(pictures), _recipe(encoder.val_preprocess)
-    if data is None or preprocess is None:
+    data, transform = fingerprint(pictures), encoder.val_preprocess
+    recipe = getattr(transform, "recipe", None)
+    if data is None or recipe is None:
+        what = "pictures have no identity" if data is None else "preprocessing declares no recipe"
+        logger.info("features are not kept, since the %s", what)
         return None
     facts = {
         "model": encoder.model_name,
         "theta0": content_hash(encoder.weights0()),
         "pictures": data,
-        "preprocess": preprocess,
+        "preprocess": [recipe, re.sub(r" at 0x\w+", "", repr(transform))],
         "precision": setting(args, "precision"),
         "device": device_of(args).type,
         "share": [ddp.rank(), ddp.world_size()],
-        "versions": [src.__version__, torch.__version__],
+        "software": [sources_hash(), libraries()],
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return cache_dir(args) / "features" / key[:32]
 
 
-def _recipe(transform: Any) -> str | None:
-    """What a transform does, the same in every process; None if its text does not say it.
+def _read_all(folder: Path, names: Sequence[str], labels: Tensor) -> dict[str, dict[str, Tensor]]:
+    """What is kept of these names and whole; what is damaged is said, once, and left out.
 
-    A function is known by its module, name and code; a closure, or an object with nothing but an
-    address, is not.
+    Args:
+        folder: where it is.
+        names: "f0", then the hash of each task vector.
+        labels: what f0 must be of, int64 (images,).
     """
-    steps = getattr(transform, "transforms", None)  # torchvision's Compose
-    if steps is not None:
-        parts = [_recipe(step) for step in steps]
-        return None if None in parts else f"{type(transform).__name__}({parts})"
-    if isinstance(transform, types.FunctionType) and transform.__closure__ is None:
-        code = transform.__code__
-        text = f"{transform.__module__}.{code.co_name} {code.co_code.hex()} {code.co_consts}"
-    else:
-        text = repr(transform)
-    return None if " at 0x" in text else text
+    found: dict[str, dict[str, Tensor]] = {}
+    width = None
+    for name in dict.fromkeys(names):
+        path = folder / f"{name}.safetensors"
+        try:
+            tensors = _read(path)
+            features = tensors["features"]
+            width = features.shape[1:] if width is None else width
+            if features.shape != (len(labels), *width) or len(width) != 1:
+                raise ValueError(f"features of shape {tuple(features.shape)}")
+            if name == "f0" and not torch.equal(tensors["labels"], labels):
+                raise ValueError("other labels")
+        except FileNotFoundError:  # never there, or another process has just deleted it
+            continue
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            logger.warning("%s is damaged and computed again (%s)", path, error)
+            continue
+        found[name] = tensors
+    return found
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    try:
-        found = load_file(path)
-    except FileNotFoundError:  # never there, or another process has just deleted it
-        return None
-    except (SafetensorError, OSError):
-        logger.warning("%s is damaged and computed again", path)
-        return None
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, which carries their hash.
+
+    Raises:
+        ValueError: if they are not those that were written.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if (file.metadata() or {}).get("hash") != content_hash(tensors):
+            raise ValueError("its checksum differs")
     with contextlib.suppress(OSError):  # deleted meanwhile, or a folder that is read only
         os.utime(path)  # used now; the oldest are deleted first
-    return found
+    return tensors
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         with atomic(path) as temporary:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata={"hash": content_hash(tensors)})
     except (OSError, SafetensorError) as error:  # a full disk, a folder that is read only
         logger.warning("features are not kept: %s", error)
 
 
 def _prune(root: Path) -> None:
-    """Deletes the features that were not used for longest, beyond the cache's size."""
-    files = []
-    for path in root.glob("*/*.safetensors"):
+    """Deletes the features that were not used for longest, beyond the cache's size.
+
+    What killed processes left half written is deleted; what others are writing counts.
+    """
+    for folder in root.glob("*/"):
+        remove_parts(folder)
+    files, excess = [], -CACHE_BYTES
+    for path in root.glob("*/**/*.safetensors"):
         with contextlib.suppress(FileNotFoundError):  # another process prunes too
-            files.append((path.stat().st_mtime, path.stat().st_size, path))
-    excess = sum(size for _, size, _ in files) - CACHE_BYTES
+            facts = path.stat()
+            excess += facts.st_size
+            if path.parent.parent == root:  # else it is being written
+                files.append((facts.st_mtime, facts.st_size, path))
     for _, size, path in sorted(files):
         if excess <= 0:
             return

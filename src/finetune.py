@@ -11,25 +11,30 @@ from typing import Any
 
 from src import ddp
 from src.args import parse_arguments, require_mode
-from src.checkpoints import read_facts
+from src.checkpoints import read_facts, remove_parts
+from src.data.identity import pictures_hash
 from src.data.registry import ImageDataset, dataset_for, split_record
-from src.errors import UsageError, entry_point
+from src.errors import MissingFileError, UsageError, entry_point
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.logs import append_result, setup_logging, wandb_run
-from src.modeling import ImageClassifier, ImageEncoder
+from src.modeling import ClassificationHead, ImageClassifier, ImageEncoder
 from src.runs import announce, zeroshot_encoder
 from src.settings import (
     PREFIX,
     device_of,
     finetuned_path,
+    head_path,
     num_workers_of,
     recipe_for,
     seed_of,
     setting,
     train_datasets,
+    zeroshot_path,
 )
-from src.states import RunStates
+from src.software import libraries, sources_hash
+from src.statedict import content_hash
+from src.states import RunStates, differences
 from src.training import Snapshots, seed_everything, train
 
 logger = logging.getLogger(__name__)
@@ -66,27 +71,76 @@ def finetune(args: Any, task: str) -> Path:
 
     Returns:
         The checkpoint's path.
+
+    Raises:
+        UsageError: if a checkpoint, or the state of an interrupted run, was made otherwise.
     """
     mode, seed = args.finetuning_mode, seed_of(args)
     path, recipe = finetuned_path(args, task, mode), recipe_for(args, task)
     encoder, theta0_hash = zeroshot_encoder(args)
     wanted = {**asdict(recipe), "seed": seed}
     if ddp.all_agree(is_done(path, wanted, theta0_hash)):
+        _check_origin(path, args, task)
+        _clean_up(RunStates(path, {}))
         logger.info("%s %s: done before, skipped (%s)", task, mode, path)
         return path
-    data = dataset_for(args, f"{task}Val")
-    split = split_record(data)
-    made = {**wanted, "mode": mode, "theta0_hash": theta0_hash, "split": split}
-    states = RunStates(path, made, setting(args, "state_every"))
+    data, head = dataset_for(args, f"{task}Val"), get_classification_head(args, task)
+    head_hash = content_hash(head.state_dict())
+    origin = {"theta0_hash": theta0_hash, **_of_data(data), "head": head_hash}
+    made = {
+        **wanted,
+        **origin,
+        "mode": mode,
+        "pictures": pictures_hash(data.train, times=True),
+        "preprocess": getattr(encoder.train_preprocess, "recipe", None),
+        "sources": sources_hash(),
+        "libraries": libraries(),
+    }
+    states = RunStates(path, made, setting(args, "state_every"), "--restart")
     with _alone(states):
+        if setting(args, "restart") and ddp.is_main_process():
+            states.clear()
+        ddp.barrier()
+        facts = None
         if not ddp.all_agree(is_done(path, wanted, theta0_hash)):  # by a run that has just ended
-            _finetune(
-                args, task, encoder, data, {"theta0_hash": theta0_hash, "split": split}, states
-            )
+            facts = _finetune(args, task, encoder, head, data, origin, states)
         if ddp.is_main_process():
             states.remove()
         ddp.barrier()
+    if facts is not None:
+        append_result(args, {"file": str(path), "task": task, "mode": mode, **facts})
     return path
+
+
+def _of_data(data: ImageDataset) -> dict[str, Any]:
+    """Which pictures a checkpoint is made of, and what they hold."""
+    return {"split": split_record(data), "content": pictures_hash(data.train)}
+
+
+def _check_origin(path: Path, args: Any, task: str) -> None:
+    """Checks that a finished checkpoint is of the pictures and the head of now, if they are there.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    info, now = read_facts(path)["info"], dict[str, Any]()
+    with contextlib.suppress(MissingFileError):
+        now |= _of_data(dataset_for(args, f"{task}Val"))
+    if (head := head_path(args, task)).is_file():
+        now["head"] = read_facts(head)["hash"]
+    recorded = {name: info[name] for name in now if name in info}  # earlier versions had fewer
+    if differ := differences(recorded, {name: now[name] for name in recorded}):
+        raise UsageError(
+            f"{path} exists and was made of other data ({'; '.join(differ)}). Keep it and name "
+            "another folder with --save, or delete it"
+        )
+
+
+def _clean_up(states: RunStates) -> None:
+    """Removes what a run left that was killed after it had written its checkpoint."""
+    if ddp.is_main_process() and states.left_over():
+        with contextlib.suppress(UsageError), states.locked():  # else that run is about to
+            states.remove()
 
 
 @contextlib.contextmanager
@@ -108,15 +162,16 @@ def _finetune(
     args: Any,
     task: str,
     encoder: ImageEncoder,
+    head: ClassificationHead,
     data: ImageDataset,
     origin: dict[str, Any],
     states: RunStates,
-) -> None:
-    """Trains, and writes the checkpoint."""
+) -> dict[str, Any]:
+    """Trains, writes the checkpoint, and returns the facts of the training."""
     mode, seed, path = args.finetuning_mode, seed_of(args), states.checkpoint
     seed_everything(seed)
     tuned = LinearizedImageEncoder(image_encoder=encoder) if mode == "linear" else encoder
-    classifier = ImageClassifier(tuned, get_classification_head(args, task))
+    classifier = ImageClassifier(tuned, head)
     classifier.freeze_head()
 
     def save(target: Path, **info: Any) -> None:
@@ -140,18 +195,21 @@ def _finetune(
             Snapshots(states, setting(args, "checkpoint_every"), snapshot),
             run,
         )
-    save(path, **facts)
-    append_result(args, {"file": str(path), "task": task, "mode": mode, **facts})
+        save(path, **facts)  # before W&B ends, which may fail
     logger.info(
         "%s %s: %d steps in %.0f s, loss %.3f, wrote %s",
         task, mode, facts["steps"], facts["seconds"], facts["last_epoch_loss"], path,
     )  # fmt: skip
+    return facts
 
 
 def work(args: Any) -> None:
     """Fine-tunes every task of the run, in every process of it."""
     announce(args, "finetune")
     tasks = train_datasets(args)
+    if ddp.is_main_process():  # what killed runs left of the files that all tasks share
+        for path in (zeroshot_path(args), *(head_path(args, task) for task in tasks)):
+            remove_parts(path.parent, path.name)
     for i, task in enumerate(tasks):
         logger.info("task %d of %d: %s", i + 1, len(tasks), task)
         finetune(args, task)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from src import ddp
 from src.checkpoints import read_facts
+from src.clip import canonical
 from src.data.registry import get_classnames
 from src.data.templates import get_templates
 from src.errors import UsageError
@@ -86,7 +87,7 @@ def build_classification_head(
 
 def _recipe_hash(args: Any, classnames: Sequence[str], templates: Sequence[Any]) -> str:
     prompts = [template(name) for name in classnames for template in templates]
-    facts = [setting(args, "model"), prompts]
+    facts = [canonical(str(setting(args, "model"))), prompts]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -110,7 +111,7 @@ def get_classification_head(args: Any, dataset: str) -> ClassificationHead:
             clip = ImageEncoder(args, keep_lang=True).model
             weights = zeroshot_weights(clip, classnames, templates, device_of(args))
             head = ClassificationHead(True, weights.cpu(), classnames=classnames)
-            head.save(path, model=setting(args, "model"), recipe=recipe)
+            head.save(path, model=canonical(str(setting(args, "model"))), recipe=recipe)
         ddp.barrier()
     return ClassificationHead.load(path)
 

@@ -178,6 +178,28 @@ class LinearizedModel(nn.Module):
         """The module's own buffers by name (not copied)."""
         return {name: self._buffer(name) for name in self._buffer_names}
 
+    def aliases(self) -> dict[str, str]:
+        """The other names of tied parameters and buffers -> the name that they have here."""
+        module, found = self._skeleton, dict[str, str]()
+        for named in (module.named_parameters, module.named_buffers):
+            first = {id(value): name for name, value in named()}
+            every = {name: first[id(value)] for name, value in named(remove_duplicate=False)}
+            found |= {name: own for name, own in every.items() if name != own}
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Theta and the persistent buffers, by all names of the standard module's state dict."""
+        return self._by_all_names({**self.theta(), **self.module_buffers()})
+
+    def weights0(self) -> dict[str, Tensor]:
+        """theta0 and the persistent buffers, likewise."""
+        return self._by_all_names({**self.theta0(), **self.module_buffers()})
+
+    def _by_all_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        aliases = self.aliases()
+        kept = (n for n, v in self._skeleton.state_dict().items() if isinstance(v, Tensor))
+        return {name: state[aliases.get(name, name)].detach() for name in kept}
+
     def standard(self) -> nn.Module:
         """The module itself, not linearised, at theta: a copy."""
         module = copy.deepcopy(self._skeleton)
@@ -313,12 +335,11 @@ class LinearizedImageEncoder(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Theta and the persistent buffers, under the names of the standard encoder."""
-        state: dict[str, Tensor] = self.model.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith("theta0.")}
+        return self.model.weights()
 
     def weights0(self) -> dict[str, Tensor]:
         """theta0 and the persistent buffers, under the names of the standard encoder."""
-        return {**self.weights(), **self.model.theta0()}
+        return self.model.weights0()
 
     def displacement(self) -> dict[str, Tensor]:
         """`theta - theta0` by name of parameter, in at least float32."""
@@ -356,18 +377,24 @@ class LinearizedImageEncoder(nn.Module):
         )
 
     @classmethod
-    def load(cls, filename: str | Path, made_by: str | None = None) -> LinearizedImageEncoder:
+    def load(
+        cls, filename: str | Path, made_by: str | None = None, model_name: str | None = None
+    ) -> LinearizedImageEncoder:
         """Reads a linearised encoder; a standard checkpoint is linearised at its own weights.
 
         Args:
             filename: the file.
             made_by: the command that makes the file, for the message if it is missing.
+            model_name: the model's name; None for what the file says.
         """
         from src import checkpoints
+        from src.clip import check_fits, model_in
         from src.modeling import ImageEncoder
 
-        state = checkpoints.load_checkpoint(filename, made_by, checkpoints.ENCODERS)
-        init = ImageEncoder.without_weights(str(state.info["model"]))
+        state = checkpoints.load_checkpoint(filename, made_by, checkpoints.ENCODERS, model_name)
+        name = model_name or model_in(state.info, state.theta, filename)
+        check_fits(name, state.theta, filename)
+        init = ImageEncoder.without_weights(name)
         init.load_weights(state.theta if state.theta0 is None else state.theta0)
         encoder = cls(image_encoder=init)
         encoder.load_weights(state.theta)

@@ -23,7 +23,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.errors import UsageError, entry_point
+from src.composing import check_flags, composing_only
+from src.errors import UsageError, entry_point, printable, shown
 from src.logs import setup_logging
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -43,9 +44,11 @@ def work(config: DictConfig) -> None:
         print(OmegaConf.to_yaml(config))
     report = run(plain)
     if report.get("dry_run"):
-        print(f"dry run: {report['method']} of {', '.join(report['models'])}")
+        names = ", ".join(map(shown, report["models"]))
+        print(f"dry run: {printable(report['method'])} of {names}")
     else:
-        print("\n".join(table(report)) or f"merged {len(report['merge']['models'])} models")
+        lines = [printable(line) for line in table(report)]
+        print("\n".join(lines) or f"merged {len(report['merge']['models'])} models")
 
 
 def explain(error: Exception) -> str:
@@ -61,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [sys.argv[0], *argv] if argv is not None else sys.argv
     environment = {"HYDRA_FULL_ERROR": "1"}  # errors come to us, who print them
     composed = hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="merge")(work)
-    with patch.object(sys, "argv", words), patch.dict(os.environ, environment):
+    with patch.object(sys, "argv", words), patch.dict(os.environ, environment), composing_only():
+        check_flags(words[1:])
         try:
             composed()
         except (HydraException, OmegaConfBaseException) as error:

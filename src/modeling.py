@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src import checkpoints
-from src.clip import ClipName, create_clip
-from src.errors import UsageError
+from src.clip import ClipName, canonical, check_fits, create_clip, model_in
+from src.errors import UsageError, shown
 from src.settings import pretrained_override, setting
 from src.statedict import copy_into
+
+logger = logging.getLogger(__name__)
 
 VISUAL = "model.visual."
 
@@ -55,31 +58,20 @@ class ImageEncoder(nn.Module):
         published = override is None or keep_lang  # the text tower is always the published one
         self._build(model_name, setting(args, "openclip_cachedir"), keep_lang, published)
         if override is not None:
-            state = checkpoints.load_checkpoint(override, kinds=checkpoints.ENCODERS)
-            self._check_model(state, override)
+            state = checkpoints.load_checkpoint(
+                override, kinds=checkpoints.ENCODERS, model=model_name
+            )
+            _check_model(state, override, self.model_name)
             self.load_weights(state.theta)
 
     def _build(
         self, model_name: str, cache_dir: str | None, keep_lang: bool, weights: bool
     ) -> None:
-        self.model_name = model_name
+        self.model_name = canonical(model_name)
         self.cache_dir = cache_dir
         model, train, val = create_clip(model_name, cache_dir, weights)
         self.train_preprocess, self.val_preprocess = train, val
         self.model: Any = model if keep_lang else VisionTower(model.get_submodule("visual"))
-
-    def _check_model(self, state: checkpoints.Checkpoint, path: str | Path) -> None:
-        found = str(state.info.get("model", self.model_name))
-        if "published" in state.info:  # by its shapes: of the architecture, whatever its weights
-            own = ClipName.parse(self.model_name).architecture.removesuffix("-quickgelu")
-            fits = ClipName.parse(found).architecture.removesuffix("-quickgelu") == own
-        else:
-            fits = found == self.model_name
-        if not fits:
-            raise UsageError(
-                f"{path} holds weights of {state.info['model']}, expected {self.model_name}; "
-                f"add --model={state.info['model']}"
-            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images, shape (batch, features), not normalised."""
@@ -124,10 +116,12 @@ class ImageEncoder(nn.Module):
             made_by: the command that makes the file, for the message if it is missing.
         """
         path = model_name if filename is None else filename
-        state = checkpoints.load_checkpoint(path, made_by, checkpoints.ENCODERS)
-        name = str(state.info.get("model") if filename is None else model_name)
+        named = None if filename is None else str(model_name)
+        state = checkpoints.load_checkpoint(path, made_by, checkpoints.ENCODERS, named)
+        name = named or model_in(state.info, state.theta, path)
+        _check_model(state, path, canonical(name))
+        check_fits(name, state.theta, path)
         encoder = cls.without_weights(name)
-        encoder._check_model(state, path)
         encoder.load_weights(state.theta)
         return encoder
 
@@ -138,6 +132,34 @@ class ImageEncoder(nn.Module):
         nn.Module.__init__(encoder)
         encoder._build(model_name, None, keep_lang=False, weights=False)
         return encoder
+
+
+def _check_model(state: checkpoints.Checkpoint, path: str | Path, own: str) -> None:
+    """Checks that a checkpoint is of the model that it is read for.
+
+    A folder that is gone may lie elsewhere by now: shapes decide, and a warning tells.
+
+    Args:
+        state: the checkpoint.
+        path: its file, for messages.
+        own: the model's name, see `canonical`.
+
+    Raises:
+        UsageError: if it is of another one.
+    """
+    found = canonical(str(state.info.get("model", own)))
+    one, other = ClipName.parse(found), ClipName.parse(own)
+    if "published" in state.info:  # by its shapes: of the architecture, whatever its weights
+        plain = [name.architecture.removesuffix("-quickgelu") for name in (one, other)]
+        fits = plain[0] == plain[1]
+    else:
+        fits = found == own
+    if not fits and one.folder and other.folder and not one.folder.is_dir():
+        logger.warning("%s: its model was in %s, now in %s", path, one.folder, other.folder)
+    elif not fits:
+        raise UsageError(
+            f"{path} holds weights of {shown(found)}, expected {own}; add --model={shown(found)}"
+        )
 
 
 class ClassificationHead(nn.Linear):
@@ -157,13 +179,20 @@ class ClassificationHead(nn.Linear):
         biases: Tensor | None = None,
         classnames: Sequence[str] = (),
     ) -> None:
+        biases = torch.zeros(weights.shape[:1]) if biases is None else biases
+        real = weights.is_floating_point() and biases.is_floating_point()
+        if not real or weights.ndim != 2 or biases.shape != weights.shape[:1]:
+            raise UsageError(
+                f"a head of {weights.dtype} weights {tuple(weights.shape)} and {biases.dtype} "
+                f"biases {tuple(biases.shape)}, expected real (classes, features) and (classes,)"
+            )
         num_classes, num_features = weights.shape
         super().__init__(num_features, num_classes)
         self.normalize = normalize
         self.classnames = tuple(classnames)
         with torch.no_grad():
             self.weight.copy_(weights)
-            self.bias.copy_(torch.zeros(num_classes) if biases is None else biases)
+            self.bias.copy_(biases)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, shape (batch, classes), of features, shape (batch, features)."""
@@ -180,8 +209,19 @@ class ClassificationHead(nn.Linear):
     def load(cls, filename: str | Path) -> ClassificationHead:
         """Reads a head from a file."""
         state = checkpoints.load_checkpoint(filename, kinds=("head",))
-        names = state.info.get("classnames", ())
-        return cls(state.info["normalize"], state.theta["weight"], state.theta["bias"], names)
+        theta, normalize = state.theta, state.info.get("normalize")
+        names = state.info.get("classnames", [])
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if set(theta) != {"weight", "bias"} or not isinstance(normalize, bool) or not texts:
+            raise UsageError(
+                f"{filename} is no whole head: it has {shown(', '.join(theta)) or 'no tensors'}, "
+                f"normalize {shown(normalize)}, classnames {shown(names)}; expected weight and "
+                "bias, true or false, and texts"
+            )
+        try:
+            return cls(normalize, theta["weight"], theta["bias"], names)
+        except UsageError as error:
+            raise UsageError(f"{filename} holds {error}") from error
 
 
 class ImageClassifier(nn.Module):

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 
@@ -77,11 +78,53 @@ def one_at_a_time(place: Path) -> Iterator[None]:
         return
     handle = os.open(place, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         yield
     finally:
         os.close(handle)
+
+
+def lock(handle: int, wait: bool = True) -> bool:
+    """Locks an open file against other processes that do the same, until it is closed.
+
+    Args:
+        handle: the file's descriptor.
+        wait: whether to wait for the process that has the lock.
+
+    Returns:
+        Whether it is locked now; False where another process has the lock, and where the file
+        system has no locks.
+    """
+    if fcntl is None:
+        return False
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def starting_deaf() -> Iterator[None]:
+    """Has processes that are spawned in the block not hear Ctrl-C before they `ignore_interrupts`.
+
+    A terminal sends it to every process of a job, also to one that still imports what it needs.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks the signal when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_interrupts() -> None:
+    """Leaves it to the parent of this process to act on Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def die_with_parent() -> None:
@@ -99,12 +142,13 @@ def die_with_parent() -> None:
 
 
 def prepare_worker(index: int) -> None:
-    """Makes a data-loading worker end with its parent.
+    """Makes a data-loading worker end with its parent, and leaves Ctrl-C to the parent.
 
     Args:
         index: of the worker.
     """
     die_with_parent()
+    ignore_interrupts()
 
 
 def prepare_training_worker(index: int) -> None:
@@ -116,7 +160,6 @@ def prepare_training_worker(index: int) -> None:
     Args:
         index: of the worker.
     """
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_worker(index)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))

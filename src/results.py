@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import json
 import logging
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import src
-from src import ddp
-from src.checkpoints import write_text
-from src.errors import MissingFileError, UsageError
-from src.logs import append_result
+from src import ddp, results_schema
+from src.checkpoints import check_writable, disk_errors, write_json
+from src.errors import MissingFileError, UnwritableError, UsageError
+from src.logs import append_result, check_database
+from src.private import without_home
 from src.processes import one_at_a_time
 from src.settings import PREFIX, device_of, results_dir, seed_of, setting, suite_of, tasks_of
 
@@ -45,13 +49,9 @@ def git_commit() -> str | None:
 
 def provenance(args: Any, seconds: float, **facts: Any) -> dict[str, Any]:
     """What it takes to know where a result comes from."""
-    config = {
-        name: _without_home(value)
-        for name, value in sorted(vars(args).items())
-        if name != "finetuning_accuracies"
-    }
-    return {
-        "argv": [Path(sys.argv[0]).name, *map(_without_home, sys.argv[1:])],
+    config = {n: v for n, v in sorted(vars(args).items()) if n != "finetuning_accuracies"}
+    facts = {
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "config": config,
         "model": setting(args, "model"),
         "suite": suite_of(args).name,
@@ -65,11 +65,8 @@ def provenance(args: Any, seconds: float, **facts: Any) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         **facts,
     }
-
-
-def _without_home(value: Any) -> Any:
-    """A path below the home folder as `~/...`; results are shared, home folders are not."""
-    return value.replace(str(Path.home()), "~") if isinstance(value, str) else value
+    kept: dict[str, Any] = without_home(facts)
+    return kept
 
 
 def _relative(path: Path) -> str:
@@ -99,11 +96,75 @@ def arithmetic_path(args: Any, mode: str, operation: str) -> Path:
     return results_dir(args) / f"{PREFIX[mode]}{operation}.json"
 
 
-def write_results(path: Path, results: Mapping[str, Any], args: Any) -> None:
-    """Writes results atomically, and appends them to `--results-db`; on the first rank only."""
+def check_targets(args: Any, *paths: Path) -> None:
+    """Checks that results can be written, before the work that they are of; on the first rank.
+
+    Args:
+        args: settings; `results_db` is checked as well.
+        *paths: the files.
+
+    Raises:
+        UsageError: on every rank, if one of them cannot be written.
+    """
+    refused = None
     if ddp.is_main_process():
-        write_text(path, json.dumps(results, indent=2) + "\n")
-        append_result(args, {"file": str(path), "exp_name": setting(args, "exp_name"), **results})
+        try:
+            for path in paths:
+                check_writable(path)
+            check_database(args)
+        except UsageError as error:
+            refused = str(error)
+    if (reason := ddp.all_agree(refused)) is not None:
+        raise UsageError(reason)
+
+
+def write_results(path: Path, results: Mapping[str, Any], args: Any) -> None:
+    """Writes results atomically, and appends them to `--results-db`; on the first rank only.
+
+    A damaged file of that name is kept beside it, see `set_aside`.
+    """
+    if ddp.is_main_process():
+        with _never_lost(results):
+            _write(path, results, args)
+
+
+def _write(path: Path, results: Mapping[str, Any], args: Any) -> None:
+    if _is_damaged(path):
+        set_aside(path)
+    write_json(path, results)
+    append_result(args, {"file": str(path), "exp_name": setting(args, "exp_name"), **results})
+
+
+@contextlib.contextmanager
+def _never_lost(results: Mapping[str, Any]) -> Iterator[None]:
+    """Prints results that cannot be written after all, for instance since the disk is full now."""
+    try:
+        yield
+    except UnwritableError:
+        print(json.dumps(without_home(results)))  # noqa: T201 - a script's own result
+        raise
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file of results is there that cannot be read, or not in whole."""
+    try:
+        return bool(results_schema.read(path)[1])
+    except MissingFileError:
+        return False
+    except UsageError:
+        return True
+
+
+def set_aside(path: Path) -> Path:
+    """Keeps a file as `NAME.damaged`, or with a number where that is taken; gives its new path."""
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.name}.damaged{'' if number == 1 else number}")
+        if not kept.exists():
+            break
+    with disk_errors(kept):
+        path.rename(kept)
+    logger.warning("%s is damaged and kept as %s", path, kept.name)
+    return kept
 
 
 def write_merged(path: Path, results: dict[str, Any], args: Any) -> None:
@@ -112,9 +173,10 @@ def write_merged(path: Path, results: dict[str, Any], args: Any) -> None:
     Runs that evaluate other tasks at the same time lose nothing of each other's.
     """
     if ddp.is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(path.parent):
-            write_results(path, merge(path, results), args)
+        with _never_lost(results), disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with one_at_a_time(path.parent):
+                _write(path, merge(path, results), args)
 
 
 def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
@@ -124,9 +186,7 @@ def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     another seed, suite, model or precision are dropped. Whose checkpoints each is of, and which
     pictures it was evaluated on, is kept beside it.
     """
-    if not path.is_file():
-        return results
-    old, new = load_results(path), results["provenance"]
+    old, new = results_if_any(path), results["provenance"]
     origin = old.pop("provenance", {})
     same = all(origin.get(k) == new[k] for k in ("theta0_hash", "seed", "suite", "model"))
     if not same or _precision(origin) != _precision(new):
@@ -146,50 +206,81 @@ def _precision(origin: Mapping[str, Any]) -> str:
     return str(origin.get("config", {}).get("precision", "fp32"))
 
 
-def _short(key: str) -> str:
-    """A coefficient as a short decimal, whatever its spelling; other keys as they are."""
-    try:
-        return str(round(float(key), 10))
-    except ValueError:
-        return key
-
-
 def load_results(path: str | Path) -> dict[str, Any]:
-    """Reads a results file of ours or of the public projects.
+    """Reads a results file of ours or of the public projects, see `results_schema.read`.
 
-    Coefficients such as "0.15000000000000002" are spelt "0.15".
+    Coefficients such as "0.15000000000000002" are spelt "0.15". What is damaged is left out, with a
+    warning.
+
+    Raises:
+        MissingFileError: if it is not there.
+        UsageError: if it is no JSON object.
     """
+    found, faults = results_schema.read(path)
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        _warn_once(f"{path} is damaged; left out are {'; '.join(faults[:3])}{more}")
+    return found
 
-    def shorten(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {_short(key): shorten(inner) for key, inner in value.items()}
-        return value
 
-    loaded: dict[str, Any] = shorten(json.loads(Path(path).read_text(encoding="utf-8")))
-    return loaded
+@functools.cache  # a page reads a file several times
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def results_if_any(path: Path) -> dict[str, Any]:
-    """The results in a file, for a page that is made all the same where there are none.
+    """The results in a file, for what is made all the same where there are none.
 
     Nothing if it is not there, or, with a warning, if it holds none.
     """
     try:
-        return dict(load_results(path)) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        logger.warning("%s is left out of the report: %s", path, error)
+        return load_results(path)
+    except MissingFileError:
+        return {}
+    except UsageError as error:
+        _warn_once(f"{path} is left out: {error}")
         return {}
 
 
-def found_results(path: Path, made_by: str) -> dict[str, Any]:
+Needed = Sequence[str | tuple[str, ...]]  # keys, and keys in keys
+
+
+def found_results(path: Path, made_by: str, needed: Needed = ()) -> dict[str, Any]:
     """The results in a file.
+
+    Args:
+        path: the file.
+        made_by: the command that makes it.
+        needed: what it must hold.
 
     Raises:
         MissingFileError: if it is not there, naming the command that makes it.
+        UsageError: if it is damaged, or lacks what is needed; the command is named too.
     """
-    if not path.is_file():
-        raise MissingFileError(f"no results at {path}. Make them with: {made_by}")
-    return load_results(path)
+    try:
+        found = load_results(path)
+    except MissingFileError as error:
+        raise MissingFileError(f"no results at {path}. Make them with: {made_by}") from error
+    except UsageError as error:
+        raise UsageError(f"{error}. Make it again with: {made_by}") from error
+    if lacking := [" > ".join(keys) for keys in map(_keys, needed) if _lacks(found, keys)]:
+        raise UsageError(
+            f"{path} has no sound {', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}. "
+            f"Make it again with: {made_by}"
+        )
+    return found
+
+
+def _keys(needed: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (needed,) if isinstance(needed, str) else needed
+
+
+def _lacks(found: Any, keys: tuple[str, ...]) -> bool:
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            return True
+        found = found[key]
+    return False
 
 
 def require_results(
@@ -198,6 +289,7 @@ def require_results(
     theta0_hash: str,
     made_by: str,
     checkpoints: Mapping[str, str] | None = None,
+    needed: Needed = (),
 ) -> dict[str, Any]:
     """Reads results that another script has made, if they belong to this run.
 
@@ -207,12 +299,13 @@ def require_results(
         theta0_hash: hash of this run's pre-trained weights.
         made_by: the command that makes the file.
         checkpoints: hashes of the fine-tuned checkpoints that the results must be of.
+        needed: the data sets whose accuracies are needed.
 
     Raises:
         MissingFileError: if the file is not there.
-        UsageError: if it belongs to other weights, another seed, suite or precision.
+        UsageError: if it is damaged, or of other weights, another seed, suite or precision.
     """
-    results = found_results(path, made_by)
+    results = found_results(path, made_by, needed)
     origin = results.get("provenance", {})
     expected = {"theta0_hash": theta0_hash, "seed": seed_of(args), "suite": suite_of(args).name}
     wrong = [

@@ -68,11 +68,12 @@ def zeroshot_encoder(args: Any) -> tuple[ImageEncoder, str]:
     missing = ddp.all_agree(not path.is_file())
     kept = None if missing else read_facts(path)["hash"]
     override = pretrained_override(args)
-    parsed = ClipName.parse(str(setting(args, "model")))
+    model = str(setting(args, "model"))
+    parsed = ClipName.parse(model)
     known = override is not None or parsed.architecture == EMBEDDED_MODEL
     if kept is not None and (not known or parsed.pretrained is None):
         return ImageEncoder.load(str(setting(args, "model")), path), kept
-    if override is not None and read_facts(resolve(override))["kind"] != "image_encoder":
+    if override is not None and read_facts(resolve(override), model)["kind"] != "image_encoder":
         raise UsageError(
             f"--load={override} is not a standard encoder; a linear checkpoint or a head cannot be "
             "the pre-trained model"
@@ -139,7 +140,7 @@ def check_split(path: Path, args: Any, task: str) -> None:
         found = split_record(dataset_for(args, f"{task}Val"))
     except UsageError:  # not here; whoever evaluates on it says so
         return
-    if "split" in info:
+    if isinstance(info.get("split"), dict):
         if any(info["split"].get(part) != found[part] for part in ("train", "val")):
             _warn_once(
                 f"{path} was trained on another split of {task} (source "
@@ -207,8 +208,8 @@ def finetuned_encoder(
     if mode == "posthoc":  # the parameters move; buffers take no part in the expansion
         linear = LinearizedImageEncoder(image_encoder=encoder)
         theta = load_checkpoint(path, kinds=ENCODERS).theta
-        params = linear.model.theta()
-        buffers = {n: v for n, v in linear.weights().items() if n not in params}
+        own = linear.model.module_buffers()
+        buffers = {n: v for n, v in linear.weights().items() if n in own}
         linear.load_weights({**theta, **buffers})
         return linear
     return (LinearizedImageEncoder if mode == "linear" else ImageEncoder).load(path)

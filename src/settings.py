@@ -1,7 +1,7 @@
 """What follows from the flags: suite, tasks, recipe, folders, device. Computed at use.
 
 Every function takes `args`, a `Config` or any object with some of its attributes; an attribute that
-is missing has the flag's default.
+is missing has the flag's default, and one that cannot be what it is raises a `UsageError`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.args import Config
-from src.errors import UsageError
+from src.args import LONGEST_PART, Config, checked
+from src.errors import UsageError, shown
 from src.tasks import Suite, get_suite, suite_of_model
 
 if TYPE_CHECKING:
@@ -22,12 +23,29 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
 EVAL_BATCH = 256
+LONGEST_SUFFIX = 40  # what a run adds to its model's name for its results
 PREFIX = {"standard": "", "linear": "linear_", "posthoc": "posthoc_"}
 
 
 def setting(args: Any, name: str) -> Any:
-    """The attribute `name` of `args`, or the flag's default where `args` does not have it."""
-    return getattr(args, name, getattr(Config(), name))
+    """The attribute `name` of `args`, or the flag's default where `args` does not have it.
+
+    Raises:
+        UsageError: if the flag could not have this value, see `checked`.
+    """
+    return checked(name, getattr(args, name, getattr(Config(), name)))
+
+
+def check(args: Any) -> None:
+    """Checks all settings together, before a run's work starts.
+
+    Raises:
+        UsageError: for one that makes no sense, or that does not go with another.
+    """
+    for name in Config.__dataclass_fields__:
+        setting(args, name)
+    for follows in (train_datasets, eval_datasets, control_of, run_dir, results_dir, cache_dir):
+        follows(args)
 
 
 def suite_of(args: Any) -> Suite:
@@ -38,39 +56,60 @@ def suite_of(args: Any) -> Suite:
 def tasks_of(args: Any) -> list[str]:
     """The tasks of the run: `--tasks`, or all of the suite."""
     suite = suite_of(args)
-    named = [suite.check(t).removesuffix("Val") for t in _list(setting(args, "tasks"))]
-    return named or list(suite.tasks)
+    return distinct_tasks(suite, "tasks", setting(args, "tasks") or suite.tasks)
 
 
 def train_datasets(args: Any) -> list[str]:
     """The data sets to fine-tune on, without the suffix Val."""
-    suite = suite_of(args)
-    named = [suite.check(t).removesuffix("Val") for t in _list(setting(args, "train_dataset"))]
-    return named or tasks_of(args)
+    named = setting(args, "train_dataset")
+    return distinct_tasks(suite_of(args), "train-dataset", named) if named else tasks_of(args)
 
 
 def eval_datasets(args: Any) -> list[str]:
     """The data sets to evaluate on."""
     suite = suite_of(args)
-    return [suite.check(t) for t in _list(setting(args, "eval_datasets"))] or tasks_of(args)
+    return [suite.check(t) for t in setting(args, "eval_datasets") or tasks_of(args)]
 
 
 def control_of(args: Any) -> str:
-    """The control set: `--control-dataset`, or the suite's."""
-    suite = suite_of(args)
-    return suite.check(setting(args, "control_dataset") or suite.control).removesuffix("Val")
+    """The control set: `--control-dataset`, or the suite's.
+
+    Raises:
+        UsageError: if `--control-dataset` is one of the run's tasks.
+    """
+    suite, named = suite_of(args), setting(args, "control_dataset")
+    control = suite.check(named or suite.control).removesuffix("Val")
+    if named and control in tasks_of(args):
+        raise UsageError(
+            f"--control-dataset={control} is one of the run's tasks, and cannot be their control "
+            "set; name another, or leave it out of --tasks"
+        )
+    return control
 
 
-def _list(value: str | list[str] | None) -> list[str]:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value or ())
+def distinct_tasks(suite: Suite, flag: str, names: Iterable[str]) -> list[str]:
+    """The data sets of these names, which have no Val and each come once.
+
+    Args:
+        suite: that has them.
+        flag: that names them, without its dashes.
+        names: X or XVal.
+
+    Raises:
+        UsageError: if one is not known, or comes twice.
+    """
+    found: list[str] = []
+    for name in names:
+        task = suite.check(name).removesuffix("Val")
+        if task in found:
+            raise UsageError(f"--{flag} names {task} twice; expected each data set once")
+        found.append(task)
+    return found
 
 
 def seed_of(args: Any) -> int:
     """The seed: `--seed`, or 0."""
-    seed = setting(args, "seed")
-    return 0 if seed is None else int(seed)
+    return int(setting(args, "seed") or 0)
 
 
 def model_folder(args: Any) -> str:
@@ -81,17 +120,17 @@ def model_folder(args: Any) -> str:
     """
     model = str(setting(args, "model"))
     name = re.sub(r"[/\\:]", "-", model)
-    if name in ("", ".", "..") or not name.isprintable():
-        raise UsageError(f"{model!r} is no model's name, since no folder can be named so")
+    size = len(name.encode(errors="replace")) + LONGEST_SUFFIX
+    if name in ("", ".", "..") or not name.isprintable() or size > LONGEST_PART:
+        raise UsageError(f"'{shown(model)}' is no model's name, since no folder can be named so")
     return name
 
 
 def run_dir(args: Any) -> Path:
     """The folder of the run's checkpoints: `--save`, or checkpoints[_SEED]/MODEL."""
     save, seed = setting(args, "save"), setting(args, "seed")
-    if save is not None:
-        return Path(save)
-    return Path("checkpoints" if seed is None else f"checkpoints_{seed}") / model_folder(args)
+    root = "checkpoints" if seed is None else f"checkpoints_{seed}"
+    return _folder("save", Path(root) / model_folder(args) if save is None else Path(save))
 
 
 def results_dir(args: Any) -> Path:
@@ -99,7 +138,8 @@ def results_dir(args: Any) -> Path:
     seed, sample = setting(args, "seed"), setting(args, "sample")
     suffix = "" if seed is None else f"_seed{seed}"
     suffix += "" if sample is None else f"_sample{sample}"
-    return Path(setting(args, "results")) / suite_of(args).name / f"{model_folder(args)}{suffix}"
+    root = Path(setting(args, "results"))
+    return _folder("results", root / suite_of(args).name / f"{model_folder(args)}{suffix}")
 
 
 def zeroshot_path(args: Any) -> Path:
@@ -124,7 +164,7 @@ def pretrained_override(args: Any) -> str | None:
     Raises:
         UsageError: if it names several.
     """
-    load = _list(setting(args, "load"))
+    load = setting(args, "load") or []
     if len(load) > 1:
         raise UsageError(f"--load takes one checkpoint, got {len(load)}: {', '.join(load)}")
     return load[0] if load else None
@@ -132,12 +172,26 @@ def pretrained_override(args: Any) -> str | None:
 
 def cache_dir(args: Any) -> Path:
     """Where caches go."""
-    return Path(setting(args, "cache_dir") or DEFAULT_CACHE).expanduser()
+    return _folder("cache-dir", Path(setting(args, "cache_dir") or DEFAULT_CACHE.expanduser()))
 
 
 def data_root(args: Any) -> Path:
     """The root of the data sets' folders."""
-    return Path(setting(args, "data_location")).expanduser()
+    return _folder("data-location", Path(setting(args, "data_location")))
+
+
+def _folder(flag: str, path: Path) -> Path:
+    """The path, if a folder is there or can be made.
+
+    Raises:
+        UsageError: if there is something else at it or above it.
+    """
+    for place in (path, *path.parents):
+        if os.path.isdir(place):  # noqa: PTH112 - unlike Path's, it never raises
+            break
+        if os.path.lexists(place):
+            raise UsageError(f"--{flag}: expected a folder at {path}, but {place} is none")
+    return path
 
 
 def device_of(args: Any) -> torch.device:
@@ -157,11 +211,18 @@ def device_of(args: Any) -> torch.device:
             named = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(named)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {named!r}; choose from cpu, cuda, cuda:N, mps") from error
+    except RuntimeError:  # as if it were one of PyTorch's that we have not
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unknown device '{shown(named)}'; choose from cpu, cuda, cuda:N, mps")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            f"--device={named}, but this PyTorch sees no CUDA device; try --device=cpu"
+            f"--device={device}, but this PyTorch sees no CUDA device; try --device=cpu"
+        )
+    if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise UsageError(
+            f"--device={device}, but this PyTorch sees {torch.cuda.device_count()} CUDA devices, "
+            "counted from 0"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device=mps, but this PyTorch sees no MPS device; try --device=cpu")
@@ -210,9 +271,6 @@ def recipe_for(args: Any, task: str) -> Recipe:
         value = setting(args, name)
         return table if value is None else value
 
-    smoothing = setting(args, "ls")
-    if not 0 <= smoothing < 1:
-        raise UsageError(f"--ls must be in [0, 1), got {smoothing}")
     known = {**suite.tasks, **suite.related}
     epochs = known[task].epochs if task in known else 4  # the control set's
     return Recipe(
@@ -225,7 +283,7 @@ def recipe_for(args: Any, task: str) -> Recipe:
         ),
         warmup_length=choose("warmup_length", suite.warmup_length),
         wd=setting(args, "wd"),
-        ls=smoothing,
+        ls=setting(args, "ls"),
         precision=setting(args, "precision"),
     )
 

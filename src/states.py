@@ -8,6 +8,7 @@ one run lie in a folder of their own, which one process at a time may use.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -23,14 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from src.checkpoints import load_checkpoint, remove_parts, save_tensors
-from src.errors import UnwritableError, UsageError
+from src.checkpoints import STATE, load_checkpoint, remove_parts, save_tensors
+from src.errors import UnwritableError, UsageError, shown
 from src.processes import fcntl
 from src.statedict import copy_into
 
 logger = logging.getLogger(__name__)
 
-KIND = "run_state"
 KEPT = 2
 SHARE = 0.02  # of a run's time that keeping states may take
 LEAST_SECONDS = 10.0  # between two states, however little one costs
@@ -57,15 +57,24 @@ class RunStates:
 
     Args:
         checkpoint: the file that the run will end in; the states are in a folder beside it.
-        made: what the run depends on, JSON-serialisable; a state of another run is not continued.
+        made: everything that the run's result depends on, JSON-serialisable; the state of a run
+            that depends on something else is neither continued nor replaced.
         every: steps (or epochs) between two states; 0 or less for none, None for as often as takes
             at most `SHARE` of the time.
+        flag: the flag that starts the run anew, if its command has one.
     """
 
-    def __init__(self, checkpoint: Path, made: Mapping[str, Any], every: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        made: Mapping[str, Any],
+        every: int | None = None,
+        flag: str | None = None,
+    ) -> None:
         self.checkpoint, self.every = checkpoint, every
         self.folder = checkpoint.with_name(f"{checkpoint.stem}_resume")
         self.made = json.loads(json.dumps(made))
+        self.anew = f"deleting {self.folder}" + (f" ({flag} does that)" if flag else "")
         self._kept: list[Path] = []  # of this run, in the order of their steps
         self._cost = 0.0
         self._last = time.monotonic()
@@ -149,7 +158,7 @@ class RunStates:
         path = self.folder / f"{done:08d}.safetensors"
         info = {"made": self.made, "done": done, "facts": dict(facts)}
         try:
-            save_tensors(path, dict(tensors), KIND, info=info)
+            save_tensors(path, dict(tensors), STATE, info=info)
         except UnwritableError as error:
             logger.warning("the state of the run is not kept: %s", error)
             self._last = time.monotonic()
@@ -164,24 +173,69 @@ class RunStates:
         return True
 
     def newest(self) -> State | None:
-        """The newest state of this run that can be read; None if there is none."""
+        """The newest state of this run that can be read; None if there is none.
+
+        Raises:
+            UsageError: if it is of a run with other settings, naming what differs. It is kept.
+        """
         for path in sorted(self.folder.glob("*.safetensors"), reverse=True):
             try:
-                found = load_checkpoint(path, kinds=(KIND,))
+                found = load_checkpoint(path, kinds=(STATE,))
+                made, done, facts = (found.info[key] for key in ("made", "done", "facts"))
             except UsageError as error:
                 logger.warning("%s; the state before it is taken", error)
                 continue
-            if found.info.get("made") != self.made:
-                logger.warning("%s is of other settings; starting anew", path)
-                return None
+            except KeyError as error:
+                logger.warning("%s lacks %s; the state before it is taken", path, error)
+                continue
+            if differ := differences(made, self.made):
+                raise UsageError(
+                    f"{path} is the state of an interrupted run that was started otherwise: "
+                    f"{'; '.join(differ)}. Run it again as it was started to continue it, name "
+                    f"another folder, or start anew by {self.anew}"
+                )
             self._kept = [path]
-            return State(found.theta, found.info["done"], found.info["facts"])
+            return State(found.theta, done, facts)
         return None
+
+    def clear(self) -> None:
+        """Removes the states, so that the run starts anew; a lock on them stays."""
+        for path in self.folder.glob("*.safetensors"):
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes the states, and what killed runs left half written of them and their result."""
         shutil.rmtree(self.folder, ignore_errors=True)
         remove_parts(self.checkpoint.parent, self.checkpoint.name)
+
+    def left_over(self) -> bool:
+        """Whether there is something that a run which was killed as it ended did not remove."""
+        return self.folder.is_dir() or any(
+            self.checkpoint.parent.glob(f".{glob.escape(self.checkpoint.name)}.*.part")
+        )
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of how something was made, in words.
+
+    Args:
+        found: how it was made.
+        wanted: how it would be made now.
+    """
+    differ = []
+    for name in sorted(found.keys() | wanted.keys()):
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            differ += [f"{name} {inner}" for inner in differences(old, new)]
+        elif old != new:
+            differ.append(f"{name} was {_brief(old)}, is now {_brief(new)}")
+    return differ
+
+
+def _brief(value: Any) -> str:
+    """A value for a message; of a hash its first digits."""
+    digits = isinstance(value, str) and len(value) == 64
+    return f"{value[:12]}..." if digits else "not recorded" if value is None else shown(value)
 
 
 _HELD: set[int] = set()  # locks of this process; its children, workers for instance, own none

@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.checkpoints import write_text
+from src.checkpoints import write_json, write_text
+from src.private import without_home
 from src.results import (
     accuracies_path,
     arithmetic_path,
-    load_results,
     markdown_table,
     results_dir,
+    results_if_any,
 )
-from src.settings import control_of, suite_of, tasks_of
+from src.settings import control_of, seed_of, suite_of, tasks_of
 
 SINGLE = {"none": "zero-shot", "standard": "standard", "linear": "linear", "posthoc": "post-hoc"}
 EDITED = {mode: label for mode, label in SINGLE.items() if mode != "none"}
 
 
-def spread(values: Sequence[float]) -> str:
-    """Accuracies in percent: the one value, or mean and standard deviation over seeds."""
-    percents = 100 * np.asarray(values)
+def spread(values: Sequence[float | None]) -> str:
+    """Accuracies in percent: the one value, or mean and standard deviation over seeds.
+
+    A dash where one is not known.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    percents = 100 * np.asarray(known)
     if len(percents) == 1:
         return f"{percents[0]:.1f}"
     return f"{percents.mean():.1f} ± {percents.std(ddof=1):.1f}"
 
 
-def _numbers(values: Sequence[float]) -> dict[str, Any]:
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": list(map(float, values))}
+def _numbers(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation and the values; None for what is not known."""
+    known = [float(value) for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "std": None, "values": list(values)}
+    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return {"mean": float(np.mean(known)), "std": deviation, "values": known}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def collect(runs: Sequence[Any]) -> dict[str, Any]:
     """The figures of one or more runs that differ in their seed.
 
     Args:
-        runs: the settings of each run.
+        runs: the settings of each run; what of their results is missing or damaged is None.
 
     Returns:
         {"single": {mode: {data set: figures}}, "addition": {mode: {metric: figures}}, "negation":
@@ -51,29 +66,31 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     tasks, control = tasks_of(first), control_of(first)
 
     def gather(path_of: Callable[..., Path], pick: Callable[..., Any], *which: str) -> Any:
-        found = [pick(load_results(path_of(run, *which))) for run in runs]
+        found = [pick(results_if_any(path_of(run, *which))) for run in runs]
         return {key: _numbers([one[key] for one in found]) for key in found[0]}
 
-    def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float]]:
+    def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
         names = [*tasks, control] if mode == "none" else tasks
 
-        def pick(results: dict[str, Any]) -> dict[str, float]:
-            mean = float(np.mean([results[task] for task in tasks]))
-            return {**{name: results[name] for name in names}, "mean": mean}
+        def pick(results: dict[str, Any]) -> dict[str, float | None]:
+            values = {name: results.get(name) for name in names}
+            return {**values, "mean": _mean([values[task] for task in tasks])}
 
         return pick
 
-    def addition(results: dict[str, Any]) -> dict[str, float]:
+    def addition(results: dict[str, Any]) -> dict[str, float | None]:
+        zeroshot, test = results.get("zeroshot", {}), results.get("test", {})
         return {
-            "coefficient": results["coefficient"],
-            "zero-shot": results["zeroshot"]["avg_top1"],
-            "absolute": results["test"]["avg_top1"],
-            "zero-shot normalised": results["zeroshot"]["avg_normalized_top1"],
-            "normalised": results["test"]["avg_normalized_top1"],
-            **{task: results["test"][f"{task}:top1"] for task in tasks},
+            "coefficient": results.get("coefficient"),
+            "zero-shot": zeroshot.get("avg_top1"),
+            "absolute": test.get("avg_top1"),
+            "zero-shot normalised": zeroshot.get("avg_normalized_top1"),
+            "normalised": test.get("avg_normalized_top1"),
+            **{task: test.get(f"{task}:top1") for task in tasks},
         }
 
-    def negation(results: dict[str, Any]) -> dict[str, float]:
+    def negation(results: dict[str, Any]) -> dict[str, float | None]:
+        by_task = {task: results.get(task, {}) for task in tasks}
         names = {
             "zero-shot": "zeroshot",
             "target": "test",
@@ -81,10 +98,10 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
             "control": "test_control",
         }
         means = {
-            label: float(np.mean([results[task][key] for task in tasks]))
+            label: _mean([found.get(key) for found in by_task.values()])
             for label, key in names.items()
         }
-        return {**means, **{task: results[task]["test"] for task in tasks}}
+        return {**means, **{task: found.get("test") for task, found in by_task.items()}}
 
     return {
         "single": {m: gather(accuracies_path, single(m), m) for m in SINGLE},
@@ -106,7 +123,8 @@ def tables(summary: dict[str, Any], tasks: Sequence[str], control: str) -> str:
     keys = ("absolute", "normalised", "zero-shot normalised")
     addition = [["zero-shot", *row(zeroshot, columns), "", "", "0"]]
     for mode, figures in summary["addition"].items():
-        coefs = ", ".join(f"{c:g}" for c in figures["coefficient"]["values"])
+        values = figures["coefficient"]["values"]
+        coefs = ", ".join("-" if coef is None else f"{coef:g}" for coef in values)
         cells = row(figures, [*tasks, *keys])
         addition.append([EDITED[mode], *cells, coefs])
 
@@ -142,15 +160,16 @@ def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
     folder = results_dir(first).parent
     provenances = []
     for run in runs:
-        origin = load_results(accuracies_path(run, "none"))["provenance"]
-        shared = {k: origin[k] for k in ("seed", "commit", "machine", "versions", "theta0_hash")}
+        origin = results_if_any(accuracies_path(run, "none")).get("provenance", {})
+        shared = {k: origin.get(k) for k in ("commit", "machine", "versions", "theta0_hash")}
+        shared = {"seed": seed_of(run), **shared}
         seconds = {
-            path.stem: load_results(path).get("provenance", {}).get("seconds")
+            path.stem: results_if_any(path).get("provenance", {}).get("seconds")
             for path in sorted(results_dir(run).glob("*.json"))
         }
         provenances.append({**shared, "seconds": seconds})
     facts = {"suite": suite_of(first).name, "tasks": tasks_of(first), "runs": provenances}
-    write_text(folder / "summary.json", json.dumps({**facts, **summary}, indent=2) + "\n")
+    write_json(folder / "summary.json", {**facts, **summary})
     seeds = ", ".join(str(p["seed"]) for p in provenances)
     head = (
         f"# {facts['suite']}, {getattr(first, 'model', '')}\n\n"
@@ -158,7 +177,7 @@ def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
         f"{'' if len(runs) == 1 else ' (mean ± standard deviation)'}. Coefficients are chosen on "
         "the validation splits.\n\n"
     )
-    write_text(folder / "summary.md", head + text + "\n")
+    write_text(folder / "summary.md", without_home(head) + text + "\n")
     return summary, text
 
 

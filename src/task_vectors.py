@@ -10,12 +10,13 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from typing_extensions import Self
 
 from src import statedict
@@ -27,9 +28,10 @@ from src.checkpoints import (
     resolve,
     save_tensors,
 )
-from src.errors import UsageError, unknown
+from src.errors import UsageError, shown, unknown
 from src.linearize import LinearizedImageEncoder, LinearizedModel
 from src.modeling import ImageEncoder
+from src.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +50,36 @@ def weights_of(source: Source) -> dict[str, Tensor]:
     return _read(source)[0]
 
 
-def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str]]:
-    """The weights of a source, their content hash, and which of them are known to be buffers."""
-    if isinstance(source, LinearizedModel):
-        theta = {**source.theta(), **source.module_buffers()}
-        return theta, statedict.content_hash(theta), frozenset(source.module_buffers())
+def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str], statedict.Ties]:
+    """The weights of a source, their content hash, names known to be buffers, and ties."""
+    buffers: frozenset[str] = frozenset()
     if isinstance(source, nn.Module):
-        encoder = isinstance(source, ImageEncoder | LinearizedImageEncoder)
-        theta = source.weights() if encoder else dict(source.state_dict())  # type: ignore[operator]
-        buffers = theta.keys() - {name for name, _ in source.named_parameters()}
-        if isinstance(source, LinearizedImageEncoder):
-            buffers = theta.keys() - source.model.theta().keys()
-        return theta, statedict.content_hash(theta), frozenset(buffers)
-    if isinstance(source, Mapping):
-        return dict(source), statedict.content_hash(source), frozenset()
-    found = load_checkpoint(source, kinds=MODELS)
-    return found.theta, found.hash, frozenset()
+        theta = _state_of(source)
+        model = source.model if isinstance(source, LinearizedImageEncoder) else source
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        if isinstance(model, LinearizedModel):
+            parameters |= {n for n, first in model.aliases().items() if first in parameters}
+        buffers = frozenset(theta.keys() - parameters)
+    elif isinstance(source, Mapping):
+        theta = unwrapped(source).tensors
+    else:
+        found = load_checkpoint(source, kinds=MODELS)
+        return found.theta, found.hash, buffers, _known_ties(found.info)
+    return theta, statedict.content_hash(theta), buffers, statedict.ties(theta)
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module by all their names; of an encoder, those of the vision tower."""
+    if isinstance(module, ImageEncoder | LinearizedImageEncoder | LinearizedModel):
+        return module.weights()
+    return {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)}
+
+
+def _known_ties(info: Mapping[str, Any]) -> dict[str, str]:
+    """The ties that a file of ours records."""
+    found = info.get(statedict.TIES)
+    found = found if isinstance(found, Mapping) else {}
+    return statedict.joined({n: str(first) for n, first in found.items() if isinstance(n, str)})
 
 
 def _load(path: str | Path) -> ImageEncoder | nn.Module:
@@ -81,7 +97,9 @@ class TaskVector:
 
     A value: operators give new task vectors and leave their operands alone. Standard and linear
     weights have the same names, so vectors of both kinds mix; the left operand's kind wins. Vectors
-    of different \(\theta_0\) do not.
+    of different \(\theta_0\) do not. A parameter of several names (a tied weight) is in the vector
+    once, under the first of them. A vector made of weights is a constant; through one that is given
+    or calculated, derivatives go as through any tensor.
 
     Args:
         pretrained_checkpoint: theta0: a checkpoint (file, folder of Hugging Face, name on its hub),
@@ -97,10 +115,12 @@ class TaskVector:
         vector: name -> difference, at least float32.
         base_hash: content hash of theta0; None if it is not known.
         buffers: names in `vector` that are known to be buffers, not parameters.
+        ties: other names of tied parameters -> the name in `vector`.
 
     Raises:
-        ValueError: if neither or both ways are given, or names or shapes differ.
-        UsageError: for another operation, or where vectors of different theta0 meet.
+        ValueError: if neither or both ways are given.
+        UsageError: if names or shapes differ, for another operation, where vectors of different
+            theta0 meet, or where finite weights give numbers that are not.
         MissingFileError: if a checkpoint is not there.
     """
 
@@ -114,6 +134,7 @@ class TaskVector:
     ) -> None:
         self.base_hash: str | None = None
         self.buffers: frozenset[str] = frozenset()
+        self.ties: dict[str, str] = {}
         self.allow_base_mismatch = allow_base_mismatch
         checkpoints = (pretrained_checkpoint, finetuned_checkpoint)
         if vector is not None:
@@ -129,10 +150,25 @@ class TaskVector:
         if operation not in OPERATIONS:
             raise unknown("operation", str(operation), OPERATIONS)
         with torch.no_grad():
-            theta, _, buffers = _read(finetuned_checkpoint)
-            theta0, self.base_hash, _ = _read(pretrained_checkpoint)
+            theta, _, buffers, own = _read(finetuned_checkpoint)
+            theta0, self.base_hash, _, own0 = _read(pretrained_checkpoint)
+            tied = statedict.agreed(statedict.joined(own0, own), theta, theta0)
+            theta, theta0 = (statedict.once(each, tied, "a model") for each in (theta, theta0))
             self.vector = statedict.combined(theta, theta0, operation)
-        self.buffers = buffers & self.vector.keys()
+        self._know(buffers, tied)
+
+    def _know(self, buffers: Iterable[str], tied: statedict.Ties) -> None:
+        """Keeps what is known of the names in `vector`."""
+        self.buffers = frozenset(tied.get(name, name) for name in buffers) & self.vector.keys()
+        self.ties = {name: first for name, first in tied.items() if first in self.vector}
+
+    def _pair(self, other: TaskVector) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both vectors by the names of this one."""
+        tied = statedict.joined(self.ties, other.ties)
+        return (
+            statedict.once(self.vector, tied, "the first vector"),
+            statedict.once(other.vector, tied, "the second vector"),
+        )
 
     def _new(self, vector: Mapping[str, Tensor], *others: TaskVector) -> Self:
         """A vector of this kind; it has the origin of this one and of the others."""
@@ -148,13 +184,14 @@ class TaskVector:
                 "pass allow_base_mismatch=True to one of them"
             )
         found.base_hash = hashes.pop() if len(hashes) == 1 else None
-        found.buffers = frozenset().union(*(v.buffers for v in everyone)) & vector.keys()
+        buffers = frozenset().union(*(v.buffers for v in everyone))
+        found._know(buffers, statedict.joined(*(v.ties for v in everyone)))
         return found
 
     def __add__(self, other: TaskVector | int) -> Self:
         """tau_1 + tau_2; adding the number 0 is for `sum`."""
         if isinstance(other, TaskVector):
-            return self._new(statedict.add(self.vector, other.vector), other)
+            return self._new(statedict.add(*self._pair(other)), other)
         return self._new(dict(self.vector)) if other == 0 else NotImplemented
 
     __radd__ = __add__
@@ -163,21 +200,21 @@ class TaskVector:
         """tau_1 - tau_2."""
         if not isinstance(other, TaskVector):
             return NotImplemented
-        return self._new(statedict.subtract(self.vector, other.vector), other)
+        return self._new(statedict.subtract(*self._pair(other)), other)
 
     def __neg__(self) -> Self:
         """-tau."""
         return self._new(statedict.scale(self.vector, -1.0))
 
-    def __mul__(self, factor: float) -> Self:
+    def __mul__(self, factor: float | Tensor) -> Self:
         """`factor * tau`, for a number or a tensor of one element."""
         if isinstance(factor, TaskVector):
             return NotImplemented
-        return self._new(statedict.scale(self.vector, factor))
+        return self._new(statedict.scale(self.vector, _one(factor)))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, factor: float) -> Self:
+    def __truediv__(self, factor: float | Tensor) -> Self:
         """`tau / factor`."""
         return self * (1.0 / factor)
 
@@ -192,7 +229,7 @@ class TaskVector:
 
     def dot(self, other: TaskVector) -> Tensor:
         """The inner product of two task vectors over all weights, a scalar."""
-        return statedict.dot(self.vector, other.vector)
+        return statedict.dot(*self._pair(other))
 
     def norm(self) -> Tensor:
         """The Euclidean norm over all weights, a scalar."""
@@ -224,7 +261,9 @@ class TaskVector:
 
     def save(self, filename: str | Path) -> None:
         """Writes the vector to a file of safetensors; `.pt` becomes `.safetensors`."""
-        facts = {"class": type(self).__name__, "buffers": sorted(self.buffers)}
+        facts: dict[str, Any] = {"class": type(self).__name__, "buffers": sorted(self.buffers)}
+        if self.ties:
+            facts[statedict.TIES] = self.ties
         save_tensors(filename, self.vector, KIND, theta0_hash=self.base_hash, info=facts)
 
     @classmethod
@@ -238,16 +277,23 @@ class TaskVector:
         found = load_checkpoint(filename, kinds=(KIND,))
         vector = cls(vector=found.theta)
         vector.base_hash = found.theta0_hash
-        vector.buffers = frozenset(found.info.get("buffers", ()))
+        buffers = found.info.get("buffers")
+        names = buffers if isinstance(buffers, list) else ()
+        vector._know((str(name) for name in names), _known_ties(found.info))
         return vector
 
-    def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float = 1.0) -> Any:
+    def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float | Tensor = 1.0) -> Any:
         """The model at theta_0 + scaling_coef * tau, in the world that the vector comes from.
 
         Args:
             pretrained_checkpoint: a checkpoint or an encoder; untouched. A plain module gives a
-                module of its class, a state dict a state dict.
-            scaling_coef: the coefficient.
+                module of its class, a state dict a state dict, through which derivatives go (see
+                `torch.func.functional_call`).
+            scaling_coef: the coefficient, a number or a tensor of one element.
+
+        Raises:
+            UsageError: if names or shapes do not fit, if a type of theta_0 cannot hold where a
+                number goes, or if derivatives would be lost in a model.
         """
         return self.apply_to_nonlinear(pretrained_checkpoint, scaling_coef=scaling_coef)
 
@@ -255,7 +301,7 @@ class TaskVector:
         self,
         pretrained_checkpoint: Source,
         param_names: Any = None,
-        scaling_coef: float = 1.0,
+        scaling_coef: float | Tensor = 1.0,
     ) -> Any:
         """The standard model at theta_0 + scaling_coef * tau.
 
@@ -265,13 +311,17 @@ class TaskVector:
             param_names: ignored; the public projects needed it to pair weights by position.
             scaling_coef: the coefficient; also taken as the second positional argument.
         """
-        with contextlib.suppress(TypeError, ValueError):  # names are no number
-            scaling_coef = float(param_names)
+        if isinstance(param_names, Tensor):
+            scaling_coef = param_names
+        else:
+            with contextlib.suppress(TypeError, ValueError):  # names are no number
+                scaling_coef = float(param_names)
         if isinstance(pretrained_checkpoint, Mapping):
-            with torch.no_grad():
-                moved = statedict.move(pretrained_checkpoint, self.vector, scaling_coef)
-            return {name: moved[name] if name in self.vector else value.clone()
-                    for name, value in pretrained_checkpoint.items()}  # fmt: skip
+            coef = _number(scaling_coef, "scaling_coef")
+            given = unwrapped(pretrained_checkpoint)
+            moved = statedict.move(given.tensors, self.vector, coef, self.ties)
+            apart = _apart(moved, given.tensors)
+            return {given.names[name]: value for name, value in apart.items()}
         model: Any
         if isinstance(pretrained_checkpoint, LinearizedImageEncoder):
             model = ImageEncoder.without_weights(pretrained_checkpoint.model_name)
@@ -284,7 +334,9 @@ class TaskVector:
             model = _load(pretrained_checkpoint)
         return self._moved(model, scaling_coef)
 
-    def apply_to_linear(self, pretrained_checkpoint: Source, scaling_coef: float = 1.0) -> Any:
+    def apply_to_linear(
+        self, pretrained_checkpoint: Source, scaling_coef: float | Tensor = 1.0
+    ) -> Any:
         """The linearised model at theta = theta_0 + scaling_coef * tau, expanded at theta_0.
 
         Applied to a standard vector this is post-hoc linearisation.
@@ -319,16 +371,68 @@ class TaskVector:
             model = LinearizedModel(source)
         return self.parameters_only()._moved(model, scaling_coef)
 
-    def _moved(self, model: Any, scaling_coef: float) -> Any:
+    def _moved(self, model: Any, scaling_coef: float | Tensor) -> Any:
         """The model, in place: its weights + scaling_coef * tau."""
+        coef = _number(scaling_coef, "scaling_coef")
+        if any(map(_differentiated, (coef, *self.vector.values()))):
+            raise UsageError(
+                "a model keeps numbers, so that the derivatives of the coefficient or the vector "
+                "would be lost. Apply the vector to a state dict, theta = tau.apply_to(dict("
+                "model.state_dict()), coef), and call torch.func.functional_call(model, theta, "
+                "inputs); or, if none are wanted, work under torch.no_grad()"
+            )
+        tied = self.ties
+        own = _state_of(model)
+        if isinstance(model, LinearizedModel):
+            own, tied = model.theta(), statedict.joined(model.aliases(), tied)
         with torch.no_grad():
-            if isinstance(model, ImageEncoder | LinearizedImageEncoder):
-                model.load_weights(statedict.move(model.weights(), self.vector, scaling_coef))
-            else:
-                own = model.theta() if isinstance(model, LinearizedModel) else model.state_dict()
-                moved = statedict.move(own, self.vector, scaling_coef)
-                statedict.copy_into(own, moved, "weights of the module and the vector's")
+            moved = statedict.move(own, self.vector, coef, tied)
+            statedict.copy_into(own, moved, "weights of the model and the vector's")
         return model
+
+
+def _one(value: float | Tensor, what: str = "the factor") -> float | Tensor:
+    """A tensor of one element without its dimensions; other numbers as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1 or value.is_complex():
+        raise UsageError(f"{what} must be one real number, got {_shape_of(value)}")
+    return value.reshape(())
+
+
+def _number(value: float | Tensor, what: str) -> float | Tensor:
+    """A coefficient: a number, or a tensor without dimensions, which may have derivatives."""
+    if isinstance(value, Tensor):
+        return _one(value, what)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what} must be one real number, got {shown(repr(value))}") from error
+
+
+def _shape_of(value: Tensor) -> str:
+    return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+
+
+def _differentiated(value: float | Tensor) -> bool:
+    """Whether derivatives go through a tensor, in either mode."""
+    if not isinstance(value, Tensor):
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return True
+    backward = value.requires_grad and torch.is_grad_enabled()
+    return backward or forward_ad.unpack_dual(value).tangent is not None
+
+
+def _apart(moved: dict[str, Tensor], theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, those that have not moved copied, so that none share memory with theta."""
+    tied, found = statedict.ties(theta), dict[str, Tensor]()
+    for name, value in moved.items():
+        if value is not theta[name]:
+            found[name] = value
+        else:
+            found[name] = found[tied[name]] if name in tied else value.clone()
+    return found
 
 
 class NonLinearTaskVector(TaskVector):
@@ -338,7 +442,7 @@ class NonLinearTaskVector(TaskVector):
 class LinearizedTaskVector(TaskVector):
     """A task vector of linear fine-tuning; `apply_to` gives a `LinearizedImageEncoder`."""
 
-    def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float = 1.0) -> Any:
+    def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float | Tensor = 1.0) -> Any:
         """The linearised model at theta_0 + scaling_coef * tau."""
         return self.apply_to_linear(pretrained_checkpoint, scaling_coef)
 
@@ -361,7 +465,8 @@ def _cast(task_vector: TaskVector, kind: type[Kind]) -> Kind:
     found: Kind = kind(
         vector=task_vector.vector, allow_base_mismatch=task_vector.allow_base_mismatch
     )
-    found.base_hash, found.buffers = task_vector.base_hash, task_vector.buffers
+    found.base_hash = task_vector.base_hash
+    found._know(task_vector.buffers, task_vector.ties)
     return found
 
 

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from src import ddp
+from src.checkpoints import not_finite
 from src.data.base import Pictures, name_of
 from src.data.loading import (
     BatchPlan,
@@ -38,7 +39,7 @@ from src.errors import DivergedError, UsageError
 from src.logs import Run, progress
 from src.processes import Stopped, deferred_signals
 from src.settings import Recipe, autocast
-from src.states import RunStates, pack, unpack
+from src.states import RunStates, differences, pack, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +262,12 @@ def train(
             keeper.done = ended = step + 1
             rate = optimizer.param_groups[0]["lr"]
             run.log({"loss": loss, "lr": rate, "grad_norm": norm}, step)
-            if snapshots.save and snapshots.every > 0 and ended % snapshots.every == 0:
+            snapshot = snapshots.save and snapshots.every > 0 and ended % snapshots.every == 0
+            if (snapshot or ended == steps) and any(
+                ddp.any_of(not _is_finite(classifier), device=device)
+            ):
+                raise _overflowed(ended, recipe)
+            if snapshots.save and snapshot:
                 snapshots.save(ended)
             due = ended < steps and keeper.due()
             stop, due = ddp.any_of(asked() > 0, due, device=device)
@@ -300,6 +306,8 @@ class _Keeper:
         self.states, self.classifier, self.optimizer = states, classifier, optimizer
         self.done, self.losses = 0, list[float]()
         self._before, self._start = 0.0, time.monotonic()
+        device = next(classifier.parameters()).device.type
+        self.where = {"processes": ddp.world_size(), "device": device}
 
     def seconds(self) -> float:
         """Time spent in training, before it was interrupted too."""
@@ -310,11 +318,11 @@ class _Keeper:
         return self.states is not None and ddp.is_main_process() and self.states.due(self.done)
 
     def save(self) -> None:
-        """Keeps the state of now."""
-        if self.states is not None and ddp.is_main_process():
+        """Keeps the state of now, unless its weights are not finite."""
+        if self.states is not None and ddp.is_main_process() and _is_finite(self.classifier):
             tensors = pack(self.classifier, self.optimizer)
             tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-            self.states.save(tensors, self.done, {"seconds": self.seconds()})
+            self.states.save(tensors, self.done, {"seconds": self.seconds(), **self.where})
         ddp.barrier()
 
     def resume(self) -> None:
@@ -342,6 +350,11 @@ class _Keeper:
         unpack(tensors, self.classifier, self.optimizer)
         self._before = found.facts["seconds"]
         logger.info("continuing after step %d (%s)", self.done, self.states.folder)
+        if differ := differences({k: found.facts.get(k) for k in self.where}, self.where):
+            logger.warning(
+                "%s: the weights will equal those of an uninterrupted run up to rounding, not bit "
+                "for bit", "; ".join(differ),
+            )  # fmt: skip
 
 
 def _some(pictures: Pictures, transform: Callable[[Any], Any]) -> Tensor:
@@ -368,6 +381,19 @@ def check_batch(batch_size: int, world_size: int) -> None:
     )
 
 
+def _is_finite(model: nn.Module) -> bool:
+    """Whether what training changes, trained weights and buffers, is finite."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return not not_finite({**trained, **dict(model.named_buffers())})
+
+
+def _overflowed(step: int, recipe: Recipe) -> DivergedError:
+    return DivergedError(
+        f"weights are not finite after step {step}, expected finite numbers; no checkpoint is made "
+        f"of them. Try a lower --lr than {recipe.lr}"
+    )
+
+
 def _diverged(
     loss: float,
     norm: float,
@@ -380,7 +406,9 @@ def _diverged(
     found = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
     indices = [index for batch in plan.micro_batches(step) for _, index in batch]
     names = ", ".join(name_of(pictures, index) for index in indices[:3])
-    kept = f". The weights before it are kept in {states.folder}" if states is not None else ""
+    kept = ""
+    if states is not None and any(states.folder.glob("*.safetensors")):
+        kept = f". The weights before it are kept in {states.folder}"
     return DivergedError(
         f"{found} at step {step} (epoch {step // plan.steps_per_epoch}, batch of {len(indices)} "
         f"images: {names}{', ...' if len(indices) > 3 else ''}), expected a finite number{kept}. "

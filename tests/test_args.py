@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from src.args import Config, parse_arguments, parse_names, require_mode
+from src.args import Config, checked, parse_arguments, parse_names, require_mode
 from src.errors import UsageError
 
 # the flags of the public projects that keep their default (paths after `~` is expanded)
@@ -76,8 +82,18 @@ FLAGS = [
     ("precision", "bf16", "bf16"),
     ("num_workers", "0", 0),
 ]
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.lists(st.one_of(st.text(), st.integers(), st.none())),
+    st.dictionaries(st.text(), st.text()),
+)
 # flags without a value, and their default
-SWITCHES = {"wandb": False, "feature_cache": True}
+SWITCHES = {"wandb": False, "feature_cache": True, "restart": False}
 
 
 @pytest.fixture(autouse=True)
@@ -160,10 +176,49 @@ def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Pa
         (["--precision=fp16"], "invalid choice: 'fp16'"),
         (["--seed"], "--seed: expected one argument"),
         (["MNIST"], "unrecognized arguments: MNIST"),
-        pytest.param(
-            ["--lr=nan"],
-            "--lr: ",
-        ),
+        (["--lr=nan"], "--lr: expected a finite number, got nan"),
+        (["--lr=inf"], "--lr: expected a finite number, got inf"),
+        (["--lr=1e400"], "--lr: expected a finite number, got 1e400"),
+        (["--lr=1e38"], "--lr: expected at most 1000, got 1e38"),
+        (["--wd=-inf"], "--wd: expected a finite number, got -inf"),
+        (["--ls=1"], "--ls: expected a number below 1, got 1"),
+        (["--control-threshold=1.01"], "expected at most 1, got 1.01"),
+        (["--explorer-megabytes=nan"], "expected a finite number, got nan"),
+        (["--epochs=1000000000000"], "--epochs: expected at most 1000000, got 1000000000000"),
+        (["--batch-size=9999999999"], "expected at most 1048576, got 9999999999"),
+        (["--num-workers=100000"], "expected at most 1024, got 100000"),
+        (["--n-eval-points=1000000000"], "expected at most 10001, got 1000000000"),
+        (["--seed=-1"], "--seed: expected at least 0, got -1"),
+        ([f"--seed={2**32}"], f"--seed: expected at most {2**32 - 1}, got {2**32}"),
+        ([f"--seed={2**64}"], f"--seed: expected at most {2**32 - 1}, got {2**64}"),
+        (["--seed=1e3"], "--seed: invalid int value: '1e3'"),
+        (["--port=0"], "--port: expected at least 1, got 0"),
+        (["--port=99999999"], "--port: expected at most 65535, got 99999999"),
+        (["--state-every=-2"], "expected at least -1, got -2"),
+        (["--tasks=,"], "--tasks: names nothing; leave it out for the default"),
+        (["--train-dataset="], "names nothing; leave it out for the default"),
+        (["--eval-datasets= , "], "names nothing; leave it out for the default"),
+        (["--shots="], "--shots: names nothing; leave it out for the default"),
+        (["--pairs=,"], "--pairs: names nothing; leave it out for the default"),
+        (["--analogies=,,"], "--analogies: names nothing; leave it out for the default"),
+        (["--load=,"], "--load: names nothing; leave it out for the default"),
+        (["--tasks=Emoji,Signs, Emoji"], "--tasks: names Emoji twice"),
+        (["--train-dataset=Emoji,Emoji"], "names Emoji twice"),
+        (["--eval-datasets=Emoji,Emoji"], "names Emoji twice"),
+        (["--pairs=A+B,A+B"], "--pairs: names A+B twice"),
+        (["--analogies=C+B-A=D,C+B-A=D"], "--analogies: names C+B-A=D twice"),
+        (["--shots=1,01"], "--shots: names 1 twice"),
+        (["--shots=0"], "--shots: expected at least 1, got 0"),
+        (["--shots=1,x"], "--shots: expected whole numbers, got '1,x'"),
+        (["--control-dataset="], "expected a text, got nothing"),
+        (["--save="], "--save: expected a path, got nothing"),
+        (["--save=a/" + "x" * 256], "names of at most 255, got a/xxx"),
+        (["--results=" + "x/" * 2500], "expected a path of at most 4095 bytes"),
+        (["--load=a.pt," + "ä" * 128], "names of at most 255, got ää"),
+        (["--cache-dir=a\0b"], r"expected a path, got 'a\x00b'"),
+        (["--save=~nobody-of-this-name/x"], "home folder of '~nobody-of-this-name/x' is not known"),
+        (["\x1b[31m" * 10_000], r"unrecognized arguments: \x1b[31m"),
+        (["--epochs=\x1b[31m"], r"invalid int value: '\x1b[31m'"),
     ],
 )
 def test_a_bad_value_ends_in_a_message_and_code_2(
@@ -174,7 +229,92 @@ def test_a_bad_value_ends_in_a_message_and_code_2(
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert message in captured.err
+    assert captured.err.rstrip("\n").isprintable() and len(captured.err) < 10_000
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("lr", 1, 1.0),
+        ("lr", np.float32(0.5), 0.5),
+        ("seed", np.int64(3), 3),
+        ("epochs", None, None),
+        ("shots", [1, 5], ["1", "5"]),
+        ("shots", "1, 5", ["1", "5"]),
+        ("tasks", ("Emoji",), ["Emoji"]),
+        ("tasks", "Emoji,MNIST", ["Emoji", "MNIST"]),
+        ("save", Path("a"), "a"),
+        ("save", "~/a", "{home}/a"),
+        ("load", ["~/a.pt"], ["{home}/a.pt"]),
+        ("save", "x" * 255, "x" * 255),
+        ("model", "", ""),
+        ("precision", "bf16", "bf16"),
+        ("wandb", True, True),
+    ],
+)
+def test_a_value_given_in_python_becomes_the_flags(
+    name: str, value: Any, expected: Any, home: Path
+) -> None:
+    def told(found: Any) -> Any:
+        if isinstance(found, list):
+            return [told(part) for part in found]
+        return found.format(home=home) if isinstance(found, str) else found
+
+    found = checked(name, value)
+    assert found == told(expected) and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lr", math.nan, "--lr: expected a finite number, got nan"),
+        ("lr", "0.1", "--lr: expected a number, got '0.1'"),
+        ("lr", 10**400, "--lr: expected a number of ordinary size, got 1000"),
+        ("wd", None, "--wd: expected a number, got None"),
+        ("wd", torch.tensor(0.1), "--wd: expected a number, got tensor(0.1000)"),
+        ("seed", -1, "--seed: expected at least 0, got -1"),
+        ("seed", 10**400, "--seed: expected at most 4294967295, got 1000"),
+        ("seed", 1.0, "--seed: expected a whole number, got 1.0"),
+        ("epochs", True, "--epochs: expected a whole number, got True"),
+        ("precision", "fp16", "--precision: expected one of fp32, bf16, got fp16"),
+        ("finetuning_mode", "lineal", "--finetuning-mode: expected one of none, standard"),
+        ("data_source", ["hub"], "--data-source: expected one of auto, folder"),
+        ("tasks", [], "--tasks: names nothing"),
+        ("tasks", "", "--tasks: names nothing"),
+        ("tasks", {"Emoji": 1}, "--tasks: expected a comma list, got {'Emoji': 1}"),
+        ("shots", [5, 5], "--shots: names 5 twice"),
+        ("results", None, "--results: expected a path, got None"),
+        ("results", 5, "--results: expected a path, got 5"),
+        ("results", "a\ud800", "--results: expected a path, got"),
+        ("model", None, "--model: expected a text, got None"),
+    ],
+)
+def test_a_value_that_no_flag_has_is_refused_by_name(name: str, value: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        checked(name, value)
+
+
+@given(name=st.sampled_from([name for name, _, _ in FLAGS]), value=ANYTHING)
+def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
+    try:
+        found = checked(name, value)
+    except UsageError as error:
+        flag = f"--{name.replace('_', '-')}"
+        assert str(error).startswith(f"{flag}: ") and str(error).isprintable()
+    else:
+        assert checked(name, found) == found
+
+
+@given(words=st.lists(st.tuples(st.sampled_from([name for name, _, _ in FLAGS]), st.text())))
+def test_any_command_line_is_parsed_or_ends_with_code_2(words: list[tuple[str, str]]) -> None:
+    try:
+        args = parse_arguments([f"--{name}={text}" for name, text in words])
+    except SystemExit as end:
+        assert end.code == 2
+    else:
+        for name, _ in words:
+            assert checked(name, getattr(args, name)) == getattr(args, name)
 
 
 @pytest.mark.parametrize(

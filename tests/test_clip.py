@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,15 +19,35 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from src.clip import ClipName, create_clip, outline
+import src.clip
+from src import eval_single_task, finetune
+from src.args import Config
+from src.checkpoints import load_checkpoint, save_tensors
+from src.clip import ClipName, canonical, create_clip, outline
 from src.data.embedded.model import WEIGHTS, register
-from src.errors import UsageError
+from src.errors import MissingFileError, UsageError
+from src.linearize import LinearizedImageEncoder
+from src.merging import ModelPool
 from src.modeling import ImageEncoder
+from src.reading import LFS_POINTER
+from src.task_vectors import TaskVector
 from tests.loopback_hub import elsewhere, hub
-from tests.towers import known_towers
+from tests.small_suite import flags, small_suite
+from tests.towers import TOWERS, known_towers
 
 NAME = "ViT-Nano-8"
 STOCK_VOCABULARY = 49408
+
+
+Created = tuple[nn.Module, Any, Any]
+
+
+def created() -> Created:
+    """What open_clip gives, empty."""
+    model: Any = nn.Linear(1, 1)
+    model.visual = nn.Identity()
+    model.visual.preprocess_cfg = {}
+    return model, nn.Identity(), nn.Identity()
 
 
 @pytest.fixture
@@ -92,9 +113,9 @@ def test_quick_gelu_goes_with_the_weights(
     """OpenAI's weights lose up to four points with the activation that the name stands for."""
     calls: list[tuple[str, dict[str, Any]]] = []
 
-    def create(architecture: str, **kwargs: Any) -> tuple[nn.Module, None, None]:
+    def create(architecture: str, **kwargs: Any) -> Created:
         calls.append((architecture, kwargs))
-        return nn.Linear(1, 1), None, None
+        return created()
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
     model: Any = create_clip(name, tmp_path)[0]
@@ -290,9 +311,9 @@ def test_transforms_go_with_the_weights(
     """A SigLIP centres pixels at 1/2, whether its weights are loaded now or from a checkpoint."""
     calls: list[dict[str, Any]] = []
 
-    def create(architecture: str, **kwargs: Any) -> tuple[nn.Module, None, None]:
+    def create(architecture: str, **kwargs: Any) -> Created:
         calls.append(kwargs)
-        return nn.Linear(1, 1), None, None
+        return created()
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda *args, **kwargs: None)
@@ -316,6 +337,271 @@ def test_a_missing_package_is_named(towers: Path, monkeypatch: pytest.MonkeyPatc
 def test_two_kinds_of_weights_at_once_are_refused() -> None:
     with pytest.raises(UsageError, match="hf-hub:a/b has weights of its own, got 'openai' as well"):
         create_clip("hf-hub:a/b__pretrained__openai")
+
+
+# --- what a file says is a hint
+
+
+@pytest.fixture
+def tiny(towers: Path, tmp_path: Path) -> Path:
+    """A folder with a ViT-Tiny and its configuration, which is changed by tests."""
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    save_file(open_clip.create_model("ViT-Tiny").state_dict(), folder / WEIGHTS_FILE)
+    configure(folder)
+    return folder
+
+
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    """Writes the folder's configuration; a change `vision_width` is of `vision_cfg`."""
+    model: dict[str, Any] = json.loads(json.dumps(TOWERS["ViT-Tiny"]))
+    for name, value in changes.items():
+        part, _, key = name.partition("_")
+        model[f"{part}_cfg"][key] = value
+    text = json.dumps({"model_cfg": model, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}})
+    (folder / "open_clip_config.json").write_text(text)
+
+
+def written(path: Path, model: Any, kind: str = "image_encoder") -> Path:
+    """A checkpoint of a ViT-Tiny that says it is of another model."""
+    visual: Any = open_clip.create_model("ViT-Tiny").visual
+    theta = {f"model.visual.{name}": value for name, value in visual.state_dict().items()}
+    save_tensors(path, theta, kind, theta, info={"model": model})
+    return path.with_suffix(".safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("hf-hub:org/name", "says that it is of hf-hub:org/name.*name the model yourself"),
+        ("local-dir:/nowhere", "says that it is of local-dir:/nowhere"),
+        ("ViT-Tiny__pretrained__/etc/hostname", "says that it is of ViT-Tiny__pretrained__/etc"),
+        ("ViT-Tiny__pretrained__none", "says that it is of"),
+        ("xlm-roberta-base-ViT-B-32", "says that it is of xlm"),  # its text tower is on the hub
+        ("ViT-bigG-14__init__", r"does not fit ViT-bigG-14__init__: model\.visual\.class_emb"),
+        ("RN50", "does not fit RN50"),
+        ("ViT-None", r"unknown model 'ViT-None'; choose from ViT-Nano-8, ViT-Tiny"),
+        ("\x1b[31m" + "a" * 10**5, r"unknown model '\\x1b\[31maaa"),
+        (None, "does not say its model"),
+        ({"a": 1}, "does not say its model"),
+    ],
+)
+def test_a_file_cannot_choose_what_is_built(
+    model: Any, message: str, towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, linear = written(tmp_path / "a.pt", model), tmp_path / "b.safetensors"
+    written(linear, model, "linearized_image_encoder")
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", None)  # nothing is built
+    for load in (
+        lambda: ImageEncoder.load(one),
+        lambda: LinearizedImageEncoder.load(one),
+        lambda: LinearizedImageEncoder.load(linear),
+        lambda: TaskVector(one, one).apply_to(one),
+        lambda: ModelPool({"a": one, "b": one}).build(load_checkpoint(one).theta),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            load()
+        assert len(str(caught.value)) < 5000
+
+
+def test_a_model_that_the_user_has_named_is_followed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"local-dir:{tiny}"
+    path = written(tmp_path / "tuned.pt", name)
+    with pytest.raises(UsageError, match="name the model yourself"):
+        ImageEncoder.load(path)
+    expected = ImageEncoder.load(name, path).weights()
+    for found in (ImageEncoder.load(path), LinearizedImageEncoder.load(path)):  # named by now
+        assert all(torch.equal(found.weights()[key], expected[key]) for key in expected)
+    monkeypatch.setattr(src.clip, "_named", set())
+    assert LinearizedImageEncoder.load(path, model_name=name).model_name == canonical(name)
+
+
+# --- folders of models
+
+
+def test_a_folder_is_found_however_it_is_named(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Tensor
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    encoders: list[tuple[ImageEncoder, str, Path]] = []
+    for place, name in (
+        (tmp_path, "local-dir:models/tiny"),
+        (tmp_path, "local-dir:./models/../models/tiny/"),
+        (tmp_path / "elsewhere", "local-dir:~/models/tiny"),
+        (tmp_path / "elsewhere", "local-dir:../models/tiny"),
+        (tmp_path / "elsewhere", f"local-dir:{tiny}"),
+    ):
+        monkeypatch.chdir(place)
+        encoder = ImageEncoder(Config(model=name))
+        assert encoder.model_name == "local-dir:~/models/tiny"
+        path = tmp_path / f"{len(encoders)}.safetensors"
+        encoder.save(path)
+        encoders.append((encoder, name, path))
+    assert str(tmp_path) not in encoders[0][2].read_bytes().decode("latin1")
+    for encoder, name, _ in encoders[2:]:  # those that mean the same from here
+        for _, _, path in encoders:
+            read = ImageEncoder.load(name, path)
+            assert torch.equal(read(images), encoder(images))
+    older = written(tmp_path / "older.pt", f"local-dir:{tiny}")  # as names were recorded before
+    assert (
+        ImageEncoder.load("local-dir:~/models/tiny", older).model_name == encoders[0][0].model_name
+    )
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_another_working_directory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    argv = [*flags(tmp_path), "--suite=embedded", "--tasks=Emoji", "--train-dataset=Emoji"]
+    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        for place, name in ((tmp_path, "models/tiny"), (tmp_path / "elsewhere", "~/models/tiny")):
+            monkeypatch.chdir(place)
+            for mode in ("standard", "linear"):
+                words = [*argv, f"--model=local-dir:{name}", f"--finetuning-mode={mode}"]
+                assert finetune.main(words) == 0
+                monkeypatch.setattr(src.clip, "_named", set())  # as in a process of its own
+                assert eval_single_task.main(words) == 0
+
+
+def test_a_file_of_weights_is_found_from_another_folder(
+    towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(open_clip.create_model("ViT-Tiny").state_dict(), tmp_path / "w.pt")
+    monkeypatch.chdir(tmp_path)
+    encoder = ImageEncoder(Config(model="ViT-Tiny__pretrained__w.pt"))
+    encoder.save(tmp_path / "zeroshot.pt")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ImageEncoder.load("ViT-Tiny__pretrained__../w.pt", tmp_path / "zeroshot.pt")
+    assert ImageEncoder.load(tmp_path / "zeroshot.pt").model_name == encoder.model_name
+
+
+def test_a_folder_that_is_gone_is_named(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "zeroshot.safetensors"
+    ImageEncoder(Config(model=f"local-dir:{tiny}")).save(path)
+    moved = tiny.rename(tmp_path / "moved")
+    message = rf"the folder {tiny} of local-dir:.* is not there.*--model=local-dir:FOLDER"
+    for use in (
+        lambda: create_clip(f"local-dir:{tiny}"),
+        lambda: ImageEncoder.load(path),
+        lambda: outline(f"local-dir:{tiny}__init__"),
+    ):
+        with pytest.raises(MissingFileError, match=message):
+            use()
+    read = ImageEncoder.load(f"local-dir:{moved}", path)
+    assert read.model_name == canonical(f"local-dir:{moved}")
+    assert f"its model was in {tiny}, now in {moved}" in caplog.text
+    shutil.copytree(moved, tiny)  # two folders are two models
+    with pytest.raises(UsageError, match=r"holds weights of .*tiny, expected .*moved"):
+        ImageEncoder.load(f"local-dir:{moved}", path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_layers": 10**6}, r"asks for \[1000000, 1, 0\] layers, expected at most 1000"),
+        ({"vision_layers": [10**6] * 4}, "layers, expected at most"),
+        ({"text_layers": 10**6}, "layers, expected at most"),
+        ({"vision_layers": "many"}, "layers, expected at most"),
+        ({"vision_width": 10**6}, r"asks for [\d,]+ numbers, and its weights hold at most"),
+        ({"text_vocab_size": 10**10}, r"asks for [\d,]+ numbers"),
+        ({"text_context_length": 10**6}, r"asks for [\d,]+ numbers"),
+        ({"text_tokenizer_kwargs": {"trust_remote_code": True}}, "has trust_remote_code, expected"),
+        ({"vision_timm_model_name": "hf-hub:a/b"}, "its timm_model_name hf-hub:a/b is another pl"),
+        ({"vision_new": 1}, "cannot be read .*unexpected keyword"),
+        ({"vision_width": "wide"}, "cannot be read"),
+        ({"vision_patch_size": 0}, "cannot be read"),
+        ({"vision_width": 24}, "cannot be read .*size mismatch"),
+    ],
+)
+def test_configurations_that_do_not_fit_their_weights(
+    changes: dict[str, Any], message: str, tiny: Path
+) -> None:
+    configure(tiny, **changes)
+    with pytest.raises(UsageError, match=message):
+        create_clip(f"local-dir:{tiny}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("open_clip_config.json", None, "expected open_clip_config.json and open_clip_model.safet"),
+        ("open_clip_config.json", b"{", "cannot be read as a JSON object"),
+        ("open_clip_config.json", b"[1]", "it holds a list"),
+        ("open_clip_config.json", b"{}", "has no model_cfg"),
+        ("open_clip_config.json", b'{"model_cfg": {"vision_cfg": 3}}', "has no model_cfg"),
+        ("open_clip_config.json", LFS_POINTER, "is a Git LFS pointer"),
+        (WEIGHTS_FILE, LFS_POINTER, "is a Git LFS pointer"),
+        (WEIGHTS_FILE, None, "has no weights"),
+        (WEIGHTS_FILE, b"hello", "is damaged"),
+    ],
+)
+def test_folders_that_are_not_whole(
+    name: str, content: bytes | None, message: str, tiny: Path
+) -> None:
+    if content is None:
+        (tiny / name).unlink()
+    else:
+        (tiny / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        create_clip(f"local-dir:{tiny}")
+
+
+# --- files of weights execute nothing
+
+
+class Evil:
+    """Leaves a marker when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_pickles_of_weights_are_not_executed(legacy: bool, tiny: Path, tmp_path: Path) -> None:
+    path, marker = tiny / "open_clip_pytorch_model.bin", tmp_path / "executed"
+    state = open_clip.create_model("ViT-Tiny").state_dict()
+    (tiny / WEIGHTS_FILE).unlink()
+    torch.save(state, path)
+    found: Any = create_clip(f"local-dir:{tiny}")[0]
+    assert torch.equal(found.visual.proj, state["visual.proj"])
+    torch.save({**state, "x": Evil(marker)}, path, _use_new_zipfile_serialization=not legacy)
+    for name in (f"local-dir:{tiny}", f"ViT-Tiny__pretrained__{path}"):
+        with pytest.raises(UsageError, match="is refused: it names"):
+            create_clip(name)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_training_checkpoints_of_open_clip_are_weights(
+    prefix: str, towers: Path, tmp_path: Path
+) -> None:
+    state = open_clip.create_model("ViT-Tiny").state_dict()
+    path = tmp_path / "epoch_3.pt"
+    content = {f"{prefix}{name}": value for name, value in state.items()}
+    torch.save({"epoch": 3, "name": "run", "state_dict": content, "optimizer": {}}, path)
+    found: Any = create_clip(f"ViT-Tiny__pretrained__{path}")[0]
+    assert all(torch.equal(found.state_dict()[key], value) for key, value in state.items())
+
+
+def test_a_pointer_in_place_of_weights_is_said(towers: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(LFS_POINTER)
+    with pytest.raises(UsageError, match=r"w\.pt is a Git LFS pointer.*git lfs pull"):
+        create_clip(f"ViT-Tiny__pretrained__{tmp_path / 'w.pt'}")
 
 
 # --- the embedded model

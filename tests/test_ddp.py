@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from src import ddp
 from src.args import Config
@@ -19,9 +22,17 @@ SPAWN = """
 import sys
 from src import ddp
 from src.args import Config
+from src.errors import entry_point
 from tests.test_ddp import wait_long
-ddp.run(wait_long, Config(save=sys.argv[1], world_size=2, port=12431))
+
+@entry_point
+def main(argv=None):
+    ddp.run(wait_long, Config(save=sys.argv[1], world_size=int(sys.argv[2]), port=12431))
+    return 0
+
+raise SystemExit(main())
 """
+GROUP = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}  # as torchrun says it
 
 
 def _note(args: Any) -> None:
@@ -115,7 +126,7 @@ def test_a_process_that_ends_early_ends_the_run_and_its_cause_is_told(
 def test_processes_end_with_the_one_that_started_them(
     signum: int, code: int, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", SPAWN, str(tmp_path)]
+    command = [sys.executable, "-c", SPAWN, str(tmp_path), "2"]
     with subprocess.Popen(command, start_new_session=True) as starter:
         wait_for(lambda: all((tmp_path / name).is_file() for name in ("0", "1")))
         wait_for(lambda: all((tmp_path / name).read_text() for name in ("0", "1")))
@@ -123,3 +134,113 @@ def test_processes_end_with_the_one_that_started_them(
         starter.send_signal(signum)
         assert starter.wait(timeout=60) == code
     wait_for(lambda: all(ended(pid) for pid in pids(tmp_path)), seconds=10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize(
+    ("size", "when", "message"),
+    [
+        (1, "at work", "interrupted"),
+        pytest.param(2, "at work", "stopped by SIGINT", marks=pytest.mark.slow),
+        pytest.param(2, "importing", "stopped by SIGINT", marks=pytest.mark.slow),
+        pytest.param("torchrun's", "at work", "interrupted", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_prints_a_line_and_ends_with_130(
+    size: int | str, when: str, message: str, tmp_path: Path
+) -> None:
+    group = {**GROUP, "MASTER_PORT": str(ddp.free_port(0))} if size == "torchrun's" else {}
+    count = 2 if size == 2 else 1
+    started = subprocess.Popen(
+        [sys.executable, "-c", SPAWN, str(tmp_path), str(count)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **group},
+    )
+    with started as starter:
+        if when == "at work":
+            files = [tmp_path / str(rank) for rank in range(count)]
+            wait_for(lambda: all(file.is_file() and file.read_text() for file in files))
+        else:  # the tracker of resources, and both
+            wait_for(lambda: len(children(starter.pid)) == 3)
+            time.sleep(1)  # of several that they import for
+        os.killpg(starter.pid, signal.SIGINT)  # as a terminal does: to all
+        told = starter.communicate(timeout=60)[1]
+        assert (starter.returncode, told) == (130, f"{message}\n")
+
+
+@pytest.mark.parametrize("when", [0.0, 0.1, 0.3])
+def test_ctrl_c_while_a_script_imports_is_a_line_too(when: float) -> None:
+    code = (
+        "import runpy, sys, time\n"
+        "import importlib.abc\n"
+        "class Waits(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print('importing', flush=True)\n"
+        "            time.sleep(60)\n"
+        "sys.meta_path.insert(0, Waits())\n"
+        "sys.argv = ['src/finetune.py']\n"
+        "runpy.run_path('src/finetune.py', run_name='__main__')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(ddp.__file__).parent.parent,
+    ) as script:
+        assert script.stdout is not None and script.stdout.readline() == "importing\n"
+        time.sleep(when)
+        script.send_signal(signal.SIGINT)
+        told = script.communicate(timeout=60)[1]
+        assert (script.returncode, told) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("RANK", "x", "variable RANK: expected a whole number, got 'x'"),
+        ("RANK", "-1", "variable RANK: expected at least 0, got -1"),
+        ("RANK", "1", "variable RANK: expected at most 0, got 1"),
+        ("WORLD_SIZE", "0", "variable WORLD_SIZE: expected at least 1, got 0"),
+        ("WORLD_SIZE", "", "variable WORLD_SIZE: expected a whole number, got ''"),
+        ("MASTER_PORT", "99999999", "variable MASTER_PORT: expected at most 65535, got 99999999"),
+        ("MASTER_PORT", "http", "variable MASTER_PORT: expected a whole number, got 'http'"),
+        ("MASTER_PORT", None, "variable MASTER_PORT: it is not set"),
+        ("MASTER_ADDR", None, "variable MASTER_ADDR: it is not set"),
+        ("LOCAL_RANK", "\x1b[31m", r"variable LOCAL_RANK: expected a whole number, got '\x1b[31m'"),
+        ("LOCAL_WORLD_SIZE", "0", "variable LOCAL_WORLD_SIZE: expected at least 1, got 0"),
+    ],
+)
+def test_a_wrong_variable_of_a_group_is_named(
+    name: str, text: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in {**GROUP, "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(variable, value)
+    if text is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        ddp.run(_note, Config())
+    assert not torch.distributed.is_initialized()
+
+
+def test_processes_that_do_not_meet_say_where_they_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddp, "MEETING", datetime.timedelta(seconds=1))
+    port, threads = str(ddp.free_port(0)), torch.get_num_threads()
+    for variable, value in {**GROUP, "RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(variable, value)
+    try:
+        with pytest.raises(RunError, match=f"rank 1 of 2 .* did not meet .* 127.0.0.1:{port} "):
+            ddp.run(_note, Config())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_settings_are_checked_before_processes_are_started() -> None:
+    for wrong in (Config(port=99_999_999, world_size=2), Config(world_size=0), Config(seed=-1)):
+        with pytest.raises(UsageError, match=r"^--(port|world-size|seed): expected at"):
+            ddp.run(_note, wrong)

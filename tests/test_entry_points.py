@@ -7,17 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
-from src.args import parse_arguments
+from src.args import Config, parse_arguments
 from src.checkpoints import load_checkpoint, read_facts, save_tensors
 from src.data.registry import dataset_for, split_hashes, split_record
 from src.ddp import free_port
 from src.errors import UsageError
+from src.eval import evaluate
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
 from src.results import load_results
@@ -293,7 +295,7 @@ def test_a_missing_checkpoint_names_the_command(
     err = capsys.readouterr().err
     assert "linear_finetuned.safetensors" in err
     assert f"python src/finetune.py --finetuning-mode=linear --save={tmp_path}" in err
-    assert not (tmp_path / "results").exists()
+    assert not any(path.is_file() for path in (tmp_path / "results").rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -317,6 +319,49 @@ def test_a_mode_that_a_script_does_not_have_is_refused(
 ) -> None:
     assert finetune.main(["--finetuning-mode=posthoc"]) == 2
     assert "has no fine-tuning mode 'posthoc'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "message"),
+    [
+        (
+            eval_task_negation,
+            ["--control-dataset=Emoji"],
+            "--control-dataset=Emoji is one of the run",
+        ),
+        (eval_task_negation, ["--tasks=Shapes"], "--tasks names Shapes, which is the control set"),
+        (eval_single_task, ["--tasks=Emoji,EmojiVal"], "--tasks names Emoji twice"),
+        (finetune, ["--train-dataset=EmojiVal,Emoji"], "--train-dataset names Emoji twice"),
+        (finetune, ["--save={file}/run"], "--save: expected a folder at "),
+        (finetune, ["--cache-dir={file}"], "--cache-dir: expected a folder at "),
+        (eval_single_task, ["--results={file}"], "--results: expected a folder at "),
+    ],
+)
+def test_flags_that_do_not_go_together_stop_before_the_work(
+    script: Any,
+    argv: list[str],
+    message: str,
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    own = ["--finetuning-mode=standard", *flags(root), *(word.format(file=file) for word in argv)]
+    assert script.main(own) == 2
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith(f"error: {message}") and told.out == ""
+
+
+def test_the_control_set_alone_is_evaluated_and_shown(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--finetuning-mode=none", *flags(root), f"--results={tmp_path}"]
+    assert eval_single_task.main([*argv, "--eval-datasets=Shapes"]) == 0
+    assert "| %                     | Shapes | mean |" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--control-dataset=Shapes is one of the data sets"):
+        evaluate(ImageEncoder.load(root / "checkpoints" / "zeroshot.pt"),
+                 Config(eval_datasets=["Shapes"], control_dataset="Shapes"))  # fmt: skip
 
 
 def test_an_unknown_task_lists_the_nearest_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src import ddp, statedict
+from src import analyze, ddp, eval_single_task, eval_task_addition, eval_task_negation, statedict
 from src import eval as evaluation
 from src.args import Config
 from src.data.base import ArrayPictures
@@ -27,7 +28,9 @@ from src.eval import (
     evaluate_task_vector_at_coef,
     find_optimal_coef,
     nonlinear_advantage,
+    smallest_split,
     sweep_dataset,
+    warn_of_ties,
 )
 from src.eval_task_addition import addition_table
 from src.heads import get_classification_head
@@ -190,8 +193,8 @@ def test_how_many_images_areheld_batches_does_not_change_the_accuracies(
     assert computed == COEFS * groups
 
 
-class Interrupted(Exception):
-    pass
+class Interrupted(BaseException):
+    """As Ctrl-C is: nothing that is caught on the way."""
 
 
 @pytest.mark.parametrize("place", ["model", "pictures"])
@@ -392,6 +395,82 @@ def test_the_control_metric_limits_the_choice(caplog: pytest.LogCaptureFixture) 
     assert not caplog.records
     assert choose(0.95) == 0.0
     assert "no coefficient keeps c at 0.95" in caplog.text
+
+
+TIE = {"0.0": {"m": 0.5}, "0.5": {"m": 0.5}, "1.0": {"m": 0.25}}
+ABOVE = {"0.0": {"m": 0.25}, "0.5": {"m": 0.5}, "1.0": {"m": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("found", "num_images", "said"),
+    [
+        (
+            TIE,
+            3,
+            r"m: 2 coefficients, 0 to 0\.5, tie .* on 3 pictures; taking the smallest, 0, the ",
+        ),
+        (TIE, 5000, "on 5000 pictures; taking the smallest, 0, the pre-trained model"),
+        (TIE, None, "tie for the best value; taking the smallest, 0, the pre-trained model"),
+        (ABOVE, 3, r"2 coefficients, 0\.5 to 1, tie .* on 3 pictures; taking the smallest, 0\.5$"),
+        (ABOVE, 5000, None),
+        (ABOVE, None, None),
+        ({**TIE, "1.0": {"m": 0.75}}, 3, None),
+    ],
+)
+def test_a_tie_on_a_tiny_split_is_said(
+    found: dict[str, Any], num_images: int | None, said: str | None, caplog: Any
+) -> None:
+    assert find_optimal_coef(found, "m", num_images=num_images) == min(
+        float(c) for c, m in found.items() if m["m"] == max(v["m"] for v in found.values())
+    )
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (said is not None)
+    assert said is None or re.search(said, messages[0])
+
+
+def test_ties_of_many_choices_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_ties([[0.0, 0.5], [0.5], [0.5, 1.0]], 3, "subsets")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "subsets: in 2 of 3 choices several coefficients tie for the best value on 3 pictures; the "
+        "smallest is taken, in 1 of them 0, the pre-trained model"
+    )
+
+
+def test_the_evaluated_pictures_are_counted(args: Config) -> None:
+    names = ["EmojiVal", "ShapesVal", "Emoji"]
+    assert smallest_split(args, names) == 40
+    args.sample = 3
+    assert smallest_split(args, names) == 3
+
+
+WORKS = [
+    (eval_single_task, "single_task_accuracies"),
+    (eval_task_addition, "task_addition"),
+    (eval_task_negation, "task_negation"),
+    (analyze.tangent_explorer, "explore"),
+]
+
+
+@pytest.mark.parametrize(("module", "work"), WORKS, ids=lambda value: str(value)[-20:])
+@pytest.mark.parametrize(
+    "flag", ["--results={file}/results", "--results-db={file}/db", "--results-db={folder}"]
+)
+def test_results_that_cannot_be_written_stop_a_run_before_the_work(
+    module: Any,
+    work: str,
+    flag: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(module, work, lambda *_: pytest.fail("worked"))
+    argv = [f"--save={tmp_path}/run", f"--results={tmp_path}/results", "--finetuning-mode=linear"]
+    argv.append(flag.format(file=tmp_path / "file", folder=tmp_path))
+    main = analyze.main if work == "explore" else module.main
+    assert main(["report", *argv] if work == "explore" else argv) == 2
+    assert re.search("cannot write|--results: expected a folder", capsys.readouterr().err)
 
 
 def test_all_zero_metrics_still_give_a_coefficient() -> None:

@@ -18,11 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.ImageOps import grayscale
+from safetensors.torch import load, save_file
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
 from src import ddp, features
 from src.args import Config
+from src.checkpoints import atomic
 from src.data.base import ArrayPictures
 from src.data.registry import ImageDataset, dataset_for
 from src.eval import sweep_dataset
@@ -30,6 +32,7 @@ from src.features import Features, linear_features
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder, LinearizedModel
 from src.modeling import ImageEncoder
+from src.software import libraries
 from src.statedict import move, scale
 from tests.small_suite import SIZES, random_vector, small_config, small_suite
 
@@ -98,6 +101,13 @@ def pictures_of(linear: LinearizedImageEncoder, data: ImageDataset) -> tuple[Ten
     pairs = [data.test[i] for i in range(len(data.test))]
     images = torch.stack([linear.val_preprocess(image) for image, _ in pairs])
     return images, torch.tensor([label for _, label in pairs])
+
+
+def declared(recipe: Any, *steps: Any) -> Compose:
+    """A transform that says what it does."""
+    transform = Compose(steps)
+    transform.recipe = recipe
+    return transform
 
 
 def fresh(linear: LinearizedImageEncoder, vectors: list[State], args: Config) -> Features:
@@ -391,19 +401,25 @@ def another_order(case: Case) -> None:
 
 def another_preprocessing(case: Case) -> None:
     after = Normalize((0.5,) * 3, (1.0,) * 3)
-    case.linear.val_preprocess = Compose([case.linear.val_preprocess, after])
+    case.linear.val_preprocess = declared("other", case.linear.val_preprocess, after)
+
+
+def another_step_under_the_same_recipe(case: Case) -> None:
+    own: Any = case.linear.val_preprocess
+    after = Normalize((0.5,) * 3, (1.0,) * 3)
+    case.linear.val_preprocess = declared(own.recipe, *own.transforms, after)
 
 
 def another_precision(case: Case) -> None:
     case.args.precision = "bf16"
 
 
-def another_version(case: Case) -> None:
-    case.patch.setattr("src.__version__", "0.0.0")
+def another_source(case: Case) -> None:
+    case.patch.setattr(features, "sources_hash", lambda: "0" * 64)
 
 
 def another_pytorch(case: Case) -> None:
-    case.patch.setattr(torch, "__version__", torch.__version__ + "x")
+    case.patch.setattr(features, "libraries", lambda: {**libraries(), "torch": "0.0"})
 
 
 def another_world_size(case: Case) -> None:
@@ -417,8 +433,9 @@ CHANGES: list[Callable[[Case], None]] = [
     another_label,
     another_order,
     another_preprocessing,
+    another_step_under_the_same_recipe,
     another_precision,
-    another_version,
+    another_source,
     another_pytorch,
     another_world_size,
 ]
@@ -489,6 +506,7 @@ from PIL.ImageOps import grayscale
 from torchvision.transforms import Compose
 from src import features
 from src.args import Config
+from src.checkpoints import atomic
 from src.data.base import ArrayPictures
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
@@ -497,6 +515,7 @@ args = Config(device="cpu", cache_dir=sys.argv[1])
 pictures = ArrayPictures(np.zeros((2, 4, 4, 3), dtype=np.uint8), np.arange(2))
 print(features._folder(linear, pictures, args))
 linear.val_preprocess = Compose([grayscale, linear.val_preprocess])
+linear.val_preprocess.recipe = "grey"
 print(features._folder(linear, pictures, args))
 """
 PICTURES = ArrayPictures(np.zeros((2, 4, 4, 3), dtype=np.uint8), np.arange(2))
@@ -523,12 +542,11 @@ def test_another_process_finds_them(
     assert folder is not None and folder.name == keys_elsewhere[0]
 
 
-def test_another_process_finds_those_of_a_transform_that_is_a_function(
+def test_another_process_finds_those_of_a_declared_recipe(
     args: Config, linear: LinearizedImageEncoder, keys_elsewhere: list[str]
 ) -> None:
-    # the address of a function in repr(transform) is no part of the key; open_clip 2.30, the oldest
-    # that pyproject.toml allows, has a function in every transform
-    linear.val_preprocess = Compose([grayscale, linear.val_preprocess])
+    # the address of a function in repr(transform) is no part of the key
+    linear.val_preprocess = declared("grey", grayscale, linear.val_preprocess)
     folder = features._folder(linear, PICTURES, args)
     assert folder is not None and folder.name == keys_elsewhere[1]
 
@@ -542,37 +560,30 @@ class Shift:
     def __call__(self, images: Tensor) -> Tensor:
         return images + self.by
 
+    def __repr__(self) -> str:
+        return "Shift()"
+
 
 def shift(by: float) -> Callable[[Tensor], Tensor]:
     return lambda images: images + by
 
 
 @pytest.mark.parametrize("make", [Shift, shift])
-def test_transforms_that_do_not_say_what_they_do_are_not_taken_for_one_another(
-    args: Config, linear: LinearizedImageEncoder, make: Callable[[float], Any]
+def test_transforms_that_declare_no_recipe_are_not_taken_for_one_another(
+    args: Config,
+    linear: LinearizedImageEncoder,
+    make: Callable[[float], Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # without its address, the repr of an object or closure is that of all of its kind
     (tau,) = vectors_of(linear, 1)
     own, found = linear.val_preprocess, []
-    for by in (0.0, 1.0):
-        linear.val_preprocess = Compose([own, make(by)])
-        found.append(linear_features(linear, [tau], "Emoji", args))
-        assert identical(found[-1], fresh(linear, [tau], args))
+    with caplog.at_level(logging.INFO, logger="src"):
+        for by in (0.0, 1.0):
+            linear.val_preprocess = Compose([own, make(by)])
+            found.append(linear_features(linear, [tau], "Emoji", args))
+            assert identical(found[-1], fresh(linear, [tau], args))
     assert not identical(*found)
-
-
-def test_functions_of_one_name_are_told_apart_by_their_module_and_code(
-    args: Config, linear: LinearizedImageEncoder
-) -> None:
-    own, folders = linear.val_preprocess, set()
-    scope: dict[str, Any] = {}
-    for body in ("image", "image.convert('L')"):
-        exec(f"def grey(image): return {body}", scope)
-        for module in ("one", "other"):
-            scope["grey"].__module__ = module
-            linear.val_preprocess = Compose([scope["grey"], own])
-            folders.add(features._folder(linear, PICTURES, args))
-    assert None not in folders and len(folders) == 4
+    assert not kept(args) and "preprocessing declares no recipe" in caplog.text
 
 
 def test_features_that_cannot_be_kept_are_no_error(
@@ -617,29 +628,104 @@ def test_features_of_pictures_without_identity_are_not_kept(
 # damage and size
 
 
-@pytest.mark.parametrize("victim", ["f0", "direction"])
-@pytest.mark.parametrize("damage", ["empty", "garbage", "cut short"])
-def test_a_damaged_file_is_computed_again_with_a_warning(
+def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[:-1] for name, value in tensors.items()}
+
+
+def narrower(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "features": tensors["features"][:, :-1].contiguous()}
+
+
+def without_features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"other": tensors["features"]}
+
+
+def mislabelled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "labels": tensors["labels"] + 1}
+
+
+def flip(content: bytes, at: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[at] ^= 1
+    return bytes(damaged)
+
+
+def written_again(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Any:
+    """A file of other tensors with a checksum that is right."""
+
+    def damage(path: Path) -> None:
+        features._write(path, change(features._read(path)))
+
+    return damage
+
+
+def overwritten(change: Callable[[bytes], bytes]) -> Any:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "empty": overwritten(lambda content: b""),
+    "garbage": overwritten(lambda content: b"no tensors" * 9),
+    "cut short": overwritten(lambda content: content[:-99]),
+    "a bit of the numbers": overwritten(lambda content: flip(content, len(content) - 5)),
+    "a bit further on": overwritten(lambda content: flip(content, len(content) - 4000)),
+    "without a checksum": lambda path: save_file(features._read(path), path),
+    "fewer pictures": written_again(cut),
+    "a missing key": written_again(without_features),
+}
+DAMAGED_F0 = {"other labels": written_again(mislabelled)}
+DAMAGED_DIRECTION = {"narrower": written_again(narrower)}
+
+
+@pytest.mark.parametrize(
+    "victim, damage",
+    [(v, d) for v in ("f0", "direction") for d in DAMAGES.values()]
+    + [("f0", d) for d in DAMAGED_F0.values()]
+    + [("direction", d) for d in DAMAGED_DIRECTION.values()],
+    ids=[f"{v}-{d}" for v in ("f0", "direction") for d in DAMAGES]
+    + [*DAMAGED_F0, *DAMAGED_DIRECTION],
+)
+def test_a_damaged_file_is_computed_again_with_one_warning(
     args: Config,
     linear: LinearizedImageEncoder,
     passes: list[int],
     caplog: pytest.LogCaptureFixture,
     victim: str,
-    damage: str,
+    damage: Callable[[Path], Any],
 ) -> None:
     vectors = vectors_of(linear, 1)
     first = linear_features(linear, vectors, "Emoji", args)
     (path,) = (p for p in kept(args) if (p.stem == "f0") == (victim == "f0"))
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "garbage": b"no tensors" * 9, "cut short": whole[:-99]}[damage])
+    damage(path)
     passes.clear()
     with caplog.at_level(logging.WARNING, logger="src"):
         assert identical(linear_features(linear, vectors, "Emoji", args), first)
-    assert f"{path} is damaged and computed again" in caplog.text
-    assert len(passes) == 3 and path.read_bytes() == whole
+    assert caplog.text.count(f"{path} is damaged and computed again") == 1
+    assert len(passes) == 3 and features._read(path).keys() == load(whole).keys()
     passes.clear()
     assert identical(linear_features(linear, vectors, "Emoji", args), first)
     assert passes == []
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_counts(
+    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
+) -> None:
+    (tau,) = vectors_of(linear, 1)
+    linear_features(linear, [tau], "Emoji", args)
+    (folder,) = {path.parent for path in kept(args)}
+    left = folder / ".f0.safetensors.x1.part"
+    left.mkdir()
+    (left / "f0.safetensors").write_bytes(b"half" * 1000)
+    size = sizes(kept(args)) - 4000
+    monkeypatch.setattr(features, "CACHE_BYTES", size + 10)
+    with atomic(folder / "g.safetensors") as temporary:
+        temporary.write_bytes(b"12345678")
+        features._prune(folder.parent)
+        assert not left.exists() and len(kept(args)) == 3  # there is room for it
+        temporary.write_bytes(b"12345678901")
+        features._prune(folder.parent)
+        assert len(kept(args)) == 2 and temporary.exists()
 
 
 def age(args: Config) -> None:
@@ -720,14 +806,13 @@ def test_a_file_that_another_process_deletes_while_it_is_read_is_no_error(
 ) -> None:
     vectors = vectors_of(linear, 1)
     first = linear_features(linear, vectors, "Emoji", args)
-    load_file = features.load_file
+    utime = os.utime
 
-    def read_then_deleted(path: Path) -> dict[str, Tensor]:
-        found = load_file(path)
+    def deleted_then_touched(path: Path) -> None:
         path.unlink()
-        return found
+        utime(path)
 
-    monkeypatch.setattr(features, "load_file", read_then_deleted)
+    monkeypatch.setattr(features.os, "utime", deleted_then_touched)
     assert identical(linear_features(linear, vectors, "Emoji", args), first)
 
 

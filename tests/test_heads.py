@@ -11,16 +11,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from src import heads
-from src.checkpoints import read_facts
+from src.checkpoints import load_checkpoint, read_facts
 from src.clip import create_clip
 from src.data.embedded import EMBEDDED_SETS
 from src.data.embedded.model import register
 from src.data.templates import get_templates
 from src.errors import UsageError
 from src.heads import build_classification_head, get_classification_head, zeroshot_weights
+from src.modeling import ClassificationHead
 
 CPU = torch.device("cpu")
 NAMES = ("a", "bb", "c")
@@ -203,6 +205,64 @@ def test_a_damaged_head_is_built_again(
         found = get_classification_head(settings, "MNIST")
     assert torch.equal(found.weight, expected.weight) and len(built) == 2
     assert "head_MNIST.safetensors is damaged and built again" in caplog.text
+
+
+# --- which file is read
+
+
+def their_head(path: Path, value: float) -> None:
+    """A head as another project writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"weight": torch.full((2, 3), value), "bias": torch.zeros(2)}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+
+
+def our_head(path: Path, value: float) -> None:
+    ClassificationHead(True, torch.full((2, 3), value)).save(path)
+
+
+def head_at(path: Path) -> float:
+    """The number that the head is full of that `path` means."""
+    return float(load_checkpoint(path).theta["weight"][0, 0])
+
+
+@pytest.mark.parametrize(
+    ("named", "beside"),
+    [
+        ("head.pt", "head.safetensors"),
+        ("head", "head.safetensors"),
+        ("head.pth", "head.safetensors"),
+        ("head_MNIST.pt", "head_MNISTVal.safetensors"),
+        ("MNIST/head.pt", "MNISTVal/head.safetensors"),
+        ("head.safetensors", "head.pt"),
+    ],
+)
+def test_the_file_that_was_named_is_read(named: str, beside: str, tmp_path: Path) -> None:
+    their_head(tmp_path / named, 1.0)
+    their_head(tmp_path / beside, 2.0)
+    assert head_at(tmp_path / named) == 1.0
+    (tmp_path / named).unlink()
+    assert head_at(tmp_path / named) == 2.0
+
+
+def test_ours_beside_it_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    named, ours = tmp_path / "head.pt", tmp_path / "head.safetensors"
+    their_head(named, 1.0)
+    our_head(named, 3.0)
+    assert head_at(named) == 3.0
+    assert f"{ours} is read, which this project wrote, not head.pt beside it" in caplog.text
+    ours.write_bytes(ours.read_bytes()[:50])
+    assert head_at(named) == 1.0
+    assert "head.safetensors is damaged" in caplog.text and f"{named} is read" in caplog.text
+
+
+def test_a_twin_of_ours_elsewhere_is_not_read(tmp_path: Path) -> None:
+    their_head(tmp_path / "MNIST" / "head.pt", 1.0)
+    our_head(tmp_path / "MNISTVal" / "head.pt", 3.0)
+    assert head_at(tmp_path / "MNIST" / "head.pt") == 1.0
 
 
 def test_data_sets_of_another_suite_are_refused(args: Callable[..., Any]) -> None:

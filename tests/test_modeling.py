@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from src.checkpoints import save_tensors
 from src.data.embedded.model import WEIGHTS
 from src.errors import MissingFileError, UsageError
 from src.linearize import LinearizedImageEncoder
@@ -134,6 +135,28 @@ def test_weights_of_another_shape_are_listed(encoder: ImageEncoder) -> None:
         encoder.load_weights(theta)
 
 
+@pytest.mark.parametrize("change", ["missing", "more", "shape"])
+def test_checkpoints_of_another_shape_are_refused_before_anything_is_built(
+    change: str, encoder: ImageEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theta = dict(encoder.weights())
+    proj = theta.pop("model.visual.proj")
+    if change != "missing":
+        theta["model.visual.proj" if change == "shape" else "model.visual.more"] = proj[:3]
+    if change == "more":
+        theta["model.visual.proj"] = proj
+    save_tensors(tmp_path / "x.pt", theta, "image_encoder", info={"model": NAME})
+    monkeypatch.setattr("src.modeling.create_clip", None)
+    message = rf"x\.\w+ does not fit {NAME}: model\.visual\.(proj|more): .*, expected .*--model"
+    for load in (
+        lambda: ImageEncoder.load(tmp_path / "x.pt"),
+        lambda: ImageEncoder.load(NAME, tmp_path / "x.pt"),
+        lambda: LinearizedImageEncoder.load(tmp_path / "x.pt"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load()
+
+
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path: Path) -> None:
     message = r"no checkpoint at .*x\.pt \(looked for .*\)\. Make it with: python src/finetune\.py"
     for kind in (ImageEncoder, LinearizedImageEncoder):
@@ -184,6 +207,42 @@ def test_heads_round_trip(normalize: bool, tmp_path: Path) -> None:
         read = ClassificationHead.load(tmp_path / name)
         assert read.normalize is normalize and read.classnames == ("a cat", "a dög")
         assert torch.equal(read.weight, head.weight) and torch.equal(read.bias, head.bias)
+
+
+WHOLE = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+FACTS = {"normalize": True, "classnames": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts", "message"),
+    [
+        (
+            {"weight": torch.ones(2, 3)},
+            FACTS,
+            r"head\.pt is no whole head: it has weight, ",
+        ),
+        ({**WHOLE, "more": torch.ones(1)}, FACTS, "is no whole head: it has bias, more, weight,"),
+        (WHOLE, {}, "normalize None, classnames"),
+        (WHOLE, {**FACTS, "normalize": "yes"}, "normalize yes"),
+        (WHOLE, {**FACTS, "classnames": 3}, "classnames 3"),
+        (WHOLE, {**FACTS, "classnames": [1, 2]}, r"classnames \[1, 2\]"),
+        (
+            {**WHOLE, "weight": torch.ones(6)},
+            FACTS,
+            r"holds a head of torch.float32 weights \(6,\)",
+        ),
+        ({**WHOLE, "weight": torch.ones(())}, FACTS, r"weights \(\) and .*expected real \(classes"),
+        ({**WHOLE, "bias": torch.ones(3)}, FACTS, r"biases \(3,\), expected"),
+        ({**WHOLE, "bias": torch.ones(2, 1)}, FACTS, r"biases \(2, 1\)"),
+        ({**WHOLE, "weight": torch.ones(2, 3).long()}, FACTS, "a head of torch.int64 weights"),
+    ],
+)
+def test_heads_that_are_not_whole(
+    tensors: dict[str, Tensor], facts: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_tensors(tmp_path / "head.pt", tensors, "head", info=facts)
+    with pytest.raises(UsageError, match=message):
+        ClassificationHead.load(tmp_path / "head.pt")
 
 
 def test_a_classifier_is_the_encoder_and_then_the_head(

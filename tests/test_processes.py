@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from src.processes import Stopped, deferred_signals
+from src.processes import (
+    Stopped,
+    deferred_signals,
+    ignore_interrupts,
+    prepare_worker,
+    starting_deaf,
+)
 from tests.processes import children, ended, wait_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc are Linux's")
@@ -63,6 +70,33 @@ def test_other_threads_are_left_alone() -> None:
 
 
 @linux
+def test_a_process_that_starts_does_not_hear_ctrl_c() -> None:
+    for _ in range(2):  # the first starts the tracker of resources, too
+        process = multiprocessing.get_context("spawn").Process(target=ignore_interrupts)
+        with starting_deaf():
+            process.start()
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        assert process.exitcode == 0
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@linux
+def test_a_worker_of_an_evaluation_leaves_ctrl_c_to_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("src.processes.die_with_parent", lambda: None)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        prepare_worker(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@linux
 def test_workers_die_with_their_parent_but_not_of_signals_to_all(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOADER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as owner:
@@ -83,9 +117,11 @@ def test_workers_die_with_their_parent_but_not_of_signals_to_all(tmp_path: Path)
 @linux
 @pytest.mark.parametrize("end", ["break", "raise ZeroDivisionError"])
 def test_workers_end_at_once_with_a_loop_that_is_left_early(end: str) -> None:
-    code = LOADER.replace("import sys, time", "import os, signal, sys, time").replace(
+    code = LOADER.replace(
+        "import sys, time", "import multiprocessing, os, signal, sys, time"
+    ).replace(
         "        print(i, flush=True)",
-        f"""        for worker in batches._workers:
+        f"""        for worker in multiprocessing.active_children():
             os.kill(worker.pid, signal.SIGTERM)
         {end}""",
     )

@@ -11,7 +11,7 @@ import pytest
 
 from src import results
 from src.args import Config
-from src.errors import MissingFileError, UsageError
+from src.errors import MissingFileError, UnwritableError, UsageError
 
 THETA0 = "a" * 64
 
@@ -114,6 +114,83 @@ def test_runs_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> Non
     assert [p.name for p in path.parent.iterdir()] == ["ft_accuracies.json"]
 
 
+DAMAGED = {
+    "cut": b'{"Emoji": 0.',
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "a list": b"[]",
+    "null": b"null",
+    "deep": 100_000 * b"[",
+    "a string accuracy": b'{"Emoji": "0.2"}',
+    "provenance is no object": b'{"Emoji": 0.2, "provenance": 3}',
+}
+
+
+@pytest.mark.parametrize("write_them", [results.write_results, results.write_merged])
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_kept_beside_the_new_one(
+    content: bytes, write_them: Any, tmp_path: Path
+) -> None:
+    path, new = tmp_path / "ft_accuracies.json", {"MNIST": 0.9, "provenance": origin()}
+    for kept in ("", "2", "3"):
+        path.write_bytes(content)
+        write_them(path, new, Config())
+        assert json.loads(path.read_text(encoding="utf-8")) == new
+        assert path.with_name(f"ft_accuracies.json.damaged{kept}").read_bytes() == content
+    write_them(path, new, Config())
+    assert len(list(tmp_path.iterdir())) == 4  # what is sound is not kept beside
+
+
+def test_what_is_sound_of_a_damaged_file_stays(tmp_path: Path) -> None:
+    old = {"Emoji": 0.2, "Signs": "0.3", "provenance": origin()}
+    path = write(tmp_path / "ft_accuracies.json", old)
+    results.write_merged(path, {"MNIST": 0.9, "provenance": origin()}, Config())
+    assert set(results.load_results(path)) == {"Emoji", "MNIST", "provenance"}
+    kept = (tmp_path / "ft_accuracies.json.damaged").read_text(encoding="utf-8")
+    assert json.loads(kept) == old
+
+
+@pytest.mark.parametrize("write_them", [results.write_results, results.write_merged])
+def test_what_cannot_be_written_after_all_is_printed(
+    write_them: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    results.check_targets(Config(), folder / "ft_accuracies.json")
+    folder.rmdir()
+    folder.write_text("in the way")  # stands for a disk that is full by now
+    new = {"MNIST": 0.9, "provenance": origin()}
+    with pytest.raises(UnwritableError, match=r"cannot write .*results"):
+        write_them(folder / "ft_accuracies.json", new, Config())
+    assert json.loads(capsys.readouterr().out) == new
+
+
+@pytest.mark.parametrize(
+    ("file", "database", "reason"),
+    [
+        ("file/ft_accuracies.json", None, "cannot write .*: (File exists|Not a directory)"),
+        ("folder", None, "folder: it exists and is no file"),
+        ("x" * 300, None, "cannot write .*: File name too long"),
+        ("new/ft_accuracies.json", "file/all.jsonl", "all.jsonl: (File exists|Not a directory)"),
+        ("new/ft_accuracies.json", "folder", "folder: it exists and is no file"),
+    ],
+)
+def test_targets_are_checked(file: str, database: str | None, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    args = Config(results_db=None if database is None else str(tmp_path / database))
+    with pytest.raises(UsageError, match=reason):
+        results.check_targets(args, tmp_path / file)
+
+
+def test_checking_leaves_what_is_there(tmp_path: Path) -> None:
+    path, database = tmp_path / "ft_accuracies.json", tmp_path / "all.jsonl"
+    path.write_text("{}")
+    database.write_text("{}\n")
+    results.check_targets(Config(results_db=str(database)), path, tmp_path / "new" / "x.json")
+    assert (path.read_text(), database.read_text()) == ("{}", "{}\n")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 # --- provenance
 
 
@@ -151,11 +228,11 @@ def test_load_results_reads_both_spellings_of_coefficients(tmp_path: Path) -> No
     ours = [str(round(0.05 * i, 2)) for i in range(21)]
     assert theirs != ours  # 0.15000000000000002 and others
     for spelling in (theirs, ours):
-        values = {coef: {"avg_top1": i} for i, coef in enumerate(spelling)}
+        values = {coef: {"avg_top1": i / 20} for i, coef in enumerate(spelling)}
         path = write(tmp_path / "additions.json", {"test": {"MNIST:top1": 0.5}, "val": values})
         assert results.load_results(path) == {
             "test": {"MNIST:top1": 0.5},
-            "val": {coef: {"avg_top1": i} for i, coef in enumerate(ours)},
+            "val": {coef: {"avg_top1": i / 20} for i, coef in enumerate(ours)},
         }
 
 
@@ -221,6 +298,23 @@ def test_require_results_names_the_command_that_makes_them(tmp_path: Path) -> No
     message = r"no results at .*ft_accuracies\.json\. Make them with: python src/eval_single_task"
     with pytest.raises(MissingFileError, match=message):
         results.require_results(tmp_path / "ft_accuracies.json", Config(), THETA0, MADE_BY)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"MNIST": 0.', "cannot be read as a JSON object of results"),
+        ('{"MNIST": "0.9"}', r"has no sound MNIST\."),
+        ("{}", r"has no sound MNIST\."),
+    ],
+)
+def test_damaged_results_name_the_command_that_makes_them_again(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ft_accuracies.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=f"{message}.* Make it again with: {MADE_BY}"):
+        results.require_results(path, Config(), THETA0, MADE_BY, needed=["MNIST"])
 
 
 @pytest.mark.parametrize(

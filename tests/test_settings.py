@@ -100,11 +100,115 @@ def test_an_unknown_data_set_names_the_nearest_first(derived: Any, args: Config)
     [
         (Config(), "Shapes"),
         (Config(model="ViT-B-32"), "ImageNet"),
-        (Config(control_dataset="MNISTVal"), "MNIST"),
+        (Config(control_dataset="MNISTVal", tasks=["Emoji"]), "MNIST"),
+        (Config(control_dataset="Shapes"), "Shapes"),
     ],
 )
 def test_control_set(args: Config, control: str) -> None:
     assert settings.control_of(args) == control
+
+
+@pytest.mark.parametrize("suite", ["embedded", "clip8"])
+def test_a_control_set_is_none_of_the_tasks(suite: str) -> None:
+    named = SimpleNamespace(suite=suite, tasks="MNISTVal", control_dataset="MNIST")
+    with pytest.raises(UsageError, match="--control-dataset=MNIST is one of the run's tasks"):
+        settings.control_of(named)
+    with pytest.raises(UsageError, match="--control-dataset=MNIST is one of the run's tasks"):
+        settings.check(Config(suite=suite, control_dataset="MNIST"))
+
+
+@pytest.mark.parametrize(
+    ("derived", "args", "message"),
+    [
+        (settings.tasks_of, Config(tasks=["Emoji", "Emoji"]), "--tasks: names Emoji twice"),
+        (settings.tasks_of, Config(tasks=["MNIST", "MNISTVal"]), "--tasks names MNIST twice"),
+        (
+            settings.train_datasets,
+            SimpleNamespace(train_dataset="MNISTVal,MNIST"),
+            "--train-dataset names MNIST twice",
+        ),
+        (
+            settings.eval_datasets,
+            SimpleNamespace(eval_datasets="MNIST,MNIST"),
+            "--eval-datasets: names MNIST twice",
+        ),
+        (settings.tasks_of, SimpleNamespace(tasks=","), "--tasks: names nothing"),
+        (settings.train_datasets, SimpleNamespace(train_dataset=[]), "--train-dataset: names noth"),
+        (settings.eval_datasets, Config(eval_datasets=[]), "--eval-datasets: names nothing"),
+    ],
+)
+def test_a_data_set_is_named_once(derived: Any, args: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        derived(args)
+
+
+def test_both_splits_of_a_data_set_can_be_evaluated() -> None:
+    both = ["MNIST", "MNISTVal"]
+    assert settings.eval_datasets(Config(eval_datasets=both)) == both
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("lr", float("inf")),
+        ("wd", float("nan")),
+        ("ls", 1.0),
+        ("precision", "fp16"),
+        ("port", 99_999_999),
+        ("batch_size", 0),
+        ("num_workers", -1),
+        ("epochs", 2.5),
+        ("shots", ["few"]),
+        ("explorer_megabytes", float("inf")),
+        ("save", "x" * 300),
+        ("tasks", ["MNST"]),
+    ],
+)
+@pytest.mark.parametrize("kind", [Config, SimpleNamespace])
+def test_what_no_flag_could_be_is_refused_where_it_is_used(
+    name: str, value: Any, kind: Any
+) -> None:
+    args = kind(**{name: value})
+    with pytest.raises(UsageError):
+        settings.check(args)
+    if name != "tasks":  # which its suite must know, too
+        with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')}: "):
+            settings.setting(args, name)
+
+
+@pytest.mark.parametrize(
+    ("flag", "folder"),
+    [
+        ("save", settings.run_dir),
+        ("results", settings.results_dir),
+        ("cache_dir", settings.cache_dir),
+        ("data_location", settings.data_root),
+    ],
+)
+def test_a_folder_below_a_file_is_refused_by_its_flag(
+    flag: str, folder: Any, tmp_path: Path
+) -> None:
+    file, gone = tmp_path / "file", tmp_path / "gone"
+    file.write_text("x")
+    gone.symlink_to(tmp_path / "nowhere")
+    for place in (file, file / "a" / "b", gone):
+        message = f"--{flag.replace('_', '-')}: expected a folder at .*, but .* is none"
+        with pytest.raises(UsageError, match=message):
+            folder(SimpleNamespace(**{flag: str(place)}))
+    args = SimpleNamespace(**{flag: str(tmp_path / "a" / "b")})
+    assert str(folder(args)).startswith(f"{tmp_path}/a/b")
+
+
+def test_a_path_given_in_python_has_its_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    args = SimpleNamespace(save="~/run", cache_dir=Path("~/cache"), load="~/a.pt")
+    assert settings.run_dir(args) == Path("/home/ann/run")
+    assert settings.cache_dir(args) == Path("/home/ann/cache")
+    assert settings.pretrained_override(args) == "/home/ann/a.pt"
+    monkeypatch.setenv("HOME", "/")
+    assert settings.cache_dir(Config()) == Path("/.cache/tangent-arithmetic")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +238,9 @@ def test_results_dir(args: Config, folder: str) -> None:
     assert settings.results_dir(args) == Path(folder)
 
 
-@pytest.mark.parametrize("model", ["..", ".", "", "a\0b", "a\nb"])
+@pytest.mark.parametrize(
+    "model", ["..", ".", "", "a\0b", "a\nb", "x" * 256, "local-dir:" + "/x" * 128]
+)
 def test_a_models_name_must_be_a_folders(model: str) -> None:
     with pytest.raises(UsageError, match="is no model's name"):
         settings.run_dir(Config(model=model))
@@ -172,7 +278,7 @@ def test_seed(seed: int | None, expected: int) -> None:
 
 @pytest.mark.parametrize(
     ("load", "expected"),
-    [(None, None), ([], None), (["a.pt"], "a.pt"), ("a.pt", "a.pt")],
+    [(None, None), (["a.pt"], "a.pt"), ("a.pt", "a.pt")],
 )
 def test_load_gives_one_checkpoint(load: Any, expected: str | None) -> None:
     assert settings.pretrained_override(Config(load=load)) == expected
@@ -229,7 +335,7 @@ def test_flags_win_over_the_table_one_by_one() -> None:
 
 @pytest.mark.parametrize("smoothing", [1.0, -0.1])
 def test_label_smoothing_is_below_one(smoothing: float) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"--ls must be in [0, 1), got {smoothing}")):
+    with pytest.raises(UsageError, match=rf"^--ls: expected .*, got {smoothing}$"):
         settings.recipe_for(Config(ls=smoothing), "MNIST")
 
 
@@ -280,6 +386,8 @@ def test_device_is_the_best_there_is(
     [
         ("gpu", "unknown device 'gpu'; choose from cpu, cuda, cuda:N, mps"),
         ("cuda:1", "--device=cuda:1, but this PyTorch sees no CUDA device; try --device=cpu"),
+        ("meta", "unknown device 'meta'; choose from cpu, cuda, cuda:N, mps"),
+        ("cuda:x", "unknown device 'cuda:x'; choose from cpu, cuda, cuda:N, mps"),
         ("mps", "--device=mps, but this PyTorch sees no MPS device; try --device=cpu"),
     ],
 )
@@ -290,6 +398,14 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UsageError, match=re.escape(message)):
         settings.device_of(Config(device=device))
+
+
+def test_a_cuda_device_has_an_index_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert settings.device_of(Config(device="cuda:1")) == torch.device("cuda:1")
+    with pytest.raises(UsageError, match=r"--device=cuda:2, but this PyTorch sees 2 CUDA devices"):
+        settings.device_of(Config(device="cuda:2"))
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,12 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     found = made(tmp_path, lr=0.1).newest()
     assert found is not None and (found.done, found.facts) == (12, {"seconds": 6.0})
     assert found.tensors["w"].tolist() == [12.0, 12.0]
-    assert made(tmp_path, lr=0.2).newest() is None
+    with pytest.raises(UsageError, match=r"lr was 0.1, is now 0.2\. .*by deleting .*run_resume$"):
+        made(tmp_path, lr=0.2).newest()
+    assert files(tmp_path) == ["00000005.safetensors", "00000012.safetensors"]
+    assert states.left_over()
     states.remove()
+    assert not states.left_over()
     assert list(tmp_path.iterdir()) == []
 
 

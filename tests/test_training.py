@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from src import ddp
 from src.args import Config
+from src.checkpoints import load_checkpoint, save_tensors
 from src.data.base import ArrayPictures
 from src.data.loading import BatchPlan, RankBatches, SeededPictures, train_loader
 from src.errors import DivergedError, UsageError
@@ -311,7 +312,7 @@ def _resume(args: Any) -> None:
             recipe = replace(RECIPE, epochs=4)
             options: dict[str, Any] = {"run": RecordingRun(stop)}
             if stop is not None:
-                options["snapshots"] = Snapshots(states(Path(args.save), linear=linear))
+                options["snapshots"] = Snapshots(states(Path(args.save) / str(linear)))
             with contextlib.suppress(Interrupted):
                 train(model, pictures(16), to_tensor, recipe, 0, torch.device("cpu"), **options)
                 found.append(model.state_dict())
@@ -323,16 +324,51 @@ def test_two_processes_continue_exactly(tmp_path: Path) -> None:
     ddp.run(_resume, Config(save=str(tmp_path), world_size=2, port=12403))
 
 
-def test_the_state_of_other_settings_is_not_continued(
+def test_the_state_of_other_settings_is_neither_continued_nor_replaced(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        trained(
+            snapshots=Snapshots(states(tmp_path, lr=1, split={"train": "a"})), run=InterruptingRun()
+        )
+    folder = tmp_path / "finetuned_resume"
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        UsageError,
+        match=r"00000003.safetensors is the state of an interrupted run that was started "
+        r"otherwise: head was not recorded, is now b; lr was 1, is now 2; split train was a, is "
+        r"now c\. .* or start anew by deleting .*finetuned_resume \(--restart does that\)$",
+    ):
+        other = {"lr": 2, "split": {"train": "c"}, "head": "b"}
+        flagged = RunStates(tmp_path / "finetuned.safetensors", other, 1, "--restart")
+        trained(snapshots=Snapshots(flagged))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    states(tmp_path).clear()
+    again = trained(seed=1, snapshots=Snapshots(states(tmp_path, lr=2)))
+    assert distance(again, trained(seed=1)) == 0.0
+
+
+def test_a_state_of_more_processes_is_continued_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(states(tmp_path, lr=1)), run=InterruptingRun())
-    again = trained(seed=1, snapshots=Snapshots(states(tmp_path, lr=2)))
-    assert distance(again, trained(seed=1)) == 0.0
-    assert "00000003.safetensors is of other settings; starting anew" in caplog.text
-    kept = sorted(path.name for path in (tmp_path / "finetuned_resume").iterdir())
-    assert kept == ["00000002.safetensors", "00000003.safetensors"]  # the new run's, of four steps
+        trained(snapshots=Snapshots(states(tmp_path)), run=InterruptingRun())
+    (newest, _) = sorted((tmp_path / "finetuned_resume").iterdir(), reverse=True)
+    found = load_checkpoint(newest)
+    found.info["facts"]["processes"] = 8
+    save_tensors(newest, found.theta, found.kind, info=found.info)
+    trained(snapshots=Snapshots(states(tmp_path)))
+    assert "processes was 8, is now 1: the weights will equal" in caplog.text
+
+
+@pytest.mark.parametrize("lr", [1e36, 1e30])
+def test_weights_that_are_not_finite_become_no_checkpoint_and_no_state(
+    tmp_path: Path, lr: float
+) -> None:
+    model, recipe = network(), replace(RECIPE, lr=lr, warmup_length=0, epochs=1, wd=1e10)
+    snapshots = Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
+    plan = replace(recipe, batch_size=13, num_grad_accumulation=1)  # the whole set in one step
+    with pytest.raises(DivergedError, match=r"weights are not finite after step 1.*lower --lr"):
+        train(model, pictures(), to_tensor, plan, 0, torch.device("cpu"), snapshots=snapshots)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_damaged_state_is_named_and_the_one_before_it_continued(

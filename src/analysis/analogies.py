@@ -20,9 +20,9 @@ import pandas as pd
 from src.analysis.edits import MODES, Edits, Point
 from src.analysis.fewshot import few_shot
 from src.analysis.figures import COLOURS, LABELS, panels
-from src.analysis.tables import read_table
+from src.analysis.tables import of_table, read_table
 from src.errors import UsageError
-from src.eval import coefficients, find_optimal_coef
+from src.eval import best_coefs, coefficients, smallest_split, warn_of_ties
 from src.settings import setting, suite_of
 
 EMBEDDED = (
@@ -46,7 +46,10 @@ class Analogy:
     @property
     def point(self) -> dict[str, float]:
         """The vector's coefficients."""
-        return {self.c: 1.0, self.b: 1.0, self.a: -1.0}
+        point: dict[str, float] = {}
+        for name, coef in ((self.c, 1.0), (self.b, 1.0), (self.a, -1.0)):  # one may come twice
+            point[name] = point.get(name, 0.0) + coef
+        return point
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -71,7 +74,11 @@ def analogies_of(args: Any) -> list[Analogy]:
         form = FORM.fullmatch(text.replace(" ", ""))
         if form is None:
             raise UsageError(f"expected an analogy such as C+B-A=D, got {text!r}")
-        found.append(Analogy(*(suite.check(name) for name in form.groups())))
+        named_sets = (suite.check(name).removesuffix("Val") for name in form.groups())
+        analogy = Analogy(*named_sets)
+        if analogy in found:
+            raise UsageError(f"--analogies names {text} twice; expected each analogy once")
+        found.append(analogy)
     return found
 
 
@@ -111,6 +118,7 @@ def _rows(edits: Edits, analogy: Analogy, args: Any) -> list[dict[str, Any]]:
         {"vector": "target", "chosen": "-", "coefficient": 1.0},
     ]
     points: list[Point] = [{}, {analogy.d: 1.0}]
+    ties: list[list[float]] = []
     for i, (name, tries) in enumerate(tried.items()):
         span = slice(i * len(coefs), (i + 1) * len(coefs))
         others = np.mean([np.array(on_val[n][span]) / own[n] for n in (c, b)], axis=0)
@@ -118,9 +126,12 @@ def _rows(edits: Edits, analogy: Analogy, args: Any) -> list[dict[str, Any]]:
             ("without target", others),
             ("with target", on_val[analogy.d][span]),
         ):
-            best = _best(coefs, values)
+            ties.append(_best(coefs, values))
+            best = ties[-1][0]
             rows.append({"vector": name, "chosen": chosen, "coefficient": best})
             points.append(tries[coefs.index(best)])
+    count = smallest_split(args, [f"{name}Val" for name in (c, b, analogy.d)])
+    warn_of_ties(ties, count, f"analogy to {analogy.d}, {edits.mode}")
     found = edits.accuracies(analogy.d, points)
     return [{**row, "accuracy": value} for row, value in zip(rows, found, strict=True)]
 
@@ -129,9 +140,9 @@ def _scaled(point: Point, coef: float) -> dict[str, float]:
     return {name: coef * value for name, value in point.items()}
 
 
-def _best(coefs: Sequence[float], values: Any) -> float:
+def _best(coefs: Sequence[float], values: Any) -> list[float]:
     by_coef = {c: {"m": float(v)} for c, v in zip(coefs, values, strict=True)}
-    return find_optimal_coef(by_coef, "m")
+    return best_coefs(by_coef, "m")
 
 
 def with_few_pictures(args: Any, modes: Sequence[str] = ()) -> pd.DataFrame:
@@ -152,13 +163,14 @@ def with_few_pictures(args: Any, modes: Sequence[str] = ()) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for analogy in analogies_of(args):
         edits = Edits(args, "standard", analogy.sets)
-        chosen = found[
-            (found["mode"] == "standard")
-            & (found["target"] == analogy.d)
-            & (found["vector"] == "c + b - a")
-            & (found["chosen"] == "without target")
-        ]
-        coef = float(chosen["coefficient"].iloc[0])
+        with of_table(args, "analogies"):
+            chosen = found[
+                (found["mode"] == "standard")
+                & (found["target"] == analogy.d)
+                & (found["vector"] == "c + b - a")
+                & (found["chosen"] == "without target")
+            ]
+            coef = float(chosen["coefficient"].iloc[0])
         starts: Mapping[str, Point] = {
             "pre-trained model": {},
             "analogy": _scaled(analogy.point, coef),

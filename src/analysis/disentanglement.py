@@ -30,18 +30,22 @@ def pairs_of(args: Any) -> list[tuple[str, str]]:
     """The pairs of tasks: `--pairs`, or the first of the suite's tasks, two by two.
 
     Raises:
-        UsageError: for a pair that is none.
+        UsageError: for a pair that is none, or that comes twice.
     """
     suite, named = suite_of(args), setting(args, "pairs")
     if not named:
         tasks = list(suite.tasks)
         return list(zip(tasks[0:6:2], tasks[1:6:2], strict=True))
-    found = []
+    found: list[tuple[str, str]] = []
     for text in named:
         one, plus, other = (part.strip() for part in text.partition("+"))
-        if not plus or one == other:
+        names = (one, other) if plus else ()
+        pair = [suite.check(name).removesuffix("Val") for name in names]
+        if len(set(pair)) != 2:
             raise UsageError(f"expected --pairs of two tasks each, such as A+B,C+D; got {text!r}")
-        found.append((suite.check(one), suite.check(other)))
+        if set(pair) in map(set, found):
+            raise UsageError(f"--pairs names {' and '.join(pair)} twice; expected each pair once")
+        found.append((pair[0], pair[1]))
     return found
 
 

@@ -28,6 +28,7 @@ from src.analysis.logits import Logits, gathered
 from src.data.registry import dataset_for
 from src.errors import UsageError
 from src.heads import get_classification_head
+from src.reading import readable
 from src.results import accuracies_path, arithmetic_path, results_if_any
 from src.settings import control_of, setting, tasks_of
 
@@ -72,16 +73,23 @@ def build(
         },
         "control": control,
     }
-    written = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
-    return _framed(written, mode, key)
+    return _framed(data, mode, key)
 
 
-def _framed(data: str, mode: str, key: str) -> str:
+def _framed(data: Any, mode: str, key: str) -> str:
     """Data as the page's script reads it, with the script and what it shows."""
     page = asset("explorer.html.j2").render(
-        data=data, style=text("explorer.css"), script=text("explorer.js"), mode=mode
+        data=json_in_page(data), style=text("explorer.css"), script=text("explorer.js"), mode=mode
     )
     return f"{START.format(key)}\n{page}\n{END}"
+
+
+def json_in_page(data: Any) -> str:
+    """JSON that is nothing but JSON in a page: no tag, comment or entity begins or ends in it."""
+    written = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII alone
+    for character in "<>&":
+        written = written.replace(character, f"\\u{ord(character):04x}")
+    return written
 
 
 def accuracies(page: str, coefs: Mapping[str, float]) -> dict[str, float]:
@@ -94,18 +102,23 @@ def accuracies(page: str, coefs: Mapping[str, float]) -> dict[str, float]:
     match = DATA.search(page)
     if match is None:
         raise UsageError("this page has no tangent explorer")
-    data = json.loads(match[1])
-    if unknown := set(coefs) - set(data["vectors"]):
-        raise UsageError(f"no vectors {sorted(unknown)} in this page; it has {data['vectors']}")
-    row = [coefs.get(vector, 0.0) for vector in data["vectors"]]
-    return {s["name"]: _unpacked(s, data["vectors"]).accuracy(row) for s in data["splits"]}
+    with readable("the page", "a tangent explorer"):
+        data = json.loads(match[1])
+        if unknown := set(coefs) - set(data["vectors"]):
+            raise UsageError(f"no vectors {sorted(unknown)} in this page; it has {data['vectors']}")
+        row = [coefs.get(vector, 0.0) for vector in data["vectors"]]
+        return {s["name"]: _unpacked(s, data["vectors"]).accuracy(row) for s in data["splits"]}
 
 
 def part_of(page: str, key: str, mode: str = "linear") -> str | None:
     """The explorer in a page, if it is there and of this key; its data with today's script."""
     start = page.find(START.format(key)) if key else -1
     match = DATA.search(page, start) if start >= 0 else None
-    return None if match is None else _framed(match[1], mode, key)
+    try:
+        return None if match is None else _framed(json.loads(match[1]), mode, key)
+    except (ValueError, RecursionError):
+        logger.warning("the tangent explorer of the page is damaged and left out")
+        return None
 
 
 def key_of(args: Any, mode: str) -> str:
@@ -116,7 +129,7 @@ def key_of(args: Any, mode: str) -> str:
     digest = hashlib.sha256()
     paths = [accuracies_path(args, mode), accuracies_path(args, "none")]
     paths += [arithmetic_path(args, mode, kind) for kind in ("additions", "negations")]
-    if not paths[0].is_file():
+    if not results_if_any(paths[0]):
         return ""
     for path in paths:
         results = results_if_any(path)
@@ -158,14 +171,14 @@ def presets_of(args: Any, mode: str) -> dict[str, dict[str, float]]:
     presets: dict[str, dict[str, float]] = {"Zero-shot": {}}
     added = results_if_any(arithmetic_path(args, mode, "additions"))
     if "coefficient" in added:
-        coef = float(added["coefficient"])
+        coef = added["coefficient"]
         presets[f"Best sum on validation ({coef:g})"] = dict.fromkeys(tasks, coef)
     presets["Sum of all"] = dict.fromkeys(tasks, 1.0)
     presets |= {f"Only {task}": {task: 1.0} for task in tasks}
     negated = results_if_any(arithmetic_path(args, mode, "negations"))
     for task in tasks:
-        if task in negated:
-            coef = float(negated[task]["coefficient"])
+        if "coefficient" in negated.get(task, {}):
+            coef = negated[task]["coefficient"]
             presets[f"Forget {task} ({coef:g})"] = {task: -coef}
     return presets
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.checkpoints import atomic
-from src.results import arithmetic_path, load_results
+from src.results import arithmetic_path, results_if_any
 from src.settings import control_of, tasks_of
 from src.summary import EDITED, SINGLE
 
@@ -147,6 +147,8 @@ def _overview(args: Any, summary: dict[str, Any]) -> Any:
 
 def _bars(axis: Any, modes: list[str], figures: list[dict[str, Any]], offset: float = 0.0) -> None:
     for i, (mode, one) in enumerate(zip(modes, figures, strict=True)):
+        if one["mean"] is None:  # not known
+            continue
         axis.bar(
             i + offset,
             100 * one["mean"],
@@ -165,15 +167,17 @@ def _single(axis: Any, summary: dict[str, Any]) -> None:
 
 
 def _addition(axis: Any, args: Any, summary: dict[str, Any]) -> None:
+    start = None
     for mode, label in EDITED.items():
-        results = load_results(arithmetic_path(args, mode, "additions"))
-        coefs = sorted(results["val"], key=float)
-        values = [100 * results["val"][c]["avg_top1"] for c in coefs]
-        axis.plot([float(c) for c in coefs], values, color=COLOURS[mode], label=label)
-        best = str(results["coefficient"])
-        axis.plot(float(best), 100 * results["val"][best]["avg_top1"], "o", color=COLOURS[mode])
-    zeroshot = 100 * results["val"]["0.0"]["avg_top1"]
-    axis.axhline(zeroshot, color=COLOURS["none"], linestyle=":", label="zero-shot")
+        results = results_if_any(arithmetic_path(args, mode, "additions"))
+        means = {float(c): one.get("avg_top1") for c, one in results.get("val", {}).items()}
+        curve = {c: 100 * means[c] for c in sorted(means) if means[c] is not None}
+        axis.plot(curve.keys(), curve.values(), color=COLOURS[mode], label=label)
+        if (best := results.get("coefficient")) in curve:
+            axis.plot(best, curve[best], "o", color=COLOURS[mode])
+        start = curve.get(0.0, start)
+    if start is not None:
+        axis.axhline(start, color=COLOURS["none"], linestyle=":", label="zero-shot")
     axis.set(
         title=f"all {len(tasks_of(args))} task vectors added",
         xlabel="coefficient",

@@ -18,11 +18,13 @@ import torch
 
 from src.analysis.edits import MODES
 from src.analysis.figures import COLOURS, LABELS, MARKERS, panels
-from src.eval_task_negation import negate
+from src.eval_task_negation import negate, zeroshot_needed
 from src.results import accuracies_path, arithmetic_path, found_results, require_results
 from src.runs import command, task_vector, zeroshot_encoder
 from src.settings import control_of, seed_of, setting, tasks_of
 from src.statedict import State
+
+KEYS = ("coefficient", "test", "test_control", "zeroshot", "zeroshot_control")  # of a negation
 
 
 def curves(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
@@ -34,7 +36,12 @@ def curves(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
     control = control_of(args)
     rows: list[dict[str, Any]] = []
     for mode in modes:
-        found = _negations(args, mode)
+        needed = [
+            (task, "val", "0.0", f"{name}Val:top1")
+            for task in tasks_of(args)
+            for name in (task, control)
+        ]
+        found = _negations(args, mode, needed)
         rows += [
             {
                 "mode": mode, "task": task, "coefficient": float(coef),
@@ -42,13 +49,14 @@ def curves(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
             }
             for task in tasks_of(args)
             for coef, metrics in found[task]["val"].items()
+            if {f"{task}Val:top1", f"{control}Val:top1"} <= metrics.keys()
         ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _negations(args: Any, mode: str) -> dict[str, Any]:
+def _negations(args: Any, mode: str, needed: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     path = arithmetic_path(args, mode, "negations")
-    return found_results(path, command("eval_task_negation", args, mode))
+    return found_results(path, command("eval_task_negation", args, mode), needed)
 
 
 def random_like(tau: State, seed: int, task: str) -> dict[str, torch.Tensor]:
@@ -72,10 +80,11 @@ def against_random(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
     """
     encoder, theta0_hash = zeroshot_encoder(args)
     made_by = command("eval_single_task", args, "none")
-    singles = require_results(accuracies_path(args, "none"), args, theta0_hash, made_by)
+    path, needed = accuracies_path(args, "none"), zeroshot_needed(args)
+    singles = require_results(path, args, theta0_hash, made_by, needed=needed)
     rows: list[dict[str, Any]] = []
     for mode in modes:
-        known = _negations(args, mode)
+        known = _negations(args, mode, [(task, key) for task in tasks_of(args) for key in KEYS])
         own = copy.copy(args)
         own.finetuning_mode = mode
         for task in tasks_of(args):

@@ -7,6 +7,7 @@ tangent explorer takes a pass over the pictures, and is kept from page to page w
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,17 @@ from typing import Any
 from src import ddp
 from src.analysis import explorer
 from src.analysis.published import Row, rows
-from src.checkpoints import write_text
+from src.checkpoints import disk_errors, write_text
+from src.errors import MissingFileError, UsageError
+from src.private import without_home
 from src.processes import one_at_a_time
+from src.reading import read_text
 from src.results import accuracies_path, mean, percent, results_if_any
 from src.runs import command
 from src.settings import PREFIX, control_of, results_dir, seed_of, setting, suite_of
 from src.summary import EDITED, SINGLE
+
+logger = logging.getLogger(__name__)
 
 CAPTIONS = {
     "single": "One task alone: standard fine-tuning against its linearisation and linear "
@@ -91,9 +97,10 @@ def write_report(args: Any, explored: str | None = None) -> Path:
     """
     path = report_path(args)
     if ddp.is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(path.parent):
-            write_text(path, page_of(args, explored or _kept(args, path)))
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with one_at_a_time(path.parent):
+                write_text(path, page_of(args, explored or _kept(args, path)))
     return path
 
 
@@ -101,22 +108,26 @@ def page_of(args: Any, explored: str | None) -> str:
     """The page."""
     seed = "" if setting(args, "seed") is None else f", seed {seed_of(args)}"
     return explorer.asset("report.html.j2").render(
-        title=f"{setting(args, 'model')}, suite {suite_of(args).name}{seed}",
+        title=without_home(f"{setting(args, 'model')}, suite {suite_of(args).name}{seed}"),
         sample=setting(args, "sample"),
         style=explorer.text("report.css"),
         tables=[table for table in tables_of(args) if table.lines],
         explorer=explored,
-        explorer_command=command("analyze", args, name="report"),
+        explorer_command=without_home(command("analyze", args, name="report")),
         figures=list(_figures(results_dir(args) / "figures")),
-        origins=list(_origins(results_dir(args))),
+        origins=without_home(list(_origins(results_dir(args)))),
         unverified=UNVERIFIED.strip(),
     )
 
 
 def _kept(args: Any, path: Path) -> str | None:
-    if not path.is_file():
+    try:
+        page = read_text(path)
+    except MissingFileError:
         return None
-    page = path.read_text(encoding="utf-8")
+    except UsageError as error:
+        logger.warning("its tangent explorer is not kept: %s", error)
+        return None
     parts = (explorer.part_of(page, explorer.key_of(args, m), m) for m in explorer.MODES)
     return next((part for part in parts if part), None)
 
@@ -161,7 +172,7 @@ def _addition(args: Any, tasks: Sequence[str]) -> Table:
             test = results["test"]
             values = [test.get(f"{task}:top1") for task in tasks]
             means = [test.get("avg_top1"), test.get("avg_normalized_top1")]
-            cells = [*map(percent, [*values, *means]), f"{float(results['coefficient']):g}"]
+            cells = [*map(percent, [*values, *means]), f"{results['coefficient']:g}"]
             table.lines.append(Line(f"{label}, {of}" if of else label, cells))
     return table
 
@@ -201,7 +212,11 @@ def _figures(folder: Path) -> Iterable[dict[str, str]]:
     """The figures of a folder, the analyses' first, as data in the page."""
     paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
     for name in [*(n for n in CAPTIONS if n in paths), *(n for n in paths if n not in CAPTIONS)]:
-        image = base64.b64encode(paths[name].read_bytes()).decode()
+        try:
+            image = base64.b64encode(paths[name].read_bytes()).decode()
+        except OSError as error:
+            logger.warning("%s is left out of the report: %s", paths[name], error.strerror)
+            continue
         yield {"caption": CAPTIONS.get(name, name), "source": f"data:image/png;base64,{image}"}
 
 
@@ -213,8 +228,8 @@ def _origins(folder: Path) -> Iterable[dict[str, str]]:
         versions = origin.get("versions", {})
         yield {
             "file": path.relative_to(folder).as_posix(),
-            "command": " ".join(map(str, origin.get("argv", ()))),
-            "commit": str(origin.get("commit") or "unknown")[:12],
+            "command": " ".join(origin.get("argv", ())),
+            "commit": (origin.get("commit") or "unknown")[:12],
             "machine": f"{origin.get('machine', 'unknown')}, {origin.get('device', '')}",
             "seconds": f"{origin.get('seconds', '')}",
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),

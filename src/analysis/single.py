@@ -29,7 +29,9 @@ def table(args: Any, modes: Sequence[str] = ()) -> pd.DataFrame:
     """
     suite = suite_of(args)
     found = {
-        mode: found_results(accuracies_path(args, mode), command("eval_single_task", args, mode))
+        mode: found_results(
+            accuracies_path(args, mode), command("eval_single_task", args, mode), tasks_of(args)
+        )
         for mode in ("none", "standard", *OTHERS)
     }
     rows: list[dict[str, Any]] = []

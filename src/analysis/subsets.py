@@ -21,7 +21,7 @@ import pandas as pd
 
 from src.analysis.edits import MODES, Edits
 from src.analysis.figures import COLOURS, LABELS, MARKERS, panels
-from src.eval import coefficients, find_optimal_coef
+from src.eval import best_coefs, coefficients, smallest_split, warn_of_ties
 from src.results import accuracies_path, require_results
 from src.runs import checkpoint_hashes, command
 from src.settings import seed_of, setting, tasks_of
@@ -63,7 +63,8 @@ def table(args: Any, modes: Sequence[str] = MODES) -> pd.DataFrame:
         hashes = checkpoint_hashes(args, tasks, mode)
         made_by = command("eval_single_task", args, mode)
         path = accuracies_path(args, mode)
-        singles = require_results(path, args, edits.theta0_hash, made_by, hashes)
+        needed = [*tasks, *(f"{task}Val" for task in tasks)]
+        singles = require_results(path, args, edits.theta0_hash, made_by, hashes, needed)
         rows += _rows(edits, subsets(tasks, sample, seed_of(args)), tasks, singles, args)
     return pd.DataFrame(rows)
 
@@ -77,10 +78,13 @@ def _rows(
     on_val = np.array([
         np.array(edits.accuracies(f"{task}Val", points)) / singles[f"{task}Val"] for task in tasks
     ]).mean(axis=0).reshape(len(chosen), len(coefs))  # fmt: skip
-    best = [
-        find_optimal_coef({c: {"m": float(v)} for c, v in zip(coefs, values, strict=True)}, "m")
+    tied = [
+        best_coefs({c: {"m": float(v)} for c, v in zip(coefs, values, strict=True)}, "m")
         for values in on_val
     ]
+    names = [f"{task}Val" for task in tasks]
+    warn_of_ties(tied, smallest_split(args, names), f"subsets, {edits.mode}")
+    best = [equal[0] for equal in tied]
     points = [dict.fromkeys(subset, coef) for subset, coef in zip(chosen, best, strict=True)]
     on_test = {task: edits.accuracies(task, points) for task in tasks}
     rows = []

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from src.checkpoints import write_text
+from src.checkpoints import write_json, write_text
 from src.errors import MissingFileError
+from src.reading import readable
 from src.results import provenance
 from src.runs import command
 from src.settings import results_dir
@@ -25,7 +25,7 @@ def write_table(args: Any, name: str, table: pd.DataFrame, seconds: float) -> Pa
     """Writes a table, and its provenance beside it; returns the table's path."""
     path, facts = table_path(args, name), provenance(args, seconds)
     write_text(path, table.to_csv(index=False))
-    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+    write_json(path.with_suffix(".json"), facts)
     return path
 
 
@@ -34,9 +34,17 @@ def read_table(args: Any, name: str) -> pd.DataFrame:
 
     Raises:
         MissingFileError: if it was not.
+        UsageError: if it is damaged; the command that makes it again is named.
     """
     path = table_path(args, name)
     if not path.is_file():
         made_by = command("analyze", args, name=name)
         raise MissingFileError(f"no table at {path}. Make it with: {made_by}")
-    return pd.read_csv(io.StringIO(path.read_text(encoding="utf-8")))
+    with of_table(args, name):
+        return pd.read_csv(path, encoding="utf-8")
+
+
+def of_table(args: Any, name: str) -> AbstractContextManager[None]:
+    """Turns what goes wrong with a damaged table into an error that names it and its command."""
+    made_by = command("analyze", args, name=name)
+    return readable(table_path(args, name), f"the table that {made_by} makes")

@@ -27,6 +27,7 @@ from src.artificial_data.models import BackBone, Head
 from src.artificial_data.presets import BASE
 from src.artificial_data.train import train
 from src.artificial_data.workspace import SPLITS, Data, Workspace
+from src.checkpoints import check_writable
 from src.errors import UsageError, entry_point
 from src.logs import progress, setup_logging
 from src.settings import device_of
@@ -193,6 +194,8 @@ def run(
 
     from src.artificial_data.report import write_report
 
+    for file in (*(f"{table}.csv" for table in TABLES), "study.json", "README.md"):
+        check_writable(results / file)
     begun = time.monotonic()
     rows: dict[str, list[Row]] = {table: [] for table in TABLES}
     for seed in range(seeds):

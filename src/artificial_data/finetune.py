@@ -25,7 +25,7 @@ from src.artificial_data.models import BackBone, ClassificationModel, Head
 from src.artificial_data.presets import BASE, MODES, Mode, Recipe
 from src.artificial_data.train import fit, initialized, num_classes
 from src.artificial_data.workspace import Workspace, is_done
-from src.checkpoints import read_facts, resolve
+from src.checkpoints import check_writable, read_facts, resolve
 from src.errors import UsageError, entry_point, unknown
 from src.linearize import LinearizedModel
 from src.logs import setup_logging
@@ -78,6 +78,8 @@ def finetune(
     written = {"none": (path, head_path), "backbone": (head_path,), "head": (path,)}[freeze]
     if all([is_done(file, made) for file in written]):
         return written[0]
+    for file in written:
+        check_writable(file)
 
     x, y = workspace.data(dataset, "train", device)
     backbone, head = _parts(workspace, dataset, mode, freeze, x.shape[1], num_classes(y))

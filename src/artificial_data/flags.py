@@ -8,20 +8,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from src.artificial_data.presets import PRESETS, DatasetSpec, Recipe
+from src.args import LARGEST_SEED, Parser, number, pathname
+from src.artificial_data.presets import PRESETS, SEED_STEP, DatasetSpec, Recipe
 from src.artificial_data.workspace import Workspace
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with --preset, --root and --device; a module's docstring is its help."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--preset", default="default", choices=sorted(PRESETS),
                         help="data sets and recipes (default: default)")  # fmt: skip
-    parser.add_argument("--root", type=lambda text: Path(text).expanduser(), default=Path(),
+    parser.add_argument("--root", type=lambda text: Path(pathname(text)), default=Path(),
                         help="where artificial_datasets and artificial_checkpoints are made "
                         "(default: the current folder)")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cpu, the models being "
@@ -32,7 +33,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Adds --seed."""
     text = "of data, initialisation and order of batches (default: 0)"
-    parser.add_argument("--seed", type=int, default=0, help=text)
+    parser.add_argument(
+        "--seed", type=number(int, 0, LARGEST_SEED // SEED_STEP - 1), default=0, help=text
+    )
 
 
 def add_fields(
@@ -47,7 +50,16 @@ def add_fields(
         if hints[item.name] is bool:
             group.add_argument(*names, dest=item.name, action=argparse.BooleanOptionalAction)
         else:
-            group.add_argument(*names, dest=item.name, type=hints[item.name], metavar="N")
+            group.add_argument(
+                *names, dest=item.name, type=_number(item.name, hints[item.name]), metavar="N"
+            )
+
+
+def _number(name: str, kind: type) -> Any:
+    """The type of such a flag; what numbers go together is checked where they are used."""
+    if kind is float:
+        return number(float)
+    return number(int, 0, LARGEST_SEED if name == "random_state" else 10**8)
 
 
 def given(args: argparse.Namespace, kind: type[DatasetSpec] | type[Recipe]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ A file has the columns "0", "1", ... and "target"; 80 % of the rows are `<datase
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING
 from src.artificial_data import flags
 from src.artificial_data.presets import DatasetSpec
 from src.artificial_data.workspace import Workspace
-from src.checkpoints import atomic, write_text
+from src.checkpoints import atomic, write_json
 from src.errors import UsageError, entry_point
 from src.logs import setup_logging
+from src.reading import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def write_dataset(workspace: Workspace, name: str, spec: DatasetSpec) -> bool:
     paths = [workspace.csv(name, split) for split in ("train", "test")]
     facts = paths[0].with_name(f"{name}.json")
     if all(path.is_file() for path in paths):
-        if facts.is_file() and json.loads(facts.read_text(encoding="utf-8")) != asdict(spec):
+        if facts.is_file() and read_json(facts) != asdict(spec):
             raise UsageError(
                 f"{paths[0]} was made with other numbers (see {facts.name}) than {spec}. Keep it "
                 "and name another folder with --root, or delete it"
@@ -74,7 +74,7 @@ def write_dataset(workspace: Workspace, name: str, spec: DatasetSpec) -> bool:
     for path, table in zip(paths, generate(spec), strict=True):
         with atomic(path) as temporary:
             table.to_csv(temporary, index=False, float_format="%.8g")
-    write_text(facts, json.dumps(asdict(spec), indent=2) + "\n")
+    write_json(facts, asdict(spec))
     logger.info("%s: %d rows of %d features, %d classes, in %s", name, spec.n_samples,
                 spec.n_features, spec.n_classes, paths[0].parent)  # fmt: skip
     return True

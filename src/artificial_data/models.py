@@ -8,10 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from src import statedict
 from src.checkpoints import BACKBONE, load_checkpoint, save_tensors
+from src.reading import readable
 
 HEAD = "mlp_head"
 Saved = TypeVar("Saved", bound="_Saved")
@@ -48,14 +50,19 @@ class _Saved(nn.Module):
 
         Raises:
             MissingFileError: if it is not there.
-            UsageError: if it is damaged or holds something else.
-            ValueError: if a weight is missing, unknown or of another shape, listing all.
+            UsageError: if it is damaged or holds something else, or if a weight is missing, unknown
+                or of another shape, listing all.
         """
         found = load_checkpoint(filename, made_by, kinds=(cls.kind,))
-        sizes = {name: int(found.info[name]) for name in ("input_dim", "output_dim")
-                 if name in found.info}  # fmt: skip
-        module = cls(**sizes)
-        statedict.copy_into(module.state_dict(), found.theta, f"{cls.__name__} and {filename}")
+        sizes = {n: found.info[n] for n in ("input_dim", "output_dim") if n in found.info}
+        what = f"{cls.__name__} and {filename}"
+        with readable(filename, f"a {cls.kind}"):
+            if not all(type(size) is int and size > 0 for size in sizes.values()):
+                raise ValueError(f"its sizes are {sizes}")
+            with torch.device("meta"):  # the file's word is compared with its shapes first
+                statedict.check_same(cls(**sizes).state_dict(), found.theta, what)
+            module = cls(**sizes)
+        statedict.copy_into(module.state_dict(), found.theta, what)
         return module
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -47,7 +48,7 @@ class Recipe:
     epochs: int
 
     def __post_init__(self) -> None:
-        if not (self.lr >= 0 and self.batch_size >= 1 and self.epochs >= 0):
+        if not (0 <= self.lr < math.inf and self.batch_size >= 1 and self.epochs >= 0):
             raise UsageError(f"expected lr >= 0, batch_size >= 1, epochs >= 0, got {self}")
 
 

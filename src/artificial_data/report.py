@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from src.artificial_data import summary
 from src.artificial_data.figures import draw
 from src.artificial_data.presets import PRESETS, Preset
-from src.checkpoints import atomic, write_text
+from src.checkpoints import atomic, write_json, write_text
 from src.results import git_commit, markdown_table, versions
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def write_report(folder: Path, name: str, tables: dict[str, pd.DataFrame], secon
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores",
         "seconds": round(seconds, 1),
     }
-    write_text(folder / "study.json", json.dumps(facts, indent=2) + "\n")
+    write_json(folder / "study.json", facts)
     write_text(folder / "README.md", readme(name, PRESETS[name], tables, seeds))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from src.artificial_data.presets import BASE
-from src.eval import find_optimal_coef
+from src.eval import best_coefs, find_optimal_coef, warn_of_ties
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,18 +58,20 @@ def sums(tables: Tables) -> list[list[str]]:
     table = tables["sums"].merge(own, on=["seed", "mode", "dataset", "split"])
     table["normalized"] = (table["accuracy"] / table["own"]).where(table["own"] > 0, 0.0)
     table["vectors"] = table["tasks"].str.count(r"\+") + 1
-    rows = []
+    rows, ties = [], []
     for (count, mode), part in table.groupby(["vectors", "mode"], sort=False):
         chosen, before, after, relative = [], [], [], []
         for _, one in part.groupby(["seed", "tasks"]):
             means = one.groupby(["split", "coefficient"])[["accuracy", "normalized"]].mean()
-            coef = find_optimal_coef(means.loc["val"].to_dict("index"), metric="normalized")
+            ties.append(best_coefs(means.loc["val"].to_dict("index"), metric="normalized"))
+            coef = ties[-1][0]
             chosen.append(coef)
             before.append(means["accuracy"]["test", 0.0])
             after.append(means["accuracy"]["test", coef])
             relative.append(means["normalized"]["test", coef])
         cells = [by_seed(part, values) for values in (before, after, relative)]
         rows.append([f"{count} vectors, {mode}", *cells, span(chosen)])
+    warn_of_ties(ties, None, "sums")
     return rows
 
 

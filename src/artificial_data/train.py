@@ -21,6 +21,7 @@ from src.artificial_data import flags
 from src.artificial_data.models import BackBone, ClassificationModel, Head
 from src.artificial_data.presets import BASE, Recipe
 from src.artificial_data.workspace import Workspace, is_done
+from src.checkpoints import check_writable
 from src.errors import UsageError, entry_point
 from src.logs import progress, setup_logging
 from src.settings import device_of
@@ -136,6 +137,8 @@ def train(workspace: Workspace, recipe: Recipe | None = None, device: Any = "cpu
     made = {**asdict(recipe), "seed": workspace.seed, "data": workspace.data_hash(BASE)}
     if is_done(path, made) and is_done(head_path, made):
         return path
+    for file in (path, head_path):
+        check_writable(file)
     x, y = workspace.data(BASE, "train", device)
     backbone = initialized(BackBone, workspace.seed, "backbone", input_dim=x.shape[1])
     head = initialized(Head, workspace.seed, "head", input_dim=backbone.get_output_dim(),

@@ -21,6 +21,7 @@ from torch import Tensor
 from src.artificial_data.presets import BASE, MODES, Preset, get_preset
 from src.checkpoints import read_facts
 from src.errors import MissingFileError, UsageError, unknown
+from src.reading import readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,10 +119,8 @@ class Workspace:
 def _read_csv(path: Path, stamp: int) -> Data:
     import pandas as pd
 
-    try:
+    with readable(path, "a CSV file; delete it and make it again"):
         table: pd.DataFrame = pd.read_csv(io.BytesIO(path.read_bytes()))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no CSV file ({error}); delete it and make it again") from error
     wanted = [*map(str, range(len(table.columns) - 1)), "target"]
     if list(table.columns) != wanted or not len(table):
         raise UsageError(
@@ -159,7 +158,8 @@ def is_done(path: Path, wanted: dict[str, Any]) -> bool:
     """
     if not path.is_file():
         return False
-    found = read_facts(path)["info"].get("made", {})
+    kept = read_facts(path)["info"].get("made")
+    found = kept if isinstance(kept, dict) else {}
     differ = [f"{key} {found.get(key)} instead of {value}" for key, value in wanted.items()
               if found.get(key) != value]  # fmt: skip
     if differ:

@@ -5,14 +5,17 @@ Class ids there are turned into ours by the classes' names; rows keep the hub's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
-from src.data.base import Splits
-from src.errors import MissingFileError, UsageError, hub_failure
+from src.data.base import Splits, name_of
+from src.data.pictures import to_rgb
+from src.errors import MissingFileError, PictureError, UsageError, hub_failure, shown
+
+TAIL = 1024  # bytes at the end of a picture's file, by which two of one size are told apart
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,23 @@ class HubPictures:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """A picture, in RGB, and our label."""
         row = self.rows[index]
-        return row[self.image].convert("RGB"), self.labels[row[self.label]]
+        name = name_of(self, index)
+        if row[self.image] is None:
+            raise PictureError(f"{name} is empty: the column {shown(self.image)} has no picture")
+        return to_rgb(row[self.image], name), self.labels[row[self.label]]
+
+    def digests(self) -> list[Hashable]:
+        """Size and end of each picture's file; of a picture that is not in the rows, its path."""
+        found: list[Hashable] = []
+        for batch in self.rows.select_columns([self.image]).with_format("arrow").iter(1000):
+            for cell in batch.column(self.image):
+                content = cell["bytes"].as_buffer() if cell.is_valid else None
+                if content is None:
+                    found.append(cell["path"].as_py() if cell.is_valid else None)
+                else:
+                    end = content.slice(max(0, content.size - TAIL)).to_pybytes()
+                    found.append((content.size, end))
+        return found
 
     @property
     def identity(self) -> str:
@@ -96,12 +115,14 @@ def load_rows(
         MissingFileError: if the library is not installed or the hub cannot be reached.
     """
     try:
+        from datasets import config as library
         from datasets import load_dataset
     except ImportError as error:
         raise MissingFileError(
             f"data set {name}: {repo} needs the library datasets, which is not installed "
             '(pip install -e ".[hub]")'
         ) from error
+    library.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4 a set could bring code along
     try:
         return load_dataset(repo, config, split=split, data_files=data_files)
     except Exception as error:  # it has no error of its own: no network, no such set, a full disk
@@ -123,7 +144,15 @@ def pictures_of(name: str, hub: HubSet, rows: Any) -> HubPictures:
     """
     image = _column(name, hub.repo, rows, "Image", None)
     label = _column(name, hub.repo, rows, "ClassLabel", hub.label)
-    return HubPictures(rows, image, label, match_classes(name, hub, rows.features[label].names))
+    labels = match_classes(name, hub, rows.features[label].names)
+    for index, number in enumerate(rows[label][:]):
+        if number is None or not 0 <= number < len(labels):
+            raise UsageError(
+                f"data set {name}: row {index} of {hub.repo} has label {number} in the column "
+                f"{shown(label)}, expected 0 to {len(labels) - 1}: this split has no labels there, "
+                "or not all. Use another --data-source"
+            )
+    return HubPictures(rows, image, label, labels)
 
 
 def _column(name: str, repo: str, rows: Any, kind: str, wanted: str | None) -> str:

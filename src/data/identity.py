@@ -19,6 +19,8 @@ from src.data.base import ArrayPictures, Pictures, SubsetPictures
 from src.data.clip8.folders import LazyPictures
 from src.data.hub import HubPictures
 
+SAMPLED = 64  # pictures of a split whose content is looked at
+
 
 def fingerprint(pictures: Pictures) -> str | None:
     """A hash of a split's pictures, labels and their order.
@@ -37,7 +39,7 @@ def fingerprint(pictures: Pictures) -> str | None:
     if isinstance(pictures, HubPictures):
         return _hash(pictures.identity.encode())
     if (samples := samples_of(pictures)) is not None:
-        return _hash(*(f"{_file(path)}|{label}".encode() for path, label in samples))
+        return _hash(*(_text(f"{_file(path)}|{label}") for path, label in samples))
     if (arrays := _arrays(pictures)) is not None:
         return _hash(*(_bytes(np.asarray(array)) for array in arrays))
     return None
@@ -59,10 +61,47 @@ def split_ids(pictures: Pictures) -> list[str] | None:
     if isinstance(pictures, HubPictures):
         return [f"hub/{index}" for index in range(len(pictures))]
     if (samples := samples_of(pictures)) is not None:
-        return _below([str(path).replace(os.sep, "/") for path, _ in samples])
+        return _below([str(path) for path, _ in samples])
     if isinstance(pictures, ArrayPictures) or _arrays(pictures) is not None:
         return [str(index) for index in range(len(pictures))]
     return None
+
+
+def pictures_hash(pictures: Pictures, times: bool = False) -> str:
+    """A hash of what a split's pictures hold, whatever the folder that they are in.
+
+    Pictures in memory count by content; files by their path in the set, label and size, and
+    `SAMPLED` of them, evenly spaced, by content; of pictures of any other kind so many are decoded.
+
+    Args:
+        pictures: the split.
+        times: whether files also count by the time of their last change, which notices a single
+            picture that is replaced by one of the same size, but takes a copy for another set.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    spread = range(0, len(pictures), max(1, len(pictures) // SAMPLED))
+    files = _files(pictures)
+    if files is None:
+        if (known := fingerprint(pictures)) is not None:
+            return known
+        drawn = (pictures[index] for index in spread)
+        return _hash(*(_bytes(np.asarray(image)) + f"|{label}".encode() for image, label in drawn))
+    parts = []
+    for name, (path, label) in zip(_below([str(p) for p, _ in files]), files, strict=True):
+        facts = Path(path).stat()
+        changed = facts.st_mtime_ns if times else ""
+        parts.append(_text(f"{name}|{label}|{facts.st_size}|{changed}"))
+    return _hash(*parts, *(Path(files[index][0]).read_bytes() for index in spread))
+
+
+def _files(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
+    """Path and label of each picture of a split that consists of files."""
+    if isinstance(pictures, SubsetPictures):
+        inner = _files(pictures.pictures)
+        return inner and [inner[int(index)] for index in pictures.indices]
+    return samples_of(pictures)
 
 
 def labels_of(pictures: Pictures) -> np.ndarray:
@@ -81,13 +120,14 @@ def labels_of(pictures: Pictures) -> np.ndarray:
 def split_hash(pictures: Pictures) -> str | None:
     """A hash of `split_ids`: equal for the same pictures in the same order."""
     ids = split_ids(pictures)
-    return None if ids is None else _hash("\n".join(ids).encode())
+    return None if ids is None else _hash(_text("\n".join(ids)))
 
 
 def _below(paths: list[str]) -> list[str]:
     """The paths below the folder that all of them share."""
     if not paths:
         return []
+    paths = [path.replace(os.sep, "/") for path in paths]
     ends = min(paths), max(paths)  # what these two share, all share
     shared = posixpath.commonpath([posixpath.dirname(end) for end in ends])
     return [path[len(shared) :].lstrip("/") for path in paths]
@@ -114,6 +154,11 @@ def _file(path: str | Path) -> str:
 
 def _bytes(array: Any) -> bytes:
     return f"{array.dtype}|{array.shape}|".encode() + np.ascontiguousarray(array).tobytes()
+
+
+def _text(text: str) -> bytes:
+    """A text that may hold a file's name, whose bytes need not be UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _hash(*parts: bytes) -> str:

@@ -7,12 +7,17 @@ workers.
 
 from __future__ import annotations
 
+import errno
 import random
-import struct
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -22,19 +27,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.base import Pictures, name_of
-from src.errors import PictureError
+from src.data.pictures import is_plain, to_rgb
+from src.errors import PictureError, RunError, UsageError, shown
 from src.processes import prepare_training_worker, prepare_worker
 
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
-READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps it
+NO_SHARED_MEMORY = ("shared memory", "unable to write to file", "unable to resize file", "</torch_")
+BUS_ERROR = getattr(signal, "SIGBUS", None)  # what a write to memory that is not there ends with
+NO_DESCRIPTORS = ("Too many open files", "ancdata")
 
 
 @contextmanager
@@ -93,7 +95,11 @@ class SeededPictures(Dataset[tuple[Any, int]]):
     def _read(self, index: int) -> tuple[Any, int]:
         try:
             image, label = self.pictures[index]
-        except READ_ERRORS as error:
+            if isinstance(image, Image.Image) and not is_plain(image):
+                image = to_rgb(image, name_of(self.pictures, index))
+        except (PictureError, MemoryError):
+            raise
+        except Exception as error:  # whatever a decoder says of a damaged file
             name = name_of(self.pictures, index)
             raise PictureError(
                 f"{name} cannot be read ({type(error).__name__}: {error}); it is damaged or no "
@@ -202,6 +208,112 @@ class RankSampler(Sampler[int]):
         return len(self.indices)
 
 
+class Loader(DataLoader[Any]):
+    """A DataLoader whose iterators end their workers with them, and tell why one has died.
+
+    Raises:
+        RunError: while iterating, if a worker was killed or cannot hand over what it has loaded.
+    """
+
+    def __iter__(self) -> Generator[Any]:  # type: ignore[override]
+        batches: Any = None
+        try:
+            with _undisturbed():
+                batches = super().__iter__()
+            yield from batches
+        except UsageError:
+            raise
+        except (RuntimeError, OSError, EOFError) as error:
+            codes = _exit_codes(getattr(batches, "_workers", []))
+            failure = _worker_failure(error, codes, started=batches is not None)
+            if self.num_workers and failure is not None:
+                raise failure from error
+            raise
+        finally:  # not when it is collected, which an error's trace puts off
+            end = getattr(batches, "_shutdown_workers", None)  # PyTorch has no public name for it
+            if end is not None:
+                end()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps PyTorch from having SIGCHLD raise an error in the midst of anything when a worker dies.
+
+    The iterator notices it as well, where it waits for a batch, within seconds.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _exit_codes(workers: Sequence[BaseProcess]) -> list[int]:
+    """Those other than 0 of the workers that have ended, or do so now."""
+    ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(1)
+    return [worker.exitcode for worker in workers if worker.exitcode]
+
+
+def _worker_failure(error: Exception, codes: Sequence[int], started: bool) -> RunError | None:
+    """What went wrong with workers, if anything did.
+
+    Args:
+        error: from the iterator.
+        codes: exit codes of workers other than 0.
+        started: whether there were workers already.
+    """
+    text = str(error)
+    killed_by_it = BUS_ERROR is not None and -BUS_ERROR in codes
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if killed_by_it or full or any(part in text for part in NO_SHARED_MEMORY):
+        return RunError(
+            f"data-loading processes need more shared memory than {_shared_memory()}. Give it more "
+            "(docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or load in this "
+            "process: --num-workers=0"
+        )
+    if any(part in text for part in NO_DESCRIPTORS):
+        return RunError(
+            "too many files are open for the data-loading processes; raise the limit (ulimit -n), "
+            "or load in this process: --num-workers=0"
+        )
+    if text.startswith("Caught "):  # in a worker, which is well
+        return None
+    if not started:
+        return RunError(
+            f"data-loading processes cannot be started ({type(error).__name__}: {shown(error)}); "
+            "try fewer of them, or none: --num-workers=0"
+        )
+    if codes or "exited unexpectedly" in text or isinstance(error, OSError | EOFError):
+        return RunError(
+            f"a data-loading process {_end_of(codes[0] if codes else None)}, and with it the run; "
+            "try fewer of them, or none: --num-workers=0"
+        )
+    return None
+
+
+def _shared_memory() -> str:
+    try:
+        facts = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return "this system has"
+    return f"{SHARED_MEMORY} has ({facts.free / 2**20:.3g} of {facts.total / 2**20:.3g} MiB free)"
+
+
+def _end_of(code: int | None) -> str:
+    if code is None:
+        return "ended"
+    if code > 0:
+        return f"ended with code {code}"
+    memory = ", out of memory perhaps" if code == -signal.SIGKILL else ""
+    return f"was killed ({signal.Signals(-code).name}{memory})"
+
+
 def eval_loader(
     pictures: Pictures,
     transform: Transform | None,
@@ -210,9 +322,15 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     classes: int | None = None,
-) -> DataLoader[Any]:
-    """Every image once, in order, split over the ranks."""
-    return DataLoader(
+) -> Loader:
+    """Every image once, in order, split over the ranks.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if not len(pictures):
+        raise UsageError(f"no picture to evaluate on: {type(pictures).__name__} is empty")
+    return Loader(
         SeededPictures(pictures, transform, classes=classes),
         batch_size=batch_size,
         sampler=RankSampler(len(pictures), rank, world_size),
@@ -230,9 +348,9 @@ def train_loader(
     batches: RankBatches,
     num_workers: int,
     classes: int | None = None,
-) -> DataLoader[Any]:
+) -> Loader:
     """The micro-batches of one rank."""
-    return DataLoader(
+    return Loader(
         SeededPictures(pictures, transform, batches.plan.seed, classes),
         batch_sampler=batches,
         num_workers=num_workers,
@@ -243,19 +361,9 @@ def train_loader(
     )
 
 
-@contextmanager
-def iterating(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """Gives the iterator of a loader, and ends its workers on exit, however that comes.
-
-    Else they would live until the iterator is collected, which an error's trace puts off.
-    """
-    batches = iter(loader)
-    try:
-        yield batches
-    finally:
-        end = getattr(batches, "_shutdown_workers", None)  # PyTorch has no public name for it
-        if end is not None:
-            end()
+def iterating(loader: Loader) -> closing[Generator[Any]]:
+    """Gives the iterator of a loader, and ends its workers on exit, however that comes."""
+    return closing(iter(loader))
 
 
 def _start_method(num_workers: int) -> str | None:

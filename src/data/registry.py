@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from src import ddp
 from src.data.base import Pictures, Splits, SubsetPictures
+from src.data.clip8.folders import LazyPictures
 from src.data.embedded import EMBEDDED_SETS
 from src.data.identity import labels_of, split_hash
 from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, train_loader
 from src.data.sampling import stratified
 from src.data.sources import load_public
-from src.errors import MissingFileError, unknown
+from src.errors import MissingFileError, UsageError, unknown
 from src.settings import (
     DEFAULT_CACHE,
     cache_dir,
@@ -28,6 +31,8 @@ from src.settings import (
     setting,
     suite_of,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,8 @@ def get_dataset(
             order; the embedded suite has its own.
 
     Raises:
-        UsageError: for an unknown name, listing the known ones, nearest first.
+        UsageError: for an unknown name, listing the known ones, nearest first; if a split that is
+            asked for is empty.
         MissingFileError: if no source has it, saying what each looked for.
     """
     base, names = dataset_name.removesuffix("Val"), known_datasets(suite)
@@ -145,11 +151,21 @@ def get_dataset(
     root = Path(location).expanduser()
     cache = Path(cache_dir or DEFAULT_CACHE).expanduser()
     splits = _load(base, names[base], root, cache, data_source)
+    _refuse_empty(base, "training", splits.train)
     train, test = splits.train, splits.test
     if dataset_name != base:
+        _check_fraction(val_fraction, max_val_samples)
+        own = splits.val is not None
         splits = hold_out(splits, val_fraction, max_val_samples)
         assert splits.val is not None
         train, test = splits.train, splits.val
+        cut = (
+            f": {val_fraction:g} of {len(train)} training pictures is less than one, expected at "
+            f"least {math.ceil(1 / val_fraction)}"
+        )
+        _refuse_empty(base, "validation", test, "" if own else cut)
+    else:
+        _refuse_empty(base, "test", test)
     return ImageDataset(
         dataset_name,
         train,
@@ -160,6 +176,23 @@ def get_dataset(
         num_workers,
         splits.source,
     )
+
+
+def _refuse_empty(name: str, split: str, pictures: Pictures, reason: str = "") -> None:
+    lazy = isinstance(pictures, LazyPictures)  # a folder of classes with pictures, or an error
+    if not lazy and not len(pictures):
+        raise UsageError(
+            f"data set {name}: its {split} split is empty{reason}. Put pictures there, or leave "
+            f"{name} out"
+        )
+
+
+def _check_fraction(val_fraction: float, max_val_samples: int) -> None:
+    if not 0 < val_fraction < 1 or max_val_samples < 1:
+        raise UsageError(
+            "expected a share of the training pictures between 0 and 1 to hold out, and at least "
+            f"one picture, got val_fraction={val_fraction} and max_val_samples={max_val_samples}"
+        )
 
 
 def get_classnames(
@@ -221,9 +254,16 @@ def evaluated(args: Any, name: str) -> ImageDataset:
     """The data set of this name, with the pictures that are evaluated: all, or `--sample`."""
     data, count = dataset_for(args, name), setting(args, "sample")
     if count is None or count >= len(data.test):
+        if count is not None:
+            _tell_of_all(name, count, len(data.test))
         return data
     chosen = stratified(labels_of(data.test), count).tolist()
     return replace(data, test=SubsetPictures(data.test, chosen))
+
+
+@lru_cache  # once
+def _tell_of_all(name: str, count: int, size: int) -> None:
+    logger.info("--sample=%d: %s has %d pictures, all of them are evaluated", count, name, size)
 
 
 def dataset_for(args: Any, name: str) -> ImageDataset:

@@ -20,9 +20,10 @@ def stratified(labels: Array, count: int) -> Array:
     labels = np.asarray(labels)
     if count >= len(labels):
         return np.arange(len(labels))
-    shares = np.bincount(labels) * count / len(labels)
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = sizes * count / len(labels)
     whole = np.floor(shares).astype(int)
     order = np.argsort(whole - shares, kind="stable")  # the largest remainder first
     whole[order[: count - whole.sum()]] += 1
-    chosen = [np.flatnonzero(labels == k)[:number] for k, number in enumerate(whole)]
+    chosen = [np.flatnonzero(labels == k)[:n] for k, n in zip(classes, whole, strict=True)]
     return np.sort(np.concatenate(chosen))

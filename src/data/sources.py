@@ -9,6 +9,7 @@ from typing import Literal
 
 from src.data.base import WAY_OUT, Loader, Splits
 from src.data.hub import HubSet, load_hub
+from src.data.leaks import refuse_shared
 from src.errors import MissingFileError, unknown
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,12 @@ class PublicSet:
     hub: HubSet | None = None
 
     def __call__(self, location: Path) -> Splits:
-        """Reads the folders below `location`."""
-        return self.folder.load(location)
+        """Reads the folders below `location`.
+
+        Raises:
+            UsageError: if two splits share pictures.
+        """
+        return refuse_shared(self.folder.load(location))
 
 
 def load_public(name: str, entry: PublicSet, location: Path, source: str = "auto") -> Splits:
@@ -61,7 +66,7 @@ def load_public(name: str, entry: PublicSet, location: Path, source: str = "auto
 
     Raises:
         MissingFileError: if no source has it, saying what each looked for.
-        UsageError: if a source has it, but not as it should be.
+        UsageError: if a source has it, but not as it should be, or with pictures in two splits.
     """
     if source not in ("auto", *SOURCES):
         raise unknown("data source", source, ("auto", *SOURCES))
@@ -74,6 +79,7 @@ def load_public(name: str, entry: PublicSet, location: Path, source: str = "auto
                 raise
             reasons[kind] = error
             continue
+        refuse_shared(found)
         if source == "auto" and kind != "folder":
             logger.info("data set %s: read from the source %s (--data-source)", name, kind)
         return found

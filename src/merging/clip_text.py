@@ -70,9 +70,10 @@ class HuggingFaceText:
         folder = str(weights.folder)
         try:
             tower = CLIPTextModelWithProjection.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # of transformers, tokenizers, safetensors, the file system
+            reason = f"{type(error).__name__}: {error}"
             raise UsageError(
-                f"base_model={self.place} cannot be read as a CLIP: {error}"
+                f"base_model={self.place} cannot be read as a CLIP ({reason})"
             ) from error
         return TextTower(tower, tokenizer, weights.read("logit_scale"))

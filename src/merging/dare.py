@@ -1,7 +1,8 @@
 r"""DARE: task vectors lose weights at random, the rest is scaled up, then they are merged.
 
-The masks follow from (seed, model, tensor) alone, whatever the machine, the files' order and the
-number of threads. mergekit rescales to the L1 norm that the tensor had; here, as in the paper and
+The masks follow from (seed, model, tensor) alone, whatever the machine, the files' order, the
+number of threads and the size of the pieces: each `MASK_BLOCK` of a tensor has a generator of its
+own. mergekit rescales to the L1 norm that the tensor had; here, as in the paper and
 in fusion-bench, by \(1 / (1 - p)\).
 """
 
@@ -18,12 +19,22 @@ from src.errors import UsageError
 from src.merging.registry import Piece, Pieces, merging_method
 from src.merging.ties import Elected, elect, kept, merge_agreeing
 
+MASK_BLOCK = 2**18  # numbers; part of what DARE is here, since another value gives other masks
+
 
 def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
-    """The random numbers in [0, 1) of one model's piece, shape (size,)."""
-    digest = hashlib.sha256(f"{seed}|{model}|{name}|{start}".encode()).digest()
+    """The random numbers in [0, 1) of a stretch of one model's tensor, shape (size,)."""
+    end = start + size
+    blocks = range(start - start % MASK_BLOCK, end, MASK_BLOCK)
+    parts = [_block(seed, model, name, first, end)[max(0, start - first) :] for first in blocks]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _block(seed: int, model: str, name: str, first: int, end: int) -> Tensor:
+    """The numbers of the block that begins at `first`, no further than `end`."""
+    digest = hashlib.sha256(f"{seed}|{model}|{name}|{first}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(size, generator=generator)
+    return torch.rand(min(MASK_BLOCK, end - first), generator=generator)
 
 
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from src import checkpoints, statedict
@@ -57,8 +56,13 @@ class ModelPool:
                 found = held(_state_of(model))
             elif isinstance(model, Mapping):
                 found = held(model)
-            else:
+            elif isinstance(model, str | Path):
                 found = type(self).opened_by(model)
+            else:
+                raise UsageError(
+                    f"the model {name} must be a module, a state dict or a path, got a "
+                    f"{type(model).__name__}"
+                )
             self._open[name] = found
         return self._open[name]
 
@@ -116,8 +120,7 @@ class ModelPool:
         base = self.models[self.base_name]
         if isinstance(base, nn.Module):
             module = copy.deepcopy(base)
-            with torch.no_grad():
-                statedict.copy_into(_state_of(module), state, "the model and the merged weights")
+            statedict.copy_into(_state_of(module), state, "the model and the merged weights")
             return module
         kind = self.weights(self.model_names[0]).kind
         if kind in ENCODERS and not isinstance(base, Mapping):
@@ -125,14 +128,16 @@ class ModelPool:
         return state
 
     def _encoder(self, kind: str, state: dict[str, Tensor]) -> Any:
+        from src.clip import model_in
         from src.linearize import LinearizedImageEncoder
         from src.modeling import ImageEncoder
 
-        encoder = ImageEncoder.without_weights(str(self.base.facts["model"]))
+        name = model_in(self.base.facts, state, self.base_name)
+        encoder = ImageEncoder.without_weights(name)
         if kind == "image_encoder":
             encoder.load_weights(state)
             return encoder
-        encoder.load_weights({name: self.base.read(name) for name in self.base.outline})
+        encoder.load_weights(dict(self.base.tensors))
         linear = LinearizedImageEncoder(image_encoder=encoder)
         linear.load_weights(state)
         return linear
@@ -147,7 +152,8 @@ class CLIPVisionModelPool(ModelPool):
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
     """The module's weights: of an encoder those of the vision tower."""
     weights = getattr(module, "weights", None)
-    return dict(weights() if callable(weights) else module.state_dict())
+    state = weights() if callable(weights) else module.state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def as_pool(models: ModelPool | Mapping[str, Model]) -> ModelPool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.checkpoints import write_text
-from src.errors import UsageError
+from src.checkpoints import check_writable, write_json
+from src.errors import UsageError, shown
 from src.merging.algorithms import Algorithm
 from src.merging.pool import ModelPool
 from src.merging.registry import get_method
-from src.merging.saving import recipe, save_merged
+from src.merging.saving import SHARD, check_target, recipe, save_merged
 from src.merging.stream import merged_state
 from src.merging.targets import (
     algorithm_of,
@@ -27,6 +27,7 @@ from src.merging.targets import (
     pool_of,
     task_pool_of,
 )
+from src.reading import read_json
 
 logger = logging.getLogger(__name__)
 AUTO = "auto"
@@ -47,16 +48,26 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: if something in it is not supported, or the models cannot be merged.
     """
-    settings = {**device_settings(config["fabric"]), "data_location": data_folder(config["path"])}
-    node, seed = dict(config["method"]), config.get("seed")
-    auto = node.get("scaling_factor") == AUTO
-    if auto:
-        node["scaling_factor"] = 1.0
-    algorithm, pool = algorithm_of(node, seed), pool_of(config["modelpool"])
-    tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
-    saving = _saving(config)
+    with _understood():
+        settings = {
+            **device_settings(config["fabric"]), "data_location": data_folder(config["path"])
+        }  # fmt: skip
+        node, seed = dict(config["method"]), config.get("seed")
+        auto = node.get("scaling_factor") == AUTO
+        if auto:
+            node["scaling_factor"] = 1.0
+        algorithm, pool = algorithm_of(node, seed), pool_of(config["modelpool"])
+        tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
+        saving, target = _saving(config), _report_path(config)
     if config.get("dry_run"):
         return {"dry_run": True, "method": repr(algorithm), "models": list(pool.models)}
+    merge = algorithm.merge(pool, show=True)
+    place = None
+    if config.get("merged_model_save_path"):
+        shards = saving.get("max_shard_size", SHARD)
+        place = check_target(merge, config["merged_model_save_path"], shards)
+    if target is not None:
+        _check_report(target, place)
     report: dict[str, Any] = {"model_info": _model_info(pool)}
     if auto:
         if tasks is None:
@@ -65,8 +76,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         report["scaling_factor"] = choose_scaling_factor(algorithm, pool, tasks)
         node["scaling_factor"] = report["scaling_factor"]["coefficient"]
-        algorithm = algorithm_of(node, seed)
-    merge = algorithm.merge(pool, show=True)
+        merge = algorithm_of(node, seed).merge(pool, show=True)
     seconds: dict[str, float] = {}
     state: Mapping[str, Tensor] | None = None
     with _timed(seconds, "merge"):
@@ -75,23 +85,43 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             logger.info("wrote %s", written)
             if tasks is not None:  # what is evaluated is what was written
                 found = type(pool).opened_by(written)
-                state = {name: found.read(name) for name in found.outline}
+                state = dict(found.tensors)
         elif tasks is not None:
             state = merged_state(merge)
     if tasks is not None and state is not None:
         with _timed(seconds, "evaluate"):
             report |= tasks.evaluate(tasks.encoder(pool, state))
     report |= {"merge": recipe(merge), "seconds": seconds}
-    _write_report(report, config)
+    if target is not None:
+        write_json(target, report)
+        logger.info("wrote %s", target)
     return report
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Makes an error of ours of what goes wrong while a configuration is taken apart."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise UsageError(
+            f"the configuration is not understood ({type(error).__name__}: {shown(error)}); see "
+            "the groups in config/ for what it may hold"
+        ) from error
 
 
 def _saving(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `save_merged` that `merged_model_save_kwargs` names."""
     found = dict(config.get("merged_model_save_kwargs") or {})
-    if strange := sorted(set(found) - set(SAVING)):
+    if strange := sorted(map(str, set(found) - set(SAVING))):
         raise UsageError(
             f"merged_model_save_kwargs has {', '.join(strange)}; it knows {', '.join(SAVING)}"
+        )
+    if not isinstance(found.get("fsync", True), bool):
+        raise UsageError(
+            f"merged_model_save_kwargs.fsync must be true or false, got {found['fsync']!r}"
         )
     return found
 
@@ -108,12 +138,29 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.monotonic() - begun, 2)
 
 
-def _write_report(report: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _report_path(config: Mapping[str, Any]) -> Path | None:
     target = config.get("report_save_path")
-    if target:
-        target = str(target).replace("{log_dir}", str(config["path"]["log_dir"]))
-        write_text(Path(target), json.dumps(report, indent=2) + "\n")
-        logger.info("wrote %s", target)
+    if not target:
+        return None
+    named = str(target).replace("{log_dir}", str(config["path"]["log_dir"]))
+    return Path(os.path.expanduser(named))  # noqa: PTH111 - it never raises
+
+
+def _check_report(path: Path, place: Path | None) -> None:
+    """Checks that the report can be written, and takes the place of nothing but a report.
+
+    Args:
+        path: the report's.
+        place: the merged model's.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if place is not None and path.resolve() == place.resolve():
+        raise UsageError(f"report_save_path={path} is where the merged model goes; name another")
+    check_writable(path)
+    if path.exists() and not {"merge", "model_info"} <= read_json(path).keys():
+        raise UsageError(f"report_save_path={path} is no report; name another file")
 
 
 def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: Any) -> dict[str, Any]:
@@ -133,7 +180,7 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: Any) -> 
     method = get_method(algorithm.method)
     if "scaling_factor" not in method.defaults:
         raise UsageError(f"{method.name} has no scaling_factor to choose")
-    theta0 = {name: pool.base.read(name) for name in pool.base.outline}
+    theta0 = dict(pool.base.tensors)
     merged = merged_state(algorithm.merge(pool, show=True))
     encoder = tasks.encoder(pool, theta0)
     tau = _difference(tasks.encoder(pool, merged), encoder)

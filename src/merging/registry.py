@@ -14,10 +14,11 @@ which goes over the weights beforehand and whose result the function gets as `st
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -80,6 +81,8 @@ class Method:
         drops: whether weights may be left out, so that a NaN in one need not show in the result.
         needs_data: whether it looks at data.
         needs_models: whether it runs whole models.
+        defaults: option -> its default.
+        types: option -> its annotation.
     """
 
     name: str
@@ -94,12 +97,14 @@ class Method:
     needs_data: bool = False
     needs_models: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    types: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options of the method, given ones over defaults.
 
         Raises:
-            UsageError: for an option that it does not have, or one that is missing.
+            UsageError: for an option that it does not have, one that is missing, or one of another
+                type than its annotation says.
         """
         for name in given:
             if name not in self.defaults:
@@ -112,9 +117,46 @@ class Method:
         found = {**self.defaults, **given}
         if missing := [name for name, value in found.items() if value is inspect.Parameter.empty]:
             raise UsageError(f"{self.name} needs {', '.join(missing)}")
-        return found
+        return {name: self._typed(name, value) for name, value in found.items()}
+
+    def _typed(self, name: str, value: Any) -> Any:
+        """An option as plain Python has it, which a recipe can keep."""
+        kind = self.types.get(name)
+        plain = _plain(value)
+        if get_origin(kind) is Literal and plain not in (choices := get_args(kind)):
+            raise unknown(name, str(plain), choices)
+        if kind in EXPECTED and not _is_of(plain, kind):
+            raise UsageError(f"{self.name}'s {name} must be {EXPECTED[kind]}, got {value!r}")
+        return plain
 
 
+def _plain(value: Any) -> Any:
+    """Numbers and lists of torch, NumPy and OmegaConf as Python's own."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise UsageError(
+            "merging writes numbers, through which no derivatives go; where these are wanted, "
+            "apply a task vector to a state dict, see src.task_vectors.TaskVector.apply_to"
+        )
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind in (Sequence[float], Sequence[str]):
+        (inner,) = get_args(kind)
+        return isinstance(value, list) and all(_is_of(each, inner) for each in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+EXPECTED: dict[Any, str] = {
+    float: "a number", int: "a whole number", bool: "true or false", str: "a text",
+    Sequence[float]: "a list of numbers", Sequence[str]: "a list of names",
+}  # fmt: skip
 METHODS: dict[str, Method] = {}
 
 
@@ -133,7 +175,10 @@ def merging_method(name: str, *, source: str, **facts: Any) -> Callable[[Functio
             for parameter in inspect.signature(function).parameters.values()
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in RESERVED
         }
-        METHODS[name] = Method(name, function, source, defaults=defaults, **facts)
+        types: dict[str, Any] = {}
+        with contextlib.suppress(NameError):  # an annotation that is only there for type checkers
+            types = get_type_hints(function)
+        METHODS[name] = Method(name, function, source, defaults=defaults, types=types, **facts)
         return function
 
     return register

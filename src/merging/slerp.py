@@ -72,6 +72,10 @@ def slerp(
     """
     if not 0 <= t <= 1:
         raise UsageError(f"slerp's t must be from 0 to 1, got {t}")
+    if not 0 <= DOT_THRESHOLD < 1:
+        raise UsageError(
+            f"slerp's DOT_THRESHOLD must be at least 0 and below 1, got {DOT_THRESHOLD}"
+        )
     a, b = factors(statistics[piece.name], t, DOT_THRESHOLD, epsilon)
     u, v = piece.thetas
     return torch.mul(u, a).add_(v, alpha=b)

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.errors import UsageError
+from src import statedict
+from src.errors import UsageError, shown
 from src.logs import byte_progress
 from src.merging.pool import ModelPool
 from src.merging.registry import PRETRAINED, Method, Piece
 from src.merging.weights import Weights
 
-PIECE = 2**18  # numbers; another value gives DARE other masks
+PIECE = 2**18  # numbers; a matter of speed alone
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,14 @@ class Merge:
         pool.check()
         self.theta0 = pool.base if pool.has_pretrained else None
         self.thetas = [pool.weights(name) for name in self.models]
-        outline = pool.base.outline
-        self.names = sorted(outline)
-        self.floating = [name for name in self.names if outline[name].is_floating_point()]
+        self.names = sorted(pool.base.outline)
+        self.floating = [
+            name
+            for name in self.names
+            if all(statedict.takes_part(weights.outline[name]) for weights in self._read())
+        ]
+        ties = statedict.joined(*(weights.ties for weights in (pool.base, *self._read())))
+        self.ties = statedict.agreed(ties, *(weights.tensors for weights in self._read()))
         self.bytes = sum(weights.nbytes for weights in self._read())
 
     def _read(self) -> list[Weights]:
@@ -77,9 +83,15 @@ class Merge:
     def parts(self) -> Iterator[Part]:
         """The merged tensors in the order of their names, each with at least one part.
 
+        A parameter of several names is merged under the first of them, and given under all. Tensors
+        that are not of real floating-point numbers are the base model's; those that differ are
+        named in the log.
+
         Raises:
-            UsageError: if weights are NaN or infinite, in a model or after merging.
+            UsageError: if weights are NaN or infinite, in a model or after merging, or too large
+                for their type.
         """
+        self._say_left_out()
         given = dict(self.options)
         if self.method.prepare is not None:
             given["statistics"] = self.method.prepare(self._looked_at, **self.options)
@@ -89,6 +101,18 @@ class Merge:
                     yield from self._merged(name, given, advance)
                 else:
                     yield Part(name, 0, self.pool.base.read(name).reshape(-1))
+
+    def _say_left_out(self) -> None:
+        first, *others = self._read()
+        statedict.say_left_out(
+            "the models",
+            tuple(
+                name
+                for name in self.names
+                if name not in self.floating
+                and not all(statedict.equal(first.read(name), each.read(name)) for each in others)
+            ),
+        )
 
     def _merged(
         self, name: str, given: dict[str, Any], advance: Callable[[int], Any]
@@ -101,13 +125,15 @@ class Merge:
             found = self.method.function(piece, **given)
             if not is_finite(found):
                 found = self._not_finite(piece)
-            yield Part(name, piece.start, found.to(dtype))
+            if found.dtype != dtype:
+                found = statedict.stored(found, dtype, name, start=piece.start)
+            yield Part(name, piece.start, found)
             advance(len(found) * dtype.itemsize * len(self._read()))
 
     def _looked_at(self) -> Iterator[Piece]:
         """One pass over the weights for `prepare`."""
         with self._progress("looking") as advance:
-            for name in self.floating:
+            for name in (name for name in self.floating if name not in self.ties):
                 size = self.pool.base.outline[name].dtype.itemsize * len(self._read())
                 for piece in self._pieces(name):
                     if self._is_finite(piece):
@@ -115,6 +141,7 @@ class Merge:
                     advance(len(piece.thetas[0]) * size)
 
     def _pieces(self, name: str) -> Iterator[Piece]:
+        first = self.ties.get(name, name)
         base = self.pool.base.outline[name]
         base_device = self.pool.base.read(name).device
         whole = [weights.read(name).reshape(-1) for weights in self.thetas]
@@ -128,7 +155,7 @@ class Merge:
         for start in range(0, base.numel(), PIECE):
             theta0 = None if start0 is None else cut(start0, start)
             thetas = tuple(cut(values, start) for values in whole)
-            yield Piece(name, tuple(base.shape), start, theta0, thetas, tuple(self.models))
+            yield Piece(first, tuple(base.shape), start, theta0, thetas, tuple(self.models))
 
     def _is_finite(self, piece: Piece) -> bool:
         """Whether a piece is finite in all models; an error if it is not, and differs in them."""
@@ -151,12 +178,12 @@ class Merge:
             if bool(wrong.any()):
                 at = piece.start + int(wrong.nonzero()[0])
                 raise UsageError(
-                    f"{model} has {values[wrong][0].item()} at number {at} of {piece.name}, "
+                    f"{model} has {values[wrong][0].item()} at number {at} of {shown(piece.name)}, "
                     "expected finite weights; is its checkpoint of a run that diverged?"
                 )
         raise UsageError(
-            f"merging by {self.method.name} gives numbers that are not finite in {piece.name}; "
-            f"are its options right? {self.options}"
+            f"merging by {self.method.name} gives numbers that are not finite in "
+            f"{shown(piece.name)}; are its options right? {self.options}"
         )
 
     def _progress(self, label: str) -> AbstractContextManager[Callable[[int], Any]]:
@@ -174,4 +201,7 @@ def merged_state(merge: Merge) -> dict[str, Tensor]:
             device = merge.pool.base.read(part.name).device
             found[part.name] = torch.empty(outline.shape, dtype=outline.dtype, device=device)
         found[part.name].view(-1)[part.start : part.start + len(part.values)] = part.values
+    for name, first in merge.ties.items():
+        if name in merge.pool.base.ties:
+            found[name] = found[first]
     return found

@@ -85,6 +85,9 @@ class TaskPool:
                 f"{name} has no validation split here, on which scaling_factor=auto is chosen; "
                 "name a number"
             )
+        if not len(pictures):
+            split = "validation" if validation else "test"
+            raise UsageError(f"the {split} split of {name} has no pictures")
         workers = num_workers_of(self.args)
         return eval_loader(pictures, encoder.val_preprocess, eval_batch_of(self.args), workers)
 
@@ -102,28 +105,33 @@ class TaskPool:
         coefs: Sequence[float],
         validation: bool,
     ) -> list[dict[str, float]]:
-        """Accuracy and mean cross-entropy at theta + coef * tau for each coefficient."""
+        """Accuracy and mean cross-entropy at theta + coef * tau for each coefficient.
+
+        Whatever happens, the encoder is at theta again in the end.
+        """
         device = device_of(self.args)
         encoder.eval().to(device)
         head, loader = self._head(name), self._batches(encoder, name, validation)
         own = encoder.weights()
+        statedict.check_part(own, tau, "weights and task vector")
         theta = {key: own[key].clone() for key in tau}
         moves = {key: value.to(device) for key, value in tau.items()}
         hits, losses = np.zeros(len(coefs)), np.zeros(len(coefs))
         count, total = 0, 1 if self.fast_dev_run else len(loader)
-        for batch in progress(islice(loader, total), f"evaluating {name}", total):
-            images, labels = to_device(batch, device)
-            count += len(labels)
-            for i, coef in enumerate(coefs):
-                if moves:
+        try:
+            for batch in progress(islice(loader, total), f"evaluating {name}", total):
+                images, labels = to_device(batch, device)
+                count += len(labels)
+                for i, coef in enumerate(coefs):
                     statedict.move_into(own, theta, moves, coef)
-                with autocast_of(self.args):
-                    features = encoder(images)
-                logits = head(features.float())
-                hits[i] += int((logits.argmax(dim=1) == labels).sum())
-                losses[i] += float(F.cross_entropy(logits, labels, reduction="sum"))
-        for key, value in theta.items():
-            own[key].copy_(value)
+                    with autocast_of(self.args):
+                        features = encoder(images)
+                    logits = head(features.float())
+                    hits[i] += int((logits.argmax(dim=1) == labels).sum())
+                    losses[i] += float(F.cross_entropy(logits, labels, reduction="sum"))
+        finally:
+            for key, value in theta.items():
+                own[key].copy_(value)
         return [
             {"accuracy": float(hit) / count, "loss": float(loss) / count, "num_images": count}
             for hit, loss in zip(hits, losses, strict=True)

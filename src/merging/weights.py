@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from src import checkpoints
-from src.errors import MissingFileError, UsageError
+from src import checkpoints, statedict
+from src.errors import MissingFileError, UsageError, shown
 from src.published import huggingface
+from src.reading import check_header, readable
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -37,6 +40,8 @@ class Weights:
         facts: what is known of the model: "hash", "theta0_hash", "model".
         place: the path it was read from, as the user named it; None for memory.
         folder: the folder of Hugging Face that it was read from.
+        files: the files that it was read from.
+        ties: other names of tied parameters, see `src.statedict.ties`.
     """
 
     outline: dict[str, Tensor]
@@ -45,6 +50,13 @@ class Weights:
     facts: Mapping[str, Any] = field(default_factory=dict)
     place: str | None = None
     folder: Path | None = None
+    files: tuple[Path, ...] = ()
+    ties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by name, each read when it is asked for."""
+        return _Tensors(self.outline, self.read)
 
     @property
     def nbytes(self) -> int:
@@ -67,10 +79,41 @@ class Weights:
         return {**place, **known, "bytes": self.nbytes, "fingerprint": digest.hexdigest()[:32]}
 
 
+class _Tensors(Mapping[str, Tensor]):
+    def __init__(self, outline: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.outline, self.read = outline, read
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outline)
+
+    def __len__(self) -> int:
+        return len(self.outline)
+
+
 def held(state: Mapping[str, Tensor], **facts: Any) -> Weights:
-    """Weights in memory."""
+    """Weights in memory.
+
+    Raises:
+        UsageError: if there is something else than tensors.
+    """
+    state = dict(state)
+    statedict.check_tensors(state, str(facts.get("place") or "a model"))
     outline = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    return Weights(outline, lambda name: state[name].detach(), **facts)
+    ties = statedict.ties(state)
+    return Weights(outline, lambda name: state[name].detach(), ties=ties, **facts)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes an error of ours of what goes wrong while a file of safetensors is read."""
+    with readable(path, "a file of safetensors"):
+        try:
+            yield
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{error}; is it damaged?") from error
 
 
 def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> dict[str, Any]:
@@ -84,9 +127,10 @@ def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> d
         UsageError: for a damaged file, or a type of numbers that we do not know.
     """
     outline: dict[str, Tensor] = {}
-    keys: dict[str, tuple[Any, str]] = {}
+    keys: dict[str, tuple[Path, Any, str]] = {}
     for path in files:
-        try:
+        with _reading(path):
+            check_header(path)
             file = safe_open(str(path), framework="pt")
             for key in file.keys():  # noqa: SIM118 - not a dict
                 name = names(key)
@@ -94,21 +138,20 @@ def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> d
                     continue
                 part = file.get_slice(key)
                 if part.get_dtype() not in DTYPES:
-                    raise UsageError(f"{path} holds {key} as {part.get_dtype()}, which is unknown")
+                    raise UsageError(
+                        f"{path} holds {shown(key)} as {shown(part.get_dtype())}, which is unknown"
+                    )
                 dtype = DTYPES[part.get_dtype()]
                 outline[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
-                keys[name] = (file, key)
-        except (SafetensorError, OSError) as error:
-            raise UsageError(
-                f"{path} cannot be read ({error}); expected a file of safetensors, is it damaged?"
-            ) from error
+                keys[name] = (path, file, key)
 
     def read(name: str) -> Tensor:
-        file, key = keys[name]
-        found: Tensor = file.get_tensor(key)
+        path, file, key = keys[name]
+        with _reading(path):
+            found: Tensor = file.get_tensor(key)
         return found
 
-    return {"outline": outline, "read": read}
+    return {"outline": outline, "read": read, "files": tuple(files)}
 
 
 def open_weights(place: str | Path) -> Weights:
@@ -123,12 +166,13 @@ def open_weights(place: str | Path) -> Weights:
         MissingFileError: if there is nothing.
         UsageError: if it is damaged or no weights.
     """
-    path = _find(place)
-    if path.is_dir():
-        return _folder(path, str(place), str)
-    if path.suffix == ".safetensors":
-        return _safetensors(path, str(place))
-    return _pickled(path, str(place))
+    with readable(place, "the weights of a model"):
+        path = _find(place)
+        if path.is_dir():
+            return _folder(path, str(place), str)
+        if path.suffix == ".safetensors":
+            return _safetensors(path, str(place))
+        return _pickled(path, str(place))
 
 
 def open_clip_vision(place: str | Path) -> Weights:
@@ -141,8 +185,10 @@ def open_clip_vision(place: str | Path) -> Weights:
     Args:
         place: a folder, a file of safetensors, or `[hf-hub:]ORG/NAME`.
     """
-    path = _find(place)
-    found = _folder(path, str(place), _vision) if path.is_dir() else _named(path, place, _vision)
+    with readable(place, "the weights of a model"):
+        path = _find(place)
+        folder = path.is_dir()
+        found = _folder(path, str(place), _vision) if folder else _named(path, place, _vision)
     if not found.outline:
         raise UsageError(
             f"{place} has no vision tower of a CLIP, expected names such as "
@@ -161,7 +207,7 @@ def _vision(key: str) -> str | None:
 
 def _find(place: str | Path) -> Path:
     """The file or folder; a name such as ORG/NAME that is no path is looked for on the hub."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))  # noqa: PTH111 - it never raises
     if path.is_file():
         return path
     if path.is_dir():
@@ -184,13 +230,13 @@ def _folder(path: Path, place: str, names: Callable[[str], str | None]) -> Weigh
     state: dict[str, Tensor] = {}
     for file in files:
         state |= _state(file)
-    return _renamed(state, names, place, path)
+    return _renamed(state, names, place, path, tuple(files))
 
 
 def _named(path: Path, place: str | Path, names: Callable[[str], str | None]) -> Weights:
     if path.suffix == ".safetensors":
         return Weights(**mapped([path], names), place=str(place))
-    return _renamed(_state(path), names, str(place), None)
+    return _renamed(_state(path), names, str(place), None, (path,))
 
 
 def _renamed(
@@ -198,13 +244,15 @@ def _renamed(
     names: Callable[[str], str | None],
     place: str,
     folder: Path | None,
+    files: tuple[Path, ...],
 ) -> Weights:
     pairs = ((names(key), value) for key, value in state.items())
     kept = {name: value for name, value in pairs if name is not None}
-    return held(kept, place=place, folder=folder)
+    return held(kept, place=place, folder=folder, files=files)
 
 
 def _safetensors(path: Path, place: str) -> Weights:
+    """A file of safetensors; one of ours only if its content is that of its checksum."""
     facts = checkpoints.read_header(path)
     if facts is None:
         return Weights(**mapped([path]), place=place)
@@ -213,7 +261,10 @@ def _safetensors(path: Path, place: str) -> Weights:
     def own(key: str) -> str | None:
         return None if key.startswith(checkpoints.THETA0) else key
 
-    return Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
+    found = Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
+    if statedict.content_hash(found.tensors) != facts["hash"]:
+        raise UsageError(f"{path} is damaged (its checksum differs); {checkpoints.AGAIN}")
+    return found
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -230,9 +281,9 @@ def _pickled(path: Path, place: str) -> Weights:
     """A published encoder under our names; any other state dict under its own."""
     state = _state(path)
     if state and not any("visual." in name or name.startswith("model.params") for name in state):
-        return held(state, place=place)
+        return held(state, place=place, files=(path,))
     from src.published.loading import load
 
     found = load(path)
     known = {**found.info, "hash": found.hash, "theta0_hash": found.theta0_hash}
-    return held(found.theta, kind=found.kind, facts=known, place=place)
+    return held(found.theta, kind=found.kind, facts=known, place=place, files=(path,))

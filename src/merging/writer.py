@@ -15,21 +15,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.checkpoints import atomic, write_text
-from src.errors import UsageError
+from src.checkpoints import atomic, checksum, part_folder, write_text
+from src.errors import UsageError, shown
 from src.merging.stream import Part
 from src.merging.weights import CODES
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
 Outline = Mapping[str, Tensor]
 
 
@@ -39,10 +40,10 @@ def size_of(text: str | int) -> int:
     Raises:
         UsageError: for another text.
     """
-    if isinstance(text, int):
+    if isinstance(text, int) and text > 0 and not isinstance(text, bool):
         return text
-    number, unit = text.strip()[:-2].strip(), text.strip()[-2:].upper()
-    with contextlib.suppress(ValueError):
+    number, unit = str(text).strip()[:-2].strip(), str(text).strip()[-2:].upper()
+    with contextlib.suppress(ValueError, OverflowError):
         if unit in UNITS and float(number) > 0:
             return int(float(number) * UNITS[unit])
     raise UsageError(f"expected a size such as 5GB or 200MB, got {text!r}")
@@ -80,7 +81,9 @@ class TensorFile:
         for name, begin in self.offsets.items():
             value = self.outline[name]
             if value.dtype not in CODES:
-                raise UsageError(f"{name} has type {value.dtype}, which safetensors does not know")
+                raise UsageError(
+                    f"{shown(name)} has type {value.dtype}, which cannot be written here"
+                )
             entries[name] = {
                 "dtype": CODES[value.dtype],
                 "shape": list(value.shape),
@@ -145,7 +148,8 @@ def write_file(
         fsync: whether to wait until the disk has it.
     """
     digest = hashlib.sha256()
-    facts = {**metadata, **({"hash": "0" * 64} if hashed else {})}
+    empty = {"hash": "0" * 64, "check": "0" * 64} if hashed else {}
+    facts = {**metadata, **empty}
     with atomic(path, fsync) as temporary:
         file = TensorFile(temporary, outline, facts)
         try:
@@ -158,7 +162,10 @@ def write_file(
                         digest.update(head.encode())
                     digest.update(data)
         finally:
-            file.close(**({"hash": digest.hexdigest()} if hashed else {}))
+            if hashed:
+                facts["hash"] = digest.hexdigest()
+                facts["check"] = checksum(facts)
+            file.close(**{name: facts[name] for name in empty})
 
 
 def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
@@ -175,38 +182,58 @@ def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
     return shards
 
 
+def shard_names(count: int) -> list[str]:
+    """The names of the files of a model in so many parts."""
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
 @contextlib.contextmanager
-def new_folder(path: Path, marker: str) -> Iterator[Path]:
+def new_folder(path: Path, others: Callable[[], Iterable[str]]) -> Iterator[Path]:
     """Gives a temporary folder, which takes the place of `path` if the block succeeds.
 
     Args:
-        path: the folder; must not exist, be empty, or have been written like this.
-        marker: a file that only folders written like this have.
-
-    Raises:
-        UsageError: if it holds something else.
+        path: the folder.
+        others: gives the names in `path` that are kept: the new folder has them too. Asked when the
+            block has succeeded; what it raises leaves everything as it was.
     """
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, expected a folder or a name that is free")
-    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
-        raise UsageError(
-            f"{path} holds other files, expected a new folder, an empty one, or one that an "
-            "earlier merge wrote; name another one"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-    try:
+    with part_folder(path) as around:
+        temporary = around / path.name
+        temporary.mkdir()
         yield temporary
         temporary.chmod(0o755)
         if not path.is_dir():
             temporary.replace(path)
-        elif not _exchange(temporary, path):
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            return
+        known = {entry.name for entry in path.iterdir()}
+        for name in others():
+            _keep(path / name, temporary / name)
+        old = temporary
+        if not _exchange(temporary, path):
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=".merged.", suffix=".old"))
             path.replace(old)
             temporary.replace(path)
+        for entry in list(old.iterdir()):
+            if entry.name not in known:  # came in the meantime
+                entry.replace(path / entry.name)
+        if old != temporary:
             shutil.rmtree(old)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Gives a file or folder a second place, as a link where the file system has such."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -237,9 +264,7 @@ def write_shards(
         fsync: whether to wait until the disk has it.
     """
     shards, stream = plan_shards(outline, max_bytes), iter(parts)
-    files = [SINGLE]
-    if len(shards) > 1:
-        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = shard_names(len(shards))
     pending: list[Part] = []
 
     def those_of(names: set[str]) -> Iterator[Part]:
@@ -260,4 +285,4 @@ def write_shards(
             "metadata": {"total_size": sum(value.nbytes for value in outline.values())},
             "weight_map": {n: f for f, names in zip(files, shards, strict=True) for n in names},
         }
-        write_text(folder / f"{SINGLE}.index.json", json.dumps(index, indent=2) + "\n")
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")

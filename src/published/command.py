@@ -8,19 +8,21 @@ FILE and IN may be `hf-hub:ORG/NAME`. Nothing in a file is executed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from src import checkpoints
-from src.errors import UsageError, entry_point
+from src.args import Parser
+from src.errors import UsageError, entry_point, shown
 from src.published import hub
 from src.published.loading import load
 
+LONGEST_LINE = 2000
+
 
 def describe(path: Path) -> str:
-    """What a checkpoint is, in a few lines."""
+    """What a checkpoint is, in a few lines; what it says of itself is cut where it is long."""
     found = checkpoints.resolve(path)
     facts = checkpoints.read_facts(found)
     state = checkpoints.load_checkpoint(found)
@@ -35,7 +37,8 @@ def describe(path: Path) -> str:
         f"  hash {facts['hash']}",
         f"  started from {facts['theta0_hash'] or 'not said'}",
     ]
-    return "\n".join([*lines, *(f"  {key}: {value}" for key, value in sorted(info.items()))])
+    lines += [f"  {shown(key)}: {value}" for key, value in sorted(info.items())]
+    return "\n".join(shown(line, LONGEST_LINE) for line in lines)
 
 
 def convert(source: Path, target: Path, model: str | None, theta0: Path | None, force: bool) -> str:
@@ -66,15 +69,14 @@ def convert(source: Path, target: Path, model: str | None, theta0: Path | None, 
     checkpoints.save_tensors(
         target, state.theta, state.kind, state.theta0, state.theta0_hash, state.info
     )
-    return (
-        f"wrote {target} ({state.info['published']}, model {state.info.get('model', 'not said')})"
-    )
+    model = state.info.get("model", "not said")
+    return shown(f"wrote {target} ({state.info['published']}, model {model})", LONGEST_LINE)
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m src.checkpoints", description=__doc__)
+    parser = Parser(prog="python -m src.checkpoints", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     inspecting = commands.add_parser("inspect", help="say what files are")
     inspecting.add_argument("files", nargs="+", type=Path)

@@ -7,20 +7,23 @@ folders).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.checkpoints import BACKBONE, read_safetensors
-from src.errors import UsageError
+from src.clip import check_hint, named_models, outlined, shapes
+from src.errors import UsageError, shown
 from src.published import huggingface
-from src.published.unpickler import Stub, read_pickle, state_of, tensors_of
+from src.published.unpickler import Stub, read_pickle, state_of
+from src.reading import readable, refuse_pointer
+from src.wrappers import ADAPTER_CONFIG, DEEPEST, adapter_error, refuse_adapter, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -66,32 +69,55 @@ def read(path: Path, model: str | None, base: Base) -> Published:
         UsageError: if it is not one of the known formats, does not fit the model, or its model is
             not certain.
     """
-    if path.is_dir():
-        return _from_folder(path, model, base)
-    if path.suffix == ".safetensors":
-        content: Any = read_safetensors(path)
-    else:
-        content = read_pickle(path)
-    if isinstance(content, Stub):
-        return _from_module(path, content, model)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if isinstance(content, Mapping) and content:
-        return _from_dict(path, content, model, base)
-    raise UsageError(
-        f"{path} holds a {type(content).__name__}, expected an encoder or a head: a pickled "
-        "module, or a dict of tensors"
-    )
+    with readable(path, "a checkpoint"):
+        if path.is_dir():
+            return _from_folder(path, model, base)
+        content = _content(path)
+        if isinstance(content, Stub):
+            return _from_module(path, content, model)
+        if isinstance(content, Mapping) and content:
+            return _from_dict(path, content, model, base)
+        raise UsageError(
+            f"{path} holds a {type(content).__name__}, expected an encoder or a head: a pickled "
+            "module, or a dict of tensors"
+        )
+
+
+def _content(path: Path) -> Any:
+    """What a file holds; nothing in it is executed."""
+    refuse_pointer(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
 
 
 def _from_module(path: Path, module: Stub, model: str | None) -> Published:
     """A pickled `ClassificationHead`, `ImageEncoder` or CLIP."""
+    module = _bare(path, module)
     state, label = dict(state_of(module)), f"pickled {module.path()}"
+    refuse_adapter(path, state)
     if set(state) == HEAD:
         info = {"normalize": _normalizes(module.state)}
         return Published(label, "head", state, info=info)
-    names = [module.state.get("model_name")] if isinstance(module.state, dict) else []
-    return _encoder(path, label, state, model, [n for n in names if isinstance(n, str)])
+    return _encoder(path, label, state, model, _hints(module.state))
+
+
+def _bare(path: Path, module: Stub) -> Stub:
+    """The module in DistributedDataParallel's or torch.compile's, which is said."""
+    for _ in range(DEEPEST):
+        held = module.state.get("_modules")
+        inner = list(held.items()) if isinstance(held, Mapping) else []
+        if len(inner) != 1 or inner[0][0] not in ("module", "_orig_mod"):
+            break
+        if not isinstance(inner[0][1], Stub):
+            break
+        logger.info("%s: unwrapped a %s", path, shown(module.path()))
+        module = inner[0][1]
+    return module
+
+
+def _hints(facts: Mapping[Any, Any]) -> list[str]:
+    """The model's name, where a file tells it."""
+    name = facts.get("model_name")
+    return [name] if isinstance(name, str) else []
 
 
 def _normalizes(content: Mapping[str, Any]) -> bool:
@@ -101,43 +127,62 @@ def _normalizes(content: Mapping[str, Any]) -> bool:
 
 
 def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: Base) -> Published:
-    """A state dict, whose tensors may lie among other things."""
-    tensors = tensors_of(content)
+    """A state dict, whose tensors may lie among other things or in wrappers."""
+    inner = unwrapped(content, path)
+    tensors = inner.tensors
     if set(tensors) == HEAD:
-        info = {"normalize": _normalizes(content)}
+        info = {"normalize": _normalizes(inner.facts)}
         return Published("state dict of a head", "head", tensors, info=info)
     if any(INDEXED.fullmatch(name) for name in tensors):
-        return _indexed(path, content, tensors, model)
+        return _indexed(path, inner.facts, tensors, model)
     if tensors.keys() >= MLP:
-        theta = {name: in_float32(value) for name, value in tensors.items()}
-        size = {"input_dim": theta["transition.weight"].shape[1]}
-        return Published("backbone of the artificial-data study", BACKBONE, theta, info=size)
+        return _backbone(path, tensors)
     if huggingface.is_clip(tensors):
         return from_huggingface(path, tensors, {}, model, base)
-    return _encoder(path, "state dict of an encoder", tensors, model, [])
+    return _encoder(path, "state dict of an encoder", tensors, model, _hints(inner.facts))
+
+
+def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Published:
+    """The MLP of the study on artificial data."""
+    theta = {name: in_float32(value) for name, value in tensors.items()}
+    matrix = theta["transition.weight"]
+    if matrix.ndim != 2:
+        raise UsageError(
+            f"{path} has transition.weight of shape {tuple(matrix.shape)}, expected a matrix"
+        )
+    info = {"input_dim": matrix.shape[1]}
+    return Published("backbone of the artificial-data study", BACKBONE, theta, info=info)
 
 
 def _encoder(
     path: Path, label: str, state: dict[str, Tensor], model: str | None, hints: list[str]
 ) -> Published:
-    """The vision tower of a whole CLIP or of an encoder."""
-    for prefix in ("module.", "image_encoder."):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    inner = "model." if any(name.startswith(VISUAL) for name in state) else ""
-    wanted = f"{inner}visual."
-    theta = {
-        f"{VISUAL}{name.removeprefix(wanted)}": in_float32(value)
-        for name, value in state.items()
-        if name.startswith(wanted)
-    }
-    if not theta:
+    """The vision tower of a whole CLIP or of an encoder, or of a model that has one of these."""
+    towers = sorted({before for n in state for before in [_before_tower(n)] if before is not None})
+    if len(towers) > 1:
         raise UsageError(
-            f"{path} holds tensors such as {', '.join(list(state)[:3]) or 'none'}, expected "
+            f"{path} holds {len(towers)} image encoders, {', '.join(map(shown, towers))}; expected "
+            "one"
+        )
+    if not towers:
+        names = ", ".join(shown(name, 60) for name in list(state)[:3]) or "none"
+        raise UsageError(
+            f"{path} holds tensors such as {names}, expected "
             "an image encoder (model.visual.* or visual.*), a head (weight, bias) or a linear model"
         )
+    theta = {
+        f"{VISUAL}{name.removeprefix(towers[0])}": in_float32(value)
+        for name, value in state.items()
+        if name.startswith(towers[0])
+    }
     name = model_of(path, theta, model, hints)
     return Published(label, "image_encoder", fitted(path, theta, name), info={"model": name})
+
+
+def _before_tower(name: str) -> str | None:
+    """The beginning of a tensor's name up to that of a vision tower; None for one of no tower."""
+    before, separator, _ = f".{name}".partition(".visual.")
+    return f"{before}{separator}"[1:] if separator else None
 
 
 def in_float32(value: Tensor) -> Tensor:
@@ -146,18 +191,20 @@ def in_float32(value: Tensor) -> Tensor:
 
 
 def _indexed(
-    path: Path, content: Mapping[str, Any], tensors: dict[str, Tensor], model: str | None
+    path: Path, facts: Mapping[Any, Any], tensors: dict[str, Tensor], model: str | None
 ) -> Published:
     """A linear model of the tangent project, whose tensors are numbered."""
-    name = model or content.get("model_name")
+    name = model or facts.get("model_name")
     if not isinstance(name, str):
         raise UsageError(f"{path} does not say its model; name it with --model")
+    if model is None:
+        check_hint(name, path)
     parts: dict[str, list[Tensor]] = {}
     for part in ("params", "params0"):
         numbered = {
             int(key.rpartition(".")[2]): value
             for key, value in tensors.items()
-            if key.startswith(f"model.{part}.")
+            if key.startswith(f"model.{part}.") and INDEXED.fullmatch(key)
         }
         if sorted(numbered) != list(range(len(numbered))):
             raise UsageError(f"{path} lacks some of model.{part}.0 ... {max(numbered, default=0)}")
@@ -188,16 +235,15 @@ def _indexed(
 
 
 def _from_folder(path: Path, model: str | None, base: Base) -> Published:
+    if (path / ADAPTER_CONFIG).is_file():
+        raise adapter_error(path, f"it has {ADAPTER_CONFIG}")
     config = huggingface.read_config(path)
     tensors: dict[str, Tensor] = {}
     for file in huggingface.weight_files(path):
-        if file.suffix == ".safetensors":
-            tensors |= read_safetensors(file)
-        else:
-            content = read_pickle(file)
-            if not isinstance(content, Mapping):
-                raise UsageError(f"{file} holds a {type(content).__name__}, expected a state dict")
-            tensors |= tensors_of(content)
+        content = _content(file)
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{file} holds a {type(content).__name__}, expected a state dict")
+        tensors |= unwrapped(content, file).tensors
     return from_huggingface(path, tensors, config, model, base)
 
 
@@ -222,14 +268,15 @@ def from_huggingface(
     """
     theta = huggingface.to_open_clip(tensors, path)
     projection = f"{VISUAL}proj"
-    width = theta[f"{VISUAL}conv1.weight"].shape[0]
     if projection not in theta:
-        theta[projection] = base()[projection].clone()
-        if theta[projection].shape[0] != width:
+        width, found = theta[f"{VISUAL}conv1.weight"].shape[:1], base().get(projection)
+        if found is None or found.shape[:1] != width:
+            takes = "is not there" if found is None else f"takes {shown(tuple(found.shape[:1]))}"
             raise UsageError(
-                f"{path} is {width} wide, but the base model's projection takes "
-                f"{theta[projection].shape[0]}; name the right one with --theta0"
+                f"{path} is {shown(tuple(width))} wide, but the base model's projection {takes}; "
+                "name the right one with --theta0"
             )
+        theta[projection] = found.clone()
     quick = huggingface.activation(config) in (None, "quick_gelu")
     name = model_of(path, theta, model, [])
     if not quick and name in OPENAI:
@@ -245,25 +292,12 @@ def from_huggingface(
 # Which model it is
 
 
-@cache
-def _outline(model: str) -> nn.Module:
-    from src.clip import outline
-
-    return outline(model)
-
-
-def shapes(model: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of a model's vision tower."""
-    state = _outline(model).get_submodule("visual").state_dict()
-    return {f"{VISUAL}{name}": tuple(value.shape) for name, value in state.items()}
-
-
 def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
     """Parameters of a whole CLIP in their order: without its text transformer, and with it.
 
     The tangent project deletes `transformer` alone from the text side, and numbers what is left.
     """
-    whole = {f"model.{name}": tuple(p.shape) for name, p in _outline(model).named_parameters()}
+    whole = {f"model.{name}": tuple(p.shape) for name, p in outlined(model).named_parameters()}
     without = {n: shape for n, shape in whole.items() if not n.startswith("model.transformer.")}
     return [without, whole] if len(without) < len(whole) else [whole]
 
@@ -280,8 +314,10 @@ def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: 
     if model is not None:
         return model
     known = {name: tuple(value.shape) for name, value in theta.items()}
-    named = [h for h in hints if h.partition("__")[0] in OPENAI]
-    fitting = named or [name for name in OPENAI if _fits(shapes(name), known)]
+    named = [hint for hint in hints if hint.partition("__")[0] in OPENAI]
+    for hint in named:
+        check_hint(hint, path)
+    fitting = named or fitting_models(known)
     folders = [part for part in path.absolute().parts[:-1] if part.partition("__")[0] in OPENAI]
     folder = folders[-1] if folders else None
     if not fitting and folder is None:
@@ -299,6 +335,17 @@ def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: 
     if len(fitting) > 1:
         raise UsageError(f"{path} may be {' or '.join(fitting)}; say which with --model")
     return fitting[0]
+
+
+def fitting_models(known: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """OpenAI's models that have these shapes, or else those that the user has named before."""
+    if fitting := [name for name in OPENAI if _fits(shapes(name), known)]:
+        return fitting
+    for name in named_models():
+        with contextlib.suppress(UsageError):  # its folder may be gone by now
+            if _fits(shapes(name), known):
+                fitting.append(name)
+    return fitting
 
 
 def _fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> bool:
@@ -320,8 +367,14 @@ def fitted(path: Path, theta: Mapping[str, Tensor], model: str) -> dict[str, Ten
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UsageError(
-            f"{path} does not fit {model}: {'; '.join(wrong[:5])}{more}. Is it of another --model?"
+            f"{path} does not fit {model}: {'; '.join(wrong[:5])}{more}. {_way_out(theta)}"
         )
     if dropped := sorted(set(theta) - set(wanted)):
         logger.info("%s: not a part of %s, dropped: %s", path, model, ", ".join(dropped[:5]))
     return {name: theta[name].contiguous() for name in wanted}
+
+
+def _way_out(theta: Mapping[str, Tensor]) -> str:
+    """The model that weights are of instead, as advice."""
+    like = fitting_models({name: tuple(value.shape) for name, value in theta.items()})
+    return f"Add --model={like[0]}" if like else "Is it of another --model?"

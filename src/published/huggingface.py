@@ -6,7 +6,6 @@ value matrix where open_clip keeps the three as one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.errors import MissingFileError, UsageError
+from src.errors import MissingFileError, UsageError, shown
+from src.reading import read_json
 
 VISUAL = "model.visual."
 PREFIX = "vision_model."  # transformers 5 leaves it away in memory
@@ -55,6 +55,8 @@ def to_open_clip(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
         name = full.removeprefix(PREFIX)
         layer = LAYER.fullmatch(name)
         if full == PROJECTION:
+            if value.ndim != 2:
+                raise UsageError(f"{path} has {full} of shape {tuple(value.shape)}, not a matrix")
             found["proj"] = value.T.contiguous()
         elif name in NAMES:
             found[NAMES[name]] = value
@@ -68,12 +70,21 @@ def to_open_clip(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
             elif part in PARTS:
                 found[f"{block}{PARTS[part]}.{kind}"] = value
             else:
-                raise UsageError(f"{path} has {full!r}, which a CLIP's vision tower does not have")
+                raise UsageError(
+                    f"{path} has {shown(full)!r}, which a CLIP's vision tower does not have"
+                )
         elif name not in DROPPED and not full.startswith(("text_", "logit_scale")):
-            raise UsageError(f"{path} has {full!r}, which a CLIP's vision tower does not have")
+            raise UsageError(
+                f"{path} has {shown(full)!r}, which a CLIP's vision tower does not have"
+            )
     for (block, kind), group in attention.items():
         if set(group) != set(QKV):
-            raise UsageError(f"{path} has only {', '.join(group)} of {block}attn.{kind}")
+            raise UsageError(f"{path} has only {', '.join(group)} of {shown(block)}attn.{kind}")
+        shapes = {name: tuple(group[name].shape) for name in QKV}
+        if len(set(shapes.values())) > 1 or () in shapes.values():
+            raise UsageError(
+                f"{path} has different shapes in {shown(block)}attn.{shown(kind)}: {shapes}"
+            )
         found[f"{block}attn.in_proj_{kind}"] = torch.cat([group[name] for name in QKV])
     if "conv1.weight" not in found:
         raise UsageError(f"{path} has no patch embedding, expected a CLIP's vision tower")
@@ -93,23 +104,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is a folder without config.json, expected a checkpoint or a CLIP as "
             "transformers saves it (config.json and model.safetensors)"
         )
-    config = _json(path)
+    config = read_json(path)
     if config.get("model_type") not in ("clip", "clip_vision_model"):
         raise UsageError(
-            f"{folder} holds a {config.get('model_type')!r}, expected a 'clip' or "
+            f"{folder} holds a {shown(repr(config.get('model_type')))}, expected a 'clip' or "
             "'clip_vision_model'"
         )
     return config
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds a {type(found).__name__}, expected a JSON object")
-    return found
 
 
 def activation(config: Mapping[str, Any]) -> str | None:
@@ -131,13 +132,14 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            weight_map = _json(index).get("weight_map")
+            weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise UsageError(f"{index} has no weight_map, which says what each file holds")
             listed = {Path(str(file)).name for file in weight_map.values()}
             files = [folder / file for file in sorted(listed)]
             if missing := [file.name for file in files if not file.is_file()]:
-                raise MissingFileError(f"{index} names {', '.join(missing)}, which is not there")
+                names = ", ".join(shown(name) for name in missing[:5])
+                raise MissingFileError(f"{index} names {names}, which is not there")
             return files
     raise MissingFileError(
         f"{folder} has no weights, expected model.safetensors or pytorch_model.bin"

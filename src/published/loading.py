@@ -13,6 +13,7 @@ from torch import Tensor
 from src.checkpoints import ZEROSHOT, Checkpoint, load_checkpoint
 from src.errors import UsageError
 from src.published.formats import Published, read
+from src.reading import readable
 from src.statedict import content_hash
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,9 @@ def load(path: Path, model: str | None = None, theta0: Path | None = None) -> Ch
         UsageError: if it is not one of the known formats; the message says what was found.
     """
     path = path.absolute()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    with readable(path, "a published checkpoint"):
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     key = (path, stamps, model, theta0)
     if key not in _recent:
         _recent[key] = _load(path, model, theta0 or _near(path, STARTS))

@@ -16,11 +16,13 @@ from tests.small_suite import flags, small_suite
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Settings of the run, whose files are there."""
+    """Settings of the run, whose files are there, in the home folder of who ran it."""
     folder = tmp_path_factory.mktemp("analysis")
     with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        patch.setenv("HOME", str(folder))
         for mode in ("standard", "linear"):
-            assert finetune.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
+            database = f"--results-db={folder / 'all.jsonl'}"
+            assert finetune.main([f"--finetuning-mode={mode}", database, *flags(folder)]) == 0
         for mode in ("none", "standard", "linear", "posthoc"):
             assert eval_single_task.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
         for mode in ("standard", "linear", "posthoc"):

@@ -36,6 +36,15 @@ def changed(args: Config, **changes: Any) -> Config:
     return found
 
 
+def test_no_file_of_a_run_names_the_home_folder(made: Config) -> None:
+    assert made.save is not None
+    home = Path(made.save).parent
+    written = [path for path in home.rglob("*") if path.is_file()]
+    assert {".safetensors", ".json", ".html", ".jsonl"} <= {path.suffix for path in written}
+    for path in written:
+        assert str(home).encode() not in path.read_bytes(), path
+
+
 # --- edits
 
 
@@ -198,6 +207,16 @@ def test_analogies_are_evaluated_at_their_vectors(run: Config) -> None:
         coef = row["coefficient"]
         (accuracy,) = edits.accuracies("FashionMNIST", [{"Emoji": coef, "FashionMNIST": coef}])
         assert row["accuracy"] == accuracy
+
+
+def test_pairs_and_analogies_come_once() -> None:
+    with pytest.raises(UsageError, match="--pairs names Signs and Emoji twice"):
+        disentanglement.pairs_of(Config(pairs=["Emoji+Signs", "Signs + EmojiVal"]))
+    twice = "Emoji+Signs-MNIST=Letters,Emoji + Signs - MNISTVal = Letters"
+    with pytest.raises(UsageError, match=r"--analogies names .* twice"):
+        analogies.analogies_of(Config(analogies=twice.split(",")))
+    (analogy,) = analogies.analogies_of(Config(analogies=["Emoji+Signs-Emoji=Signs"]))
+    assert analogy.point == {"Emoji": 0.0, "Signs": 1.0}  # c + b - c
 
 
 @pytest.mark.parametrize("text", ["A+B=C", "Emoji+FashionMNIST-MNIST=Letterz"])

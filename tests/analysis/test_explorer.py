@@ -17,7 +17,7 @@ from src.analysis.logits import Logits
 from src.errors import UsageError
 from tests.browser import browsing, opened
 
-VECTORS = ("Emoji", "Signs", "a</script><b>")
+VECTORS = ("Emoji", "Signs", "a</script><b><!--<script>&lt;\u2028\u2029]]>")
 COEFS = [
     (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.3, 0.3, 0.3), (-0.35, 1.15, 0.05), (1.37, -0.9, 2.0),
     (1e-3, 0.0, -1.0),
@@ -123,7 +123,19 @@ def test_a_part_that_is_kept_gets_todays_script() -> None:
 def test_names_cannot_end_the_script() -> None:
     page = fragment()
     assert len(re.findall("</script>", page)) == 2  # the data's and the program's
+    assert not re.search("[<>&\u2028\u2029]", explorer.DATA.findall(page)[0])
     assert json.loads(explorer.DATA.findall(page)[0])["vectors"] == list(VECTORS)
+
+
+@pytest.mark.parametrize("data", ["<!--<script>", "[" * 100_000, "", '{"a": NaN}'])
+def test_a_kept_part_is_written_anew_or_left_out(data: str) -> None:
+    own = fragment("abc")
+    page = explorer.DATA.sub(lambda m: m[0].replace(m[1], data), own)
+    assert data in page and explorer.part_of(page, "abc") is None
+    page = explorer.DATA.sub(lambda m: m[0].replace(m[1], '{"a": "<!--<script>"}'), own)
+    part = explorer.part_of(page, "abc")
+    assert part is not None and "<!--<script>" not in part
+    assert json.loads(explorer.DATA.findall(part)[0]) == {"a": "<!--<script>"}
 
 
 # --- in a browser

@@ -257,3 +257,19 @@ def test_the_quick_study_learns(tmp_path: Path) -> None:
     assert means["base"] > 0.5  # guessing: 0.1
     assert means["standard"] > means["pre-trained"] + 0.1 and means["pre-trained"] > 0.2
     assert means["linear"] > means["pre-trained"] + 0.08
+
+
+@pytest.mark.parametrize("flag", ["--results={}/file/results", "--root={}/file/root"])
+def test_what_cannot_be_written_stops_the_study_before_the_work(
+    flag: str,
+    tiny: Preset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    for module in (training, finetuning):
+        monkeypatch.setattr(module, "fit", lambda *_: pytest.fail("trained"))
+    argv = [f"--root={tmp_path}/root", f"--results={tmp_path}/results", flag.format(tmp_path)]
+    assert main(argv) == 2
+    assert "cannot write" in capsys.readouterr().err

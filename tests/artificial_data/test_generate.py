@@ -81,7 +81,7 @@ def test_splits_are_stratified_and_apart(tmp_path: Path) -> None:
         ("0,target\n1.5,0\nx,1\n", "row 2: expected finite numbers"),
         ("0,target\n1.5,0\n1.0,0.5\n", "row 2: expected finite numbers and a class"),
         ("0,target\n1.5,-1\n", "row 1: expected finite numbers and a class"),
-        ("", "is no CSV file"),
+        ("", "cannot be read as a CSV file"),
         ("0,target\n1.0,0\n2.0,1\n", "cannot be split into parts"),
     ],
 )

@@ -126,17 +126,15 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert content_hash(again.state_dict()) == content_hash(whole.state_dict())
 
 
-def test_the_state_of_another_run_is_not_continued(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole, x, y = toy()
-    losses = fit(whole, x, y, SHORT, order=1, name="toy")
+def test_the_state_of_another_run_is_neither_continued_nor_replaced(tmp_path: Path) -> None:
     path = tmp_path / "toy.safetensors"
-    other, _, _ = toy()
-    fit(other, x, y, SHORT, 2, "toy", RunStates(path, {"seed": 7}, every=1))
+    model, x, y = toy()
+    fit(model, x, y, SHORT, 2, "toy", RunStates(path, {"seed": 7}, every=1))
+    kept = {state: state.read_bytes() for state in (tmp_path / "toy_resume").iterdir()}
     again, _, _ = toy()
-    assert fit(again, x, y, SHORT, 1, "toy", RunStates(path, {"seed": 1})) == losses
-    assert "is of other settings; starting anew" in caplog.text
+    with pytest.raises(UsageError, match=r"seed was 7, is now 1\. .*by deleting .*toy_resume$"):
+        fit(again, x, y, SHORT, 1, "toy", RunStates(path, {"seed": 1}))
+    assert {state: state.read_bytes() for state in (tmp_path / "toy_resume").iterdir()} == kept
 
 
 def test_losses_that_are_not_finite_and_batches_that_are_too_large() -> None:

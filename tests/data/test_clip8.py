@@ -385,11 +385,11 @@ def test_a_class_without_a_folder_is_refused(
 @pytest.mark.parametrize(
     ("name", "folder", "old", "new"),
     [
-        ("DTD", "dtd/val", "banded", ".ipynb_checkpoints"),
+        ("DTD", "dtd/val", "banded", "Banded"),
         ("EuroSAT", "EuroSAT_splits/train", "SeaLake", "Sea_Lake"),
         ("GTSRB", "gtsrb/GTSRB/Training", "00042", "00043"),
         ("ImageNet", "imagenet/train", SYNSETS[0], "tench"),
-        ("RESISC45", "resisc45/NWPU-RESISC45", "wetland", "__MACOSX"),
+        ("RESISC45", "resisc45/NWPU-RESISC45", "wetland", "wetland 2"),
         ("SUN397", "sun397/train", "a_abbey", "abbey"),
     ],
 )

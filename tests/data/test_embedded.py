@@ -391,13 +391,33 @@ def test_a_damaged_cache_is_drawn_again(
     with caplog.at_level("WARNING", logger="src.data.embedded.rendering"):
         _assert_drawn(load_embedded("Emoji", tmp_path))
     assert counted[3:] == ["val"]
-    assert "Emoji-val-v1.npz is damaged and drawn again" in caplog.text
+    assert "Emoji-val-v1.npz is drawn again" in caplog.text
     with np.load(path) as arrays:
         assert arrays["labels"].tolist() == [0, 1, 2, 3]
 
 
-def test_an_archive_without_labels_is_drawn_again(counted: list[str], tmp_path: Path) -> None:
+SHAPE = (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"labels": None}, id="no labels"),
+        pytest.param({"sources": None}, id="of an earlier version"),
+        pytest.param({"sources": np.array("0" * 64)}, id="drawn by other sources"),
+        pytest.param({"images": np.zeros((4, 32, 32), np.uint8)}, id="grey"),
+        pytest.param({"images": np.zeros((3, 32, 32, 3), np.uint8)}, id="fewer"),
+        pytest.param({"images": np.zeros(SHAPE, np.float32)}, id="floats"),
+        pytest.param({"labels": np.array([0, 1, 2, 99])}, id="no such class"),
+    ],
+)
+def test_an_archive_of_something_else_is_drawn_again(
+    changes: dict[str, Any], counted: list[str], tmp_path: Path
+) -> None:
     load_embedded("Emoji", tmp_path)
-    np.savez(tmp_path / "embedded" / "Emoji-test-v1.npz", images=np.zeros(3))
+    path = tmp_path / "embedded" / "Emoji-test-v1.npz"
+    with np.load(path) as arrays:
+        held = {**arrays, **changes}
+    np.savez(path, **{name: value for name, value in held.items() if value is not None})
     _assert_drawn(load_embedded("Emoji", tmp_path))
     assert counted[3:] == ["test"]

@@ -17,7 +17,7 @@ from torchvision.datasets import FakeData, ImageFolder
 from src.data.base import ArrayPictures, Pictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
 from src.data.clip8.folders import ClassFolders, LazyPictures
-from src.data.identity import fingerprint, labels_of, split_hash
+from src.data.identity import fingerprint, labels_of, pictures_hash, split_hash
 from src.data.registry import hold_out
 from tests.data.test_clip8 import made
 from tests.miniatures import MAKERS, picture
@@ -279,8 +279,8 @@ def test_a_replaced_picture_changes_its_split_alone(
 def test_labels_of_a_table_count(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     pictures: Any = made(name, tmp_path, monkeypatch).test
     before = fingerprint(pictures)
-    path, label = pictures._samples[-1]
-    pictures._samples[-1] = (path, label + 1)
+    path, label = pictures.samples[-1]
+    pictures.samples[-1] = (path, label + 1)
     assert fingerprint(pictures) != before
 
 
@@ -296,7 +296,7 @@ import numpy as np
 from torchvision.datasets import ImageFolder
 from src.data.base import ArrayPictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
-from src.data.identity import fingerprint, labels_of, split_hash
+from src.data.identity import fingerprint, labels_of, pictures_hash, split_hash
 images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 arrays = ArrayPictures(images, np.array([2, 0, 1, 0]))
 root = Path(sys.argv[1])
@@ -394,3 +394,78 @@ def test_splits_of_the_public_sets_are_recognised(
         (tmp_path / place).mkdir()
         hashes.append(split_hash(made(name, tmp_path / place, monkeypatch).train))
     assert hashes[0] == hashes[1] is not None
+
+
+# what the pictures hold, wherever they are
+
+
+def other_inside(root: Path) -> None:
+    content = bytearray((root / "a/2.png").read_bytes())
+    content[-20] ^= 1  # of the same size
+    (root / "a/2.png").write_bytes(content)
+
+
+def renamed(root: Path) -> None:
+    (root / "a/1.png").rename(root / "a/3.png")
+
+
+def longer(root: Path) -> None:
+    (root / "b/1.png").write_bytes((root / "b/1.png").read_bytes() + b"x")
+
+
+@pytest.mark.parametrize("change", [other_inside, renamed, longer])
+def test_files_that_hold_something_else_differ(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    before = pictures_hash(folder(tmp_path / "one"))
+    assert pictures_hash(folder(tmp_path / "another place")) == before
+    change(tmp_path / "one")
+    assert pictures_hash(ImageFolder(tmp_path / "one")) != before
+
+
+def test_times_count_where_they_are_asked_for(tmp_path: Path) -> None:
+    pictures = folder(tmp_path)
+    strict, loose = pictures_hash(pictures, times=True), pictures_hash(pictures)
+    os.utime(tmp_path / "a/1.png", ns=(1, 1))
+    assert pictures_hash(pictures) == loose and pictures_hash(pictures, times=True) != strict
+
+
+def test_a_part_of_files_holds_something_else(tmp_path: Path) -> None:
+    pictures = folder(tmp_path)
+    parts = [SubsetPictures(pictures, indices) for indices in ([0, 1], [1, 0], [0, 2])]
+    assert len({pictures_hash(part) for part in (pictures, *parts)}) == 4
+
+
+class Opaque:
+    """Pictures of an unknown kind."""
+
+    def __init__(self, pictures: ArrayPictures) -> None:
+        self.hidden = pictures
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.hidden[index]
+
+
+@pytest.mark.parametrize("change", [another_pixel, another_label, another_order])
+def test_what_pictures_of_other_kinds_hold_is_decoded(
+    change: Callable[[ArrayPictures], None],
+) -> None:
+    changed = arrays()
+    change(changed)
+    assert pictures_hash(Opaque(arrays())) == pictures_hash(Opaque(arrays()))
+    assert pictures_hash(Opaque(changed)) != pictures_hash(Opaque(arrays()))
+    assert pictures_hash(changed) != pictures_hash(arrays())
+
+
+def test_names_that_are_no_utf_8_have_hashes(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff.png")
+    (tmp_path / "a").mkdir()
+    try:
+        picture(tmp_path / "a" / odd, 3)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    pictures = ImageFolder(tmp_path)
+    assert len({fingerprint(pictures), split_hash(pictures), pictures_hash(pictures)}) == 3

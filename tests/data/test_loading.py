@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import resource
+import shutil
+import signal
+import struct
+import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,12 +22,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.datasets import ImageFolder
+from torch.utils.data import get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from src.data.base import ArrayPictures
+from src.data.files import class_pictures
 from src.data.loading import (
     BatchPlan,
     Key,
+    Loader,
     RankBatches,
     RankSampler,
     SeededPictures,
@@ -29,7 +40,7 @@ from src.data.loading import (
     to_device,
     train_loader,
 )
-from src.errors import PictureError
+from src.errors import PictureError, RunError, UsageError
 
 plans = st.builds(
     BatchPlan,
@@ -268,7 +279,7 @@ def test_a_damaged_picture_is_named(kind: str, num_workers: int, tmp_path: Path)
     damaged = tmp_path / "1" / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(PictureError) as got:
-        _read_all(kind, ImageFolder(tmp_path), 2, num_workers)
+        _read_all(kind, class_pictures(tmp_path), 2, num_workers)
     assert str(got.value).startswith(f"{damaged} cannot be read (")
     assert str(got.value).endswith("it is damaged or no picture. Fetch it again")
 
@@ -293,6 +304,166 @@ def _read_all(kind: str, pictures: Any, classes: int, num_workers: int) -> None:
     with iterating(loader) as batches:
         for _ in batches:
             pass
+
+
+class Failing:
+    """Pictures of which one ends the process that loads it, or raises."""
+
+    def __init__(self, fault: int | Exception) -> None:
+        self.fault = fault
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if index == 5 and get_worker_info() is not None:
+            if isinstance(self.fault, Exception):
+                raise self.fault
+            if self.fault > 0:
+                os._exit(self.fault)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.kill(os.getpid(), -self.fault)
+        return np.zeros(3, np.float32), 0
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are looked after more often than every five seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+def _collated(kind: str, pictures: Any, num_workers: int, transform: Any = None) -> Loader:
+    if kind == "evaluation":
+        return eval_loader(pictures, transform or torch.from_numpy, 2, num_workers)
+    shares = RankBatches(BatchPlan(8, 2, 1, 0), 0, 4, 0, 1)
+    return train_loader(pictures, transform or torch.from_numpy, shares, num_workers)
+
+
+@workers
+@pytest.mark.usefixtures("soon")
+@pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (-signal.SIGKILL, r"process was killed \(SIGKILL, out of memory perhaps\), and with it"),
+        (-signal.SIGSEGV, r"process was killed \(SIGSEGV\), and with it"),
+        (-signal.SIGBUS, r"need more shared memory than /dev/shm has \(.* MiB free\)"),
+        (3, "process ended with code 3, and with it the run"),
+    ],
+)
+def test_a_worker_that_is_killed_is_told_with_the_way_out(
+    kind: str, fault: int, message: str
+) -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+    with (
+        pytest.raises(RunError, match=f"{message}.*--num-workers=0$"),
+        iterating(_collated(kind, Failing(fault), 1)) as batches,
+    ):
+        for _ in batches:
+            pass
+    assert signal.getsignal(signal.SIGCHLD) == handler  # PyTorch's raises in the midst of anything
+    assert not multiprocessing.active_children()
+
+
+@workers
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (
+            RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)"),
+            RunError,
+            "need more shared memory .* --num-workers=0$",
+        ),
+        (OSError(24, "Too many open files"), RunError, "too many files are open .*=0$"),
+        (ZeroDivisionError("a mistake of ours"), ZeroDivisionError, "a mistake of ours"),
+        (UsageError("the user's mistake"), UsageError, "the user's mistake"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_told_apart(
+    error: Exception, expected: type[Exception], message: str
+) -> None:
+    """Errors of a transform, which are not those of pictures."""
+
+    def transform(picture: Any) -> Any:
+        raise error
+
+    with pytest.raises(expected, match=message):
+        list(_collated("evaluation", Failing(ValueError()), 1, transform))
+
+
+@workers
+def test_workers_that_cannot_start_are_told_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter", refuse)
+    with pytest.raises(RunError, match=r"cannot be started \(BlockingIOError: .*--num-workers=0$"):
+        list(_collated("evaluation", Failing(1), 2))
+    assert len(list(_collated("evaluation", Failing(1), 0))) == 4
+
+
+SMALL = """
+import numpy as np, sys
+from src.data.base import ArrayPictures
+from src.data.loading import eval_loader
+from src.errors import RunError
+from tests.data.test_loading import to_tensor
+pictures = ArrayPictures(np.zeros((8, 64, 64, 3), np.uint8), np.zeros(8, np.int64))
+try:
+    list(eval_loader(pictures, to_tensor, 4, 2))
+except RunError as error:
+    print(error)
+"""
+
+
+def to_tensor(picture: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture))
+
+
+@workers
+@pytest.mark.slow  # PyTorch is imported anew
+@pytest.mark.parametrize("size", ["16k", "64k"])
+def test_shared_memory_that_is_too_small_is_told(size: str) -> None:
+    """At the start, and once the first batch is handed over."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.call(
+        ["unshare", "-m", "sh", "-c", mount], stderr=subprocess.DEVNULL
+    ):
+        pytest.skip("needs the right to mount")
+    command = ["unshare", "-m", "sh", "-c", f"{mount} && exec '{sys.executable}' -c '{SMALL}'"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    total = {"16k": "0.0156", "64k": "0.0625"}[size]
+    assert "need more shared memory than /dev/shm has (" in done.stdout, done.stderr
+    assert f" of {total} MiB free)" in done.stdout and "--num-workers=0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("x"), SyntaxError("x"), ValueError("x"), EOFError("x"), struct.error("x"),
+     KeyError("x"), TypeError("x"), IndexError("x"), AssertionError("x"), AttributeError("x"),
+     ZeroDivisionError("x"), OverflowError("x"), RuntimeError("x"), zlib.error("x"),
+     Image.DecompressionBombError("x")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_a_decoder_says_the_picture_is_named(error: Exception) -> None:
+    class Damaged:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            raise error
+
+    name = type(error).__name__
+    with pytest.raises(PictureError, match=f"picture 0 of Damaged cannot be read .{name}: '?x'?."):
+        SeededPictures(Damaged(), None)[0]
+
+
+def test_nothing_to_evaluate_on_is_an_error() -> None:
+    with pytest.raises(UsageError, match="no picture to evaluate on: ArrayPictures is empty"):
+        eval_loader(_pictures(0), _draw, 2, 0)
 
 
 def test_batches_go_to_the_device() -> None:

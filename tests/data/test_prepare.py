@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
 import io
+import lzma
+import struct
 import tarfile
+import tracemalloc
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +25,13 @@ from torchvision import datasets as vision
 
 from src.data.base import Pictures
 from src.data.clip8 import CLIP8_SETS
+from src.data.prepare import arrange as arrange_module
 from src.data.prepare import contents, facts, fetch, unpack
 from src.data.prepare.arrange import ARRANGERS
 from src.data.prepare.facts import SETS, Archive, Figure
 from src.data.prepare.fetch import Place, check_sum, download
 from src.data.prepare.verify import is_complete, verify
-from src.errors import MissingFileError, UsageError
+from src.errors import MissingFileError, UnwritableError, UsageError
 from src.tasks import SUITES
 from tests.archives import (
     Files,
@@ -40,6 +48,7 @@ from tests.miniatures import LAND, MAKERS, picture, write
 
 Patch = pytest.MonkeyPatch
 OFFICIAL = dict(SETS)
+PACKED = ("gz", "xz", "bz2")
 
 
 @pytest.fixture
@@ -88,10 +97,10 @@ def test_figures_a_class_sum_to_those_of_the_split(name: str) -> None:
     assert public.source and public.page
 
 
-def test_every_address_has_a_checksum() -> None:
+def test_every_file_has_a_checksum() -> None:
     for public in OFFICIAL.values():
         for archive in (*public.archives, *public.lists):
-            assert not archive.urls or len(archive.checksum or "") in (32, 64), archive
+            assert len(archive.checksum or "") in (32, 64), archive
             assert archive.urls or public.by_hand, archive
 
 
@@ -210,11 +219,9 @@ def test_an_arrangement_that_was_stopped_is_completed(tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         take(source, target)
 
-    from src.data.prepare import arrange as module
-
-    take = module._take
+    take = arrange_module._take
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_take", stop)
+        patch.setattr(arrange_module, "_take", stop)
         arrange("EuroSAT", tmp_path)
     assert not is_complete("EuroSAT", tmp_path)
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "EuroSAT_splits").rglob("*.jpg")}
@@ -222,6 +229,64 @@ def test_an_arrangement_that_was_stopped_is_completed(tmp_path: Path, monkeypatc
     arrange("EuroSAT", tmp_path)
     assert is_complete("EuroSAT", tmp_path)
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("DTD", "../../../victim.txt"),
+        ("DTD", "banded/../../../../victim.txt"),
+        ("DTD", "..\\..\\victim.txt"),
+        ("EuroSAT", ".._victim.jpg"),
+        ("SUN397", "/../../../victim.txt"),
+        ("SUN397", "/a/../../victim.txt"),
+    ],
+)
+def test_what_a_list_names_stays_below_its_folder(
+    name: str, names: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    files, root = publish(name, tmp_path / "origin", monkeypatch), tmp_path / "data"
+    write(tmp_path / "victim.txt", "mine")
+    before = sorted(tmp_path.rglob("victim*"))
+    if name == "EuroSAT":
+        for split in ("train", "val", "test"):
+            write(root / "downloads" / f"eurosat-{split}.txt", names)
+    elif name == "DTD":
+        content = {f"dtd/labels/{n}1.txt": names.encode() for n in ("train", "val", "test")}
+        replaced(name, files, "dtd-r1.0.1.tar.gz", tar_bytes(content), monkeypatch)
+    else:
+        content = {f"{n}_01.txt": names.encode() for n in ("Training", "Testing")}
+        replaced(name, files, "Partitions.zip", zip_bytes(content), monkeypatch)
+    put(files, root / "downloads")
+    with pytest.raises(UsageError, match=r"is refused: it names .*, which leads out of its folder"):
+        arrange(name, root)
+    assert (tmp_path / "victim.txt").read_text() == "mine"
+    assert sorted(tmp_path.rglob("victim*")) == before
+
+
+def replaced(name: str, files: Files, archive: str, content: bytes, patch: Patch) -> None:
+    """Another archive, published as if it were the right one."""
+    files[archive] = content
+    changed = tuple(
+        replace(one, checksum=digest(content)) if one.name == archive else one
+        for one in facts.SETS[name].archives
+    )
+    patch.setitem(facts.SETS, name, replace(facts.SETS[name], archives=changed))
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path: Path, monkeypatch: Patch) -> None:
+    files = publish("EuroSAT", tmp_path / "origin", monkeypatch)
+    put(files, tmp_path / "downloads")
+    for split in ("train", "val", "test"):
+        write(tmp_path / "downloads" / f"eurosat-{split}.txt", "River_1.jpg".encode("utf-16"))
+    with pytest.raises(UsageError, match=r"eurosat-train\.txt cannot be read as a text in UTF-8"):
+        arrange("EuroSAT", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ILSVRC2012_val_x.JPEG", "ILSVRC2012_val_00000002.JPEG"])
+def test_validation_pictures_of_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} is no picture of ImageNet's validation"):
+        arrange_module._synset({1: "n01440764"}, Path(name))
 
 
 def test_a_truncated_file_is_replaced(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -339,6 +404,28 @@ def test_another_file_is_refused_and_dropped(server: Server, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_ends_a_download(server: Server, tmp_path: Path, monkeypatch: Patch) -> None:
+    url, archive = published(server)
+
+    def full(file: object) -> Iterator[bytes]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch, "_chunks", full)
+    both = replace(archive, urls=(url, url))
+    place = Place("DTD", replace(SETS["DTD"], archives=(both,)), tmp_path)
+    with pytest.raises(UnwritableError, match=r"file\.bin\.part: No space left"):
+        place.archive("file.bin")
+    assert len(server.requests) == 1
+
+
+def test_an_archive_that_was_cut_is_refused_where_a_person_put_it(tmp_path: Path) -> None:
+    write(tmp_path / "downloads" / "file.bin", CONTENT[:-1])
+    archive = Archive("file.bin", (), digest(CONTENT))
+    place = Place("DTD", replace(SETS["DTD"], archives=(archive,)), tmp_path)
+    with pytest.raises(UsageError, match=r"is not the published file\.bin.*A download that broke"):
+        place.archive("file.bin")
+
+
 def test_checksums_may_be_sha256(tmp_path: Path) -> None:
     write(tmp_path / "f", CONTENT)
     check_sum(tmp_path / "f", Archive("f", (), hashlib.sha256(CONTENT).hexdigest()))
@@ -403,7 +490,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(
     write(tmp_path / kind, content)
     target = tmp_path / "in" / "target"
     target.mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"is refused: its member .*evil.* leads out"):
+    with pytest.raises(UsageError, match=r"is refused: it names '.*evil', which leads out"):
         unpack.unpack(tmp_path / kind, target)
     assert {p.name for p in tmp_path.rglob("*")} <= {kind, "in", "target", "good"}
     assert not Path("/tmp/evil").exists()
@@ -432,25 +519,231 @@ def test_links_in_zip_archives_are_refused(tmp_path: Path) -> None:
         unpack.unpack(tmp_path / "a.zip", tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])
+@pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz", "a.tar.xz", "a.tar.bz2", "a.gz"])
 def test_archives_that_grow_without_bounds_are_refused(
     kind: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(unpack, "SPARE", 1_000)
-    files = {f"{i}": bytes(1 << 20) for i in range(4)}
-    write(tmp_path / kind, zip_bytes(files) if kind == "a.zip" else tar_bytes(files))
+    files = {f"{i}": bytes(1 << 20) for i in range(8)}
+    if kind == "a.zip":
+        content = zip_bytes(files)
+    else:
+        how = kind.rpartition(".")[2]
+        content = gzip.compress(bytes(8 << 20)) if kind == "a.gz" else tar_bytes(files, f"w:{how}")
+    write(tmp_path / kind, content)
     (tmp_path / "to").mkdir()
     with pytest.raises(UsageError, match="unpacks to more than"):
-        unpack.unpack(tmp_path / kind, tmp_path / "to")
-    written = sum(p.stat().st_size for p in (tmp_path / "to").iterdir())
+        unpack_any(tmp_path / kind, tmp_path / "to")
+    written = sum(p.stat().st_size for p in (tmp_path / "to").rglob("*") if p.is_file())
     assert written <= 1_000 + 100 * (tmp_path / kind).stat().st_size
+
+
+def unpack_any(archive: Path, folder: Path) -> None:
+    if archive.name.count(".") == 1 and archive.suffix == ".gz":
+        unpack.gunzip(archive, folder / "x")
+    else:
+        unpack.unpack(archive, folder)
+
+
+def tar_member(
+    name: str = "x", kind: bytes = tarfile.REGTYPE, content: bytes = b"", size: int | None = None
+) -> bytes:
+    """A header with its content, filled up."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, len(content) if size is None else size
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    return header + content + bytes(-len(content) % 512)
+
+
+def record(key: str, value: str) -> bytes:
+    """A record of a pax header."""
+    rest = len(f" {key}={value}\n".encode())
+    length = next(n for n in range(rest, rest + 20) if n == rest + len(str(n)))
+    return f"{length} {key}={value}\n".encode()
+
+
+LONG = 64 << 20
+END = bytes(1024)
+TARS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a long name": (lambda: tar_member("x", b"L", bytes(LONG)), "header of 67,108,864 bytes"),
+    "a long link name": (lambda: tar_member("x", b"K", bytes(LONG)), "header of 67,108,864"),
+    "a long record": (
+        lambda: tar_member("x", b"x", record("path", "a" * LONG)), r"header of 67,108,8\d\d bytes",
+    ),
+    "a long record for all": (
+        lambda: tar_member("x", b"g", record("comment", "a" * LONG)), "has a header of 67,108",
+    ),
+    "a record without an end": (
+        lambda: tar_member("x", b"x", b"9" * 16_000 + b" hdrcharset="), "another length",
+    ),
+    "a record of no length": (lambda: tar_member("x", b"x", b"0 path=\n"), "another length"),
+    "a record that is too long": (lambda: tar_member("x", b"x", b"9999 a=b\n"), "another length"),
+    "a size of a million digits": (
+        lambda: tar_member("x", b"x", record("size", "9" * 15_000)) + tar_member("x"),
+        "is damaged .*ValueError",
+    ),
+    "a negative size": (
+        lambda: tar_member("x", b"x", record("size", "-1")) + tar_member("x"), "of -1 bytes",
+    ),
+    "a sparse file": (lambda: tar_member("x", b"S"), "is a sparse file"),
+    "a sparse file by records": (
+        lambda: tar_member("x", b"x", record("GNU.sparse.major", "1")) + tar_member("x"),
+        "is a sparse file",
+    ),
+    "a size beyond the end": (lambda: tar_member("x", size=1 << 20), "damaged or cut short"),
+    "a size beyond the disk": (lambda: tar_member("x", size=1 << 60), "unpacks to more"),
+    "no end": (lambda: tar_member("x"), "damaged or cut short"),
+    "headers without files": (lambda: tar_member("x", b"5") * 16_000 + END, "unpacks to more"),
+    "a file as a folder": (lambda: tar_member("x") + tar_member("x/y") + END, "cannot be written"),
+    "a folder as a file": (lambda: tar_member("x/y") + tar_member("x") + END, "cannot be written"),
+    "a name that is too long": (
+        lambda: tar_member("x", b"L", b"a" * 5000) + tar_member("x") + END, "cannot be written",
+    ),
+    "a name that leads out by records": (
+        lambda: tar_member("x", b"x", record("path", "../evil")) + tar_member("x") + END,
+        r"names '\.\./evil', which leads out",
+    ),
+    "a name that leads out by a long name": (
+        lambda: tar_member("x", b"L", b"/tmp/evil\0") + tar_member("x") + END, "leads out",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", TARS)
+def test_headers_of_tar_archives_are_not_trusted(label: str, tmp_path: Path) -> None:
+    content, message = TARS[label]
+    write(tmp_path / "a.tar.gz", gzip.compress(content(), 1))
+    (tmp_path / "to").mkdir()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=message):
+            unpack.unpack(tmp_path / "a.tar.gz", tmp_path / "to")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_packed_archive_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
+    packed = bytearray(lzma.compress(tar_bytes({"x": b""}, "w"), preset=0))
+    # the size of the dictionary is a byte of the header of the first block, which has a checksum
+    assert packed[12:16] == bytes([2, 0, 0x21, 1])
+    packed[16] = 37  # 1 GiB and a half
+    packed[20:24] = zlib.crc32(packed[12:20]).to_bytes(4, "little")
+    write(tmp_path / "a.tar.xz", bytes(packed))
+    with pytest.raises(UsageError, match=r"damaged or cut short .*[Mm]emory"):
+        unpack.unpack(tmp_path / "a.tar.xz", tmp_path)
+
+
+@pytest.mark.parametrize("how", ["", *PACKED])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_archives_of_all_writers_are_unpacked(how: str, form: int, tmp_path: Path) -> None:
+    names = ["a", "./b", "c/d/e.jpg", f"{'f' * 90}/{'g' * 90}"]
+    names += ["h" * 200, "ü" * 120, "i/" * 200 + "j"] if form != tarfile.USTAR_FORMAT else []
+    stream = io.BytesIO()
+    mode: Any = f"w:{how}"
+    with tarfile.open(fileobj=stream, mode=mode, format=form) as archive:
+        folder = tarfile.TarInfo("./")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = 700 * number, 0.5
+            archive.addfile(member, io.BytesIO(bytes([number]) * member.size))
+    write(tmp_path / "a.tar", stream.getvalue())
+    (tmp_path / "to").mkdir()
+    unpack.unpack(tmp_path / "a.tar", tmp_path / "to")
+    for number, name in enumerate(names):
+        assert (tmp_path / "to" / name).read_bytes() == bytes([number]) * 700 * number
+
+
+@pytest.mark.parametrize("kind", ["a.tgz", "a.tar.xz", "a.tar.bz2", "a.zip", "a.gz"])
+def test_a_flipped_bit_never_changes_what_is_unpacked(kind: str, tmp_path: Path) -> None:
+    files = {f"{i}.txt": f"{i} of {i * i} words ".encode() * 40 for i in range(10)}
+    packed = {
+        "a.zip": lambda: zip_bytes(files),
+        "a.gz": lambda: gzip.compress(b"".join(files.values())),
+        "a.tgz": lambda: tar_bytes(files),
+        "a.tar.xz": lambda: tar_bytes(files, "w:xz"),
+        "a.tar.bz2": lambda: tar_bytes(files, "w:bz2"),
+    }
+    whole = packed[kind]()
+    wanted = {"x": b"".join(files.values())} if kind == "a.gz" else files
+    caught = 0
+    draw = np.random.default_rng(0)
+    for number in range(60):
+        flipped = bytearray(whole)
+        flipped[draw.integers(len(whole))] ^= 1 << draw.integers(8)
+        write(tmp_path / kind, bytes(flipped))
+        folder = tmp_path / f"to{number}"
+        folder.mkdir()
+        try:
+            unpack_any(tmp_path / kind, folder)
+        except UsageError:
+            caught += 1
+        else:  # a time or an owner
+            assert {p.name: p.read_bytes() for p in folder.iterdir()} == wanted
+    assert caught > 20
+
+
+def zip_of(*entries: tuple[str, int, int], size: int = 1000) -> bytes:
+    """A zip archive whose directory has these names, offsets and sizes."""
+    directory = b"".join(
+        struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, count, count, len(name),
+                    0, 0, 0, 0, 0, offset) + name.encode()
+        for name, offset, count in entries
+    )  # fmt: skip
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(directory), size, 0)
+    return bytes(size) + directory + end
+
+
+ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "members that overlap": (lambda: zip_of(("a", 0, 900), ("b", 100, 800)), "members overlap"),
+    "one member twice": (lambda: zip_of(("a", 0, 900), ("b", 0, 900)), "members overlap"),
+    "a member in the directory": (lambda: zip_of(("a", 0, 1000)), "overlaps the directory"),
+    "a long directory": (
+        lambda: zip_of(*[(f"{i}", 0, 0) for i in range(400_000)]), "directory is longer",
+    ),
+    "a directory that is said to be long": (
+        lambda: zip_of()[:-10] + struct.pack("<2IH", 2**32 - 2, 0, 0), "damaged or cut short",
+    ),
+    "another way of packing": (lambda: zipped(zipfile.ZIP_LZMA), "another way than by deflate"),
+}  # fmt: skip
+
+
+def zipped(how: int) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", how) as archive:
+        archive.writestr("a", bytes(100))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("label", ZIPS)
+def test_directories_of_zip_archives_are_not_trusted(label: str, tmp_path: Path) -> None:
+    content, message = ZIPS[label]
+    write(tmp_path / "a.zip", content())
+    with pytest.raises(UsageError, match=message):
+        unpack.unpack(tmp_path / "a.zip", tmp_path)
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path / "a.tar", tar_bytes({"x": b"1"}, "w"))
+    monkeypatch.setattr(unpack._Part, "read", full)
+    with pytest.raises(UnwritableError, match=r"cannot write .*x: No space left"):
+        unpack.unpack(tmp_path / "a.tar", tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_recognised(tmp_path: Path) -> None:
+    write(tmp_path / "a.zip", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UsageError, match=r"a\.zip is a Git LFS pointer.*git lfs pull"):
+        unpack.unpack(tmp_path / "a.zip", tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz", "a.tar", "a.gz"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_damaged_archives_are_named(kind: str, share: float, tmp_path: Path) -> None:
-    import gzip
-
     noise = np.random.default_rng(0).bytes(200_000)
     whole = {
         "a.zip": zip_bytes({"x": noise}),
@@ -480,7 +773,7 @@ def test_a_hostile_archive_writes_nothing_anywhere(tmp_path: Path, monkeypatch: 
     archive = Archive("dtd-r1.0.1.tar.gz", (), digest(files["dtd-r1.0.1.tar.gz"]))
     monkeypatch.setitem(facts.SETS, "DTD", replace(facts.SETS["DTD"], archives=(archive,)))
     put(files, tmp_path / "data" / "downloads")
-    with pytest.raises(UsageError, match=r"'\.\./evil' leads out of the folder"):
+    with pytest.raises(UsageError, match=r"names '\.\./evil', which leads out of its folder"):
         arrange("DTD", tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == [tmp_path / "data" / "downloads"]
     assert not (tmp_path / "evil").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,11 @@ from tests.conftest import MakeArgs
 
 
 def _splits(train: int, test: int = 3) -> Splits:
-    """Pictures without pixels; picture i is labelled i."""
-    parts = [
-        ArrayPictures(np.zeros((count, 1, 1, 3), np.uint8), np.arange(count))
-        for count in (train, test)
-    ]
-    return Splits(parts[0], parts[1], ("one",))
+    """Pictures of a pixel, no two alike; picture i of a split is labelled i."""
+    numbers = np.arange(train + test, dtype=">u4").view(np.uint8).reshape(-1, 1, 1, 4)[..., 1:]
+    parts = (numbers[:train], numbers[train:])
+    first, second = (ArrayPictures(images, np.arange(len(images))) for images in parts)
+    return Splits(first, second, ("one",))
 
 
 def _indices(pictures: object) -> list[int]:
@@ -76,6 +77,46 @@ def test_val_is_cut_from_the_training_pictures(
     small = get_dataset("DTDVal", None, tmp_path, val_fraction=0.5, max_val_samples=11)
     assert (len(small.train), len(small.test)) == (39, 11)
     assert val.classnames == whole.classnames == ("one",)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("DTDVal", (9, 3), r"validation split is empty: 0\.1 of 9 training pictures .* least 10\."),
+        ("DTDVal", (1, 3), r"validation split is empty: 0\.1 of 1 training pictures"),
+        ("DTDVal", (0, 3), r"training split is empty\. Put pictures there, or leave DTD out"),
+        ("DTD", (0, 3), r"training split is empty\."),
+        ("DTD", (9, 0), r"test split is empty\."),
+    ],
+)
+def test_an_empty_split_is_named(
+    name: str, sizes: tuple[int, int], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = PublicSet(Layout(lambda location: _splits(*sizes), ()))
+    monkeypatch.setitem(CLIP8_SETS, "DTD", entry)
+    with pytest.raises(UsageError, match=f"data set DTD: its {message}"):
+        get_dataset(name, None, tmp_path)
+
+
+def test_a_validation_split_of_its_own_may_not_be_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = ArrayPictures(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64))
+    entry = PublicSet(Layout(lambda location: replace(_splits(9), val=empty), ()))
+    monkeypatch.setitem(CLIP8_SETS, "DTD", entry)
+    assert len(get_dataset("DTD", None, tmp_path).train) == 9
+    with pytest.raises(UsageError, match=r"DTD: its validation split is empty\. Put"):
+        get_dataset("DTDVal", None, tmp_path)
+
+
+@pytest.mark.parametrize("flags", [{"val_fraction": v} for v in (0.0, 1.0, -0.1, 1.5, math.nan)]
+                         + [{"max_val_samples": 0}, {"max_val_samples": -3}])  # fmt: skip
+def test_a_share_that_is_none_is_refused(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CLIP8_SETS, "DTD", PublicSet(Layout(lambda location: _splits(50), ())))
+    with pytest.raises(UsageError, match="expected a share of the training pictures between 0"):
+        get_dataset("DTDVal", None, tmp_path, **flags)
 
 
 def test_embedded_sets_bring_their_validation_split(tmp_path: Path, cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,22 @@ def test_what_is_left_goes_to_the_largest_remainders() -> None:
     assert stratified(labels[::-1], 4).tolist() == [0, 2, 5, 6]
     assert stratified(labels, 1).tolist() == [0]
     assert stratified(labels, 10).tolist() == stratified(labels, 99).tolist() == list(range(10))
+
+
+def test_labels_may_be_any_numbers() -> None:
+    """A label that is no class is told when its picture is read, not here."""
+    assert stratified(np.array([-1, 7, 7, -1, 300, 7]), 3).tolist() == [0, 1, 2]
+
+
+def test_a_sample_beyond_the_split_is_told_once(
+    args: MakeArgs, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = args(sample=123456)
+    with caplog.at_level(logging.INFO, logger="src.data.registry"):
+        for _ in range(2):
+            assert len(evaluated(settings, "EmojiVal").test) == 209
+    expected = "--sample=123456: EmojiVal has 209 pictures, all of them are evaluated"
+    assert [record.message for record in caplog.records] == [expected]
 
 
 def test_a_sample_is_evaluated_and_nothing_else(args: MakeArgs) -> None:

@@ -129,12 +129,13 @@ def class_features(library: Any, names: Sequence[str], image: str, label: str) -
 def to_parquet(
     library: Any, folder: Path, features: dict[str, Any], splits: dict[str, list[int]]
 ) -> None:
-    """Writes splits as the hub has them; picture i of a split is grey of level i."""
-    for split, ids in splits.items():
+    """Writes splits as the hub has them; picture i is grey of level i, and 100 more per split."""
+    for number, (split, ids) in enumerate(splits.items()):
         columns: dict[str, list[Any]] = {}
         for name, feature in features.items():
             if isinstance(feature, library.Image):
-                columns[name] = [Image.new("L", (4, 4), i % 256) for i in range(len(ids))]
+                greys = range(100 * number, 100 * number + len(ids))
+                columns[name] = [Image.new("L", (4, 4), grey) for grey in greys]
             else:
                 columns[name] = list(ids)
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +275,9 @@ def test_sun397_of_torchvision_has_the_labels_of_the_folders(
         assert place == found.classnames[label]
 
 
-@pytest.mark.parametrize("what", ["no lists", "a picture less", "a class less", "a leak"])
+@pytest.mark.parametrize(
+    "what", ["no lists", "a picture less", "a class less", "a leak", "utf-16", "a way out"]
+)
 def test_lists_that_do_not_fit_are_refused(what: str, tmp_path: Path, monkeypatch: Patch) -> None:
     make_sun397(tmp_path, monkeypatch)
     folder = tmp_path / "SUN397"
@@ -285,14 +288,20 @@ def test_lists_that_do_not_fit_are_refused(what: str, tmp_path: Path, monkeypatc
         kind, message = MissingFileError, "Training_01.txt does not exist.*official partitions"
     elif what == "a picture less":
         (folder / "a" / "abbey" / "sun_testing.jpg").unlink()
-        kind, message = MissingFileError, "of the 398 pictures .*, 1 are not .* a/abbey/sun_testing"
+        kind, message = MissingFileError, "of the 398 pictures .*, 1 are not .*/abbey/sun_testing"
     elif what == "a class less":
         lines = [line for line in train.splitlines() if "/y/" not in line]
         write(folder / "Training_01.txt", "\n".join(lines))
         message = "expected 397 classes .* got 396"
+    elif what == "utf-16":
+        (folder / "Training_01.txt").write_bytes(train.encode("utf-16"))
+        message = "Training_01.txt cannot be read as a text in UTF-8"
+    elif what == "a way out":
+        write(folder / "Training_01.txt", train + "/a/../../../x.jpg\n")
+        message = r"Training_01.txt is refused: it names 'a/\.\./\.\./\.\./x\.jpg', which leads out"
     else:
         write(folder / "Training_01.txt", train + "/a/abbey/sun_testing.jpg\n")
-        message = "a/abbey/sun_testing.jpg is in two splits"
+        message = "a/abbey/sun_testing.jpg and .*/sun_testing.jpg are one picture in two splits"
     with pytest.raises(kind, match=message):
         load_public("SUN397", CLIP8_SETS["SUN397"], tmp_path)
 
@@ -320,8 +329,9 @@ def asked(monkeypatch: Patch) -> list[str]:
 
     def load(name: str, entry: HubSet) -> Splits:
         seen.append(entry.repo)
-        arrays = ArrayPictures(np.zeros((20, 1, 1, 3), np.uint8), np.arange(20))
-        return Splits(arrays, arrays, entry.classnames)
+        levels = np.arange(120, dtype=np.uint8).reshape(2, 20, 1, 1, 3)
+        train, test = (ArrayPictures(images, np.arange(20)) for images in levels)
+        return Splits(train, test, entry.classnames)
 
     monkeypatch.setattr("src.data.sources.load_hub", load)
     return seen
@@ -476,6 +486,48 @@ def test_columns_that_are_not_as_expected_are_refused(
     assert not isinstance(caught.value, MissingFileError)
 
 
+@pytest.mark.parametrize("label", [-1, None])
+def test_rows_without_labels_are_refused(
+    label: int | None, hub: Any, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """The library gives -1 where labels are kept secret, which would be the last class."""
+    features = class_features(hub, list("0123456789"), "image", "label")
+    splits: Any = {"train": [0, 1], "test": [3, label]}
+    to_parquet(hub, tmp_path / "repo" / "data", features, splits)
+    entry = replace(CLIP8_SETS["MNIST"], hub=HubSet(str(tmp_path / "repo"), tuple("0123456789")))
+    with pytest.raises(UsageError, match=f"row 1 of .* has label {label} .* expected 0 to 9: this"):
+        load_public("MNIST", entry, tmp_path, "hub")
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["in the rows", "beside them"])
+@pytest.mark.parametrize(
+    ("numbers", "refused"), [(range(8), True), ([5, 4, 2], True), ([1, 8, 9, 10], False)]
+)
+def test_rows_in_two_splits_are_refused(
+    numbers: Sequence[int], refused: bool, stored: bool, hub: Any, tmp_path: Path
+) -> None:
+    """A few are not: some published sets have them."""
+    features = hub.Features(class_features(hub, list("0123456789"), "image", "label"))
+    paths = [tmp_path / f"{level}.png" for level in range(12)]
+    for level, path in enumerate(paths):
+        picture(path, level)
+    images = [{"bytes": path.read_bytes() if stored else None, "path": str(path)} for path in paths]
+
+    def rows(chosen: Sequence[int]) -> HubPictures:
+        columns = {"image": [images[i] for i in chosen], "label": [i % 10 for i in chosen]}
+        found = hub.Dataset.from_dict(columns, features=features)
+        return HubPictures(found, "image", "label", tuple(range(10)))
+
+    splits = Splits(rows(range(8)), rows(numbers), tuple("0123456789"))
+    assert levels(splits.train) == list(range(8))
+    entry = PublicSet(Layout(lambda location: splits, ()))
+    if not refused:
+        assert load_public("X", entry, tmp_path, "folder").test == splits.test
+        return
+    with pytest.raises(UsageError, match=r"of HubPictures are one picture in two splits \(\d are"):
+        load_public("X", entry, tmp_path, "folder")
+
+
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = r'tanganke/dtd needs the library datasets, .* \(pip install -e "\.\[hub\]"\)'
@@ -520,7 +572,8 @@ def test_mnistval_is_the_published_split_on_real_files(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     for part, size in {"train": count, "t10k": 10}.items():
         head = struct.pack(">4B3I", 0, 0, 8, 3, size, 1, 2)
-        pixels = np.stack([numbers[:size] // 256, numbers[:size] % 256], axis=1).astype(np.uint8)
+        shown = numbers[:size] if part == "train" else numbers[:size] + count
+        pixels = np.stack([shown // 256, shown % 256], axis=1).astype(np.uint8)
         write(raw / f"{part}-images-idx3-ubyte", head + pixels.tobytes())
         head = struct.pack(">4BI", 0, 0, 8, 1, size)
         write(raw / f"{part}-labels-idx1-ubyte", head + digits[:size].tobytes())
@@ -619,7 +672,7 @@ def test_adding_a_set_takes_an_entry_and_a_reader(tmp_path: Path, monkeypatch: P
     monkeypatch.setitem(CLIP8_SETS, "New", PublicSet(Layout(load, ("new",))))
     for split in "ab":
         for file in ("red/1.png", "blue/1.png", "blue/2.png"):
-            picture(tmp_path / "new" / split / file, 1)
+            picture(tmp_path / "new" / split / file, ord(split))
     assert len(get_dataset("NewVal", None, tmp_path, val_fraction=0.4).test) == 1
     with pytest.raises(MissingFileError, match="none of the places"):
         get_dataset("New", None, tmp_path / "elsewhere")

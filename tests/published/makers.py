@@ -15,6 +15,7 @@ from open_clip import pretrained
 from torch import Tensor, nn
 
 import src.modeling
+from src.clip import outlined
 from src.published import formats
 from tests.towers import known_towers
 
@@ -29,7 +30,7 @@ def small_models(folder: Path) -> Iterator[None]:
             tag = {"url": "", "hf_hub": "nobody/none", "quick_gelu": True}
             patch.setitem(pretrained._PRETRAINED, name, {"openai": tag})
         patch.setattr(formats, "OPENAI", SMALL)
-        formats._outline.cache_clear()
+        outlined.cache_clear()
         yield
 
 

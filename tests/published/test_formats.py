@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src import eval_single_task, eval_task_addition, eval_task_negation
+from src.artificial_data.models import BackBone
 from src.checkpoints import load_checkpoint, read_facts
 from src.errors import MissingFileError, UsageError
 from src.linearize import LinearizedImageEncoder
@@ -26,7 +30,9 @@ from src.published import formats
 from src.published.command import main
 from src.published.loading import load
 from src.published.unpickler import read_pickle, state_of
+from src.reading import LFS_POINTER
 from src.results import load_results
+from src.runs import zeroshot_encoder
 from src.statedict import content_hash
 from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
 from tests.loopback_hub import elsewhere, hub
@@ -355,9 +361,9 @@ def test_weights_of_transformers_in_a_pickle(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a list, expected a state dict"):
         load_checkpoint(tmp_path / "hf")
     for text, message in {
-        "[]": "holds a list, expected a JSON",
-        "{": "is no JSON",
-        "[" * 99_999: "is no JSON",
+        "[]": r"as a JSON object \(TypeError: it holds a list\)",
+        "{": r"as a JSON object \(JSONDecodeError",
+        "[" * 99_999: r"as a JSON object \(RecursionError",
     }.items():
         (tmp_path / "hf" / "config.json").write_text(text)
         with pytest.raises(UsageError, match=message):
@@ -395,6 +401,199 @@ def test_the_true_sizes_are_recognised(
     found = load_checkpoint(tmp_path / "finetuned.pt")
     assert found.info["model"] == name
     assert_same(found.theta, visual(model))
+
+
+# --- wrappers
+
+
+@pytest.mark.parametrize("tower", ["ViT-Tiny", "CoCa-Tiny"])
+def test_load_takes_a_training_checkpoint_as_the_model_that_is_named(
+    tower: str, tmp_path: Path, args: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that no shape of OpenAI's tells."""
+    caplog.set_level(logging.INFO)
+    model, path = clip(tower), tmp_path / "epoch_3.pt"
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"state": {}}}, path)
+    name = f"{tower}__init__"
+    encoder, theta0_hash = zeroshot_encoder(args(model=name, load=[str(path)]))
+    assert encoder.model_name == name and theta0_hash == content_hash(visual(model))
+    assert_same(ImageEncoder.load(name, path).weights(), visual(model))
+    assert_same(load_checkpoint(path).theta, visual(model))  # named by now
+    assert f"{path}: unwrapped 'state_dict', module." in caplog.text
+    with pytest.raises(UsageError, match=r"does not fit RN-Tiny__.*Add --model=(ViT|CoCa)-Tiny"):
+        ImageEncoder(args(model="RN-Tiny__init__", load=[str(path)]))
+
+
+@pytest.mark.parametrize("kind", ["module", "_orig_mod"])
+def test_pickled_modules_in_wrappers(kind: str, tmp_path: Path) -> None:
+    head, wrapper = PublishedHead(False, torch.randn(5, 8)), nn.Module()
+    wrapper.add_module(kind, head)
+    with named(ClassificationHead=PublishedHead):
+        torch.save(wrapper, tmp_path / "head.pt")
+    found = ClassificationHead.load(tmp_path / "head.pt")
+    assert torch.equal(found.weight, head.weight) and found.normalize is False
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "net.model.visual.", "classifier.image_encoder.model.visual.", "module.clip.visual.",
+    ],
+)  # fmt: skip
+def test_encoders_in_other_models(names: str, tmp_path: Path) -> None:
+    model = clip("ViT-Tiny")
+    state = {f"{names}{name}": value for name, value in model.visual.state_dict().items()}
+    torch.save({"state_dict": {**state, "loss.weight": torch.ones(2)}}, tmp_path / "x.ckpt")
+    assert_same(load_checkpoint(tmp_path / "x.ckpt").theta, visual(model))
+    torch.save({**state, **{f"twin.{n}": v for n, v in state.items()}}, tmp_path / "y.ckpt")
+    with pytest.raises(UsageError, match="holds 2 image encoders"):
+        load_checkpoint(tmp_path / "y.ckpt")
+
+
+def test_adapters_are_named(tmp_path: Path) -> None:
+    lora = {f"base_model.model.x.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file(lora, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    torch.save({"state_dict": lora}, tmp_path / "lora.pt")
+    for path in (folder, folder / "adapter_model.safetensors", tmp_path / "lora.pt"):
+        for read in (load_checkpoint, ImageEncoder.load, lambda p: NonLinearTaskVector(p, p)):
+            with pytest.raises(UsageError, match=r"is a LoRA adapter.*merge_and_unload\(\)"):
+                read(path)
+
+
+# --- damage
+
+
+@pytest.mark.parametrize(
+    "name", ["x.pt", "x.safetensors", "hf/model.safetensors", "hf/config.json"]
+)
+def test_pointers_of_git_lfs_are_said(name: str, tmp_path: Path) -> None:
+    transformers.CLIPVisionModelWithProjection(vision_config()).save_pretrained(tmp_path / "hf")
+    (tmp_path / name).write_bytes(LFS_POINTER + b"v1\noid sha256:0\nsize 1\n")
+    path = tmp_path / name
+    with pytest.raises(UsageError, match=r"is a Git LFS pointer, .*git lfs pull"):
+        load_checkpoint(path.parent if path.parent.name == "hf" else path)
+
+
+def pickled(path: Path, content: Any) -> Path:
+    torch.save(content, path / "x.pt")
+    return path / "x.pt"
+
+
+def folder_of(path: Path, tensors: Any, config: Any = None) -> Path:
+    (path / "hf").mkdir()
+    (path / "hf" / "config.json").write_text(json.dumps(config or {"model_type": "clip"}))
+    torch.save(tensors, path / "hf" / "pytorch_model.bin")
+    return path / "hf"
+
+
+def tower_of_transformers() -> dict[str, Tensor]:
+    return transformers.CLIPVisionModelWithProjection(vision_config()).state_dict()
+
+
+def linear_content(folder: Path) -> dict[str, Any]:
+    write_linear(folder / "whole.pt", "ViT-Tiny")
+    return dict(read_pickle(folder / "whole.pt"))
+
+
+def backbone_content() -> dict[str, Any]:
+    return {"state_dict": BackBone(4).state_dict(), "epoch": 3}
+
+
+WHOLE: dict[str, tuple[Callable[[Path], Any], Callable[[Path, Any], Path]]] = {
+    "head": (lambda _: {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, pickled),
+    "encoder": (lambda _: dict(visual(clip("ViT-Tiny"))), pickled),
+    "linear": (linear_content, pickled),
+    "transformers": (lambda _: tower_of_transformers(), folder_of),
+    "backbone": (lambda _: backbone_content()["state_dict"], pickled),
+}
+READERS: tuple[Callable[[Path], Any], ...] = (
+    load_checkpoint, ClassificationHead.load, ImageEncoder.load, LinearizedImageEncoder.load,
+    BackBone.load, lambda path: NonLinearTaskVector(path, path),
+)  # fmt: skip
+DAMAGE: dict[str, Callable[[Tensor], Any]] = {
+    "none of it": lambda t: None,
+    "a number": lambda t: t.sum(),
+    "a vector": lambda t: t.reshape(-1),
+    "one more dimension": lambda t: t[None],
+    "empty": lambda t: t.new_zeros(0),
+    "cut": lambda t: t[:1],
+    "integers": lambda t: t.long(),
+    "complex": lambda t: t.to(torch.complex64),
+    "half": lambda t: t.half(),
+    "a text": lambda t: "tensor",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_tensors_are_errors_of_ours(kind: str, damage: str, tmp_path: Path) -> None:
+    """Whatever is wrong with one tensor: it is read, or refused by name, and nothing else."""
+    make, write = WHOLE[kind]
+    content = make(tmp_path)
+    name = [n for n, v in content.items() if isinstance(v, Tensor)][-1]
+    rng = random.Random(f"{kind} {damage}")
+    for victim in {name, *rng.sample(sorted(content), min(2, len(content)))}:
+        value = content[victim]
+        if not isinstance(value, Tensor):
+            continue
+        changed = DAMAGE[damage](value.clone())
+        bad = {**content, victim: changed}
+        if changed is None:
+            del bad[victim]
+        folder = tmp_path / victim
+        folder.mkdir()
+        path = write(folder, bad)
+        for read in READERS:
+            with contextlib.suppress(UsageError):
+                read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"visual_projection.weight": torch.ones(8)}, "of shape \\(8,\\), not a matrix"),
+        ({"vision_model.encoder.layers.0.self_attn.q_proj.weight": torch.ones(3, 3)},
+         r"different shapes in transformer\.resblocks\.0\.attn\.weight"),
+        ({"vision_model.encoder.layers.0.self_attn.q_proj.weight": None}, "has only k_proj, v_p"),
+        ({"vision_model.embeddings.patch_embedding.weight": torch.ones(())}, "fit none"),
+        ({"\x1b[31m": torch.ones(1)}, r"has '\\\\x1b\[31m', which a CLIP"),
+    ],
+)  # fmt: skip
+def test_damaged_folders_say_what_is_wrong(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    prefix = "vision_model."
+    tensors = {
+        n if n.startswith("visual_") else f"{prefix}{n.removeprefix(prefix)}": value
+        for n, value in tower_of_transformers().items()
+    }
+    content = {n: value for n, value in {**tensors, **changes}.items() if value is not None}
+    with pytest.raises(UsageError, match=message):
+        load_checkpoint(folder_of(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("model_name", "message"),
+    [
+        ("hf-hub:org/name", "name the model yourself"),
+        ("local-dir:/nowhere", "name the model yourself"),
+        ("ViT-Tiny__pretrained__/etc/hostname", "name the model yourself"),
+        ("ViT-bigG-14__init__", "do not fit the parameters of ViT-bigG-14__init__"),
+        ("a" * 10**6, "unknown model 'aaa"),
+    ],
+)
+def test_a_linear_file_cannot_choose_what_is_built(
+    model_name: str, message: str, tmp_path: Path
+) -> None:
+    torch.save({"model_name": model_name, "model.params.0": torch.ones(1),
+                "model.params0.0": torch.ones(1)}, tmp_path / "linear.pt")  # fmt: skip
+    with pytest.raises(UsageError, match=message) as caught:
+        load_checkpoint(tmp_path / "linear.pt")
+    assert len(str(caught.value)) < 5000
 
 
 # --- in use

@@ -31,7 +31,19 @@ def grow(path):
     if path.suffix == ".safetensors":
         torch.ones(1 << 30)
 
+def spend(path):
+    bytearray(200 << 20).find(b"1")
+
+def spin(path):
+    start = time.process_time()
+    while time.process_time() - start < 0.3:
+        pass
+
+def escape(path):
+    (path.parent / "else").touch()
+
 hostile_files.SECONDS = 1
+hostile_files.SPARE_SECONDS = 0.2
 hostile_files.READERS[:] = [vars()[sys.argv.pop(1)]]
 raise SystemExit(hostile_files.main(sys.argv[1:]))
 """
@@ -43,8 +55,9 @@ def run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def counts(count: int, folder: Path) -> dict[str, int]:
-    done = run(str(SCRIPTS / "hostile_files.py"), f"--count={count}", folder=folder)
+def counts(count: int, folder: Path, *words: str) -> dict[str, int]:
+    """How many files had which outcome; a trace, a crash or one beyond its bounds is a failure."""
+    done = run(str(SCRIPTS / "hostile_files.py"), f"--count={count}", *words, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, int] = json.loads(done.stdout)["counts"]
     return found
@@ -56,6 +69,17 @@ def test_a_sample_of_hostile_files(tmp_path: Path) -> None:
     assert set(found) == {"read", "refused"} and found["refused"] > 700
 
 
+def test_a_sample_of_each_family(tmp_path: Path) -> None:
+    found = counts(120, tmp_path, "--share=1", "--jobs=2")
+    assert sum(found.values()) == 120 and set(found) == {"read", "refused"}
+
+
+@pytest.mark.slow
+def test_a_thousand_files_that_are_hostile_by_design(tmp_path: Path) -> None:
+    found = counts(1000, tmp_path, "--share=1", "--jobs=2")
+    assert sum(found.values()) == 1000 and set(found) == {"read", "refused"}
+
+
 @pytest.mark.slow
 def test_ten_thousand_hostile_files(tmp_path: Path) -> None:
     found = counts(10_000, tmp_path)
@@ -65,7 +89,14 @@ def test_ten_thousand_hostile_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reader", "count", "outcome"),
-    [("trust", 100, "executed"), ("hang", 12, "crashed"), ("grow", 30, "other error")],
+    [
+        ("trust", 100, "executed"),
+        ("hang", 12, "crashed"),
+        ("grow", 30, "other error"),
+        ("spend", 3, "beyond bounds"),
+        ("spin", 3, "beyond bounds"),
+        ("escape", 3, "executed"),
+    ],
 )
 def test_the_watch_sees_what_it_watches_for(
     reader: str, count: int, outcome: str, tmp_path: Path
@@ -74,6 +105,12 @@ def test_the_watch_sees_what_it_watches_for(
     assert done.returncode == 1, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["counts"][outcome] > 0 and report["problems"]
+    if count == 3:
+        assert report["counts"] == {outcome: 3}
+
+
+def test_the_same_files_are_read_by_any_number_of_processes(tmp_path: Path) -> None:
+    assert counts(60, tmp_path) == counts(60, tmp_path, "--jobs=3")
 
 
 def test_a_file_can_be_made_again(tmp_path: Path) -> None:

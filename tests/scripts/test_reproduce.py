@@ -110,9 +110,12 @@ def test_results_that_came_with_a_clone_do_not_count(reproduce: ModuleType, root
     first.output.write_text(first.output.read_text() + " ")
     assert not ledger.is_done(first)
     first.output.write_text(first.output.read_text()[:-1])
-    ledger.path.rename(ledger.path.with_suffix(".away"))
-    assert not ledger.is_done(first)
-    ledger.path.with_suffix(".away").rename(ledger.path)
+    kept = ledger.path.read_bytes()
+    for damage in (None, b"", b"[]", kept[:-9], b"\xff"):
+        ledger.path.unlink() if damage is None else ledger.path.write_bytes(damage)
+        assert not ledger.is_done(first)
+    ledger.path.write_bytes(kept)
+    assert ledger.is_done(first)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +131,25 @@ def test_results_that_came_with_a_clone_do_not_count(reproduce: ModuleType, root
 def test_wrong_flags(
     reproduce: ModuleType, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert reproduce.main(argv) == 2
+    try:
+        code = reproduce.main(argv)
+    except SystemExit as error:  # of the parser
+        code = error.code
+    assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_stop_it_before_the_first_stage(
+    reproduce: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(reproduce, "run_stages", lambda *_: pytest.fail("worked"))
+    summary = tmp_path / "results" / "embedded" / "summary.json"
+    summary.mkdir(parents=True)
+    assert reproduce.main([f"--save={tmp_path}/run", f"--results={tmp_path}/results"]) == 2
+    assert f"cannot write {summary}: it exists and is no file" in capsys.readouterr().err
 
 
 def test_spread() -> None:

@@ -5,10 +5,13 @@ Source: Krause et al., "3D object representations for fine-grained categorizatio
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from src.data.base import Splits
 from src.data.clip8.folders import listed, read_checked, require_all, spaced
+from src.data.files import ListedPictures
+from src.reading import inside
 
 # In the order of the labels of the developer kit; compared with the list of TensorFlow Datasets.
 CLASSES = listed(
@@ -92,8 +95,20 @@ def load(location: Path) -> Splits:
     """Reads `stanford_cars/` below `location`."""
     folder = location / "stanford_cars"
     require_all(folder, FILES, "Cars", LAYOUT)
+    train, test = (
+        read_checked("Cars", folder, partial(_read, location, split)) for split in ("train", "test")
+    )
+    return Splits(train, test, tuple(spaced(name) for name in train.classes))
+
+
+def _read(location: Path, split: str) -> ListedPictures:
+    """The pictures that the developer kit lists, by torchvision's reader of it."""
     from torchvision.datasets import StanfordCars
 
-    train = read_checked("Cars", folder, lambda: StanfordCars(location, "train"))
-    test = read_checked("Cars", folder, lambda: StanfordCars(location, "test"))
-    return Splits(train, test, tuple(spaced(name) for name in train.classes))
+    kit = StanfordCars(location, split)
+    images = location / "stanford_cars" / f"cars_{split}"
+    samples = [
+        (str(images / inside(f"the list of {images}", path.removeprefix(f"{images}/"))), int(label))
+        for path, label in kit._samples
+    ]
+    return ListedPictures(samples, kit.classes, images)

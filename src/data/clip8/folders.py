@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import filecmp
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
-from src.data.base import require
-from src.errors import MissingFileError, UsageError
-
-if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
+from src.data.base import Pictures, require
+from src.data.files import ListedPictures, class_folders, class_pictures, require_files
+from src.data.leaks import refuse_pair
+from src.errors import MissingFileError, UsageError, shown
+from src.reading import inside, read_text
 
 Read = TypeVar("Read")
-
-
-def folder_names(path: Path) -> list[str]:
-    """The names of the folders in `path`, sorted: the order of ImageFolder's labels."""
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
 
 
 def spaced(name: str) -> str:
@@ -56,7 +49,9 @@ def read_checked(name: str, path: Path, read: Callable[[], Read]) -> Read:
     """
     try:
         return read()
-    except (RuntimeError, AssertionError, ValueError, LookupError, OSError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # of torchvision, SciPy, pickle, which have many of their own
         reason = str(error).partition(" You can use download")[0] or type(error).__name__
         raise UsageError(
             f"data set {name} cannot be read from {path}: {reason.rstrip('.')}. A file there is "
@@ -88,13 +83,13 @@ class ClassFolders:
             UsageError: if a folder is not a class, or a class has no folder: labels are counted
                 along the folders, so that either would shift them.
         """
-        names = folder_names(require(path, self.name, self.layout))
+        names = class_folders(require(path, self.name, self.layout))
         strange = [name for name in names if not re.fullmatch(self.pattern, name)]
         if strange or len(names) != self.count:
             raise UsageError(
                 f"data set {self.name}: expected {self.count} class folders in {path}, named like "
                 f"{self.pattern}; got {len(names)}"
-                + (f", of which not a class: {', '.join(strange[:5])}" if strange else "")
+                + _strange(strange)
                 + f". Expected below --data-location: {self.layout}."
             )
         return names
@@ -111,36 +106,29 @@ class ClassFolders:
                 )
         return names
 
-    def pictures(
-        self, path: Path, is_valid_file: Callable[[str], bool] | None = None
-    ) -> ImageFolder:
+    def pictures(self, path: Path) -> ListedPictures:
         """The pictures below `path`, sorted by class, then by file name.
 
         Raises:
             MissingFileError: if a class has no picture.
         """
-        from torchvision.datasets import ImageFolder
-
         try:
-            return ImageFolder(path, is_valid_file=is_valid_file)
-        except FileNotFoundError as error:
+            return class_pictures(path)
+        except MissingFileError as error:
             raise MissingFileError(
                 f"data set {self.name} is not complete below {path}: {error}. Expected below "
                 f"--data-location: {self.layout}."
             ) from error
 
-    def read(self, *paths: Path) -> list[ImageFolder]:
-        """Reads the splits of a data set; no two of them may share a picture.
+    def read(self, *paths: Path) -> list[ListedPictures]:
+        """Reads the splits of a data set.
 
         Raises:
             MissingFileError: if a folder or the pictures of a class are missing.
-            UsageError: if the classes are not as expected or a picture is in two splits.
+            UsageError: if the classes are not as expected.
         """
         self.check_same(paths)
-        splits = [self.pictures(path) for path in paths]
-        for one, other in combinations(splits, 2):
-            refuse_shared(self.name, one, other)
-        return splits
+        return [self.pictures(path) for path in paths]
 
     def read_lists(self, root: Path, *splits: tuple[Path, ...]) -> list[ListedPictures]:
         """Reads splits that are lists of files, in the order that class folders would give.
@@ -152,32 +140,22 @@ class ClassFolders:
 
         Raises:
             MissingFileError: if a list or a picture that it names is missing.
-            UsageError: if the classes are not as expected or a picture is in two splits.
+            UsageError: if a list cannot be read or leads out of `root`, or the classes are not as
+                expected.
         """
         found = [self._listed_files(root, lists) for lists in splits]
-        for one, other in combinations(found, 2):
-            if shared := sorted(set(one) & set(other)):
-                raise UsageError(
-                    f"data set {self.name}: {shared[0]} is in two splits of {root} "
-                    f"({len(shared)} pictures are), so that the accuracy on it would mean nothing"
-                )
         return [self._labelled(root, files) for files in found]
 
     def _listed_files(self, root: Path, lists: tuple[Path, ...]) -> list[str]:
         lines = [
-            line.strip().lstrip("/")
+            str(inside(path, line.strip().lstrip("/")))
             for path in lists
-            for line in require(path, self.name, self.layout)
-            .read_text(encoding="utf-8")
-            .splitlines()
+            for line in read_text(require(path, self.name, self.layout)).splitlines()
+            if line.strip()
         ]
-        files = sorted({line for line in lines if line}, key=_class_then_name)
-        if absent := [file for file in files if not (root / file).is_file()]:
-            raise MissingFileError(
-                f"data set {self.name} is not complete: of the {len(files)} pictures in "
-                f"{', '.join(map(str, lists))}, {len(absent)} are not in {root}, the first "
-                f"{absent[0]}"
-            )
+        files = sorted(set(lines), key=_class_then_name)
+        paths = [str(root / file) for file in files]
+        require_files(paths, ", ".join(map(str, lists)), self.name)
         return files
 
     def _labelled(self, root: Path, files: list[str]) -> ListedPictures:
@@ -186,12 +164,15 @@ class ClassFolders:
         if strange or len(classes) != self.count:
             raise UsageError(
                 f"data set {self.name}: expected {self.count} classes in the lists of {root}, "
-                f"named like {self.pattern}; got {len(classes)}"
-                + (f", of which not a class: {', '.join(strange[:5])}" if strange else "")
+                f"named like {self.pattern}; got {len(classes)}" + _strange(strange)
             )
         labels = {name: label for label, name in enumerate(classes)}
         samples = [(str(root / file), labels[_class_then_name(file)[0]]) for file in files]
         return ListedPictures(samples, classes, root)
+
+
+def _strange(names: list[str]) -> str:
+    return f", of which not a class: {', '.join(map(shown, names[:5]))}" if names else ""
 
 
 def _class_then_name(file: str) -> tuple[str, str]:
@@ -201,53 +182,26 @@ def _class_then_name(file: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class ListedPictures:
-    """Pictures that lists name.
+class LazyPictures:
+    """The pictures of a folder that is so large that it is only listed when first used.
 
     Attributes:
-        samples: path and label of each.
-        classes: the classes, in the order of their labels.
-        root: the folder that the lists' paths start from.
+        folders: how it lies on disk.
+        path: the folder.
+        others: splits of the same set; none may share a picture with it.
     """
-
-    samples: list[tuple[str, int]]
-    classes: list[str]
-    root: Path
-
-    def __len__(self) -> int:
-        """The number of pictures."""
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """A picture, in RGB, and its label."""
-        path, label = self.samples[index]
-        with Image.open(path) as image:
-            return image.convert("RGB"), label
-
-
-def refuse_shared(name: str, one: ImageFolder, other: ImageFolder) -> None:
-    """Raises a UsageError if a picture, the same file under the same name, is in both splits."""
-    copies = {path.removeprefix(str(other.root)): path for path, _ in other.samples}
-    for path, _ in one.samples:
-        copy = copies.get(path.removeprefix(str(one.root)))
-        if copy and filecmp.cmp(path, copy, shallow=False):
-            raise UsageError(
-                f"data set {name}: {path} and {copy} are one picture in two splits, so that the "
-                "accuracy on it would mean nothing. Make the splits again without overlap."
-            )
-
-
-@dataclass(frozen=True)
-class LazyPictures:
-    """The pictures of a folder that is so large that it is only listed when first used."""
 
     folders: ClassFolders
     path: Path
+    others: tuple[Pictures, ...] = ()
 
     @cached_property
-    def listing(self) -> ImageFolder:
+    def listing(self) -> ListedPictures:
         """The pictures, listed at the first use."""
-        return self.folders.pictures(self.path)
+        listing = self.folders.pictures(self.path)
+        for other in self.others:
+            refuse_pair(listing, other)
+        return listing
 
     def __len__(self) -> int:
         """The number of pictures."""

@@ -5,11 +5,14 @@ Source: Stallkamp et al., "The German traffic sign recognition benchmark", IJCNN
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from src.data.base import Splits, require
 from src.data.clip8.folders import ClassFolders, read_checked
+from src.data.files import ListedPictures, is_hidden, require_files
 from src.errors import UsageError
+from src.reading import inside, read_text
 
 # The wording, and the spelling, of OpenAI's prompts for CLIP, in the order of the labels.
 CLASSES = (
@@ -74,16 +77,22 @@ def load(location: Path) -> Splits:
     """
     folder = location / "gtsrb"
     table, images = folder / "GT-final_test.csv", folder / "GTSRB" / "Final_Test" / "Images"
-    FOLDERS.check(folder / "GTSRB" / "Training")
+    classes = FOLDERS.check(folder / "GTSRB" / "Training")
     for path in (images, table):
         require(path, "GTSRB", LAYOUT)
-    from torchvision.datasets import GTSRB
-
-    train = read_checked("GTSRB", folder, lambda: GTSRB(location, "train"))
-    test = read_checked("GTSRB", folder, lambda: GTSRB(location, "test"))
-    if len(test) != (num_images := len(list(images.glob("*.ppm")))):
+    train = FOLDERS.pictures(folder / "GTSRB" / "Training")
+    samples = read_checked("GTSRB", folder, lambda: _listed(table, images))
+    names = [path.name for path in images.glob("*.ppm") if not is_hidden(path.name)]
+    if len(samples) != len(names):
         raise UsageError(
-            f"data set GTSRB: {table} lists {len(test)} pictures, but {images} holds "
-            f"{num_images}; both must be complete (12,630 in the published set)"
+            f"data set GTSRB: {table} lists {len(samples)} pictures, but {images} holds "
+            f"{len(names)}; both must be complete (12,630 in the published set)"
         )
-    return Splits(train, test, CLASSES)
+    require_files((path for path, _ in samples), table, "GTSRB")
+    return Splits(train, ListedPictures(samples, classes, images), CLASSES)
+
+
+def _listed(table: Path, images: Path) -> list[tuple[str, int]]:
+    """Path and label of the pictures in the table, which has a head and semicolons."""
+    rows = csv.DictReader(read_text(table).splitlines(), delimiter=";", skipinitialspace=True)
+    return [(str(images / inside(table, row["Filename"])), int(row["ClassId"])) for row in rows]

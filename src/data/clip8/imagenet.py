@@ -45,5 +45,5 @@ def _read(root: Path) -> Splits:
     sorted_val = root / "val_in_folder"
     val = sorted_val if sorted_val.exists() else root / "val"
     FOLDERS.check_same((root / "train", val))
-    train = LazyPictures(FOLDERS, root / "train")
-    return Splits(train, FOLDERS.pictures(val), classes())
+    test = FOLDERS.pictures(val)
+    return Splits(LazyPictures(FOLDERS, root / "train", (test,)), test, classes())

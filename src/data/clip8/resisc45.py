@@ -7,14 +7,12 @@ Source: Cheng et al., "Remote sensing image scene classification: benchmark and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from src.data.base import Splits, require
 from src.data.clip8.folders import ClassFolders, listed, spaced
-from src.errors import MissingFileError, UsageError
-
-if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
+from src.data.files import ListedPictures
+from src.errors import MissingFileError, UsageError, shown
+from src.reading import read_text
 
 CLASSES = listed(
     """
@@ -42,11 +40,12 @@ def load(location: Path) -> Splits:
     validation pictures are a part of the training list.
     """
     root = location / "resisc45"
-    train, test = (read_list(root, f"resisc45-{split}.txt") for split in ("train", "test"))
+    pictures = _pictures(root)
+    train, test = (_chosen(root / f"resisc45-{split}.txt", pictures) for split in ("train", "test"))
     return Splits(train, test, tuple(spaced(name) for name in train.classes))
 
 
-def read_list(root: Path, list_name: str) -> ImageFolder:
+def read_list(root: Path, list_name: str) -> ListedPictures:
     """The pictures that one list names.
 
     Args:
@@ -55,26 +54,31 @@ def read_list(root: Path, list_name: str) -> ImageFolder:
 
     Raises:
         MissingFileError: if the list or one of its pictures is missing.
-        UsageError: if the list names a class without a folder.
+        UsageError: if the list cannot be read or names a class without a folder.
     """
-    classes = FOLDERS.check(root / "NWPU-RESISC45")
-    listing = require(root / list_name, FOLDERS.name, FOLDERS.layout)
-    names = listing.read_text(encoding="utf-8").split()
+    return _chosen(root / list_name, _pictures(root))
+
+
+def _pictures(root: Path) -> ListedPictures:
+    FOLDERS.check(root / "NWPU-RESISC45")
+    return FOLDERS.pictures(root / "NWPU-RESISC45")
+
+
+def _chosen(listing: Path, pictures: ListedPictures) -> ListedPictures:
+    names = read_text(require(listing, FOLDERS.name, FOLDERS.layout)).split()
     wanted = {f"{name.rpartition('_')[0]}/{name}" for name in names}
-    if strange := sorted({name.partition("/")[0] for name in wanted} - set(classes)):
+    if strange := sorted({name.partition("/")[0] for name in wanted} - set(pictures.classes)):
         raise UsageError(
-            f"data set RESISC45: {listing} names classes that have no folder in "
-            f"{root / 'NWPU-RESISC45'}: {', '.join(map(repr, strange[:5]))}; expected lines such "
-            "as airplane_001.jpg"
+            f"data set RESISC45: {listing} names classes that have no folder in {pictures.root}: "
+            f"{', '.join(repr(shown(name)) for name in strange[:5])}; expected lines such as "
+            "airplane_001.jpg"
         )
-    pictures = FOLDERS.pictures(
-        root / "NWPU-RESISC45", lambda path: "/".join(Path(path).parts[-2:]) in wanted
-    )
-    found = {"/".join(Path(path).parts[-2:]) for path, _ in pictures.samples}
-    if missing := sorted(wanted - found):
+    samples = {"/".join(Path(path).parts[-2:]): (path, label) for path, label in pictures.samples}
+    if missing := sorted(wanted - samples.keys()):
         raise MissingFileError(
             f"data set RESISC45 is not complete: of the {len(wanted)} pictures in {listing}, "
-            f"{len(missing)} are not in {root / 'NWPU-RESISC45'}, the first {missing[0]}. Expected "
+            f"{len(missing)} are not in {pictures.root}, the first {shown(missing[0])}. Expected "
             f"below --data-location: {FOLDERS.layout}."
         )
-    return pictures
+    chosen = [sample for name, sample in samples.items() if name in wanted]
+    return ListedPictures(chosen, pictures.classes, pictures.root).with_every_class()

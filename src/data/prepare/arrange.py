@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from src.data.clip8.eurosat import PHRASES as LAND
 from src.data.prepare.fetch import Place
-from src.data.prepare.unpack import gunzip, reading, refused, unpack
-from src.errors import MissingFileError, UsageError
+from src.data.prepare.unpack import gunzip, reading, refused, tar, unpack
+from src.errors import MissingFileError, UsageError, shown
 from src.logs import progress
+from src.reading import inside, read_text, readable
 
 CARS_TABLES = ("meta", "train_annos")  # of the developer kit, those that are read
 EUROSAT_HELD_OUT = 270  # pictures of every class for val, and as many for test
 EUROSAT_SEED = 0
+SYNSET = re.compile(r"n\d{8}")
+VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 Pairs = Iterable[tuple[Path, Path]]  # (source, target)
 
@@ -74,11 +78,7 @@ def dtd(place: Place) -> None:
     with unpacked(place, "dtd-r1.0.1.tar.gz", *folders, needs="labels/test1.txt") as source:
         base = source if (source / "labels").exists() else part(place, source, "dtd")
         for split, lists in {"train": ("train1", "val1"), "val": ("test1",)}.items():
-            names = [
-                name
-                for one in lists
-                for name in part(place, base, f"labels/{one}.txt").read_text().split()
-            ]
+            names = [n for one in lists for n in listed(part(place, base, f"labels/{one}.txt"))]
             take_all((base / "images" / n, place.folder / split / n) for n in names)
 
 
@@ -103,11 +103,7 @@ def eurosat(place: Place) -> None:
         mark(place).parent.mkdir(parents=True, exist_ok=True)
         mark(place).touch()
         for split, names in splits.items():
-            take_all(
-                (base / folder / name, place.folder / split / folder / name)
-                for name in names
-                for folder in [name.rpartition("_")[0]]
-            )
+            take_all((base / name, place.folder / split / name) for name in names)
         mark(place).unlink()
 
 
@@ -116,19 +112,25 @@ def mark(place: Place) -> Path:
     return place.folder / ".unfinished"
 
 
-def _listed_eurosat(place: Place) -> dict[str, list[str]]:
+def _listed_eurosat(place: Place) -> dict[str, list[PurePosixPath]]:
     lists = {split: place.find(f"eurosat-{split}.txt") for split in place.public.splits}
     return {
-        split: [Path(line).name for line in path.read_text().split()]
+        split: [inside(path, _in_its_class(line.name)) for line in listed(path)]
         for split, path in lists.items()
         if path is not None and all(lists.values())
     }
 
 
-def _random_eurosat(base: Path) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = {"val": [], "test": [], "train": []}
+def _in_its_class(name: str) -> str:
+    """The path of a picture of EuroSAT, which is named after its class."""
+    return f"{name.rpartition('_')[0]}/{name}"
+
+
+def _random_eurosat(base: Path) -> dict[str, list[PurePosixPath]]:
+    splits: dict[str, list[PurePosixPath]] = {"val": [], "test": [], "train": []}
     for folder in sorted(LAND):
-        names = sorted(path.name for path in (base / folder).glob("*.jpg"))
+        names = [PurePosixPath(folder, path.name) for path in (base / folder).glob("*.jpg")]
+        names.sort()
         random.Random(f"{EUROSAT_SEED} {folder}").shuffle(names)
         splits["val"] += names[:EUROSAT_HELD_OUT]
         splits["test"] += names[EUROSAT_HELD_OUT : 2 * EUROSAT_HELD_OUT]
@@ -155,18 +157,15 @@ def sun397(place: Place) -> None:
     folders = (place.downloads / "Partitions", place.downloads / "SUN397")
     with unpacked(place, "Partitions.zip", *folders, needs="Testing_01.txt") as lists:
         parts = {"train": "Training_01.txt", "val": "Testing_01.txt"}
-        lines = {
-            split: _found(lists, name, place).read_text().split() for split, name in parts.items()
-        }
-    wanted = {f"SUN397{line}" for names in lines.values() for line in names}
+        lines = {split: listed(_found(lists, name, place)) for split, name in parts.items()}
+    wanted = {f"SUN397/{line}" for names in lines.values() for line in names}
     own = place.downloads / "SUN397"
     with unpacked(place, "SUN397.tar.gz", own, needs="a", wanted=wanted.__contains__) as source:
         base = source if source == own else part(place, source, "SUN397")
         for split, names in lines.items():
             take_all(
-                (base / line[1:], place.folder / split / "_".join(folders) / file)
+                (base / line, place.folder / split / "_".join(line.parts[:-1]) / line.name)
                 for line in names
-                for *folders, file in [PurePosixPath(line[1:]).parts]
             )
 
 
@@ -201,23 +200,19 @@ def imagenet(place: Place) -> None:
         with unpacked(place, "ILSVRC2012_img_val.tar", val, needs=first) as source:
             pictures = sorted(source.rglob("ILSVRC2012_val_*.JPEG"))
             take_all(
-                (picture, place.folder / "val_in_folder" / folders[int(picture.stem[-8:])] / name)
+                (picture, place.folder / "val_in_folder" / _synset(folders, picture) / picture.name)
                 for picture in pictures
-                for name in [picture.name]
             )
 
 
 def _imagenet_train(place: Place, target: Path) -> None:
     """Unpacks an archive of one archive a synset; synsets that are there are passed over."""
-    import tarfile
-
     archive = place.archive("ILSVRC2012_img_train.tar")
-    with reading(archive), tarfile.open(archive, "r:") as outer:
-        for member in progress(outer, "synsets", place.public.classes):
-            synset = member.name.removesuffix(".tar")
-            content = outer.extractfile(member) if member.isreg() else None
-            if content is None or not synset.startswith("n") or not synset[1:].isdecimal():
-                raise refused(archive, member.name, "is not the archive of a synset")
+    with reading(archive):
+        for name, _, content in progress(tar(archive), "synsets", place.public.classes):
+            synset = name.removesuffix(".tar")
+            if not SYNSET.fullmatch(synset):
+                raise refused(archive, name, "is not the archive of a synset")
             if not (target / synset).exists():
                 with staging(place) as folder:
                     unpack(archive, folder, stream=content)
@@ -230,11 +225,29 @@ def _validation_folders(place: Place) -> dict[int, str]:
     import scipy.io
 
     with unpacked(place, "ILSVRC2012_devkit_t12.tar.gz") as source:
-        table = scipy.io.loadmat(_found(source, "meta.mat", place), squeeze_me=True)["synsets"]
-        synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+        path = _found(source, "meta.mat", place)
+        with readable(path, "the kit's table of synsets"):
+            table = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
+            synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
         truth = _found(source, "ILSVRC2012_validation_ground_truth.txt", place)
-        lines = truth.read_text().split()
-    return {number: synsets[int(line)] for number, line in enumerate(lines, 1)}
+        with readable(truth, "a number of a synset a line"):
+            lines = read_text(truth).split()
+            found = {number: synsets[int(line)] for number, line in enumerate(lines, 1)}
+    for synset in found.values():
+        if not SYNSET.fullmatch(synset):
+            raise UsageError(f"{path} names {shown(synset)!r}, expected synsets such as n01440764")
+    return found
+
+
+def _synset(folders: Mapping[int, str], picture: Path) -> str:
+    """The synset of a validation picture."""
+    named = VALIDATION.fullmatch(picture.name)
+    if named is None or int(named[1]) not in folders:
+        raise UsageError(
+            f"{shown(picture.name)} is no picture of ImageNet's validation split, which has "
+            f"{len(folders):,}; another archive?"
+        )
+    return folders[int(named[1])]
 
 
 ARRANGERS: dict[str, Callable[[Place], None]] = {
@@ -311,6 +324,15 @@ def part(place: Place, folder: Path, name: str) -> Path:
 def _found(folder: Path, name: str, place: Place) -> Path:
     """The file of this name anywhere below a folder."""
     return next(folder.rglob(name), None) or part(place, folder, name)
+
+
+def listed(path: Path) -> list[PurePosixPath]:
+    """The paths that a list names, one a line, which stay below the folder that they are read in.
+
+    Raises:
+        UsageError: if one does not, or the list is no text.
+    """
+    return [inside(path, line.removeprefix("/")) for line in read_text(path).splitlines() if line]
 
 
 def tree(source: Path, target: Path) -> list[tuple[Path, Path]]:

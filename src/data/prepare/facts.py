@@ -111,16 +111,11 @@ SETS: dict[str, OfficialSet] = {
         splits={"train": Figure(8_144), "test": Figure(8_041)},
         source="torchvision's documentation of StanfordCars; classes differ in size",
         page="https://ai.stanford.edu/~jkrause/cars/car_dataset.html (gone)",
-        archives=tuple(
-            map(
-                Archive,
-                (
-                    "car_devkit.tgz",
-                    "cars_test_annos_withlabels.mat",
-                    "cars_train.tgz",
-                    "cars_test.tgz",
-                ),
-            )
+        archives=(
+            Archive("car_devkit.tgz", (), "c3b158d763b6e2245038c8ad08e45376"),
+            Archive("cars_test_annos_withlabels.mat", (), "b0a2b23655a3edd16d84508592a98d10"),
+            Archive("cars_train.tgz", (), "065e5b463ae28d29e77c1b4b166cfe61"),
+            Archive("cars_test.tgz", (), "4ce7ebf6a94d07f1952d94dd34c4d501"),
         ),
         by_hand="The official page is gone. github.com/pytorch/vision/issues/7545 collects where "
         "the files still are: pictures at kaggle.com/datasets/jessicali9530/stanford-cars-dataset "

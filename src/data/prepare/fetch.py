@@ -13,16 +13,18 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from src.checkpoints import disk_errors
 from src.data.prepare.facts import Archive, OfficialSet
-from src.errors import MissingFileError, UsageError
+from src.errors import MissingFileError, UnwritableError, UsageError, shown
 from src.logs import progress
+from src.reading import readable
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 TRIES = 3  # of an address whose connection breaks
-BROKEN = (urllib.error.URLError, http.client.HTTPException, OSError)
+BROKEN = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Place:
 
         Raises:
             MissingFileError: if it is not here and cannot be downloaded.
-            UsageError: if the file is not the published one.
+            UsageError: if the file is not the published one, or the disk is full.
         """
         archive = self.public.archive(name)
         found = self.find(name)
@@ -72,8 +74,10 @@ class Place:
             logger.info("%s: downloading %s", self.name, url)
             try:
                 return download(url, archive, self.downloads)
+            except UnwritableError:
+                raise  # another address does not help
             except (*BROKEN, UsageError) as error:
-                reasons.append(f"{url}: {error}")
+                reasons.append(f"{url}: {shown(error)}")
         raise MissingFileError(self.instructions(name, reasons))
 
     def instructions(self, name: str, reasons: list[str]) -> str:
@@ -96,7 +100,7 @@ def check_sum(path: Path, archive: Archive) -> None:
         return
     digest = hashlib.md5(usedforsecurity=False) if len(archive.checksum) == 32 else hashlib.sha256()
     chunks = -(-path.stat().st_size // CHUNK)
-    with path.open("rb") as file:
+    with readable(path, f"the published {archive.name}"), path.open("rb") as file:
         for chunk in progress(_chunks(file), f"checksum of {path.name}, MiB", chunks):
             digest.update(chunk)
     if digest.hexdigest() != archive.checksum:
@@ -114,10 +118,12 @@ def download(url: str, archive: Archive, folder: Path) -> Path:
 
     Raises:
         OSError: if the server cannot be reached, does not have it or breaks off each time.
+        UnwritableError: if there is no room for it.
         UsageError: if what came is not the published file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / archive.name, folder / f"{archive.name}.part"
+    with disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(TRIES):
         try:
             _continue(url, part)
@@ -157,7 +163,7 @@ def _continue(url: str, part: Path) -> None:
             return  # nothing is lacking; the checksum decides
         raise
     append = reply.status == HTTPStatus.PARTIAL_CONTENT
-    with reply, part.open("ab" if append else "wb") as file:
+    with reply, disk_errors(part), part.open("ab" if append else "wb") as file:
         length = reply.headers.get("Content-Length")
         before, expected = file.tell(), None if length is None else int(length)
         chunks = None if expected is None else -(-expected // CHUNK)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from src.checkpoints import write_text
+from src.checkpoints import write_json
 from src.data.base import Pictures
 from src.data.clip8 import CLIP8_SETS, dtd, eurosat, resisc45, sun397
 from src.data.clip8.folders import LazyPictures
@@ -216,7 +216,7 @@ def _kept(path: Path, key: str | None) -> Report | None:
 
 def _keep(path: Path, key: str | None, report: Report) -> None:
     if key is not None and os.access(path.parent.parent, os.W_OK):
-        write_text(path, json.dumps({"key": key, "report": asdict(report)}, indent=2) + "\n")
+        write_json(path, {"key": key, "report": asdict(report)})
 
 
 def rows(reports: Iterable[Report]) -> list[list[str]]:

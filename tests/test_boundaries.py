@@ -1,0 +1,546 @@
+"""Each boundary to a file: whatever is wrong with it, the answer is a value or an error of ours.
+
+A boundary is a maker of a good file and what reads it. The good file is damaged at random: bytes
+are cut, flipped, overwritten, added; the JSON in it gets other values; it is replaced by a file of
+another kind, a folder, a link to itself. An error that is no `UsageError`, or that does not name
+the file, is a failure.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import io
+import json
+import shutil
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import nn
+
+from src import merge
+from src.analysis.tables import read_table, table_path
+from src.args import Config
+from src.artificial_data import models
+from src.artificial_data.workspace import Workspace
+from src.checkpoints import load_checkpoint, read_facts, save_tensors
+from src.clip import create_clip
+from src.data.clip8 import CLIP8_SETS
+from src.data.files import class_pictures
+from src.data.loading import SeededPictures
+from src.data.prepare.arrange import listed
+from src.data.prepare.unpack import gunzip, unpack
+from src.data.sources import load_public
+from src.errors import UsageError
+from src.features import _read_all
+from src.linearize import LinearizedImageEncoder
+from src.merging.weights import open_clip_vision, open_weights
+from src.modeling import ClassificationHead, ImageEncoder
+from src.published.unpickler import read_pickle
+from src.reading import read_json, read_text
+from src.results import found_results, load_results, results_if_any
+from src.results import merge as merged
+from src.states import RunStates
+from src.task_vectors import TaskVector
+from tests.archives import tar_bytes, zip_bytes
+from tests.miniatures import MAKERS, picture
+from tests.published.makers import PublishedHead, named, small_models, write_encoder
+
+Make = Callable[[Path], Path]
+Read = Callable[[Path], Any]
+GENERATOR = torch.Generator().manual_seed(0)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 350837024\n"
+
+
+DATA_SETS = {"ImageNet": 6, "SUN397": 10}  # examples, of those with a great many folders
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a kind of file comes in.
+
+    Attributes:
+        make: writes good files into a folder, and gives the one to damage.
+        read: reads it, all of it.
+        examples: of damage.
+    """
+
+    make: Make
+    read: Read
+    examples: int = 60
+
+
+def tensors(*shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return {f"t{i}.weight": torch.randn(s, generator=GENERATOR) for i, s in enumerate(shapes)}
+
+
+def written(name: str, content: bytes | str) -> Make:
+    """A maker of one file."""
+
+    def make(folder: Path) -> Path:
+        path = folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return make
+
+
+# --- makers of good files
+
+
+def our_checkpoint(folder: Path) -> Path:
+    save_tensors(folder / "ours.safetensors", tensors((3, 4), (2,)), "task_vector", info={"a": [1]})
+    return folder / "ours.safetensors"
+
+
+def our_encoder(folder: Path) -> Path:
+    ImageEncoder(Config(model="ViT-Tiny__init__")).save(folder / "encoder.safetensors")
+    return folder / "encoder.safetensors"
+
+
+def our_linear_encoder(folder: Path) -> Path:
+    encoder = ImageEncoder(Config(model="ViT-Tiny__init__"))
+    LinearizedImageEncoder(image_encoder=encoder).save(folder / "linear.safetensors")
+    return folder / "linear.safetensors"
+
+
+def published_encoder(writer: str) -> Make:
+    def make(folder: Path) -> Path:
+        write_encoder("ViT-Tiny", folder / "published.pt", writer)
+        return folder / "published.pt"
+
+    return make
+
+
+def published_head(folder: Path) -> Path:
+    with named(ClassificationHead=PublishedHead):
+        torch.save(PublishedHead(True, torch.randn(5, 8)), folder / "head_MNIST.pt")
+    return folder / "head_MNIST.pt"
+
+
+def our_head(folder: Path) -> Path:
+    ClassificationHead(True, torch.randn(5, 8)).save(folder / "head_MNIST.safetensors")
+    return folder / "head_MNIST.safetensors"
+
+
+def our_vector(folder: Path) -> Path:
+    TaskVector(vector=tensors((2, 2), (3,))).save(folder / "vector.safetensors")
+    return folder / "vector.safetensors"
+
+
+def mlp(kind: type[Any], **sizes: int) -> Make:
+    def make(folder: Path) -> Path:
+        kind(**sizes).save(folder / "mlp.safetensors")
+        return folder / "mlp.safetensors"
+
+    return make
+
+
+HF_VISION: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 32, "patch_size": 8, "projection_dim": 8, "hidden_act": "quick_gelu",
+}  # fmt: skip  # ViT-Tiny's
+
+
+def hugging_face(damaged: str) -> Make:
+    """A folder of a CLIP's vision tower, of which one file is damaged."""
+
+    def make(folder: Path) -> Path:
+        import transformers
+
+        config = transformers.CLIPVisionConfig(**HF_VISION)
+        model = transformers.CLIPVisionModelWithProjection(config)
+        model.save_pretrained(folder, safe_serialization=True)
+        if damaged.endswith("index.json"):
+            names = list(model.state_dict())
+            (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+            weights = dict.fromkeys(names, "model-00001-of-00001.safetensors")
+            (folder / damaged).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+        return folder / damaged
+
+    return make
+
+
+def local_model(folder: Path) -> Path:
+    from tests.towers import TOWERS
+
+    path = folder / "open_clip_config.json"
+    path.write_text(json.dumps({"model_cfg": TOWERS["ViT-Tiny"], "preprocess_cfg": {}}))
+    return path
+
+
+def state_of_run(folder: Path) -> Path:
+    states = RunStates(folder / "finetuned.safetensors", {"lr": 0.1})
+    states.save(tensors((3,)), 7, {"seconds": 1.0})
+    return states.folder / f"{7:08d}.safetensors"
+
+
+def read_state(path: Path) -> Any:
+    return RunStates(path.parent.parent / "finetuned.safetensors", {"lr": 0.1}).newest()
+
+
+def feature_cache(folder: Path) -> Path:
+    from src.features import _write
+
+    kept = {"features": torch.ones(3, 2), "labels": torch.arange(3)}
+    _write(folder / "f0.safetensors", kept)
+    return folder / "f0.safetensors"
+
+
+def results_file(folder: Path) -> Path:
+    path = folder / "ft_accuracies.json"
+    origin = {"theta0_hash": "a", "seed": 0, "config": {"precision": "fp32"}, "checkpoints": {}}
+    content = {"MNIST": 0.5, "MNISTVal": 0.5, "val": {"0.15": {"MNIST:top1": 0.5}}}
+    path.write_text(json.dumps({**content, "provenance": origin}))
+    return path
+
+
+def read_results(path: Path) -> Any:
+    results_if_any(path)
+    new = {"DTD": 1.0, "provenance": {"theta0_hash": "a", "seed": 0, "suite": "s", "model": "m"}}
+    with_others = functools.partial(merged, path, new)
+    return load_results(path), found_results(path, "a command", ["MNIST"]), with_others()
+
+
+def table_file(folder: Path) -> Path:
+    path = table_path(Config(results=str(folder)), "single")
+    path.parent.mkdir(parents=True)
+    pd.DataFrame({"mode": ["linear"], "accuracy": [0.5]}).to_csv(path, index=False)
+    return path
+
+
+def read_table_file(path: Path) -> Any:
+    return read_table(Config(results=str(path.parents[3])), "single")
+
+
+def study_data(folder: Path) -> Path:
+    space = Workspace(folder)
+    path = space.csv("dataset1", "train")
+    path.parent.mkdir()
+    rows = {"0": [i / 40 for i in range(40)], "1": [1.0] * 40, "target": [0, 1] * 20}
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def class_folders(folder: Path) -> Path:
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        picture(folder / name, 100)
+    return folder / "a" / "1.png"
+
+
+def read_folders(path: Path) -> Any:
+    return read_all(class_pictures(path.parent.parent))
+
+
+def read_all(pictures: Any) -> Any:
+    seeded = SeededPictures(pictures, None)
+    return [seeded[i] for i in range(len(seeded))]
+
+
+def config_group(folder: Path) -> Path:
+    (folder / "method").mkdir()
+    path = folder / "method" / "own.yaml"
+    path.write_text(yaml.safe_dump({"name": "simple_average", "_target_": "simple_average"}))
+    return path
+
+
+def compose(path: Path) -> None:
+    """A dry run with it; the exit code is the boundary's answer."""
+    words = [f"--config-dir={path.parent.parent}", "method=own", "dry_run=true"]
+    code = merge.main([*words, f"hydra.run.dir={path.parent.parent}"])
+    assert code in (0, 2)
+
+
+FILES = {"a/1.txt": b"one" * 40, "b.txt": b"two"}
+
+
+def into(unpacker: Callable[[Path, Path], None]) -> Read:
+    def read(path: Path) -> None:
+        target = path.parent / "unpacked"
+        target.mkdir(exist_ok=True)
+        unpacker(path, target)
+
+    return read
+
+
+BOUNDARIES = {
+    "our checkpoint": Boundary(our_checkpoint, load_checkpoint),
+    "its facts": Boundary(our_checkpoint, read_facts),
+    "our encoder": Boundary(our_encoder, ImageEncoder.load, 40),
+    "our linear encoder": Boundary(our_linear_encoder, LinearizedImageEncoder.load, 40),
+    "our head": Boundary(our_head, ClassificationHead.load),
+    "our task vector": Boundary(our_vector, TaskVector.load),
+    "a task vector of it": Boundary(our_encoder, lambda path: TaskVector(path, path), 30),
+    "a backbone": Boundary(mlp(models.BackBone, input_dim=8), models.BackBone.load),
+    "an MLP's head": Boundary(mlp(models.Head, input_dim=4, output_dim=2), models.Head.load),
+    "a published encoder": Boundary(published_encoder("zip"), load_checkpoint, 40),
+    "an old published encoder": Boundary(published_encoder("legacy"), load_checkpoint, 40),
+    "a plain pickle": Boundary(published_encoder("pickle 4"), load_checkpoint, 40),
+    "a pickle": Boundary(published_encoder("zip"), read_pickle, 40),
+    "a published head": Boundary(published_head, ClassificationHead.load),
+    "weights to merge": Boundary(our_checkpoint, open_weights),
+    "published weights to merge": Boundary(published_encoder("zip"), open_weights, 30),
+    "a folder's config": Boundary(
+        hugging_face("config.json"), lambda path: load_checkpoint(path.parent)
+    ),
+    "a folder's weights": Boundary(
+        hugging_face("model.safetensors"), lambda path: load_checkpoint(path.parent)
+    ),
+    "a folder's index": Boundary(
+        hugging_face("model.safetensors.index.json"), lambda path: load_checkpoint(path.parent)
+    ),
+    "a folder to merge": Boundary(
+        hugging_face("model.safetensors.index.json"), lambda path: open_clip_vision(path.parent)
+    ),
+    "a folder's weights to merge": Boundary(
+        hugging_face("model.safetensors"), lambda path: open_clip_vision(path.parent)
+    ),
+    "a local model": Boundary(
+        local_model, lambda path: create_clip(f"local-dir:{path.parent}__init__"), 30
+    ),
+    "a state of a run": Boundary(state_of_run, read_state),
+    "a cache of features": Boundary(
+        feature_cache, lambda path: _read_all(path.parent, ["f0"], torch.arange(3))
+    ),
+    "results": Boundary(results_file, read_results),
+    "a table": Boundary(table_file, read_table_file),
+    "a study's data": Boundary(
+        study_data, lambda path: Workspace(path.parent.parent).data("dataset1", "val")
+    ),
+    "JSON": Boundary(written("facts.json", '{"a": {"b": [1, 2.5, null]}}'), read_json),
+    "a text": Boundary(written("names.txt", "a\nb\n"), read_text),
+    "a list of files": Boundary(written("train.txt", "a/1.jpg\nb/2.jpg\n"), listed),
+    "a zip archive": Boundary(written("files.zip", zip_bytes(FILES)), into(unpack)),
+    "a tar archive": Boundary(written("files.tar", tar_bytes(FILES, "w")), into(unpack)),
+    "a packed tar archive": Boundary(written("files.tgz", tar_bytes(FILES)), into(unpack)),
+    "a tar.xz archive": Boundary(written("files.tar.xz", tar_bytes(FILES, "w:xz")), into(unpack)),
+    "a packed file": Boundary(
+        written("file.gz", gzip.compress(b"content" * 99)),
+        into(lambda path, target: gunzip(path, target / "file")),
+    ),
+    "a folder of pictures": Boundary(class_folders, read_folders),
+    "a group of a configuration": Boundary(config_group, compose, 20),
+}
+
+
+# --- damage
+
+
+def pickled(value: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream, **options)
+    return stream.getvalue()
+
+
+ODD = [
+    {"state_dict": 5},
+    {"state_dict": {"a": {"b": torch.ones(2)}}},
+    {"model.visual.proj": torch.ones(2, dtype=torch.complex64), 3: torch.ones(1)},
+    {"classnames": [1], "weight": torch.ones(2, 2, dtype=torch.int64)},
+    [torch.ones(2)],
+    {},
+    {"model_name": ["x"], "weights": []},
+    nn.Linear(2, 2),
+    {"metadata": {"model_name": {}}, **{f"{i}": torch.ones(i) for i in range(3)}},
+]
+JSON_VALUES: list[Any] = [
+    None, True, -1, 0, 2**70, 1e308, float("nan"), "", "x", "\x1b[31m", "../../x", [], [[]], {},
+    {"a": 1}, ["a", 1], "9" * 5000,
+]  # fmt: skip
+OTHERS: list[bytes] = [
+    b"",
+    b"\0" * 64,
+    LFS,
+    "a\nb\n".encode("utf-16"),
+    b"\xff\xfe\xfd",
+    b"null",
+    b"[]",
+    b'"text"',
+    b'{"a": 1}',
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"a": ' + b"9" * 10_000 + b"}",
+    b"a,b\n1\n",
+    b"_target_: os.system\ncommand: echo\n",
+    b"a: &x [*x]\n? [1]\n: !!python/object:os.system {}\n",
+    zip_bytes(FILES),
+    zip_bytes({"archive/data.pkl": b"\x80\x02}q\x00."}),
+    tar_bytes(FILES),
+    gzip.compress(b"x"),
+    b"\x89PNG\r\n\x1a\n" + b"\0" * 32,
+    b"\x80\x04N.",
+    struct.pack("<Q", 2**63) + b"{}",
+    struct.pack("<Q", 2) + b"{}",
+    struct.pack("<Q", 2) + b"[]",
+    save({}),
+    save({"a": torch.ones(2)}),
+    save({"weight": torch.ones(2, 2, dtype=torch.float16), "bias": torch.ones(5)}),
+    *map(pickled, ODD),
+    *(pickled(value, _use_new_zipfile_serialization=False) for value in ODD),
+]
+
+
+def replaced(value: Any, data: st.DataObject) -> Any:
+    """JSON-like data in which something, perhaps deep, is another value, gone or renamed."""
+    if isinstance(value, dict) and value and data.draw(st.integers(0, 3)):
+        key = data.draw(st.sampled_from(sorted(value)))
+        rest = {name: inner for name, inner in value.items() if name != key}
+        how = data.draw(st.sampled_from(["inside", "inside", "gone", "renamed"]))
+        if how == "inside":
+            return {**value, key: replaced(value[key], data)}
+        return rest if how == "gone" else {**rest, data.draw(st.text(max_size=9)): value[key]}
+    if isinstance(value, list) and value and data.draw(st.integers(0, 2)):
+        i = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:i], replaced(value[i], data), *value[i + 1 :]]
+    if isinstance(value, str) and value[:1] == "{" and data.draw(st.booleans()):
+        return json.dumps(replaced(json.loads(value), data))  # of safetensors' metadata
+    return data.draw(st.sampled_from(JSON_VALUES))
+
+
+def with_other_values(content: bytes, data: st.DataObject) -> bytes | None:
+    """The content with other values in its JSON, if it has any."""
+    for head, start in ((b"", 0), (content[:8], 8)):
+        end = len(content) if not head else 8 + struct.unpack("<Q", head.ljust(8, b"\0"))[0]
+        try:
+            value = json.loads(content[start:end])
+        except ValueError:
+            continue
+        made = json.dumps(replaced(value, data)).encode()
+        return (struct.pack("<Q", len(made)) if head else b"") + made + content[end:]
+    return None
+
+
+def damage(path: Path, content: bytes, data: st.DataObject) -> None:
+    """Puts something damaged in place of a file."""
+    size = len(content)
+    kinds = ["cut", "flip", "overwrite", "add", "other", "values", "values", "values", "nothing"]
+    kind = data.draw(st.sampled_from([*kinds, "folder", "loop"]))
+    at = data.draw(st.integers(0, max(0, size - 1)))
+    if kind in ("folder", "loop", "nothing"):
+        path.unlink()
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "loop":
+            path.symlink_to(path)
+        return
+    if kind == "values":
+        made = with_other_values(content, data)
+        kind, content = ("done", made) if made is not None else ("flip", content)
+    if kind == "cut":
+        content = content[:at]
+    elif kind == "flip":
+        content = (
+            content[:at]
+            + bytes([content[at] ^ 1 << data.draw(st.integers(0, 7))])
+            + (content[at + 1 :])
+        )
+    elif kind == "overwrite":
+        junk = data.draw(st.binary(min_size=1, max_size=40))
+        content = content[:at] + junk + content[at + len(junk) :]
+    elif kind == "add":
+        content = content[:at] + data.draw(st.binary(min_size=1, max_size=40)) + content[at:]
+    elif kind == "other":
+        content = data.draw(st.sampled_from(OTHERS))
+    path.write_bytes(content)
+
+
+def check(read: Read, path: Path, root: Path | None = None) -> None:
+    """Reads what is damaged: a value, or an error of ours that names the file, or its root."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries, about what they read; errors are the matter
+        try:
+            read(path)
+        except UsageError as error:
+            names = (path.name, path.stem, str(root or path.parent))
+            assert any(name in str(error) for name in names), error
+            assert "\x1b" not in str(error) and len(str(error)) < 50_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with small_models(tmp_path_factory.mktemp("towers")):
+        yield
+
+
+def attack(make: Make, read: Read, examples: int, root: Path) -> None:
+    """Reads a good file, then as many damaged ones."""
+    good = root / "good"
+    good.mkdir()
+    inner = make(good).relative_to(good)
+    content = (good / inner).read_bytes()
+    read(good / inner)
+
+    @settings(max_examples=examples)
+    @given(st.data())
+    def attempt(data: st.DataObject) -> None:
+        place = root / "damaged"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(good, place)
+        damage(place / inner, content, data)
+        check(read, place / inner)
+
+    attempt()
+
+
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_no_damage_gets_past_a_boundary(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boundary = BOUNDARIES[name]
+    monkeypatch.chdir(tmp_path)
+    attack(boundary.make, boundary.read, boundary.examples, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_no_damage_gets_past_a_boundary_in_long_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boundary = BOUNDARIES[name]
+    monkeypatch.chdir(tmp_path)
+    attack(boundary.make, boundary.read, 10 * boundary.examples, tmp_path)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_no_damage_to_a_data_set_gets_past(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "good"
+    root.mkdir()
+    MAKERS[name](root, monkeypatch)
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    kinds = {path.suffix: path for path in files}  # often one of each kind of file, or any
+
+    def read() -> None:
+        splits = load_public(name, CLIP8_SETS[name], root, "folder")
+        for pictures in (splits.train, splits.val, splits.test):
+            if pictures is not None:
+                read_all(pictures)
+
+    @settings(max_examples=DATA_SETS.get(name, 25))
+    @given(st.data())
+    def attempt(data: st.DataObject) -> None:
+        path = root / data.draw(st.sampled_from([*kinds.values(), *files]))
+        content = path.read_bytes()
+        try:
+            damage(path, content, data)
+            check(lambda _: read(), path, root)
+        finally:
+            if path.is_dir():
+                path.rmdir()
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+
+    read()
+    attempt()

@@ -1,0 +1,184 @@
+"""Fine-tuning by the command: interrupted, changed in between, and run again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src import finetune, training
+from src.checkpoints import load_checkpoint, read_facts, save_tensors
+from src.data import registry
+from src.data.embedded import EMBEDDED_SETS
+from src.logs import Run
+from src.states import RunStates
+from tests.small_suite import flags, small_suite
+
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: what is on disk is all that is left."""
+
+
+@pytest.fixture
+def run(tmp_path: Path, cache: Path, monkeypatch: Patch) -> Iterator[list[str]]:
+    """The flags of a run of six steps, with a state after each."""
+    with small_suite(monkeypatch):
+        base = [*flags(tmp_path), "--tasks=Emoji", "--epochs=2", f"--cache-dir={cache}"]
+        yield ["--finetuning-mode=linear", "--state-every=1", "--seed=0", *base]
+
+
+def checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "EmojiVal" / "linear_finetuned.safetensors"
+
+
+def states(folder: Path) -> list[str]:
+    resume = checkpoint(folder).with_name("linear_finetuned_resume")
+    return sorted(p.name for p in resume.iterdir()) if resume.is_dir() else []
+
+
+def kill_at(flags: list[str], step: int) -> None:
+    """Runs the command until a step, as if it were killed there."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def log(self: Run, values: dict[str, Any], at: int | None = None) -> None:
+            if at == step:
+                raise Killed
+
+        patch.setattr(Run, "log", log)
+        with pytest.raises(Killed):
+            finetune.main(flags)
+
+
+def other_pictures(patch: Patch) -> None:
+    """The same pictures of the same names, inverted."""
+    whole = EMBEDDED_SETS["Emoji"]
+
+    def build(split: Any) -> Any:
+        images, labels = whole.build(split)
+        return 255 - images, labels
+
+    other = replace(whole, build=build, version=whole.version + 1)
+    patch.setitem(EMBEDDED_SETS, "Emoji", other)
+    registry._load.cache_clear()
+
+
+def other_templates(patch: Patch) -> None:
+    patch.setitem(EMBEDDED_SETS, "Emoji", replace(EMBEDDED_SETS["Emoji"], templates=("{}",)))
+
+
+def other_software(patch: Patch) -> None:
+    patch.setattr(finetune, "libraries", lambda: {"torch": "0.0"})
+
+
+def other_sources(patch: Patch) -> None:
+    patch.setattr(finetune, "sources_hash", lambda: "0" * 64)
+
+
+CHANGES = {
+    "pictures": (other_pictures, r"content was \w+\.\.\., is now"),
+    "prompts": (other_templates, r"head was \w+\.\.\., is now \w+\.\.\."),
+    "software": (other_software, r"libraries torch was [\d.]+, is now 0\.0"),
+    "sources": (other_sources, r"sources was \w+\.\.\., is now 0{12}"),
+}
+
+
+@pytest.mark.parametrize("change, told", CHANGES.values(), ids=list(CHANGES))
+def test_a_run_is_not_continued_with_other_data_or_software(
+    run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: Capture, change: Any, told: str
+) -> None:
+    kill_at(run, 3)
+    assert states(tmp_path) == ["00000002.safetensors", "00000003.safetensors"]
+    change(monkeypatch)
+    assert finetune.main(run) == 2
+    message = capsys.readouterr().err
+    assert re.search(told, message), message
+    assert "--restart" in message and "Traceback" not in message
+    assert states(tmp_path) == ["00000002.safetensors", "00000003.safetensors"]
+    assert not checkpoint(tmp_path).exists()
+    assert finetune.main([*run, "--restart"]) == 0
+    assert checkpoint(tmp_path).exists() and states(tmp_path) == []
+
+
+def test_a_flag_typo_costs_nothing(run: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert finetune.main([*run, f"--save={tmp_path / 'straight'}"]) == 0
+    kill_at(run, 4)
+    assert finetune.main([*run, "--lr=0.5"]) == 2
+    message = capsys.readouterr().err
+    assert "lr was 0.0003, is now 0.5" in message and "continue it" in message
+    assert finetune.main(run) == 0
+    straight = tmp_path / "straight" / "EmojiVal" / checkpoint(tmp_path).name
+    assert read_facts(checkpoint(tmp_path))["hash"] == read_facts(straight)["hash"]
+
+
+@pytest.mark.parametrize("change, told", list(CHANGES.values())[:2], ids=list(CHANGES)[:2])
+def test_a_finished_checkpoint_of_other_data_is_not_taken_for_done(
+    run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: Capture, change: Any, told: str
+) -> None:
+    assert finetune.main(run) == 0
+    before = checkpoint(tmp_path).read_bytes()
+    assert finetune.main(run) == 0  # done before, skipped
+    change(monkeypatch)
+    head = tmp_path / "checkpoints" / "head_Emoji.safetensors"
+    if change is other_templates:  # an evaluation has built it anew
+        head.unlink()
+        facts = load_checkpoint(checkpoint(tmp_path)).info
+        save_tensors(head, {"weight": torch.ones(9, 9), "bias": torch.ones(9)}, "head", info=facts)
+    assert finetune.main(run) == 2
+    message = capsys.readouterr().err
+    assert "made of other data" in message and "delete it" in message
+    assert checkpoint(tmp_path).read_bytes() == before
+
+
+@pytest.mark.parametrize("moment", ["before the states are removed", "while they are written"])
+def test_what_a_run_leaves_that_is_killed_at_its_end_goes_with_the_next(
+    run: list[str], tmp_path: Path, monkeypatch: Patch, moment: str
+) -> None:
+    def killed(self: RunStates) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStates, "remove", killed)
+        with pytest.raises(Killed):
+            finetune.main(run)
+    if moment == "while they are written":
+        part = checkpoint(tmp_path).with_name(f".{checkpoint(tmp_path).name}.x1.part")
+        part.mkdir()
+        (part / "half").write_bytes(b"half")
+    assert checkpoint(tmp_path).exists() and states(tmp_path)
+    assert finetune.main(run) == 0
+    assert [p.name for p in checkpoint(tmp_path).parent.iterdir()] == [checkpoint(tmp_path).name]
+
+
+def test_a_record_that_cannot_be_written_leaves_no_states(run: list[str], tmp_path: Path) -> None:
+    def unwritable(*_: Any) -> None:
+        raise PermissionError(13, os.strerror(13), "runs.jsonl")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "append_result", unwritable)
+        assert finetune.main(run) == 2
+    assert checkpoint(tmp_path).exists() and states(tmp_path) == []
+
+
+def test_no_checkpoint_with_weights_that_are_not_finite(
+    run: list[str], tmp_path: Path, capsys: Capture, monkeypatch: Patch
+) -> None:
+    step = training.AdamW.step
+
+    def overflowing(self: Any, *words: Any) -> None:
+        step(self, *words)
+        self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(training.AdamW, "step", overflowing)
+    one_step = ["--epochs=1", "--batch-size=70"]
+    assert finetune.main([*run, *one_step]) == 2
+    assert "weights are not finite after step 1" in capsys.readouterr().err
+    assert not checkpoint(tmp_path).exists() and states(tmp_path) == []

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from src.checkpoints import read_header, read_safetensors
+from src.errors import MissingFileError, RunError, UsageError
+from src.merging.weights import mapped
+from src.reading import (
+    LONGEST_HEADER,
+    check_header,
+    inside,
+    is_lfs_pointer,
+    read_json,
+    read_text,
+    readable,
+)
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bad"),
+        KeyError("name"),
+        EOFError(),
+        AttributeError("no such"),
+        ZeroDivisionError(),
+        AssertionError("of a library"),
+        MemoryError(),
+        RecursionError("deep"),
+        struct.error("short"),
+        zlib.error("bad"),
+        SafetensorError("header"),
+        yaml.YAMLError("bad"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        PermissionError(13, "Permission denied"),
+    ],
+)
+def test_what_a_parser_says_names_the_file(error: Exception, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    message = rf"{path} cannot be read as a thing \({type(error).__name__}: "
+    with pytest.raises(UsageError, match=message) as caught, readable(path, "a thing"):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [UsageError("mine"), RunError("mine"), KeyboardInterrupt()])
+def test_errors_of_ours_and_of_the_user_pass(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, readable("file", "a thing"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_file_in_a_folder_that_is_read_is_named(tmp_path: Path) -> None:
+    message = rf"{tmp_path} .*{tmp_path}/inner: No such file"
+    with pytest.raises(UsageError, match=message), readable(tmp_path, "a folder"):
+        (tmp_path / "inner").read_text()
+
+
+@pytest.mark.parametrize("read", [read_text, read_json])
+def test_a_file_that_is_not_there_or_no_file(read: object, tmp_path: Path) -> None:
+    assert callable(read)
+    with pytest.raises(MissingFileError, match=r"none\.json does not exist, expected a"):
+        read(tmp_path / "none.json")
+    with pytest.raises(UsageError, match=rf"{tmp_path} cannot be read as .*Is a directory"):
+        read(tmp_path)
+    with pytest.raises(UsageError, match=r"cannot be read as .*File name too long"):
+        read(tmp_path / ("x" * 300))
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(UsageError, match=r"loop cannot be read as .*symbolic links"):
+        read(loop)
+    (tmp_path / "pointer").write_text(POINTER)
+    with pytest.raises(UsageError, match=r"pointer is a Git LFS pointer, .* git lfs pull"):
+        read(tmp_path / "pointer")
+
+
+def test_a_pointer_of_git_lfs_is_known(tmp_path: Path) -> None:
+    (tmp_path / "pointer").write_text(POINTER)
+    (tmp_path / "other").write_text("version 2")
+    assert is_lfs_pointer(tmp_path / "pointer")
+    assert not any(map(is_lfs_pointer, (tmp_path / "other", tmp_path / "none", tmp_path)))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_text_has_a_mark_or_none(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text('{"a": "ä"}', encoding=encoding)
+    assert read_text(tmp_path / "list.txt") == '{"a": "ä"}'
+    assert read_json(tmp_path / "list.txt") == {"a": "ä"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text('{"a": "äöü"}', encoding=encoding)
+    for read in (read_text, read_json):
+        with pytest.raises(UsageError, match=r"list\.txt cannot be read as a.*codec can't decode"):
+            read(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("content", ["[]", "1", "null", "[" * 100_000, "", "{", '{"a": 1} x'])
+def test_what_is_no_json_object_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text(content)
+    with pytest.raises(UsageError, match=r"facts\.json cannot be read as a JSON object"):
+        read_json(tmp_path / "facts.json")
+
+
+@given(content=st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_any_object_comes_back(content: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("json") / "facts.json"
+    path.write_text(json.dumps({"a": content}))
+    assert read_json(path) == {"a": content}
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/x", "", ".", "..\\x", "C:\\x", "C:x", "\\\\host\\x", "a\0b"]
+)
+def test_a_name_that_leads_out_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^list\.txt is refused: it names '"):
+        inside("list.txt", name)
+
+
+@given(name=st.text())
+def test_what_is_taken_stays_inside(name: str) -> None:
+    try:
+        path = inside("list.txt", name)
+    except UsageError:
+        return
+    assert (Path("/root") / path).parts[:2] == ("/", "root") and ".." not in path.parts
+
+
+def test_long_json_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.reading.LONGEST_JSON", 10)
+    (tmp_path / "x.json").write_text('{"a": 12}')
+    assert read_json(tmp_path / "x.json") == {"a": 12}
+    (tmp_path / "x.json").write_text('{"a": 1234}')
+    with pytest.raises(UsageError, match=r"x\.json cannot be read .*11 bytes, expected at most 10"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(("length", "size", "good"), [
+    (LONGEST_HEADER, 100, True), (LONGEST_HEADER + 14, 100, False), (2**63, 100, False),
+    (LONGEST_HEADER + 1000, 8000, True), (0, 0, True),
+])  # fmt: skip
+def test_the_header_of_safetensors_is_a_part_of_the_file(
+    length: int, size: int, good: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((struct.pack("<Q", length) + bytes(size))[:size])
+    if good:
+        check_header(path)
+    else:
+        with pytest.raises(UsageError, match=f"its header has {length:,} bytes, expected at most"):
+            check_header(path)
+
+
+def test_headers_out_of_proportion_are_refused_by_all_readers(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    header = b'{"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(200_000)) + b"}}"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    for read in (read_header, read_safetensors, lambda path: mapped([path])):
+        with pytest.raises(UsageError, match=r"its header has 2,288,908 bytes"):
+            read(path)

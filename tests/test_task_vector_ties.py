@@ -1,0 +1,210 @@
+"""One parameter of several names (tied weights) counts once and moves under all of them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src import statedict
+from src.checkpoints import load_checkpoint, save_tensors
+from src.errors import UsageError
+from src.linearize import LinearizedModel
+from src.merging import DareTaskArithmetic, SlerpMergeAlgorithm, TiesMergingAlgorithm
+from src.task_vectors import NonLinearTaskVector, TaskVector
+
+
+class Tied(nn.Module):
+    """Reads and writes with one matrix, as language models do; has a buffer no state dict has."""
+
+    scratch: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 4, bias=False)
+        self.middle = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 4, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("scratch", torch.ones(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(torch.tanh(self.middle(self.embed(x))))
+        return found
+
+
+def tied(seed: int) -> Tied:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Tied().double()
+
+
+M0, M1 = tied(0), tied(1)
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+FLAT = torch.cat([(b - a).detach().flatten()
+                  for a, b in zip(M0.parameters(), M1.parameters(), strict=True)])  # fmt: skip
+
+
+def from_file() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What reading a file of each gives: equal tensors that share no memory."""
+    apart = [{name: value.clone() for name, value in m.state_dict().items()} for m in (M0, M1)]
+    return apart[0], apart[1]
+
+
+def reordered() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State dicts in which the other name comes first."""
+    found = [dict(reversed(m.state_dict().items())) for m in (M0, M1)]
+    return found[0], found[1]
+
+
+SOURCES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "modules": lambda: (M0, M1),
+    "state dicts": lambda: (M0.state_dict(), M1.state_dict()),
+    "linear models": lambda: (LinearizedModel(M0), LinearizedModel(M1, M0)),
+    "module and linear model": lambda: (M0, LinearizedModel(M1, M0)),
+    "module and file": lambda: (M0, from_file()[1]),
+    "module and file without the other name": lambda: (M0, dict(M1.named_parameters())),
+    "reordered": reordered,
+}
+TARGETS: dict[str, Callable[[], Any]] = {
+    "module": lambda: M0,
+    "state dict": M0.state_dict,
+    "file": lambda: from_file()[0],
+    "parameters": lambda: {name: value.detach() for name, value in M0.named_parameters()},
+    "linear model": lambda: LinearizedModel(M0),
+}
+
+
+def vector(name: str) -> TaskVector:
+    return NonLinearTaskVector(*SOURCES[name]())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_tied_matrix_counts_once(name: str) -> None:
+    tau = vector(name)
+    assert len(tau.vector) == 3 and len(tau.ties) == 1
+    expected = float(FLAT.norm())
+    assert float(tau.norm()) == pytest.approx(expected, rel=1e-12)
+    assert float(tau.dot(vector("modules"))) == pytest.approx(expected**2, rel=1e-12)
+    assert float(tau.cosine(vector("reordered"))) == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "target"), list(itertools.product(SOURCES, TARGETS)))
+def test_both_names_move(name: str, target: str) -> None:
+    model = TARGETS[target]()
+    moved = vector(name).apply_to(model)
+    if isinstance(moved, dict):
+        assert moved.keys() == model.keys()
+        moved = torch.func.functional_call(copy.deepcopy(M0), moved, (X,))  # refuses two values
+    else:
+        moved = moved(X)
+    torch.testing.assert_close(moved, M1(X), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.product(SOURCES, SOURCES)))
+def test_vectors_of_all_sources_add_up(one: str, other: str) -> None:
+    total = vector(one) + 0.5 * vector(other) - 0.5 * vector("modules")
+    assert float(total.norm()) == pytest.approx(float(FLAT.norm()), rel=1e-12)
+    torch.testing.assert_close(total.apply_to(M0)(X), M1(X), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_linear_model_is_the_same(name: str) -> None:
+    expected = LinearizedModel(M1, M0)(X)
+    for model in (M0, LinearizedModel(M0)):
+        torch.testing.assert_close(vector(name).apply_to_linear(model)(X), expected)
+
+
+def test_all_sources_start_at_one_point() -> None:
+    assert len({vector(name).base_hash for name in ("modules", "linear models")}) == 1
+
+
+def test_saved_vectors_know_the_other_name(tmp_path: Path) -> None:
+    tau = vector("modules")
+    tau.save(tmp_path / "tau")
+    found = TaskVector.load(tmp_path / "tau")
+    assert found.ties == {"head.weight": "embed.weight"}
+    moved = found.apply_to(from_file()[0])
+    assert moved["head.weight"] is moved["embed.weight"]
+    torch.testing.assert_close(moved["head.weight"], M1.head.weight.detach())
+
+
+def test_files_of_ours_say_which_names_are_one(tmp_path: Path) -> None:
+    for name, model in (("zeroshot", M0), ("tuned", M1)):
+        save_tensors(tmp_path / name, dict(model.state_dict()), "mlp_backbone")
+    tau = TaskVector(tmp_path / "zeroshot", tmp_path / "tuned")
+    assert float(tau.norm()) == pytest.approx(float(FLAT.norm()), rel=1e-12)
+    assert load_checkpoint(tmp_path / "tuned").info["ties"] == {"head.weight": "embed.weight"}
+
+
+def test_weights_that_were_untied_stay_two() -> None:
+    untied = from_file()[1]
+    untied["head.weight"] = untied["head.weight"] + 1.0
+    tau = TaskVector(M0, untied)
+    assert len(tau.vector) == 4 and not tau.ties
+    moved = tau.apply_to(from_file()[0])
+    torch.testing.assert_close(moved["head.weight"], untied["head.weight"])
+    message = "embed.weight and head.weight are one parameter"
+    for use in (
+        lambda: tau.apply_to(M0),
+        lambda: tau.apply_to(M0.state_dict()),
+        lambda: tau.apply_to_linear(M0),
+        lambda: tau + vector("modules"),
+        lambda: vector("linear models").dot(tau),
+        lambda: statedict.copy_into(copy.deepcopy(M0).state_dict(), untied, "weights"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            use()
+
+
+class Stateful(nn.Linear):
+    """A module with a state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: Any) -> None: ...
+
+
+def test_extra_state_is_no_weight() -> None:
+    pre, ft = Stateful(2, 2), Stateful(2, 2)
+    tau = TaskVector(pre, ft)
+    assert tau.vector.keys() == {"weight", "bias"}
+    assert torch.equal(tau.apply_to(pre).bias, (pre.bias + (ft.bias - pre.bias)).detach())
+    assert isinstance(DareTaskArithmetic().run({"_pretrained_": pre, "a": ft}), Stateful)
+
+
+def test_results_of_a_tied_dict_share_memory_and_none_with_it() -> None:
+    theta = M0.state_dict()
+    for tau in (vector("modules"), TaskVector(vector={"middle.bias": torch.ones(4)})):
+        moved = tau.apply_to(theta)
+        assert moved["head.weight"] is moved["embed.weight"]
+        assert moved["head.weight"].data_ptr() != M0.head.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        DareTaskArithmetic(1.0, sparsity_ratio=0.5),
+        TiesMergingAlgorithm(1.0, threshold=30),
+        TiesMergingAlgorithm(1.0, threshold=30, scope="tensor"),
+        SlerpMergeAlgorithm(t=0.3),
+    ],
+    ids=str,
+)
+def test_merging_knows_one_name(algorithm: Any) -> None:
+    """The masks and thresholds of a model without the other name."""
+    models = {"_pretrained_": M0, "a": M1}
+    merged = algorithm.run(models)
+    assert merged.head.weight is merged.embed.weight
+    once = algorithm.run({name: dict(model.named_parameters()) for name, model in models.items()})
+    states = algorithm.run({name: model.state_dict() for name, model in models.items()})
+    assert states["head.weight"] is states["embed.weight"]
+    for name, value in once.items():
+        assert torch.equal(merged.get_parameter(name), value)
+        assert torch.equal(states[name], value)

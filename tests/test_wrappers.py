@@ -1,0 +1,217 @@
+"""Weights in the wrappers of training programs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from src.errors import UsageError
+from src.published.unpickler import read_pickle
+from src.task_vectors import TaskVector
+from src.wrappers import unwrapped
+
+
+def model(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def averaged(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    inner = model()
+    inner.load_state_dict(state)
+    return AveragedModel(inner).state_dict()
+
+
+def lightning(state: Any, prefix: str = "model.") -> dict[str, Any]:
+    facts = {"pytorch-lightning_version": "2.4.0", "epoch": 3, "callbacks": {"best": Path("x")}}
+    return {**facts, "state_dict": under(prefix, state), "hyper_parameters": {"lr": 0.1}}
+
+
+def others(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value + 1 for name, value in state.items()}
+
+
+Wrap = Callable[[Mapping[str, Tensor]], Any]
+WRAPPERS: dict[str, tuple[Wrap, tuple[str, ...]]] = {  # what is made of a state, and what is said
+    "nothing": (dict, ()),
+    "facts beside it": (lambda s: {**s, "epoch": 3, "args": None}, ()),
+    "a key": (lambda s: {"state_dict": s, "epoch": 3}, ("'state_dict'",)),
+    "a key of torch's tutorials": (
+        lambda s: {"epoch": 1, "loss": torch.ones(()), "model_state_dict": s},
+        ("'model_state_dict'",),
+    ),
+    "a module": (lambda s: {"model": with_state(s), "optimizer": {"state": {}}}, ("'model'",)),
+    "DDP": (lambda s: under("module.", s), ("module.",)),
+    "compile": (lambda s: compiled(s).state_dict(), ("torch.compile",)),
+    "a compiled part": (
+        lambda s: {name.replace("0.", "0._orig_mod."): value for name, value in s.items()},
+        ("torch.compile",),
+    ),
+    "DDP of compile": (lambda s: under("module._orig_mod.", s), ("torch.compile", "module.")),
+    "compile of DDP": (lambda s: under("_orig_mod.module.", s), ("torch.compile", "module.")),
+    "FSDP": (lambda s: under("_fsdp_wrapped_module.", s), ("FSDP",)),
+    "Lightning": (lightning, ("'state_dict'", "model.")),
+    "Lightning, net": (lambda s: lightning(s, "net."), ("net.",)),
+    "Lightning of compile": (lambda s: lightning(s, "model._orig_mod."), ("torch.compile",)),
+    "open_clip": (
+        lambda s: {"epoch": 1, "name": "run", "state_dict": under("module.", s),
+                   "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+        ("'state_dict'", "module."),
+    ),
+    "a model and its average": (
+        lambda s: {"model": s, "ema": others(s)}, ("'model' (not 'ema', which is there too)",)
+    ),
+    "timm": (
+        lambda s: {"arch": "x", "state_dict": s, "state_dict_ema": others(s)},
+        ("not 'state_dict_ema'",),
+    ),
+    "an average alone": (lambda s: {"model_ema": s, "step": 3}, ("'model_ema' (an average",)),
+    "torch's average": (averaged, ("module.",)),
+    "in each other": (
+        lambda s: {"model": {"state_dict": {"module": under("module.", s)}}},
+        ("'model'", "'state_dict'", "'module'", "module."),
+    ),
+    "configurations under known keys": (
+        lambda s: {"model": {"name": "x"}, "net": "y", "state_dict": s}, ("'state_dict'",)
+    ),
+}  # fmt: skip
+
+
+def compiled(state: Mapping[str, Tensor]) -> Any:
+    return torch.compile(with_state(state))
+
+
+def with_state(state: Mapping[str, Tensor]) -> nn.Module:
+    found = model()
+    found.load_state_dict(state)
+    return found
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_known_wrappers_are_taken_off_and_said(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    wrap, said = WRAPPERS[name]
+    theta0, theta = model(0).state_dict(), model(1).state_dict()
+    content = wrap(theta)
+    found = unwrapped(content, "the file")
+    assert found.tensors.keys() == theta.keys()
+    assert all(torch.equal(found.tensors[key], theta[key]) for key in theta)
+    assert len(caplog.records) == (1 if said else 0)
+    assert all(words in caplog.text for words in said)
+    vector, plain = TaskVector(theta0, content), TaskVector(theta0, theta)
+    assert vector.vector.keys() == plain.vector.keys()
+    assert all(torch.equal(vector.vector[key], plain.vector[key]) for key in plain.vector)
+    if name != "a module":
+        torch.save(content, tmp_path / "file.pt")
+        again = unwrapped(read_pickle(tmp_path / "file.pt"), tmp_path / "file.pt")
+        assert all(torch.equal(again.tensors[key], theta[key]) for key in theta)
+
+
+def test_what_lies_beside_a_model_in_a_file_does_not_matter(tmp_path: Path) -> None:
+    inner = model()
+    optimizer = torch.optim.AdamW(inner.parameters())
+    inner(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    facts = {"best": np.float64(0.5), "folder": tmp_path, "rng": torch.get_rng_state()}
+    torch.save({**facts, "state_dict": inner.state_dict(), "optimizer": optimizer.state_dict()},
+               tmp_path / "last.ckpt")  # fmt: skip
+    found = unwrapped(read_pickle(tmp_path / "last.ckpt")).tensors
+    assert all(torch.equal(found[key], value) for key, value in inner.state_dict().items())
+
+
+def test_names_lead_back_to_those_given() -> None:
+    given = under("module.", model().state_dict())
+    found = unwrapped(given)
+    assert {found.names[name]: value for name, value in found.tensors.items()} == given
+
+
+@pytest.mark.parametrize("name", ["nothing", "DDP", "facts beside it", "a key", "torch's average"])
+def test_vectors_are_applied_to_wrapped_states_too(name: str) -> None:
+    """The weights come back under the names that they were given in."""
+    theta0, theta = model(0).state_dict(), model(1).state_dict()
+    content = WRAPPERS[name][0](theta0)
+    vector = TaskVector(content, WRAPPERS[name][0](theta))
+    moved = vector.apply_to(content)
+    names = unwrapped(content).names
+    assert set(moved) == set(names.values())
+    expected = vector.apply_to(theta0)
+    assert all(torch.equal(moved[given], expected[own]) for own, given in names.items())
+
+
+def test_derivatives_go_through_a_state_with_other_things_beside_it() -> None:
+    theta0 = model(0).state_dict()
+    vector = TaskVector(theta0, model(1).state_dict())
+
+    def length(weight: Tensor) -> Tensor:
+        state: dict[str, Any] = {**theta0, "0.weight": weight, "epoch": 3}
+        moved = vector.apply_to(state)
+        return (moved["0.weight"] ** 2).sum()
+
+    found = torch.func.grad(length)(theta0["0.weight"])
+    torch.testing.assert_close(found, 2 * (theta0["0.weight"] + vector.vector["0.weight"]))
+
+
+def test_a_module_s_own_names_are_left() -> None:
+    """`model.` is a wrapper's prefix in Lightning's files alone; `visual.` never is."""
+    state = under("model.visual.", model().state_dict())
+    assert unwrapped(state).tensors.keys() == state.keys()
+    assert set(unwrapped(lightning(state, "")).tensors) == set(
+        under("visual.", model().state_dict())
+    )
+
+
+LORA = {"weight": torch.ones(2, 2)}
+CYCLE: dict[str, Any] = {}
+CYCLE["model"] = CYCLE
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no mapping": (3, "holds a int, expected named tensors"),
+    "nothing": ({}, "no tensors under its names, as a state dict has; it holds nothing"),
+    "no tensors": ({"epoch": 3, "\x1b[31m": 1}, r"it holds epoch, \\x1b\[31m"),
+    "arrays": ({"weight": np.ones(2)}, "it holds weight"),
+    "unknown keys": ({"a": LORA, "b": LORA}, "tensors lie under a, b: give one of these"),
+    "a cycle": (CYCLE, "no tensors"),
+    "PEFT": (under("base_model.model.x.lora_A.", LORA), "is a LoRA adapter.*merge_and_unload"),
+    "PEFT, loaded": (
+        {**under("x.base_layer.", LORA), **under("x.lora_B.default.", LORA)}, "is a LoRA adapter"
+    ),
+    "in a wrapper": ({"state_dict": under("base_model.model.x.", LORA)}, "is a LoRA adapter"),
+    "LoHa": ({"x.hada_w1_a": torch.ones(1)}, "is a LoRA adapter"),
+    "kohya": (under("lora_te_text_model.lora_down.", LORA), "is a LoRA adapter"),
+    "one name twice": (
+        {"a.x": torch.ones(1), "a._orig_mod.x": torch.ones(1)}, "names are the same without _orig_m"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_holds_no_model_is_refused(case: str) -> None:
+    content, message = REFUSED[case]
+    with pytest.raises(UsageError, match=message):
+        unwrapped(content, "it")
+    if isinstance(content, Mapping):
+        with pytest.raises(UsageError, match=message):
+            TaskVector(model().state_dict(), content)
+
+
+def test_nothing_is_changed() -> None:
+    content = lightning(under("module.", model().state_dict()))
+    before = copy.deepcopy(content)
+    unwrapped(content)
+    assert content.keys() == before.keys()
+    assert content["state_dict"].keys() == before["state_dict"].keys()
