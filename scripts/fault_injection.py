@@ -8,9 +8,9 @@
 
 Fine-tuning of the embedded model is killed at random moments and started again until it ends; its
 weights are compared with those of a run that was left alone. Most runs are forked from this process
-(which has imported everything, and computes nothing), others are started by the command of the
-README. Then writers are killed while they write, files are damaged, hostile files read
-(`hostile_files.py`), and the gradients of one process compared with those of two.
+(which has imported everything and made a model) and train on a part of the pictures; others are
+started by the command of the README. Then writers are killed while they write, files are damaged,
+hostile files read (`hostile_files.py`), and gradients of one process compared with those of two.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -50,6 +50,8 @@ from tqdm import tqdm
 from src import ddp, features, finetune
 from src.args import Config
 from src.checkpoints import load_checkpoint, read_facts, save_tensors, write_text
+from src.data.embedded import EMBEDDED_SETS
+from src.data.embedded.base import Arrays, Split
 from src.data.loading import BatchPlan, RankBatches, train_loader
 from src.data.prepare.unpack import unpack
 from src.data.registry import dataset_for
@@ -70,6 +72,7 @@ PAGE, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "results" / "reliabilit
 START, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 MODES = ("standard", "linear")
 TASK = "Emoji"
+PICTURES = 256  # of the task, in forked runs, which are many
 MINUTE = 60.0  # in which a run must end once a process of it has died
 How = Literal["forked", "command"]
 REFUSALS = (UsageError, ValueError, KeyError, SafetensorError)  # the last three: of features._read
@@ -79,8 +82,8 @@ REFUSALS = (UsageError, ValueError, KeyError, SafetensorError)  # the last three
 class Amounts:
     """How much of each is tried."""
 
-    kills: int = 225  # of forked runs, for each mode and world size
-    command_kills: int = 5  # of runs that the command starts, for each mode and world size
+    kills: int = 228  # of forked runs, for each mode and world size
+    command_kills: int = 2  # of runs that the command starts, for each mode and world size
     ends: int = 20  # kills between the checkpoint and the end, for each mode and world size
     signals: int = 3  # SIGTERMs, for each mode and world size
     writes: int = 150  # kills inside writes, for each kind of file
@@ -197,12 +200,12 @@ def kill_at_end(end: str) -> None:
         die()
 
     def die_once_moved(self: Path, target: Path) -> Path:
-        moved = replace(self, target)
+        moved = move(self, target)
         if target.name.endswith("finetuned.safetensors"):
             die()
         return moved
 
-    replace = Path.replace
+    move = Path.replace
     if end == "checkpoint moved":
         Path.replace = die_once_moved  # type: ignore[method-assign,assignment]
     elif end == "recorded":
@@ -238,7 +241,8 @@ class Runs:
         """The flags of a run."""
         return [
             f"--finetuning-mode={self.mode}", f"--train-dataset={TASK}", f"--epochs={self.epochs}",
-            "--batch-size=64", "--state-every=2", "--seed=0", f"--save={save}",
+            f"--batch-size={32 if self.how == 'forked' else 64}", "--state-every=2", "--seed=0",
+            f"--save={save}",
             f"--cache-dir={self.place / 'cache'}", f"--results={save / 'results'}",
             f"--num-workers={int(self.how == 'command')}",
         ]  # fmt: skip
@@ -274,12 +278,17 @@ class Runs:
         return [process.pid]
 
     def left_alone(self) -> None:
-        """Takes the weights, and the time, of a run that nothing happens to."""
-        start = time.monotonic()
-        codes = reap(self.start())
-        if any(codes):
-            raise RuntimeError(f"a run failed ({codes}):\n{(self.place / 'log').read_text()}")
-        self.seconds, self.expected = time.monotonic() - start, self.weights()
+        """Takes the weights, and the time, of a run that nothing happens to.
+
+        The first of two draws the pictures, which takes longer.
+        """
+        for _ in range(2):
+            self.number += 1
+            start = time.monotonic()
+            codes = reap(self.start())
+            if any(codes):
+                raise RuntimeError(f"a run failed ({codes}):\n{(self.place / 'log').read_text()}")
+            self.seconds, self.expected = time.monotonic() - start, self.weights()
 
     def weights(self) -> str:
         """Content hash of the checkpoint that the run ended in."""
@@ -357,10 +366,24 @@ class Runs:
         }  # fmt: skip
 
 
+def shorten(task: str) -> None:
+    """Leaves a task `PICTURES` training pictures, in this process and those forked from it."""
+    whole = EMBEDDED_SETS[task]
+
+    def build(split: Split) -> Arrays:
+        images, labels = whole.build(split)
+        return images[:PICTURES], labels[:PICTURES]
+
+    # a version of its own, so that no cache holds these pictures under the name of all
+    EMBEDDED_SETS[task] = replace(whole, build=build, version=whole.version + 1000)
+
+
 def interrupted(amounts: Amounts, place: Path) -> dict[str, list[dict[str, Any]]]:
     """Kills, and signals, of runs of each mode and world size."""
     found: dict[str, list[dict[str, Any]]] = {"kills": [], "signals": [], "ends": []}
     draw = random.Random("faults")
+    shorten(TASK)
+    get_classification_head(Config(save=str(place / "ready"), cache_dir=str(place / "cache")), TASK)
     hows: list[How] = ["forked", "command"] if amounts.command_kills else ["forked"]
     todo = [(*group, how) for group in amounts.groups for how in hows]
     for mode, world_size, how in progress(todo, "killed runs"):
@@ -575,7 +598,7 @@ def damaged(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
 
 def hostile(amounts: Amounts, place: Path) -> dict[str, Any]:
     """Reads hostile files."""
-    outcome = read_all(range(amounts.hostile), write_seeds(place / "seeds"))
+    outcome = read_all(range(amounts.hostile), write_seeds(place / "seeds"), jobs=2)
     counts = {name: outcome.counts[name] for name in ("read", "refused", "executed", "crashed")}
     return {
         "tried": amounts.hostile, **counts, "other_errors": outcome.counts["other error"],
