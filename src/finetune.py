@@ -81,7 +81,8 @@ def finetune(args: Any, task: str) -> Path:
     wanted = {**asdict(recipe), "seed": seed}
     if ddp.all_agree(is_done(path, wanted, theta0_hash)):
         _check_origin(path, args, task)
-        _clean_up(RunStates(path, {}))
+        if ddp.is_main_process():
+            RunStates(path, {}).clean_up()
         logger.info("%s %s: done before, skipped (%s)", task, mode, path)
         return path
     data, head = dataset_for(args, f"{task}Val"), get_classification_head(args, task)
@@ -134,13 +135,6 @@ def _check_origin(path: Path, args: Any, task: str) -> None:
             f"{path} exists and was made of other data ({'; '.join(differ)}). Keep it and name "
             "another folder with --save, or delete it"
         )
-
-
-def _clean_up(states: RunStates) -> None:
-    """Removes what a run left that was killed after it had written its checkpoint."""
-    if ddp.is_main_process() and states.left_over():
-        with contextlib.suppress(UsageError), states.locked():  # else that run is about to
-            states.remove()
 
 
 @contextlib.contextmanager

@@ -15,12 +15,22 @@ from torch.nn import functional as F
 
 from src import ddp
 from src.checkpoints import read_facts
-from src.clip import canonical
+from src.clip import ClipName, canonical
 from src.data.registry import get_classnames
 from src.data.templates import get_templates
 from src.errors import UsageError
 from src.modeling import ClassificationHead, ImageEncoder
-from src.settings import cache_dir, data_root, device_of, head_path, setting, suite_of
+from src.settings import (
+    cache_dir,
+    data_root,
+    device_of,
+    head_path,
+    pretrained_override,
+    setting,
+    suite_of,
+    zeroshot_path,
+)
+from src.statedict import content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +118,28 @@ def get_classification_head(args: Any, dataset: str) -> ClassificationHead:
     if not ddp.all_agree(_is_current(path, recipe)):
         if ddp.is_main_process():
             logger.info("building the zero-shot head of %s", name)
-            clip = ImageEncoder(args, keep_lang=True).model
-            weights = zeroshot_weights(clip, classnames, templates, device_of(args))
+            encoder = ImageEncoder(args, keep_lang=True)
+            _check_unchanged(args, encoder)
+            weights = zeroshot_weights(encoder.model, classnames, templates, device_of(args))
             head = ClassificationHead(True, weights.cpu(), classnames=classnames)
             head.save(path, model=canonical(str(setting(args, "model"))), recipe=recipe)
         ddp.barrier()
     return ClassificationHead.load(path)
+
+
+def _check_unchanged(args: Any, encoder: ImageEncoder) -> None:
+    """Checks that a model in a file or folder is still the one that the run began with.
+
+    Raises:
+        UsageError: if it has changed: its text tower would not go with the run's encoder.
+    """
+    path, parsed = zeroshot_path(args), ClipName.parse(encoder.model_name)
+    own = (parsed.file or parsed.folder) and pretrained_override(args) is None
+    if own and path.is_file() and read_facts(path)["hash"] != content_hash(encoder.weights()):
+        raise UsageError(
+            f"the weights of {encoder.model_name} are no longer those of {path}, which the run "
+            "began with; put them back, or name another folder with --save"
+        )
 
 
 def _is_current(path: Path, recipe: str) -> bool:

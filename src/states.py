@@ -208,11 +208,12 @@ class RunStates:
         shutil.rmtree(self.folder, ignore_errors=True)
         remove_parts(self.checkpoint.parent, self.checkpoint.name)
 
-    def left_over(self) -> bool:
-        """Whether there is something that a run which was killed as it ended did not remove."""
-        return self.folder.is_dir() or any(
-            self.checkpoint.parent.glob(f".{glob.escape(self.checkpoint.name)}.*.part")
-        )
+    def clean_up(self) -> None:
+        """Removes what a run left that was killed after it had written its checkpoint."""
+        halves = f".{glob.escape(self.checkpoint.name)}.*.part"
+        if self.folder.is_dir() or any(self.checkpoint.parent.glob(halves)):
+            with contextlib.suppress(UsageError), self.locked():  # else that run is about to
+                self.remove()
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

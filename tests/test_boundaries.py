@@ -509,7 +509,7 @@ def test_no_damage_gets_past_a_boundary_in_long_runs(
 ) -> None:
     boundary = BOUNDARIES[name]
     monkeypatch.chdir(tmp_path)
-    attack(boundary.make, boundary.read, 10 * boundary.examples, tmp_path)
+    attack(boundary.make, boundary.read, 4 * boundary.examples, tmp_path)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -11,18 +11,19 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from src import heads
 from src.checkpoints import load_checkpoint, read_facts
 from src.clip import create_clip
 from src.data.embedded import EMBEDDED_SETS
-from src.data.embedded.model import register
+from src.data.embedded.model import WEIGHTS, register
 from src.data.templates import get_templates
 from src.errors import UsageError
 from src.heads import build_classification_head, get_classification_head, zeroshot_weights
 from src.modeling import ClassificationHead
+from src.runs import zeroshot_encoder
 
 CPU = torch.device("cpu")
 NAMES = ("a", "bb", "c")
@@ -192,6 +193,20 @@ def test_another_model_makes_a_new_head(args: Callable[..., Any], built: list[in
     get_classification_head(args(), "MNIST")
     get_classification_head(args(model="ViT-Nano-8__init__"), "MNIST")
     assert len(built) == 2
+
+
+def test_a_model_whose_file_has_changed_gets_no_further_heads(
+    args: Callable[..., Any], tmp_path: Path
+) -> None:
+    weights = load_file(WEIGHTS)
+    save_file(weights, tmp_path / "w.safetensors")
+    settings = args(model=f"ViT-Nano-8__pretrained__{tmp_path / 'w.safetensors'}")
+    zeroshot_encoder(settings)
+    get_classification_head(settings, "Emoji")
+    save_file({name: 2 * value for name, value in weights.items()}, tmp_path / "w.safetensors")
+    get_classification_head(settings, "Emoji")  # of the run's beginning
+    with pytest.raises(UsageError, match=r"are no longer those of .*zeroshot.safetensors, which"):
+        get_classification_head(settings, "Signs")
 
 
 def test_a_damaged_head_is_built_again(

@@ -48,9 +48,7 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"lr was 0.1, is now 0.2\. .*by deleting .*run_resume$"):
         made(tmp_path, lr=0.2).newest()
     assert files(tmp_path) == ["00000005.safetensors", "00000012.safetensors"]
-    assert states.left_over()
-    states.remove()
-    assert not states.left_over()
+    states.clean_up()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from src.artificial_data import flags
 from src.artificial_data.models import BackBone, ClassificationModel, Head
 from src.artificial_data.presets import BASE, MODES, Mode, Recipe
-from src.artificial_data.train import fit, initialized, num_classes
+from src.artificial_data.train import fit, initialized, num_classes, software
 from src.artificial_data.workspace import Workspace, is_done
 from src.checkpoints import check_writable, read_facts, resolve
 from src.errors import UsageError, entry_point, unknown
@@ -77,6 +77,7 @@ def finetune(
         made["head"] = str(read_facts(head_path)["hash"])
     written = {"none": (path, head_path), "backbone": (head_path,), "head": (path,)}[freeze]
     if all([is_done(file, made) for file in written]):
+        RunStates(written[0], made).clean_up()
         return written[0]
     for file in written:
         check_writable(file)
@@ -89,7 +90,7 @@ def finetune(
     model.head.requires_grad_(freeze != "head")
     what = "head" if freeze == "backbone" else "backbone"
     name = f"{mode} {what} on {dataset}"
-    states = RunStates(written[0], made)
+    states = RunStates(written[0], {**made, **software()})
     trained: nn.Module = model
     if freeze == "backbone":  # features do not change
         with torch.no_grad():

@@ -20,6 +20,7 @@ from src.artificial_data.presets import Preset
 from src.artificial_data.workspace import Workspace
 from src.results import ROOT
 from src.statedict import content_hash
+from src.states import RunStates
 from src.task_vectors import TaskVector
 from tests.test_readme import python_blocks
 from tests.test_seed_readmes import execute
@@ -103,6 +104,8 @@ def test_an_interrupted_study_goes_on(
     before = (results / "sums.csv").read_bytes()
     gone = Workspace(root, seed=1).backbone("dataset3", "linear")
     gone.unlink()
+    left = RunStates(Workspace(root, seed=1).backbone("dataset2", "linear"), {}).folder
+    left.mkdir()  # by a run that was killed as it ended
     trained: list[str] = []
     fit = finetuning.fit
     monkeypatch.setattr(
@@ -111,7 +114,7 @@ def test_an_interrupted_study_goes_on(
         lambda *args: trained.append(args[5]) or fit(*args),  # type: ignore[func-returns-value]
     )
     assert main([f"--root={root}", f"--results={root / 'res'}", "--seeds=2"]) == 0
-    assert trained == ["linear backbone on dataset3"]
+    assert trained == ["linear backbone on dataset3"] and not left.exists()
     assert (results / "sums.csv").read_bytes() == before
 
 
