@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from src.checkpoints import read_safetensors
 from src.errors import MissingFileError, UsageError, closest, shown, unknown
-from src.private import without_home
+from src.private import expanded, without_home
 from src.reading import read_json, refuse_pointer
 from src.tasks import EMBEDDED_MODEL
 
@@ -69,7 +69,7 @@ class ClipName:
     @property
     def file(self) -> Path | None:
         """The file of the weights, if they are named by one."""
-        path = Path(os.path.expanduser(self.pretrained or ""))  # noqa: PTH111 - it never raises
+        path = expanded(self.pretrained or "")
         with contextlib.suppress(OSError, ValueError):  # a name that no file can have
             return path if self.pretrained and path.is_file() else None
         return None
@@ -88,7 +88,7 @@ class ClipName:
 
 
 def _absolute(path: str) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - a/../b is b
+    return Path(os.path.abspath(expanded(path)))  # noqa: PTH100 - a/../b is b
 
 
 def canonical(name: str) -> str:
@@ -217,7 +217,7 @@ def create_clip(
     import open_clip
 
     parsed = ClipName.parse(name)
-    folder = str(Path(cache_dir).expanduser()) if cache_dir else None
+    folder = str(expanded(cache_dir)) if cache_dir else None
     _check(parsed)
     load = weights and parsed.pretrained is not None
     with _not_at_hand(parsed, folder):

@@ -35,7 +35,7 @@ from src.data.registry import eval_batches, evaluated
 from src.linearize import LinearizedImageEncoder
 from src.logs import progress
 from src.settings import autocast_of, cache_dir, device_of, setting
-from src.software import libraries, sources_hash
+from src.software import software
 from src.statedict import State, check_part, content_hash, scale
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _folder(encoder: LinearizedImageEncoder, pictures: Any, args: Any) -> Path |
         "precision": setting(args, "precision"),
         "device": device_of(args).type,
         "share": [ddp.rank(), ddp.world_size()],
-        "software": [sources_hash(), libraries()],
+        **software(),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return cache_dir(args) / "features" / key[:32]

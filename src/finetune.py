@@ -12,7 +12,7 @@ from typing import Any
 from src import ddp
 from src.args import parse_arguments, require_mode
 from src.checkpoints import read_facts, remove_parts
-from src.data.identity import pictures_hash
+from src.data.identity import pictures_hash, times_hash
 from src.data.registry import ImageDataset, dataset_for, split_record
 from src.errors import MissingFileError, UsageError, entry_point
 from src.heads import get_classification_head
@@ -32,8 +32,7 @@ from src.settings import (
     train_datasets,
     zeroshot_path,
 )
-from src.software import libraries, sources_hash
-from src.statedict import content_hash
+from src.software import software
 from src.states import RunStates, differences
 from src.training import Snapshots, seed_everything, train
 
@@ -86,16 +85,14 @@ def finetune(args: Any, task: str) -> Path:
         logger.info("%s %s: done before, skipped (%s)", task, mode, path)
         return path
     data, head = dataset_for(args, f"{task}Val"), get_classification_head(args, task)
-    head_hash = content_hash(head.state_dict())
-    origin = {"theta0_hash": theta0_hash, **_of_data(data), "head": head_hash}
+    origin = {"theta0_hash": theta0_hash, **_of_data(data), **_of_head(args, task)}
     made = {
         **wanted,
         **origin,
         "mode": mode,
-        "pictures": pictures_hash(data.train, times=True),
+        "times": times_hash(data.train),
         "preprocess": getattr(encoder.train_preprocess, "recipe", None),
-        "sources": sources_hash(),
-        "libraries": libraries(),
+        **software(),
     }
     states = RunStates(path, made, setting(args, "state_every"), "--restart")
     with _alone(states):
@@ -118,17 +115,21 @@ def _of_data(data: ImageDataset) -> dict[str, Any]:
     return {"split": split_record(data), "content": pictures_hash(data.train)}
 
 
+def _of_head(args: Any, task: str) -> dict[str, Any]:
+    """The content hash of the task's head, if it has been built."""
+    path = head_path(args, task)
+    return {"head": read_facts(path)["hash"]} if path.is_file() else {}
+
+
 def _check_origin(path: Path, args: Any, task: str) -> None:
     """Checks that a finished checkpoint is of the pictures and the head of now, if they are there.
 
     Raises:
         UsageError: naming what differs.
     """
-    info, now = read_facts(path)["info"], dict[str, Any]()
+    info, now = read_facts(path)["info"], _of_head(args, task)
     with contextlib.suppress(MissingFileError):
         now |= _of_data(dataset_for(args, f"{task}Val"))
-    if (head := head_path(args, task)).is_file():
-        now["head"] = read_facts(head)["hash"]
     recorded = {name: info[name] for name in now if name in info}  # earlier versions had fewer
     if differ := differences(recorded, {name: now[name] for name in recorded}):
         raise UsageError(

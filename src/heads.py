@@ -122,7 +122,7 @@ def get_classification_head(args: Any, dataset: str) -> ClassificationHead:
             _check_unchanged(args, encoder)
             weights = zeroshot_weights(encoder.model, classnames, templates, device_of(args))
             head = ClassificationHead(True, weights.cpu(), classnames=classnames)
-            head.save(path, model=canonical(str(setting(args, "model"))), recipe=recipe)
+            head.save(path, model=encoder.model_name, recipe=recipe)
         ddp.barrier()
     return ClassificationHead.load(path)
 

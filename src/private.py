@@ -33,6 +33,11 @@ def without_home(value: Any) -> Any:
     return value
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with the home folder for `~`; one of an unknown user stays as it is written."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises there
+
+
 def _shortened(text: str) -> str:
     text = text.encode("utf-8", "backslashreplace").decode()  # a name on disk may be any bytes
     for home in _homes():

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 SOURCES = (
     "tangent", "linearize.py", "modeling.py", "clip.py", "features.py", "training.py", "data/*.py",
@@ -38,6 +39,15 @@ def sources_hash(patterns: tuple[str, ...] = SOURCES) -> str:
         digest.update(f"{name}|{len(content)}|".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def software(patterns: tuple[str, ...] = SOURCES) -> dict[str, Any]:
+    """What tells whether numbers were computed by the same software, as JSON.
+
+    Args:
+        patterns: the sources that count, see `sources_hash`.
+    """
+    return {"sources": sources_hash(patterns), "libraries": libraries()}
 
 
 def libraries() -> dict[str, str]:

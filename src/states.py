@@ -8,7 +8,6 @@ one run lie in a folder of their own, which one process at a time may use.
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import logging
 import os
@@ -210,8 +209,8 @@ class RunStates:
 
     def clean_up(self) -> None:
         """Removes what a run left that was killed after it had written its checkpoint."""
-        halves = f".{glob.escape(self.checkpoint.name)}.*.part"
-        if self.folder.is_dir() or any(self.checkpoint.parent.glob(halves)):
+        remove_parts(self.checkpoint.parent, self.checkpoint.name)
+        if self.folder.is_dir():
             with contextlib.suppress(UsageError), self.locked():  # else that run is about to
                 self.remove()
 

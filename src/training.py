@@ -115,6 +115,15 @@ class Snapshots:
     every: int = -1
     save: Callable[[int], None] | None = None
 
+    def keep(self, done: int) -> None:
+        """Writes a snapshot."""
+        if self.save is not None:
+            self.save(done)
+
+    def due(self, done: int) -> bool:
+        """Whether there is to be a snapshot after `done` steps."""
+        return self.save is not None and self.every > 0 and done % self.every == 0
+
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     """The model under DDP if there are several processes."""
@@ -262,13 +271,10 @@ def train(
             keeper.done = ended = step + 1
             rate = optimizer.param_groups[0]["lr"]
             run.log({"loss": loss, "lr": rate, "grad_norm": norm}, step)
-            snapshot = snapshots.save and snapshots.every > 0 and ended % snapshots.every == 0
-            if (snapshot or ended == steps) and any(
-                ddp.any_of(not _is_finite(classifier), device=device)
-            ):
-                raise _overflowed(ended, recipe)
-            if snapshots.save and snapshot:
-                snapshots.save(ended)
+            if snapshots.due(ended) or ended == steps:
+                _require_finite(classifier, ended, recipe, device)
+            if snapshots.due(ended):
+                snapshots.keep(ended)
             due = ended < steps and keeper.due()
             stop, due = ddp.any_of(asked() > 0, due, device=device)
             if stop or due:
@@ -387,11 +393,13 @@ def _is_finite(model: nn.Module) -> bool:
     return not not_finite({**trained, **dict(model.named_buffers())})
 
 
-def _overflowed(step: int, recipe: Recipe) -> DivergedError:
-    return DivergedError(
-        f"weights are not finite after step {step}, expected finite numbers; no checkpoint is made "
-        f"of them. Try a lower --lr than {recipe.lr}"
-    )
+def _require_finite(model: nn.Module, done: int, recipe: Recipe, device: torch.device) -> None:
+    """Ends the run, in all its processes, where a model that is to be kept is not finite."""
+    if any(ddp.any_of(not _is_finite(model), device=device)):
+        raise DivergedError(
+            f"weights are not finite after step {done}, expected finite numbers; no checkpoint is "
+            f"made of them. Try a lower --lr than {recipe.lr}"
+        )
 
 
 def _diverged(

@@ -21,7 +21,23 @@ import scipy.io
 from PIL import Image
 from torchvision import datasets
 
+from src.data.base import ArrayPictures
+
 Patch = pytest.MonkeyPatch
+
+
+class Opaque:
+    """Pictures that do not say what they are."""
+
+    def __init__(self, pictures: ArrayPictures) -> None:
+        self.hidden = pictures
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.hidden[index]
+
 
 # fmt: off
 TEXTURES = [

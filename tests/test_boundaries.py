@@ -493,23 +493,14 @@ def attack(make: Make, read: Read, examples: int, root: Path) -> None:
     attempt()
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BOUNDARIES)
 def test_no_damage_gets_past_a_boundary(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boundary = BOUNDARIES[name]
     monkeypatch.chdir(tmp_path)
-    attack(boundary.make, boundary.read, boundary.examples, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BOUNDARIES)
-def test_no_damage_gets_past_a_boundary_in_long_runs(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    boundary = BOUNDARIES[name]
-    monkeypatch.chdir(tmp_path)
-    attack(boundary.make, boundary.read, 4 * boundary.examples, tmp_path)
+    attack(boundary.make, boundary.read, times * boundary.examples, tmp_path)
 
 
 @pytest.mark.parametrize("name", MAKERS)

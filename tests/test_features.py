@@ -16,13 +16,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from PIL.ImageOps import grayscale
 from safetensors.torch import load, save_file
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
-from src import ddp, features
+from src import ddp, features, software
 from src.args import Config
 from src.checkpoints import atomic
 from src.data.base import ArrayPictures
@@ -32,8 +31,8 @@ from src.features import Features, linear_features
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder, LinearizedModel
 from src.modeling import ImageEncoder
-from src.software import libraries
 from src.statedict import move, scale
+from tests.miniatures import Opaque
 from tests.small_suite import SIZES, random_vector, small_config, small_suite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -415,11 +414,12 @@ def another_precision(case: Case) -> None:
 
 
 def another_source(case: Case) -> None:
-    case.patch.setattr(features, "sources_hash", lambda: "0" * 64)
+    case.patch.setattr(software, "sources_hash", lambda _: "0" * 64)
 
 
 def another_pytorch(case: Case) -> None:
-    case.patch.setattr(features, "libraries", lambda: {**libraries(), "torch": "0.0"})
+    others = {**software.libraries(), "torch": "0.0"}
+    case.patch.setattr(software, "libraries", lambda: others)
 
 
 def another_world_size(case: Case) -> None:
@@ -598,19 +598,6 @@ def test_features_that_cannot_be_kept_are_no_error(
         found = linear_features(linear, [tau], "Emoji", args)
     assert identical(found, fresh(linear, [tau], args))
     assert "features are not kept" in caplog.text
-
-
-class Opaque:
-    """Pictures that do not say what they are."""
-
-    def __init__(self, pictures: ArrayPictures) -> None:
-        self.hidden = pictures
-
-    def __len__(self) -> int:
-        return len(self.hidden)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.hidden[index]
 
 
 def test_features_of_pictures_without_identity_are_not_kept(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from src import finetune, training
+from src import finetune, software, training
 from src.checkpoints import load_checkpoint, read_facts, save_tensors
 from src.data import registry
 from src.data.embedded import EMBEDDED_SETS
@@ -76,11 +76,11 @@ def other_templates(patch: Patch) -> None:
 
 
 def other_software(patch: Patch) -> None:
-    patch.setattr(finetune, "libraries", lambda: {"torch": "0.0"})
+    patch.setattr(software, "libraries", lambda: {"torch": "0.0"})
 
 
 def other_sources(patch: Patch) -> None:
-    patch.setattr(finetune, "sources_hash", lambda: "0" * 64)
+    patch.setattr(software, "sources_hash", lambda _: "0" * 64)
 
 
 CHANGES = {

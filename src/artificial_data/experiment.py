@@ -30,6 +30,7 @@ from src.artificial_data.workspace import SPLITS, Data, Workspace
 from src.checkpoints import check_writable
 from src.errors import UsageError, entry_point
 from src.logs import progress, setup_logging
+from src.private import expanded
 from src.settings import device_of
 from src.task_vectors import OPERATIONS, TaskVector
 
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = args.seeds if args.seeds is not None else 1 if name == "quick" else 3
     if seeds < 1:
         raise UsageError(f"--seeds: expected at least 1, got {seeds}")
-    folder = args.results.expanduser() / "artificial_data"
+    folder = expanded(args.results) / "artificial_data"
     folder = folder if name == "default" else folder / name
     run(name, seeds, args.root, folder, device_of(args))
     logger.info("results are in %s", folder)

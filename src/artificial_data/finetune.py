@@ -23,13 +23,14 @@ from torch import nn
 from src.artificial_data import flags
 from src.artificial_data.models import BackBone, ClassificationModel, Head
 from src.artificial_data.presets import BASE, MODES, Mode, Recipe
-from src.artificial_data.train import fit, initialized, num_classes, software
+from src.artificial_data.train import OWN, fit, initialized, num_classes
 from src.artificial_data.workspace import Workspace, is_done
 from src.checkpoints import check_writable, read_facts, resolve
 from src.errors import UsageError, entry_point, unknown
 from src.linearize import LinearizedModel
 from src.logs import setup_logging
 from src.settings import device_of
+from src.software import software
 from src.states import RunStates
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def finetune(
     model.head.requires_grad_(freeze != "head")
     what = "head" if freeze == "backbone" else "backbone"
     name = f"{mode} {what} on {dataset}"
-    states = RunStates(written[0], {**made, **software()})
+    states = RunStates(written[0], {**made, **software(OWN)})
     trained: nn.Module = model
     if freeze == "backbone":  # features do not change
         with torch.no_grad():

@@ -25,15 +25,12 @@ from src.checkpoints import check_writable
 from src.errors import UsageError, entry_point
 from src.logs import progress, setup_logging
 from src.settings import device_of
-from src.software import SOURCES, libraries, sources_hash
+from src.software import SOURCES, software
 from src.states import RunStates, pack, unpack
 
 logger = logging.getLogger(__name__)
 
-
-def software() -> dict[str, Any]:
-    """The software that weights of the study depend on."""
-    return {"sources": sources_hash((*SOURCES, "artificial_data")), "libraries": libraries()}
+OWN = (*SOURCES, "artificial_data")  # the sources that the study's weights depend on
 
 
 def seeded(seed: int, what: str) -> torch.Generator:
@@ -151,7 +148,7 @@ def train(workspace: Workspace, recipe: Recipe | None = None, device: Any = "cpu
     head = initialized(Head, workspace.seed, "head", input_dim=backbone.get_output_dim(),
                        output_dim=num_classes(y))  # fmt: skip
     model = ClassificationModel(backbone, head).to(device)
-    states = RunStates(path, {**made, **software()})
+    states = RunStates(path, {**made, **software(OWN)})
     with states.locked():
         losses = fit(model, x, y, recipe, workspace.seed, f"base model on {BASE}", states)
         head.save(head_path, made=made, dataset=BASE)

@@ -67,7 +67,7 @@ def split_ids(pictures: Pictures) -> list[str] | None:
     return None
 
 
-def pictures_hash(pictures: Pictures, times: bool = False) -> str:
+def pictures_hash(pictures: Pictures) -> str:
     """A hash of what a split's pictures hold, whatever the folder that they are in.
 
     Pictures in memory count by content; files by their path in the set, label and size, and
@@ -75,8 +75,6 @@ def pictures_hash(pictures: Pictures, times: bool = False) -> str:
 
     Args:
         pictures: the split.
-        times: whether files also count by the time of their last change, which notices a single
-            picture that is replaced by one of the same size, but takes a copy for another set.
 
     Returns:
         64 hexadecimal digits.
@@ -90,10 +88,20 @@ def pictures_hash(pictures: Pictures, times: bool = False) -> str:
         return _hash(*(_bytes(np.asarray(image)) + f"|{label}".encode() for image, label in drawn))
     parts = []
     for name, (path, label) in zip(_below([str(p) for p, _ in files]), files, strict=True):
-        facts = Path(path).stat()
-        changed = facts.st_mtime_ns if times else ""
-        parts.append(_text(f"{name}|{label}|{facts.st_size}|{changed}"))
+        parts.append(_text(f"{name}|{label}|{Path(path).stat().st_size}"))
     return _hash(*parts, *(Path(files[index][0]).read_bytes() for index in spread))
+
+
+def times_hash(pictures: Pictures) -> str | None:
+    """A hash of when each file of a split was last changed; None where pictures are no files.
+
+    Beside `pictures_hash` it notices a single picture that is replaced by one of the same size, but
+    takes a copy of the files for others.
+    """
+    files = _files(pictures)
+    if files is None:
+        return None
+    return _hash(*(str(Path(path).stat().st_mtime_ns).encode() for path, _ in files))
 
 
 def _files(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:

@@ -22,6 +22,7 @@ from src.data.loading import BatchPlan, RankBatches, Transform, eval_loader, tra
 from src.data.sampling import stratified
 from src.data.sources import load_public
 from src.errors import MissingFileError, UsageError, unknown
+from src.private import expanded
 from src.settings import (
     DEFAULT_CACHE,
     cache_dir,
@@ -148,8 +149,8 @@ def get_dataset(
     base, names = dataset_name.removesuffix("Val"), known_datasets(suite)
     if base not in names:
         raise unknown("data set", dataset_name, names)
-    root = Path(location).expanduser()
-    cache = Path(cache_dir or DEFAULT_CACHE).expanduser()
+    root = expanded(location)
+    cache = expanded(cache_dir or DEFAULT_CACHE)
     splits = _load(base, names[base], root, cache, data_source)
     _refuse_empty(base, "training", splits.train)
     train, test = splits.train, splits.test

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from src.merging.targets import (
     pool_of,
     task_pool_of,
 )
+from src.private import expanded
 from src.reading import read_json
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def _report_path(config: Mapping[str, Any]) -> Path | None:
     if not target:
         return None
     named = str(target).replace("{log_dir}", str(config["path"]["log_dir"]))
-    return Path(os.path.expanduser(named))  # noqa: PTH111 - it never raises
+    return expanded(named)
 
 
 def _check_report(path: Path, place: Path | None) -> None:

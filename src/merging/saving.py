@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -40,7 +39,7 @@ from src.merging.writer import (
     write_file,
     write_shards,
 )
-from src.private import without_home
+from src.private import expanded, without_home
 from src.reading import read_json, read_text, readable
 
 RECIPE = "merge_recipe.json"
@@ -110,7 +109,7 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
     Raises:
         UsageError: if it cannot.
     """
-    named, limit = Path(os.path.expanduser(path)), size_of(max_shard_size)  # noqa: PTH111
+    named, limit = expanded(path), size_of(max_shard_size)
     path = named
     with readable(path, "a place for the merged model"), disk_errors(path):
         if merge.thetas[-1].kind in ENCODERS or _is_file(path):

@@ -6,13 +6,13 @@ A target that the table does not have is refused and never called, whatever the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import merging
 from src.errors import UsageError, unknown
 from src.merging.algorithms import Algorithm
 from src.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
+from src.private import expanded
 
 if TYPE_CHECKING:
     from src.merging.taskpools import HubRows, TaskPool
@@ -239,4 +239,4 @@ def device_settings(fabric: Node) -> dict[str, Any]:
 
 def data_folder(path: Node) -> str:
     """Where data sets are, of the group `path`."""
-    return str(Path(str(path.get("data_dir", "data"))).expanduser())
+    return str(expanded(str(path.get("data_dir", "data"))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from src import checkpoints, statedict
 from src.errors import MissingFileError, UsageError, shown
+from src.private import expanded
 from src.published import huggingface
 from src.reading import check_header, readable
 
@@ -207,7 +207,7 @@ def _vision(key: str) -> str | None:
 
 def _find(place: str | Path) -> Path:
     """The file or folder; a name such as ORG/NAME that is no path is looked for on the hub."""
-    path = Path(os.path.expanduser(place))  # noqa: PTH111 - it never raises
+    path = expanded(place)
     if path.is_file():
         return path
     if path.is_dir():

@@ -17,10 +17,16 @@ from torchvision.datasets import FakeData, ImageFolder
 from src.data.base import ArrayPictures, Pictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
 from src.data.clip8.folders import ClassFolders, LazyPictures
-from src.data.identity import fingerprint, labels_of, pictures_hash, split_hash
+from src.data.identity import (
+    fingerprint,
+    labels_of,
+    pictures_hash,
+    split_hash,
+    times_hash,
+)
 from src.data.registry import hold_out
 from tests.data.test_clip8 import made
-from tests.miniatures import MAKERS, picture
+from tests.miniatures import MAKERS, Opaque, picture
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Patch = pytest.MonkeyPatch
@@ -296,7 +302,13 @@ import numpy as np
 from torchvision.datasets import ImageFolder
 from src.data.base import ArrayPictures, SubsetPictures
 from src.data.clip8 import CLIP8_SETS
-from src.data.identity import fingerprint, labels_of, pictures_hash, split_hash
+from src.data.identity import (
+    fingerprint,
+    labels_of,
+    pictures_hash,
+    split_hash,
+    times_hash,
+)
 images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 arrays = ArrayPictures(images, np.array([2, 0, 1, 0]))
 root = Path(sys.argv[1])
@@ -425,28 +437,17 @@ def test_files_that_hold_something_else_differ(
 
 def test_times_count_where_they_are_asked_for(tmp_path: Path) -> None:
     pictures = folder(tmp_path)
-    strict, loose = pictures_hash(pictures, times=True), pictures_hash(pictures)
+    times, content = times_hash(pictures), pictures_hash(pictures)
     os.utime(tmp_path / "a/1.png", ns=(1, 1))
-    assert pictures_hash(pictures) == loose and pictures_hash(pictures, times=True) != strict
+    assert pictures_hash(pictures) == content and times_hash(pictures) != times
+    assert times_hash(SubsetPictures(pictures, [1, 2])) != times_hash(pictures)
+    assert times_hash(arrays()) is None
 
 
 def test_a_part_of_files_holds_something_else(tmp_path: Path) -> None:
     pictures = folder(tmp_path)
     parts = [SubsetPictures(pictures, indices) for indices in ([0, 1], [1, 0], [0, 2])]
     assert len({pictures_hash(part) for part in (pictures, *parts)}) == 4
-
-
-class Opaque:
-    """Pictures of an unknown kind."""
-
-    def __init__(self, pictures: ArrayPictures) -> None:
-        self.hidden = pictures
-
-    def __len__(self) -> int:
-        return len(self.hidden)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.hidden[index]
 
 
 @pytest.mark.parametrize("change", [another_pixel, another_label, another_order])
