@@ -37,7 +37,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hostile_families
 import torch
@@ -65,6 +65,7 @@ FORBIDDEN = {
     "exec", "compile", "import", "pickle.find_class", "shutil.rmtree", "ctypes.dlopen",
 }  # fmt: skip
 Bytes = Callable[[bytes, random.Random], bytes]
+Made = TypeVar("Made", bound=nn.Module | dict[str, torch.Tensor])
 
 
 @dataclass
@@ -109,6 +110,17 @@ class _Head(nn.Linear):
         self.normalize = True
 
 
+class _Affine(nn.Module):
+    """Of TorchScript, without constants, whose order would be random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T + self.bias
+
+
 def write_seeds(folder: Path) -> list[Path]:
     """Small files, and a folder, of the formats that `load_checkpoint` reads; always the same."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +133,8 @@ def write_seeds(folder: Path) -> list[Path]:
     save_file(theta, folder / "theirs.safetensors", metadata={"format": "pt"})
     state = OrderedDict(theta)
     torch.save(state, folder / "state.pt")
-    torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    copy = _settled(lambda: OrderedDict((name, value.clone()) for name, value in theta.items()))
+    torch.save(copy, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     layers = {f"block1.block.{i}.weight": torch.randn(4, 4) for i in range(3)}
     torch.save(OrderedDict(layers), folder / "backbone.pth")
     original = modeling.ClassificationHead
@@ -129,7 +142,8 @@ def write_seeds(folder: Path) -> list[Path]:
     modeling.ClassificationHead = _Head  # type: ignore[assignment,misc]
     try:  # pickled as the public projects' class of this name
         torch.save(_Head(), folder / "head.pt")
-        torch.save(_Head(), folder / "head_legacy.pt", _use_new_zipfile_serialization=False)
+        head = _settled(_Head)
+        torch.save(head, folder / "head_legacy.pt", _use_new_zipfile_serialization=False)
         for protocol in (2, 4):
             (folder / f"head_{protocol}.pt").write_bytes(pickle.dumps(_Head(), protocol))
     finally:
@@ -139,16 +153,31 @@ def write_seeds(folder: Path) -> list[Path]:
             path.write_bytes(_without_addresses(path.read_bytes()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is old; OpenAI's weights are
-        torch.jit.save(torch.jit.script(nn.Linear(4, 3)), str(folder / "script.pt"))
+        torch.jit.save(torch.jit.script(_Affine()), str(folder / "script.pt"))
     hub = folder / "hub"
     hub.mkdir(exist_ok=True)
     config = {"model_type": "clip_vision_model", "hidden_size": 4, "architectures": ["X"],
               "vision_config": {"hidden_size": 4, "num_hidden_layers": 1}}  # fmt: skip
     (hub / "config.json").write_text(json.dumps(config))
     save_file({"vision_model.a": torch.ones(2)}, hub / "model-00001-of-00001.safetensors")
+    for path in folder.rglob("*.safetensors"):
+        path.write_bytes(_in_order(path.read_bytes()))
     index = {"weight_map": {"vision_model.a": "model-00001-of-00001.safetensors"}}
     (hub / "model.safetensors.index.json").write_text(json.dumps(index))
     return sorted(folder.iterdir())
+
+
+def _settled(make: Callable[[], Made]) -> Made:
+    """What is made, once its tensors lie in the order of their names; legacy files sort them so."""
+    tried: list[Made] = []  # kept, so that the next one lies elsewhere
+    while True:
+        torch.manual_seed(1)
+        tried.append(make())
+        held = tried[-1]
+        tensors = held.values() if isinstance(held, dict) else held.parameters()
+        addresses = [str(value.untyped_storage()._cdata) for value in tensors]
+        if addresses == sorted(addresses):
+            return held
 
 
 def _without_addresses(content: bytes) -> bytes:
@@ -157,6 +186,13 @@ def _without_addresses(content: bytes) -> bytes:
     for number, address in enumerate(found):
         content = content.replace(address, b"%0*d" % (len(address), number))
     return content
+
+
+def _in_order(content: bytes) -> bytes:
+    """A file of safetensors whose header is in one order each time; the library's is random."""
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":"))
+    return content[:8] + header.encode().ljust(size) + content[8 + size :]
 
 
 # --- bad ones
