@@ -30,9 +30,10 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from src.args import Parser, number
-from src.errors import entry_point
-from src.results import git_commit, versions
+from tangent_arithmetic.run.args import Parser
+from tangent_arithmetic.run.results import git_commit, versions
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.ranges import number
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("_pretrained_", *(f"task{i}" for i in range(8)))
@@ -65,7 +66,7 @@ names = ["_pretrained_", *(f"task{i}" for i in range(8))]
 OURS = (
     WATCH
     + """
-from src.merging import CLIPVisionModelPool, TaskArithmeticAlgorithm
+from tangent_arithmetic.merging import CLIPVisionModelPool, TaskArithmeticAlgorithm
 with Watch():
     pool = CLIPVisionModelPool({name: f"{folder}/{name}" for name in names})
     TaskArithmeticAlgorithm(0.3).run_to(pool, out, fsync=FSYNC)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -47,25 +48,27 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from src import ddp, features, finetune
-from src.args import Config
-from src.checkpoints import load_checkpoint, read_facts, save_tensors, write_text
-from src.data.embedded import EMBEDDED_SETS
-from src.data.embedded.base import Arrays, Split
-from src.data.loading import BatchPlan, RankBatches, train_loader
-from src.data.prepare.unpack import unpack
-from src.data.registry import dataset_for
-from src.errors import UnwritableError, UsageError
-from src.heads import get_classification_head
-from src.linearize import LinearizedImageEncoder
-from src.logs import progress
-from src.merging import TaskArithmeticAlgorithm
-from src.modeling import ImageClassifier
-from src.results import git_commit, markdown_table, versions
-from src.runs import zeroshot_encoder
-from src.settings import finetuned_path, tasks_of
-from src.states import RunStates
-from src.training import step_gradients, wrap_ddp
+from tangent_arithmetic.arithmetic import features
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.embedded.base import Arrays, Split
+from tangent_arithmetic.data.loading import BatchPlan, RankBatches, train_loader
+from tangent_arithmetic.data.prepare.unpack import unpack
+from tangent_arithmetic.encoders.images import ImageClassifier
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.merging import TaskArithmeticAlgorithm
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.models import classification_head, zeroshot_encoder
+from tangent_arithmetic.run.results import git_commit, markdown_table, versions
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.atomic import write_text
+from tangent_arithmetic.runtime.errors import UnwritableError, UsageError
+from tangent_arithmetic.runtime.logs import progress
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.training.loop import step_gradients, wrap_ddp
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "results" / "reliability" / "faults.json"
@@ -292,7 +295,7 @@ class Runs:
 
     def weights(self) -> str:
         """Content hash of the checkpoint that the run ended in."""
-        return str(read_facts(finetuned_path(self._args(), TASK, self.mode))["hash"])
+        return str(read_facts(Run.of(self._args()).finetuned_path(TASK, self.mode))["hash"])
 
     def _args(self) -> Config:
         return Config(save=str(self.save))
@@ -325,7 +328,7 @@ class Runs:
         self.counts["hits"] += -signal.SIGKILL in reap(pids)
         self.counts["outlived"] += took is None
         self.slowest = max(self.slowest, took or MINUTE)
-        self.counts["continued"] += finetuned_path(self._args(), TASK, self.mode).is_file()
+        self.counts["continued"] += Run.of(self._args()).finetuned_path(TASK, self.mode).is_file()
         if any(reap(self.start())):
             self.counts["failed"] += 1
         self._compare()
@@ -383,7 +386,8 @@ def interrupted(amounts: Amounts, place: Path) -> dict[str, list[dict[str, Any]]
     found: dict[str, list[dict[str, Any]]] = {"kills": [], "signals": [], "ends": []}
     draw = random.Random("faults")
     shorten(TASK)
-    get_classification_head(Config(save=str(place / "ready"), cache_dir=str(place / "cache")), TASK)
+    ready = Config(save=str(place / "ready"), cache_dir=str(place / "cache"))
+    classification_head(Run.of(ready), TASK)
     hows: list[How] = ["forked", "command"] if amounts.command_kills else ["forked"]
     todo = [(*group, how) for group in amounts.groups for how in hows]
     for mode, world_size, how in progress(todo, "killed runs"):
@@ -614,23 +618,23 @@ def hostile(amounts: Amounts, place: Path) -> dict[str, Any]:
 def gradients(args: Config, out: Path) -> None:
     """Writes the gradient of the first step of each task, and which pictures went into it."""
     if "RANK" in os.environ:
-        ddp.run(lambda _: _gradients(args, out), args)
+        ddp.run(functools.partial(_gradients, args, out))
     else:
         _gradients(args, out)
 
 
 def _gradients(args: Config, out: Path) -> None:
-    for mode, task, dtype in product(MODES, tasks_of(args), (torch.float32, torch.float64)):
-        encoder, _ = zeroshot_encoder(args)
+    for mode, task, dtype in product(MODES, Run.of(args).tasks, (torch.float32, torch.float64)):
+        encoder, _ = zeroshot_encoder(Run.of(args))
         tuned = LinearizedImageEncoder(image_encoder=encoder) if mode == "linear" else encoder
-        classifier = ImageClassifier(tuned, get_classification_head(args, task)).to(dtype)
+        classifier = ImageClassifier(tuned, classification_head(Run.of(args), task)).to(dtype)
         classifier.freeze_head()
         if mode == "linear":  # where tau is zero, its direction would not show
             with torch.no_grad():
                 for parameter in (p for p in classifier.parameters() if p.requires_grad):
                     parameter.add_(torch.sign(parameter), alpha=0.01)
         model = wrap_ddp(classifier, torch.device("cpu"))
-        pictures = dataset_for(args, f"{task}Val").train
+        pictures = Run.of(args).data.dataset(f"{task}Val").train
         plan = BatchPlan(len(pictures), 64, 1, 0)
         seen: list[str] = []
 
@@ -653,7 +657,7 @@ def world_sizes(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
     """Compares the gradients, and the pictures, of two processes with those of one."""
     out = place / "gradients"
     out.mkdir()
-    tasks = tasks_of(Config())[: amounts.tasks]
+    tasks = Run.of(Config()).tasks[: amounts.tasks]
     args = Config(tasks=tasks, save=str(place / "world"), cache_dir=str(place / "cache"))
     for world_size in (1, 2):
         codes = reap(fork_group(lambda: gradients(args, out), world_size, place / "log"))

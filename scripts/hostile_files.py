@@ -30,6 +30,7 @@ import struct
 import sys
 import tempfile
 import time
+import types
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
@@ -38,18 +39,19 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import hostile_families
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from src import modeling
-from src.checkpoints import load_checkpoint, save_tensors
-from src.data.prepare.unpack import gunzip, unpack
-from src.errors import UsageError
-from src.merging.weights import open_weights
-from src.results import markdown_table
+from tangent_arithmetic.data.prepare.unpack import gunzip, unpack
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.merging.weights import open_weights
+from tangent_arithmetic.run.results import markdown_table
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
 
 SECONDS, MEMORY = 30, 1 << 30  # of the clock, and of address space: then the process is stopped
 # what is promised: bytes of memory and seconds of a processor that reading a file may take
@@ -137,17 +139,16 @@ def write_seeds(folder: Path) -> list[Path]:
     torch.save(copy, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     layers = {f"block1.block.{i}.weight": torch.randn(4, 4) for i in range(3)}
     torch.save(OrderedDict(layers), folder / "backbone.pth")
-    original = modeling.ClassificationHead
-    _Head.__module__, _Head.__qualname__ = original.__module__, original.__qualname__
-    modeling.ClassificationHead = _Head  # type: ignore[assignment,misc]
-    try:  # pickled as the public projects' class of this name
+    _Head.__module__, _Head.__qualname__ = "src.modeling", "ClassificationHead"
+    theirs = types.ModuleType("src.modeling")
+    theirs.ClassificationHead = _Head  # type: ignore[attr-defined]
+    modules = {"src": types.ModuleType("src"), "src.modeling": theirs}
+    with patch.dict(sys.modules, modules):  # pickled as the public projects' class of this name
         torch.save(_Head(), folder / "head.pt")
         head = _settled(_Head)
         torch.save(head, folder / "head_legacy.pt", _use_new_zipfile_serialization=False)
         for protocol in (2, 4):
             (folder / f"head_{protocol}.pt").write_bytes(pickle.dumps(_Head(), protocol))
-    finally:
-        modeling.ClassificationHead = original  # type: ignore[misc]
     for path in folder.glob("*.pt"):
         if not zipfile.is_zipfile(path):
             path.write_bytes(_without_addresses(path.read_bytes()))

@@ -29,13 +29,14 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from src.args import LARGEST_SEED, Parser, number
-from src.data.embedded import EMBEDDED_SETS
-from src.data.embedded.base import ASSETS
-from src.data.embedded.pool import draw_pair
-from src.errors import entry_point
-from src.results import git_commit
-from src.tasks import get_suite
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.embedded.base import ASSETS
+from tangent_arithmetic.data.embedded.pool import draw_pair
+from tangent_arithmetic.data.suites import get_suite
+from tangent_arithmetic.run.args import LARGEST_SEED, Parser
+from tangent_arithmetic.run.results import git_commit
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.ranges import number
 
 MEAN, STD = 0.5, 0.25
 CONTEXT = 20

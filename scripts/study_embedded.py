@@ -24,18 +24,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.args import Mode, Parser, parse_arguments
-from src.checkpoints import check_writable, write_json
-from src.errors import entry_point
-from src.eval import coefficients, load_base, sweep_dataset
-from src.features import Features, linear_features
-from src.finetune import finetune
-from src.heads import get_classification_head
-from src.linearize import LinearizedImageEncoder
-from src.logs import setup_logging
-from src.results import markdown_table, provenance
-from src.runs import task_vector, zeroshot_encoder
-from src.settings import control_of, run_dir, setting, tasks_of
+from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.features import Features, linear_features
+from tangent_arithmetic.commands.finetune import finetune
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.run.args import Mode, Parser, parse_arguments
+from tangent_arithmetic.run.models import (
+    base_encoder,
+    classification_head,
+    split_of,
+    task_vector,
+    zeroshot_encoder,
+)
+from tangent_arithmetic.run.results import markdown_table, provenance
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.atomic import check_writable, write_json
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.logs import setup_logging
 
 MODES: tuple[Mode, ...] = ("standard", "linear", "posthoc")
 Signs = dict[str, float]  # task -> factor of its task vector, before the coefficient
@@ -48,21 +53,25 @@ def measure_of(args: Any, mode: str) -> Measure:
     Linear models answer from their features, so that all sums together cost one pass a data set.
     """
     encoder, theta0_hash = zeroshot_encoder(args)
-    vectors = {t: task_vector(args, t, mode, encoder, theta0_hash) for t in tasks_of(args)}
-    base = load_base(encoder, linear=mode != "standard")
+    vectors = {t: task_vector(args, t, mode, encoder, theta0_hash) for t in Run.of(args).tasks}
+    base = base_encoder(encoder, mode)
 
     def standard(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
         first, *others = (vectors[task] * sign for task, sign in signs.items())
-        return sweep_dataset(base, sum(others, start=first).vector, coefs, name, args)
+        return split_of(Run.of(args), base, name).sweep(
+            base, sum(others, start=first).vector, coefs
+        )
 
     @functools.cache
     def features(name: str) -> Features:
         assert isinstance(base, LinearizedImageEncoder)
-        return linear_features(base, [tau.vector for tau in vectors.values()], name, args)
+        split = split_of(Run.of(args), base, name)
+        taus = [tau.vector for tau in vectors.values()]
+        return linear_features(base, taus, split.batches, split.compute, split.cache)
 
     @torch.no_grad()
     def linear(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
-        head, found, accuracies = get_classification_head(args, name), features(name), []
+        head, found, accuracies = classification_head(Run.of(args), name), features(name), []
         for coef in coefs:
             logits = head(found.at([coef * signs.get(task, 0.0) for task in vectors]))
             accuracies.append(float((logits.argmax(1) == found.labels).float().mean()))
@@ -81,9 +90,9 @@ class Study:
     """
 
     def __init__(self, args: Any, mode: Mode, split: str = "Val") -> None:
-        self.tasks, self.control, self.split = tasks_of(args), control_of(args), split
-        self.coefs = coefficients(setting(args, "n_eval_points"))
-        self.threshold = setting(args, "control_threshold")
+        self.tasks, self.control, self.split = Run.of(args).tasks, Run.of(args).control, split
+        self.coefs = coefficients(Run.of(args).config.n_eval_points)
+        self.threshold = Run.of(args).config.control_threshold
         self.measure = measure_of(args, mode)
         ends = {t: self.measure({t: 1.0}, f"{t}Val", (0.0, 1.0)) for t in self.tasks}
         self.val_singles = {task: single for task, (_, single) in ends.items()}
@@ -173,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, flags = parser.parse_known_args(argv)
     args = parse_arguments(flags)
     setup_logging()
-    path = own.output or run_dir(args) / "study.json"
+    path = own.output or Run.of(args).folder / "study.json"
     check_writable(path)
     found: dict[str, Any] = {}
     start = time.monotonic()
@@ -181,12 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if mode != "posthoc":
             tuned = copy.copy(args)
             tuned.finetuning_mode = mode
-            for task in tasks_of(args):
-                finetune(tuned, task)
+            for task in Run.of(args).tasks:
+                finetune(Run.of(tuned), task)
         found[mode] = Study(args, mode, "" if own.test else "Val").figures(not own.no_pairs)
-    print(table(found, tasks_of(args)))
+    print(table(found, Run.of(args).tasks))
     seconds = time.monotonic() - start
-    write_json(path, {**found, "provenance": provenance(args, seconds)})
+    write_json(path, {**found, "provenance": provenance(Run.of(args), seconds)})
     print(f"wrote {path}")
     return 0
 

@@ -19,20 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from src import finetune
-from src.args import Config, Parser, number
-from src.checkpoints import write_json, write_text
-from src.errors import entry_point
-from src.logs import setup_logging
-from src.merging import Algorithm, algorithms, get_method, run_pool
-from src.merging.pool import ModelPool
-from src.merging.program import choose_scaling_factor
-from src.merging.registry import PRETRAINED
-from src.merging.stream import merged_state
-from src.merging.taskpools import SuiteTaskPool
-from src.results import git_commit, markdown_table, versions
-from src.settings import run_dir
-from src.tasks import EMBEDDED_MODEL, get_suite
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.data.suites import EMBEDDED_MODEL, get_suite
+from tangent_arithmetic.merging import Algorithm, algorithms, get_method, run_pool
+from tangent_arithmetic.merging.pool import ModelPool
+from tangent_arithmetic.merging.program import choose_scaling_factor
+from tangent_arithmetic.merging.registry import PRETRAINED
+from tangent_arithmetic.merging.stream import merged_state
+from tangent_arithmetic.merging.taskpools import SuiteTaskPool
+from tangent_arithmetic.run.args import Config, Parser
+from tangent_arithmetic.run.results import git_commit, markdown_table, versions
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.atomic import write_json, write_text
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.runtime.ranges import number
 
 logger = logging.getLogger(__name__)
 PAIR = ("MNIST", "Signs")
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = finetune.main([f"--model={EMBEDDED_MODEL}", f"--finetuning-mode={mode}", *flags])
             if code:
                 return code
-        found[seed] = study(run_dir(Config(model=EMBEDDED_MODEL, seed=seed or None)), seed)
+        found[seed] = study(Run.of(Config(model=EMBEDDED_MODEL, seed=seed or None)).folder, seed)
         table = write(args.results / "embedded", found, time.monotonic() - begun)
     print(table)
     return 0

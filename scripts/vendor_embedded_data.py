@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.args import Parser, number
-from src.data.embedded.base import ASSETS
-from src.data.embedded.drawing import SIZE
-from src.data.embedded.real import EMOJI_GROUPS, far_from
-from src.errors import entry_point
+from tangent_arithmetic.data.embedded.base import ASSETS
+from tangent_arithmetic.data.embedded.drawing import SIZE
+from tangent_arithmetic.data.embedded.real import EMOJI_GROUPS, far_from
+from tangent_arithmetic.run.args import Parser
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.ranges import number
 
 FASHION_SIZES = {"pool": 20, "train": 480, "val": 50, "test": 100}  # a class
 EMOJI_SHARES = {"test": 0.22, "val": 0.12, "train": 0.44, "pool": 0.22}

@@ -1,8 +1,5 @@
-"""The artificial-data study's evaluation, under the name that the public README imports.
+"""Evaluation on artificial data. See `artificial_data.evaluation` of the package."""
 
-It is written in `src/artificial_data/evaluation.py`; images are evaluated by `src/eval.py`.
-"""
+from tangent_arithmetic.artificial_data.evaluation import eval_single_dataset, get_head
 
-from src.artificial_data.evaluation import eval_single_dataset
-
-__all__ = ["eval_single_dataset"]
+__all__ = ["eval_single_dataset", "get_head"]

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import scipy.io
 
-from src.data.base import Pictures
-from src.data.identity import labels_of
-from src.data.prepare import facts
-from src.data.prepare.facts import Archive, Figure, OfficialSet
-from src.data.prepare.verify import splits_of
+from tangent_arithmetic.data.base import Pictures
+from tangent_arithmetic.data.identity import labels_of
+from tangent_arithmetic.data.prepare import facts
+from tangent_arithmetic.data.prepare.facts import Archive, Figure, OfficialSet
+from tangent_arithmetic.data.prepare.verify import splits_of
 from tests.miniatures import LAND, MAKERS, picture, write
 
 Files = dict[str, bytes]  # content by name
@@ -303,7 +303,7 @@ def publish(name: str, origin: Path, patch: pytest.MonkeyPatch, url: str = "") -
 
     if name == "EuroSAT":
         figures = {"train": Figure(20, 2), "val": Figure(20, 2), "test": Figure(20, 2)}
-        patch.setattr("src.data.prepare.arrange.EUROSAT_HELD_OUT", 2)
+        patch.setattr("tangent_arithmetic.data.prepare.arrange.EUROSAT_HELD_OUT", 2)
     else:
         figures = {
             split: counted(found, public) for split, found in splits_of(name, origin).items()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from src.tasks import get_suite
+from tangent_arithmetic.data.suites import get_suite
 from tests.miniatures import MAKERS, checksums, idx, picture, write
 
 COUNT = 20  # training pictures of a set in one file, enough to hold some out

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import torch
 
-from src.args import Config
+from tangent_arithmetic.run.args import Config
 from tests.towers import known_towers
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is first imported

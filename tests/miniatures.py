@@ -21,7 +21,7 @@ import scipy.io
 from PIL import Image
 from torchvision import datasets
 
-from src.data.base import ArrayPictures
+from tangent_arithmetic.data.base import ArrayPictures
 
 Patch = pytest.MonkeyPatch
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.args import Config, parse_arguments
-from src.data import registry
-from src.data.embedded import EMBEDDED_SETS
-from src.data.embedded.base import Arrays, EmbeddedSet, Split, render_split
-from src.data.embedded.shapes import draw_control
+from tangent_arithmetic.data import registry
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.embedded.base import Arrays, EmbeddedSet, Split, render_split
+from tangent_arithmetic.data.embedded.shapes import draw_control
+from tangent_arithmetic.run.args import Config, parse_arguments
 
 SIZES: dict[Split, int] = {"train": 70, "val": 40, "test": 48}
 TASKS = ("Emoji", "FashionMNIST")

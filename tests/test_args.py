@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.args import Config, checked, parse_arguments, parse_names, require_mode
-from src.errors import UsageError
+from tangent_arithmetic.run.args import Config, checked, parse_arguments, parse_names, require_mode
+from tangent_arithmetic.runtime.errors import UsageError
 
 # the flags of the public projects that keep their default (paths after `~` is expanded)
 PUBLIC_DEFAULTS = {

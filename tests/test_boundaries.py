@@ -29,30 +29,32 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from src import merge
-from src.analysis.tables import read_table, table_path
-from src.args import Config
-from src.artificial_data import models
-from src.artificial_data.workspace import Workspace
-from src.checkpoints import load_checkpoint, read_facts, save_tensors
-from src.clip import create_clip
-from src.data.clip8 import CLIP8_SETS
-from src.data.files import class_pictures
-from src.data.loading import SeededPictures
-from src.data.prepare.arrange import listed
-from src.data.prepare.unpack import gunzip, unpack
-from src.data.sources import load_public
-from src.errors import UsageError
-from src.features import _read_all
-from src.linearize import LinearizedImageEncoder
-from src.merging.weights import open_clip_vision, open_weights
-from src.modeling import ClassificationHead, ImageEncoder
-from src.published.unpickler import read_pickle
-from src.reading import read_json, read_text
-from src.results import found_results, load_results, results_if_any
-from src.results import merge as merged
-from src.states import RunStates
-from src.task_vectors import TaskVector
+from tangent_arithmetic.analysis.tables import read_table, table_path
+from tangent_arithmetic.arithmetic.features import _read_all
+from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.artificial_data.workspace import Workspace
+from tangent_arithmetic.commands import merge
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.files import class_pictures
+from tangent_arithmetic.data.loading import SeededPictures
+from tangent_arithmetic.data.prepare.arrange import listed
+from tangent_arithmetic.data.prepare.unpack import gunzip, unpack
+from tangent_arithmetic.data.sources import load_public
+from tangent_arithmetic.encoders import mlp as models
+from tangent_arithmetic.encoders.clip import create_clip
+from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.merging.weights import open_clip_vision, open_weights
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.results import found_results, load_results, results_if_any
+from tangent_arithmetic.run.results import merge as merged
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.reading import read_json, read_text
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.storage.unpickler import read_pickle
 from tests.archives import tar_bytes, zip_bytes
 from tests.miniatures import MAKERS, picture
 from tests.published.makers import PublishedHead, named, small_models, write_encoder
@@ -191,7 +193,7 @@ def read_state(path: Path) -> Any:
 
 
 def feature_cache(folder: Path) -> Path:
-    from src.features import _write
+    from tangent_arithmetic.arithmetic.features import _write
 
     kept = {"features": torch.ones(3, 2), "labels": torch.arange(3)}
     _write(folder / "f0.safetensors", kept)
@@ -214,14 +216,14 @@ def read_results(path: Path) -> Any:
 
 
 def table_file(folder: Path) -> Path:
-    path = table_path(Config(results=str(folder)), "single")
+    path = table_path(Run.of(Config(results=str(folder))), "single")
     path.parent.mkdir(parents=True)
     pd.DataFrame({"mode": ["linear"], "accuracy": [0.5]}).to_csv(path, index=False)
     return path
 
 
 def read_table_file(path: Path) -> Any:
-    return read_table(Config(results=str(path.parents[3])), "single")
+    return read_table(Run.of(Config(results=str(path.parents[3]))), "single")
 
 
 def study_data(folder: Path) -> Path:

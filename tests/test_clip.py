@@ -19,18 +19,20 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import src.clip
-from src import eval_single_task, finetune
-from src.args import Config
-from src.checkpoints import load_checkpoint, save_tensors
-from src.clip import ClipName, canonical, create_clip, outline
-from src.data.embedded.model import WEIGHTS, register
-from src.errors import MissingFileError, UsageError
-from src.linearize import LinearizedImageEncoder
-from src.merging import ModelPool
-from src.modeling import ImageEncoder
-from src.reading import LFS_POINTER
-from src.task_vectors import TaskVector
+import tangent_arithmetic.encoders.clip
+from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.data.embedded.model import WEIGHTS, register
+from tangent_arithmetic.encoders.clip import ClipName, canonical, create_clip, outline
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.merging import ModelPool
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.reading import LFS_POINTER
 from tests.loopback_hub import elsewhere, hub
 from tests.small_suite import flags, small_suite
 from tests.towers import TOWERS, known_towers
@@ -228,8 +230,8 @@ MISSING = {
     "ViT-B-32": ["timm/vit_base_patch32_clip_224.openai on the Hugging Face hub"],
 }
 FAIL = """
-from src.clip import create_clip
-from src.errors import UsageError
+from tangent_arithmetic.encoders.clip import create_clip
+from tangent_arithmetic.runtime.errors import UsageError
 for name in {names!r}:
     try:
         create_clip(name, {cache!r})
@@ -418,7 +420,7 @@ def test_a_model_that_the_user_has_named_is_followed(
     expected = ImageEncoder.load(name, path).weights()
     for found in (ImageEncoder.load(path), LinearizedImageEncoder.load(path)):  # named by now
         assert all(torch.equal(found.weights()[key], expected[key]) for key in expected)
-    monkeypatch.setattr(src.clip, "_named", set())
+    monkeypatch.setattr(tangent_arithmetic.encoders.clip, "_named", set())
     assert LinearizedImageEncoder.load(path, model_name=name).model_name == canonical(name)
 
 
@@ -468,7 +470,9 @@ def test_a_run_goes_on_from_another_working_directory(
             for mode in ("standard", "linear"):
                 words = [*argv, f"--model=local-dir:{name}", f"--finetuning-mode={mode}"]
                 assert finetune.main(words) == 0
-                monkeypatch.setattr(src.clip, "_named", set())  # as in a process of its own
+                monkeypatch.setattr(
+                    tangent_arithmetic.encoders.clip, "_named", set()
+                )  # as in a process of its own
                 assert eval_single_task.main(words) == 0
 
 

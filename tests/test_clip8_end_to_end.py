@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
-from src.data.registry import get_dataset
-from src.data.templates import get_templates
-from src.results import load_results
-from src.tasks import get_suite
+from tangent_arithmetic.commands import add as eval_task_addition
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.commands import negate as eval_task_negation
+from tangent_arithmetic.data.registry import get_dataset
+from tangent_arithmetic.data.suites import get_suite
+from tangent_arithmetic.data.templates import get_templates
+from tangent_arithmetic.run.results import load_results
 from tests.clip8_miniature import make_miniature
 from tests.towers import known_towers
 
@@ -67,7 +70,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, known_towers(folder):
         make_miniature(folder / "data", patch)
         if MODEL != TINY:
-            patch.setattr("src.heads.get_templates", first_template_of_imagenet)
+            patch.setattr(
+                "tangent_arithmetic.encoders.heads.get_templates", first_template_of_imagenet
+            )
         run_everything(folder, flags(folder, MODEL))
         yield folder
 

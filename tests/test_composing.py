@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src import merge
+from tangent_arithmetic.commands import merge
 
 MARKER = "executed"
 EVIL = (
@@ -111,7 +111,9 @@ def test_what_hydra_is_for_goes_on(
     """Folders of one's own in the search path, and sweeps that a file names."""
     more = tmp_path / "more" / "method"
     more.mkdir(parents=True)
-    (more / "mine.yaml").write_text("_target_: src.merging.TaskArithmeticAlgorithm\n")
+    (more / "mine.yaml").write_text(
+        "_target_: tangent_arithmetic.merging.TaskArithmeticAlgorithm\n"
+    )
     (conf / "method" / "grid.yaml").write_text(
         "# @package _global_\ndefaults: [task_arithmetic@method, _self_]\n"
         "hydra: {sweeper: {params: {method.scaling_factor: '0.1,0.2'}, max_batch_size: 1}}\n"

@@ -13,21 +13,22 @@ from typing import Any
 import pytest
 import torch
 
-from src import ddp
-from src.args import Config
-from src.errors import RunError, UsageError
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import RunError, UsageError
 from tests.processes import children, ended, wait_for
 
 SPAWN = """
 import sys
-from src import ddp
-from src.args import Config
-from src.errors import entry_point
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.runtime.errors import entry_point
 from tests.test_ddp import wait_long
 
 @entry_point
 def main(argv=None):
-    ddp.run(wait_long, Config(save=sys.argv[1], world_size=int(sys.argv[2]), port=12431))
+    start(wait_long, Config(save=sys.argv[1], world_size=int(sys.argv[2]), port=12431))
     return 0
 
 raise SystemExit(main())
@@ -36,7 +37,7 @@ GROUP = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}  # as torch
 
 
 def _note(args: Any) -> None:
-    (Path(args.save) / str(ddp.rank())).write_text(str(os.getpid()))
+    (Path(args.config.save) / str(ddp.rank())).write_text(str(os.getpid()))
     ddp.barrier()
 
 
@@ -91,7 +92,7 @@ def agreeing(args: Any) -> None:
 
 def test_processes_tell_one_another() -> None:
     assert ddp.any_of(True, False) == [True, False] and ddp.all_agree(7) == 7
-    ddp.run(agreeing, Config(world_size=2, port=12421))
+    start(agreeing, Config(world_size=2, port=12421))
 
 
 @pytest.mark.parametrize(
@@ -112,10 +113,10 @@ def test_a_process_that_ends_early_ends_the_run_and_its_cause_is_told(
     work: Any, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ddp, "GRACE", 2.0)
-    start = time.monotonic()
+    begin = time.monotonic()
     with pytest.raises(kind, match=message):
-        ddp.run(work, Config(save=str(tmp_path), world_size=2, port=12422))
-    assert time.monotonic() - start < 60
+        start(work, Config(save=str(tmp_path), world_size=2, port=12422))
+    assert time.monotonic() - begin < 60
     assert all(ended(pid) for pid in pids(tmp_path))
 
 
@@ -224,7 +225,7 @@ def test_a_wrong_variable_of_a_group_is_named(
     else:
         monkeypatch.setenv(name, text)
     with pytest.raises(UsageError, match=re.escape(message)):
-        ddp.run(_note, Config())
+        start(_note, Config())
     assert not torch.distributed.is_initialized()
 
 
@@ -235,7 +236,7 @@ def test_processes_that_do_not_meet_say_where_they_waited(monkeypatch: pytest.Mo
         monkeypatch.setenv(variable, value)
     try:
         with pytest.raises(RunError, match=f"rank 1 of 2 .* did not meet .* 127.0.0.1:{port} "):
-            ddp.run(_note, Config())
+            start(_note, Config())
     finally:
         torch.set_num_threads(threads)
 
@@ -243,4 +244,4 @@ def test_processes_that_do_not_meet_say_where_they_waited(monkeypatch: pytest.Mo
 def test_settings_are_checked_before_processes_are_started() -> None:
     for wrong in (Config(port=99_999_999, world_size=2), Config(world_size=0), Config(seed=-1)):
         with pytest.raises(UsageError, match=r"^--(port|world-size|seed): expected at"):
-            ddp.run(_note, wrong)
+            start(_note, wrong)

@@ -13,18 +13,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
-from src.args import Config, parse_arguments
-from src.checkpoints import load_checkpoint, read_facts, save_tensors
-from src.data.registry import dataset_for, split_hashes, split_record
-from src.ddp import free_port
-from src.errors import UsageError
 from src.eval import evaluate
-from src.linearize import LinearizedImageEncoder
-from src.modeling import ImageEncoder
-from src.results import load_results
-from src.states import RunStates
-from src.task_vectors import LinearizedTaskVector
+from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector
+from tangent_arithmetic.commands import add as eval_task_addition
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.commands import negate as eval_task_negation
+from tangent_arithmetic.data.registry import split_record
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.run.args import Config, parse_arguments
+from tangent_arithmetic.run.results import load_results
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.ddp import free_port
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.states import RunStates
 from tests.small_suite import TASKS, flags, small_suite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,14 +71,14 @@ def test_checkpoints_and_results_say_which_pictures_they_are_of(
     args = parse_arguments(flags(root))
     hashes: dict[str, object] = {}
     for task in TASKS:
-        own = split_record(dataset_for(args, f"{task}Val"))
+        own = split_record(Run.of(args).data.dataset(f"{task}Val"))
         for name in ("finetuned", "linear_finetuned"):
             path = root / "checkpoints" / f"{task}Val" / f"{name}.safetensors"
             assert read_facts(path)["info"]["split"] == own
-        hashes |= split_hashes(args, [task, f"{task}Val"])
+        hashes |= Run.of(args).data.split_hashes([task, f"{task}Val"])
         assert hashes[f"{task}Val"] == own["val"] != own["train"]
     assert None not in hashes.values()
-    control = split_hashes(args, ["Shapes", "ShapesVal"])
+    control = Run.of(args).data.split_hashes(["Shapes", "ShapesVal"])
 
     def recorded(name: str) -> object:
         origin = results(root, name)["provenance"]
@@ -109,7 +114,7 @@ def test_a_checkpoint_of_another_split_is_warned_of(
 def test_what_is_done_is_skipped_and_says_so(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = root / "checkpoints" / "EmojiVal" / "finetuned.safetensors"
     before = path.stat().st_mtime_ns
-    with caplog.at_level("INFO", logger="src"):
+    with caplog.at_level("INFO", logger="tangent_arithmetic"):
         assert finetune.main(["--finetuning-mode=standard", *flags(root)]) == 0
     assert path.stat().st_mtime_ns == before
     assert "Emoji standard: done before, skipped" in caplog.text
@@ -385,7 +390,13 @@ def test_help_of_each_script(script: str) -> None:
 
 def test_module_and_script_start_alike() -> None:
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "src.finetune", "--finetuning-mode=none"],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "tangent_arithmetic.commands.finetune",
+            "--finetuning-mode=none",
+        ],
         capture_output=True,
         text=True,
         check=False,

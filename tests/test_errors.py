@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.errors import (
+from tangent_arithmetic.runtime.errors import (
     MissingFileError,
     RunError,
     UnwritableError,
@@ -23,12 +23,12 @@ from src.errors import (
     shown,
     unknown,
 )
-from src.processes import Stopped
+from tangent_arithmetic.runtime.processes import Stopped
 
 HOSTILE = "a\x1b[31m\x07\u202e\ud800" + "x" * 5_000_000
 PRINTING = """
 import sys
-from src.errors import entry_point
+from tangent_arithmetic.runtime.errors import entry_point
 @entry_point
 def main(argv=None):
     for i in range(int(sys.argv[1])):

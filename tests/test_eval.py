@@ -12,31 +12,35 @@ import pytest
 import torch
 from torch import Tensor
 
-from src import analyze, ddp, eval_single_task, eval_task_addition, eval_task_negation, statedict
-from src import eval as evaluation
-from src.args import Config
-from src.data.base import ArrayPictures
-from src.data.registry import dataset_for
-from src.errors import UsageError
 from src.eval import (
-    Encoder,
     add_normalized_accuracy,
-    coefficients,
     eval_single_dataset,
     evaluate,
     evaluate_task_vector,
     evaluate_task_vector_at_coef,
-    find_optimal_coef,
-    nonlinear_advantage,
-    smallest_split,
-    sweep_dataset,
-    warn_of_ties,
 )
-from src.eval_task_addition import addition_table
 from src.heads import get_classification_head
-from src.linearize import LinearizedImageEncoder, LinearizedModel
-from src.modeling import ClassificationHead, ImageEncoder, VisionTower
-from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
+from tangent_arithmetic.arithmetic import sweeps as evaluation
+from tangent_arithmetic.arithmetic.coefficients import coefficients, find_optimal_coef, warn_of_ties
+from tangent_arithmetic.arithmetic.metrics import nonlinear_advantage
+from tangent_arithmetic.arithmetic.sweeps import Encoder
+from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, NonLinearTaskVector
+from tangent_arithmetic.commands import add as eval_task_addition
+from tangent_arithmetic.commands import analyze
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import negate as eval_task_negation
+from tangent_arithmetic.commands.add import addition_table
+from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder, VisionTower
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.run.models import split_of
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tests.small_suite import SIZES, random_vector, small_config, small_suite
 
 COEFS = [0.0, 0.4, 1.0]
@@ -55,7 +59,7 @@ def test_a_sweep_gives_what_single_evaluations_give(args: Config, linear: bool) 
     vector = kind(vector=random_vector(encoder.weights()))
     base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
     before = {name: value.clone() for name, value in base.weights().items()}
-    swept = sweep_dataset(base, vector.vector, COEFS, "EmojiVal", args)
+    swept = split_of(Run.of(args), base, "EmojiVal").sweep(base, vector.vector, COEFS)
     for name, value in base.weights().items():
         assert torch.equal(value, before[name])
     singles = [
@@ -70,10 +74,10 @@ def test_a_linear_sweep_starts_at_theta_not_at_theta0(args: Config) -> None:
     encoder = ImageEncoder(args)
     vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
     moved = vector.apply_to(encoder, 0.6)
-    found = sweep_dataset(moved, vector.vector, [-0.6, 0.0, 0.4], "EmojiVal", args)
+    found = split_of(Run.of(args), moved, "EmojiVal").sweep(moved, vector.vector, [-0.6, 0.0, 0.4])
     start = LinearizedImageEncoder(image_encoder=encoder)
     assert found == pytest.approx(
-        sweep_dataset(start, vector.vector, [0.0, 0.6, 1.0], "EmojiVal", args)
+        split_of(Run.of(args), start, "EmojiVal").sweep(start, vector.vector, [0.0, 0.6, 1.0])
     )
 
 
@@ -137,7 +141,7 @@ def test_a_standard_sweep_reads_each_picture_once(
 
     monkeypatch.setattr(ArrayPictures, "__getitem__", counted)
     monkeypatch.setattr(evaluation, "HELD_BYTES", held)
-    sweep_dataset(encoder, random_vector(encoder.weights()), COEFS, "Emoji", args)
+    split_of(Run.of(args), encoder, "Emoji").sweep(encoder, random_vector(encoder.weights()), COEFS)
     assert read == list(range(48))
 
 
@@ -159,7 +163,7 @@ def test_each_coefficient_meets_the_weights_of_its_own_model_bit_for_bit(
 
     monkeypatch.setattr(ImageEncoder, "forward", watched)
     monkeypatch.setattr(evaluation, "HELD_BYTES", held)
-    sweep_dataset(encoder, vector.vector, coefs, "Emoji", args)
+    split_of(Run.of(args), encoder, "Emoji").sweep(encoder, vector.vector, coefs)
     order = [weights for i, (weights, _) in enumerate(met) if i == 0 or met[i - 1][0] != weights]
     assert order == expected * groups
     assert [size for weights, size in met if weights == expected[1]] == [20, 20, 8]
@@ -187,7 +191,7 @@ def test_how_many_images_areheld_batches_does_not_change_the_accuracies(
 
     monkeypatch.setattr(statedict, "move_into", counted)
     monkeypatch.setattr(evaluation, "HELD_BYTES", held)
-    found = sweep_dataset(encoder, tau, COEFS, "Emoji", args)
+    found = split_of(Run.of(args), encoder, "Emoji").sweep(encoder, tau, COEFS)
     assert found == [result["top1"] for result in expected]
     assert len(set(found)) > 1
     assert computed == COEFS * groups
@@ -218,7 +222,7 @@ def test_an_error_in_a_sweep_leaves_the_encoder_as_it_was(
     get_classification_head(args, "Emoji")
     monkeypatch.setattr(kind, name, interrupted)
     with pytest.raises(Interrupted):
-        sweep_dataset(encoder, tau, [1.0, 0.5], "Emoji", args)
+        split_of(Run.of(args), encoder, "Emoji").sweep(encoder, tau, [1.0, 0.5])
     assert seen[-1] != before
     assert bits(encoder) == before
 
@@ -239,8 +243,8 @@ def test_a_vector_that_lacks_weights_leaves_them_where_they_are(args: Config) ->
     assert 0 < len(part) < len(tau)
     rest = {name: torch.zeros_like(value) for name, value in tau.items() if name not in part}
     for base in (encoder, LinearizedImageEncoder(image_encoder=encoder)):
-        found = sweep_dataset(base, part, COEFS, "Emoji", args)
-        assert found == sweep_dataset(base, {**rest, **part}, COEFS, "Emoji", args)
+        found = split_of(Run.of(args), base, "Emoji").sweep(base, part, COEFS)
+        assert found == split_of(Run.of(args), base, "Emoji").sweep(base, {**rest, **part}, COEFS)
         assert len(set(found)) > 1
 
 
@@ -256,7 +260,7 @@ def test_a_vector_of_other_weights_is_an_error(args: Config, linear: bool, wrong
     else:
         tau[name] = tau[name][:1] if wrong == "broadcastable shape" else tau[name][:-1]
     with pytest.raises(ValueError, match=r"ln_past|shape"):
-        sweep_dataset(base, tau, COEFS, "Emoji", args)
+        split_of(Run.of(args), base, "Emoji").sweep(base, tau, COEFS)
     assert bits(base) == before
 
 
@@ -264,7 +268,7 @@ def test_a_linear_encoder_is_evaluated_as_it_computes(args: Config) -> None:
     encoder = ImageEncoder(args)
     vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
     head = get_classification_head(args, "Emoji")
-    test = dataset_for(args, "Emoji").test
+    test = Run.of(args).data.dataset("Emoji").test
     labels = torch.tensor([test[i][1] for i in range(len(test))])
     found = []
     for coef in (0.0, 0.8):
@@ -300,7 +304,7 @@ def test_a_linear_sweep_is_one_pass(
 
     monkeypatch.setattr(VisionTower, "encode_image", counted)
     monkeypatch.setattr(LinearizedModel, "tangents", along)
-    sweep_dataset(base, vector.vector, coefficients(21), "Emoji", args)
+    split_of(Run.of(args), base, "Emoji").sweep(base, vector.vector, coefficients(21))
     assert sizes == [20, 20, 8]
     assert directions == [2 if moved else 1] * 3
 
@@ -348,7 +352,9 @@ def _evaluate(args: Any) -> None:
             for linear in (False, True):
                 base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
                 for again in range(2):  # the linear one finds what it has kept
-                    found[f"sweep {linear} {again}"] = sweep_dataset(base, tau, COEFS, "Emoji", own)
+                    found[f"sweep {linear} {again}"] = split_of(Run.of(own), base, "Emoji").sweep(
+                        base, tau, COEFS
+                    )
                 kind = LinearizedTaskVector if linear else NonLinearTaskVector
                 moved = kind(vector=tau).apply_to(encoder, 0.4)
                 found[f"single {linear}"] = eval_single_dataset(moved, "Emoji", own)
@@ -359,7 +365,7 @@ def test_two_processes_count_each_image_once_and_agree_with_one(tmp_path: Path) 
     """A batch of 32 images for each of two ranks is more than there are; one rank may have none."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     _evaluate(Config(save=str(alone)))
-    ddp.run(_evaluate, Config(save=str(both), world_size=2, port=12421))
+    start(_evaluate, Config(save=str(both), world_size=2, port=12421))
     for count in (48, 1):
         expected = json.loads((alone / str(count) / "rank0.json").read_text())
         for linear in (False, True):
@@ -439,9 +445,9 @@ def test_ties_of_many_choices_are_said_once(caplog: pytest.LogCaptureFixture) ->
 
 def test_the_evaluated_pictures_are_counted(args: Config) -> None:
     names = ["EmojiVal", "ShapesVal", "Emoji"]
-    assert smallest_split(args, names) == 40
+    assert Run.of(args).data.smallest(names) == 40
     args.sample = 3
-    assert smallest_split(args, names) == 3
+    assert Run.of(args).data.smallest(names) == 3
 
 
 WORKS = [

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,21 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
-from src import ddp, features, software
-from src.args import Config
-from src.checkpoints import atomic
-from src.data.base import ArrayPictures
-from src.data.registry import ImageDataset, dataset_for
-from src.eval import sweep_dataset
-from src.features import Features, linear_features
 from src.heads import get_classification_head
-from src.linearize import LinearizedImageEncoder, LinearizedModel
-from src.modeling import ImageEncoder
-from src.statedict import move, scale
+from tangent_arithmetic.arithmetic import features
+from tangent_arithmetic.arithmetic.features import Features
+from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.data.loading import EvalBatches
+from tangent_arithmetic.data.registry import ImageDataset
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.models import split_of
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import ddp, software
+from tangent_arithmetic.runtime.atomic import atomic
+from tangent_arithmetic.storage.statedict import move, scale
+from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tests.miniatures import Opaque
 from tests.small_suite import SIZES, random_vector, small_config, small_suite
 
@@ -76,6 +80,23 @@ def passes(monkeypatch: Patch) -> list[int]:
     return seen
 
 
+def linear_features(
+    linear: LinearizedImageEncoder, vectors: Sequence[State], name: str, args: Config
+) -> Features:
+    """The features of a split of the run, kept where the run keeps them."""
+    run = Run.of(args)
+    batches = run.data.batches(name, linear.val_preprocess)
+    return features.linear_features(linear, vectors, batches, run.compute, run.feature_cache)
+
+
+def folder_of(linear: LinearizedImageEncoder, pictures: Any, args: Config) -> Path | None:
+    """The folder of the features of these pictures."""
+    run = Run.of(args)
+    rank, size = ddp.rank(), ddp.world_size()
+    batches = EvalBatches(pictures, linear.val_preprocess, rank=rank, world_size=size)
+    return features._folder(run.cache / "features", linear, batches, run.compute)
+
+
 def vectors_of(linear: LinearizedImageEncoder, count: int) -> list[State]:
     return [random_vector(linear.weights0(), seed=seed) for seed in range(count)]
 
@@ -98,7 +119,9 @@ def distance(a: Tensor, b: Tensor) -> float:
 def pictures_of(linear: LinearizedImageEncoder, data: ImageDataset) -> tuple[Tensor, Tensor]:
     """All images of a split in one batch, and their labels."""
     pairs = [data.test[i] for i in range(len(data.test))]
-    images = torch.stack([linear.val_preprocess(image) for image, _ in pairs])
+    transform = linear.val_preprocess
+    assert transform is not None
+    images = torch.stack([transform(image) for image, _ in pairs])
     return images, torch.tensor([label for _, label in pairs])
 
 
@@ -123,7 +146,7 @@ def test_they_are_those_of_the_model_on_the_whole_split_in_order(
 ) -> None:
     vectors = vectors_of(linear, 2)
     found = linear_features(linear, vectors, name, args)
-    images, labels = pictures_of(linear, dataset_for(args, name))
+    images, labels = pictures_of(linear, Run.of(args).data.dataset(name))
     with torch.no_grad():
         f0, steps = linear.model.tangents(images, vectors)
     assert torch.equal(found.labels, labels) and found.labels.dtype == torch.int64
@@ -144,7 +167,7 @@ def test_the_logits_at_any_coefficients_are_those_of_the_encoder_moved_there(
     for coef, tau in zip(coefs, vectors, strict=True):
         theta = move(theta, tau, coef)
     linear.load_weights(theta)
-    images, _ = pictures_of(linear, dataset_for(args, "Emoji"))
+    images, _ = pictures_of(linear, Run.of(args).data.dataset("Emoji"))
     with torch.no_grad():
         assert distance(head(found.at(coefs)), head(linear(images))) < 1e-5
 
@@ -360,13 +383,13 @@ class Case:
         """Puts other pictures in the place of the test split."""
 
         def other(args: Any, name: str) -> ImageDataset:
-            return replace(dataset_for(args, name), test=pictures)
+            return replace(Run.of(args).data.dataset(name), test=pictures)
 
         self.patch.setattr(features, "evaluated", other)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the test split's images and labels."""
-        test = dataset_for(self.args, "Emoji").test
+        test = Run.of(self.args).data.dataset("Emoji").test
         assert isinstance(test, ArrayPictures)
         return test.images.copy(), test.labels.copy()
 
@@ -463,10 +486,10 @@ def test_what_they_depend_on_is_in_the_key(
 def test_rank_and_model_and_device_are_in_the_key(
     args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
 ) -> None:
-    pictures = dataset_for(args, "Emoji").test
+    pictures = Run.of(args).data.dataset("Emoji").test
 
     def key() -> str:
-        return str(features._folder(linear, pictures, args))
+        return str(folder_of(linear, pictures, args))
 
     keys = [key()]
     with monkeypatch.context() as patch:
@@ -504,19 +527,18 @@ import sys
 import numpy as np
 from PIL.ImageOps import grayscale
 from torchvision.transforms import Compose
-from src import features
-from src.args import Config
-from src.checkpoints import atomic
-from src.data.base import ArrayPictures
-from src.linearize import LinearizedImageEncoder
-from src.modeling import ImageEncoder
+from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.run.args import Config
+from tests.test_features import folder_of
 linear = LinearizedImageEncoder(image_encoder=ImageEncoder(Config()))
 args = Config(device="cpu", cache_dir=sys.argv[1])
 pictures = ArrayPictures(np.zeros((2, 4, 4, 3), dtype=np.uint8), np.arange(2))
-print(features._folder(linear, pictures, args))
+print(folder_of(linear, pictures, args))
 linear.val_preprocess = Compose([grayscale, linear.val_preprocess])
 linear.val_preprocess.recipe = "grey"
-print(features._folder(linear, pictures, args))
+print(folder_of(linear, pictures, args))
 """
 PICTURES = ArrayPictures(np.zeros((2, 4, 4, 3), dtype=np.uint8), np.arange(2))
 
@@ -538,7 +560,7 @@ def keys_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_another_process_finds_them(
     args: Config, linear: LinearizedImageEncoder, keys_elsewhere: list[str]
 ) -> None:
-    folder = features._folder(linear, PICTURES, args)
+    folder = folder_of(linear, PICTURES, args)
     assert folder is not None and folder.name == keys_elsewhere[0]
 
 
@@ -547,7 +569,7 @@ def test_another_process_finds_those_of_a_declared_recipe(
 ) -> None:
     # the address of a function in repr(transform) is no part of the key
     linear.val_preprocess = declared("grey", grayscale, linear.val_preprocess)
-    folder = features._folder(linear, PICTURES, args)
+    folder = folder_of(linear, PICTURES, args)
     assert folder is not None and folder.name == keys_elsewhere[1]
 
 
@@ -577,7 +599,7 @@ def test_transforms_that_declare_no_recipe_are_not_taken_for_one_another(
 ) -> None:
     (tau,) = vectors_of(linear, 1)
     own, found = linear.val_preprocess, []
-    with caplog.at_level(logging.INFO, logger="src"):
+    with caplog.at_level(logging.INFO, logger="tangent_arithmetic"):
         for by in (0.0, 1.0):
             linear.val_preprocess = Compose([own, make(by)])
             found.append(linear_features(linear, [tau], "Emoji", args))
@@ -592,9 +614,10 @@ def test_features_that_cannot_be_kept_are_no_error(
     (tau,) = vectors_of(linear, 1)
     blocked = tmp_path / "file"
     blocked.write_text("in the place of the folder")
-    folder = features._folder
+    own = folder_of(linear, PICTURES, args)
+    assert own is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "_folder", lambda *_: blocked / folder(linear, PICTURES, args).name)  # type: ignore[union-attr]
+        patch.setattr(features, "_folder", lambda *_: blocked / own.name)
         found = linear_features(linear, [tau], "Emoji", args)
     assert identical(found, fresh(linear, [tau], args))
     assert "features are not kept" in caplog.text
@@ -686,7 +709,7 @@ def test_a_damaged_file_is_computed_again_with_one_warning(
     whole = path.read_bytes()
     damage(path)
     passes.clear()
-    with caplog.at_level(logging.WARNING, logger="src"):
+    with caplog.at_level(logging.WARNING, logger="tangent_arithmetic"):
         assert identical(linear_features(linear, vectors, "Emoji", args), first)
     assert caplog.text.count(f"{path} is damaged and computed again") == 1
     assert len(passes) == 3 and features._read(path).keys() == load(whole).keys()
@@ -824,11 +847,11 @@ def test_a_second_sweep_computes_nothing(
     args: Config, linear: LinearizedImageEncoder, passes: list[int]
 ) -> None:
     (tau,) = vectors_of(linear, 1)
-    first = sweep_dataset(linear, tau, [0.0, 0.5, 1.0], "Emoji", args)
+    first = split_of(Run.of(args), linear, "Emoji").sweep(linear, tau, [0.0, 0.5, 1.0])
     assert passes == [1, 1, 1]
     passes.clear()
-    again = sweep_dataset(linear, tau, [1.0, 0.25, 0.0], "Emoji", args)
+    again = split_of(Run.of(args), linear, "Emoji").sweep(linear, tau, [1.0, 0.25, 0.0])
     assert passes == []
     assert (again[0], again[2]) == (first[2], first[0])
-    negated = sweep_dataset(linear, scale(tau, -1.0), [-1.0, -0.5], "Emoji", args)
+    negated = split_of(Run.of(args), linear, "Emoji").sweep(linear, scale(tau, -1.0), [-1.0, -0.5])
     assert passes == [] and negated == [first[2], first[1]]

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from src import finetune, software, training
-from src.checkpoints import load_checkpoint, read_facts, save_tensors
-from src.data import registry
-from src.data.embedded import EMBEDDED_SETS
-from src.logs import Run
-from src.states import RunStates
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.data import registry
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.runtime import software
+from tangent_arithmetic.runtime.logs import Tracker
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.training import loop as training
 from tests.small_suite import flags, small_suite
 
 Capture = pytest.CaptureFixture[str]
@@ -49,11 +52,11 @@ def kill_at(flags: list[str], step: int) -> None:
     """Runs the command until a step, as if it were killed there."""
     with pytest.MonkeyPatch.context() as patch:
 
-        def log(self: Run, values: dict[str, Any], at: int | None = None) -> None:
+        def log(self: Tracker, values: dict[str, Any], at: int | None = None) -> None:
             if at == step:
                 raise Killed
 
-        patch.setattr(Run, "log", log)
+        patch.setattr(Tracker, "log", log)
         with pytest.raises(Killed):
             finetune.main(flags)
 

@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from src import heads
-from src.checkpoints import load_checkpoint, read_facts
-from src.clip import create_clip
-from src.data.embedded import EMBEDDED_SETS
-from src.data.embedded.model import WEIGHTS, register
-from src.data.templates import get_templates
-from src.errors import UsageError
-from src.heads import build_classification_head, get_classification_head, zeroshot_weights
-from src.modeling import ClassificationHead
-from src.runs import zeroshot_encoder
+from src.heads import get_classification_head
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.embedded.model import WEIGHTS, register
+from tangent_arithmetic.data.templates import get_templates
+from tangent_arithmetic.encoders.clip import create_clip
+from tangent_arithmetic.encoders.heads import build_classification_head, zeroshot_weights
+from tangent_arithmetic.encoders.images import ClassificationHead
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.run import models
+from tangent_arithmetic.run.models import zeroshot_encoder
+from tangent_arithmetic.runtime.errors import UsageError
 
 CPU = torch.device("cpu")
 NAMES = ("a", "bb", "c")
@@ -142,7 +143,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(names))
         return compute(model, names, templates, device)
 
-    monkeypatch.setattr(heads, "zeroshot_weights", counted)
+    monkeypatch.setattr(models, "zeroshot_weights", counted)
     return calls
 
 
@@ -182,7 +183,7 @@ def test_new_prompts_make_a_new_head(
 ) -> None:
     settings = args()
     before = get_classification_head(settings, "MNIST")
-    monkeypatch.setattr(heads, "get_templates", lambda name, suite: ["the digit {}.".format])
+    monkeypatch.setattr(models, "get_templates", lambda name, suite: ["the digit {}.".format])
     after = get_classification_head(settings, "MNIST")
     assert len(built) == 2 and not torch.equal(before.weight, after.weight)
     get_classification_head(settings, "MNIST")
@@ -216,7 +217,7 @@ def test_a_damaged_head_is_built_again(
     expected = get_classification_head(settings, "MNIST")
     path = Path(settings.save) / "head_MNIST.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with caplog.at_level("WARNING", logger="src.heads"):
+    with caplog.at_level("WARNING", logger="tangent_arithmetic.encoders.heads"):
         found = get_classification_head(settings, "MNIST")
     assert torch.equal(found.weight, expected.weight) and len(built) == 2
     assert "head_MNIST.safetensors is damaged and built again" in caplog.text

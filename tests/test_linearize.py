@@ -15,7 +15,7 @@ from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from src.linearize import LinearizedModel, forward_ad_backends, linearize
+from tangent_arithmetic.tangent.linearized import LinearizedModel, forward_ad_backends, linearize
 
 F64 = torch.float64
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

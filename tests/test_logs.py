@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from src import logs
-from src.args import Config
-from src.errors import UsageError
+from tangent_arithmetic.run import tracking
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import logs
+from tangent_arithmetic.runtime.errors import UsageError
 
 
 @pytest.fixture
 def levels() -> Iterator[None]:
     """Puts the levels of the loggers back that `setup_logging` sets."""
-    kept = {name: logging.getLogger(name).level for name in ("src", "__main__")}
+    kept = {name: logging.getLogger(name).level for name in ("tangent_arithmetic", "__main__")}
     yield
     for name, level in kept.items():
         logging.getLogger(name).setLevel(level)
@@ -30,9 +32,9 @@ def levels() -> Iterator[None]:
 def test_other_ranks_than_the_first_only_warn(
     first: bool, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.ddp.is_main_process", lambda: first)
+    monkeypatch.setattr("tangent_arithmetic.runtime.ddp.is_main_process", lambda: first)
     logs.setup_logging()
-    assert logging.getLogger("src.training").getEffectiveLevel() == level
+    assert logging.getLogger("tangent_arithmetic.training.loop").getEffectiveLevel() == level
     assert logging.getLogger("__main__").getEffectiveLevel() == level
 
 
@@ -49,7 +51,7 @@ class Terminal(io.StringIO):
 def test_progress_yields_everything_and_shows_a_bar_on_a_terminal(
     stream: type[io.StringIO], first: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.ddp.is_main_process", lambda: first)
+    monkeypatch.setattr("tangent_arithmetic.runtime.ddp.is_main_process", lambda: first)
     stderr = stream()
     monkeypatch.setattr(sys, "stderr", stderr)
     handlers = logging.getLogger().handlers[:]
@@ -64,7 +66,7 @@ def test_append_result_appends_a_line_if_asked_for(tmp_path: Path, database: str
     path = tmp_path / database if database else None
     args = SimpleNamespace(results_db=str(path) if path else None)
     for step in (1, 2):
-        logs.append_result(args, {"step": step})
+        tracking.append_result(Run.of(args), {"step": step})
     if path is None:
         assert list(tmp_path.iterdir()) == []
     else:
@@ -76,7 +78,7 @@ def test_a_line_that_a_killed_run_left_unfinished_ends(tmp_path: Path) -> None:
     path = tmp_path / "all.jsonl"
     path.write_text('{"step": 1}\n{"ste', encoding="utf-8")
     for step in (2, 3):
-        logs.append_result(SimpleNamespace(results_db=str(path)), {"step": step})
+        tracking.append_result(Run.of(SimpleNamespace(results_db=str(path))), {"step": step})
     expected = '{"step": 1}\n{"ste\n{"step": 2}\n{"step": 3}\n'
     assert path.read_text(encoding="utf-8") == expected
 
@@ -86,11 +88,11 @@ def test_a_line_that_a_killed_run_left_unfinished_ends(tmp_path: Path) -> None:
 
 def test_wandb_is_not_imported_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # its import raises ImportError
-    with logs.wandb_run(Config(), "finetune") as run:
+    with tracking.tracked(Run.of(Config()), "finetune") as run:
         run.log({"loss": 1.0}, step=1)
     with (
         pytest.raises(UsageError, match="--wandb needs the package wandb: pip install wandb"),
-        logs.wandb_run(Config(wandb=True), "finetune"),
+        tracking.tracked(Run.of(Config(wandb=True)), "finetune"),
     ):
         pass
 
@@ -118,7 +120,7 @@ def test_wandb_runs_are_named_and_ended_even_if_the_job_fails(
     args = Config(wandb=True, exp_name=exp_name, lr=0.5)
     with (
         pytest.raises(RuntimeError, match="the loss is nan"),
-        logs.wandb_run(args, "finetune-MNIST") as run,
+        tracking.tracked(Run.of(args), "finetune-MNIST") as run,
     ):
         run.log({"loss": 1.0}, step=1)
         raise RuntimeError("the loss is nan")
@@ -136,7 +138,7 @@ def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_CONSOLE", "off")
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    with logs.wandb_run(Config(wandb=True, exp_name="trial"), "finetune-MNIST") as run:
+    with tracking.tracked(Run.of(Config(wandb=True, exp_name="trial")), "finetune-MNIST") as run:
         run.log({"the_loss": 0.25}, step=1)
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = written.read_bytes()

@@ -15,17 +15,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from src.checkpoints import save_tensors
-from src.data.embedded.model import WEIGHTS
-from src.errors import MissingFileError, UsageError
-from src.linearize import LinearizedImageEncoder
-from src.modeling import (
+from tangent_arithmetic.data.embedded.model import WEIGHTS
+from tangent_arithmetic.encoders.images import (
     ClassificationHead,
     ImageClassifier,
     ImageEncoder,
     MultiHeadImageClassifier,
     VisionTower,
 )
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
 
 NAME = "ViT-Nano-8"
 STOCK_VOCABULARY = 49408
@@ -80,6 +80,7 @@ def test_transforms_are_those_of_the_pretraining(encoder: ImageEncoder) -> None:
     """(x / 255 - 0.5) / 0.25."""
     picture = Image.new("RGB", (32, 32), (0, 51, 255))
     for transform in (encoder.val_preprocess, encoder.train_preprocess):
+        assert transform is not None
         x = transform(picture)
         assert x.shape == (3, 32, 32)
         torch.testing.assert_close(x[:, 5, 7], torch.tensor([-2.0, -1.2, 2.0]))
@@ -146,7 +147,7 @@ def test_checkpoints_of_another_shape_are_refused_before_anything_is_built(
     if change == "more":
         theta["model.visual.proj"] = proj
     save_tensors(tmp_path / "x.pt", theta, "image_encoder", info={"model": NAME})
-    monkeypatch.setattr("src.modeling.create_clip", None)
+    monkeypatch.setattr("tangent_arithmetic.encoders.images.create_clip", None)
     message = rf"x\.\w+ does not fit {NAME}: model\.visual\.(proj|more): .*, expected .*--model"
     for load in (
         lambda: ImageEncoder.load(tmp_path / "x.pt"),

@@ -13,15 +13,17 @@ import pandas as pd
 import pytest
 import torch
 
-from src import analyze, logs, results
-from src.analysis import report, tables
-from src.args import Config
-from src.artificial_data import report as study
-from src.checkpoints import save_tensors
-from src.modeling import ClassificationHead
-from src.private import without_home
-from src.settings import results_dir
-from src.summary import write_summary
+from tangent_arithmetic.analysis import tables
+from tangent_arithmetic.artificial_data import report as study
+from tangent_arithmetic.commands import analyze
+from tangent_arithmetic.encoders.images import ClassificationHead
+from tangent_arithmetic.report import page as report
+from tangent_arithmetic.run import results, tracking
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import write_summary
+from tangent_arithmetic.runtime.private import without_home
+from tangent_arithmetic.storage.checkpoints import save_tensors
 from tests.scripts.test_reproduce import script
 
 HOME = "/home/ann"
@@ -74,33 +76,35 @@ def test_a_home_that_is_a_link_has_two_names(
 
 
 def write_results(args: Config) -> None:
-    facts = results.provenance(args, 1.0, theta0_hash="a" * 64)
+    facts = results.provenance(Run.of(args), 1.0, theta0_hash="a" * 64)
     for mode in ("none", "standard", "linear", "posthoc"):
-        path = results.accuracies_path(args, mode)
-        results.write_merged(path, {"Emoji": 0.5, "provenance": facts}, args)
-    results.write_results(path.with_name("additions.json"), {"test": {}, "provenance": facts}, args)
+        path = results.accuracies_path(Run.of(args), mode)
+        results.write_merged(path, {"Emoji": 0.5, "provenance": facts}, Run.of(args))
+    results.write_results(
+        path.with_name("additions.json"), {"test": {}, "provenance": facts}, Run.of(args)
+    )
 
 
 def write_line(args: Config) -> None:
-    logs.append_result(args, {"file": Path(args.results) / "x.json", "from": args.load})
+    tracking.append_result(Run.of(args), {"file": Path(args.results) / "x.json", "from": args.load})
 
 
 def write_table(args: Config) -> None:
-    tables.write_table(args, "single", pd.DataFrame({"a": [1]}), 1.0)
+    tables.write_table(Run.of(args), "single", pd.DataFrame({"a": [1]}), 1.0)
 
 
 def write_figure(args: Config) -> None:
     from matplotlib import pyplot
 
-    analyze.show(args, "single", lambda table, args: pyplot.figure(), pd.DataFrame())
+    analyze.show(Run.of(args), "single", lambda table, args: pyplot.figure(), pd.DataFrame())
 
 
 def write_page(args: Config) -> None:
-    path = results.accuracies_path(args, "none")
+    path = results.accuracies_path(Run.of(args), "none")
     path.parent.mkdir(parents=True, exist_ok=True)
     origin = {"argv": ["x.py", f"--load={args.save}/a.pt"]}  # as an earlier version wrote it
     path.write_text(json.dumps({"Emoji": 0.5, "provenance": origin}), encoding="utf-8")
-    report.write_report(args)
+    report.write_report(Run.of(args))
     path.unlink()
 
 
@@ -121,13 +125,13 @@ def write_head(args: Config) -> None:
 
 def write_study(args: Config) -> None:
     frame = pd.DataFrame({"seed": [0]})
-    study.write_report(results_dir(args), "default", {"training": frame}, 1.0)
+    study.write_report(Run.of(args).results, "default", {"training": frame}, 1.0)
 
 
 def write_preparation(args: Config) -> None:
     prepare = script("prepare_data")
     flags = [f"--data-location={args.data_location}", "--datasets=MNIST", "--check"]
-    assert prepare.main([*flags, f"--report={results_dir(args) / 'data.json'}"]) == 1
+    assert prepare.main([*flags, f"--report={Run.of(args).results / 'data.json'}"]) == 1
 
 
 def write_ledger(args: Config) -> None:
@@ -178,7 +182,7 @@ def test_wandb_is_told_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", HOME)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     args = Config(wandb=True, load=[f"{HOME}/a.pt"], save=f"{HOME}/run", exp_name=f"{HOME}/x")
-    with logs.wandb_run(args, "job"):
+    with tracking.tracked(Run.of(args), "job"):
         pass
     assert seen["config"]["load"] == ["~/a.pt"] and seen["name"] == "~/x-job"
     assert HOME not in repr(seen)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.processes import (
+from tangent_arithmetic.runtime.processes import (
     Stopped,
     deferred_signals,
     ignore_interrupts,
@@ -24,7 +24,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc are 
 
 LOADER = """
 import sys, time
-from src.data.loading import BatchPlan, RankBatches, iterating, train_loader
+from tangent_arithmetic.data.loading import BatchPlan, RankBatches, iterating, train_loader
 
 class Slow:
     def __len__(self):
@@ -86,7 +86,7 @@ def test_a_process_that_starts_does_not_hear_ctrl_c() -> None:
 def test_a_worker_of_an_evaluation_leaves_ctrl_c_to_its_parent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("src.processes.die_with_parent", lambda: None)
+    monkeypatch.setattr("tangent_arithmetic.runtime.processes.die_with_parent", lambda: None)
     before = signal.getsignal(signal.SIGINT)
     try:
         prepare_worker(0)

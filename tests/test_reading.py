@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from src.checkpoints import read_header, read_safetensors
-from src.errors import MissingFileError, RunError, UsageError
-from src.merging.weights import mapped
-from src.reading import (
+from tangent_arithmetic.merging.weights import mapped
+from tangent_arithmetic.runtime.errors import MissingFileError, RunError, UsageError
+from tangent_arithmetic.storage.checkpoints import read_header, read_safetensors
+from tangent_arithmetic.storage.reading import (
     LONGEST_HEADER,
     check_header,
     inside,
@@ -141,7 +141,7 @@ def test_what_is_taken_stays_inside(name: str) -> None:
 def test_long_json_is_refused_before_it_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.reading.LONGEST_JSON", 10)
+    monkeypatch.setattr("tangent_arithmetic.storage.reading.LONGEST_JSON", 10)
     (tmp_path / "x.json").write_text('{"a": 12}')
     assert read_json(tmp_path / "x.json") == {"a": 12}
     (tmp_path / "x.json").write_text('{"a": 1234}')

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-import src.linearize
-from src.tangent.rules import RULES, registry
+import tangent_arithmetic.tangent.linearized
+from tangent_arithmetic.tangent.rules import RULES, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_the_page_on_the_engine() -> None:
         RULES.update(before)
 
 
-@pytest.mark.parametrize("module", [src.linearize, registry])
+@pytest.mark.parametrize("module", [tangent_arithmetic.tangent.linearized, registry])
 def test_doctests(module: Any) -> None:
     before = dict(RULES)
     try:

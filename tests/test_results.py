@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src import results
-from src.args import Config
-from src.errors import MissingFileError, UnwritableError, UsageError
+from tangent_arithmetic.run import results
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import MissingFileError, UnwritableError, UsageError
 
 THETA0 = "a" * 64
 
@@ -46,7 +47,7 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 )
 def test_accuracies_have_the_names_of_the_public_projects(mode: str, name: str) -> None:
     expected = Path("results/embedded/ViT-Nano-8") / name
-    assert results.accuracies_path(Config(), mode) == expected
+    assert results.accuracies_path(Run.of(Config()), mode) == expected
 
 
 @pytest.mark.parametrize("operation", ["additions", "negations"])
@@ -54,7 +55,7 @@ def test_accuracies_have_the_names_of_the_public_projects(mode: str, name: str) 
 def test_arithmetic_has_the_names_of_the_public_projects(operation: str, prefix: str) -> None:
     mode = prefix.removesuffix("_") or "standard"
     expected = Path("results/embedded/ViT-Nano-8_seed1") / f"{prefix}{operation}.json"
-    assert results.arithmetic_path(Config(seed=1), mode, operation) == expected
+    assert results.arithmetic_path(Run.of(Config(seed=1)), mode, operation) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,14 +64,14 @@ def test_arithmetic_has_the_names_of_the_public_projects(operation: str, prefix:
 )
 def test_a_sum_of_a_part_of_the_tasks_has_a_file_of_its_own(operation: str, name: str) -> None:
     args = Config(tasks=["MNIST", "Emoji"])
-    assert results.arithmetic_path(args, "linear", operation).name == name
+    assert results.arithmetic_path(Run.of(args), "linear", operation).name == name
 
 
 def test_write_results_writes_a_file_and_a_line_of_the_database(tmp_path: Path) -> None:
     path, database = tmp_path / "new" / "ft_accuracies.json", tmp_path / "db" / "all.jsonl"
     args = Config(results_db=str(database), exp_name="trial")
     for accuracy in (0.5, 0.75):
-        results.write_results(path, {"MNIST": accuracy}, args)
+        results.write_results(path, {"MNIST": accuracy}, Run.of(args))
     assert json.loads(path.read_text(encoding="utf-8")) == {"MNIST": 0.75}
     lines = [json.loads(line) for line in database.read_text(encoding="utf-8").splitlines()]
     assert lines == [
@@ -81,9 +82,9 @@ def test_write_results_writes_a_file_and_a_line_of_the_database(tmp_path: Path) 
 def test_only_the_first_rank_writes_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.ddp.is_main_process", lambda: False)
+    monkeypatch.setattr("tangent_arithmetic.runtime.ddp.is_main_process", lambda: False)
     args = Config(results_db=str(tmp_path / "all.jsonl"))
-    results.write_results(tmp_path / "additions.json", {"test": {}}, args)
+    results.write_results(tmp_path / "additions.json", {"test": {}}, Run.of(args))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,8 +92,8 @@ def test_only_the_first_rank_writes_results(
 WRITER = """
 import sys
 from pathlib import Path
-from src.args import Config
-from src.results import write_merged
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.results import write_merged
 
 origin = {"theta0_hash": "a", "seed": 0, "suite": "embedded", "model": "m"}
 args = Config(results_db=sys.argv[2])
@@ -144,7 +145,7 @@ def test_a_damaged_file_is_kept_beside_the_new_one(
 def test_what_is_sound_of_a_damaged_file_stays(tmp_path: Path) -> None:
     old = {"Emoji": 0.2, "Signs": "0.3", "provenance": origin()}
     path = write(tmp_path / "ft_accuracies.json", old)
-    results.write_merged(path, {"MNIST": 0.9, "provenance": origin()}, Config())
+    results.write_merged(path, {"MNIST": 0.9, "provenance": origin()}, Run.of(Config()))
     assert set(results.load_results(path)) == {"Emoji", "MNIST", "provenance"}
     kept = (tmp_path / "ft_accuracies.json.damaged").read_text(encoding="utf-8")
     assert json.loads(kept) == old
@@ -155,7 +156,7 @@ def test_what_cannot_be_written_after_all_is_printed(
     write_them: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "results"
-    results.check_targets(Config(), folder / "ft_accuracies.json")
+    results.check_targets(Run.of(Config()), folder / "ft_accuracies.json")
     folder.rmdir()
     folder.write_text("in the way")  # stands for a disk that is full by now
     new = {"MNIST": 0.9, "provenance": origin()}
@@ -179,14 +180,16 @@ def test_targets_are_checked(file: str, database: str | None, reason: str, tmp_p
     (tmp_path / "folder").mkdir()
     args = Config(results_db=None if database is None else str(tmp_path / database))
     with pytest.raises(UsageError, match=reason):
-        results.check_targets(args, tmp_path / file)
+        results.check_targets(Run.of(args), tmp_path / file)
 
 
 def test_checking_leaves_what_is_there(tmp_path: Path) -> None:
     path, database = tmp_path / "ft_accuracies.json", tmp_path / "all.jsonl"
     path.write_text("{}")
     database.write_text("{}\n")
-    results.check_targets(Config(results_db=str(database)), path, tmp_path / "new" / "x.json")
+    results.check_targets(
+        Run.of(Config(results_db=str(database))), path, tmp_path / "new" / "x.json"
+    )
     assert (path.read_text(), database.read_text()) == ("{}", "{}\n")
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -196,11 +199,11 @@ def test_checking_leaves_what_is_there(tmp_path: Path) -> None:
 
 def test_provenance_says_where_a_result_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["some/folder/eval_single_task.py", "--seed=3"])
-    found = results.provenance(Config(seed=3, device="cpu"), 1.26, theta0_hash=THETA0)
+    found = results.provenance(Run.of(Config(seed=3, device="cpu")), 1.26, theta0_hash=THETA0)
     assert json.loads(json.dumps(found)) == found
     assert found["argv"] == ["eval_single_task.py", "--seed=3"]
     assert found["config"]["n_eval_points"] == 21
-    assert found["source"] == str(Path("src", "__init__.py"))
+    assert found["source"] == str(Path("src", "tangent_arithmetic", "__init__.py"))
     assert found["versions"].keys() == {"python", *results.PACKAGES}
     expected = {
         "model": "ViT-Nano-8",
@@ -290,14 +293,14 @@ MADE_BY = "python src/eval_single_task.py --finetuning-mode=standard"
 def test_require_results_gives_those_of_this_run(tmp_path: Path) -> None:
     content = {"MNIST": 0.9, "provenance": origin()}
     path = write(tmp_path / "ft_accuracies.json", content)
-    found = results.require_results(path, Config(), THETA0, MADE_BY, {"MNIST": "1" * 64})
+    found = results.require_results(path, Run.of(Config()), THETA0, MADE_BY, {"MNIST": "1" * 64})
     assert found == content
 
 
 def test_require_results_names_the_command_that_makes_them(tmp_path: Path) -> None:
     message = r"no results at .*ft_accuracies\.json\. Make them with: python src/eval_single_task"
     with pytest.raises(MissingFileError, match=message):
-        results.require_results(tmp_path / "ft_accuracies.json", Config(), THETA0, MADE_BY)
+        results.require_results(tmp_path / "ft_accuracies.json", Run.of(Config()), THETA0, MADE_BY)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +317,7 @@ def test_damaged_results_name_the_command_that_makes_them_again(
     path = tmp_path / "ft_accuracies.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=f"{message}.* Make it again with: {MADE_BY}"):
-        results.require_results(path, Config(), THETA0, MADE_BY, needed=["MNIST"])
+        results.require_results(path, Run.of(Config()), THETA0, MADE_BY, needed=["MNIST"])
 
 
 @pytest.mark.parametrize(
@@ -334,7 +337,7 @@ def test_require_results_refuses_those_of_another_run(
     path = write(tmp_path / "ft_accuracies.json", {"provenance": origin(**change)})
     expected = rf"is of another run \({message}\)\. Make it again with: {MADE_BY}"
     with pytest.raises(UsageError, match=expected):
-        results.require_results(path, Config(), THETA0, MADE_BY, {"MNIST": "1" * 64})
+        results.require_results(path, Run.of(Config()), THETA0, MADE_BY, {"MNIST": "1" * 64})
 
 
 # --- tables

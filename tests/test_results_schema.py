@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src import results_schema
-from src.args import Config
-from src.errors import UsageError
-from src.results import require_results
+from tangent_arithmetic.run import results_schema
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.results import require_results
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import UsageError
 
 COMMITTED = sorted(Path(__file__).parent.parent.glob("results/embedded/ViT-*/**/*.json"))
 
@@ -153,7 +154,9 @@ def test_results_that_are_needed_are_sound_or_refused(
     needed = ["MNIST", "MNISTVal"]
     hashes = {"MNIST": ORIGIN["checkpoints"]["MNIST"]}
     try:
-        found = require_results(path, Config(), ORIGIN["theta0_hash"], "MAKE", hashes, needed)
+        found = require_results(
+            path, Run.of(Config()), ORIGIN["theta0_hash"], "MAKE", hashes, needed
+        )
     except UsageError as error:
         assert str(path) in str(error) and "MAKE" in str(error)
     else:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from src import runs
-from src.args import Config
-from src.checkpoints import save_tensors
-from src.data.registry import dataset_for, split_record
+from tangent_arithmetic.data.registry import split_record
+from tangent_arithmetic.run import models as runs
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.storage.checkpoints import save_tensors
 from tests.conftest import MakeArgs
 from tests.data.test_sources import dtd_lists
 from tests.miniatures import make_dtd
@@ -37,13 +38,13 @@ def said(path: Path, args: Config, task: str, caplog: Log) -> list[str]:
     """The warnings of two checks of one checkpoint."""
     caplog.clear()
     for _ in range(2):
-        runs.check_split(path, args, task)
+        runs.check_split(path, Run.of(args), task)
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     return [record.getMessage() for record in warnings]
 
 
 def test_the_same_split_is_nothing_to_warn_of(args: MakeArgs, tmp_path: Path, caplog: Log) -> None:
-    own = split_record(dataset_for(args(), "EmojiVal"))
+    own = split_record(Run.of(args()).data.dataset("EmojiVal"))
     path = checkpoint(tmp_path / "a.safetensors", split=own)
     assert said(path, args(), "Emoji", caplog) == []
     # where the pictures came from does not matter if they are the same
@@ -55,7 +56,7 @@ def test_the_same_split_is_nothing_to_warn_of(args: MakeArgs, tmp_path: Path, ca
 def test_another_split_is_warned_of_once(
     part: str, args: MakeArgs, tmp_path: Path, caplog: Log
 ) -> None:
-    own = split_record(dataset_for(args(), "EmojiVal"))
+    own = split_record(Run.of(args()).data.dataset("EmojiVal"))
     other = {**own, part: "0" * 64, "source": "hub"}
     path = checkpoint(tmp_path / "a.safetensors", split=other)
     (warning,) = said(path, args(), "Emoji", caplog)
@@ -92,7 +93,7 @@ def test_a_record_counts_more_than_being_published(
 ) -> None:
     dtd_lists(tmp_path / "theirs")
     theirs = args(suite="clip8", data_location=str(tmp_path / "theirs"))
-    own = split_record(dataset_for(theirs, "DTDVal"))
+    own = split_record(Run.of(theirs).data.dataset("DTDVal"))
     path = checkpoint(tmp_path / "a.safetensors", published="mine", split=own)
     assert said(path, theirs, "DTD", caplog) == []
 
@@ -100,4 +101,4 @@ def test_a_record_counts_more_than_being_published(
 def test_the_command_that_makes_what_is_missing_names_the_source(args: MakeArgs) -> None:
     settings = Config(data_source="hub", suite="clip8")
     made_by = "python src/finetune.py --finetuning-mode=linear --suite=clip8 --data-source=hub"
-    assert runs.command("finetune", settings, "linear") == made_by
+    assert runs.command("finetune", Run.of(settings), "linear") == made_by

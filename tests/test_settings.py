@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from src import settings
-from src.args import Config
-from src.errors import UsageError
+from tangent_arithmetic.run import settings
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import processes
+from tangent_arithmetic.runtime.errors import UsageError
 
 # published recipe: arXiv:2305.12827 and the public projects
 EPOCHS = {
@@ -41,43 +43,43 @@ EPOCHS = {
     ],
 )
 def test_the_suite_is_the_flag_or_the_models(args: Any, suite: str) -> None:
-    assert settings.suite_of(args).name == suite
+    assert Run.of(args).suite.name == suite
 
 
 def test_an_unknown_suite_names_the_nearest_first() -> None:
     with pytest.raises(UsageError, match=r"unknown suite 'clip9'; choose from clip8, embedded$"):
-        settings.suite_of(Config(suite="clip9"))
+        _ = Run.of(Config(suite="clip9")).suite
 
 
 def test_tasks_are_all_of_the_suite_in_its_order() -> None:
     args = Config(model="ViT-B-32")
-    assert settings.tasks_of(args) == list(EPOCHS)
-    assert settings.train_datasets(args) == list(EPOCHS)
-    assert settings.eval_datasets(args) == list(EPOCHS)
+    assert Run.of(args).tasks == list(EPOCHS)
+    assert Run.of(args).train_datasets == list(EPOCHS)
+    assert Run.of(args).eval_datasets == list(EPOCHS)
 
 
 def test_tasks_narrow_training_and_evaluation() -> None:
     args = Config(tasks=["MNIST", "Emoji"])
-    assert settings.tasks_of(args) == ["MNIST", "Emoji"]
-    assert settings.train_datasets(args) == ["MNIST", "Emoji"]
-    assert settings.eval_datasets(args) == ["MNIST", "Emoji"]
+    assert Run.of(args).tasks == ["MNIST", "Emoji"]
+    assert Run.of(args).train_datasets == ["MNIST", "Emoji"]
+    assert Run.of(args).eval_datasets == ["MNIST", "Emoji"]
 
 
 def test_data_sets_of_their_own_win_over_tasks() -> None:
     args = Config(tasks=["Emoji"], train_dataset=["MNISTVal"], eval_datasets=["SignsVal", "Shapes"])
-    assert settings.train_datasets(args) == ["MNIST"]
-    assert settings.eval_datasets(args) == ["SignsVal", "Shapes"]
+    assert Run.of(args).train_datasets == ["MNIST"]
+    assert Run.of(args).eval_datasets == ["SignsVal", "Shapes"]
 
 
 def test_scripts_may_assign_a_comma_list_as_text() -> None:
-    assert settings.eval_datasets(SimpleNamespace(eval_datasets="MNIST,Emoji")) == [
+    assert Run.of(SimpleNamespace(eval_datasets="MNIST,Emoji")).eval_datasets == [
         "MNIST",
         "Emoji",
     ]
 
 
 def test_training_on_tasks_drops_the_suffix_val() -> None:
-    assert settings.train_datasets(Config(tasks=["MNISTVal"])) == ["MNIST"]
+    assert Run.of(Config(tasks=["MNISTVal"])).train_datasets == ["MNIST"]
 
 
 @pytest.mark.parametrize(
@@ -105,14 +107,14 @@ def test_an_unknown_data_set_names_the_nearest_first(derived: Any, args: Config)
     ],
 )
 def test_control_set(args: Config, control: str) -> None:
-    assert settings.control_of(args) == control
+    assert Run.of(args).control == control
 
 
 @pytest.mark.parametrize("suite", ["embedded", "clip8"])
 def test_a_control_set_is_none_of_the_tasks(suite: str) -> None:
     named = SimpleNamespace(suite=suite, tasks="MNISTVal", control_dataset="MNIST")
     with pytest.raises(UsageError, match="--control-dataset=MNIST is one of the run's tasks"):
-        settings.control_of(named)
+        _ = Run.of(named).control
     with pytest.raises(UsageError, match="--control-dataset=MNIST is one of the run's tasks"):
         settings.check(Config(suite=suite, control_dataset="MNIST"))
 
@@ -144,7 +146,7 @@ def test_a_data_set_is_named_once(derived: Any, args: Any, message: str) -> None
 
 def test_both_splits_of_a_data_set_can_be_evaluated() -> None:
     both = ["MNIST", "MNISTVal"]
-    assert settings.eval_datasets(Config(eval_datasets=both)) == both
+    assert Run.of(Config(eval_datasets=both)).eval_datasets == both
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_what_no_flag_could_be_is_refused_where_it_is_used(
         settings.check(args)
     if name != "tasks":  # which its suite must know, too
         with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')}: "):
-            settings.setting(args, name)
+            getattr(Run.of(args).config, name)
 
 
 @pytest.mark.parametrize(
@@ -204,11 +206,11 @@ def test_a_folder_below_a_file_is_refused_by_its_flag(
 def test_a_path_given_in_python_has_its_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     args = SimpleNamespace(save="~/run", cache_dir=Path("~/cache"), load="~/a.pt")
-    assert settings.run_dir(args) == Path("/home/ann/run")
-    assert settings.cache_dir(args) == Path("/home/ann/cache")
-    assert settings.pretrained_override(args) == "/home/ann/a.pt"
+    assert Run.of(args).folder == Path("/home/ann/run")
+    assert Run.of(args).cache == Path("/home/ann/cache")
+    assert Run.of(args).load == "/home/ann/a.pt"
     monkeypatch.setenv("HOME", "/")
-    assert settings.cache_dir(Config()) == Path("/.cache/tangent-arithmetic")
+    assert Run.of(Config()).cache == Path("/.cache/tangent-arithmetic")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_a_path_given_in_python_has_its_home_folder(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_run_dir(args: Config, folder: str) -> None:
-    assert settings.run_dir(args) == Path(folder)
+    assert Run.of(args).folder == Path(folder)
 
 
 @pytest.mark.parametrize(
@@ -235,20 +237,20 @@ def test_run_dir(args: Config, folder: str) -> None:
     ],
 )
 def test_results_dir(args: Config, folder: str) -> None:
-    assert settings.results_dir(args) == Path(folder)
+    assert Run.of(args).results == Path(folder)
 
 
 @pytest.mark.parametrize(
     "model", ["..", ".", "", "a\0b", "a\nb", "x" * 256, "local-dir:" + "/x" * 128]
 )
 def test_a_models_name_must_be_a_folders(model: str) -> None:
-    with pytest.raises(UsageError, match="is no model's name"):
-        settings.run_dir(Config(model=model))
+    with pytest.raises(UsageError, match="invalid model name"):
+        _ = Run.of(Config(model=model)).folder
 
 
 @pytest.mark.parametrize("model", ["../../x", "/etc/x", "..\\x", "C:\\x"])
 def test_a_models_name_stays_in_the_run(model: str) -> None:
-    folder = settings.run_dir(Config(model=model))
+    folder = Run.of(Config(model=model)).folder
     assert folder.parent == Path("checkpoints") and len(PureWindowsPath(folder.name).parts) == 1
 
 
@@ -261,19 +263,19 @@ def test_a_models_name_stays_in_the_run(model: str) -> None:
     ],
 )
 def test_finetuned_path(task: str, mode: str, name: str) -> None:
-    assert settings.finetuned_path(Config(save="run"), task, mode) == Path("run") / name
+    assert Run.of(Config(save="run")).finetuned_path(task, mode) == Path("run") / name
 
 
 def test_paths_of_the_run() -> None:
     args = Config(save="run")
-    assert settings.zeroshot_path(args) == Path("run/zeroshot.safetensors")
+    assert Run.of(args).zeroshot_path == Path("run/zeroshot.safetensors")
     for dataset in ("MNIST", "MNISTVal"):
-        assert settings.head_path(args, dataset) == Path("run/head_MNIST.safetensors")
+        assert Run.of(args).head_path(dataset) == Path("run/head_MNIST.safetensors")
 
 
 @pytest.mark.parametrize(("seed", "expected"), [(None, 0), (0, 0), (5, 5)])
 def test_seed(seed: int | None, expected: int) -> None:
-    assert settings.seed_of(Config(seed=seed)) == expected
+    assert Run.of(Config(seed=seed)).seed == expected
 
 
 @pytest.mark.parametrize(
@@ -281,24 +283,24 @@ def test_seed(seed: int | None, expected: int) -> None:
     [(None, None), (["a.pt"], "a.pt"), ("a.pt", "a.pt")],
 )
 def test_load_gives_one_checkpoint(load: Any, expected: str | None) -> None:
-    assert settings.pretrained_override(Config(load=load)) == expected
+    assert Run.of(Config(load=load)).load == expected
 
 
 def test_load_refuses_two_checkpoints() -> None:
     with pytest.raises(UsageError, match=r"--load takes one checkpoint, got 2: a\.pt, b\.pt"):
-        settings.pretrained_override(Config(load=["a.pt", "b.pt"]))
+        _ = Run.of(Config(load=["a.pt", "b.pt"])).load
 
 
 def test_folders_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert settings.data_root(Config()) == tmp_path / "data"
-    assert settings.cache_dir(Config()) == tmp_path / ".cache" / "tangent-arithmetic"
-    assert settings.cache_dir(Config(cache_dir="c")) == Path("c")
+    assert Run.of(Config()).data.location == tmp_path / "data"
+    assert Run.of(Config()).cache == tmp_path / ".cache" / "tangent-arithmetic"
+    assert Run.of(Config(cache_dir="c")).cache == Path("c")
 
 
 @pytest.mark.parametrize("task", EPOCHS)
 def test_recipe_is_the_published_one(task: str) -> None:
-    assert settings.recipe_for(Config(model="ViT-B-32"), task) == settings.Recipe(
+    assert Run.of(Config(model="ViT-B-32")).recipe(task) == settings.Recipe(
         lr=1e-5,
         epochs=EPOCHS[task],
         batch_size=128,
@@ -311,13 +313,13 @@ def test_recipe_is_the_published_one(task: str) -> None:
 
 @pytest.mark.parametrize("model", ["ViT-L-14", "ViT-L-14__pretrained__laion2b_s32b_b82k"])
 def test_vit_l_14_halves_the_batch_and_accumulates(model: str) -> None:
-    recipe = settings.recipe_for(Config(model=model), "DTD")
+    recipe = Run.of(Config(model=model)).recipe("DTD")
     assert (recipe.batch_size, recipe.num_grad_accumulation) == (64, 2)
 
 
 def test_flags_win_over_the_table_one_by_one() -> None:
     args = Config(model="ViT-L-14")
-    table = settings.recipe_for(args, "DTD")
+    table = Run.of(args).recipe("DTD")
     flags: dict[str, Any] = {
         "lr": 0.0,
         "epochs": 1,
@@ -329,14 +331,14 @@ def test_flags_win_over_the_table_one_by_one() -> None:
         "precision": "bf16",
     }
     for name, value in flags.items():
-        found = settings.recipe_for(dataclasses.replace(args, **{name: value}), "DTD")
+        found = Run.of(dataclasses.replace(args, **{name: value})).recipe("DTD")
         assert found == dataclasses.replace(table, **{name: value})
 
 
 @pytest.mark.parametrize("smoothing", [1.0, -0.1])
 def test_label_smoothing_is_below_one(smoothing: float) -> None:
     with pytest.raises(UsageError, match=rf"^--ls: expected .*, got {smoothing}$"):
-        settings.recipe_for(Config(ls=smoothing), "MNIST")
+        Run.of(Config(ls=smoothing)).recipe("MNIST")
 
 
 @pytest.mark.parametrize(
@@ -353,19 +355,19 @@ def test_label_smoothing_is_below_one(smoothing: float) -> None:
 def test_num_workers(
     args: Config, processes: str | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "usable_cores", lambda: 7)
+    monkeypatch.setattr(processes, "usable_cores", lambda: 7)
     if processes is not None:  # torchrun says how many share a machine
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert settings.num_workers_of(args) == workers
+    assert Run.of(args).num_workers == workers
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= settings.usable_cores() <= (os.cpu_count() or 1)
+    assert 1 <= processes.usable_cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
-    assert settings.usable_cores() == 2
+    assert processes.usable_cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert settings.usable_cores() == 5
+    assert processes.usable_cores() == 5
 
 
 @pytest.mark.parametrize(
@@ -377,8 +379,8 @@ def test_device_is_the_best_there_is(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert settings.device_of(Config()) == torch.device(device)
-    assert settings.device_of(Config(device="cpu")) == torch.device("cpu")
+    assert Run.of(Config()).device == torch.device(device)
+    assert Run.of(Config(device="cpu")).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -397,15 +399,15 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UsageError, match=re.escape(message)):
-        settings.device_of(Config(device=device))
+        _ = Run.of(Config(device=device)).device
 
 
 def test_a_cuda_device_has_an_index_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert settings.device_of(Config(device="cuda:1")) == torch.device("cuda:1")
+    assert Run.of(Config(device="cuda:1")).device == torch.device("cuda:1")
     with pytest.raises(UsageError, match=r"--device=cuda:2, but this PyTorch sees 2 CUDA devices"):
-        settings.device_of(Config(device="cuda:2"))
+        _ = Run.of(Config(device="cuda:2")).device
 
 
 @pytest.mark.parametrize(
@@ -420,7 +422,7 @@ def test_the_precision_is_what_is_computed_in_not_what_weights_are_in(
     args: Any, dtype: torch.dtype
 ) -> None:
     layer = torch.nn.Linear(2, 2)
-    with settings.autocast_of(args):
+    with Run.of(args).compute.autocast():
         out = layer(torch.ones(1, 2))
     assert out.dtype == dtype
     out.float().sum().backward()
@@ -431,4 +433,4 @@ def test_the_precision_is_what_is_computed_in_not_what_weights_are_in(
 
 @pytest.mark.parametrize(("args", "size"), [(Config(), 256), (Config(batch_size=3), 3)])
 def test_the_batch_of_an_evaluation_is_the_flag_or_256(args: Config, size: int) -> None:
-    assert settings.eval_batch_of(args) == size
+    assert Run.of(args).data.batch_size == size

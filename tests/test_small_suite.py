@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.data.embedded.rendering import load_embedded
+from tangent_arithmetic.data.embedded.rendering import load_embedded
 from tests.small_suite import SIZES, TASKS, small_suite
 
 

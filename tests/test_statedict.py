@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from src import statedict
+from tangent_arithmetic.storage import statedict
 
 LAWS = settings(deadline=None, max_examples=40)
 COEFS = st.floats(-3, 3, allow_subnormal=False)

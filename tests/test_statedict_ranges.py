@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src import statedict
-from src.errors import UsageError
-from src.merging import SimpleAverageAlgorithm, TaskArithmeticAlgorithm
-from src.task_vectors import TaskVector
+from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.merging import SimpleAverageAlgorithm, TaskArithmeticAlgorithm
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage import statedict
 
 State = dict[str, Tensor]
 F8 = torch.float8_e4m3fn

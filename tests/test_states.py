@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from src import states as module
-from src.errors import UnwritableError, UsageError
-from src.states import RunStates, pack, unpack
+from tangent_arithmetic.runtime.errors import UnwritableError, UsageError
+from tangent_arithmetic.storage import states as module
+from tangent_arithmetic.storage.states import RunStates, pack, unpack
 from tests.processes import ended, wait_for
 
 HOLD = """
 import sys, time, os
 from pathlib import Path
-from src.states import RunStates
+from tangent_arithmetic.storage.states import RunStates
 with RunStates(Path(sys.argv[1]), {}).locked():
     if os.fork() == 0:  # a worker, which outlives its parent
         print(os.getpid(), flush=True)

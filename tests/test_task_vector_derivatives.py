@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from src.errors import UsageError
-from src.task_vectors import NonLinearTaskVector, TaskVector, interpolate
+from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector, TaskVector, interpolate
+from tangent_arithmetic.runtime.errors import UsageError
 
 # PyTorch's own forward mode uses it when it is first called
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")

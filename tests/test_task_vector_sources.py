@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.errors import UsageError
-from src.statedict import content_hash
-from src.task_vectors import (
+from tangent_arithmetic.arithmetic.task_vectors import (
     LinearizedTaskVector,
     NonLinearTaskVector,
     TaskVector,
@@ -19,6 +17,8 @@ from src.task_vectors import (
     linear_to_nonlinear,
     nonlinear_to_linear,
 )
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.statedict import content_hash
 
 State = dict[str, Tensor]
 
@@ -148,7 +148,7 @@ def test_saved_vectors_come_back(kind: type[TaskVector], tmp_path: Path) -> None
 
 
 def test_a_checkpoint_is_no_vector(tmp_path: Path) -> None:
-    from src.checkpoints import save_tensors
+    from tangent_arithmetic.storage.checkpoints import save_tensors
 
     save_tensors(tmp_path / "head.safetensors", {"w": torch.ones(2)}, "head")
     with pytest.raises(UsageError, match="holds a head, expected a task_vector"):

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src import statedict
-from src.checkpoints import load_checkpoint, save_tensors
-from src.errors import UsageError
-from src.linearize import LinearizedModel
-from src.merging import DareTaskArithmetic, SlerpMergeAlgorithm, TiesMergingAlgorithm
-from src.task_vectors import NonLinearTaskVector, TaskVector
+from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector, TaskVector
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.merging import DareTaskArithmetic, SlerpMergeAlgorithm, TiesMergingAlgorithm
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 
 class Tied(nn.Module):

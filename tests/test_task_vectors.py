@@ -16,12 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from src.checkpoints import read_facts
-from src.errors import MissingFileError
-from src.linearize import LinearizedImageEncoder, LinearizedModel
-from src.modeling import ImageEncoder
-from src.statedict import content_hash
-from src.task_vectors import (
+from tangent_arithmetic.arithmetic.task_vectors import (
     LinearizedTaskVector,
     NonLinearTaskVector,
     TaskVector,
@@ -29,6 +24,12 @@ from src.task_vectors import (
     nonlinear_to_linear,
     weights_of,
 )
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.loading import read_facts
+from tangent_arithmetic.runtime.errors import MissingFileError
+from tangent_arithmetic.storage.statedict import content_hash
+from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 NAME = "ViT-Nano-8"
 KINDS = (TaskVector, NonLinearTaskVector, LinearizedTaskVector)

@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
-from src.checkpoints import load_checkpoint
-from src.clip import create_clip
 from src.heads import get_classification_head
-from src.linearize import LinearizedImageEncoder
-from src.modeling import ImageEncoder
-from src.results import load_results
-from src.statedict import State
+from tangent_arithmetic.commands import add as eval_task_addition
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.commands import negate as eval_task_negation
+from tangent_arithmetic.encoders.clip import create_clip
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.run.results import load_results
+from tangent_arithmetic.storage.statedict import State
 from tests.small_suite import TASKS, flags, small_config, small_suite
 from tests.towers import TOWERS, known_towers
 

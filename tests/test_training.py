@@ -15,18 +15,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src import ddp
-from src.args import Config
-from src.checkpoints import load_checkpoint, save_tensors
-from src.data.base import ArrayPictures
-from src.data.loading import BatchPlan, RankBatches, SeededPictures, train_loader
-from src.errors import DivergedError, UsageError
-from src.linearize import LinearizedModel
-from src.logs import Run
-from src.processes import Stopped
-from src.settings import Recipe
-from src.states import RunStates
-from src.training import (
+from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.data.loading import BatchPlan, RankBatches, SeededPictures, train_loader
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import DivergedError, UsageError
+from tangent_arithmetic.runtime.logs import Tracker
+from tangent_arithmetic.runtime.processes import Stopped
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.tangent.linearized import LinearizedModel
+from tangent_arithmetic.training.loop import (
     Snapshots,
     check_batch,
     cosine_factor,
@@ -37,6 +38,7 @@ from src.training import (
     train,
     wrap_ddp,
 )
+from tangent_arithmetic.training.recipe import Recipe
 
 RECIPE = Recipe(
     lr=1e-2, epochs=2, batch_size=4, num_grad_accumulation=2, warmup_length=3, wd=0.1, ls=0.1
@@ -129,7 +131,7 @@ def _write_gradients(args: Any) -> None:
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    ddp.run(_write_gradients, Config(save=str(tmp_path), world_size=2, port=12401))
+    start(_write_gradients, Config(save=str(tmp_path), world_size=2, port=12401))
     for linear in (False, True):
         alone = gradients((0, 1), linear)
         for rank in (0, 1):
@@ -163,7 +165,7 @@ def _train_with_spare(args: Any) -> None:
 
 
 def test_unused_parameters_do_not_stop_two_processes(tmp_path: Path) -> None:
-    ddp.run(_train_with_spare, Config(save=str(tmp_path), world_size=2, port=12402))
+    start(_train_with_spare, Config(save=str(tmp_path), world_size=2, port=12402))
     for linear in (False, True):
         one, other = (torch.load(tmp_path / f"{r}-{linear}.pt") for r in (0, 1))
         params = [n for n in one if "running" not in n and "num_batches" not in n]
@@ -184,7 +186,7 @@ def test_unused_parameters_are_frozen_and_named(
     after = model.state_dict()  # batch norm has counted nothing
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert model.training
-    with caplog.at_level("INFO", logger="src"):
+    with caplog.at_level("INFO", logger="tangent_arithmetic"):
         again: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
         train(again, pictures(16), to_tensor, replace(RECIPE, epochs=1), 0, torch.device("cpu"))
     assert "not used by the model, hence frozen: " in caplog.text and "spare" in caplog.text
@@ -198,7 +200,7 @@ def _mistake(args: Any) -> None:
 
 def test_a_mistake_in_another_process_is_told_without_a_trace() -> None:
     with pytest.raises(UsageError, match=r"^no such thing; try another$"):
-        ddp.run(_mistake, Config(world_size=2, port=12411))
+        start(_mistake, Config(world_size=2, port=12411))
 
 
 def test_a_taken_port_is_replaced() -> None:
@@ -245,7 +247,7 @@ class Interrupted(Exception):
     pass
 
 
-class RecordingRun(Run):
+class RecordingRun(Tracker):
     """Keeps what is logged, and interrupts the run after a step."""
 
     def __init__(self, stop: int | None = None) -> None:
@@ -258,7 +260,7 @@ class RecordingRun(Run):
             raise Interrupted
 
 
-class InterruptingRun(Run):
+class InterruptingRun(Tracker):
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
         if step == 3:
             raise Interrupted
@@ -321,7 +323,7 @@ def _resume(args: Any) -> None:
 
 
 def test_two_processes_continue_exactly(tmp_path: Path) -> None:
-    ddp.run(_resume, Config(save=str(tmp_path), world_size=2, port=12403))
+    start(_resume, Config(save=str(tmp_path), world_size=2, port=12403))
 
 
 def test_the_state_of_other_settings_is_neither_continued_nor_replaced(tmp_path: Path) -> None:
@@ -380,12 +382,12 @@ def test_a_damaged_state_is_named_and_the_one_before_it_continued(
     content = bytearray(last.read_bytes())
     content[-5] ^= 16
     last.write_bytes(content)
-    with caplog.at_level("INFO", logger="src"):
+    with caplog.at_level("INFO", logger="tangent_arithmetic"):
         assert distance(trained(snapshots=Snapshots(states(tmp_path))), trained()) == 0.0
     assert f"{last} is damaged" in caplog.text and "continuing after step 2" in caplog.text
 
 
-class SignallingRun(Run):
+class SignallingRun(Tracker):
     """Sends this process a signal in the second step, as a cluster does."""
 
     def __init__(self, signum: int) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from src.errors import UsageError
-from src.published.unpickler import read_pickle
-from src.task_vectors import TaskVector
-from src.wrappers import unwrapped
+from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.unpickler import read_pickle
+from tangent_arithmetic.storage.wrappers import unwrapped
 
 
 def model(seed: int = 0) -> nn.Module:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.zips import open_zip
+from tangent_arithmetic.storage.zips import open_zip
 
 
 def test_members_side_by_side_are_read(tmp_path: Path) -> None:

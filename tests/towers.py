@@ -75,7 +75,7 @@ def known_towers(folder: Path) -> Iterator[None]:
     """Makes `TOWERS` known to open_clip; `folder` is for their configurations."""
     from open_clip import factory
 
-    from src.data.embedded.model import register
+    from tangent_arithmetic.data.embedded.model import register
 
     register()  # so that it stays known when the patch is undone
     with pytest.MonkeyPatch.context() as patch:

@@ -1,1 +1,1 @@
-"""The study on artificial data: MLPs on `make_classification` tasks, edited by arithmetic."""
+"""The study on artificial data; see `tangent_arithmetic.artificial_data`."""

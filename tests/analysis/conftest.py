@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from src import eval_single_task, eval_task_addition, eval_task_negation, finetune
-from src.args import Config, parse_arguments
+from tangent_arithmetic.commands import add as eval_task_addition
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.commands import negate as eval_task_negation
+from tangent_arithmetic.run.args import Config, parse_arguments
 from tests.small_suite import flags, small_suite
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from src.analysis import explorer
-from src.analysis.logits import Logits
-from src.errors import UsageError
+from tangent_arithmetic.arithmetic.logits import Logits
+from tangent_arithmetic.report import explorer
+from tangent_arithmetic.runtime.errors import UsageError
 from tests.browser import browsing, opened
 
 VECTORS = ("Emoji", "Signs", "a</script><b><!--<script>&lt;\u2028\u2029]]>")

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from src import ddp
-from src.analysis.logits import Logits, gathered, linear_logits, of_features
-from src.args import Config
 from src.eval import eval_single_dataset
-from src.features import Features
-from src.linearize import LinearizedImageEncoder
-from src.modeling import ClassificationHead
-from src.runs import zeroshot_encoder
-from src.statedict import State
+from tangent_arithmetic.arithmetic.features import Features
+from tangent_arithmetic.arithmetic.logits import Logits, gathered, linear_logits, of_features
+from tangent_arithmetic.encoders.images import ClassificationHead
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.models import split_of, zeroshot_encoder
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.storage.statedict import State
 from tests.small_suite import random_vector
 
 IMAGES, CLASSES, WIDTH, VECTORS = 40, 5, 12, ("a", "b", "c")
@@ -97,7 +98,9 @@ def test_the_ranks_shares_make_the_whole(
     found, own = features(), head(True, bias)
     whole = of_features(found, own, "X", VECTORS)
     shares = []
-    for rank in range(ranks):  # as `src.data.loading.share` cuts them; the last of 41 has none
+    for rank in range(
+        ranks
+    ):  # as `tangent_arithmetic.data.loading.share` cuts them; the last of 41 has none
         part = [x[rank::ranks] for x in (found.f0, *found.directions)]
         if not len(part[0]):
             part = [torch.zeros(0, 0)] * len(part)
@@ -115,13 +118,18 @@ def test_alone_there_is_nothing_to_gather() -> None:
 
 
 def test_an_evaluation_of_the_edited_encoder_finds_the_same(run: Config) -> None:
-    encoder, _ = zeroshot_encoder(run)
+    encoder, _ = zeroshot_encoder(Run.of(run))
     linear = LinearizedImageEncoder(image_encoder=encoder)
     theta0 = linear.model.theta0()
     vectors: dict[str, State] = {
         name: random_vector(theta0, seed=i) for i, name in enumerate(("one", "two"))
     }
-    logits: Logits = linear_logits(linear, vectors, "EmojiVal", run)
+    logits: Logits = linear_logits(
+        linear,
+        vectors,
+        split_of(Run.of(run), linear, "EmojiVal"),
+        len(Run.of(run).data.dataset("EmojiVal").test),
+    )
     assert logits.of == len(logits.labels) == 40
     found = []
     for point in ((0.0, 0.0), (1.0, 0.0), (0.4, -0.8)):
@@ -134,4 +142,12 @@ def test_an_evaluation_of_the_edited_encoder_finds_the_same(run: Config) -> None
         assert logits.accuracy(point) == pytest.approx(found[-1], abs=1e-12)
     assert len(set(found)) > 1
     sample = replace(run, sample=15)
-    assert linear_logits(linear, vectors, "EmojiVal", sample).of == 40
+    assert (
+        linear_logits(
+            linear,
+            vectors,
+            split_of(Run.of(sample), linear, "EmojiVal"),
+            len(Run.of(sample).data.dataset("EmojiVal").test),
+        ).of
+        == 40
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from src.analysis.published import COLUMNS, MODELS, rows
-from src.tasks import SUITES
+from tangent_arithmetic.data.suites import SUITES
+from tangent_arithmetic.report.published import COLUMNS, MODELS, rows
 
 EDITED = {"standard", "linear", "post-hoc"}
 

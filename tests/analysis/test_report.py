@@ -14,14 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot
 
-from src import analyze, eval_single_task
-from src.analysis import explorer, report
-from src.analysis.edits import Edits
-from src.analysis.figures import _overview, plain
-from src.args import Config
-from src.results import accuracies_path, arithmetic_path, load_results
-from src.settings import results_dir
-from src.summary import write_summary
+from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.figures import _overview, plain
+from tangent_arithmetic.commands import analyze
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.report import explorer
+from tangent_arithmetic.report import page as report
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, load_results
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import write_summary
 from tests.browser import browsing, opened
 from tests.small_suite import TASKS
 from tests.test_results_schema import damaged
@@ -36,21 +38,21 @@ def rows_of(page: str, title: str) -> dict[str, list[str]]:
 
 
 def test_each_evaluation_leaves_a_page(args: Config) -> None:
-    page = report.report_path(args).read_text(encoding="utf-8")
+    page = report.report_path(Run.of(args)).read_text(encoding="utf-8")
     single = rows_of(page, "Single-task accuracy")
     assert list(single) == ["zero-shot", "standard", "linear", "post-hoc"]
     for mode, label in (("none", "zero-shot"), ("linear", "linear")):
-        values = [load_results(accuracies_path(args, mode))[task] for task in TASKS]
+        values = [load_results(accuracies_path(Run.of(args), mode))[task] for task in TASKS]
         assert single[label] == [f"{100 * v:.1f}" for v in (*values, sum(values) / 2)]
     addition = rows_of(page, "Task addition")
-    test = load_results(arithmetic_path(args, "posthoc", "additions"))
+    test = load_results(arithmetic_path(Run.of(args), "posthoc", "additions"))
     assert addition["post-hoc, Emoji+FashionMNIST"] == [
         *(f"{100 * test['test'][f'{task}:top1']:.1f}" for task in TASKS),
         f"{100 * test['test']['avg_top1']:.1f}",
         f"{100 * test['test']['avg_normalized_top1']:.1f}",
         f"{float(test['coefficient']):g}",
     ]
-    negated = load_results(arithmetic_path(args, "standard", "negations"))
+    negated = load_results(arithmetic_path(Run.of(args), "standard", "negations"))
     kept = sum(negated[task]["test_control"] for task in TASKS) / 2
     assert rows_of(page, "Task negation")["standard"][-1] == f"{100 * kept:.1f}"
     for name in ("linear_negations.json", "zeroshot_accuracies.json"):
@@ -61,13 +63,13 @@ def test_each_evaluation_leaves_a_page(args: Config) -> None:
 
 def test_a_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
     args = Config(model="ViT-B-32", results=str(tmp_path))
-    folder = results_dir(args)
+    folder = Run.of(args).results
     folder.mkdir(parents=True)
     (folder / "zeroshot_accuracies.json").write_text(json.dumps({"Cars": 0.6, "DTD": 0.44}))
     (folder / "additions.json").write_text(
         json.dumps({"test": {"Cars:top1": 0.7, "avg_top1": 0.65}, "val": {}, "coefficient": 0.3})
     )
-    page = report.write_report(args).read_text(encoding="utf-8")
+    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
     single = rows_of(page, "Single-task accuracy")
     assert single["zero-shot"] == ["60.0", "44.0", "52.0"]
     assert single["zero-shot (aTLAS)"] == ["59.7", "44.0", "48.1"]
@@ -80,7 +82,7 @@ def test_a_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
 
 
 def test_a_model_without_published_figures_shows_its_own_alone(args: Config) -> None:
-    assert "arXiv" not in report.page_of(args, None)
+    assert "arXiv" not in report.page_of(Run.of(args), None)
 
 
 @pytest.mark.parametrize("content", ['{"Cars": 0.', "[1, 2]", "\x00\x01"])
@@ -88,11 +90,11 @@ def test_a_damaged_file_is_left_out(
     content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     args = Config(results=str(tmp_path))
-    results_dir(args).mkdir(parents=True)
-    (results_dir(args) / "linear_negations.json").write_text(content)
-    (results_dir(args) / "linear_ft_accuracies.json").write_text("{}")
+    Run.of(args).results.mkdir(parents=True)
+    (Run.of(args).results / "linear_negations.json").write_text(content)
+    (Run.of(args).results / "linear_ft_accuracies.json").write_text("{}")
     for _ in range(2):  # also where there is a page, which may have an explorer to keep
-        page = report.write_report(args).read_text(encoding="utf-8")
+        page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
         assert "Provenance" in page and "Task negation" not in page
         assert "linear_negations.json is left out: " in caplog.text
 
@@ -108,14 +110,14 @@ def test_damaged_results_never_stop_a_page_or_a_summary(
     data: st.DataObject, tmp_path: Path
 ) -> None:
     args = Config(results=str(tmp_path))
-    folder = results_dir(args)
+    folder = Run.of(args).results
     folder.mkdir(parents=True, exist_ok=True)
     for file in (COMMITTED / "ViT-Nano-8").glob("*.json"):
         shutil.copy(file, folder)
     for name in data.draw(st.sets(st.sampled_from(NAMES), min_size=1)):
         content = (COMMITTED / "ViT-Nano-8" / f"{name}.json").read_bytes()
         (folder / f"{name}.json").write_bytes(data.draw(damaged(content)))
-    page = report.write_report(args).read_text(encoding="utf-8")
+    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
     assert "Provenance" in page and page.rstrip().endswith("</html>")
     summary, text = write_summary([args])
     assert text.count("**") == 6
@@ -125,10 +127,10 @@ def test_damaged_results_never_stop_a_page_or_a_summary(
 
 def test_what_is_damaged_is_a_dash_and_the_rest_stays(tmp_path: Path) -> None:
     args = Config(results=str(tmp_path), tasks=["MNIST", "Signs"])
-    results_dir(args).mkdir(parents=True)
+    Run.of(args).results.mkdir(parents=True)
     content = {"MNIST": "0.9", "Signs": 0.5, "provenance": {"argv": ["a\udcff<b>"], "seed": 0}}
-    accuracies_path(args, "linear").write_text(json.dumps(content))
-    page = report.write_report(args).read_text(encoding="utf-8")
+    accuracies_path(Run.of(args), "linear").write_text(json.dumps(content))
+    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
     assert rows_of(page, "Single-task accuracy")["linear"] == ["50.0", "50.0"]
     assert "a\\udcff&lt;b&gt;" in page  # what is no UTF-8 is spelt out
     summary, text = write_summary([args])
@@ -139,11 +141,11 @@ def test_what_is_damaged_is_a_dash_and_the_rest_stays(tmp_path: Path) -> None:
 
 def test_presets_are_those_of_sound_results(tmp_path: Path) -> None:
     args = Config(results=str(tmp_path))
-    results_dir(args).mkdir(parents=True)
-    arithmetic_path(args, "linear", "additions").write_text('{"coefficient": "0.3"}')
+    Run.of(args).results.mkdir(parents=True)
+    arithmetic_path(Run.of(args), "linear", "additions").write_text('{"coefficient": "0.3"}')
     negations = '{"Emoji": {"coefficient": null}, "MNIST": {"coefficient": 0.5}}'
-    arithmetic_path(args, "linear", "negations").write_text(negations)
-    presets = explorer.presets_of(args, "linear")
+    arithmetic_path(Run.of(args), "linear", "negations").write_text(negations)
+    presets = explorer.presets_of(Run.of(args), "linear")
     assert presets["Forget MNIST (0.5)"] == {"MNIST": -0.5}
     assert not any(name.startswith(("Best sum", "Forget Emoji")) for name in presets)
 
@@ -151,53 +153,53 @@ def test_presets_are_those_of_sound_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["report.html", "figures/single.png"])
 def test_what_a_page_is_made_of_may_be_damaged(name: str, tmp_path: Path) -> None:
     args = Config(results=str(tmp_path))
-    broken = results_dir(args) / name
+    broken = Run.of(args).results / name
     if name == "report.html":
         broken.parent.mkdir(parents=True)
         broken.write_bytes(b"\xff\xfe<!-- tangent")
     else:
         broken.mkdir(parents=True)  # no picture at all
-    assert "Provenance" in report.write_report(args).read_text(encoding="utf-8")
+    assert "Provenance" in report.write_report(Run.of(args)).read_text(encoding="utf-8")
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     args = Config(model="ViT-Nano-8", results=str(tmp_path))
-    folder = results_dir(args)
+    folder = Run.of(args).results
     folder.mkdir(parents=True)
     origin = {"argv": ["<script>alert(1)</script>"], "commit": None}
     (folder / "zeroshot_accuracies.json").write_text(json.dumps({"provenance": origin}))
-    page = report.page_of(args, None)
+    page = report.page_of(Run.of(args), None)
     assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
 
 
 def test_the_explorer_stays_while_it_is_true(args: Config, words: list[str]) -> None:
-    own = explorer.explore(args, "linear")
-    path = report.write_report(args, own)
+    own = explorer.explore(Run.of(args), "linear")
+    path = report.write_report(Run.of(args), own)
     assert own in path.read_text(encoding="utf-8")
     assert eval_single_task.main(["--finetuning-mode=standard", *words]) == 0
     assert own in path.read_text(encoding="utf-8")  # nothing that it shows has changed
-    file = accuracies_path(args, "linear")
+    file = accuracies_path(Run.of(args), "linear")
     changed = load_results(file)
     changed["Emoji"] /= 2
     file.write_text(json.dumps(changed))
-    page = report.write_report(args).read_text(encoding="utf-8")
+    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
     assert "explorer-data" not in page and "analyze.py report" in page
 
 
 def test_a_sample_where_not_all_fits(args: Config) -> None:
     args.explorer_megabytes = 0.1
     names = [f"{name}{end}" for end in ("Val", "") for name in (*TASKS, "Shapes")]
-    count = explorer.sample_size(args, names, 2)
+    count = explorer.sample_size(Run.of(args), names, 2)
     assert count is not None and 5 < count < 40
     args.explorer_megabytes = 15
-    assert explorer.sample_size(args, names, 2) is None
+    assert explorer.sample_size(Run.of(args), names, 2) is None
     args.sample = 9
-    assert explorer.sample_size(args, names, 2) == 9
+    assert explorer.sample_size(Run.of(args), names, 2) == 9
 
 
 def test_the_sample_is_the_largest_that_fits(args: Config) -> None:
     args.explorer_megabytes = 0.1
-    page = explorer.explore(args, "linear")
+    page = explorer.explore(Run.of(args), "linear")
     data = explorer.DATA.findall(page)[0]
     numbers = sum(
         len(split[kind]) for split in json.loads(data)["splits"] for kind in explorer.KINDS
@@ -209,12 +211,12 @@ def test_the_sample_is_the_largest_that_fits(args: Config) -> None:
 
 def test_an_evaluation_of_the_same_sample_agrees(args: Config, words: list[str]) -> None:
     args.explorer_megabytes = 0.1
-    page = explorer.explore(args, "linear")
+    page = explorer.explore(Run.of(args), "linear")
     count = max(split["images"] for split in json.loads(explorer.DATA.findall(page)[0])["splits"])
     argv = ["--finetuning-mode=linear", f"--sample={count}", *words]
     assert eval_single_task.main(argv) == 0
     args.sample = count
-    found = load_results(accuracies_path(args, "linear"))
+    found = load_results(accuracies_path(Run.of(args), "linear"))
     for task in TASKS:
         shown = explorer.accuracies(page, {task: 1.0})
         assert (shown[task], shown[f"{task}Val"]) == (found[task], found[f"{task}Val"])
@@ -232,9 +234,9 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("mode", ["linear", "posthoc"])
 def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: str) -> None:
     assert analyze.main(["report", f"--finetuning-mode={mode}", *words]) == 0
-    edits = Edits(args, mode, TASKS)
-    negated = load_results(arithmetic_path(args, mode, "negations"))["Emoji"]["coefficient"]
-    added = float(load_results(arithmetic_path(args, mode, "additions"))["coefficient"])
+    edits = Edits(Run.of(args), mode, TASKS)
+    negated = load_results(arithmetic_path(Run.of(args), mode, "negations"))["Emoji"]["coefficient"]
+    added = float(load_results(arithmetic_path(Run.of(args), mode, "additions"))["coefficient"])
     presets = {
         "Zero-shot": {},
         "Sum of all": dict.fromkeys(TASKS, 1.0),
@@ -242,7 +244,7 @@ def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: s
         "Only FashionMNIST": {"FashionMNIST": 1.0},
         f"Forget Emoji ({float(negated):g})": {"Emoji": -float(negated)},
     }
-    with opened(browser, report.report_path(args)) as page:
+    with opened(browser, report.report_path(Run.of(args))) as page:
         for split, end in (("validation", "Val"), ("test", "")):
             page.get_by_role("radio", name=split).check()
             names = [f"{name}{end}" for name in (*TASKS, "Shapes")]
@@ -251,7 +253,7 @@ def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: s
                 state = page.evaluate("window.tangentExplorer.state()")
                 expected = {name: edits.accuracies(name, [point])[0] for name in names}
                 assert {name: one["accuracy"] for name, one in state.items()} == expected
-        single = load_results(accuracies_path(args, mode))
+        single = load_results(accuracies_path(Run.of(args), mode))
         page.get_by_label("Preset").select_option("Only Emoji")
         state = page.evaluate("window.tangentExplorer.state()")
         assert state["Emoji"]["accuracy"] == single["Emoji"]
@@ -260,9 +262,9 @@ def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: s
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_fits_a_phone_and_a_desk(browser: Any, args: Config, width: int) -> None:
-    report.write_report(args, explorer.explore(args, "linear"))
+    report.write_report(Run.of(args), explorer.explore(Run.of(args), "linear"))
     size = {"width": width, "height": 740}
-    with opened(browser, report.report_path(args), viewport=size) as page:
+    with opened(browser, report.report_path(Run.of(args)), viewport=size) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator(".tx-results").evaluate("i => i.scrollWidth <= i.clientWidth")
         for part in ("#explorer-rows tr", ".tx-slider"):

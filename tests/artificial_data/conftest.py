@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from src.artificial_data import presets
-from src.artificial_data.presets import BASE, DatasetSpec, Preset, Recipe
-from src.artificial_data.workspace import Workspace
+from tangent_arithmetic.artificial_data import presets
+from tangent_arithmetic.artificial_data.presets import BASE, DatasetSpec, Preset, Recipe
+from tangent_arithmetic.artificial_data.workspace import Workspace
 
 COMMON = {"n_samples": 400, "n_features": 12, "n_informative": 6, "n_redundant": 0,
           "n_clusters_per_class": 1, "class_sep": 3.0, "shuffle": False}  # fmt: skip

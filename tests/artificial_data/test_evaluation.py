@@ -9,16 +9,16 @@ from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 
 import src.evaluation
-from src.artificial_data import evaluation
-from src.artificial_data.edits import Edits
-from src.artificial_data.evaluation import accuracy, eval_single_dataset, finite
-from src.artificial_data.experiment import Study, prepare
-from src.artificial_data.models import BackBone, Head
-from src.artificial_data.presets import Preset
-from src.artificial_data.workspace import Workspace
-from src.errors import MissingFileError
-from src.linearize import LinearizedModel
-from src.task_vectors import LinearizedTaskVector, TaskVector
+from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, TaskVector
+from tangent_arithmetic.artificial_data import evaluation
+from tangent_arithmetic.artificial_data.edits import Edits
+from tangent_arithmetic.artificial_data.evaluation import accuracy, eval_single_dataset, finite
+from tangent_arithmetic.artificial_data.experiment import Study, prepare
+from tangent_arithmetic.artificial_data.presets import Preset
+from tangent_arithmetic.artificial_data.workspace import Workspace
+from tangent_arithmetic.encoders.mlp import BackBone, Head
+from tangent_arithmetic.runtime.errors import MissingFileError
+from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.artificial_data import experiment, presets, summary
-from src.artificial_data import finetune as finetuning
-from src.artificial_data import train as training
-from src.artificial_data.evaluation import eval_single_dataset
-from src.artificial_data.experiment import GRID, TABLES, main
-from src.artificial_data.models import BackBone
-from src.artificial_data.presets import Preset
-from src.artificial_data.workspace import Workspace
-from src.results import ROOT
-from src.statedict import content_hash
-from src.states import RunStates
-from src.task_vectors import TaskVector
+from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.artificial_data import experiment, presets, summary
+from tangent_arithmetic.artificial_data import finetune as finetuning
+from tangent_arithmetic.artificial_data import train as training
+from tangent_arithmetic.artificial_data.evaluation import eval_single_dataset
+from tangent_arithmetic.artificial_data.experiment import GRID, TABLES, main
+from tangent_arithmetic.artificial_data.presets import Preset
+from tangent_arithmetic.artificial_data.workspace import Workspace
+from tangent_arithmetic.encoders.mlp import BackBone
+from tangent_arithmetic.run.results import ROOT
+from tangent_arithmetic.storage.statedict import content_hash
+from tangent_arithmetic.storage.states import RunStates
 from tests.test_readme import python_blocks
 from tests.test_seed_readmes import execute
 
@@ -191,7 +191,7 @@ def test_the_public_readmes_code_block(root: Path, monkeypatch: pytest.MonkeyPat
         """
         import pandas as pd
         import matplotlib.pyplot as plt
-        from src.task_vectors import TaskVector
+        from tangent_arithmetic.arithmetic.task_vectors import TaskVector
         from src.evaluation import eval_single_dataset
 
         # Configuration for artificial data experiment
@@ -241,7 +241,9 @@ def test_the_public_readmes_code_block(root: Path, monkeypatch: pytest.MonkeyPat
 def test_the_readmes_code_block(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (ROOT / "src" / "artificial_data" / "readme.md").read_text(encoding="utf-8")
+    text = (ROOT / "src" / "tangent_arithmetic" / "artificial_data" / "readme.md").read_text(
+        encoding="utf-8"
+    )
     (block,) = python_blocks(text)
     monkeypatch.chdir(root)
     execute(block)
@@ -252,7 +254,7 @@ def test_the_readmes_code_block(
 
 @pytest.mark.slow
 def test_the_quick_study_learns(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "src.artificial_data.experiment", "--quick"]
+    command = [sys.executable, "-m", "tangent_arithmetic.artificial_data.experiment", "--quick"]
     subprocess.run([*command, f"--root={tmp_path}", f"--results={tmp_path}"], cwd=ROOT, check=True,
                    timeout=300)  # fmt: skip
     rows = pd.read_csv(tmp_path / "artificial_data" / "quick" / "training.csv")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from sklearn.datasets import make_classification
 
-from src.artificial_data import generate as generation
-from src.artificial_data.generate import generate, write_dataset
-from src.artificial_data.presets import DatasetSpec, Preset
-from src.artificial_data.workspace import Workspace
-from src.errors import MissingFileError, UsageError
+from tangent_arithmetic.artificial_data import generate as generation
+from tangent_arithmetic.artificial_data.generate import generate, write_dataset
+from tangent_arithmetic.artificial_data.presets import DatasetSpec, Preset
+from tangent_arithmetic.artificial_data.workspace import Workspace
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 SPEC = DatasetSpec(n_samples=500, n_features=9, n_classes=3, n_informative=4, random_state=5)
 
@@ -97,7 +97,7 @@ def test_files_of_another_format(tmp_path: Path, text: str, message: str) -> Non
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(
         MissingFileError,
-        match=r"python -m src.artificial_data.generate --dataset=d --preset=quick --seed=2 --root=",
+        match=r"artificial_data.generate --dataset=d --preset=quick --seed=2 --root=",
     ):
         Workspace(tmp_path, "quick", 2).data("d", "test")
 

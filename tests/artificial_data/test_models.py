@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.artificial_data.models import BackBone, ClassificationModel, Head, MLPBlock
-from src.checkpoints import save_tensors
-from src.errors import MissingFileError, UsageError
-from src.statedict import content_hash
+from tangent_arithmetic.encoders.mlp import BackBone, ClassificationModel, Head, MLPBlock
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.statedict import content_hash
 
 
 def test_the_backbone_has_the_public_names_and_size() -> None:

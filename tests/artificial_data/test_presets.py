@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from sklearn.datasets import make_classification
 
-from src.artificial_data.generate import generate
-from src.artificial_data.presets import PRESETS, get_preset
-from src.errors import UsageError
+from tangent_arithmetic.artificial_data.generate import generate
+from tangent_arithmetic.artificial_data.presets import PRESETS, get_preset
+from tangent_arithmetic.runtime.errors import UsageError
 
 
 def test_the_readme_preset_is_the_public_readme() -> None:

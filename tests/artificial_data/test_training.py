@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.artificial_data import finetune as finetuning
-from src.artificial_data import train as training
-from src.artificial_data.finetune import finetune
-from src.artificial_data.generate import write_dataset
-from src.artificial_data.models import BackBone, Head
-from src.artificial_data.presets import Recipe
-from src.artificial_data.train import fit, seeded, train
-from src.artificial_data.workspace import Workspace
-from src.checkpoints import load_checkpoint, read_facts, save_tensors
-from src.errors import MissingFileError, UsageError
-from src.linearize import linearize
-from src.statedict import content_hash, norm, subtract
-from src.states import RunStates
+from tangent_arithmetic.artificial_data import finetune as finetuning
+from tangent_arithmetic.artificial_data import train as training
+from tangent_arithmetic.artificial_data.finetune import finetune
+from tangent_arithmetic.artificial_data.generate import write_dataset
+from tangent_arithmetic.artificial_data.presets import Recipe
+from tangent_arithmetic.artificial_data.train import fit, seeded, train
+from tangent_arithmetic.artificial_data.workspace import Workspace
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.encoders.mlp import BackBone, Head
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.statedict import content_hash, norm, subtract
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.tangent.linearized import linearize
 
 SHORT = Recipe(lr=1e-2, batch_size=8, epochs=3)
 NONE = Recipe(lr=1e-2, batch_size=8, epochs=0)
@@ -250,7 +251,9 @@ def test_what_is_asked_wrongly(prepared: Workspace, tmp_path: Path) -> None:
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=message):
             finetune(prepared, *words)  # type: ignore[arg-type]
-    with pytest.raises(MissingFileError, match=r"python -m src.artificial_data.train"):
+    with pytest.raises(
+        MissingFileError, match=r"python -m tangent_arithmetic.artificial_data.train"
+    ):
         finetune(Workspace(tmp_path / "empty"), "dataset2", SHORT)
     write_dataset(prepared, "wide", replace(prepared.preset.spec("dataset2"), n_features=20))
     with pytest.raises(UsageError, match="wide has 20 features, expected 12"):

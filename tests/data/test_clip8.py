@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from src.data.base import Pictures, Splits
-from src.data.clip8 import CLIP8_SETS, classnames
-from src.data.clip8.gtsrb import CLASSES as SIGNS
-from src.errors import MissingFileError, UsageError
-from src.tasks import get_suite
+from tangent_arithmetic.data.base import Pictures, Splits
+from tangent_arithmetic.data.clip8 import CLIP8_SETS, classnames
+from tangent_arithmetic.data.clip8.gtsrb import CLASSES as SIGNS
+from tangent_arithmetic.data.suites import get_suite
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.miniatures import (
     MAKERS,
     SYNSETS,
@@ -490,7 +490,7 @@ def test_resisc45_refuses_a_list_whose_picture_is_missing(
 def test_importing_the_loaders_is_light() -> None:
     """Naming the sets costs no import of torch."""
     code = (
-        "import sys, src.data.clip8; "
+        "import sys, tangent_arithmetic.data.clip8; "
         "print([m for m in ('torch', 'torchvision', 'open_clip', 'scipy') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from src.data.base import ArrayPictures, Splits
-from src.data.embedded import EMBEDDED_SETS
-from src.data.embedded.base import SPLITS, EmbeddedSet, Split
-from src.data.embedded.captions import (
+from tangent_arithmetic.data.base import ArrayPictures, Splits
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.embedded.base import SPLITS, EmbeddedSet, Split
+from tangent_arithmetic.data.embedded.captions import (
     KINDS,
     OPENINGS,
     SYNONYMS,
@@ -30,7 +30,7 @@ from src.data.embedded.captions import (
     plural,
     say,
 )
-from src.data.embedded.drawing import (
+from tangent_arithmetic.data.embedded.drawing import (
     CANVAS,
     COLOURS,
     POOL_FONTS,
@@ -42,11 +42,11 @@ from src.data.embedded.drawing import (
     wobble,
     write,
 )
-from src.data.embedded.landcover import COVERS
-from src.data.embedded.real import FASHION, packed
-from src.data.embedded.rendering import load_embedded
-from src.data.embedded.textures import TEXTURES
-from src.tasks import get_suite
+from tangent_arithmetic.data.embedded.landcover import COVERS
+from tangent_arithmetic.data.embedded.real import FASHION, packed
+from tangent_arithmetic.data.embedded.rendering import load_embedded
+from tangent_arithmetic.data.embedded.textures import TEXTURES
+from tangent_arithmetic.data.suites import get_suite
 
 REAL_SIZES: dict[str, dict[str, int | list[int]]] = {  # pictures a class
     "MNIST": {"train": 320, "val": 50, "test": 100},
@@ -388,7 +388,7 @@ def test_a_damaged_cache_is_drawn_again(
     path = tmp_path / "embedded" / "Emoji-val-v1.npz"
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    with caplog.at_level("WARNING", logger="src.data.embedded.rendering"):
+    with caplog.at_level("WARNING", logger="tangent_arithmetic.data.embedded.rendering"):
         _assert_drawn(load_embedded("Emoji", tmp_path))
     assert counted[3:] == ["val"]
     assert "Emoji-val-v1.npz is drawn again" in caplog.text

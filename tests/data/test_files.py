@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from src.data.base import ArrayPictures, Pictures, Splits
-from src.data.clip8 import CLIP8_SETS
-from src.data.clip8.folders import ClassFolders, LazyPictures
-from src.data.files import EXTENSIONS, ListedPictures, class_folders, class_pictures
-from src.data.leaks import refuse_shared
-from src.data.sources import load_public
-from src.errors import MissingFileError, UsageError
+from tangent_arithmetic.data.base import ArrayPictures, Pictures, Splits
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.clip8.folders import ClassFolders, LazyPictures
+from tangent_arithmetic.data.files import EXTENSIONS, ListedPictures, class_folders, class_pictures
+from tangent_arithmetic.data.leaks import refuse_shared
+from tangent_arithmetic.data.sources import load_public
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.miniatures import MAKERS, Patch, idx, picture, write
 
 Caught = pytest.LogCaptureFixture
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(
             raise PermissionError(13, "Permission denied", path)
         return scan(path)
 
-    monkeypatch.setattr("src.data.files.os.scandir", refuse)
+    monkeypatch.setattr("tangent_arithmetic.data.files.os.scandir", refuse)
     with pytest.raises(UsageError, match=r"cannot be read as a folder .* Permission denied"):
         class_pictures(root)
 

@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 from torchvision.datasets import FakeData, ImageFolder
 
-from src.data.base import ArrayPictures, Pictures, SubsetPictures
-from src.data.clip8 import CLIP8_SETS
-from src.data.clip8.folders import ClassFolders, LazyPictures
-from src.data.identity import (
+from tangent_arithmetic.data.base import ArrayPictures, Pictures, SubsetPictures
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.clip8.folders import ClassFolders, LazyPictures
+from tangent_arithmetic.data.identity import (
     fingerprint,
     labels_of,
     pictures_hash,
     split_hash,
     times_hash,
 )
-from src.data.registry import hold_out
+from tangent_arithmetic.data.registry import hold_out
 from tests.data.test_clip8 import made
 from tests.miniatures import MAKERS, Opaque, picture
 
@@ -300,15 +300,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from torchvision.datasets import ImageFolder
-from src.data.base import ArrayPictures, SubsetPictures
-from src.data.clip8 import CLIP8_SETS
-from src.data.identity import (
-    fingerprint,
-    labels_of,
-    pictures_hash,
-    split_hash,
-    times_hash,
-)
+from tangent_arithmetic.data.base import ArrayPictures, SubsetPictures
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.identity import fingerprint, labels_of
+from tangent_arithmetic.data.identity import pictures_hash, split_hash, times_hash
 images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 arrays = ArrayPictures(images, np.array([2, 0, 1, 0]))
 root = Path(sys.argv[1])

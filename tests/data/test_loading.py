@@ -25,9 +25,9 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from src.data.base import ArrayPictures
-from src.data.files import class_pictures
-from src.data.loading import (
+from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.data.files import class_pictures
+from tangent_arithmetic.data.loading import (
     BatchPlan,
     Key,
     Loader,
@@ -40,7 +40,7 @@ from src.data.loading import (
     to_device,
     train_loader,
 )
-from src.errors import PictureError, RunError, UsageError
+from tangent_arithmetic.runtime.errors import PictureError, RunError, UsageError
 
 plans = st.builds(
     BatchPlan,
@@ -407,9 +407,9 @@ def test_workers_that_cannot_start_are_told_with_the_way_out(
 
 SMALL = """
 import numpy as np, sys
-from src.data.base import ArrayPictures
-from src.data.loading import eval_loader
-from src.errors import RunError
+from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.data.loading import eval_loader
+from tangent_arithmetic.runtime.errors import RunError
 from tests.data.test_loading import to_tensor
 pictures = ArrayPictures(np.zeros((8, 64, 64, 3), np.uint8), np.zeros(8, np.int64))
 try:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.files import ListedPictures
-from src.data.hub import HubPictures
-from src.data.loading import SeededPictures
-from src.data.pictures import DEEP, ORIENTATION, read_rgb, to_rgb
-from src.errors import PictureError
+from tangent_arithmetic.data.files import ListedPictures
+from tangent_arithmetic.data.hub import HubPictures
+from tangent_arithmetic.data.loading import SeededPictures
+from tangent_arithmetic.data.pictures import DEEP, ORIENTATION, read_rgb, to_rgb
+from tangent_arithmetic.runtime.errors import PictureError
 
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 COLOURS = [(0, 0, 0), (255, 255, 255), (200, 30, 60), (10, 120, 240)]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
-from src.data.embedded import pool
-from src.data.embedded.captions import WRONG
-from src.data.embedded.drawing import SIZE, Rng
-from src.data.embedded.model import MERGES
+from tangent_arithmetic.data.embedded import pool
+from tangent_arithmetic.data.embedded.captions import WRONG
+from tangent_arithmetic.data.embedded.drawing import SIZE, Rng
+from tangent_arithmetic.data.embedded.model import MERGES
 
 DRAWN = [family for family, _ in pool.FAMILIES if family is not pool._emoji]
 

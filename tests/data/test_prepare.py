@@ -23,16 +23,16 @@ import pytest
 from PIL import Image
 from torchvision import datasets as vision
 
-from src.data.base import Pictures
-from src.data.clip8 import CLIP8_SETS
-from src.data.prepare import arrange as arrange_module
-from src.data.prepare import contents, facts, fetch, unpack
-from src.data.prepare.arrange import ARRANGERS
-from src.data.prepare.facts import SETS, Archive, Figure
-from src.data.prepare.fetch import Place, check_sum, download
-from src.data.prepare.verify import is_complete, verify
-from src.errors import MissingFileError, UnwritableError, UsageError
-from src.tasks import SUITES
+from tangent_arithmetic.data.base import Pictures
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.prepare import arrange as arrange_module
+from tangent_arithmetic.data.prepare import contents, facts, fetch, unpack
+from tangent_arithmetic.data.prepare.arrange import ARRANGERS
+from tangent_arithmetic.data.prepare.facts import SETS, Archive, Figure
+from tangent_arithmetic.data.prepare.fetch import Place, check_sum, download
+from tangent_arithmetic.data.prepare.verify import is_complete, verify
+from tangent_arithmetic.data.suites import SUITES
+from tangent_arithmetic.runtime.errors import MissingFileError, UnwritableError, UsageError
 from tests.archives import (
     Files,
     Server,

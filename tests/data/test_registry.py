@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from torch.utils.data import random_split
 from torchvision.transforms.functional import pil_to_tensor
 
-from src.data.base import ArrayPictures, Splits, SubsetPictures
-from src.data.clip8 import CLIP8_SETS
-from src.data.embedded import EMBEDDED_SETS
-from src.data.registry import dataset_for, get_dataset, hold_out, known_datasets
-from src.data.sources import Layout, PublicSet
-from src.errors import MissingFileError, UsageError
+from tangent_arithmetic.data.base import ArrayPictures, Splits, SubsetPictures
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.registry import get_dataset, hold_out, known_datasets
+from tangent_arithmetic.data.sources import Layout, PublicSet
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.conftest import MakeArgs
 
 
@@ -167,13 +168,13 @@ def test_mnist_is_the_full_one_unless_the_suite_is_embedded(tmp_path: Path, cach
 
 
 def test_a_run_has_the_data_sets_of_its_suite(args: MakeArgs) -> None:
-    whole, val = (dataset_for(args(), name) for name in ("MNIST", "MNISTVal"))
+    whole, val = (Run.of(args()).data.dataset(name) for name in ("MNIST", "MNISTVal"))
     assert (whole.name, len(whole.train), len(whole.test)) == ("MNIST", 3200, 1000)
     assert (val.name, len(val.train), len(val.test)) == ("MNISTVal", 3200, 500)
     with pytest.raises(UsageError, match="unknown data set of suite embedded 'EuroSATVal'; choose"):
-        dataset_for(args(), "EuroSATVal")
+        Run.of(args()).data.dataset("EuroSATVal")
     with pytest.raises(MissingFileError, match=r"data set MNIST is not complete: .*data"):
-        dataset_for(args(suite="clip8"), "MNIST")
+        Run.of(args(suite="clip8")).data.dataset("MNIST")
 
 
 # --- loaders

@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.args import Config
-from src.data.base import SubsetPictures
-from src.data.identity import labels_of
-from src.data.registry import dataset_for, eval_batches, evaluated, split_hashes
-from src.data.sampling import stratified
 from src.eval import eval_single_dataset
-from src.modeling import ImageEncoder
-from src.runs import command, zeroshot_encoder
-from src.settings import results_dir
+from tangent_arithmetic.data.base import SubsetPictures
+from tangent_arithmetic.data.identity import labels_of
+from tangent_arithmetic.data.sampling import stratified
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.models import command, zeroshot_encoder
+from tangent_arithmetic.run.run import Run
 from tests.conftest import MakeArgs
 
 
@@ -51,31 +50,38 @@ def test_a_sample_beyond_the_split_is_told_once(
     args: MakeArgs, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = args(sample=123456)
-    with caplog.at_level(logging.INFO, logger="src.data.registry"):
+    with caplog.at_level(logging.INFO, logger="tangent_arithmetic.data.registry"):
         for _ in range(2):
-            assert len(evaluated(settings, "EmojiVal").test) == 209
+            assert len(Run.of(settings).data.evaluated("EmojiVal").test) == 209
     expected = "--sample=123456: EmojiVal has 209 pictures, all of them are evaluated"
     assert [record.message for record in caplog.records] == [expected]
 
 
 def test_a_sample_is_evaluated_and_nothing_else(args: MakeArgs) -> None:
     whole, part = args(), args(sample=30)
-    everything, sample = dataset_for(whole, "EmojiVal").test, evaluated(part, "EmojiVal").test
+    everything, sample = (
+        Run.of(whole).data.dataset("EmojiVal").test,
+        Run.of(part).data.evaluated("EmojiVal").test,
+    )
     assert isinstance(sample, SubsetPictures)
     assert list(sample.indices) == stratified(labels_of(everything), 30).tolist()
-    batches = list(eval_batches(part, "EmojiVal", zeroshot_encoder(part)[0].val_preprocess))
+    batches = list(
+        Run.of(part).data.batches("EmojiVal", zeroshot_encoder(Run.of(part))[0].val_preprocess)
+    )
     labels = [int(label) for _, truth in batches for label in truth]
     assert labels == labels_of(sample).tolist() and len(labels) == 30
-    assert len(evaluated(args(sample=10**6), "EmojiVal").test) == len(everything)
-    assert split_hashes(whole, ["EmojiVal"]) != split_hashes(part, ["EmojiVal"])
+    assert len(Run.of(args(sample=10**6)).data.evaluated("EmojiVal").test) == len(everything)
+    assert Run.of(whole).data.split_hashes(["EmojiVal"]) != Run.of(part).data.split_hashes(
+        ["EmojiVal"]
+    )
 
 
 def test_the_accuracy_of_a_sample_is_that_of_its_pictures(args: MakeArgs) -> None:
     settings = args(sample=40)
-    encoder, _ = zeroshot_encoder(settings)
+    encoder, _ = zeroshot_encoder(Run.of(settings))
     found = eval_single_dataset(encoder, "EmojiVal", settings)
     assert found["num_images"] == 40
-    hits = _hits(encoder, settings, evaluated(settings, "EmojiVal").test)
+    hits = _hits(encoder, settings, Run.of(settings).data.evaluated("EmojiVal").test)
     assert 0 < hits < 40 and found["top1"] == hits / 40
 
 
@@ -87,22 +93,23 @@ def _hits(encoder: ImageEncoder, settings: Config, pictures: object) -> int:
 
     head = get_classification_head(settings, "EmojiVal")
     assert isinstance(pictures, SubsetPictures)
-    hits = 0
+    hits, transform = 0, encoder.val_preprocess
+    assert transform is not None
     with torch.no_grad():
         for i in range(len(pictures)):
             image, label = pictures[i]
-            hits += int(head(encoder(encoder.val_preprocess(image)[None])).argmax()) == label
+            hits += int(head(encoder(transform(image)[None])).argmax()) == label
     return hits
 
 
 def test_results_of_a_sample_have_a_folder_of_their_own(args: MakeArgs) -> None:
-    assert results_dir(args(sample=30, seed=2)).name == "ViT-Nano-8_seed2_sample30"
-    assert results_dir(args()).name == "ViT-Nano-8"
-    assert "--sample=30" in command("eval_single_task", args(sample=30), "none")
+    assert Run.of(args(sample=30, seed=2)).results.name == "ViT-Nano-8_seed2_sample30"
+    assert Run.of(args()).results.name == "ViT-Nano-8"
+    assert "--sample=30" in command("eval_single_task", Run.of(args(sample=30)), "none")
 
 
 def test_a_sample_of_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from src.args import parse_arguments
+    from tangent_arithmetic.run.args import parse_arguments
 
     with pytest.raises(SystemExit):
         parse_arguments(["--sample=0"])

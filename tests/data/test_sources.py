@@ -22,16 +22,17 @@ from PIL import Image
 from torch.utils.data import random_split
 from torchvision import datasets as torchvision_sets
 
-from src.data.base import ArrayPictures, Pictures, Splits, SubsetPictures, require
-from src.data.clip8 import CLIP8_SETS
-from src.data.clip8.folders import LazyPictures
-from src.data.hub import HubPictures, HubSet, match_classes
-from src.data.identity import fingerprint, labels_of, split_hash, split_ids
-from src.data.loading import eval_loader
-from src.data.registry import get_dataset, split_hashes, split_record
-from src.data.sources import Layout, PublicSet, load_public
-from src.errors import MissingFileError, UsageError
-from src.tasks import SUITES
+from tangent_arithmetic.data.base import ArrayPictures, Pictures, Splits, SubsetPictures, require
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.clip8.folders import LazyPictures
+from tangent_arithmetic.data.hub import HubPictures, HubSet, match_classes
+from tangent_arithmetic.data.identity import fingerprint, labels_of, split_hash, split_ids
+from tangent_arithmetic.data.loading import eval_loader
+from tangent_arithmetic.data.registry import get_dataset, split_record
+from tangent_arithmetic.data.sources import Layout, PublicSet, load_public
+from tangent_arithmetic.data.suites import SUITES
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.conftest import MakeArgs
 from tests.data.test_clip8 import labels, levels
 from tests.miniatures import (
@@ -333,7 +334,7 @@ def asked(monkeypatch: Patch) -> list[str]:
         train, test = (ArrayPictures(images, np.arange(20)) for images in levels)
         return Splits(train, test, entry.classnames)
 
-    monkeypatch.setattr("src.data.sources.load_hub", load)
+    monkeypatch.setattr("tangent_arithmetic.data.sources.load_hub", load)
     return seen
 
 
@@ -388,7 +389,7 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
 
 def test_the_embedded_suite_has_a_source_of_its_own(args: MakeArgs) -> None:
     settings = args(data_source="hub")
-    hashes = split_hashes(settings, ["MNISTVal", "MNIST"])
+    hashes = Run.of(settings).data.split_hashes(["MNISTVal", "MNIST"])
     assert None not in hashes.values() and len(set(hashes.values())) == 2
     data = get_dataset("MNISTVal", None, ".", suite="embedded", cache_dir=settings.cache_dir)
     assert split_record(data)["source"] == "embedded"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from src.data.clip8 import CLIP8_SETS
-from src.data.embedded import EMBEDDED_SETS
-from src.data.templates import TEMPLATES, get_templates
-from src.errors import UsageError
+from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.templates import TEMPLATES, get_templates
+from tangent_arithmetic.runtime.errors import UsageError
 
 COUNTS = {
     "Cars": 8,

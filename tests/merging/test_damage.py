@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from src.args import Config
-from src.errors import UsageError
-from src.merging import (
+from tangent_arithmetic.merging import (
     Algorithm,
     CLIPVisionModelPool,
     DareTaskArithmetic,
@@ -31,9 +29,12 @@ from src.merging import (
     dare,
     stream,
 )
-from src.merging.program import run
-from src.merging.taskpools import Task, TaskPool
-from src.merging.weights import open_clip_vision, open_weights
+from tangent_arithmetic.merging.program import run
+from tangent_arithmetic.merging.taskpools import Task, TaskPool
+from tangent_arithmetic.merging.weights import open_clip_vision, open_weights
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import UsageError
 from tests.merging.test_files import encoder_files
 
 FUZZ = settings(
@@ -320,7 +321,9 @@ def test_the_model_is_as_it_was_after_an_interruption(
 ) -> None:
     encoder = Interrupted(error)
     before = {name: value.clone() for name, value in encoder.weights().items()}
-    tasks = TaskPool(Config(model="x", device="cpu"), {"t": Task(lambda _: None, nn.Identity)})
+    tasks = TaskPool(
+        Run.of(Config(model="x", device="cpu")), {"t": Task(lambda _: None, nn.Identity)}
+    )
     batches = [(torch.randn(2, 4), torch.zeros(2, dtype=torch.int64))] * 3
     monkeypatch.setattr(tasks, "_batches", lambda *_: batches)
     tau = {name: torch.ones_like(value) for name, value in before.items()}
@@ -331,6 +334,8 @@ def test_the_model_is_as_it_was_after_an_interruption(
 
 
 def test_an_empty_split_is_named() -> None:
-    tasks = TaskPool(Config(model="x", device="cpu"), {"t": Task(lambda _: [], nn.Identity)})
+    tasks = TaskPool(
+        Run.of(Config(model="x", device="cpu")), {"t": Task(lambda _: [], nn.Identity)}
+    )
     with pytest.raises(UsageError, match="the test split of t has no pictures"):
         tasks.evaluate(Interrupted(RuntimeError()))

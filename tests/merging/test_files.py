@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.checkpoints import load_checkpoint, save_tensors
-from src.errors import MissingFileError, UsageError
-from src.merging import (
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.merging import (
     CLIPVisionModelPool,
     ModelPool,
     SimpleAverageAlgorithm,
@@ -27,9 +27,10 @@ from src.merging import (
     TiesMergingAlgorithm,
     written_recipe,
 )
-from src.merging.writer import size_of
-from src.modeling import ImageEncoder
-from src.statedict import content_hash
+from tangent_arithmetic.merging.writer import size_of
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.statedict import content_hash
 
 State = dict[str, Tensor]
 
@@ -137,7 +138,7 @@ def test_a_folder_is_replaced_with_and_without_the_systems_help(
     at_once: bool, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not at_once:
-        monkeypatch.setattr("src.merging.writer._exchange", lambda one, other: False)
+        monkeypatch.setattr("tangent_arithmetic.merging.writer._exchange", lambda one, other: False)
     elif sys.platform == "linux":  # the second way is not taken
         monkeypatch.setattr("shutil.rmtree", _only_parts)
     for seed in (1, 2):
@@ -167,8 +168,8 @@ def test_folders_of_others_are_not_replaced(files: dict[str, Path], tmp_path: Pa
 
 FULL = """
 import resource, sys
-from src.errors import UsageError
-from src.merging import TaskArithmeticAlgorithm
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.merging import TaskArithmeticAlgorithm
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
 try:
@@ -326,7 +327,7 @@ def test_pickled_state_dicts_are_read_without_executing(tmp_path: Path) -> None:
 MERGE = """
 import sys, threading, time
 import torch
-from src.merging import TaskArithmeticAlgorithm, TiesMergingAlgorithm
+from tangent_arithmetic.merging import TaskArithmeticAlgorithm, TiesMergingAlgorithm
 
 def anonymous():
     with open("/proc/self/status") as file:
@@ -376,7 +377,7 @@ import os, sys
 from pathlib import Path
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
 import torch
-from src.merging import TaskArithmeticAlgorithm, TiesMergingAlgorithm
+from tangent_arithmetic.merging import TaskArithmeticAlgorithm, TiesMergingAlgorithm
 
 names = ["_pretrained_", *"abcdef"]
 models = {name: f"{sys.argv[2]}/{name}.safetensors" for name in names}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.merging import dare, get_method
-from src.merging.pool import ModelPool
-from src.merging.stream import Merge, merged_state
+from tangent_arithmetic.merging import dare, get_method
+from tangent_arithmetic.merging.pool import ModelPool
+from tangent_arithmetic.merging.stream import Merge, merged_state
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 LIBRARIES = ("fusion_bench", "mergekit")
@@ -48,9 +48,13 @@ def test_merged_weights_equal_theirs_to_rounding(
 
 
 def test_every_method_has_a_golden_value() -> None:
-    from src.merging import METHODS
+    from tangent_arithmetic.merging import METHODS
 
     covered = {case["method"] for name in LIBRARIES for case in CONTENT[name]["cases"]}
-    own = {n for n, m in METHODS.items() if m.function.__module__.startswith("src.merging.")}
+    own = {
+        n
+        for n, m in METHODS.items()
+        if m.function.__module__.startswith("tangent_arithmetic.merging.")
+    }
     assert covered == own - {"dummy"}
     assert all("versions" in CONTENT[name] for name in LIBRARIES)

@@ -14,10 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from src import eval_single_task, eval_task_addition, finetune, merge, settings
-from src.errors import UsageError
-from src.merging import DareTaskArithmetic, ModelPool, TaskArithmeticAlgorithm
-from src.merging.targets import (
+from tangent_arithmetic.commands import add as eval_task_addition
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import finetune, merge
+from tangent_arithmetic.merging import DareTaskArithmetic, ModelPool, TaskArithmeticAlgorithm
+from tangent_arithmetic.merging.targets import (
     algorithm_of,
     device_settings,
     place_of,
@@ -26,7 +27,8 @@ from src.merging.targets import (
     target_of,
     task_pool_of,
 )
-from src.statedict import content_hash
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.statedict import content_hash
 from tests.merging.test_files import encoder_files, state
 from tests.small_suite import SIZES, TASKS, flags, small_suite
 
@@ -134,7 +136,7 @@ def test_dry_runs_touch_nothing(
         (["method.scaling=1"], "scaling"),
         (["+method.scaling=1"], "has no option 'scaling'; its options are scaling_factor"),
         (["method.scaling_factor=auto"], "chosen on validation data; name a taskpool"),
-        (["method._target_=os.system"], "unknown method._target_ 'os.system'; choose from src"),
+        (["method._target_=os.system"], "unknown method._target_ 'os.system'; choose from tangent"),
         (["method._target_=fusion_bench.method.RegMeanAlgorithm"], "'fusion_bench.method.RegMean"),
         (["modelpool._target_=builtins.eval"], "unknown modelpool._target_ 'builtins.eval'"),
         (["taskpool._target_=torch.load"], "unknown taskpool._target_ 'torch.load'"),
@@ -169,7 +171,7 @@ def test_missing_pools_are_said(run: Run, capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_command_imports_nothing_heavy(places: dict[str, str], tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom src import merge\ncode = merge.main(sys.argv[1:])\n"
+        "import sys\nfrom tangent_arithmetic.commands import merge\ncode = merge.main(sys.argv[1:])\n"
         "heavy = {'transformers', 'datasets', 'open_clip', 'torchvision', 'timm', 'matplotlib'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))\nraise SystemExit(code)"
     )
@@ -199,7 +201,9 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which two small sets were fine-tuned on and evaluated."""
     folder = tmp_path_factory.mktemp("embedded")
     with pytest.MonkeyPatch.context() as patch, small_suite(patch):
-        patch.setattr(settings, "DEFAULT_CACHE", folder / "cache")  # the command has no flag for it
+        patch.setattr(
+            "tangent_arithmetic.run.run.DEFAULT_CACHE", folder / "cache"
+        )  # the command has no flag for it
         for mode in ("standard", "linear"):
             words = [*flags(folder), f"--finetuning-mode={mode}"]
             assert finetune.main(words) == 0
@@ -256,7 +260,7 @@ def test_a_run_that_is_missing_is_named(run: Run, tmp_path: Path, capsys: Any) -
 
 
 def test_pools_of_encoders_give_checkpoints(run: Run, tmp_path: Path) -> None:
-    from src.checkpoints import load_checkpoint
+    from tangent_arithmetic.encoders.loading import load_checkpoint
 
     places = {name: str(path) for name, path in encoder_files(tmp_path / "run").items()}
     assert run(f"merged_model_save_path={tmp_path / 'merged'}", places=places) == 0
@@ -295,10 +299,14 @@ def test_parts_of_the_configuration_are_checked() -> None:
         place_of(7, "modelpool.models.a")
     with pytest.raises(UsageError, match="unknown platform 'modelscope'"):
         pool_of(
-            {"_target_": "src.merging.ModelPool", "models": {"a": "x"}, "platform": "modelscope"}
+            {
+                "_target_": "tangent_arithmetic.merging.ModelPool",
+                "models": {"a": "x"},
+                "platform": "modelscope",
+            }
         )
     with pytest.raises(UsageError, match=r"modelpool.models must map names to models"):
-        pool_of({"_target_": "src.merging.ModelPool", "models": None})
+        pool_of({"_target_": "tangent_arithmetic.merging.ModelPool", "models": None})
     with pytest.raises(UsageError, match="holds out another part than a tenth"):
         rows_of({"_target_": "fusion_bench.utils.data.train_validation_split",
                  "dataset": {"_target_": "datasets.load_dataset", "path": "mnist"},
@@ -314,10 +322,13 @@ def test_parts_of_the_configuration_are_checked() -> None:
         "precision": "bf16",
     }
     with pytest.raises(UsageError, match=r"layer_wise_feature_save_path is not supported"):
-        task_pool_of({"_target_": "src.merging.CLIPVisionModelTaskPool",
+        task_pool_of({"_target_": "tangent_arithmetic.merging.CLIPVisionModelTaskPool",
                       "layer_wise_feature_save_path": "x"}, {})  # fmt: skip
     with pytest.raises(UsageError, match=r"test_datasets must map names to data sets"):
-        task_pool_of({"_target_": "src.merging.CLIPVisionModelTaskPool", "base_model": "x"}, {})
+        task_pool_of(
+            {"_target_": "tangent_arithmetic.merging.CLIPVisionModelTaskPool", "base_model": "x"},
+            {},
+        )
 
 
 def test_rows_name_our_sets() -> None:

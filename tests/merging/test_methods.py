@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from src.errors import UsageError
-from src.merging import (
+from tangent_arithmetic.merging import (
     METHODS,
     Algorithm,
     DareTaskArithmetic,
@@ -29,8 +28,9 @@ from src.merging import (
     get_method,
     stream,
 )
-from src.merging.ties import Selection
-from src.statedict import content_hash
+from tangent_arithmetic.merging.ties import Selection
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.statedict import content_hash
 
 State = dict[str, Tensor]
 ALL: tuple[Algorithm, ...] = (
@@ -309,7 +309,11 @@ def test_all_differences_are_listed() -> None:
 
 
 def test_methods_declare_what_they_need() -> None:
-    own = {n: m for n, m in METHODS.items() if m.function.__module__.startswith("src.merging.")}
+    own = {
+        n: m
+        for n, m in METHODS.items()
+        if m.function.__module__.startswith("tangent_arithmetic.merging.")
+    }
     assert len(own) == 8
     for name, method in own.items():
         assert method.name == name and method.source and method.passes >= 1

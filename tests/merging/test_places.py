@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.checkpoints import load_checkpoint, read_header
-from src.errors import UnwritableError, UsageError
-from src.merging import TaskArithmeticAlgorithm, written_recipe
-from src.merging.program import run
-from src.merging.saving import RECIPE
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.merging import TaskArithmeticAlgorithm, written_recipe
+from tangent_arithmetic.merging.program import run
+from tangent_arithmetic.merging.saving import RECIPE
+from tangent_arithmetic.runtime.errors import UnwritableError, UsageError
+from tangent_arithmetic.storage.checkpoints import read_header
 from tests.merging.test_files import encoder_files
 
 State = dict[str, Tensor]
@@ -72,7 +73,7 @@ def test_what_else_is_in_the_folder_stays(
     at_once: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not at_once:
-        monkeypatch.setattr("src.merging.writer._exchange", lambda one, other: False)
+        monkeypatch.setattr("tangent_arithmetic.merging.writer._exchange", lambda one, other: False)
     target = merge(folders, tmp_path / "merged", "1KB")
     written = set(content(target))
     assert len([name for name in written if name.startswith("model-")]) == 2
@@ -107,7 +108,7 @@ def test_files_that_are_no_longer_needed_go(folders: dict[str, Path], tmp_path: 
 def test_what_comes_while_the_merge_works_stays(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from src.merging import writer
+    from tangent_arithmetic.merging import writer
 
     target = merge(folders, tmp_path / "merged")
     exchange = writer._exchange
@@ -178,7 +179,9 @@ def test_what_was_changed_is_not_replaced(
     target = merge(folders, tmp_path / "merged")
     change(target)
     before = content(target)
-    monkeypatch.setattr("src.merging.stream.Merge.parts", lambda self: 1 / 0)  # no work before
+    monkeypatch.setattr(
+        "tangent_arithmetic.merging.stream.Merge.parts", lambda self: 1 / 0
+    )  # no work before
     with pytest.raises(UsageError, match=message):
         merge(folders, target)
     assert content(target) == before
@@ -348,7 +351,7 @@ def test_places_that_cannot_be_are_said_before_the_work(
         "file above": str(files["a"] / "merged"), "long": str(tmp_path / ("x" * 300)),
         "long folder": str(tmp_path / ("y" * 300) / "merged"), "null": str(tmp_path / "a\0b"),
     }[kind] + suffix  # fmt: skip
-    monkeypatch.setattr("src.merging.stream.Merge.parts", lambda self: 1 / 0)
+    monkeypatch.setattr("tangent_arithmetic.merging.stream.Merge.parts", lambda self: 1 / 0)
     with pytest.raises(UsageError, match=r"cannot (write|be read)|which no file is called"):
         merge(files, place)
 
@@ -366,7 +369,7 @@ def test_places_that_cannot_be_written_are_said(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    monkeypatch.setattr("src.merging.stream.Merge.parts", lambda self: 1 / 0)
+    monkeypatch.setattr("tangent_arithmetic.merging.stream.Merge.parts", lambda self: 1 / 0)
     with pytest.raises(UnwritableError, match=rf"cannot write .*merged{suffix}: .*; make room"):
         merge(files, tmp_path / f"merged{suffix}")
 
@@ -410,11 +413,14 @@ def test_reports_replace_reports_alone(files: dict[str, Path], tmp_path: Path) -
 def test_all_places_are_checked_before_coefficients_are_tried(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from src.merging import program
+    from tangent_arithmetic.merging import program
 
     monkeypatch.setattr(program, "task_pool_of", lambda *_: object())
     monkeypatch.setattr(program, "choose_scaling_factor", lambda *_: 1 / 0)
-    auto = {"_target_": "src.merging.TaskArithmeticAlgorithm", "scaling_factor": "auto"}
+    auto = {
+        "_target_": "src.merging.TaskArithmeticAlgorithm",
+        "scaling_factor": "auto",
+    }
     for more in (
         {"merged_model_save_path": str(files["a"])},
         {"report_save_path": str(files["a"] / "x")},

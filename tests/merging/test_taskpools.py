@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from src import merge
-from src.data.registry import get_dataset
-from src.errors import UsageError
-from src.merging import CLIPVisionModelPool, TaskArithmeticAlgorithm
-from src.merging.taskpools import CLIPVisionModelTaskPool, HubRows
+from tangent_arithmetic.commands import merge
+from tangent_arithmetic.data.registry import get_dataset
+from tangent_arithmetic.merging import CLIPVisionModelPool, TaskArithmeticAlgorithm
+from tangent_arithmetic.merging.taskpools import CLIPVisionModelTaskPool, HubRows
+from tangent_arithmetic.runtime.errors import UsageError
 from tests.clip8_miniature import enlarge_mnist
 from tests.miniatures import MAKERS
 from tests.towers import write_tokenizer

@@ -15,8 +15,8 @@ from open_clip import pretrained
 from torch import Tensor, nn
 
 import src.modeling
-from src.clip import outlined
-from src.published import formats
+from tangent_arithmetic.encoders.clip import outlined
+from tangent_arithmetic.encoders.published import formats
 from tests.towers import known_towers
 
 SMALL = ("ViT-Tiny", "RN-Tiny")

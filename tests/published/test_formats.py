@@ -20,21 +20,23 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from src import eval_single_task, eval_task_addition, eval_task_negation
-from src.artificial_data.models import BackBone
-from src.checkpoints import load_checkpoint, read_facts
-from src.errors import MissingFileError, UsageError
-from src.linearize import LinearizedImageEncoder
-from src.modeling import ClassificationHead, ImageEncoder
-from src.published import formats
-from src.published.command import main
-from src.published.loading import load
-from src.published.unpickler import read_pickle, state_of
-from src.reading import LFS_POINTER
-from src.results import load_results
-from src.runs import zeroshot_encoder
-from src.statedict import content_hash
-from src.task_vectors import LinearizedTaskVector, NonLinearTaskVector
+from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, NonLinearTaskVector
+from tangent_arithmetic.commands import add as eval_task_addition
+from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.commands import negate as eval_task_negation
+from tangent_arithmetic.commands.checkpoint import main
+from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.encoders.mlp import BackBone
+from tangent_arithmetic.encoders.published import formats
+from tangent_arithmetic.encoders.published.loading import load
+from tangent_arithmetic.run.models import zeroshot_encoder
+from tangent_arithmetic.run.results import load_results
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tangent_arithmetic.storage.reading import LFS_POINTER
+from tangent_arithmetic.storage.statedict import content_hash
+from tangent_arithmetic.storage.unpickler import read_pickle, state_of
 from tests.loopback_hub import elsewhere, hub
 from tests.published.makers import (
     SMALL,
@@ -648,7 +650,7 @@ def test_an_unknown_start_is_warned_of_once(
 
 FROM_HUB = """
 from pathlib import Path
-from src.published.command import main
+from tangent_arithmetic.commands.checkpoint import main
 from tests.published.makers import small_models
 with small_models(Path({folder!r})):
     for arguments in {commands!r}:

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.checkpoints import load_checkpoint
-from src.errors import UsageError
-from src.published.unpickler import Stub, read_pickle, state_of, tensors_of
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.unpickler import Stub, read_pickle, state_of, tensors_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -623,7 +623,7 @@ def test_reading_imports_nothing(folder: Path) -> None:
 
     torch.save([open_clip.CLIP, timm.models.VisionTransformer], folder / "x.pt")
     code = (
-        "import sys; from pathlib import Path; from src.published.unpickler import read_pickle;"
+        "import sys; from pathlib import Path; from tangent_arithmetic.storage.unpickler import read_pickle;"
         "print(read_pickle(Path(sys.argv[1])));"
         "assert not {'open_clip', 'timm', 'torchvision'} & set(sys.modules)"
     )

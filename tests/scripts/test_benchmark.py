@@ -252,7 +252,10 @@ def asked(script: ModuleType, monkeypatch: Patch) -> list[Any]:
 
     def measure(subject: str, variants: list[str], *rest: Any) -> Any:
         seen.append((subject, variants, *rest))
-        figures = {"import torch": [1.0, 10.0, 3.0], "import src.linearize": [2.0, 30.0, 3.0]}
+        figures = {
+            "import torch": [1.0, 10.0, 3.0],
+            "import tangent_arithmetic.tangent.linearized": [2.0, 30.0, 3.0],
+        }
         return {name: {"time": figures[name]} for name in variants if name in figures}
 
     monkeypatch.setattr(script, "measure", measure)
@@ -262,7 +265,7 @@ def asked(script: ModuleType, monkeypatch: Patch) -> list[Any]:
 def test_the_file_says_what_was_measured_on_what(
     script: ModuleType, asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from src.results import git_commit, versions
+    from tangent_arithmetic.run.results import git_commit, versions
 
     path = tmp_path / "new" / "startup.json"
     argv = ["startup", "--rounds=3", f"--output={path}", "--batch-size=5", "--model=ViT-Nano-8"]
@@ -276,7 +279,7 @@ def test_the_file_says_what_was_measured_on_what(
     assert facts["versions"] == versions() and facts["versions"]["torch"]
     assert facts["commit"] == git_commit()
     assert facts["ratios"] == {
-        "import src.linearize / import torch": {
+        "import tangent_arithmetic.tangent.linearized / import torch": {
             "median": 2.0,
             "least": 1.0,
             "most": 3.0,
@@ -284,19 +287,34 @@ def test_the_file_says_what_was_measured_on_what(
         }
     }
     assert facts["medians"]["import torch"] == {"time": 3.0}
-    assert facts["rounds_in_full"]["import src.linearize"] == {"time": [2.0, 30.0, 3.0]}
+    assert facts["rounds_in_full"]["import tangent_arithmetic.tangent.linearized"] == {
+        "time": [2.0, 30.0, 3.0]
+    }
     out = capsys.readouterr().out
-    assert facts["machine"] in out and "import src.linearize / import torch" in out
+    assert (
+        facts["machine"] in out
+        and "import tangent_arithmetic.tangent.linearized / import torch" in out
+    )
 
 
 def test_all_variants_are_measured_unless_some_are_named(
     script: ModuleType, asked: list[Any]
 ) -> None:
     script.main(["startup"])
-    script.main(["startup", "--variants=import src.linearize,import torch", "--rounds=1"])
+    script.main(
+        [
+            "startup",
+            "--variants=import tangent_arithmetic.tangent.linearized,import torch",
+            "--rounds=1",
+        ]
+    )
     (_, everything, _, rounds, _), (subject, named, wanted, one, _) = asked
     assert everything == list(script.COMPARISONS["startup"].variants) and rounds == 5
-    assert subject == "startup" and named == ["import src.linearize", "import torch"] and one == 1
+    assert (
+        subject == "startup"
+        and named == ["import tangent_arithmetic.tangent.linearized", "import torch"]
+        and one == 1
+    )
     assert wanted == script.Settings("ViT-B-32__init__", 32, "cpu", "fp32")
 
 
@@ -342,7 +360,7 @@ def test_wrong_words_are_refused_before_anything_is_measured(
 def test_the_pictures_are_ones_that_the_reader_of_eurosat_accepts(
     script: ModuleType, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    from src.data.clip8 import CLIP8_SETS
+    from tangent_arithmetic.data.clip8 import CLIP8_SETS
 
     assert script.NUM_PICTURES >= 10  # the reader wants one a class
     monkeypatch.setattr(script, "NUM_PICTURES", 23)

@@ -30,7 +30,7 @@ def test_the_study_s_table_has_mean_and_deviation() -> None:
 
 
 def test_the_study_has_all_methods() -> None:
-    from src.merging import Algorithm, algorithms
+    from tangent_arithmetic.merging import Algorithm, algorithms
 
     study = script("study_merging")
     known = {kind for kind in Algorithm.__subclasses__() if kind is not algorithms.DummyAlgorithm}

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from src.data.prepare.facts import SETS
-from src.tasks import SUITES
+from tangent_arithmetic.data.prepare.facts import SETS
+from tangent_arithmetic.data.suites import SUITES
 from tests.archives import Server, publish, put, serving
 from tests.miniatures import picture
 from tests.scripts.test_reproduce import ROOT, script

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from src.summary import spread, with_seed
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import spread, with_seed
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -92,7 +93,7 @@ def test_run_again_it_skips_everything_and_says_so(
 ) -> None:
     files = [p for p in (root / "results").rglob("*accuracies.json")]
     before = {path: path.stat().st_mtime_ns for path in files}
-    with caplog.at_level("INFO", logger="src"):
+    with caplog.at_level("INFO", logger="tangent_arithmetic"):
         assert reproduce.main(["--seeds=2", *several(root)]) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == before
     out = capsys.readouterr().out
@@ -159,4 +160,8 @@ def test_spread() -> None:
 
 def test_seed_zero_is_the_run_without_a_seed() -> None:
     args = small_config(Path("x"))
-    assert with_seed(args, 0).seed is None and with_seed(args, 2).seed == 2 and args.seed is None
+    assert (
+        with_seed(Run.of(args), 0).seed is None
+        and with_seed(Run.of(args), 2).seed == 2
+        and args.seed is None
+    )

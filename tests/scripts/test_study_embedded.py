@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from src.data import registry
-from src.eval import coefficients, eval_single_dataset, sweep
-from src.runs import finetuned_encoder, task_vector, zeroshot_encoder
+from src.eval import eval_single_dataset, evaluate_task_vector
+from tangent_arithmetic.data.loading import EvalBatches
+from tangent_arithmetic.run.models import finetuned_encoder, task_vector, zeroshot_encoder
+from tangent_arithmetic.run.run import Run
 from tests.scripts.test_reproduce import script
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
@@ -21,14 +22,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as monkeypatch, small_suite(monkeypatch):
         evaluated: list[str] = []
-        batches = registry.eval_batches
+        passes = EvalBatches.__iter__
 
-        def watched(args: Any, name: str, *rest: Any) -> Any:
-            evaluated.append(name)
-            return batches(args, name, *rest)
+        def watched(self: EvalBatches) -> Any:
+            evaluated.append(self.name)
+            return passes(self)
 
-        for module in ("src.eval", "src.features"):
-            monkeypatch.setattr(f"{module}.eval_batches", watched)
+        monkeypatch.setattr(EvalBatches, "__iter__", watched)
         argv = [*flags(folder), f"--output={folder / 'study.json'}"]
         assert script("study_embedded").main(argv) == 0
         (folder / "evaluated").write_text("\n".join(evaluated))
@@ -46,16 +46,18 @@ def test_figures_are_those_of_the_evaluation_scripts(
     mode: str, root: Path, study: dict[str, Any]
 ) -> None:
     args, found = small_config(root), study[mode]
-    encoder, start = zeroshot_encoder(args)
-    vectors = {task: task_vector(args, task, mode, encoder, start) for task in TASKS}
+    encoder, start = zeroshot_encoder(Run.of(args))
+    vectors = {task: task_vector(Run.of(args), task, mode, encoder, start) for task in TASKS}
     args.eval_datasets = [f"{task}Val" for task in TASKS]
     args.finetuning_accuracies = {f"{task}Val": found["single"][task] for task in TASKS}
     total = sum(list(vectors.values())[1:], start=vectors[TASKS[0]])
-    curve = sweep(total, encoder, args, coefficients(3), mode == "posthoc")
+    args.n_eval_points = 3
+    found_curve = evaluate_task_vector(total, encoder, args, mode == "posthoc")
+    curve = {float(coef): metrics for coef, metrics in found_curve.items()}
     best = max(curve, key=lambda c: (curve[c]["avg_normalized_top1"], -c))
     assert found["coefficient"] == best
     for task in TASKS:
-        one = finetuned_encoder(args, task, mode, encoder, start)
+        one = finetuned_encoder(Run.of(args), task, mode, encoder, start)
         top1 = eval_single_dataset(one, f"{task}Val", args)["top1"]
         assert found["single"][task] == pytest.approx(top1, abs=1e-6)
         top1 = eval_single_dataset(encoder, f"{task}Val", args)["top1"]
@@ -86,7 +88,7 @@ def test_on_test_the_coefficients_are_still_those_of_validation(
         argv = [*flags(root), "--test", f"--output={root / 'test.json'}"]
         assert script("study_embedded").main(argv) == 0
         args = small_config(root)
-        encoder, _ = zeroshot_encoder(args)
+        encoder, _ = zeroshot_encoder(Run.of(args))
         on_test = {task: eval_single_dataset(encoder, task, args)["top1"] for task in TASKS}
     found = json.loads((root / "test.json").read_text())
     for mode in ("standard", "linear", "posthoc"):

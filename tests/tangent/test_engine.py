@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from src.linearize import LinearizedModel
-from src.tangent import Displacement, duals, engine, jvp, jvps, plain_jvp, rule
-from src.tangent.rules import RULES
+from tangent_arithmetic.tangent import Displacement, duals, engine, jvp, jvps, plain_jvp, rule
+from tangent_arithmetic.tangent.linearized import LinearizedModel
+from tangent_arithmetic.tangent.rules import RULES
 
 F64 = torch.float64
 
@@ -540,7 +540,7 @@ def _gpt2() -> Any:
 def test_the_cache_of_a_language_model_does_not_leak(caplog: pytest.LogCaptureFixture) -> None:
     engine._say_once.cache_clear()
     model, ids = _gpt2(), torch.tensor([[1, 2, 3]])
-    with caplog.at_level(logging.INFO, logger="src.tangent.engine"):
+    with caplog.at_level(logging.INFO, logger="tangent_arithmetic.tangent.engine"):
         out, d_out = jvp(model, weights(model), direction(model), ids)
     assert "holds no tangents: None in its place" in caplog.text
     assert out.past_key_values is None and d_out.past_key_values is None
@@ -639,13 +639,13 @@ def test_bf16_autocast_stays_near_float32(block: nn.Module) -> None:
 
 
 def test_compiling_falls_back_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
-    from src import linearize
+    from tangent_arithmetic.tangent import linearized as linearize
 
     model = LinearizedModel(frozen(nn.Sequential(nn.Linear(3, 2), nn.GELU()), torch.float32))
     x = torch.randn(2, 3)
     linearize._warn_once.cache_clear()
     compiled = torch.compile(model, backend="eager")
-    with caplog.at_level(logging.WARNING, logger="src.linearize"):
+    with caplog.at_level(logging.WARNING, logger="tangent_arithmetic.tangent.linearized"):
         found = compiled(x)
     assert torch.equal(found, model(x))
     assert "runs uncompiled" in caplog.text
@@ -677,7 +677,7 @@ def test_checkpointing_of_activations_is_switched_off(caplog: pytest.LogCaptureF
     images = torch.randn(2, 3, 8, 8, dtype=F64)
     expected = LinearizedModel(visual)
     visual.set_grad_checkpointing(True)  # type: ignore[operator]
-    with caplog.at_level(logging.WARNING, logger="src.linearize"):
+    with caplog.at_level(logging.WARNING, logger="tangent_arithmetic.tangent.linearized"):
         model = LinearizedModel(visual)
     assert "its linearisation keeps them" in caplog.text
     for one in (model, expected):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from src.linearize import LinearizedModel
-from src.tangent import plain_jvp
+from tangent_arithmetic.tangent import plain_jvp
+from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 F32, F64 = torch.float32, torch.float64
 BARS = {F64: 1e-10, F32: 1e-5}

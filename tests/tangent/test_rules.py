@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
-from src.tangent import duals, jvp, jvps, plain_jvp
-from src.tangent.rules import COMPOSITES, RULES, attention
+from tangent_arithmetic.tangent import duals, jvp, jvps, plain_jvp
+from tangent_arithmetic.tangent.rules import COMPOSITES, RULES, attention
 
 F64 = torch.float64
 BAR = 1e-12

@@ -1,0 +1,106 @@
+"""Tangent Arithmetic: task vectors, linearised fine-tuning and the evaluation of both.
+
+The public names below are imported at first use, so that importing the package is free.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tangent_arithmetic.arithmetic.task_vectors import (
+        LinearizedTaskVector,
+        NonLinearTaskVector,
+        TaskVector,
+        linear_to_nonlinear,
+        nonlinear_to_linear,
+    )
+    from tangent_arithmetic.encoders.images import (
+        ClassificationHead,
+        ImageClassifier,
+        ImageEncoder,
+        MultiHeadImageClassifier,
+    )
+    from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+    from tangent_arithmetic.tangent import Displacement, jvp, jvps, rule
+    from tangent_arithmetic.tangent.linearized import LinearizedModel, linearize
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "arithmetic.task_vectors": (
+        "LinearizedTaskVector", "NonLinearTaskVector", "TaskVector", "linear_to_nonlinear",
+        "nonlinear_to_linear",
+    ),
+    "encoders.images": (
+        "ClassificationHead", "ImageClassifier", "ImageEncoder", "MultiHeadImageClassifier",
+    ),
+    "encoders.linearized": ("LinearizedImageEncoder",),
+    "tangent": ("Displacement", "jvp", "jvps", "rule"),
+    "tangent.linearized": ("LinearizedModel", "linearize"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ClassificationHead",
+    "Displacement",
+    "ImageClassifier",
+    "ImageEncoder",
+    "LinearizedImageEncoder",
+    "LinearizedModel",
+    "LinearizedTaskVector",
+    "MultiHeadImageClassifier",
+    "NonLinearTaskVector",
+    "TaskVector",
+    "__version__",
+    "jvp",
+    "jvps",
+    "linear_to_nonlinear",
+    "linearize",
+    "nonlinear_to_linear",
+    "rule",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _on_interrupt(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Ends a command interrupted by Ctrl-C while it imports as `errors.entry_point` does later."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write("interrupted\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
+def _is_command(argv: list[str]) -> bool:
+    """Whether the running program is one of this project's commands, not a user's own."""
+    program = Path(*argv[:1]).resolve()
+    root = Path(__file__).resolve().parents[2]
+    return (
+        argv[:1] == ["-m"]
+        or program.parent in (root / "src", root / "scripts")
+        or program.stem == "tangent-arithmetic"
+    )
+
+
+if _is_command(sys.argv):
+    sys.excepthook = _on_interrupt

@@ -1,0 +1,121 @@
+"""Task vectors as vectors: their angles, their lengths, and which layers they are made of.
+
+Source: arXiv:2212.04089, the cosine similarities between task vectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.figures import heat, panels, stacked
+from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.storage.statedict import State
+
+OWN = ("standard", "linear")  # post-hoc vectors are the standard ones
+
+
+def layer_of(name: str) -> str:
+    """The layer that a weight belongs to: up to its first number, or its module.
+
+    >>> layer_of("model.visual.transformer.resblocks.3.attn.in_proj_weight")
+    'resblocks.3'
+    >>> layer_of("model.visual.ln_post.bias")
+    'ln_post'
+    """
+    if numbered := re.search(r"([^.]+\.\d+)\.", name):
+        return numbered[1]
+    parts = name.removeprefix("model.visual.").split(".")
+    return ".".join(parts[:-1]) or parts[0]
+
+
+def table(run: Run, modes: Sequence[str] = OWN) -> pd.DataFrame:
+    """Cosines between all vectors of the modes that are fine-tuned, with their norms.
+
+    Returns:
+        Columns mode1, task1, mode2, task2, cosine, norm1, norm2.
+    """
+    vectors = _vectors(run, modes)
+    rows: list[dict[str, Any]] = []
+    flat = {key: _flat(tau) for key, tau in vectors.items()}
+    norms = {key: float(value.norm()) for key, value in flat.items()}
+    for one, x in flat.items():
+        for other, y in flat.items():
+            cosine = float(x @ y) / (norms[one] * norms[other])
+            rows.append({
+                "mode1": one[0], "task1": one[1], "mode2": other[0], "task2": other[1],
+                "cosine": cosine, "norm1": norms[one], "norm2": norms[other],
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def layers(run: Run, modes: Sequence[str] = OWN) -> pd.DataFrame:
+    """Share of each layer in the squared norm of each vector.
+
+    Returns:
+        Columns mode, task, layer, share (in [0, 1]), norm (of the layer's part).
+    """
+    rows: list[dict[str, Any]] = []
+    for (mode, task), tau in _vectors(run, modes).items():
+        squares: dict[str, float] = {}
+        for name, value in tau.items():
+            layer = layer_of(name)
+            squares[layer] = squares.get(layer, 0.0) + float(value.double().square().sum())
+        total = sum(squares.values())
+        rows += [
+            {"mode": mode, "task": task, "layer": layer, "share": s / total, "norm": s**0.5}
+            for layer, s in squares.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def _vectors(run: Run, modes: Sequence[str]) -> dict[tuple[str, str], State]:
+    tasks = run.tasks
+    found = {mode: Edits(run, mode, tasks).vectors for mode in OWN if mode in modes}
+    return {(mode, task): tau for mode, by_task in found.items() for task, tau in by_task.items()}
+
+
+def _flat(tau: State) -> torch.Tensor:
+    floats = [tau[name] for name in sorted(tau) if tau[name].is_floating_point()]
+    return torch.cat([value.double().flatten() for value in floats])
+
+
+def draw(found: pd.DataFrame, run: Run) -> Any:
+    """Cosines within each mode, and the norms."""
+    modes = [mode for mode in OWN if mode in set(found["mode1"])]
+    figure, axes = panels(1, len(modes) + 1, width=3.9, height=3.6)
+    for axis, mode in zip(axes[0], modes, strict=False):
+        part = found[(found["mode1"] == mode) & (found["mode2"] == mode)]
+        order = list(dict.fromkeys(part["task1"]))
+        square = part.pivot(index="task1", columns="task2", values="cosine").loc[order, order]
+        heat(axis, square, limits=(0.0, 1.0), written=True)
+        axis.set_title(f"cosine, {MODES[mode].label}")
+    lengths = {
+        MODES[mode].label: found[found["mode1"] == mode]
+        .groupby("task1", sort=False)["norm1"]
+        .first()
+        for mode in modes
+    }
+    pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], color=["#0072b2", "#009e73"], width=0.75)
+    axes[0][-1].invert_yaxis()
+    axes[0][-1].set(xlabel="norm of the task vector", ylabel="")
+    axes[0][-1].legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18)
+    )
+    return figure
+
+
+def draw_layers(found: pd.DataFrame, run: Run) -> Any:
+    """Mean share of each layer over the tasks, by mode."""
+    modes = [mode for mode in OWN if mode in set(found["mode"])]
+    shares = {
+        MODES[mode].label: found[found["mode"] == mode].groupby("layer", sort=False)["share"].mean()
+        for mode in modes
+    }
+    return stacked(100 * pd.DataFrame(shares).T, "share of the squared norm, %, mean of tasks")

@@ -1,0 +1,136 @@
+r"""Adding the vectors of a part of the tasks: every subset of them.
+
+For a subset S the model is \(\theta_0 + a \sum_{t \in S} \tau_t\), with the coefficient that has
+the best mean normalised accuracy over all tasks on validation (ties to the smallest), as for the
+sum of all. Linear models: all subsets, exactly, from the logits of one pass. Standard models:
+single vectors, all pairs, the sum of all, and a sample of the sizes between.
+
+Source: arXiv:2212.04089, the figures on adding subsets of the tasks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.arithmetic.coefficients import best_coefs, coefficients, warn_of_ties
+from tangent_arithmetic.run.models import checkpoint_hashes, command
+from tangent_arithmetic.run.modes import MODES, in_order
+from tangent_arithmetic.run.results import accuracies_path, require_results
+from tangent_arithmetic.run.run import Run
+
+Subset = tuple[str, ...]
+
+
+def subsets(tasks: Sequence[str], sample: int | None = None, seed: int = 0) -> list[Subset]:
+    """All subsets but the empty one, small ones first; or a sample of them.
+
+    Args:
+        tasks: the tasks.
+        sample: subsets of each size from three to all but one, None for every one; smaller ones,
+            and the whole, are all there.
+        seed: of the sample.
+    """
+    found: list[Subset] = []
+    for size in range(1, len(tasks) + 1):
+        of_size = list(combinations(tasks, size))
+        if sample is not None and 2 < size < len(tasks) and sample < len(of_size):
+            chosen = random.Random(f"{seed} {size}").sample(range(len(of_size)), sample)
+            of_size = [of_size[i] for i in sorted(chosen)]
+        found += of_size
+    return found
+
+
+def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
+    """Each subset's accuracy on the test splits of all tasks.
+
+    Returns:
+        Columns mode, num_vectors, tasks ("A+B"), coefficient, absolute, normalised (means over all
+        tasks), own_absolute, own_normalised (means over the tasks of the subset).
+    """
+    tasks = run.tasks
+    rows: list[dict[str, Any]] = []
+    for mode in modes:
+        edits = Edits(run, mode, tasks)
+        sample = run.config.subset_sample if mode == "standard" else None
+        hashes = checkpoint_hashes(run, tasks, mode)
+        made_by = command("eval_single_task", run, mode)
+        path = accuracies_path(run, mode)
+        needed = [*tasks, *(f"{task}Val" for task in tasks)]
+        singles = require_results(path, run, edits.theta0_hash, made_by, hashes, needed)
+        rows += _rows(edits, subsets(tasks, sample, run.seed), tasks, singles, run)
+    return pd.DataFrame(rows)
+
+
+def _rows(
+    edits: Edits, chosen: Sequence[Subset], tasks: Sequence[str], singles: Any, run: Run
+) -> list[dict[str, Any]]:
+    count = run.config.n_eval_points if edits.mode != "standard" else 11
+    coefs = coefficients(count)
+    points = [dict.fromkeys(subset, coef) for subset in chosen for coef in coefs]
+    on_val = np.array([
+        np.array(edits.accuracies(f"{task}Val", points)) / singles[f"{task}Val"] for task in tasks
+    ]).mean(axis=0).reshape(len(chosen), len(coefs))  # fmt: skip
+    tied = [
+        best_coefs({c: {"m": float(v)} for c, v in zip(coefs, values, strict=True)}, "m")
+        for values in on_val
+    ]
+    names = [f"{task}Val" for task in tasks]
+    warn_of_ties(tied, run.data.smallest(names), f"subsets, {edits.mode}")
+    best = [equal[0] for equal in tied]
+    points = [dict.fromkeys(subset, coef) for subset, coef in zip(chosen, best, strict=True)]
+    on_test = {task: edits.accuracies(task, points) for task in tasks}
+    rows = []
+    for i, (subset, coef) in enumerate(zip(chosen, best, strict=True)):
+        absolute = {task: on_test[task][i] for task in tasks}
+        normalised = {task: absolute[task] / singles[task] for task in tasks}
+        rows.append({
+            "mode": edits.mode, "num_vectors": len(subset), "tasks": "+".join(subset),
+            "coefficient": coef,
+            "absolute": float(np.mean(list(absolute.values()))),
+            "normalised": float(np.mean(list(normalised.values()))),
+            "own_absolute": float(np.mean([absolute[task] for task in subset])),
+            "own_normalised": float(np.mean([normalised[task] for task in subset])),
+        })  # fmt: skip
+    return rows
+
+
+def draw(found: pd.DataFrame, run: Run) -> Any:
+    """Accuracy against the number of vectors: mean, one standard deviation, each subset.
+
+    Sizes of which only a sample was evaluated are hollow, and no line leads to them.
+    """
+    tasks = len({task for name in found["tasks"] for task in name.split("+")})
+    figure, axes = panels(1, 2, width=4.4, height=3.6)
+    measures = (("absolute", "accuracy"), ("normalised", "normalised accuracy"))
+    for axis, (column, name) in zip(axes[0], measures, strict=True):
+        for k, mode in enumerate(in_order(found["mode"])):
+            part = found[found["mode"] == mode]
+            shift = 0.16 * (k - 1)
+            axis.plot(
+                part["num_vectors"] + shift, 100 * part[column], ".", ms=3, alpha=0.25,
+                color=MODES[mode].colour, zorder=1,
+            )  # fmt: skip
+            by_size = part.groupby("num_vectors")[column]
+            mean, spread = 100 * by_size.mean(), 100 * by_size.std(ddof=0)
+            whole = by_size.size().to_numpy() == [comb(tasks, size) for size in mean.index]
+            what = "subsets" if whole.all() else "subsets, hollow: sampled"
+            axis.plot(mean.index + shift, mean.where(whole), color=MODES[mode].colour, lw=1.5)
+            for sizes, face in ((whole, MODES[mode].colour), (~whole, "white")):
+                axis.errorbar(
+                    mean.index[sizes] + shift, mean[sizes], spread[sizes], fmt=MODES[mode].marker,
+                    color=MODES[mode].colour, markerfacecolor=face, capsize=2, lw=1.5, ms=5,
+                    label=f"{MODES[mode].label} ({len(part)} {what})" if face != "white" else None,
+                )  # fmt: skip
+        axis.set(xlabel="number of task vectors added", ylabel=f"{name}, mean of all tasks, %")
+        axis.set_xticks(sorted(set(found["num_vectors"])))
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,1 @@
+"""Arithmetic on task vectors, and its evaluation."""

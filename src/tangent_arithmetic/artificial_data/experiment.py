@@ -1,0 +1,237 @@
+"""The whole study by one command: data, base model, fine-tuning, edits, tables, figures.
+
+    python -m src.artificial_data.experiment              # three seeds, about three minutes
+    python -m src.artificial_data.experiment --quick      # one seed of a smaller study
+    python -m src.artificial_data.experiment --preset=readme --seeds=1      # the public README's
+
+Results are `results/artificial_data/` (another preset: a folder of its name in it). What is done is
+kept in `artificial_datasets*` and `artificial_checkpoints*` and skipped when it is run again.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tangent_arithmetic.run.settings import device_of
+
+from tangent_arithmetic.arithmetic.task_vectors import OPERATIONS, TaskVector
+from tangent_arithmetic.artificial_data import flags
+from tangent_arithmetic.artificial_data.edits import Edits
+from tangent_arithmetic.artificial_data.evaluation import accuracy, features, finite, get_head
+from tangent_arithmetic.artificial_data.finetune import Freeze, finetune
+from tangent_arithmetic.artificial_data.generate import write_dataset
+from tangent_arithmetic.artificial_data.presets import BASE
+from tangent_arithmetic.artificial_data.train import train
+from tangent_arithmetic.artificial_data.workspace import SPLITS, Data, Workspace
+from tangent_arithmetic.encoders.mlp import BackBone, Head
+from tangent_arithmetic.runtime.atomic import check_writable
+from tangent_arithmetic.runtime.errors import UsageError, entry_point
+from tangent_arithmetic.runtime.logs import progress, setup_logging
+from tangent_arithmetic.runtime.private import expanded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+Row = dict[str, Any]
+EDITED = ("standard", "posthoc", "linear")  # modes of edited models
+STEPS = [round(0.1 * i, 1) for i in range(10)]  # the public README's coefficients of an operation
+GRID = [round(0.05 * i, 2) for i in range(21)]  # coefficients of sums and negations
+ALPHAS = [round(0.1 * i, 1) for i in range(11)]
+
+
+def prepare(workspace: Workspace, device: Any = "cpu") -> None:
+    """Makes data, base model and fine-tuned models; what is done is skipped."""
+    preset = workspace.preset
+    for name, spec in preset.datasets.items():
+        write_dataset(workspace, name, spec)
+    train(workspace, device=device)
+    for task in preset.tasks:
+        if preset.probe is not None:
+            finetune(workspace, task, preset.probe, freeze="backbone", device=device)
+        freeze: Freeze = "none" if preset.probe is None else "head"
+        finetune(workspace, task, preset.standard, "standard", freeze, device)
+        finetune(workspace, task, preset.linear, "linear", freeze, device)
+        finetune(workspace, task, preset.base, "scratch", "none", device)
+
+
+class Study:
+    """One seed's models and what is measured on them; all tables are lists of rows.
+
+    Args:
+        workspace: its files, see `prepare`.
+        device: where to compute.
+    """
+
+    def __init__(self, workspace: Workspace, device: Any = "cpu") -> None:
+        self.workspace = workspace
+        self.device = device
+        self.tasks = workspace.preset.tasks
+        self.probed = workspace.preset.probe is not None
+        self.base = self._backbone(BASE, "standard")
+        self.data: Callable[[str, str], Data] = functools.cache(self._data)
+        self.head: Callable[[str, str], Head] = functools.cache(self._head)
+        self.edits: Callable[[str], Edits] = functools.cache(self._edits)
+
+    def _backbone(self, dataset: str, mode: str) -> BackBone:
+        path = self.workspace.backbone(dataset, mode)
+        return BackBone.load(path).to(self.device).requires_grad_(False)
+
+    def _data(self, dataset: str, split: str) -> Data:
+        """The rows of a split, on the device."""
+        return self.workspace.data(dataset, split, self.device)
+
+    def _head(self, dataset: str, mode: str) -> Head:
+        """The head of a data set under models of a mode."""
+        own = dataset != BASE and (mode == "scratch" or (mode == "linear" and not self.probed))
+        head = get_head(dataset, self.workspace, mode if own else "standard")
+        return head.to(self.device).requires_grad_(False)
+
+    def _edits(self, mode: str) -> Edits:
+        """The models around the base model in a mode."""
+        trained = "linear" if mode == "linear" else "standard"
+        vectors = {task: TaskVector(self.base, self._backbone(task, trained))
+                   for task in self.tasks}  # fmt: skip
+        return Edits(self.base, vectors, mode != "standard",
+                     lambda dataset: self.head(dataset, mode), self.data)  # fmt: skip
+
+    def training(self) -> Iterator[Row]:
+        """What was learnt: the base model, each task before and after fine-tuning."""
+        standard = self.edits("standard")
+        got = standard.accuracies({}, [BASE], SPLITS)
+        found = {("base", BASE, split): value for (_, split), value in got.items()}
+        for task in self.tasks:
+            for mode, coef in [("pre-trained", 0.0), *((mode, 1.0) for mode in EDITED)]:
+                edits = self.edits(mode if coef else "standard")
+                got = edits.accuracies({task: coef}, [task], SPLITS)
+                found |= {(mode, task, split): value for (_, split), value in got.items()}
+            scratch = self._backbone(task, "scratch")
+            for split in SPLITS:
+                x, y = self.data(task, split)
+                logits = self.head(task, "scratch")(features(scratch, x))
+                found["scratch", task, split] = accuracy(logits, y)
+        for (model, dataset, split), value in found.items():
+            classes = self.workspace.preset.spec(dataset).n_classes
+            yield {"model": model, "dataset": dataset, "split": split, "accuracy": value,
+                   "chance": 1 / classes}  # fmt: skip
+
+    def operations(self) -> Iterator[Row]:
+        """V = theta_ft op theta_0 and theta_0 + lambda v, for four operations, on test.
+
+        Once from models fine-tuned from the base model, once from models trained from scratch.
+        """
+        pretrained = self.workspace.backbone()
+        for start, task, operation in itertools.product(
+            ("standard", "scratch"), self.tasks, OPERATIONS
+        ):
+            vector = TaskVector(pretrained, self.workspace.backbone(task, start),
+                                operation=operation)  # fmt: skip
+            x, y = self.data(task, "test")
+            for coef in STEPS:
+                backbone = vector.apply_to(pretrained, coef).to(self.device).requires_grad_(False)
+                logits = self.head(task, start)(features(backbone, x))
+                yield {"start": "pre-trained" if start == "standard" else "scratch",
+                       "dataset": task, "operation": operation, "coefficient": coef,
+                       "accuracy": accuracy(logits, y),
+                       "finite": float(finite(logits).float().mean())}  # fmt: skip
+
+    def sums(self) -> Iterator[Row]:
+        """Sums of all pairs of vectors and of all of them, at each coefficient."""
+        groups: list[tuple[str, ...]] = [*itertools.combinations(self.tasks, 2)]
+        if len(self.tasks) > 2:
+            groups.append(tuple(self.tasks))
+        for mode, group, coef in itertools.product(EDITED, groups, GRID):
+            got = self.edits(mode).accuracies(dict.fromkeys(group, coef), list(group),
+                                              ("val", "test"))  # fmt: skip
+            for (dataset, split), value in got.items():
+                yield {"mode": mode, "tasks": "+".join(group), "coefficient": coef,
+                       "dataset": dataset, "split": split, "accuracy": value}  # fmt: skip
+
+    def negations(self) -> Iterator[Row]:
+        """Each vector subtracted, at each coefficient: its task, and the base model's data set."""
+        for mode, task, coef in itertools.product(EDITED, self.tasks, GRID):
+            got = self.edits(mode).accuracies({task: -coef}, [task, BASE], ("val", "test"))
+            for (dataset, split), value in got.items():
+                yield {"mode": mode, "negated": task, "coefficient": coef, "dataset": dataset,
+                       "split": split, "accuracy": value}  # fmt: skip
+
+    def interpolations(self) -> Iterator[Row]:
+        """(1 - alpha) tau_1 + alpha tau_2 for all pairs, on test."""
+        for mode, (first, second) in itertools.product(
+            EDITED, itertools.combinations(self.tasks, 2)
+        ):
+            for alpha in ALPHAS:
+                got = self.edits(mode).accuracies({first: 1 - alpha, second: alpha},
+                                                  [first, second], ("test",))  # fmt: skip
+                for (dataset, _), value in got.items():
+                    yield {"mode": mode, "first": first, "second": second, "alpha": alpha,
+                           "dataset": dataset, "accuracy": value}  # fmt: skip
+
+
+TABLES = ("training", "operations", "sums", "negations", "interpolations")
+
+
+def run(
+    name: str, seeds: int, root: Path, results: Path, device: Any = "cpu"
+) -> dict[str, pd.DataFrame]:
+    """Runs a preset for several seeds and writes its results.
+
+    Args:
+        name: of the preset.
+        seeds: how many, from 0.
+        root: where data and checkpoints go.
+        results: folder of CSV files, figures and readme.
+        device: where to compute.
+
+    Returns:
+        The tables, each with a column "seed".
+    """
+    import pandas as pd
+
+    from tangent_arithmetic.artificial_data.report import write_report
+
+    for file in (*(f"{table}.csv" for table in TABLES), "study.json", "README.md"):
+        check_writable(results / file)
+    begun = time.monotonic()
+    rows: dict[str, list[Row]] = {table: [] for table in TABLES}
+    for seed in range(seeds):
+        workspace = Workspace(root, name, seed)
+        prepare(workspace, device)
+        study = Study(workspace, device)
+        for table in progress(TABLES, f"seed {seed}: tables"):
+            rows[table] += [{"seed": seed, **row} for row in getattr(study, table)()]
+        logger.info("seed %d is done, %.0f s", seed, time.monotonic() - begun)
+    tables = {table: pd.DataFrame(found) for table, found in rows.items()}
+    write_report(results, name, tables, time.monotonic() - begun)
+    return tables
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = flags.make_parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="one seed of --preset=quick")
+    parser.add_argument("--seeds", type=int, help="how many, from 0 (default: 3; quick: 1)")
+    parser.add_argument("--results", type=Path, default=Path("results"),
+                        help="root of the results' folders (default: results)")  # fmt: skip
+    args = parser.parse_args(argv)
+    setup_logging()
+    name = "quick" if args.quick else args.preset
+    seeds = args.seeds if args.seeds is not None else 1 if name == "quick" else 3
+    if seeds < 1:
+        raise UsageError(f"--seeds: expected at least 1, got {seeds}")
+    folder = expanded(args.results) / "artificial_data"
+    folder = folder if name == "default" else folder / name
+    run(name, seeds, args.root, folder, device_of(args))
+    logger.info("results are in %s", folder)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

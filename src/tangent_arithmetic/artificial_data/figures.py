@@ -1,0 +1,112 @@
+"""Figures of the study: lines are means over data sets and seeds, bands one deviation of seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tangent_arithmetic.arithmetic.task_vectors import OPERATIONS
+from tangent_arithmetic.artificial_data.presets import BASE
+from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.runtime.atomic import atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STYLES = {"standard": "-", "linear": "--", "posthoc": "-."}
+ACCURACY = "test accuracy, %"
+
+
+def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Writes one PNG a table of edits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    for name, (panels, paint) in {
+        "operations": (4, _operations),
+        "sums": (2, _sums),
+        "negations": (3, _negations),
+        "interpolations": (1, _interpolations),
+    }.items():
+        figure, axes = plt.subplots(
+            1, panels, figsize=(1.2 + 3.3 * panels, 3.6), layout="constrained", sharey=True,
+            squeeze=False,
+        )  # fmt: skip
+        paint(axes[0], tables)
+        axes[0][0].set_ylabel(ACCURACY)
+        axes[0][0].set_ylim(0, 102)
+        for axis in axes[0]:
+            axis.grid(alpha=0.3)
+        with atomic(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+        plt.close(figure)
+
+
+def _line(axis: Any, part: pd.DataFrame, x: str, **style: Any) -> None:
+    """Accuracy over x: the mean of the seeds' means, and their standard deviation."""
+    seeds = 100 * part.groupby(["seed", x])["accuracy"].mean().unstack("seed")
+    mean, deviation = seeds.mean(axis=1), seeds.std(axis=1).fillna(0.0)
+    axis.plot(mean.index, mean, **style)
+    axis.fill_between(mean.index, mean - deviation, mean + deviation, alpha=0.2, linewidth=0,
+                      color=style["color"])  # fmt: skip
+
+
+def _chance(axis: Any, tables: dict[str, pd.DataFrame]) -> None:
+    own = tables["training"]
+    chance = 100 * own[own["dataset"] != BASE]["chance"].mean()
+    axis.axhline(chance, color=MODES["none"].colour, linestyle=":", label="guessing")
+
+
+def _operations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["operations"]
+    colours = {"pre-trained": MODES["standard"].colour, "scratch": "#555555"}
+    for axis, operation in zip(axes, OPERATIONS, strict=True):
+        for start, colour in colours.items():
+            part = table[(table["operation"] == operation) & (table["start"] == start)]
+            label = "from the base model" if start == "pre-trained" else "trained from scratch"
+            _line(axis, part, "coefficient", color=colour, label=label,
+                  linestyle="-" if start == "pre-trained" else "--")  # fmt: skip
+        _chance(axis, tables)
+        axis.set(title=operation, xlabel="coefficient")
+    axes[0].legend(frameon=False, fontsize=8)
+
+
+def _sums(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["sums"]
+    table = table[table["split"] == "test"]
+    counts = table["tasks"].str.count(r"\+") + 1
+    for axis, count, title in zip(axes, (2, counts.max()), ("pairs", "all vectors"), strict=True):
+        for mode, style in STYLES.items():
+            part = table[(counts == count) & (table["mode"] == mode)]
+            _line(axis, part, "coefficient", color=MODES[mode].colour, label=mode, linestyle=style)
+        _chance(axis, tables)
+        axis.set(title=f"{title} added ({count})", xlabel="coefficient")
+    axes[0].legend(frameon=False, fontsize=8)
+
+
+def _negations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["negations"]
+    table = table[table["split"] == "test"]
+    for axis, mode in zip(axes, STYLES, strict=True):
+        part = table[table["mode"] == mode]
+        control = part["dataset"] == BASE
+        _line(axis, part[control], "coefficient", color=MODES[mode].colour, linestyle="--",
+              label=f"control ({BASE})")  # fmt: skip
+        _line(
+            axis, part[~control], "coefficient", color=MODES[mode].colour, label="the negated task"
+        )
+        _chance(axis, tables)
+        axis.set(title=f"{mode}, one vector negated", xlabel="coefficient")
+    axes[0].legend(frameon=False, fontsize=8)
+
+
+def _interpolations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["interpolations"]
+    for mode, style in STYLES.items():
+        part = table[(table["mode"] == mode) & (table["dataset"] == table["second"])]
+        _line(axes[0], part, "alpha", color=MODES[mode].colour, label=mode, linestyle=style)
+    _chance(axes[0], tables)
+    axes[0].set(title="second task of each pair", xlabel="alpha (0: first vector, 1: second)")
+    axes[0].legend(frameon=False, fontsize=8)

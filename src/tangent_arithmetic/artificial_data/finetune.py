@@ -1,0 +1,167 @@
+"""Fine-tunes the base model's backbone on another data set, with a new head.
+
+    python -m src.artificial_data.finetune --dataset=dataset2                  # head and backbone
+    python -m src.artificial_data.finetune --dataset=dataset2 --freeze=backbone       # head alone
+    python -m src.artificial_data.finetune --dataset=dataset2 --freeze=head --mode=linear
+
+`--freeze=head` takes the head that `--freeze=backbone` made. `--mode=linear` trains the backbone's
+linearisation at the pre-trained weights; `--mode=scratch` starts from a new backbone instead of the
+pre-trained one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tangent_arithmetic.run.settings import device_of
+from torch import nn
+
+from tangent_arithmetic.artificial_data import flags
+from tangent_arithmetic.artificial_data.presets import BASE, MODES, Mode, Recipe
+from tangent_arithmetic.artificial_data.train import OWN, fit, initialized, num_classes
+from tangent_arithmetic.artificial_data.workspace import Workspace, is_done
+from tangent_arithmetic.encoders.loading import read_facts, resolve
+from tangent_arithmetic.encoders.mlp import BackBone, ClassificationModel, Head
+from tangent_arithmetic.runtime.atomic import check_writable
+from tangent_arithmetic.runtime.errors import UsageError, entry_point, unknown
+from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.runtime.software import software
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.tangent.linearized import LinearizedModel
+
+logger = logging.getLogger(__name__)
+Freeze = Literal["none", "backbone", "head"]
+FREEZE: tuple[Freeze, ...] = ("none", "backbone", "head")
+
+
+def finetune(
+    workspace: Workspace,
+    dataset: str,
+    recipe: Recipe,
+    mode: Mode = "standard",
+    freeze: Freeze = "none",
+    device: Any = "cpu",
+) -> Path:
+    """Fine-tunes on a data set and writes what was trained; what is done is skipped.
+
+    Args:
+        workspace: where data and base model lie and the checkpoints go.
+        dataset: its name.
+        recipe: learning rate, batch size, epochs.
+        mode: "standard"; "linear": the linearisation at the pre-trained weights; "scratch": as
+            standard, from a new backbone.
+        freeze: "none": backbone and a new head are trained; "backbone": the head alone; "head": the
+            backbone alone, under the head that "backbone" made.
+        device: where.
+
+    Returns:
+        The file of the backbone, or of the head if the backbone is frozen.
+
+    Raises:
+        MissingFileError: if data, base model or head are not there.
+        UsageError: if there is a checkpoint of this name that was made otherwise.
+        ValueError: if the base model lacks a weight, listing all differences.
+    """
+    _check(dataset, mode, freeze)
+    base_path = resolve(workspace.backbone(), workspace.command("train"))
+    base_hash = str(read_facts(base_path)["hash"])
+    made = {**asdict(recipe), "seed": workspace.seed, "data": workspace.data_hash(dataset),
+            "mode": mode, "freeze": freeze, "theta0": base_hash}  # fmt: skip
+    path, head_path = workspace.backbone(dataset, mode), workspace.head(dataset, mode)
+    if freeze == "head":  # it is the same in all modes
+        probe = workspace.command("finetune", f"--dataset={dataset}", "--freeze=backbone")
+        head_path = resolve(workspace.head(dataset), probe)
+        made["head"] = str(read_facts(head_path)["hash"])
+    written = {"none": (path, head_path), "backbone": (head_path,), "head": (path,)}[freeze]
+    if all([is_done(file, made) for file in written]):
+        RunStates(written[0], made).clean_up()
+        return written[0]
+    for file in written:
+        check_writable(file)
+
+    x, y = workspace.data(dataset, "train", device)
+    backbone, head = _parts(workspace, dataset, mode, freeze, x.shape[1], num_classes(y))
+    body = LinearizedModel(backbone) if mode == "linear" else backbone
+    model = ClassificationModel(body, head).to(device)
+    model.backbone.requires_grad_(freeze != "backbone")
+    model.head.requires_grad_(freeze != "head")
+    what = "head" if freeze == "backbone" else "backbone"
+    name = f"{mode} {what} on {dataset}"
+    states = RunStates(written[0], {**made, **software(OWN)})
+    trained: nn.Module = model
+    if freeze == "backbone":  # features do not change
+        with torch.no_grad():
+            x = model.backbone(x)
+        trained = model.head
+    with states.locked():
+        losses = fit(trained, x, y, recipe, workspace.seed, name, states)
+        facts = {"made": made, "dataset": dataset, "mode": mode, "losses": losses}
+        if head_path in written:
+            head.save(head_path, base_hash, **facts)
+        if path in written:
+            if isinstance(body, LinearizedModel):  # theta is kept; theta0 is the base model's
+                backbone.load_state_dict(body.theta())
+            backbone.save(path, None if mode == "scratch" else base_hash, **facts)
+        states.remove()
+    return written[0]
+
+
+def _check(dataset: str, mode: str, freeze: str) -> None:
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if freeze not in FREEZE:
+        raise unknown("part to freeze", freeze, FREEZE)
+    if dataset == BASE:
+        raise UsageError(f"{BASE} is the base model's data set; fine-tune on another one")
+    if mode != "standard" and freeze == "backbone":
+        raise UsageError("a head on the frozen backbone has no mode; leave out --mode")
+
+
+def _parts(
+    workspace: Workspace, dataset: str, mode: str, freeze: str, features: int, classes: int
+) -> tuple[BackBone, Head]:
+    """The backbone to start from, and the head."""
+    if mode == "scratch":
+        backbone: BackBone = initialized(
+            BackBone, workspace.seed, f"backbone {dataset}", input_dim=features
+        )
+    else:
+        backbone = BackBone.load(workspace.backbone())
+        if backbone.sizes["input_dim"] != features:
+            raise UsageError(
+                f"{dataset} has {features} features, expected {backbone.sizes['input_dim']}, those "
+                "of the base model"
+            )
+    if freeze == "head":
+        return backbone, Head.load(workspace.head(dataset))
+    sizes = {"input_dim": backbone.get_output_dim(), "output_dim": classes}
+    return backbone, initialized(Head, workspace.seed, f"head {dataset}", **sizes)
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = flags.make_parser(__doc__)
+    flags.add_seed(parser)
+    parser.add_argument("--dataset", required=True, help="data set to fine-tune on")
+    parser.add_argument("--mode", default="standard", choices=MODES, help="default: standard")
+    parser.add_argument("--freeze", default="none", choices=FREEZE, help="default: none")
+    flags.add_fields(parser, Recipe, "training")
+    args = parser.parse_args(argv)
+    setup_logging()
+    workspace = flags.workspace_of(args)
+    preset = workspace.preset
+    start = preset.probe or preset.base if args.freeze == "backbone" else preset.recipe(args.mode)
+    recipe = replace(start, **flags.given(args, Recipe))
+    done = finetune(workspace, args.dataset, recipe, args.mode, args.freeze, device_of(args))
+    logger.info("%s", done)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""What the study's tables say: mean and spread over seeds, at coefficients chosen on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tangent_arithmetic.arithmetic.coefficients import best_coefs, find_optimal_coef, warn_of_ties
+from tangent_arithmetic.artificial_data.presets import BASE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEPT = 0.95  # share of the control accuracy that a negation must keep
+Tables = Mapping[str, "pd.DataFrame"]
+
+
+def spread(values: pd.Series | list[float], scale: float = 100.0) -> str:
+    """Mean ± standard deviation of one value a seed; the mean alone for one seed."""
+    found = scale * np.asarray(values, dtype=float)
+    if len(found) < 2:
+        return f"{found.mean():.1f}"
+    return f"{found.mean():.1f} ± {found.std(ddof=1):.1f}"
+
+
+def training(tables: Tables) -> list[list[str]]:
+    """Model, then accuracy on train, val and test, mean over tasks."""
+    table = tables["training"]
+    means = table.groupby(["model", "split", "seed"])["accuracy"].mean()
+    rows = []
+    for model in table["model"].unique():
+        cells = [spread(means[model, split]) for split in ("train", "val", "test")]
+        chance = table[table["model"] == model]["chance"].mean()
+        rows.append([model, *cells, f"{100 * chance:.1f}"])
+    return rows
+
+
+def operations(tables: Tables) -> list[list[str]]:
+    """Start and operation, then test accuracy at 0, the best and where it is, at the last step."""
+    table = tables["operations"]
+    rows = []
+    for (start, operation), part in table.groupby(["start", "operation"], sort=False):
+        grid = part.pivot_table(index="seed", columns="coefficient", values="accuracy")
+        mean = grid.mean()
+        best, last = mean.idxmax(), mean.index[-1]
+        rows.append([
+            f"{operation}, {start}", spread(grid[0.0]), spread(grid[best]), str(best),
+            spread(grid[last]), f"{100 * (1 - part['finite'].mean()):.1f}",
+        ])  # fmt: skip
+    return rows
+
+
+def sums(tables: Tables) -> list[list[str]]:
+    """Mode and number of vectors, then accuracy before and after, normalised, coefficients."""
+    own = tables["training"].rename(columns={"model": "mode", "accuracy": "own"})
+    table = tables["sums"].merge(own, on=["seed", "mode", "dataset", "split"])
+    table["normalized"] = (table["accuracy"] / table["own"]).where(table["own"] > 0, 0.0)
+    table["vectors"] = table["tasks"].str.count(r"\+") + 1
+    rows, ties = [], []
+    for (count, mode), part in table.groupby(["vectors", "mode"], sort=False):
+        chosen, before, after, relative = [], [], [], []
+        for _, one in part.groupby(["seed", "tasks"]):
+            means = one.groupby(["split", "coefficient"])[["accuracy", "normalized"]].mean()
+            ties.append(best_coefs(means.loc["val"].to_dict("index"), metric="normalized"))
+            coef = ties[-1][0]
+            chosen.append(coef)
+            before.append(means["accuracy"]["test", 0.0])
+            after.append(means["accuracy"]["test", coef])
+            relative.append(means["normalized"]["test", coef])
+        cells = [by_seed(part, values) for values in (before, after, relative)]
+        rows.append([f"{count} vectors, {mode}", *cells, span(chosen)])
+    warn_of_ties(ties, None, "sums")
+    return rows
+
+
+def negations(tables: Tables) -> list[list[str]]:
+    """Mode, then accuracy of task and control before and after, coefficients."""
+    table = tables["negations"]
+    rows = []
+    for mode, part in table.groupby("mode", sort=False):
+        chosen: list[float] = []
+        found: list[list[float]] = []
+        for (_, task), one in part.groupby(["seed", "negated"]):
+            wide = one.pivot_table(
+                index=["split", "coefficient"], columns="dataset", values="accuracy"
+            )
+            val, test = (
+                wide.loc[split].rename(columns={task: "target", BASE: "control"})
+                for split in ("val", "test")
+            )
+            coef = find_optimal_coef(
+                val.to_dict("index"), metric="target", minimize=True, control_metric="control",
+                control_metric_threshold=KEPT * val["control"][0.0],
+            )  # fmt: skip
+            chosen.append(coef)
+            found.append(
+                [test[column][at] for column in ("target", "control") for at in (0.0, coef)]
+            )
+        cells = [by_seed(part, list(values)) for values in zip(*found, strict=True)]
+        rows.append([str(mode), *cells, span(chosen)])
+    return rows
+
+
+def interpolations(tables: Tables) -> list[list[str]]:
+    """Mode, then accuracy on a task at the weights 1, 0.5 and 0 of its own vector."""
+    table = tables["interpolations"]
+    weight = np.where(table["dataset"] == table["second"], table["alpha"], 1 - table["alpha"])
+    table = table.assign(weight=np.round(weight, 2))
+    means = table.groupby(["mode", "weight", "seed"])["accuracy"].mean()
+    return [
+        [mode, *(spread(means[mode, weight]) for weight in (1.0, 0.5, 0.0))]
+        for mode in table["mode"].unique()
+    ]
+
+
+def by_seed(part: pd.DataFrame, values: list[float]) -> str:
+    """Mean ± deviation over seeds, of values that are grouped by seed first."""
+    return spread([float(np.mean(each)) for each in np.split(np.array(values),
+                                                            part["seed"].nunique())])  # fmt: skip
+
+
+def span(values: list[float]) -> str:
+    """The least and the largest value."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

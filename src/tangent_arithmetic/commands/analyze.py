@@ -1,0 +1,148 @@
+"""Analyses a run as the papers do: tables, figures and the report page.
+
+NAME is an analysis (single, similarity, disentanglement, negation, subsets, analogies, few), or
+"report" for the page with its tangent explorer, or "figures" to draw the tables that are there
+again. Without a name all analyses and the page are made. They need the run's checkpoints and its
+results: see src/finetune.py and src/eval_*.py. --finetuning-mode narrows them to one mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tangent_arithmetic.analysis import (
+    analogies,
+    disentanglement,
+    negation,
+    similarity,
+    single,
+    subsets,
+)
+from tangent_arithmetic.analysis.figures import plain, save
+from tangent_arithmetic.analysis.tables import of_table, read_table, table_path, write_table
+from tangent_arithmetic.report import explorer as tangent_explorer
+from tangent_arithmetic.report.page import report_path, write_report
+from tangent_arithmetic.run.args import parse_names
+from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.run.models import announce
+from tangent_arithmetic.run.modes import edited, require_mode
+from tangent_arithmetic.run.results import check_targets
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UnwritableError, UsageError, entry_point
+from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.runtime.private import without_home
+
+logger = logging.getLogger(__name__)
+
+Make = Callable[[Any, Sequence[str]], pd.DataFrame]
+Draw = Callable[[pd.DataFrame, Any], Any]
+# by name, each a list of tables: its name, what makes it of settings and modes, its figure
+ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
+    "single": [("single", single.table, single.draw)],
+    "similarity": [
+        ("similarity", similarity.table, similarity.draw),
+        ("layers", similarity.layers, similarity.draw_layers),
+    ],
+    "disentanglement": [("disentanglement", disentanglement.table, disentanglement.draw)],
+    "negation": [
+        ("negation", negation.curves, negation.draw_curves),
+        ("negation_random", negation.against_random, negation.draw_random),
+    ],
+    "subsets": [("subsets", subsets.table, subsets.draw)],
+    "analogies": [("analogies", analogies.table, analogies.draw)],
+    "few": [("analogies_few", analogies.with_few_pictures, analogies.draw_few)],
+}
+FIGURES, REPORT = "figures", "report"
+NAMES = (*ANALYSES, FIGURES, REPORT)
+
+
+def analyze(run: Run, names: Sequence[str] = ()) -> None:
+    """Makes analyses, and writes their tables (CSV), provenance and figures, and the report page.
+
+    Args:
+        run: the run.
+        names: see `NAMES`; without any, all analyses and the explorer are made, and one whose
+            checkpoints or results are not there is left out with a warning.
+    """
+    parts = [part for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())]
+    tables = [table_path(run, name) for name, *_ in parts]
+    figures = [figures_dir(run) / f"{path.stem}.png" for path in tables]
+    if FIGURES in names:
+        figures.append(figures_dir(run) / "single.png")
+    check_targets(run, report_path(run), *tables, *figures)
+    mode = run.config.finetuning_mode
+    modes = edited() if mode is None else [mode]
+    for name, make, draw in parts:
+        with _leaving_out(name, not names):
+            logger.info("analysis: %s", name)
+            start = time.monotonic()
+            found = make(run, modes)
+            if ddp.is_main_process():
+                seconds = time.monotonic() - start
+                path = write_table(run, name, found, seconds)
+                show(run, name, draw, found)
+                logger.info("%s: %.0f s, wrote %s", name, seconds, path)
+            ddp.barrier()
+    if FIGURES in names and ddp.is_main_process():
+        for name, _, draw in (part for analysis in ANALYSES.values() for part in analysis):
+            if table_path(run, name).is_file():
+                with of_table(run, name):
+                    show(run, name, draw, read_table(run, name))
+    explored = None
+    if REPORT in names or not names:
+        with _leaving_out("the explorer", not names):
+            explored = tangent_explorer.explore(run, "posthoc" if mode == "posthoc" else "linear")
+    path = write_report(run, explored)
+    logger.info("wrote %s", path)
+
+
+@contextlib.contextmanager
+def _leaving_out(name: str, wanted: bool) -> Iterator[None]:
+    """Warns of an input that is not there instead of stopping, if that is wanted."""
+    try:
+        yield
+    except UsageError as error:
+        if not wanted or isinstance(error, UnwritableError):
+            raise
+        logger.warning("%s is left out: %s", name, error)
+
+
+def figures_dir(run: Run) -> Path:
+    """The folder of the run's figures."""
+    return run.results / "figures"
+
+
+def show(run: Run, name: str, draw: Draw, table: pd.DataFrame) -> None:
+    """Writes the figure of a table."""
+    note = f"{run.config.model}, suite {run.suite.name}, seed {run.seed}"
+    save(plain(draw, table, run), figures_dir(run), name, without_home(note))
+
+
+def work(names: tuple[str, ...], run: Run) -> None:
+    """Analyses, in every process of the run."""
+    announce(run, "analyze")
+    analyze(run, names)
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    names, args = parse_names(NAMES, "analysis", argv, __doc__)
+    if args.finetuning_mode is not None:
+        require_mode(args.finetuning_mode, "analyze.py", edited())
+    setup_logging()
+    start(functools.partial(work, tuple(names)), args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

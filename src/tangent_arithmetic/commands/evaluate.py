@@ -1,0 +1,91 @@
+"""Evaluates the pre-trained encoder, or each fine-tuned one, on its own task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tangent_arithmetic.encoders.base import Encoder
+from tangent_arithmetic.report.page import report_path, write_report
+from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.run.models import (
+    announce,
+    checkpoint_hashes,
+    finetuned_encoder,
+    split_of,
+    zeroshot_encoder,
+)
+from tangent_arithmetic.run.modes import MODES, require_mode
+from tangent_arithmetic.run.results import (
+    accuracies_path,
+    accuracy_table,
+    check_targets,
+    provenance,
+    write_merged,
+)
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tracking import tracked
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.logs import setup_logging
+
+
+def single_task_accuracies(run: Run) -> dict[str, Any]:
+    """Top-1 of each task's encoder on the task's validation and test split, with provenance.
+
+    In mode "none" the pre-trained encoder is evaluated, on the control set too.
+    """
+    mode, begin = run.mode, time.monotonic()
+    base, theta0_hash = zeroshot_encoder(run)
+    tasks = list(dict.fromkeys(name.removesuffix("Val") for name in run.eval_datasets))
+    accuracies: dict[str, Any] = {}
+    for task in tasks if mode.edits else dict.fromkeys([*tasks, run.control]):
+        encoder: Encoder = base
+        if mode.edits:
+            encoder = finetuned_encoder(run, task, mode.name, base, theta0_hash)
+        for name in (f"{task}Val", task):
+            accuracies[name] = split_of(run, encoder, name).accuracy(encoder)["top1"]
+    hashes = checkpoint_hashes(run, tasks, mode.name) if mode.edits else {}
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
+    splits = run.data.split_hashes(list(accuracies))
+    accuracies["provenance"] = provenance(run, time.monotonic() - begin, **facts, splits=splits)
+    return accuracies
+
+
+def work(run: Run) -> None:
+    """Evaluates, writes and prints, in every process of the run."""
+    announce(run, "eval_single_task")
+    mode = run.mode.name
+    path = accuracies_path(run, mode)
+    check_targets(run, path, report_path(run))
+    with tracked(run, f"single-{mode}") as tracker:
+        accuracies = single_task_accuracies(run)
+        write_merged(path, accuracies, run)
+        tracker.log({k: v for k, v in accuracies.items() if k != "provenance"})
+    page = write_report(run)
+    if ddp.is_main_process():
+        tasks = list(dict.fromkeys(name.removesuffix("Val") for name in run.eval_datasets))
+        label = "zero-shot" if mode == "none" else mode
+        rows = {f"{label}, {split}": [accuracies[n + end] for n in tasks]
+                for split, end in (("validation", "Val"), ("test", ""))}  # fmt: skip
+        print(accuracy_table(tasks, rows))
+        if mode == "none":
+            control = run.control
+            print(f"control {control}: {100 * accuracies[control]:.1f} on test")
+        print(f"wrote {path} and {page}")
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    args = parse_arguments(argv, __doc__)
+    require_mode(args.finetuning_mode, "eval_single_task.py", list(MODES))
+    setup_logging()
+    start(work, args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,224 @@
+"""Fine-tunes the image encoder on every task, in standard or linear mode."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tangent_arithmetic.data.identity import pictures_hash, times_hash
+from tangent_arithmetic.data.registry import ImageDataset, split_record
+from tangent_arithmetic.encoders.images import (
+    ClassificationHead,
+    ImageClassifier,
+    ImageEncoder,
+)
+from tangent_arithmetic.encoders.loading import read_facts
+from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.run.models import (
+    announce,
+    base_encoder,
+    classification_head,
+    zeroshot_encoder,
+)
+from tangent_arithmetic.run.modes import require_mode, trained
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tracking import append_result, tracked
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.atomic import remove_parts
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entry_point
+from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.runtime.software import software
+from tangent_arithmetic.storage.states import RunStates, differences
+from tangent_arithmetic.training.loop import Snapshots, seed_everything, train
+
+logger = logging.getLogger(__name__)
+
+
+def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
+    """Whether a checkpoint is there and was made with the wanted settings.
+
+    Raises:
+        UsageError: if it was made with others; it is not overwritten.
+    """
+    if not path.is_file():
+        return False
+    facts = read_facts(path)
+    recipe = {"precision": "fp32", **facts["info"].get("recipe", {})}  # it was so before the flag
+    found = {**recipe, "seed": facts["info"].get("seed")}
+    differ = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
+    if facts["theta0_hash"] != theta0_hash:
+        differ.append("other pre-trained weights")
+    if differ:
+        raise UsageError(
+            f"{path} exists and was made with other settings ({', '.join(differ)}). Keep it and "
+            "name another folder with --save, or delete it"
+        )
+    return True
+
+
+def finetune(run: Run, task: str) -> Path:
+    """Fine-tunes one task and writes its checkpoint; what is done is skipped.
+
+    Args:
+        run: the run; `finetuning_mode` is "standard" or "linear".
+        task: the data set, without Val.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        UsageError: if a checkpoint, or the state of an interrupted run, was made otherwise.
+    """
+    mode, seed = run.mode.name, run.seed
+    path, recipe = run.finetuned_path(task, mode), run.recipe(task)
+    encoder, theta0_hash = zeroshot_encoder(run)
+    wanted = {**asdict(recipe), "seed": seed}
+    if ddp.all_agree(is_done(path, wanted, theta0_hash)):
+        _check_origin(path, run, task)
+        if ddp.is_main_process():
+            RunStates(path, {}).clean_up()
+        logger.info("%s %s: done before, skipped (%s)", task, mode, path)
+        return path
+    data, head = run.data.dataset(f"{task}Val"), classification_head(run, task)
+    origin = {"theta0_hash": theta0_hash, **_of_data(data), **_of_head(run, task)}
+    made = {
+        **wanted,
+        **origin,
+        "mode": mode,
+        "times": times_hash(data.train),
+        "preprocess": getattr(encoder.train_preprocess, "recipe", None),
+        **software(),
+    }
+    states = RunStates(path, made, run.config.state_every, "--restart")
+    with _alone(states):
+        if run.config.restart and ddp.is_main_process():
+            states.clear()
+        ddp.barrier()
+        facts = None
+        if not ddp.all_agree(is_done(path, wanted, theta0_hash)):  # by a run that has just ended
+            facts = _finetune(run, task, encoder, head, data, origin, states)
+        if ddp.is_main_process():
+            states.remove()
+        ddp.barrier()
+    if facts is not None:
+        append_result(run, {"file": str(path), "task": task, "mode": mode, **facts})
+    return path
+
+
+def _of_data(data: ImageDataset) -> dict[str, Any]:
+    """Which pictures a checkpoint is made of, and what they hold."""
+    return {"split": split_record(data), "content": pictures_hash(data.train)}
+
+
+def _of_head(run: Run, task: str) -> dict[str, Any]:
+    """The content hash of the task's head, if it has been built."""
+    path = run.head_path(task)
+    return {"head": read_facts(path)["hash"]} if path.is_file() else {}
+
+
+def _check_origin(path: Path, run: Run, task: str) -> None:
+    """Checks that a finished checkpoint is of the pictures and the head of now, if they are there.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    info, now = read_facts(path)["info"], _of_head(run, task)
+    with contextlib.suppress(MissingFileError):
+        now |= _of_data(run.data.dataset(f"{task}Val"))
+    recorded = {name: info[name] for name in now if name in info}  # earlier versions had fewer
+    if differ := differences(recorded, {name: now[name] for name in recorded}):
+        raise UsageError(
+            f"{path} exists and was made of other data ({'; '.join(differ)}). Keep it and name "
+            "another folder with --save, or delete it"
+        )
+
+
+@contextlib.contextmanager
+def _alone(states: RunStates) -> Iterator[None]:
+    """Keeps other runs out of this run's files; the first process does so for all."""
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if ddp.is_main_process():
+            try:
+                stack.enter_context(states.locked())
+            except UsageError as error:
+                refused = str(error)
+        if (reason := ddp.all_agree(refused)) is not None:
+            raise UsageError(reason)
+        yield
+
+
+def _finetune(
+    run: Run,
+    task: str,
+    encoder: ImageEncoder,
+    head: ClassificationHead,
+    data: ImageDataset,
+    origin: dict[str, Any],
+    states: RunStates,
+) -> dict[str, Any]:
+    """Trains, writes the checkpoint, and returns the facts of the training."""
+    mode, seed, path = run.mode, run.seed, states.checkpoint
+    seed_everything(seed)
+    tuned = base_encoder(encoder, mode.name)
+    classifier = ImageClassifier(tuned, head)
+    classifier.freeze_head()
+
+    def save(target: Path, **info: Any) -> None:
+        if ddp.is_main_process():
+            tuned.save(target, task=task, mode=mode.name, **origin, **info)
+        ddp.barrier()
+
+    def snapshot(step: int) -> None:
+        save(path.with_name(f"{mode.prefix}checkpoint_{step}.safetensors"), step=step)
+
+    with tracked(run, f"finetune-{mode.name}-{task}") as tracker:
+        facts = train(
+            classifier,
+            data.train,
+            tuned.train_preprocess,
+            run.recipe(task),
+            seed,
+            run.device,
+            f"{task} {mode.name}",
+            run.num_workers,
+            Snapshots(states, run.config.checkpoint_every, snapshot),
+            tracker,
+        )
+        save(path, **facts)  # before W&B ends, which may fail
+    logger.info(
+        "%s %s: %d steps in %.0f s, loss %.3f, wrote %s",
+        task, mode.name, facts["steps"], facts["seconds"], facts["last_epoch_loss"], path,
+    )  # fmt: skip
+    return facts
+
+
+def work(run: Run) -> None:
+    """Fine-tunes every task of the run, in every process of it."""
+    announce(run, "finetune")
+    tasks = run.train_datasets
+    if ddp.is_main_process():  # what killed runs left of the files that all tasks share
+        for path in (run.zeroshot_path, *(run.head_path(task) for task in tasks)):
+            remove_parts(path.parent, path.name)
+    for i, task in enumerate(tasks):
+        logger.info("task %d of %d: %s", i + 1, len(tasks), task)
+        finetune(run, task)
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    args = parse_arguments(argv, __doc__)
+    require_mode(args.finetuning_mode, "finetune.py", trained())
+    setup_logging()
+    start(work, args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""The CLIP suite: the eight tasks of the papers, ImageNet as the control, and three more.
+
+To add a set: a file that reads its folders, and an entry here with its sources. Its prompts are in
+`data/templates.py`; the suites it belongs to are in `data/suites.py`.
+"""
+
+from __future__ import annotations
+
+from tangent_arithmetic.data.clip8 import (
+    cars,
+    cifar10,
+    cifar100,
+    dtd,
+    eurosat,
+    gtsrb,
+    imagenet,
+    mnist,
+    resisc45,
+    stl10,
+    sun397,
+    svhn,
+)
+from tangent_arithmetic.data.hub import HubSet
+from tangent_arithmetic.data.sources import Layout, PublicSet
+
+PARQUET = "data/{}-*"  # leaves aside the corrupted copies of test splits that some of them hold
+DIGITS = tuple("0123456789")
+
+CLIP8_SETS: dict[str, PublicSet] = {
+    "Cars": PublicSet(
+        Layout(cars.load, ("stanford_cars",)),
+        "same",
+        HubSet("tanganke/stanford_cars", cars.CLASSES, files=PARQUET),
+    ),
+    "CIFAR10": PublicSet(
+        Layout(cifar10.load, ("cifar-10-batches-py",)),
+        "same",
+        HubSet("uoft-cs/cifar10", cifar10.CLASSES),
+    ),
+    "CIFAR100": PublicSet(
+        Layout(cifar100.load, ("cifar-100-python",)),
+        "same",
+        HubSet("uoft-cs/cifar100", cifar100.CLASSES, label="fine_label", aliases={"cra": "crab"}),
+    ),
+    "DTD": PublicSet(
+        Layout(dtd.load, ("dtd/train", "dtd/val")),
+        Layout(dtd.load_torchvision, ("dtd/dtd",)),
+        HubSet("tanganke/dtd", dtd.CLASSES, files=PARQUET),
+    ),
+    "EuroSAT": PublicSet(
+        Layout(eurosat.load, ("EuroSAT_splits",)),
+        Layout(eurosat.load_torchvision, ()),
+        HubSet(
+            "tanganke/eurosat",
+            tuple(eurosat.PHRASES.values()),
+            files=PARQUET,
+            aliases=eurosat.PHRASES,
+        ),
+    ),
+    "GTSRB": PublicSet(
+        Layout(gtsrb.load, ("gtsrb",)),
+        "same",
+        HubSet("tanganke/gtsrb", gtsrb.CLASSES, files=PARQUET),
+    ),
+    "ImageNet": PublicSet(
+        Layout(imagenet.load, ("imagenet",)),
+        Layout(imagenet.load_torchvision, ("meta.bin",)),
+    ),
+    "MNIST": PublicSet(Layout(mnist.load, ("MNIST/raw",)), "same", HubSet("ylecun/mnist", DIGITS)),
+    "RESISC45": PublicSet(
+        Layout(resisc45.load, ("resisc45",)),
+        None,
+        HubSet("tanganke/resisc45", resisc45.CLASSES, files=PARQUET),
+    ),
+    "STL10": PublicSet(
+        Layout(stl10.load, ("stl10",)),
+        Layout(stl10.load_torchvision, ("stl10_binary",)),
+        HubSet("tanganke/stl10", stl10.CLASSES, files=PARQUET),
+    ),
+    "SUN397": PublicSet(
+        Layout(sun397.load, ("sun397/train", "sun397/val")),
+        Layout(sun397.load_torchvision, ("SUN397/ClassName.txt",)),
+        HubSet("tanganke/sun397", sun397.CLASSES, files=PARQUET),
+    ),
+    "SVHN": PublicSet(
+        Layout(svhn.load, ("svhn",)),
+        Layout(svhn.load_torchvision, svhn.FILES),
+        HubSet("ufldl-stanford/svhn", DIGITS, "cropped_digits", files="cropped_digits/{}-*"),
+    ),
+}
+
+
+def classnames(name: str) -> tuple[str, ...]:
+    """The classes of a set, in the order of the labels, for which no picture is needed."""
+    hub = CLIP8_SETS[name].hub
+    return imagenet.classes() if hub is None else hub.classnames

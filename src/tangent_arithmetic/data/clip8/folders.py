@@ -1,0 +1,217 @@
+"""What the loaders share: checks of files and class folders before torchvision reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from tangent_arithmetic.data.base import Pictures, require
+from tangent_arithmetic.data.files import (
+    ListedPictures,
+    class_folders,
+    class_pictures,
+    require_files,
+)
+from tangent_arithmetic.data.leaks import refuse_pair
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
+from tangent_arithmetic.storage.reading import inside, read_text
+
+Read = TypeVar("Read")
+
+
+def spaced(name: str) -> str:
+    """A folder name as a phrase: underscores become spaces."""
+    return name.replace("_", " ")
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The class names in a text, with commas between them; lines may break anywhere."""
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+def require_all(folder: Path, files: Iterable[str], name: str, layout: str) -> None:
+    """Raises a MissingFileError for the first of `files` that `folder` lacks (see `require`)."""
+    for file in files:
+        require(folder / file, name, layout)
+
+
+def read_checked(name: str, path: Path, read: Callable[[], Read]) -> Read:
+    """Returns `read()`; what torchvision says of damaged files becomes a UsageError.
+
+    Args:
+        name: the data set, for the message.
+        path: where its files are, for the message.
+        read: calls a reader of torchvision; its files exist.
+
+    Raises:
+        UsageError: if a file is not what it should be, for instance after a broken download.
+    """
+    try:
+        return read()
+    except UsageError:
+        raise
+    except Exception as error:  # of torchvision, SciPy, pickle, which have many of their own
+        reason = str(error).partition(" You can use download")[0] or type(error).__name__
+        raise UsageError(
+            f"data set {name} cannot be read from {path}: {reason.rstrip('.')}. A file there is "
+            "damaged or incomplete; fetch it again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """How a data set lies on disk that has one folder of pictures a class.
+
+    Attributes:
+        name: the data set, for messages.
+        layout: what is expected below the data root, in words.
+        count: number of classes.
+        pattern: regular expression that every folder name matches.
+    """
+
+    name: str
+    layout: str
+    count: int
+    pattern: str
+
+    def check(self, path: Path) -> list[str]:
+        """Returns the class folders in `path`, in the order of their labels.
+
+        Raises:
+            MissingFileError: if `path` does not exist.
+            UsageError: if a folder is not a class, or a class has no folder: labels are counted
+                along the folders, so that either would shift them.
+        """
+        names = class_folders(require(path, self.name, self.layout))
+        strange = [name for name in names if not re.fullmatch(self.pattern, name)]
+        if strange or len(names) != self.count:
+            raise UsageError(
+                f"data set {self.name}: expected {self.count} class folders in {path}, named like "
+                f"{self.pattern}; got {len(names)}"
+                + _strange(strange)
+                + f". Expected below --data-location: {self.layout}."
+            )
+        return names
+
+    def check_same(self, paths: Iterable[Path]) -> list[str]:
+        """Like `check` for the folders of several splits, which must have the same classes."""
+        first, *others = paths
+        names = self.check(first)
+        for other in others:
+            if differing := sorted(set(names) ^ set(self.check(other))):
+                raise UsageError(
+                    f"data set {self.name}: {first} and {other} must hold the same class folders, "
+                    f"got one without the other: {', '.join(differing[:10])}"
+                )
+        return names
+
+    def pictures(self, path: Path) -> ListedPictures:
+        """The pictures below `path`, sorted by class, then by file name.
+
+        Raises:
+            MissingFileError: if a class has no picture.
+        """
+        try:
+            return class_pictures(path)
+        except MissingFileError as error:
+            raise MissingFileError(
+                f"data set {self.name} is not complete below {path}: {error}. Expected below "
+                f"--data-location: {self.layout}."
+            ) from error
+
+    def read(self, *paths: Path) -> list[ListedPictures]:
+        """Reads the splits of a data set.
+
+        Raises:
+            MissingFileError: if a folder or the pictures of a class are missing.
+            UsageError: if the classes are not as expected.
+        """
+        self.check_same(paths)
+        return [self.pictures(path) for path in paths]
+
+    def read_lists(self, root: Path, *splits: tuple[Path, ...]) -> list[ListedPictures]:
+        """Reads splits that are lists of files, in the order that class folders would give.
+
+        Args:
+            root: the folder below which the files are.
+            splits: for each split the lists that it consists of; a line is a path below `root`,
+                for instance banded/banded_0002.jpg.
+
+        Raises:
+            MissingFileError: if a list or a picture that it names is missing.
+            UsageError: if a list cannot be read or leads out of `root`, or the classes are not as
+                expected.
+        """
+        found = [self._listed_files(root, lists) for lists in splits]
+        return [self._labelled(root, files) for files in found]
+
+    def _listed_files(self, root: Path, lists: tuple[Path, ...]) -> list[str]:
+        lines = [
+            str(inside(path, line.strip().lstrip("/")))
+            for path in lists
+            for line in read_text(require(path, self.name, self.layout)).splitlines()
+            if line.strip()
+        ]
+        files = sorted(set(lines), key=_class_then_name)
+        paths = [str(root / file) for file in files]
+        require_files(paths, ", ".join(map(str, lists)), self.name)
+        return files
+
+    def _labelled(self, root: Path, files: list[str]) -> ListedPictures:
+        classes = sorted({_class_then_name(file)[0] for file in files})
+        strange = [name for name in classes if not re.fullmatch(self.pattern, name)]
+        if strange or len(classes) != self.count:
+            raise UsageError(
+                f"data set {self.name}: expected {self.count} classes in the lists of {root}, "
+                f"named like {self.pattern}; got {len(classes)}" + _strange(strange)
+            )
+        labels = {name: label for label, name in enumerate(classes)}
+        samples = [(str(root / file), labels[_class_then_name(file)[0]]) for file in files]
+        return ListedPictures(samples, classes, root)
+
+
+def _strange(names: list[str]) -> str:
+    return f", of which not a class: {', '.join(map(shown, names[:5]))}" if names else ""
+
+
+def _class_then_name(file: str) -> tuple[str, str]:
+    """The class and the name of a listed file: a/abbey/x.jpg is x.jpg of a_abbey."""
+    *folders, name = file.split("/")
+    return "_".join(folders), name
+
+
+@dataclass(frozen=True)
+class LazyPictures:
+    """The pictures of a folder that is so large that it is only listed when first used.
+
+    Attributes:
+        folders: how it lies on disk.
+        path: the folder.
+        others: splits of the same set; none may share a picture with it.
+    """
+
+    folders: ClassFolders
+    path: Path
+    others: tuple[Pictures, ...] = ()
+
+    @cached_property
+    def listing(self) -> ListedPictures:
+        """The pictures, listed at the first use."""
+        listing = self.folders.pictures(self.path)
+        for other in self.others:
+            refuse_pair(listing, other)
+        return listing
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.listing)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """A picture and its label."""
+        return self.listing[index]

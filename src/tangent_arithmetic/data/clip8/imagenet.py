@@ -1,0 +1,49 @@
+"""ImageNet-1k, the control set: a thousand classes, the validation pictures as the test split.
+
+Source: Russakovsky et al., "ImageNet large scale visual recognition challenge", IJCV 2015
+(arXiv:1409.0575).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tangent_arithmetic.data.base import Splits
+from tangent_arithmetic.data.clip8.folders import ClassFolders, LazyPictures
+
+FOLDERS = ClassFolders(
+    "ImageNet",
+    "imagenet/train and imagenet/val_in_folder (or imagenet/val), each with one folder of "
+    "pictures a synset, for instance n01440764",
+    1000,
+    r"n\d{8}",
+)
+
+
+def classes() -> tuple[str, ...]:
+    """OpenAI's names of the classes, as open_clip has them."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return tuple(IMAGENET_CLASSNAMES)
+
+
+def load(location: Path) -> Splits:
+    """Reads `imagenet/train` and `imagenet/{val_in_folder,val}` below `location`.
+
+    The classes are the sorted synsets, hence all thousand folders must be there. The training
+    pictures, 1.3 million files, are only listed when they are first used.
+    """
+    return _read(location / "imagenet")
+
+
+def load_torchvision(location: Path) -> Splits:
+    """Reads `train` and `val` in `location` itself, where torchvision's ImageNet unpacks to."""
+    return _read(location)
+
+
+def _read(root: Path) -> Splits:
+    sorted_val = root / "val_in_folder"
+    val = sorted_val if sorted_val.exists() else root / "val"
+    FOLDERS.check_same((root / "train", val))
+    test = FOLDERS.pictures(val)
+    return Splits(LazyPictures(FOLDERS, root / "train", (test,)), test, classes())

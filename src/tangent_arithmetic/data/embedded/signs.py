@@ -1,0 +1,162 @@
+"""Traffic signs: twenty compositions of a board and a symbol (GTSRB's role)."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tangent_arithmetic.data.embedded.base import SYNTHETIC_SIZES, EmbeddedSet, render_split
+from tangent_arithmetic.data.embedded.drawing import (
+    CANVAS,
+    TASK,
+    Colour,
+    Rng,
+    Style,
+    blank,
+    clouds,
+    distort,
+    finish,
+    jitter,
+    pick,
+    random_colour,
+    write,
+)
+
+RED, BLUE, YELLOW = (200, 30, 40), (30, 80, 190), (245, 200, 40)
+WHITE, BLACK = (245, 245, 245), (20, 20, 20)
+Point = tuple[float, float]
+
+
+def _polygon(sides: int, radius: float, turn: float = 0.0) -> list[Point]:
+    angles = 2 * np.pi * np.arange(sides) / sides + np.deg2rad(turn) - np.pi / 2
+    half = CANVAS / 2
+    return [(half + radius * np.cos(a), half + radius * np.sin(a)) for a in angles]
+
+
+def _board(draw: ImageDraw.ImageDraw, shape: str, rim: Colour, face: Colour) -> None:
+    half = CANVAS / 2
+    if shape == "circle":
+        draw.ellipse((half - 28, half - 28, half + 28, half + 28), fill=rim)
+        draw.ellipse((half - 22, half - 22, half + 22, half + 22), fill=face)
+    elif shape == "square":
+        draw.rectangle((half - 25, half - 25, half + 25, half + 25), fill=rim)
+        draw.rectangle((half - 22, half - 22, half + 22, half + 22), fill=face)
+    else:
+        sides, turn = {
+            "triangle": (3, 0.0),
+            "inverted": (3, 180.0),
+            "diamond": (4, 0.0),
+            "octagon": (8, 22.5),
+        }[shape]
+        draw.polygon(_polygon(sides, 30, turn), fill=rim)
+        draw.polygon(_polygon(sides, 20 if sides == 3 else 25, turn), fill=face)
+
+
+def _arrow(draw: ImageDraw.ImageDraw, degrees: float, fill: Colour) -> None:
+    turn = np.deg2rad(degrees)
+    points = [(-5, 18), (-5, -3), (-13, -3), (0, -19), (13, -3), (5, -3), (5, 18)]
+    half = CANVAS / 2
+    draw.polygon(
+        [
+            (
+                half + x * np.cos(turn) - y * np.sin(turn),
+                half + x * np.sin(turn) + y * np.cos(turn),
+            )
+            for x, y in points
+        ],
+        fill=fill,
+    )
+
+
+# name -> (shape of the board, rim, face, symbol); symbols: text, or one of the words drawn below
+SIGNS: dict[str, tuple[str, Colour, Colour, str]] = {
+    "speed limit thirty": ("circle", RED, WHITE, "30"),
+    "speed limit fifty": ("circle", RED, WHITE, "50"),
+    "speed limit eighty": ("circle", RED, WHITE, "80"),
+    "no entry": ("circle", RED, RED, "<bar>"),
+    "no vehicles": ("circle", RED, WHITE, ""),
+    "stop": ("octagon", WHITE, RED, "STOP"),
+    "yield": ("inverted", RED, WHITE, ""),
+    "priority road": ("diamond", WHITE, YELLOW, ""),
+    "turn left": ("circle", BLUE, BLUE, "<270>"),
+    "turn right": ("circle", BLUE, BLUE, "<90>"),
+    "go straight": ("circle", BLUE, BLUE, "<0>"),
+    "roundabout": ("circle", BLUE, BLUE, "<ring>"),
+    "general caution": ("triangle", RED, WHITE, "!"),
+    "crossroads": ("triangle", RED, WHITE, "+"),
+    "bumpy road": ("triangle", RED, WHITE, "<bumps>"),
+    "parking": ("square", WHITE, BLUE, "P"),
+    "hospital": ("square", WHITE, BLUE, "H"),
+    "dead end": ("square", WHITE, BLUE, "<tee>"),
+    "no stopping": ("circle", RED, BLUE, "<cross>"),
+    "one way": ("square", WHITE, BLUE, "<0>"),
+}
+SIGN_NAMES = tuple(SIGNS)
+
+
+def _symbol(rng: Rng, image: Image.Image, symbol: str, face: Colour, style: Style) -> None:
+    draw, half = ImageDraw.Draw(image), CANVAS // 2
+    ink = BLACK if sum(face) > 400 else WHITE
+    if symbol == "<bar>":
+        draw.rectangle((half - 19, half - 6, half + 19, half + 6), fill=WHITE)
+    elif symbol == "<ring>":
+        draw.ellipse((half - 14, half - 14, half + 14, half + 14), outline=WHITE, width=6)
+    elif symbol == "<bumps>":
+        draw.ellipse((half - 13, half, half, half + 12), fill=BLACK)
+        draw.ellipse((half, half, half + 13, half + 12), fill=BLACK)
+    elif symbol == "<tee>":
+        draw.rectangle((half - 4, half - 6, half + 4, half + 18), fill=WHITE)
+        draw.rectangle((half - 14, half - 16, half + 14, half - 6), fill=RED)
+    elif symbol == "<cross>":
+        draw.line((half - 16, half - 16, half + 16, half + 16), fill=RED, width=6)
+        draw.line((half - 16, half + 16, half + 16, half - 16), fill=RED, width=6)
+    elif symbol in ("<0>", "<90>", "<270>"):
+        _arrow(draw, float(symbol[1:-1]), WHITE)
+    elif symbol:
+        size = {1: 34, 2: 28, 4: 17}[len(symbol)]
+        low = 4 if symbol in "!+" else 0
+        write(image, symbol, pick(rng, style.fonts), size, ink, (half, half + low))
+
+
+def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
+    """A traffic sign on a plain or (scenery) a cloudy background of foliage and sky."""
+    shape, rim, face, symbol = SIGNS[name]
+    background = random_colour(rng, 60, 220)
+    image = blank(background)
+    if scenery:
+        other = jitter(rng, background, 60)
+        mask = clouds(rng, 5)[..., None]
+        mixed = np.asarray(background) * (1 - mask) + np.asarray(other) * mask
+        image = Image.fromarray(mixed.astype(np.uint8), "RGB")
+    _board(ImageDraw.Draw(image), shape, jitter(rng, rim), jitter(rng, face))
+    _symbol(rng, image, symbol, face, style)
+    return finish(rng, distort(rng, image, style, fill=background), style)
+
+
+def draw_at_dusk(
+    rng: Rng, name: str, style: Style, light: tuple[float, float] = (0.25, 0.6)
+) -> np.ndarray:
+    """A sign in front of scenery in failing, bluish light; `light` is 1 by day."""
+    image = draw_sign(rng, name, style, scenery=True)
+    colour = rng.uniform(*light) * np.array([0.75, 0.85, 1.25])
+    grain = rng.normal(0, 6, image.shape)
+    return np.clip(image * colour + 8 + grain, 0, 255).astype(np.uint8)
+
+
+def _draw(rng: Rng, label: int) -> np.ndarray:
+    return draw_at_dusk(rng, SIGN_NAMES[label], TASK, light=(0.07, 0.2))
+
+
+SIGNS_SET = EmbeddedSet(
+    name="Signs",
+    classnames=SIGN_NAMES,
+    templates=(
+        'a photo of a "{}" traffic sign.',
+        "a {} sign.",
+        "a picture of a {} sign.",
+        "a {} road sign.",
+    ),
+    build=render_split(_draw, len(SIGNS), 304, SYNTHETIC_SIZES),
+    source="synthetic, drawn by this project with fonts that come with Matplotlib",
+    version=2,
+)

@@ -1,0 +1,367 @@
+"""How each public set is arranged: one function a set, from published archives to our folders.
+
+Each of them may be run again after it was stopped: files appear whole or not at all, and what is
+there is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from tangent_arithmetic.data.clip8.eurosat import PHRASES as LAND
+from tangent_arithmetic.data.prepare.fetch import Place
+from tangent_arithmetic.data.prepare.unpack import gunzip, reading, refused, tar, unpack
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
+from tangent_arithmetic.runtime.logs import progress
+from tangent_arithmetic.storage.reading import inside, read_text, readable
+
+CARS_TABLES = ("meta", "train_annos")  # of the developer kit, those that are read
+EUROSAT_HELD_OUT = 270  # pictures of every class for val, and as many for test
+EUROSAT_SEED = 0
+SYNSET = re.compile(r"n\d{8}")
+VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+Pairs = Iterable[tuple[Path, Path]]  # (source, target)
+
+
+def mnist(place: Place) -> None:
+    """Four packed idx files, unpacked to `MNIST/raw/`."""
+    for archive in place.public.archives:
+        packed = place.archive(archive.name)
+        gunzip(packed, place.folder / archive.name.removesuffix(".gz"))
+
+
+def svhn(place: Place) -> None:
+    """Two MATLAB files, as they are."""
+    for archive in place.public.archives:
+        take_all([(place.archive(archive.name), place.folder / archive.name)])
+
+
+def cifar(place: Place) -> None:
+    """The pickled batches of CIFAR-10 or CIFAR-100."""
+    folder = place.public.folder
+    with unpacked(place, place.public.archives[0].name) as source:
+        take_all(tree(part(place, source, folder), place.root / folder))
+
+
+def stl10(place: Place) -> None:
+    """The binary files, to `stl10/stl10_binary/`."""
+    with unpacked(place, "stl10_binary.tar.gz") as source:
+        take_all(tree(part(place, source, "stl10_binary"), place.folder / "stl10_binary"))
+
+
+def gtsrb(place: Place) -> None:
+    """Training and test pictures from an archive each, the test labels from a third."""
+    train, test = "GTSRB/Training", "GTSRB/Final_Test/Images"
+    for name, inner, total in (
+        ("GTSRB-Training_fixed.zip", train, place.public.splits["train"].total),
+        ("GTSRB_Final_Test_Images.zip", test, place.public.splits["test"].total),
+    ):
+        if not holds(place.folder / inner, "*.ppm", total):
+            with unpacked(place, name) as source:
+                take_all(tree(part(place, source, inner), place.folder / inner))
+    if not (place.folder / "GT-final_test.csv").exists():
+        with unpacked(place, "GTSRB_Final_Test_GT.zip") as source:
+            table = part(place, source, "GT-final_test.csv")
+            take_all([(table, place.folder / "GT-final_test.csv")])
+
+
+def dtd(place: Place) -> None:
+    """The official split 1: train1 and val1 to `dtd/train`, test1 to `dtd/val`."""
+    folders = (place.downloads / "dtd", place.folder / "dtd", place.folder)
+    with unpacked(place, "dtd-r1.0.1.tar.gz", *folders, needs="labels/test1.txt") as source:
+        base = source if (source / "labels").exists() else part(place, source, "dtd")
+        for split, lists in {"train": ("train1", "val1"), "val": ("test1",)}.items():
+            names = [n for one in lists for n in listed(part(place, base, f"labels/{one}.txt"))]
+            take_all((base / "images" / n, place.folder / split / n) for n in names)
+
+
+def eurosat(place: Place) -> None:
+    """Lists of a person, or else a random split by class: 270 for val, 270 for test.
+
+    The split of the public projects is random and not published; this one has its sizes. Lists
+    `eurosat-{train,val,test}.txt`, one file name a line, are followed where they exist.
+
+    Raises:
+        UsageError: if splits of another size are there: they may be the published ones.
+    """
+    if place.folder.exists() and any(place.folder.rglob("*.jpg")) and not mark(place).exists():
+        raise UsageError(
+            f"data set EuroSAT: {place.folder} has pictures, but not in splits of the expected "
+            "sizes; it is left alone. Complete it, or move it away and run again."
+        )
+    folders = (place.downloads / "2750", place.root / "eurosat" / "2750")
+    with unpacked(place, "EuroSAT.zip", *folders, needs="Forest") as source:
+        base = source if (source / "Forest").exists() else part(place, source, "2750")
+        splits = _listed_eurosat(place) or _random_eurosat(base)
+        mark(place).parent.mkdir(parents=True, exist_ok=True)
+        mark(place).touch()
+        for split, names in splits.items():
+            take_all((base / name, place.folder / split / name) for name in names)
+        mark(place).unlink()
+
+
+def mark(place: Place) -> Path:
+    """The file that says that the splits are being written by us."""
+    return place.folder / ".unfinished"
+
+
+def _listed_eurosat(place: Place) -> dict[str, list[PurePosixPath]]:
+    lists = {split: place.find(f"eurosat-{split}.txt") for split in place.public.splits}
+    return {
+        split: [inside(path, _in_its_class(line.name)) for line in listed(path)]
+        for split, path in lists.items()
+        if path is not None and all(lists.values())
+    }
+
+
+def _in_its_class(name: str) -> str:
+    """The path of a picture of EuroSAT, which is named after its class."""
+    return f"{name.rpartition('_')[0]}/{name}"
+
+
+def _random_eurosat(base: Path) -> dict[str, list[PurePosixPath]]:
+    splits: dict[str, list[PurePosixPath]] = {"val": [], "test": [], "train": []}
+    for folder in sorted(LAND):
+        names = [PurePosixPath(folder, path.name) for path in (base / folder).glob("*.jpg")]
+        names.sort()
+        random.Random(f"{EUROSAT_SEED} {folder}").shuffle(names)
+        splits["val"] += names[:EUROSAT_HELD_OUT]
+        splits["test"] += names[EUROSAT_HELD_OUT : 2 * EUROSAT_HELD_OUT]
+        splits["train"] += names[2 * EUROSAT_HELD_OUT :]
+    return splits
+
+
+def resisc45(place: Place) -> None:
+    """All pictures in one tree, and the published lists."""
+    target = place.folder / "NWPU-RESISC45"
+    if not holds(target, "*.jpg", sum(figure.total for figure in place.public.splits.values())):
+        own, rar = place.downloads / target.name, place.find("NWPU-RESISC45.rar")
+        if rar and not own.exists() and not place.find("NWPU-RESISC45.zip"):
+            unpack(rar, place.downloads)  # cannot be, and the message says by what else
+        with unpacked(place, "NWPU-RESISC45.zip", own, needs="airplane") as source:
+            base = source if source == own else part(place, source, target.name)
+            take_all(tree(base, target))
+    for item in place.public.lists:
+        take_all([(place.archive(item.name), place.folder / item.name)])
+
+
+def sun397(place: Place) -> None:
+    """The first official partition, with its folders `a/abbey` as `a_abbey`."""
+    folders = (place.downloads / "Partitions", place.downloads / "SUN397")
+    with unpacked(place, "Partitions.zip", *folders, needs="Testing_01.txt") as lists:
+        parts = {"train": "Training_01.txt", "val": "Testing_01.txt"}
+        lines = {split: listed(_found(lists, name, place)) for split, name in parts.items()}
+    wanted = {f"SUN397/{line}" for names in lines.values() for line in names}
+    own = place.downloads / "SUN397"
+    with unpacked(place, "SUN397.tar.gz", own, needs="a", wanted=wanted.__contains__) as source:
+        base = source if source == own else part(place, source, "SUN397")
+        for split, names in lines.items():
+            take_all(
+                (base / line, place.folder / split / "_".join(line.parts[:-1]) / line.name)
+                for line in names
+            )
+
+
+def cars(place: Place) -> None:
+    """The archives of the gone official page, or the pictures as Kaggle packs them."""
+    if not all((place.folder / "devkit" / f"cars_{n}.mat").exists() for n in CARS_TABLES):
+        with unpacked(place, "car_devkit.tgz") as source:
+            take_all(tree(part(place, source, "devkit"), place.folder / "devkit"))
+    labels = "cars_test_annos_withlabels.mat"
+    if not (place.folder / labels).exists():
+        renamed = place.find("cars_test_annos_withlabels (1).mat")  # as Kaggle has it
+        take_all([(renamed or place.archive(labels), place.folder / labels)])
+    for split, figure in place.public.splits.items():
+        target = place.folder / f"cars_{split}"
+        if not holds(target, "*.jpg", figure.total):
+            official, kaggle = f"cars_{split}.tgz", "stanford-cars-dataset.zip"
+            use_kaggle = place.find(kaggle) and not place.find(official)
+            with unpacked(place, kaggle if use_kaggle else official) as source:
+                pictures = [p for p in source.rglob("*.jpg") if p.parent.name == target.name]
+                take_all((picture, target / picture.name) for picture in pictures)
+
+
+def imagenet(place: Place) -> None:
+    """A folder a synset, from the archives of the official page."""
+    train, val = place.folder / "train", place.folder / "val"
+    if not holds(train, "*.JPEG", place.public.splits["train"].total):
+        _imagenet_train(place, train)
+    total = place.public.splits["test"].total
+    if not any(holds(place.folder / f, "n*/*.JPEG", total) for f in ("val_in_folder", "val")):
+        folders = _validation_folders(place)
+        first = "ILSVRC2012_val_00000001.JPEG"
+        with unpacked(place, "ILSVRC2012_img_val.tar", val, needs=first) as source:
+            pictures = sorted(source.rglob("ILSVRC2012_val_*.JPEG"))
+            take_all(
+                (picture, place.folder / "val_in_folder" / _synset(folders, picture) / picture.name)
+                for picture in pictures
+            )
+
+
+def _imagenet_train(place: Place, target: Path) -> None:
+    """Unpacks an archive of one archive a synset; synsets that are there are passed over."""
+    archive = place.archive("ILSVRC2012_img_train.tar")
+    with reading(archive):
+        for name, _, content in progress(tar(archive), "synsets", place.public.classes):
+            synset = name.removesuffix(".tar")
+            if not SYNSET.fullmatch(synset):
+                raise refused(archive, name, "is not the archive of a synset")
+            if not (target / synset).exists():
+                with staging(place) as folder:
+                    unpack(archive, folder, stream=content)
+                    target.mkdir(parents=True, exist_ok=True)
+                    folder.replace(target / synset)
+
+
+def _validation_folders(place: Place) -> dict[int, str]:
+    """The synset of each validation picture, by number."""
+    import scipy.io
+
+    with unpacked(place, "ILSVRC2012_devkit_t12.tar.gz") as source:
+        path = _found(source, "meta.mat", place)
+        with readable(path, "the kit's table of synsets"):
+            table = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
+            synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+        truth = _found(source, "ILSVRC2012_validation_ground_truth.txt", place)
+        with readable(truth, "a number of a synset a line"):
+            lines = read_text(truth).split()
+            found = {number: synsets[int(line)] for number, line in enumerate(lines, 1)}
+    for synset in found.values():
+        if not SYNSET.fullmatch(synset):
+            raise UsageError(f"{path} names {shown(synset)!r}, expected synsets such as n01440764")
+    return found
+
+
+def _synset(folders: Mapping[int, str], picture: Path) -> str:
+    """The synset of a validation picture."""
+    named = VALIDATION.fullmatch(picture.name)
+    if named is None or int(named[1]) not in folders:
+        raise UsageError(
+            f"{shown(picture.name)} is no picture of ImageNet's validation split, which has "
+            f"{len(folders):,}; another archive?"
+        )
+    return folders[int(named[1])]
+
+
+ARRANGERS: dict[str, Callable[[Place], None]] = {
+    "Cars": cars,
+    "CIFAR10": cifar,
+    "CIFAR100": cifar,
+    "DTD": dtd,
+    "EuroSAT": eurosat,
+    "GTSRB": gtsrb,
+    "ImageNet": imagenet,
+    "MNIST": mnist,
+    "RESISC45": resisc45,
+    "STL10": stl10,
+    "SUN397": sun397,
+    "SVHN": svhn,
+}
+
+
+def holds(folder: Path, pattern: str, total: int) -> bool:
+    """Whether there are `total` files of this pattern below a folder."""
+    return folder.exists() and sum(1 for _ in folder.rglob(pattern)) == total
+
+
+@contextmanager
+def staging(place: Place) -> Iterator[Path]:
+    """A folder below the data root that is gone afterwards; an earlier run's is emptied."""
+    folder = place.root / f".preparing-{place.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def unpacked(
+    place: Place,
+    name: str,
+    *folders: Path,
+    needs: str = "",
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> Iterator[Path]:
+    """The content of an archive, unpacked now, or of a folder to which a person unpacked it.
+
+    Args:
+        place: the data set.
+        name: of the archive.
+        folders: where it may lie unpacked if the archive itself is not here.
+        needs: what such a folder holds.
+        wanted: which files of the archive are needed.
+    """
+    here = [folder for folder in folders if (folder / needs).exists()]
+    if here and place.find(name) is None:
+        yield here[0]
+        return
+    archive = place.archive(name)
+    with staging(place) as folder:
+        unpack(archive, folder, wanted)
+        yield folder
+
+
+def part(place: Place, folder: Path, name: str) -> Path:
+    """A file or folder that an archive must hold."""
+    if (folder / name).exists():
+        return folder / name
+    raise MissingFileError(
+        f"data set {place.name}: expected {name} in the archive or folder that is to hold it, got "
+        f"{', '.join(sorted(path.name for path in folder.iterdir())[:5]) or 'nothing'}. Another "
+        f"version? The published one is at {place.public.page}."
+    )
+
+
+def _found(folder: Path, name: str, place: Place) -> Path:
+    """The file of this name anywhere below a folder."""
+    return next(folder.rglob(name), None) or part(place, folder, name)
+
+
+def listed(path: Path) -> list[PurePosixPath]:
+    """The paths that a list names, one a line, which stay below the folder that they are read in.
+
+    Raises:
+        UsageError: if one does not, or the list is no text.
+    """
+    return [inside(path, line.removeprefix("/")) for line in read_text(path).splitlines() if line]
+
+
+def tree(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """All files below `source` with their places below `target`."""
+    return [(p, target / p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
+
+
+def take_all(pairs: Pairs) -> None:
+    """Puts files into their places, each whole or not at all; those of the right size stay.
+
+    Raises:
+        MissingFileError: if a file is not there.
+    """
+    for source, target in progress(pairs, "arranging"):
+        if not source.exists():
+            raise MissingFileError(
+                f"{source.name} is listed but not at {source}: the archive or folder is not "
+                "complete; fetch it anew"
+            )
+        if not target.exists() or target.stat().st_size != source.stat().st_size:
+            _take(source, target)
+
+
+def _take(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)

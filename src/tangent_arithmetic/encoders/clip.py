@@ -1,0 +1,526 @@
+"""A CLIP of any name: architecture, weights, activation, image transforms, tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from zipfile import ZipFile, is_zipfile
+
+import torch
+from torch import Tensor, nn
+
+from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.runtime.errors import (
+    MissingFileError,
+    UsageError,
+    closest,
+    shown,
+    unknown,
+)
+from tangent_arithmetic.runtime.private import expanded, without_home
+from tangent_arithmetic.storage.checkpoints import read_safetensors
+from tangent_arithmetic.storage.reading import read_json, refuse_pointer
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+PLACES = (HUB, FOLDER)  # models that come with their configuration and weights
+VISUAL = "model.visual."
+CONFIG = "open_clip_config.json"
+TOKENIZER_OPTIONS = {  # what a configuration may ask of a tokenizer: nothing that executes code
+    "additional_special_tokens", "bpe_path", "clean", "language", "reduction_mask",
+    "strip_sep_token", "use_fast",
+}  # fmt: skip
+MOST_LAYERS = 1_000  # of all towers; the largest CLIPs have about 100
+MOST_NUMBERS = 20_000_000_000  # of a model whose weights are not at hand
+SPARE_NUMBERS = 10_000_000  # masks, which are not in a file of weights
+Transform = Callable[..., Tensor]
+_named: set[str] = set()  # models built in this process, since its user named them
+
+
+@dataclass(frozen=True)
+class ClipName:
+    """A model's name taken apart: `ARCHITECTURE[__pretrained__TAG_OR_FILE | __init__]`.
+
+    Attributes:
+        architecture: a name of open_clip, or `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
+        pretrained: tag or file of the weights; "" for those that come with the architecture, None
+            for random ones.
+    """
+
+    architecture: str
+    pretrained: str | None
+
+    @classmethod
+    def parse(cls, name: str) -> ClipName:
+        """Takes a name apart; without a tag, the weights are OpenAI's (or the embedded ones)."""
+        if name.endswith("__init__"):
+            return cls(name.removesuffix("__init__"), None)
+        architecture, _, tag = name.partition("__pretrained__")
+        if architecture == EMBEDDED_MODEL:
+            from tangent_arithmetic.data.embedded.model import WEIGHTS
+
+            return cls(architecture, tag or str(WEIGHTS))
+        if architecture.startswith(PLACES):
+            if tag:
+                raise UsageError(f"{architecture} has weights of its own, got {tag!r} as well")
+            return cls(architecture, "")
+        return cls(architecture, tag or "openai")
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the weights, if they are named by one."""
+        path = expanded(self.pretrained or "")
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            return path if self.pretrained and path.is_file() else None
+        return None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a `local-dir:` model, absolute."""
+        if not self.architecture.startswith(FOLDER):
+            return None
+        return _absolute(self.architecture.removeprefix(FOLDER))
+
+    @property
+    def place(self) -> str:
+        """The architecture as open_clip is asked for it."""
+        return f"{FOLDER}{self.folder}" if self.folder else self.architecture
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(expanded(path)))  # noqa: PTH100 - a/../b is b
+
+
+def canonical(name: str) -> str:
+    """The name as it is recorded and compared: the same from every working directory.
+
+    Folders and files become absolute, and the home folder in them `~`.
+    """
+    parsed, end = ClipName.parse(name), "__init__" if name.endswith("__init__") else ""
+    if parsed.folder:
+        return f"{FOLDER}{without_home(parsed.folder)}{end}"
+    architecture, separator, tag = name.partition("__pretrained__")
+    if not end and ("/" in tag or "." in tag):  # a file, as tags have neither
+        return f"{architecture}{separator}{without_home(_absolute(tag))}"
+    return name
+
+
+def model_in(info: Mapping[str, Any], theta: Mapping[str, Tensor], source: str | Path) -> str:
+    """The model that a file of weights says it is of, checked before anything is built.
+
+    What a file says is a hint: it opens no folder and no file and asks no network. It may be a
+    name of open_clip's own architectures with a tag of its own weights, or any name that the user
+    has used in this process.
+
+    Args:
+        info: facts of the file.
+        theta: the vision tower's weights in it, which must have the model's names and shapes.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: if it names no model, one that is not followed, or one of other shapes.
+    """
+    name = info.get("model")
+    if not isinstance(name, str):
+        raise UsageError(f"{source} does not say its model; name it: ImageEncoder.load(NAME, FILE)")
+    if canonical(name) not in _named:
+        check_hint(name, source)
+    check_fits(name, theta, source)
+    return name
+
+
+def check_hint(name: str, source: str | Path) -> None:
+    """Raises a UsageError unless a name from a file is one that needs no file and no network."""
+    import open_clip
+
+    architecture, _, tag = name.removesuffix("__init__").partition("__pretrained__")
+    known = architecture in _known_architectures()
+    config = open_clip.get_model_config(architecture) if known else None
+    tags = open_clip.list_pretrained_tags_by_model(architecture) if known else []
+    text = (config or {}).get("text_cfg", {})
+    if config is None and not architecture.startswith(PLACES):
+        near = closest(architecture[:200], _known_architectures())[:5]
+        raise UsageError(f"{source}: {unknown('model', shown(architecture), near)}")
+    if config is None or "hf_model_name" in text or (tag and tag not in tags):
+        raise UsageError(
+            f"{source} says that it is of {shown(name)}. A file's word opens no folder, no other "
+            "file and no network; if it is right, name the model yourself: --model=NAME, or "
+            "ImageEncoder.load(NAME, FILE)"
+        )
+
+
+def check_fits(name: str, theta: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raises a UsageError unless weights have the names and shapes of a model's vision tower."""
+    wanted = shapes(name)
+    found = {key: tuple(value.shape) for key, value in theta.items()}
+    wrong = [
+        f"{shown(key)}: {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}"
+        for key in [*wanted, *(key for key in found if key not in wanted)]
+        if found.get(key) != wanted.get(key)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"{source} does not fit {shown(name)}: {'; '.join(wrong[:5])}{more}. Is it of another "
+            "--model?"
+        )
+
+
+def named_models() -> list[str]:
+    """The models that were built in this process, since its user named them."""
+    return sorted(_named)
+
+
+@cache
+def outlined(name: str) -> nn.Module:
+    """`outline`, kept."""
+    return outline(name)
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a model's vision tower, as our checkpoints have them."""
+    state = outlined(name).get_submodule("visual").state_dict()
+    return {f"{VISUAL}{key}": tuple(value.shape) for key, value in state.items()}
+
+
+def _known_architectures() -> list[str]:
+    import open_clip
+
+    from tangent_arithmetic.data.embedded.model import register
+
+    register()
+    names: list[str] = open_clip.list_models()
+    return names
+
+
+def create_clip(
+    name: str, cache_dir: str | Path | None = None, weights: bool = True
+) -> tuple[nn.Module, Transform, Transform]:
+    """Builds a CLIP and its two image transforms.
+
+    Weights that were trained with QuickGELU (OpenAI's among them) get it, whatever the
+    architecture's name says. The model carries its name, and, unless it is only to be filled, its
+    tokenizer, as `.tokenizer`.
+
+    Args:
+        name: see `ClipName`.
+        cache_dir: where open_clip keeps downloaded weights.
+        weights: whether to load the pre-trained weights.
+
+    Returns:
+        The model in eval mode, the training transform, the evaluation transform.
+
+    Raises:
+        UsageError: for a model or weights that are not known, cannot be had or do not fit, or that
+            need a package that is not installed.
+    """
+    import open_clip
+
+    parsed = ClipName.parse(name)
+    folder = str(expanded(cache_dir)) if cache_dir else None
+    _check(parsed)
+    load = weights and parsed.pretrained is not None
+    with _not_at_hand(parsed, folder):
+        if parsed.architecture.startswith(PLACES):
+            _check_size(parsed, folder, load)
+        with _safely(parsed), contextlib.nullcontext() if load else _without_warnings():
+            model, train, val = open_clip.create_model_and_transforms(
+                parsed.place,
+                pretrained=(str(parsed.file or parsed.pretrained or "") or None) if load else None,
+                load_weights=load,
+                cache_dir=folder,
+                pretrained_text=False,  # a text tower's own weights are replaced by the CLIP's
+                **_options(parsed),
+            )
+        if weights:  # what is only filled needs no tokenizer, which may have to be downloaded
+            model.tokenizer = _tokenizer(parsed, folder)
+    _named.add(canonical(name))
+    model.name = name
+    for transform, training in (
+        (train, True),
+        (val, False),
+    ):  # see tangent_arithmetic.arithmetic.features
+        transform.recipe = {"open_clip": model.visual.preprocess_cfg, "training": training}
+    return model.eval(), train, val
+
+
+def outline(name: str, cache_dir: str | None = None) -> nn.Module:
+    """A CLIP without storage for its weights, for their names, order and shapes.
+
+    Args:
+        name: see `ClipName`; its weights do not matter.
+        cache_dir: where open_clip keeps what it downloads.
+    """
+    import open_clip
+
+    parsed = ClipName.parse(name)
+    _check(parsed)
+    with _not_at_hand(parsed, cache_dir), _without_warnings(), torch.device("meta"):
+        if parsed.architecture.startswith(PLACES):
+            _own_config(parsed, cache_dir)
+        model: nn.Module = open_clip.create_model(
+            parsed.place,
+            load_weights=False,
+            device="meta",
+            pretrained_text=False,
+            cache_dir=cache_dir,
+        )
+    return model
+
+
+def _own_config(parsed: ClipName, cache_dir: str | None) -> dict[str, Any]:
+    """The configuration that a model brings along, checked: it executes and builds nothing odd.
+
+    Raises:
+        MissingFileError: if there is none.
+        UsageError: for one that asks for code, for another model, or for more layers than any has.
+    """
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    if parsed.folder is None:
+        hub = parsed.architecture.removeprefix(HUB)
+        path = Path(download_pretrained_from_hf(hub, CONFIG, cache_dir=cache_dir))
+    else:
+        path = parsed.folder / CONFIG
+        if not path.is_file():
+            raise MissingFileError(
+                f"{parsed.architecture} cannot be read; expected {CONFIG} and "
+                f"open_clip_model.safetensors in {parsed.folder}"
+            )
+    config: Any = read_json(path).get("model_cfg")
+    keys = ("vision_cfg", "text_cfg", "multimodal_cfg")
+    towers: list[Any] = [None]
+    if isinstance(config, dict):
+        towers = [config.get(key, {}) for key in keys]
+    if not all(isinstance(tower, dict) for tower in towers):
+        raise UsageError(f"{path} has no model_cfg, expected one with vision_cfg and text_cfg")
+    options = towers[1].get("tokenizer_kwargs") or {}
+    strange = sorted(set(options) - TOKENIZER_OPTIONS) if isinstance(options, dict) else ["it"]
+    if strange:
+        raise UsageError(
+            f"{path} is refused: its tokenizer_kwargs has {', '.join(map(shown, strange))}, "
+            f"expected some of {', '.join(sorted(TOKENIZER_OPTIONS))}; no code is executed"
+        )
+    timm = towers[0].get("timm_model_name")
+    if timm is not None and (not isinstance(timm, str) or ":" in timm or "/" in timm):
+        raise UsageError(f"{path} is refused: its timm_model_name {shown(timm)} is another place")
+    layers = [tower.get("layers", 0) for tower in towers]
+    counts = [n for part in layers for n in (part if isinstance(part, list) else [part])]
+    if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) > MOST_LAYERS:
+        raise UsageError(
+            f"{path} is refused: it asks for {shown(layers)} layers, expected at most {MOST_LAYERS}"
+        )
+    return dict(config)
+
+
+def _check_size(parsed: ClipName, cache_dir: str | None, weights: bool) -> None:
+    """Checks that a model is no larger than its weights, before it is built.
+
+    Raises:
+        MissingFileError: if it has no weights, and they are wanted.
+        UsageError: if its configuration asks for more.
+    """
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    model, files = outline(parsed.architecture, cache_dir), list[Path]()
+    if parsed.folder is not None:
+        files = [
+            path
+            for kind in ("safetensors", "bin", "pth")
+            for path in parsed.folder.glob(f"*.{kind}")
+        ]
+        if weights and not files:
+            raise MissingFileError(f"{parsed.folder} has no weights, *.safetensors, *.bin or *.pth")
+    elif weights:
+        hub = parsed.architecture.removeprefix(HUB)
+        files = [Path(download_pretrained_from_hf(hub, cache_dir=cache_dir))]
+    size = sum(value.numel() for value in (*model.parameters(), *model.buffers()))
+    most = max((file.stat().st_size for file in files), default=MOST_NUMBERS) + SPARE_NUMBERS
+    if size > most:
+        raise UsageError(
+            f"{parsed.architecture} is refused: its configuration asks for {size:,} numbers, and "
+            f"its weights hold at most {most:,}"
+        )
+
+
+def _tokenizer(parsed: ClipName, cache_dir: str | None) -> Any:
+    """The model's tokenizer; one of the hub's library executes no code of its own."""
+    import open_clip
+
+    own = parsed.architecture.startswith(PLACES)
+    config = (
+        _own_config(parsed, cache_dir) if own else open_clip.get_model_config(parsed.architecture)
+    )
+    foreign = bool((config or {}).get("text_cfg", {}).get("hf_tokenizer_name"))
+    trust = {"trust_remote_code": False} if foreign else {}
+    return open_clip.get_tokenizer(parsed.place, cache_dir=cache_dir, **trust)
+
+
+@contextlib.contextmanager
+def _safely(parsed: ClipName) -> Iterator[None]:
+    """Within the block, open_clip reads files of weights with our readers, which execute nothing.
+
+    `torch.load` reads tensors alone as well, but open_clip falls back to reading everything.
+    """
+    from open_clip import factory
+
+    def load_state_dict(checkpoint_path: str, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        from tangent_arithmetic.storage.unpickler import Stub, read_pickle
+        from tangent_arithmetic.storage.wrappers import unwrapped
+
+        path = Path(checkpoint_path)
+        refuse_pointer(path)
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+        if not isinstance(content, Stub):
+            return unwrapped(content, path).tensors
+        own = outlined(f"{parsed.architecture}__init__").state_dict()
+        state = unwrapped(
+            {"model": content}, path
+        ).tensors  # an archive has masks and sizes as well
+        return {name: value for name, value in state.items() if name in own}
+
+    with patch.object(factory, "load_state_dict", load_state_dict):
+        yield
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """open_clip warns of random weights; ours come from a file, or do not matter."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _check(parsed: ClipName) -> None:
+    """Raises a UsageError unless open_clip has the architecture and the weights exist."""
+    import open_clip
+
+    architecture, tag = parsed.architecture, parsed.pretrained
+    if parsed.folder is not None and not parsed.folder.is_dir():
+        raise MissingFileError(
+            f"the folder {parsed.folder} of {architecture} is not there. Put it back, or name the "
+            "folder in which the model is now: --model=local-dir:FOLDER"
+        )
+    if architecture.startswith(PLACES):
+        return
+    if architecture not in _known_architectures():
+        raise unknown("model", architecture, _known_architectures())
+    if tag is None or parsed.file:
+        return
+    if architecture == EMBEDDED_MODEL:
+        raise unknown(f"weights of {architecture}", tag, ["a file of weights", "none: its own"])
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        raise unknown(f"weights of {architecture}", tag, [*closest(tag, tags), "a file of weights"])
+
+
+def _options(parsed: ClipName) -> dict[str, Any]:
+    """Activation and transforms that go with the weights, whether they are loaded or not."""
+    import open_clip
+
+    architecture, tag = parsed.architecture, parsed.pretrained
+    if architecture.startswith(PLACES):
+        return {}
+    if architecture == EMBEDDED_MODEL:
+        from tangent_arithmetic.data.embedded.model import PREPROCESS
+
+        return {"image_mean": PREPROCESS["mean"], "image_std": PREPROCESS["std"]}
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag in tags:
+        config = open_clip.get_pretrained_cfg(architecture, tag)
+        return {**_transform_of(config), "force_quick_gelu": bool(config.get("quick_gelu", False))}
+    # random weights, or a file: what all published weights of the architecture agree on
+    found = [_transform_of(open_clip.get_pretrained_cfg(architecture, tag)) for tag in tags]
+    agreed = found[0] if found and all(one == found[0] for one in found) else {}
+    return {**agreed, "force_quick_gelu": bool(parsed.file and is_openai(parsed.file))}
+
+
+def _transform_of(config: dict[str, Any]) -> dict[str, Any]:
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return {f"image_{key}": config[key] for key in keys if key in config}
+
+
+def is_openai(path: Path) -> bool:
+    """Whether a file of weights is OpenAI's: a TorchScript archive, or so named.
+
+    OpenAI published TorchScript archives; the copies on the Hugging Face hub lie in repositories
+    such as `timm/vit_base_patch32_clip_224.openai`.
+    """
+    folders = path.absolute().parts[:-1]
+    named = "openai" in path.name.lower() or any(part.endswith(".openai") for part in folders)
+    return named or is_torchscript(path)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive."""
+    if not is_zipfile(path):
+        return False
+    with ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+@contextlib.contextmanager
+def _not_at_hand(parsed: ClipName, folder: str | None) -> Iterator[None]:
+    """Turns whatever goes wrong while a model is had into an error of ours."""
+    try:
+        yield
+    except UsageError as error:
+        raise _reason(parsed, folder, error) if parsed.file else error from error.__cause__
+    except ImportError as error:
+        raise UsageError(
+            f"{parsed.architecture} needs the package {error.name or error}, which is not "
+            'installed: pip install -e ".[hub]"'
+        ) from error
+    except Exception as error:  # of open_clip, timm, transformers, the hub, the file system
+        raise _reason(parsed, folder, error) from error
+
+
+def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageError:
+    """What was looked for, why it was not found, and where a file may be put."""
+    import open_clip
+    from huggingface_hub import constants
+
+    architecture, tag = parsed.architecture, parsed.pretrained
+    reason = shown(str(error).strip().replace("\n\t", " ").split("\n")[0], 300)
+    reason = f"{type(error).__name__}: {reason}"
+    if parsed.file:
+        return UsageError(
+            f"{parsed.file} does not hold the weights of a whole {architecture} ({reason}). The "
+            "text tower is needed for the heads; an image encoder alone goes to --load"
+        )
+    caches = f"{folder or 'the cache of the Hugging Face hub'}"
+    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    if architecture.startswith("hf-hub:"):
+        wanted = architecture.removeprefix("hf-hub:")
+        return UsageError(
+            f"{architecture} cannot be had{offline}: looked for open_clip_config.json and "
+            f"open_clip_model.safetensors of {wanted} in {caches} and on the hub ({reason}). "
+            "Without a network put both into a folder and say --model=local-dir:FOLDER"
+        )
+    if architecture.startswith("local-dir:"):
+        return UsageError(
+            f"{architecture} cannot be read ({reason}); expected open_clip_config.json and "
+            "open_clip_model.safetensors in that folder"
+        )
+    if tag is None:
+        return UsageError(f"{architecture} cannot be built ({reason})")
+    config = open_clip.get_pretrained_cfg(architecture, tag)
+    sources = [f"{config['hf_hub'].strip('/')} on the Hugging Face hub"] if config["hf_hub"] else []
+    sources += [config["url"]] if config["url"] else []
+    return UsageError(
+        f"the weights {tag} of {architecture} are not at hand{offline}: looked in {caches} and for "
+        f"{' and '.join(sources)} ({reason}). Without a network copy the file from a machine that "
+        f"has it and say --model={architecture}__pretrained__FILE, or copy that cache and name it "
+        f"with --openclip-cachedir. Other weights: "
+        f"{', '.join(open_clip.list_pretrained_tags_by_model(architecture))}; "
+        f"random ones: --model={architecture}__init__"
+    )

@@ -1,0 +1,386 @@
+"""What a published file is, and its weights under our names.
+
+Sources: mlfoundations/task_vectors and fredzzhang/atlas (pickled modules), nik-dim/tall_masks
+(state dicts), gortizji/tangent_task_arithmetic (linear models by index), Hugging Face (CLIP in
+folders).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tangent_arithmetic.encoders.clip import check_hint, named_models, outlined, shapes
+from tangent_arithmetic.encoders.published import huggingface
+from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.storage.checkpoints import BACKBONE, read_safetensors
+from tangent_arithmetic.storage.reading import readable, refuse_pointer
+from tangent_arithmetic.storage.unpickler import Stub, read_pickle, state_of
+from tangent_arithmetic.storage.wrappers import (
+    ADAPTER_CONFIG,
+    DEEPEST,
+    adapter_error,
+    refuse_adapter,
+    unwrapped,
+)
+
+logger = logging.getLogger(__name__)
+
+VISUAL = "model.visual."
+OPENAI = (
+    "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "RN50", "RN101", "RN50x4", "RN50x16",
+    "RN50x64",
+)  # fmt: skip
+HEAD = {"weight", "bias"}
+Base = Callable[[], Mapping[str, Tensor]]
+INDEXED = re.compile(r"model\.params0?\.(\d+)")
+MLP = {"block1.block.0.weight", "transition.weight", "block2.block.0.weight"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """The content of a published file.
+
+    Attributes:
+        format: what the file is, in words.
+        kind: "image_encoder", "linearized_image_encoder", "head" or "mlp_backbone".
+        theta: the weights, under our names.
+        theta0: the point of expansion of a linear model.
+        info: the model's name, whether a head normalises.
+    """
+
+    format: str
+    kind: str
+    theta: dict[str, Tensor]
+    theta0: dict[str, Tensor] | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path, model: str | None, base: Base) -> Published:
+    """Reads a published file or folder.
+
+    Args:
+        path: a file of `torch.save`, `pickle.dump` or safetensors, or a folder of Hugging Face.
+        model: the model's name; None for what the file tells.
+        base: gives the pre-trained weights, where the file has only a part of them.
+
+    Raises:
+        UsageError: if it is not one of the known formats, does not fit the model, or its model is
+            not certain.
+    """
+    with readable(path, "a checkpoint"):
+        if path.is_dir():
+            return _from_folder(path, model, base)
+        content = _content(path)
+        if isinstance(content, Stub):
+            return _from_module(path, content, model)
+        if isinstance(content, Mapping) and content:
+            return _from_dict(path, content, model, base)
+        raise UsageError(
+            f"{path} holds a {type(content).__name__}, expected an encoder or a head: a pickled "
+            "module, or a dict of tensors"
+        )
+
+
+def _content(path: Path) -> Any:
+    """What a file holds; nothing in it is executed."""
+    refuse_pointer(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+
+
+def _from_module(path: Path, module: Stub, model: str | None) -> Published:
+    """A pickled `ClassificationHead`, `ImageEncoder` or CLIP."""
+    module = _bare(path, module)
+    state, label = dict(state_of(module)), f"pickled {module.path()}"
+    refuse_adapter(path, state)
+    if set(state) == HEAD:
+        info = {"normalize": _normalizes(module.state)}
+        return Published(label, "head", state, info=info)
+    return _encoder(path, label, state, model, _hints(module.state))
+
+
+def _bare(path: Path, module: Stub) -> Stub:
+    """The module in DistributedDataParallel's or torch.compile's, which is said."""
+    for _ in range(DEEPEST):
+        held = module.state.get("_modules")
+        inner = list(held.items()) if isinstance(held, Mapping) else []
+        if len(inner) != 1 or inner[0][0] not in ("module", "_orig_mod"):
+            break
+        if not isinstance(inner[0][1], Stub):
+            break
+        logger.info("%s: unwrapped a %s", path, shown(module.path()))
+        module = inner[0][1]
+    return module
+
+
+def _hints(facts: Mapping[Any, Any]) -> list[str]:
+    """The model's name, where a file tells it."""
+    name = facts.get("model_name")
+    return [name] if isinstance(name, str) else []
+
+
+def _normalizes(content: Mapping[str, Any]) -> bool:
+    """Whether a head normalises; those of the public projects do unless they say otherwise."""
+    found = content.get("normalize", True)
+    return bool(found) if isinstance(found, bool | int) else True
+
+
+def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: Base) -> Published:
+    """A state dict, whose tensors may lie among other things or in wrappers."""
+    inner = unwrapped(content, path)
+    tensors = inner.tensors
+    if set(tensors) == HEAD:
+        info = {"normalize": _normalizes(inner.facts)}
+        return Published("state dict of a head", "head", tensors, info=info)
+    if any(INDEXED.fullmatch(name) for name in tensors):
+        return _indexed(path, inner.facts, tensors, model)
+    if tensors.keys() >= MLP:
+        return _backbone(path, tensors)
+    if huggingface.is_clip(tensors):
+        return from_huggingface(path, tensors, {}, model, base)
+    return _encoder(path, "state dict of an encoder", tensors, model, _hints(inner.facts))
+
+
+def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Published:
+    """The MLP of the study on artificial data."""
+    theta = {name: in_float32(value) for name, value in tensors.items()}
+    matrix = theta["transition.weight"]
+    if matrix.ndim != 2:
+        raise UsageError(
+            f"{path} has transition.weight of shape {tuple(matrix.shape)}, expected a matrix"
+        )
+    info = {"input_dim": matrix.shape[1]}
+    return Published("backbone of the artificial-data study", BACKBONE, theta, info=info)
+
+
+def _encoder(
+    path: Path, label: str, state: dict[str, Tensor], model: str | None, hints: list[str]
+) -> Published:
+    """The vision tower of a whole CLIP or of an encoder, or of a model that has one of these."""
+    towers = sorted({before for n in state for before in [_before_tower(n)] if before is not None})
+    if len(towers) > 1:
+        raise UsageError(
+            f"{path} holds {len(towers)} image encoders, {', '.join(map(shown, towers))}; expected "
+            "one"
+        )
+    if not towers:
+        names = ", ".join(shown(name, 60) for name in list(state)[:3]) or "none"
+        raise UsageError(
+            f"{path} holds tensors such as {names}, expected "
+            "an image encoder (model.visual.* or visual.*), a head (weight, bias) or a linear model"
+        )
+    theta = {
+        f"{VISUAL}{name.removeprefix(towers[0])}": in_float32(value)
+        for name, value in state.items()
+        if name.startswith(towers[0])
+    }
+    name = model_of(path, theta, model, hints)
+    return Published(label, "image_encoder", fitted(path, theta, name), info={"model": name})
+
+
+def _before_tower(name: str) -> str | None:
+    """The beginning of a tensor's name up to that of a vision tower; None for one of no tower."""
+    before, separator, _ = f".{name}".partition(".visual.")
+    return f"{before}{separator}"[1:] if separator else None
+
+
+def in_float32(value: Tensor) -> Tensor:
+    """The tensor in float32, in which we keep weights; numbers that count are left."""
+    return value.float() if value.is_floating_point() else value
+
+
+def _indexed(
+    path: Path, facts: Mapping[Any, Any], tensors: dict[str, Tensor], model: str | None
+) -> Published:
+    """A linear model of the tangent project, whose tensors are numbered."""
+    name = model or facts.get("model_name")
+    if not isinstance(name, str):
+        raise UsageError(f"{path} does not say its model; name it with --model")
+    if model is None:
+        check_hint(name, path)
+    parts: dict[str, list[Tensor]] = {}
+    for part in ("params", "params0"):
+        numbered = {
+            int(key.rpartition(".")[2]): value
+            for key, value in tensors.items()
+            if key.startswith(f"model.{part}.") and INDEXED.fullmatch(key)
+        }
+        if sorted(numbered) != list(range(len(numbered))):
+            raise UsageError(f"{path} lacks some of model.{part}.0 ... {max(numbered, default=0)}")
+        parts[part] = [numbered[i] for i in range(len(numbered))]
+    fitting = [
+        names
+        for names in _orders(name)
+        if all([tuple(t.shape) for t in parts[p]] == list(names.values()) for p in parts)
+    ]
+    if len(fitting) != 1:
+        counts = " or ".join(str(len(names)) for names in _orders(name))
+        raise UsageError(
+            f"{path} has {len(parts['params'])} and {len(parts['params0'])} numbered tensors, "
+            f"which do not fit the parameters of {name} ({counts}, in order and shape); is it of "
+            "another model? Name it with --model"
+        )
+    named = [dict(zip(fitting[0], values, strict=True)) for values in parts.values()]
+    theta, theta0 = ({n: v for n, v in one.items() if n.startswith(VISUAL)} for one in named)
+    buffers = sorted(set(shapes(name)) - set(theta))
+    if buffers:
+        raise UsageError(
+            f"{path} is a linear {name}, whose buffers ({', '.join(buffers[:3])}, ...) such "
+            "files do not hold; fine-tune it again"
+        )
+    return Published(
+        "linear model by index", "linearized_image_encoder", theta, theta0, {"model": name}
+    )
+
+
+def _from_folder(path: Path, model: str | None, base: Base) -> Published:
+    if (path / ADAPTER_CONFIG).is_file():
+        raise adapter_error(path, f"it has {ADAPTER_CONFIG}")
+    config = huggingface.read_config(path)
+    tensors: dict[str, Tensor] = {}
+    for file in huggingface.weight_files(path):
+        content = _content(file)
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{file} holds a {type(content).__name__}, expected a state dict")
+        tensors |= unwrapped(content, file).tensors
+    return from_huggingface(path, tensors, config, model, base)
+
+
+def from_huggingface(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    model: str | None,
+    base: Base,
+) -> Published:
+    """The vision tower of a CLIP of Hugging Face as an encoder of ours; arguments as `read`.
+
+    Args:
+        path: where it comes from, for messages.
+        tensors: its weights, under its names.
+        config: its configuration.
+        model: our name of the architecture; None to find it by the shapes.
+        base: gives pre-trained weights of ours, for the projection where it is missing.
+
+    Raises:
+        UsageError: if it does not fit an architecture.
+    """
+    theta = huggingface.to_open_clip(tensors, path)
+    projection = f"{VISUAL}proj"
+    if projection not in theta:
+        width, found = theta[f"{VISUAL}conv1.weight"].shape[:1], base().get(projection)
+        if found is None or found.shape[:1] != width:
+            takes = "is not there" if found is None else f"takes {shown(tuple(found.shape[:1]))}"
+            raise UsageError(
+                f"{path} is {shown(tuple(width))} wide, but the base model's projection {takes}; "
+                "name the right one with --theta0"
+            )
+        theta[projection] = found.clone()
+    quick = huggingface.activation(config) in (None, "quick_gelu")
+    name = model_of(path, theta, model, [])
+    if not quick and name in OPENAI:
+        raise UsageError(
+            f"{path} computes with {huggingface.activation(config)!r}, but {name} with OpenAI's "
+            f"weights with 'quick_gelu'; is it of other weights? Name them with --model, such as "
+            f"{name}__pretrained__laion2b_s34b_b79k"
+        )
+    theta = fitted(path, theta, name)
+    return Published("Hugging Face CLIP", "image_encoder", theta, info={"model": name})
+
+
+# Which model it is
+
+
+def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
+    """Parameters of a whole CLIP in their order: without its text transformer, and with it.
+
+    The tangent project deletes `transformer` alone from the text side, and numbers what is left.
+    """
+    whole = {f"model.{name}": tuple(p.shape) for name, p in outlined(model).named_parameters()}
+    without = {n: shape for n, shape in whole.items() if not n.startswith("model.transformer.")}
+    return [without, whole] if len(without) < len(whole) else [whole]
+
+
+def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: list[str]) -> str:
+    """The name of the model that weights belong to.
+
+    The user's word counts; otherwise what the file says, then the architecture of OpenAI's that has
+    these shapes. A folder on the way that is named like another architecture contradicts it.
+
+    Raises:
+        UsageError: if nothing fits, or several do, or the folder says otherwise.
+    """
+    if model is not None:
+        return model
+    known = {name: tuple(value.shape) for name, value in theta.items()}
+    named = [hint for hint in hints if hint.partition("__")[0] in OPENAI]
+    for hint in named:
+        check_hint(hint, path)
+    fitting = named or fitting_models(known)
+    folders = [part for part in path.absolute().parts[:-1] if part.partition("__")[0] in OPENAI]
+    folder = folders[-1] if folders else None
+    if not fitting and folder is None:
+        raise UsageError(
+            f"{path}: the shapes of its weights fit none of {', '.join(OPENAI)}; name the model "
+            "with --model"
+        )
+    if folder is not None and fitting and folder.partition("__")[0] not in fitting:
+        raise UsageError(
+            f"{path} lies in a folder {folder}, but its weights are those of "
+            f"{' or '.join(fitting)}; name the model with --model, or move the file"
+        )
+    if folder is not None:
+        return folder
+    if len(fitting) > 1:
+        raise UsageError(f"{path} may be {' or '.join(fitting)}; say which with --model")
+    return fitting[0]
+
+
+def fitting_models(known: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """OpenAI's models that have these shapes, or else those that the user has named before."""
+    if fitting := [name for name in OPENAI if _fits(shapes(name), known)]:
+        return fitting
+    for name in named_models():
+        with contextlib.suppress(UsageError):  # its folder may be gone by now
+            if _fits(shapes(name), known):
+                fitting.append(name)
+    return fitting
+
+
+def _fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(found.get(name) == shape for name, shape in wanted.items())
+
+
+def fitted(path: Path, theta: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
+    """The weights that the model has, in its order; what it does not have is dropped.
+
+    Raises:
+        UsageError: if some are missing or of another shape; all are listed.
+    """
+    wanted = shapes(model)
+    wrong = [
+        f"{name}: {tuple(theta[name].shape) if name in theta else 'missing'}, expected {shape}"
+        for name, shape in wanted.items()
+        if name not in theta or tuple(theta[name].shape) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"{path} does not fit {model}: {'; '.join(wrong[:5])}{more}. {_way_out(theta)}"
+        )
+    if dropped := sorted(set(theta) - set(wanted)):
+        logger.info("%s: not a part of %s, dropped: %s", path, model, ", ".join(dropped[:5]))
+    return {name: theta[name].contiguous() for name in wanted}
+
+
+def _way_out(theta: Mapping[str, Tensor]) -> str:
+    """The model that weights are of instead, as advice."""
+    like = fitting_models({name: tuple(value.shape) for name, value in theta.items()})
+    return f"Add --model={like[0]}" if like else "Is it of another --model?"

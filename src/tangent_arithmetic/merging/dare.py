@@ -1,0 +1,140 @@
+r"""DARE: task vectors lose weights at random, the rest is scaled up, then they are merged.
+
+The masks follow from (seed, model, tensor) alone, whatever the machine, the files' order, the
+number of threads and the size of the pieces: each `MASK_BLOCK` of a tensor has a generator of its
+own. mergekit rescales to the L1 norm that the tensor had; here, as in the paper and
+in fusion-bench, by \(1 / (1 - p)\).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method
+from tangent_arithmetic.merging.ties import Elected, elect, kept, merge_agreeing
+from tangent_arithmetic.runtime.errors import UsageError
+
+MASK_BLOCK = 2**18  # numbers; part of what DARE is here, since another value gives other masks
+
+
+def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
+    """The random numbers in [0, 1) of a stretch of one model's tensor, shape (size,)."""
+    end = start + size
+    blocks = range(start - start % MASK_BLOCK, end, MASK_BLOCK)
+    parts = [_block(seed, model, name, first, end)[max(0, start - first) :] for first in blocks]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _block(seed: int, model: str, name: str, first: int, end: int) -> Tensor:
+    """The numbers of the block that begins at `first`, no further than `end`."""
+    digest = hashlib.sha256(f"{seed}|{model}|{name}|{first}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(min(MASK_BLOCK, end - first), generator=generator)
+
+
+def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is taken for the matrix of a linear layer, by its name and shape."""
+    return len(shape) == 2 and name.endswith(".weight") and "embed" not in name.lower()
+
+
+def dropped(
+    piece: Piece, sparsity_ratio: float, only_on_linear_weights: bool, rescale: bool, seed: int
+) -> Iterator[Tensor]:
+    """The pieces of the task vectors with a share of their weights at 0.
+
+    Raises:
+        UsageError: if `sparsity_ratio` is not in [0, 1).
+    """
+    if not 0 <= sparsity_ratio < 1:
+        raise UsageError(f"sparsity_ratio must be at least 0 and below 1, got {sparsity_ratio}")
+    for model, whole in zip(piece.models, piece.taus(), strict=True):
+        tau = whole
+        if not only_on_linear_weights or is_linear_weight(piece.name, piece.shape):
+            numbers = uniform(seed, model, piece.name, piece.start, len(tau)).to(tau.device)
+            tau = tau * (numbers > sparsity_ratio)
+            if rescale:
+                tau = tau / (1 - sparsity_ratio)
+        yield tau
+
+
+@merging_method("dare_task_arithmetic", source="arXiv:2311.03099", drops=True)
+def dare_task_arithmetic(
+    piece: Piece,
+    *,
+    scaling_factor: float = 0.3,
+    sparsity_ratio: float = 0.5,
+    only_on_linear_weights: bool = False,
+    rescale: bool = True,
+    seed: int = 0,
+) -> Tensor:
+    r"""\(\theta = \theta_0 + \lambda \sum_t m_t \odot \tau_t / (1 - p)\).
+
+    Args:
+        piece: what to merge.
+        scaling_factor: lambda.
+        sparsity_ratio: p, the chance of a weight to be dropped, where m is 0.
+        only_on_linear_weights: drop in matrices of linear layers alone, see `is_linear_weight`.
+        rescale: whether to divide by 1 - p.
+        seed: of the masks m.
+
+    Source: Yu et al., "Language Models are Super Mario", arXiv:2311.03099, section 3.
+    """
+    parts = dropped(piece, sparsity_ratio, only_on_linear_weights, rescale, seed)
+    total = next(parts)
+    for tau in parts:
+        total += tau
+    return total.mul_(scaling_factor).add_(piece.base)
+
+
+def prepare(
+    pieces: Pieces,
+    *,
+    sparsity_ratio: float,
+    only_on_linear_weights: bool,
+    rescale: bool,
+    seed: int,
+    threshold: float,
+    scope: str,
+    zero_sign: str,
+    remove_keys: Sequence[str],
+    **_options: Any,
+) -> Elected:
+    """Thresholds and sign for `dare_ties`, of what was not dropped."""
+
+    def taus(piece: Piece) -> Iterator[Tensor]:
+        return dropped(piece, sparsity_ratio, only_on_linear_weights, rescale, seed)
+
+    return elect(kept(pieces, remove_keys), taus, threshold, scope, zero_sign)
+
+
+@merging_method("dare_ties", source="arXiv:2311.03099", prepare=prepare, passes=5, drops=True)
+def dare_ties(
+    piece: Piece,
+    *,
+    scaling_factor: float = 0.5,
+    sparsity_ratio: float = 0.5,
+    only_on_linear_weights: bool = False,
+    rescale: bool = True,
+    threshold: float = 20,
+    remove_keys: Sequence[str] = (),
+    merge_func: Literal["sum", "mean", "max"] = "sum",
+    scope: Literal["global", "tensor"] = "global",
+    zero_sign: Literal["majority", "positive"] = "majority",
+    seed: int = 0,
+    statistics: Elected,
+) -> Tensor:
+    """`ties` of task vectors that lost weights as in `dare_task_arithmetic`, with their options.
+
+    Source: Yu et al., "Language Models are Super Mario", arXiv:2311.03099, section 4.
+    """
+    if piece.name in remove_keys:
+        return piece.base.clone()
+    parts = dropped(piece, sparsity_ratio, only_on_linear_weights, rescale, seed)
+    trimmed = statistics.trimmed(piece.name, parts)
+    merged = merge_agreeing(trimmed, statistics.zero_sign, merge_func)
+    return merged.mul_(scaling_factor).add_(piece.base)

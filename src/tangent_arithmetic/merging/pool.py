@@ -1,0 +1,184 @@
+"""The models to merge, by name, and what the merged weights become."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tangent_arithmetic.encoders.loading import resolve
+from tangent_arithmetic.merging.registry import PRETRAINED
+from tangent_arithmetic.merging.weights import Weights, held, open_clip_vision, open_weights
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.storage.checkpoints import ENCODERS, ZEROSHOT
+
+Model = nn.Module | Mapping[str, Tensor] | str | Path | Weights
+
+
+class ModelPool:
+    """Models of one architecture, opened when they are needed and read a tensor at a time.
+
+    Args:
+        models: name -> a module, a state dict, or the path of weights, see `open_weights`. The
+            pre-trained model is named `_pretrained_`.
+        allow_base_mismatch: whether models may have been fine-tuned from other weights than
+            `_pretrained_`'s, where their files record it.
+
+    Attributes:
+        model_names: the names without `_pretrained_`.
+    """
+
+    opened_by: Callable[[str | Path], Weights] = staticmethod(open_weights)
+
+    def __init__(self, models: Mapping[str, Model], allow_base_mismatch: bool = False) -> None:
+        self.models = dict(models)
+        self.model_names = [name for name in self.models if name != PRETRAINED]
+        self.allow_base_mismatch = allow_base_mismatch
+        self._open: dict[str, Weights] = {}
+        if not self.model_names:
+            raise UsageError("expected at least one model to merge, got none")
+
+    @property
+    def has_pretrained(self) -> bool:
+        """Whether there is a pre-trained model."""
+        return PRETRAINED in self.models
+
+    def weights(self, name: str) -> Weights:
+        """The weights of a model."""
+        if name not in self._open:
+            model = self.models[name]
+            if isinstance(model, Weights):
+                found = model
+            elif isinstance(model, nn.Module):
+                found = held(_state_of(model))
+            elif isinstance(model, Mapping):
+                found = held(model)
+            elif isinstance(model, str | Path):
+                found = type(self).opened_by(model)
+            else:
+                raise UsageError(
+                    f"the model {name} must be a module, a state dict or a path, got a "
+                    f"{type(model).__name__}"
+                )
+            self._open[name] = found
+        return self._open[name]
+
+    @property
+    def base_name(self) -> str:
+        """The model whose types, and tensors that are not merged, the result has."""
+        return PRETRAINED if self.has_pretrained else self.model_names[0]
+
+    @property
+    def base(self) -> Weights:
+        """Its weights."""
+        return self.weights(self.base_name)
+
+    def check(self) -> None:
+        """Checks that the models can be merged.
+
+        Raises:
+            UsageError: if names or shapes differ (all differences are listed), if one was
+                fine-tuned from other weights, or if linear and standard models are mixed.
+        """
+        problems = []
+        opened = {name: self.weights(name) for name in (self.base_name, *self.model_names)}
+        for name in self.model_names:
+            try:
+                statedict.check_same(self.base.outline, opened[name].outline)
+            except ValueError as error:
+                listed = str(error).partition("\n")[2]
+                problems.append(f"{self.base_name} (first) and {name} (second):\n{listed}")
+        if problems:
+            raise UsageError(
+                "expected models of one architecture, but these differ:\n" + "\n".join(problems)
+            )
+        kinds = {self.weights(name).kind for name in self.model_names}
+        if len(kinds) > 1:
+            raise UsageError(f"expected models of one kind, got {', '.join(sorted(kinds))}")
+        if self.allow_base_mismatch or not self.has_pretrained:
+            return
+        base = self.base.facts.get("hash")
+        for name in self.model_names:
+            start = self.weights(name).facts.get("theta0_hash")
+            if base and start and base != start:
+                raise UsageError(
+                    f"{name} was fine-tuned from weights {start[:12]}..., but {PRETRAINED} has "
+                    f"{base[:12]}...: their task vectors do not start at one point. Name the right "
+                    "pre-trained model, or pass allow_base_mismatch=true"
+                )
+
+    def build(self, state: dict[str, Tensor]) -> Any:
+        """A new model with merged weights, of the kind that the pool's models are.
+
+        Returns:
+            A module like the base model, an `ImageEncoder` or a `LinearizedImageEncoder` for their
+            checkpoints, else the state dict.
+        """
+        base = self.models[self.base_name]
+        if isinstance(base, nn.Module):
+            module = copy.deepcopy(base)
+            statedict.copy_into(_state_of(module), state, "the model and the merged weights")
+            return module
+        kind = self.weights(self.model_names[0]).kind
+        if kind in ENCODERS and not isinstance(base, Mapping):
+            return self._encoder(kind, state)
+        return state
+
+    def _encoder(self, kind: str, state: dict[str, Tensor]) -> Any:
+        from tangent_arithmetic.encoders.clip import model_in
+        from tangent_arithmetic.encoders.images import ImageEncoder
+        from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+
+        name = model_in(self.base.facts, state, self.base_name)
+        encoder = ImageEncoder.without_weights(name)
+        if kind == "image_encoder":
+            encoder.load_weights(state)
+            return encoder
+        encoder.load_weights(dict(self.base.tensors))
+        linear = LinearizedImageEncoder(image_encoder=encoder)
+        linear.load_weights(state)
+        return linear
+
+
+class CLIPVisionModelPool(ModelPool):
+    """Vision towers of CLIPs of Hugging Face; whole CLIPs are reduced to them."""
+
+    opened_by = staticmethod(open_clip_vision)
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The module's weights: of an encoder those of the vision tower."""
+    weights = getattr(module, "weights", None)
+    state = weights() if callable(weights) else module.state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def as_pool(models: ModelPool | Mapping[str, Model]) -> ModelPool:
+    """The pool, or a pool of these models."""
+    return models if isinstance(models, ModelPool) else ModelPool(models)
+
+
+def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> ModelPool:
+    """The encoders of a run of `finetune.py`: its zero-shot file and one model a task.
+
+    Args:
+        run: the run's folder, `checkpoints/MODEL`.
+        tasks: the tasks, in the order in which they are merged.
+        mode: "standard" or "linear".
+
+    Raises:
+        UsageError: for another mode.
+        MissingFileError: if a model is not there; the message names the command that makes it.
+    """
+    if mode not in ("standard", "linear"):
+        raise UsageError(f"unknown mode {mode!r} of a pool; choose from standard, linear")
+    name = "linear_finetuned" if mode == "linear" else "finetuned"
+    folder = Path(run)
+    models = {task: folder / f"{task}Val" / f"{name}.safetensors" for task in tasks}
+    models = {PRETRAINED: folder / ZEROSHOT, **models}
+    made_by = f"python src/finetune.py --finetuning-mode={mode} --save={folder}"
+    return ModelPool({key: resolve(path, made_by) for key, path in models.items()})

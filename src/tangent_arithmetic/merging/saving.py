@@ -1,0 +1,318 @@
+"""Merges straight into files: our checkpoints, folders of Hugging Face, or plain safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from tangent_arithmetic import __version__
+from tangent_arithmetic.merging.pool import CLIPVisionModelPool
+from tangent_arithmetic.merging.registry import PRETRAINED
+from tangent_arithmetic.merging.stream import Merge, Part
+from tangent_arithmetic.merging.writer import (
+    INDEX,
+    new_folder,
+    plan_shards,
+    shard_names,
+    size_of,
+    write_file,
+    write_shards,
+)
+from tangent_arithmetic.runtime.atomic import (
+    check_writable,
+    disk_errors,
+    part_folder,
+    write_json,
+    write_text,
+)
+from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.runtime.private import expanded, without_home
+from tangent_arithmetic.storage import checkpoints
+from tangent_arithmetic.storage.checkpoints import ENCODERS, FORMAT, THETA0, as_safetensors
+from tangent_arithmetic.storage.reading import read_json, read_text, readable
+
+RECIPE = "merge_recipe.json"
+COPIED = (".json", ".txt", ".model")  # configuration and tokenizer of a folder
+SHARD = "5GB"
+
+
+def recipe(merge: Merge) -> dict[str, Any]:
+    """What it takes to merge again: method, options, and which models they were.
+
+    It is shared with the merged model and names no home folder.
+    """
+    models = [*([PRETRAINED] if merge.theta0 else []), *merge.pool.model_names]
+    found: dict[str, Any] = without_home({
+        "method": merge.method.name,
+        "source": merge.method.source,
+        "options": merge.options,
+        "models": {name: merge.pool.weights(name).identity() for name in models},
+        "version": __version__,
+    })  # fmt: skip
+    return found
+
+
+def save_merged(
+    merge: Merge, path: str | Path, max_shard_size: str | int = SHARD, fsync: bool = True
+) -> Path:
+    """Merges into a file or folder, without holding the result in memory.
+
+    Encoders of ours give a checkpoint of ours, `.safetensors`; anything else a file if the name
+    ends in `.safetensors`, otherwise a folder of Hugging Face with the base model's configuration.
+    Either is there as a whole or not at all; the recipe is kept in it. Only what an earlier merge
+    wrote is replaced: whatever else a folder holds stays.
+
+    Args:
+        merge: what to merge.
+        path: where to.
+        max_shard_size: size of a file of a folder, such as "5GB".
+        fsync: whether to wait until the disk has it.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        UsageError: if the path is taken by something else or one of the models, or cannot be
+            written.
+    """
+    path = check_target(merge, path, max_shard_size)
+    kind = merge.thetas[-1].kind
+    with disk_errors(path):
+        if kind in ENCODERS:
+            _write_encoder(merge, path, kind, fsync)
+        elif _is_file(path):
+            write_file(path, merge.pool.base.outline, merge.parts(), _metadata(merge), fsync=fsync)
+        else:
+            _write_folder(merge, path, size_of(max_shard_size), fsync)
+    return path
+
+
+def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHARD) -> Path:
+    """Checks, before the work, that the result can be written without loss, and says where to.
+
+    Args:
+        merge: what to merge.
+        path: where to.
+        max_shard_size: size of a file of a folder.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    named, limit = expanded(path), size_of(max_shard_size)
+    path = named
+    with readable(path, "a place for the merged model"), disk_errors(path):
+        if merge.thetas[-1].kind in ENCODERS or _is_file(path):
+            path = as_safetensors(path.with_suffix("") if path.suffix == ".bin" else path)
+            _refuse_inputs(merge, path, [named, path])
+            _check_file(path)
+            check_writable(path)
+        else:
+            names = _file_names(merge, limit)
+            _refuse_inputs(merge, path, [path, *(path / name for name in names)])
+            _others(path, names)
+            with part_folder(path):
+                pass
+    return path
+
+
+def _is_file(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".pt", ".pth", ".bin")
+
+
+def _refuse_inputs(merge: Merge, path: Path, outputs: Sequence[Path]) -> None:
+    """Refuses to write over, or into the folder of, one of the models that are merged.
+
+    Nor is a file written that would be read in the place of one of them, since `.safetensors` goes
+    before `.pt`.
+    """
+    target, existing = path.resolve(), [each for each in outputs if each.exists()]
+    for name in merge.pool.models:
+        weights = merge.pool.weights(name)
+        same = any(each.samefile(file) for each in existing for file in weights.files)
+        if same or target in [as_safetensors(file).resolve() for file in weights.files]:
+            raise UsageError(f"{path} is the model {name} itself; name another place")
+        folder = weights.folder.resolve() if weights.folder else None
+        if folder in (target, *target.parents):
+            raise UsageError(f"{path} lies in the folder of the model {name}; name another place")
+        if target in [file.resolve().parent for file in weights.files]:
+            raise UsageError(f"{path} holds the model {name}; name another folder")
+
+
+def _check_file(path: Path) -> None:
+    """Refuses a path at which there is something that no merge wrote."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected a file or a name that is free")
+    if path.exists():
+        try:
+            written_recipe(path)
+        except UsageError as error:
+            raise UsageError(
+                f"{path} exists and is no result of a merge, which alone is replaced; name another "
+                "file, or remove it"
+            ) from error
+
+
+def _file_names(merge: Merge, limit: int) -> list[str]:
+    """The names of all files of the merged model's folder."""
+    count = len(plan_shards(merge.pool.base.outline, limit))
+    copied = [file.name for file in _configuration(merge.pool.base.folder)]
+    return [*shard_names(count), *([INDEX] if count > 1 else []), *copied, RECIPE]
+
+
+def _others(path: Path, names: Sequence[str]) -> list[str]:
+    """The names in a folder that are not of an earlier merge, and therefore stay.
+
+    Args:
+        path: the folder; it need not exist.
+        names: the files that are to be written in it.
+
+    Raises:
+        UsageError: if it holds other things than an earlier merge's, and no such merge; or if one
+            of the files would take the place of something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, expected a folder or a name that is free")
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    own = _own_files(path) if found else set()
+    if found and not own:
+        raise UsageError(
+            f"{path} holds other files, expected a new folder, an empty one, or one that an "
+            "earlier merge wrote; name another one"
+        )
+    others = [name for name in found if name not in own]
+    if taken := [name for name in others if name in names]:
+        raise UsageError(
+            f"{path} holds {', '.join(map(shown, taken))}, which an earlier merge did not write or "
+            "which was changed since; move it away, or name another folder"
+        )
+    return others
+
+
+def _own_files(folder: Path) -> set[str]:
+    """The files of a folder that are as an earlier merge wrote them; none if there was no merge."""
+    try:
+        found = read_json(folder / RECIPE)
+    except UsageError:
+        return set()
+    if not {"method", "models"} <= found.keys():
+        return set()
+    listed = found.get("files")
+    if not isinstance(listed, dict):  # of an earlier version, which kept no list
+        listed = {file.name: None for file in folder.glob("model*.safetensors")}
+        listed[INDEX] = _digest(folder / INDEX)
+    return {RECIPE, *(name for name in listed if _is_own(folder / name, listed[name]))}
+
+
+def _is_own(file: Path, digest: Any) -> bool:
+    if file.is_symlink() or not file.is_file():
+        return False
+    if digest is not None:
+        return bool(_digest(file) == digest)
+    with contextlib.suppress(UsageError):
+        return bool(written_recipe(file))
+    return False
+
+
+def _digest(file: Path) -> str | None:
+    """What tells whether a file was changed; None for weights, whose header holds the recipe."""
+    if file.suffix == ".safetensors" or not file.is_file():
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _metadata(merge: Merge) -> dict[str, str]:
+    return {"format": "pt", "merge_recipe": json.dumps(recipe(merge), sort_keys=True)}
+
+
+def _write_encoder(merge: Merge, path: Path, kind: str, fsync: bool) -> None:
+    """A checkpoint of ours; a linear one holds the point of expansion too."""
+    outline, parts = dict(merge.pool.base.outline), merge.parts()
+    base = merge.theta0
+    info = {"model": merge.pool.base.facts.get("model"), "merge_recipe": recipe(merge)}
+    if kind == "linearized_image_encoder":
+        if base is None:
+            raise UsageError(f"linear models need the pre-trained one, named {PRETRAINED}")
+        outline |= {THETA0 + name: value for name, value in base.outline.items()}
+        parts = chain(parts, _copied(base))
+    facts = {
+        "format": FORMAT,
+        "kind": kind,
+        "theta0_hash": str(base.facts.get("hash") or "") if base else "",
+        "info": json.dumps(info, sort_keys=True),
+    }
+    write_file(path, outline, parts, facts, hashed=True, fsync=fsync)
+
+
+def _copied(base: Any) -> Iterator[Part]:
+    for name in sorted(base.outline):
+        yield Part(THETA0 + name, 0, base.read(name).reshape(-1))
+
+
+def _write_folder(merge: Merge, path: Path, limit: int, fsync: bool) -> None:
+    base, metadata, names = merge.pool.base, _metadata(merge), _file_names(merge, limit)
+    with new_folder(path, lambda: _others(path, names)) as folder:
+        if base.folder is not None:
+            _copy_configuration(base.folder, folder, isinstance(merge.pool, CLIPVisionModelPool))
+        write_shards(folder, base.outline, merge.parts(), metadata, limit, fsync)
+        files = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+        write_json(folder / RECIPE, {**recipe(merge), "files": files})
+
+
+def _configuration(folder: Path | None) -> list[Path]:
+    """What a folder of Hugging Face has beside its weights: configuration and tokenizer."""
+    return [
+        file
+        for file in (sorted(folder.iterdir()) if folder is not None else ())
+        if file.is_file() and file.suffix in COPIED
+        if not file.name.endswith(".index.json") and file.name != RECIPE
+    ]
+
+
+def _copy_configuration(source: Path, target: Path, vision: bool) -> None:
+    """Copies it, without home folders; of a whole CLIP the vision tower's part."""
+    for file in _configuration(source):
+        shutil.copyfile(file, target / file.name)
+        if file.suffix == ".json":
+            with contextlib.suppress(UsageError):  # no text
+                text = read_text(file)
+                if (shared := without_home(text)) != text:
+                    write_text(target / file.name, shared)
+    config = target / "config.json"
+    if not vision or not config.is_file():
+        return
+    found = read_json(config)
+    if found.get("model_type") == "clip":
+        given = found.get("vision_config")
+        inner = dict(given) if isinstance(given, dict) else {}
+        inner.setdefault("projection_dim", found.get("projection_dim", 512))
+        found = {**inner, "model_type": "clip_vision_model"}
+    found["architectures"] = ["CLIPVisionModel"]
+    write_text(config, json.dumps(found, indent=2, sort_keys=True) + "\n")
+
+
+def written_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe that a merged file or folder carries.
+
+    Raises:
+        UsageError: if it carries none.
+    """
+    path = Path(path)
+    files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
+    found: Any = None
+    if files and (own := checkpoints.read_header(files[0])) is not None:
+        found = own["info"].get("merge_recipe")
+    elif files:
+        damaged = (ValueError, RecursionError, OSError, SafetensorError)
+        with contextlib.suppress(*damaged), safe_open(files[0], "pt") as opened:
+            found = json.loads((opened.metadata() or {}).get("merge_recipe", "null"))
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} was not written by a merge")
+    return found

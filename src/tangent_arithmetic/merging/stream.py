@@ -1,0 +1,207 @@
+"""Merges piece by piece: memory is a piece of each model, whatever their size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.merging.pool import ModelPool
+from tangent_arithmetic.merging.registry import PRETRAINED, Method, Piece
+from tangent_arithmetic.merging.weights import Weights
+from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.runtime.logs import byte_progress
+from tangent_arithmetic.storage import statedict
+
+PIECE = 2**18  # numbers; a matter of speed alone
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a merged tensor, from `start` on; of type and device of the base model."""
+
+    name: str
+    start: int
+    values: Tensor
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+class Merge:
+    """One merging of one pool by one method.
+
+    Args:
+        pool: the models.
+        method: the method.
+        options: its options; those not given have their defaults.
+        show: whether to show progress, with bytes a second.
+
+    Raises:
+        UsageError: if the models do not fit each other or the method, or an option is unknown.
+    """
+
+    def __init__(
+        self, pool: ModelPool, method: Method, options: Mapping[str, Any], show: bool = False
+    ) -> None:
+        self.pool, self.method, self.show = pool, method, show
+        self.options = method.options(options)
+        if method.needs_pretrained and not pool.has_pretrained:
+            raise UsageError(f"{method.name} needs the pre-trained model, named {PRETRAINED}")
+        self.models = list(pool.model_names)
+        if method.ordered and pool.has_pretrained:
+            self.models.insert(0, PRETRAINED)
+        if method.num_models is not None and len(self.models) != method.num_models:
+            raise UsageError(
+                f"{method.name} merges {method.num_models} models, got {len(self.models)}: "
+                f"{', '.join(self.models)}"
+            )
+        pool.check()
+        self.theta0 = pool.base if pool.has_pretrained else None
+        self.thetas = [pool.weights(name) for name in self.models]
+        self.names = sorted(pool.base.outline)
+        self.floating = [
+            name
+            for name in self.names
+            if all(statedict.takes_part(weights.outline[name]) for weights in self._read())
+        ]
+        ties = statedict.joined(*(weights.ties for weights in (pool.base, *self._read())))
+        self.ties = statedict.agreed(ties, *(weights.tensors for weights in self._read()))
+        self.bytes = sum(weights.nbytes for weights in self._read())
+
+    def _read(self) -> list[Weights]:
+        """The models that a pass reads."""
+        apart = self.theta0 is not None and PRETRAINED not in self.models
+        return [*([self.theta0] if apart and self.theta0 else []), *self.thetas]
+
+    def parts(self) -> Iterator[Part]:
+        """The merged tensors in the order of their names, each with at least one part.
+
+        A parameter of several names is merged under the first of them, and given under all. Tensors
+        that are not of real floating-point numbers are the base model's; those that differ are
+        named in the log.
+
+        Raises:
+            UsageError: if weights are NaN or infinite, in a model or after merging, or too large
+                for their type.
+        """
+        self._say_left_out()
+        given = dict(self.options)
+        if self.method.prepare is not None:
+            given["statistics"] = self.method.prepare(self._looked_at, **self.options)
+        with self._progress("merging") as advance:
+            for name in self.names:
+                if name in self.floating and self.pool.base.outline[name].numel():
+                    yield from self._merged(name, given, advance)
+                else:
+                    yield Part(name, 0, self.pool.base.read(name).reshape(-1))
+
+    def _say_left_out(self) -> None:
+        first, *others = self._read()
+        statedict.say_left_out(
+            "the models",
+            tuple(
+                name
+                for name in self.names
+                if name not in self.floating
+                and not all(statedict.equal(first.read(name), each.read(name)) for each in others)
+            ),
+        )
+
+    def _merged(
+        self, name: str, given: dict[str, Any], advance: Callable[[int], Any]
+    ) -> Iterator[Part]:
+        dtype = self.pool.base.outline[name].dtype
+        checked = self.method.drops and self.method.prepare is None
+        for piece in self._pieces(name):
+            if checked:
+                self._is_finite(piece)
+            found = self.method.function(piece, **given)
+            if not is_finite(found):
+                found = self._not_finite(piece)
+            if found.dtype != dtype:
+                found = statedict.stored(found, dtype, name, start=piece.start)
+            yield Part(name, piece.start, found)
+            advance(len(found) * dtype.itemsize * len(self._read()))
+
+    def _looked_at(self) -> Iterator[Piece]:
+        """One pass over the weights for `prepare`."""
+        with self._progress("looking") as advance:
+            for name in (name for name in self.floating if name not in self.ties):
+                size = self.pool.base.outline[name].dtype.itemsize * len(self._read())
+                for piece in self._pieces(name):
+                    if self._is_finite(piece):
+                        yield piece
+                    advance(len(piece.thetas[0]) * size)
+
+    def _pieces(self, name: str) -> Iterator[Piece]:
+        first = self.ties.get(name, name)
+        base = self.pool.base.outline[name]
+        base_device = self.pool.base.read(name).device
+        whole = [weights.read(name).reshape(-1) for weights in self.thetas]
+        start0 = None if self.theta0 is None else self.theta0.read(name).reshape(-1)
+        types = [value.dtype for value in (*whole, *([] if start0 is None else [start0]))]
+        wide = torch.float64 if torch.float64 in types else torch.float32
+
+        def cut(values: Tensor, start: int) -> Tensor:
+            return values[start : start + PIECE].to(base_device, wide)
+
+        for start in range(0, base.numel(), PIECE):
+            theta0 = None if start0 is None else cut(start0, start)
+            thetas = tuple(cut(values, start) for values in whole)
+            yield Piece(first, tuple(base.shape), start, theta0, thetas, tuple(self.models))
+
+    def _is_finite(self, piece: Piece) -> bool:
+        """Whether a piece is finite in all models; an error if it is not, and differs in them."""
+        everyone = [*piece.thetas, *([] if piece.theta0 is None else [piece.theta0])]
+        if all(map(is_finite, everyone)):
+            return True
+        self._not_finite(piece)
+        return False
+
+    def _not_finite(self, piece: Piece) -> Tensor:
+        """The base model's piece where all models have the same, such as a mask of -inf."""
+        named = dict(zip(piece.models, piece.thetas, strict=True))
+        if piece.theta0 is not None:
+            named[PRETRAINED] = piece.theta0
+        first = next(iter(named.values()))
+        if all(torch.equal(values, first) for values in named.values()):
+            return first.clone()
+        for model, values in named.items():
+            wrong = ~torch.isfinite(values)
+            if bool(wrong.any()):
+                at = piece.start + int(wrong.nonzero()[0])
+                raise UsageError(
+                    f"{model} has {values[wrong][0].item()} at number {at} of {shown(piece.name)}, "
+                    "expected finite weights; is its checkpoint of a run that diverged?"
+                )
+        raise UsageError(
+            f"merging by {self.method.name} gives numbers that are not finite in "
+            f"{shown(piece.name)}; are its options right? {self.options}"
+        )
+
+    def _progress(self, label: str) -> AbstractContextManager[Callable[[int], Any]]:
+        if not self.show:
+            return nullcontext(lambda _: None)
+        return byte_progress(f"{label} ({self.method.name})", self.bytes)
+
+
+def merged_state(merge: Merge) -> dict[str, Tensor]:
+    """The merged weights, in memory."""
+    found: dict[str, Tensor] = {}
+    for part in merge.parts():
+        if part.name not in found:
+            outline = merge.pool.base.outline[part.name]
+            device = merge.pool.base.read(part.name).device
+            found[part.name] = torch.empty(outline.shape, dtype=outline.dtype, device=device)
+        found[part.name].view(-1)[part.start : part.start + len(part.values)] = part.values
+    for name, first in merge.ties.items():
+        if name in merge.pool.base.ties:
+            found[name] = found[first]
+    return found

@@ -1,0 +1,248 @@
+"""Configurations as objects: a table of the names that may stand behind `_target_`.
+
+A target that the table does not have is refused and never called, whatever the configuration says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tangent_arithmetic import merging
+from tangent_arithmetic.merging.algorithms import Algorithm
+from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
+from tangent_arithmetic.runtime.errors import UsageError, unknown
+from tangent_arithmetic.runtime.private import expanded
+
+if TYPE_CHECKING:
+    from tangent_arithmetic.merging.taskpools import HubRows, TaskPool
+
+Node = Mapping[str, Any]
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    kind.__name__: kind for kind in Algorithm.__subclasses__()
+}
+OWN = "tangent_arithmetic.merging."
+METHODS_OF = ("fusion_bench.method.", OWN)
+POOLS: dict[str, type[ModelPool]] = {
+    "fusion_bench.modelpool.BaseModelPool": ModelPool,
+    "fusion_bench.modelpool.AutoModelPool": ModelPool,
+    "fusion_bench.modelpool.OpenCLIPVisionModelPool": ModelPool,
+    "fusion_bench.modelpool.CLIPVisionModelPool": CLIPVisionModelPool,
+    f"{OWN}ModelPool": ModelPool,
+    f"{OWN}CLIPVisionModelPool": CLIPVisionModelPool,
+}
+RUN_POOL = f"{OWN}run_pool"
+LOADERS = (
+    "transformers.AutoModel.from_pretrained",
+    "transformers.CLIPModel.from_pretrained",
+    "transformers.CLIPProcessor.from_pretrained",
+    "transformers.CLIPVisionModel.from_pretrained",
+)
+TASK_POOLS = {
+    "fusion_bench.taskpool.DummyTaskPool": "dummy",
+    f"{OWN}DummyTaskPool": "dummy",
+    "fusion_bench.taskpool.CLIPVisionModelTaskPool": "clip",
+    f"{OWN}CLIPVisionModelTaskPool": "clip",
+    f"{OWN}SuiteTaskPool": "suite",
+}
+ROWS = "datasets.load_dataset"
+HELD_OUT = "fusion_bench.utils.data.train_validation_split"
+IGNORED = {  # of FusionBench's configurations: no part in what we do
+    "_target_", "_recursive_", "_usage_", "platform", "processor", "train_datasets",
+    "test_datasets", "val_datasets", "data_processor",
+}  # fmt: skip
+OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose"}
+
+
+def target_of(node: Node, what: str) -> str:
+    """The `_target_` of a part of the configuration.
+
+    Raises:
+        UsageError: if it has none.
+    """
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str):
+        raise UsageError(f"{what} has no _target_, expected one of the groups in config/{what}")
+    return re.sub(r"^src\.merging\.", OWN, target)  # as before there was a package
+
+
+def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
+    """The merging algorithm of a configuration.
+
+    Args:
+        node: the group `method`.
+        seed: of random masks, where the group does not name one.
+    """
+    target = target_of(node, "method")
+    name = target.rpartition(".")[2]
+    if not target.startswith(METHODS_OF) or name not in ALGORITHMS:
+        raise unknown(
+            "method._target_",
+            target,
+            (f"{OWN}{known}" for known in ALGORITHMS),
+        )
+    options = {key: value for key, value in node.items() if key not in OPTIONS_IGNORED}
+    kind = ALGORITHMS[name]
+    if seed is not None and "seed" in merging.get_method(kind.method).defaults:
+        options.setdefault("seed", seed)
+    return kind(**options)
+
+
+def pool_of(node: Node) -> ModelPool:
+    """The model pool of a configuration."""
+    target = target_of(node, "modelpool")
+    if target == RUN_POOL:
+        return _run_pool(node)
+    if target not in POOLS:
+        raise unknown("modelpool._target_", target, (*POOLS, RUN_POOL))
+    if node.get("platform") not in (None, "hf"):
+        raise UsageError(f"unknown platform {node['platform']!r} of a model pool; choose from hf")
+    known = {*IGNORED, "models", "allow_base_mismatch"}
+    _refuse_unknown(node, known, "modelpool")
+    models = node.get("models")
+    if not isinstance(models, Mapping) or not models:
+        raise UsageError(f"modelpool.models must map names to models, got {models!r}")
+    places = {str(name): place_of(model, f"modelpool.models.{name}")
+              for name, model in models.items()}  # fmt: skip
+    return POOLS[target](places, bool(node.get("allow_base_mismatch", False)))
+
+
+def _run_pool(node: Node) -> ModelPool:
+    from tangent_arithmetic.data.suites import get_suite
+
+    _refuse_unknown(node, {"_target_", "run", "suite", "tasks", "mode"}, "modelpool")
+    suite = get_suite(str(node["suite"]))
+    tasks = [suite.check(str(task)) for task in node.get("tasks") or suite.tasks]
+    return run_pool(str(node["run"]), tasks, str(node.get("mode", "standard")))
+
+
+def place_of(model: Any, where: str) -> str:
+    """The path or hub name of a model in a configuration.
+
+    Raises:
+        UsageError: for a `_target_` that is not one of `LOADERS`, or no path.
+    """
+    if isinstance(model, str):
+        return model
+    if isinstance(model, Mapping):
+        target = model.get("_target_")
+        if target is not None and target not in LOADERS:
+            raise unknown(f"_target_ of {where}", str(target), LOADERS)
+        for key in ("pretrained_model_name_or_path", "pickle_path", "path"):
+            if isinstance(model.get(key), str):
+                return str(model[key])
+    raise UsageError(f"{where} must be a path or a name on the hub, got {model!r}")
+
+
+def _refuse_unknown(node: Node, known: set[str], group: str) -> None:
+    if strange := sorted(set(node) - known):
+        raise UsageError(
+            f"{group} has {', '.join(strange)}, which is not supported; it knows "
+            f"{', '.join(sorted(known - IGNORED))}"
+        )
+
+
+def task_pool_of(node: Node, settings: Node, fast_dev_run: bool = False) -> TaskPool | None:
+    """The task pool of a configuration; None for the dummy, which evaluates nothing.
+
+    Args:
+        node: the group `taskpool`.
+        settings: device, precision, where data are, by the names of the flags.
+        fast_dev_run: one batch of each task only.
+    """
+    target = target_of(node, "taskpool")
+    if target not in TASK_POOLS:
+        raise unknown("taskpool._target_", target, TASK_POOLS)
+    kind = TASK_POOLS[target]
+    if kind == "dummy":
+        return None
+    from tangent_arithmetic.merging import taskpools
+
+    if kind == "suite":
+        known = {"_target_", "model", "suite", "run", "tasks", "batch_size", "num_workers"}
+        _refuse_unknown(node, known, "taskpool")
+        own = {key: value for key, value in node.items() if key != "_target_" and value is not None}
+        return taskpools.SuiteTaskPool(**{**settings, **own}, fast_dev_run=fast_dev_run)
+    return _clip_task_pool(node, settings, fast_dev_run)
+
+
+def _clip_task_pool(node: Node, settings: Node, fast_dev_run: bool) -> TaskPool:
+    from tangent_arithmetic.merging import taskpools
+
+    known = {
+        *IGNORED, "base_model", "clip_model", "dataloader_kwargs", "layer_wise_feature_save_path",
+        "layer_wise_feature_first_token_only", "layer_wise_feature_max_num",
+    }  # fmt: skip
+    _refuse_unknown(node, known, "taskpool")
+    if node.get("layer_wise_feature_save_path") is not None:
+        raise UsageError("taskpool.layer_wise_feature_save_path is not supported; leave it null")
+    if isinstance(node.get("clip_model"), Mapping):
+        place_of(node["clip_model"], "taskpool.clip_model")
+    loader = dict(node.get("dataloader_kwargs") or {})
+    sizes = {key: loader[key] for key in ("batch_size", "num_workers") if key in loader}
+    sets = node.get("test_datasets")
+    if not isinstance(sets, Mapping) or not sets:
+        raise UsageError(f"taskpool.test_datasets must map names to data sets, got {sets!r}")
+    rows = {str(n): rows_of(entry, f"taskpool.test_datasets.{n}") for n, entry in sets.items()}
+    base = place_of(node.get("base_model"), "taskpool.base_model")
+    return taskpools.CLIPVisionModelTaskPool(
+        rows, base, fast_dev_run=fast_dev_run, **{**sizes, **settings}
+    )
+
+
+def rows_of(node: Any, where: str) -> HubRows:
+    """The data set of a configuration.
+
+    Raises:
+        UsageError: for another `_target_` than `datasets.load_dataset`, or a held-out part of it.
+    """
+    from tangent_arithmetic.merging.taskpools import HubRows
+
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if target == HELD_OUT:
+        inner = rows_of(node["dataset"], where)
+        part = node.get("validation_fraction"), node.get("random_seed"), node.get("return_split")
+        if part != (0.1, 0, "val"):
+            raise UsageError(
+                f"{where} holds out another part than a tenth with seed 0, got {part}; that part "
+                "alone is supported"
+            )
+        return HubRows(inner.path, inner.config, inner.split, validation=True)
+    if target != ROWS:
+        raise unknown(f"_target_ of {where}", str(target), (ROWS, HELD_OUT))
+    words: Sequence[Any] = list(node.get("_args_") or ())
+    path = node.get("path", words[0] if words else None)
+    config = node.get("name", words[1] if len(words) > 1 else None)
+    if not isinstance(path, str):
+        raise UsageError(f"{where} names no path of a data set, got {path!r}")
+    _refuse_unknown(node, {"_target_", "_args_", "path", "name", "split"}, where)
+    return HubRows(path, config, str(node.get("split", "test")))
+
+
+def device_settings(fabric: Node) -> dict[str, Any]:
+    """The flags that the group `fabric` stands for.
+
+    Raises:
+        UsageError: for what we do not do there, such as several devices.
+    """
+    accelerator = str(fabric.get("accelerator", "auto"))
+    devices = {"auto": None, "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
+    if accelerator not in devices:
+        raise unknown("fabric.accelerator", accelerator, devices)
+    if str(fabric.get("devices", 1)) not in ("1", "auto"):
+        raise UsageError(f"fabric.devices={fabric['devices']} is not supported; merging uses one")
+    if str(fabric.get("strategy", "auto")) not in ("auto", "single_device"):
+        raise UsageError(f"fabric.strategy={fabric['strategy']} is not supported; choose auto")
+    precision = fabric.get("precision")
+    precisions = {None: "fp32", "32": "fp32", "32-true": "fp32", "bf16": "bf16",
+                  "bf16-mixed": "bf16"}  # fmt: skip
+    key = None if precision is None else str(precision)
+    if key not in precisions:
+        raise unknown("fabric.precision", str(precision), [p for p in precisions if p])
+    return {"device": devices[accelerator], "precision": precisions[key]}
+
+
+def data_folder(path: Node) -> str:
+    """Where data sets are, of the group `path`."""
+    return str(expanded(str(path.get("data_dir", "data"))))

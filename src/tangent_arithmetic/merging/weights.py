@@ -1,0 +1,290 @@
+"""The weights of one model, read a tensor at a time, from memory or from mapped files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tangent_arithmetic.encoders.loading import resolve
+from tangent_arithmetic.encoders.published import hub, huggingface
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
+from tangent_arithmetic.runtime.private import expanded
+from tangent_arithmetic.storage import checkpoints, statedict
+from tangent_arithmetic.storage.reading import check_header, readable
+
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+SAMPLE = 256  # numbers of each tensor that a fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors that are read when they are asked for.
+
+    Attributes:
+        outline: name -> a tensor without memory (device "meta") of the type and shape.
+        read: gives a tensor by name; of a file it is mapped, not copied, and must not be changed.
+        kind: "image_encoder" and so on for our checkpoints and published encoders, "" for others.
+        facts: what is known of the model: "hash", "theta0_hash", "model".
+        place: the path it was read from, as the user named it; None for memory.
+        folder: the folder of Hugging Face that it was read from.
+        files: the files that it was read from.
+        ties: other names of tied parameters, see `tangent_arithmetic.storage.statedict.ties`.
+    """
+
+    outline: dict[str, Tensor]
+    read: Callable[[str], Tensor]
+    kind: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    place: str | None = None
+    folder: Path | None = None
+    files: tuple[Path, ...] = ()
+    ties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by name, each read when it is asked for."""
+        return _Tensors(self.outline, self.read)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(value.nbytes for value in self.outline.values())
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from others: its place, its hash if it records one, a fingerprint.
+
+        The fingerprint is of names, shapes and the first numbers of each tensor; it tells models
+        apart, but is no checksum.
+        """
+        digest = hashlib.sha256()
+        for name, value in sorted(self.outline.items()):
+            digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+            start = self.read(name).reshape(-1)[:SAMPLE].detach().cpu().contiguous()
+            digest.update(start.view(torch.uint8).numpy().tobytes())
+        known = {key: self.facts[key] for key in ("model", "hash") if self.facts.get(key)}
+        place = {} if self.place is None else {"place": self.place}
+        return {**place, **known, "bytes": self.nbytes, "fingerprint": digest.hexdigest()[:32]}
+
+
+class _Tensors(Mapping[str, Tensor]):
+    def __init__(self, outline: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.outline, self.read = outline, read
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outline)
+
+    def __len__(self) -> int:
+        return len(self.outline)
+
+
+def held(state: Mapping[str, Tensor], **facts: Any) -> Weights:
+    """Weights in memory.
+
+    Raises:
+        UsageError: if there is something else than tensors.
+    """
+    state = dict(state)
+    statedict.check_tensors(state, str(facts.get("place") or "a model"))
+    outline = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    ties = statedict.ties(state)
+    return Weights(outline, lambda name: state[name].detach(), ties=ties, **facts)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes an error of ours of what goes wrong while a file of safetensors is read."""
+    with readable(path, "a file of safetensors"):
+        try:
+            yield
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{error}; is it damaged?") from error
+
+
+def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> dict[str, Any]:
+    """Outline and reader of safetensors files, as the arguments of `Weights`.
+
+    Args:
+        files: one file, or the shards of a model.
+        names: the name under which a tensor of the file goes; None to leave it out.
+
+    Raises:
+        UsageError: for a damaged file, or a type of numbers that we do not know.
+    """
+    outline: dict[str, Tensor] = {}
+    keys: dict[str, tuple[Path, Any, str]] = {}
+    for path in files:
+        with _reading(path):
+            check_header(path)
+            file = safe_open(str(path), framework="pt")
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                name = names(key)
+                if name is None:
+                    continue
+                part = file.get_slice(key)
+                if part.get_dtype() not in DTYPES:
+                    raise UsageError(
+                        f"{path} holds {shown(key)} as {shown(part.get_dtype())}, which is unknown"
+                    )
+                dtype = DTYPES[part.get_dtype()]
+                outline[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+                keys[name] = (path, file, key)
+
+    def read(name: str) -> Tensor:
+        path, file, key = keys[name]
+        with _reading(path):
+            found: Tensor = file.get_tensor(key)
+        return found
+
+    return {"outline": outline, "read": read, "files": tuple(files)}
+
+
+def open_weights(place: str | Path) -> Weights:
+    """The weights at a place.
+
+    Args:
+        place: a file of safetensors, one of our checkpoints (named in our way or that of the
+            public projects), a published `.pt`, a folder of Hugging Face (sharded or not), or
+            `hf-hub:ORG/NAME`.
+
+    Raises:
+        MissingFileError: if there is nothing.
+        UsageError: if it is damaged or no weights.
+    """
+    with readable(place, "the weights of a model"):
+        path = _find(place)
+        if path.is_dir():
+            return _folder(path, str(place), str)
+        if path.suffix == ".safetensors":
+            return _safetensors(path, str(place))
+        return _pickled(path, str(place))
+
+
+def open_clip_vision(place: str | Path) -> Weights:
+    """The vision tower of a CLIP of Hugging Face, whole or not, under the names of its files.
+
+    Names have the prefix `vision_model.`, which some versions leave away. The integer buffer
+    `position_ids` of old files and the projection, which `CLIPVisionModel` does not have, are left
+    out.
+
+    Args:
+        place: a folder, a file of safetensors, or `[hf-hub:]ORG/NAME`.
+    """
+    with readable(place, "the weights of a model"):
+        path = _find(place)
+        folder = path.is_dir()
+        found = _folder(path, str(place), _vision) if folder else _named(path, place, _vision)
+    if not found.outline:
+        raise UsageError(
+            f"{place} has no vision tower of a CLIP, expected names such as "
+            f"{huggingface.PREFIX}embeddings.class_embedding"
+        )
+    return found
+
+
+def _vision(key: str) -> str | None:
+    name = key.removeprefix(huggingface.PREFIX)
+    if name in huggingface.DROPPED:
+        return None
+    tower = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+    return huggingface.PREFIX + name if name.startswith(tower) else None
+
+
+def _find(place: str | Path) -> Path:
+    """The file or folder; a name such as ORG/NAME that is no path is looked for on the hub."""
+    path = expanded(place)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return path
+    text = str(place)
+    if not hub.is_hub(text) and hub.NAME.fullmatch(text):
+        try:
+            return resolve(place)
+        except MissingFileError:
+            if text.startswith((".", "checkpoints")) or Path(text).suffix:
+                raise
+            place = f"{hub.HUB}{text}"
+    return resolve(place)
+
+
+def _folder(path: Path, place: str, names: Callable[[str], str | None]) -> Weights:
+    files = huggingface.weight_files(path)
+    if files[0].suffix == ".safetensors":
+        return Weights(**mapped(files, names), place=place, folder=path)
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= _state(file)
+    return _renamed(state, names, place, path, tuple(files))
+
+
+def _named(path: Path, place: str | Path, names: Callable[[str], str | None]) -> Weights:
+    if path.suffix == ".safetensors":
+        return Weights(**mapped([path], names), place=str(place))
+    return _renamed(_state(path), names, str(place), None, (path,))
+
+
+def _renamed(
+    state: Mapping[str, Tensor],
+    names: Callable[[str], str | None],
+    place: str,
+    folder: Path | None,
+    files: tuple[Path, ...],
+) -> Weights:
+    pairs = ((names(key), value) for key, value in state.items())
+    kept = {name: value for name, value in pairs if name is not None}
+    return held(kept, place=place, folder=folder, files=files)
+
+
+def _safetensors(path: Path, place: str) -> Weights:
+    """A file of safetensors; one of ours only if its content is that of its checksum."""
+    facts = checkpoints.read_header(path)
+    if facts is None:
+        return Weights(**mapped([path]), place=place)
+    known = {**facts["info"], "hash": facts["hash"], "theta0_hash": facts["theta0_hash"]}
+
+    def own(key: str) -> str | None:
+        return None if key.startswith(checkpoints.THETA0) else key
+
+    found = Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
+    if statedict.content_hash(found.tensors) != facts["hash"]:
+        raise UsageError(f"{path} is damaged (its checksum differs); {checkpoints.AGAIN}")
+    return found
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict, which may lie in an entry `state_dict`."""
+    from tangent_arithmetic.storage.unpickler import read_pickle, tensors_of
+
+    content = read_pickle(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    return tensors_of(content)
+
+
+def _pickled(path: Path, place: str) -> Weights:
+    """A published encoder under our names; any other state dict under its own."""
+    state = _state(path)
+    if state and not any("visual." in name or name.startswith("model.params") for name in state):
+        return held(state, place=place, files=(path,))
+    from tangent_arithmetic.encoders.published.loading import load
+
+    found = load(path)
+    known = {**found.info, "hash": found.hash, "theta0_hash": found.theta0_hash}
+    return held(found.theta, kind=found.kind, facts=known, place=place, files=(path,))

@@ -1,0 +1,289 @@
+"""Writes safetensors piece by piece, header first, in one file or several.
+
+Source of the format: https://github.com/huggingface/safetensors (8 bytes of length, a JSON header
+of types, shapes and offsets, the numbers); of the index of several files: `transformers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.merging.stream import Part
+from tangent_arithmetic.merging.weights import CODES
+from tangent_arithmetic.runtime.atomic import atomic, part_folder, write_text
+from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.storage.checkpoints import checksum
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
+Outline = Mapping[str, Tensor]
+
+
+def size_of(text: str | int) -> int:
+    """Bytes of a size such as "5GB" or "200MB".
+
+    Raises:
+        UsageError: for another text.
+    """
+    if isinstance(text, int) and text > 0 and not isinstance(text, bool):
+        return text
+    number, unit = str(text).strip()[:-2].strip(), str(text).strip()[-2:].upper()
+    with contextlib.suppress(ValueError, OverflowError):
+        if unit in UNITS and float(number) > 0:
+            return int(float(number) * UNITS[unit])
+    raise UsageError(f"expected a size such as 5GB or 200MB, got {text!r}")
+
+
+class TensorFile:
+    """A file of safetensors under way: its header is written, the numbers are put in place.
+
+    Args:
+        path: the file, which is there and is overwritten.
+        outline: the tensors.
+        metadata: facts to keep in the header.
+    """
+
+    def __init__(self, path: Path, outline: Outline, metadata: Mapping[str, str]) -> None:
+        self.outline, self.metadata = outline, dict(metadata)
+        self.offsets: dict[str, int] = {}
+        end = 0
+        # wide numbers first, so that all lie at multiples of their size
+        for name in sorted(outline, key=lambda n: (-outline[n].dtype.itemsize, n)):
+            self.offsets[name] = end
+            end += outline[name].nbytes
+        header = self._header()
+        self.start, self.length = len(header), len(header) + end
+        self.file = path.open("r+b")
+        try:
+            self._reserve()
+            self._put(0, header)
+        except OSError:
+            self.file.close()
+            raise
+
+    def _header(self) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": self.metadata}
+        for name, begin in self.offsets.items():
+            value = self.outline[name]
+            if value.dtype not in CODES:
+                raise UsageError(
+                    f"{shown(name)} has type {value.dtype}, which cannot be written here"
+                )
+            entries[name] = {
+                "dtype": CODES[value.dtype],
+                "shape": list(value.shape),
+                "data_offsets": [begin, begin + value.nbytes],
+            }
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def _reserve(self) -> None:
+        """Takes the whole size at once, so that a full disk is noticed before the work."""
+        try:
+            os.posix_fallocate(self.file.fileno(), 0, self.length)
+        except AttributeError:  # macOS has none
+            pass
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+        self.file.truncate(self.length)
+
+    def _put(self, offset: int, data: Any) -> None:
+        view = memoryview(data)
+        while len(view):
+            done = os.pwrite(self.file.fileno(), view, offset)
+            view, offset = view[done:], offset + done
+
+    def write(self, part: Part) -> Any:
+        """Puts a part in its place and returns its bytes."""
+        values = part.values.detach().cpu().contiguous()
+        data = values.view(torch.uint8).numpy().data if len(values) else memoryview(b"")
+        at = self.start + self.offsets[part.name] + part.start * values.itemsize
+        self._put(at, data)
+        return data
+
+    def close(self, **facts: str) -> None:
+        """Closes the file; facts that were not known before replace ones of the same length."""
+        if facts:
+            self.metadata |= facts
+            header = self._header()
+            assert len(header) == self.start, "a fact of another length was written beforehand"
+            self._put(0, header)
+        self.file.close()
+
+
+def write_file(
+    path: Path,
+    outline: Outline,
+    parts: Iterable[Part],
+    metadata: Mapping[str, str],
+    hashed: bool = False,
+    fsync: bool = True,
+) -> None:
+    """Writes one file atomically: it is there as a whole or not at all.
+
+    Args:
+        path: the file.
+        outline: all its tensors.
+        parts: what to write; those hashed come first, in the order of their names.
+        metadata: facts to keep in the header.
+        hashed: whether to keep, as "hash", the content hash of the parts whose names are in the
+            order, see `storage.statedict.content_hash`. A name with "/" is not counted.
+        fsync: whether to wait until the disk has it.
+    """
+    digest = hashlib.sha256()
+    empty = {"hash": "0" * 64, "check": "0" * 64} if hashed else {}
+    facts = {**metadata, **empty}
+    with atomic(path, fsync) as temporary:
+        file = TensorFile(temporary, outline, facts)
+        try:
+            for part in parts:
+                data = file.write(part)
+                if hashed and "/" not in part.name:
+                    if part.start == 0:
+                        value = outline[part.name]
+                        head = f"{part.name}|{value.dtype}|{tuple(value.shape)}|"
+                        digest.update(head.encode())
+                    digest.update(data)
+        finally:
+            if hashed:
+                facts["hash"] = digest.hexdigest()
+                facts["check"] = checksum(facts)
+            file.close(**{name: facts[name] for name in empty})
+
+
+def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
+    """The names of each file, in their order; a file exceeds the size only by a single tensor."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(outline):
+        nbytes = outline[name].nbytes
+        if shards[-1] and size + nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    """The names of the files of a model in so many parts."""
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, others: Callable[[], Iterable[str]]) -> Iterator[Path]:
+    """Gives a temporary folder, which takes the place of `path` if the block succeeds.
+
+    Args:
+        path: the folder.
+        others: gives the names in `path` that are kept: the new folder has them too. Asked when the
+            block has succeeded; what it raises leaves everything as it was.
+    """
+    with part_folder(path) as around:
+        temporary = around / path.name
+        temporary.mkdir()
+        yield temporary
+        temporary.chmod(0o755)
+        if not path.is_dir():
+            temporary.replace(path)
+            return
+        known = {entry.name for entry in path.iterdir()}
+        for name in others():
+            _keep(path / name, temporary / name)
+        old = temporary
+        if not _exchange(temporary, path):
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=".merged.", suffix=".old"))
+            path.replace(old)
+            temporary.replace(path)
+        for entry in list(old.iterdir()):
+            if entry.name not in known:  # came in the meantime
+                entry.replace(path / entry.name)
+        if old != temporary:
+            shutil.rmtree(old)
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Gives a file or folder a second place, as a link where the file system has such."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two folders at once, if the system can; says whether it did."""
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, bytes(one), here, bytes(other), exchange) == 0
+
+
+def write_shards(
+    folder: Path,
+    outline: Outline,
+    parts: Iterable[Part],
+    metadata: Mapping[str, str],
+    max_bytes: int,
+    fsync: bool = True,
+) -> None:
+    """Writes `model.safetensors`, or `model-0000i-of-0000n.safetensors` and their index.
+
+    Args:
+        folder: an existing folder.
+        outline: all tensors.
+        parts: what to write, in the order of the names.
+        metadata: facts to keep in each header.
+        max_bytes: the size of a file.
+        fsync: whether to wait until the disk has it.
+    """
+    shards, stream = plan_shards(outline, max_bytes), iter(parts)
+    files = shard_names(len(shards))
+    pending: list[Part] = []
+
+    def those_of(names: set[str]) -> Iterator[Part]:
+        while True:
+            part = pending.pop() if pending else next(stream, None)
+            if part is None:
+                return
+            if part.name not in names:
+                pending.append(part)
+                return
+            yield part
+
+    for file, names in zip(files, shards, strict=True):
+        inside = {name: outline[name] for name in names}
+        write_file(folder / file, inside, those_of(set(names)), metadata, fsync=fsync)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(value.nbytes for value in outline.values())},
+            "weight_map": {n: f for f, names in zip(files, shards, strict=True) for n in names},
+        }
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")

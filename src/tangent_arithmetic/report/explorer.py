@@ -1,0 +1,257 @@
+r"""The tangent explorer: a page with one slider a task vector, exact at every position.
+
+The page holds \(W f_0\) and \(W d_1, ..., W d_T\) of each image (see `arithmetic.logits`) and
+adds them up itself: what it shows for coefficients \(a\) is the accuracy of the linear model at
+\(\theta_0 + \sum_t a_t \tau_t\), as an evaluation finds it on the same images. It needs no network
+and no server.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.arithmetic.logits import Logits, gathered
+from tangent_arithmetic.run.models import classification_head
+from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, results_if_any
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.reading import readable
+
+logger = logging.getLogger(__name__)
+
+START, END = "<!-- tangent explorer: {} -->", "<!-- end of the tangent explorer -->"
+DATA = re.compile(r'<script type="application/json" id="explorer-data">(.*?)</script>', re.DOTALL)
+FORMAT = 1  # of the data; another one than the script's is not kept
+KINDS = {"base": "<f4", "steps": "<f4", "labels": "<i2", "bias": "<f4", "gram": "<f8"}
+Presets = Mapping[str, Mapping[str, float]]
+
+
+def build(
+    found: Mapping[str, Logits],
+    singles: Mapping[str, float] | None = None,
+    presets: Presets | None = None,
+    control: str | None = None,
+    mode: str = "linear",
+    key: str = "",
+) -> str:
+    """The explorer, as a piece of HTML that works in any page and in a notebook.
+
+    Args:
+        found: logits by data set, X for the test split and XVal for the validation split, all of
+            the same task vectors.
+        singles: what accuracies are normalised by, by data set.
+        presets: coefficients by name of the vector, by name of the preset; those left out are 0.
+        control: the data set that is no task, and not averaged.
+        mode: "linear" or "posthoc".
+        key: what the logits are of, see `key_of`.
+    """
+    (vectors,) = {logits.vectors for logits in found.values()}
+    splits = [_packed(name, logits) for name, logits in found.items()]
+    data = {
+        "vectors": vectors,
+        "splits": splits,
+        "singles": dict(singles or {}),
+        "presets": {
+            name: [float(point.get(vector, 0.0)) for vector in vectors]
+            for name, point in (presets or {"Zero-shot": {}}).items()
+        },
+        "control": control,
+    }
+    return _framed(data, mode, key)
+
+
+def _framed(data: Any, mode: str, key: str) -> str:
+    """Data as the page's script reads it, with the script and what it shows."""
+    page = asset("explorer.html.j2").render(
+        data=json_in_page(data), style=text("explorer.css"), script=text("explorer.js"), mode=mode
+    )
+    return f"{START.format(key)}\n{page}\n{END}"
+
+
+def json_in_page(data: Any) -> str:
+    """JSON that is nothing but JSON in a page: no tag, comment or entity begins or ends in it."""
+    written = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII alone
+    for character in "<>&":
+        written = written.replace(character, f"\\u{ord(character):04x}")
+    return written
+
+
+def accuracies(page: str, coefs: Mapping[str, float]) -> dict[str, float]:
+    """What a page shows at these coefficients, by data set, computed from the page's own data.
+
+    Args:
+        page: of `build`, or one that contains it.
+        coefs: coefficients by name of the vector; those left out are 0.
+    """
+    match = DATA.search(page)
+    if match is None:
+        raise UsageError("this page has no tangent explorer")
+    with readable("the page", "a tangent explorer"):
+        data = json.loads(match[1])
+        if unknown := set(coefs) - set(data["vectors"]):
+            raise UsageError(f"no vectors {sorted(unknown)} in this page; it has {data['vectors']}")
+        row = [coefs.get(vector, 0.0) for vector in data["vectors"]]
+        return {s["name"]: _unpacked(s, data["vectors"]).accuracy(row) for s in data["splits"]}
+
+
+def part_of(page: str, key: str, mode: str = "linear") -> str | None:
+    """The explorer in a page, if it is there and of this key; its data with today's script."""
+    start = page.find(START.format(key)) if key else -1
+    match = DATA.search(page, start) if start >= 0 else None
+    try:
+        return None if match is None else _framed(json.loads(match[1]), mode, key)
+    except (ValueError, RecursionError):
+        logger.warning("the tangent explorer of the page is damaged and left out")
+        return None
+
+
+def key_of(run: Run, mode: str) -> str:
+    """What an explorer's data depends on, as 16 hexadecimal digits: weights, pictures, presets.
+
+    Empty where the mode's single tasks have not been evaluated.
+    """
+    digest = hashlib.sha256()
+    paths = [accuracies_path(run, mode), accuracies_path(run, "none")]
+    paths += [arithmetic_path(run, mode, kind) for kind in ("additions", "negations")]
+    if not results_if_any(paths[0]):
+        return ""
+    for path in paths:
+        results = results_if_any(path)
+        origin = results.pop("provenance", {})
+        facts = [origin.get(name) for name in ("theta0_hash", "checkpoints", "splits")]
+        digest.update(json.dumps([results, facts], sort_keys=True).encode())
+    limit, tasks = run.config.explorer_megabytes, run.tasks
+    digest.update(f"{FORMAT} {limit} {mode} {tasks}".encode())
+    return digest.hexdigest()[:16]
+
+
+def explore(run: Run, mode: str) -> str:
+    """The explorer of a run: its task vectors on its tasks and control set, validation and test.
+
+    Where all pictures do not fit into `--explorer-megabytes`, each split's sample is the largest
+    that does; `--sample` of this size evaluates on the same pictures.
+
+    Args:
+        run: the run.
+        mode: "linear" or "posthoc".
+    """
+    tasks, control = run.tasks, run.control
+    names = [f"{name}{end}" for end in ("Val", "") for name in dict.fromkeys([*tasks, control])]
+    sample = sample_size(run, names, len(tasks))
+    if sample is not None:
+        logger.info("explorer: %d pictures of each split", sample)
+    edits = Edits(run.with_(sample=sample), mode, tasks)
+    found = {name: gathered(edits.logits(name)) for name in names}
+    known = results_if_any(accuracies_path(run, mode))
+    singles = {name: known[name] for name in names if name in known}
+    key = key_of(run, mode)
+    return build(found, singles, presets_of(run, mode), control, mode, key)
+
+
+def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
+    """Where the sliders can be put at once; the best points are those of the results."""
+    tasks = run.tasks
+    presets: dict[str, dict[str, float]] = {"Zero-shot": {}}
+    added = results_if_any(arithmetic_path(run, mode, "additions"))
+    if "coefficient" in added:
+        coef = added["coefficient"]
+        presets[f"Best sum on validation ({coef:g})"] = dict.fromkeys(tasks, coef)
+    presets["Sum of all"] = dict.fromkeys(tasks, 1.0)
+    presets |= {f"Only {task}": {task: 1.0} for task in tasks}
+    negated = results_if_any(arithmetic_path(run, mode, "negations"))
+    for task in tasks:
+        if "coefficient" in negated.get(task, {}):
+            coef = negated[task]["coefficient"]
+            presets[f"Forget {task} ({coef:g})"] = {task: -coef}
+    return presets
+
+
+def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
+    """The most images of each split whose logits fit into the page; None if all of them do."""
+    sizes, each = [], []
+    for name in names:
+        head = classification_head(run, name)
+        normalises = head.normalize and bool(head.bias.any())
+        gram = 8 * (1 + vectors) ** 2 if normalises else 0
+        each.append(4 * (1 + vectors) * head.weight.shape[0] + 2 + gram)
+        sizes.append(len(run.data.dataset(name).test))
+    limit = run.config.explorer_megabytes * 1e6 * 3 / 4  # base64 makes four bytes of three
+    asked = run.config.sample
+    most = max(sizes) if asked is None else min(asked, max(sizes))
+
+    def fits(count: int) -> bool:
+        return sum(min(count, n) * b for n, b in zip(sizes, each, strict=True)) <= limit
+
+    if fits(most):
+        return None if asked is None else most
+    least = 1
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least
+
+
+def _packed(name: str, logits: Logits) -> dict[str, Any]:
+    """The logits of a split, as the page's script reads them."""
+    parts = {kind: getattr(logits, kind) for kind in KINDS}
+    return {
+        "name": name,
+        "task": name.removesuffix("Val"),
+        "split": "validation" if name.endswith("Val") else "test",
+        "images": len(logits.labels),
+        "of": logits.of,
+        "classes": logits.base.shape[1],
+        **{k: None if v is None else _written(v, KINDS[k]) for k, v in parts.items()},
+    }
+
+
+def _written(value: torch.Tensor, kind: str) -> str:
+    return base64.b64encode(value.numpy().astype(kind).tobytes()).decode()
+
+
+def _unpacked(split: Mapping[str, Any], vectors: Sequence[str]) -> Logits:
+    """The reverse of `_packed`."""
+    n, classes, t = split["images"], split["classes"], len(vectors)
+    shapes = {
+        "base": (n, classes), "steps": (t, n, classes), "labels": (n,), "bias": (classes,),
+        "gram": (n, 1 + t, 1 + t),
+    }  # fmt: skip
+    parts: dict[str, Any] = {}
+    for kind, shape in shapes.items():
+        if split[kind] is None:
+            parts[kind] = None
+            continue
+        array = np.frombuffer(base64.b64decode(split[kind]), KINDS[kind]).reshape(shape)
+        parts[kind] = torch.from_numpy(array.copy())
+    parts["labels"] = parts["labels"].long()
+    return Logits(dataset=split["name"], vectors=tuple(vectors), of=split["of"], **parts)
+
+
+def text(name: str) -> str:
+    """A file of the folder assets."""
+    return (
+        resources.files("tangent_arithmetic.report")
+        .joinpath("assets", name)
+        .read_text(encoding="utf-8")
+    )
+
+
+@functools.cache
+def asset(name: str) -> jinja2.Template:
+    """A template of the folder assets; what is put in is escaped, unless it is marked safe."""
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(text(name))

@@ -1,0 +1,1 @@
+"""A run: its flags, files and results."""

@@ -1,0 +1,364 @@
+"""Results on disk: JSON with provenance; tables of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tangent_arithmetic
+from tangent_arithmetic.run import results_schema
+from tangent_arithmetic.run.modes import get_mode
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tracking import append_result, check_database
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.atomic import check_writable, disk_errors, write_json
+from tangent_arithmetic.runtime.errors import MissingFileError, UnwritableError, UsageError
+from tangent_arithmetic.runtime.private import without_home
+from tangent_arithmetic.runtime.processes import one_at_a_time
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[3]  # of a clone
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with "+changes" if files differ from it; None outside of git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    if not (ROOT / ".git").exists() or not (ROOT / "src" / "tangent_arithmetic").is_dir():
+        return None  # an installed package, perhaps inside a repository of its user
+    try:
+        changed = git("status", "--porcelain", "--", "src", "scripts")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def provenance(run: Run, seconds: float, **facts: Any) -> dict[str, Any]:
+    """What it takes to know where a result comes from."""
+    config = {n: v for n, v in sorted(vars(run.config).items()) if n != "finetuning_accuracies"}
+    facts = {
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "config": config,
+        "model": run.config.model,
+        "suite": run.suite.name,
+        "seed": run.seed,
+        "commit": git_commit(),
+        "source": _relative(Path(tangent_arithmetic.__file__)),
+        "versions": versions(),
+        "device": str(run.device),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores",
+        "world_size": ddp.world_size(),
+        "seconds": round(seconds, 1),
+        **facts,
+    }
+    kept: dict[str, Any] = without_home(facts)
+    return kept
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that results depend on."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def accuracies_path(run: Run, mode: str) -> Path:
+    """The file of the single-task accuracies of a mode."""
+    return run.results / f"{get_mode(mode).accuracies}.json"
+
+
+def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
+    """The file of a mode's "additions" or "negations".
+
+    A sum of a part of the suite's tasks has a file of its own, with the tasks in its name.
+    """
+    tasks = run.tasks
+    if operation == "additions" and tasks != list(run.suite.tasks):
+        operation += f"-{'+'.join(tasks)}"
+    return run.results / f"{get_mode(mode).prefix}{operation}.json"
+
+
+def check_targets(run: Run, *paths: Path) -> None:
+    """Checks that results can be written, before the work that they are of; on the first rank.
+
+    Args:
+        run: the run; `results_db` is checked as well.
+        *paths: the files.
+
+    Raises:
+        UsageError: on every rank, if one of them cannot be written.
+    """
+    refused = None
+    if ddp.is_main_process():
+        try:
+            for path in paths:
+                check_writable(path)
+            check_database(run)
+        except UsageError as error:
+            refused = str(error)
+    if (reason := ddp.all_agree(refused)) is not None:
+        raise UsageError(reason)
+
+
+def write_results(path: Path, results: Mapping[str, Any], run: Run) -> None:
+    """Writes results atomically, and appends them to `--results-db`; on the first rank only.
+
+    A damaged file of that name is kept beside it, see `set_aside`.
+    """
+    if ddp.is_main_process():
+        with _never_lost(results):
+            _write(path, results, run)
+
+
+def _write(path: Path, results: Mapping[str, Any], run: Run) -> None:
+    if _is_damaged(path):
+        set_aside(path)
+    write_json(path, results)
+    append_result(run, {"file": str(path), "exp_name": run.config.exp_name, **results})
+
+
+@contextlib.contextmanager
+def _never_lost(results: Mapping[str, Any]) -> Iterator[None]:
+    """Prints results that cannot be written after all, for instance since the disk is full now."""
+    try:
+        yield
+    except UnwritableError:
+        print(json.dumps(without_home(results)))  # noqa: T201 - a script's own result
+        raise
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file of results is there that cannot be read, or not in whole."""
+    try:
+        return bool(results_schema.read(path)[1])
+    except MissingFileError:
+        return False
+    except UsageError:
+        return True
+
+
+def set_aside(path: Path) -> Path:
+    """Keeps a file as `NAME.damaged`, or with a number where that is taken; gives its new path."""
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.name}.damaged{'' if number == 1 else number}")
+        if not kept.exists():
+            break
+    with disk_errors(kept):
+        path.rename(kept)
+    logger.warning("%s is damaged and kept as %s", path, kept.name)
+    return kept
+
+
+def write_merged(path: Path, results: dict[str, Any], run: Run) -> None:
+    """Writes results together with those of other tasks that the file has, see `merge`.
+
+    Runs that evaluate other tasks at the same time lose nothing of each other's.
+    """
+    if ddp.is_main_process():
+        with _never_lost(results), disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with one_at_a_time(path.parent):
+                _write(path, merge(path, results), run)
+
+
+def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """The results, with those of other tasks that the file already has from the same run.
+
+    Evaluating a part of the tasks must not lose the others; results of other pre-trained weights,
+    another seed, suite, model or precision are dropped. Whose checkpoints each is of, and which
+    pictures it was evaluated on, is kept beside it.
+    """
+    old, new = results_if_any(path), results["provenance"]
+    origin = old.pop("provenance", {})
+    same = all(origin.get(k) == new[k] for k in ("theta0_hash", "seed", "suite", "model"))
+    if not same or _precision(origin) != _precision(new):
+        return results
+    merged = {**{k: v for k, v in old.items() if k not in results}, **results}
+    kept = {
+        kind: {**origin.get(kind, {}), **new.get(kind, {})}
+        for kind in ("checkpoints", "splits")
+        if kind in origin or kind in new
+    }
+    merged["provenance"] = {**new, **kept}
+    return merged
+
+
+def _precision(origin: Mapping[str, Any]) -> str:
+    """The precision that results were computed in; float32 before there was a choice."""
+    return str(origin.get("config", {}).get("precision", "fp32"))
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Reads a results file of ours or of the public projects, see `results_schema.read`.
+
+    Coefficients such as "0.15000000000000002" are spelt "0.15". What is damaged is left out, with a
+    warning.
+
+    Raises:
+        MissingFileError: if it is not there.
+        UsageError: if it is no JSON object.
+    """
+    found, faults = results_schema.read(path)
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        _warn_once(f"{path} is damaged; left out are {'; '.join(faults[:3])}{more}")
+    return found
+
+
+@functools.cache  # a page reads a file several times
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def results_if_any(path: Path) -> dict[str, Any]:
+    """The results in a file, for what is made all the same where there are none.
+
+    Nothing if it is not there, or, with a warning, if it holds none.
+    """
+    try:
+        return load_results(path)
+    except MissingFileError:
+        return {}
+    except UsageError as error:
+        _warn_once(f"{path} is left out: {error}")
+        return {}
+
+
+Needed = Sequence[str | tuple[str, ...]]  # keys, and keys in keys
+
+
+def found_results(path: Path, made_by: str, needed: Needed = ()) -> dict[str, Any]:
+    """The results in a file.
+
+    Args:
+        path: the file.
+        made_by: the command that makes it.
+        needed: what it must hold.
+
+    Raises:
+        MissingFileError: if it is not there, naming the command that makes it.
+        UsageError: if it is damaged, or lacks what is needed; the command is named too.
+    """
+    try:
+        found = load_results(path)
+    except MissingFileError as error:
+        raise MissingFileError(f"no results at {path}. Make them with: {made_by}") from error
+    except UsageError as error:
+        raise UsageError(f"{error}. Make it again with: {made_by}") from error
+    if lacking := [" > ".join(keys) for keys in map(_keys, needed) if _lacks(found, keys)]:
+        raise UsageError(
+            f"{path} has no sound {', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}. "
+            f"Make it again with: {made_by}"
+        )
+    return found
+
+
+def _keys(needed: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (needed,) if isinstance(needed, str) else needed
+
+
+def _lacks(found: Any, keys: tuple[str, ...]) -> bool:
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            return True
+        found = found[key]
+    return False
+
+
+def require_results(
+    path: Path,
+    run: Run,
+    theta0_hash: str,
+    made_by: str,
+    checkpoints: Mapping[str, str] | None = None,
+    needed: Needed = (),
+) -> dict[str, Any]:
+    """Reads results that another script has made, if they belong to this run.
+
+    Args:
+        path: the file.
+        run: the run.
+        theta0_hash: hash of this run's pre-trained weights.
+        made_by: the command that makes the file.
+        checkpoints: hashes of the fine-tuned checkpoints that the results must be of.
+        needed: the data sets whose accuracies are needed.
+
+    Raises:
+        MissingFileError: if the file is not there.
+        UsageError: if it is damaged, or of other weights, another seed, suite or precision.
+    """
+    results = found_results(path, made_by, needed)
+    origin = results.get("provenance", {})
+    expected = {"theta0_hash": theta0_hash, "seed": run.seed, "suite": run.suite.name}
+    wrong = [
+        f"{name} is {str(origin.get(name))[:12]}, expected {str(value)[:12]}"
+        for name, value in expected.items()
+        if origin.get(name) != value
+    ]
+    if _precision(origin) != run.config.precision:
+        wrong.append(f"precision is {_precision(origin)}, expected {run.config.precision}")
+    of = origin.get("checkpoints", {})
+    wrong += [
+        f"checkpoint of {task} is {str(of.get(task))[:12]}, expected {value[:12]}"
+        for task, value in (checkpoints or {}).items()
+        if of.get(task) != value
+    ]
+    if wrong:
+        raise UsageError(
+            f"{path} is of another run ({'; '.join(wrong)}). Make it again with: {made_by}"
+        )
+    return results
+
+
+def percent(value: float | None) -> str:
+    """An accuracy in percent with one decimal."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if there are no values, or if one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) and known else None
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *rest = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        numbers = [cell.strip().rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
+        return "| " + " | ".join([first, *numbers]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def accuracy_table(tasks: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:
+    """A table of accuracies in percent: a column a task, and their mean."""
+    lines = []
+    for name, values in rows.items():
+        lines.append([name, *map(percent, values), percent(mean(values))])
+    return markdown_table(["%", *tasks, "mean"], lines)

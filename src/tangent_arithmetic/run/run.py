@@ -1,0 +1,312 @@
+"""One run: everything that follows from the flags, resolved once.
+
+`args` below is a `Config` or any object with some of its attributes; a missing attribute has the
+flag's default. Everything else in the package takes a `Run`, or plain values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tangent_arithmetic.data.suites import Suite, get_suite, suite_of_model
+from tangent_arithmetic.run.args import LONGEST_PART, Config, checked
+from tangent_arithmetic.run.modes import Mode, get_mode
+from tangent_arithmetic.runtime import processes
+from tangent_arithmetic.runtime.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from tangent_arithmetic.data.registry import SuiteData
+    from tangent_arithmetic.runtime.compute import Compute
+    from tangent_arithmetic.training.recipe import Recipe
+
+DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
+EVAL_BATCH = 256
+LONGEST_SUFFIX = 40  # characters that a run adds to its model's name for its results
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. Every property is computed once; none of them changes.
+
+    Attributes:
+        config: the flags' values, checked.
+    """
+
+    config: Config
+
+    @classmethod
+    def of(cls, args: Any) -> Run:
+        """The run of these settings.
+
+        Args:
+            args: a `Run`, a `Config`, or any object with some of a config's attributes.
+
+        Raises:
+            UsageError: for a value that its flag cannot have.
+        """
+        if isinstance(args, Run):
+            return args
+        defaults = Config()
+        names = [field.name for field in fields(Config)]
+        values = {n: checked(n, getattr(args, n, getattr(defaults, n))) for n in names}
+        return cls(Config(**values))
+
+    def with_(self, **settings: Any) -> Run:
+        """A run that differs in some settings."""
+        return Run.of(replace(self.config, **settings))
+
+    def check(self) -> Run:
+        """Resolves all that can be wrong with the flags together, before the work starts.
+
+        Raises:
+            UsageError: for one that makes no sense, or that does not go with another.
+        """
+        _ = (self.train_datasets, self.eval_datasets, self.control)
+        _ = (self.folder, self.results, self.cache)
+        return self
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.config.model
+
+    @cached_property
+    def mode(self) -> Mode:
+        """The mode.
+
+        Raises:
+            UsageError: if `--finetuning-mode` is not given.
+        """
+        return get_mode(str(self.config.finetuning_mode))
+
+    @cached_property
+    def suite(self) -> Suite:
+        """`--suite`, or the model's suite."""
+        return get_suite(self.config.suite or suite_of_model(self.model))
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """`--tasks`, or all tasks of the suite."""
+        return distinct_tasks(self.suite, "tasks", self.config.tasks or self.suite.tasks)
+
+    @cached_property
+    def train_datasets(self) -> list[str]:
+        """The data sets to fine-tune on, without the suffix Val."""
+        named = self.config.train_dataset
+        return distinct_tasks(self.suite, "train-dataset", named) if named else self.tasks
+
+    @cached_property
+    def eval_datasets(self) -> list[str]:
+        """The data sets to evaluate on."""
+        return [self.suite.check(name) for name in self.config.eval_datasets or self.tasks]
+
+    @cached_property
+    def control(self) -> str:
+        """The control set: `--control-dataset`, or the suite's.
+
+        Raises:
+            UsageError: if `--control-dataset` is one of the run's tasks.
+        """
+        named = self.config.control_dataset
+        control = self.suite.check(named or self.suite.control).removesuffix("Val")
+        if named and control in self.tasks:
+            raise UsageError(
+                f"--control-dataset={control} is one of the run's tasks, and cannot be their "
+                "control set; name another, or leave it out of --tasks"
+            )
+        return control
+
+    @cached_property
+    def evaluated(self) -> list[str]:
+        """The data sets to evaluate on, and `--control-dataset` if it is set.
+
+        Raises:
+            UsageError: if the latter is one of the former.
+        """
+        control, names = self.config.control_dataset, self.eval_datasets
+        if control in names:
+            raise UsageError(
+                f"--control-dataset={control} is one of the data sets that are evaluated anyway; "
+                "leave it out of one of them"
+            )
+        return [*names, *([control] if control else [])]
+
+    @property
+    def seed(self) -> int:
+        """`--seed`, or 0."""
+        return self.config.seed or 0
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the run's checkpoints: `--save`, or checkpoints[_SEED]/MODEL."""
+        save, seed = self.config.save, self.config.seed
+        root = "checkpoints" if seed is None else f"checkpoints_{seed}"
+        return _folder("save", Path(root) / self._model_folder if save is None else Path(save))
+
+    @cached_property
+    def results(self) -> Path:
+        """The folder of the run's results: RESULTS/SUITE/MODEL[_seedSEED][_sampleN]."""
+        seed, sample = self.config.seed, self.config.sample
+        suffix = "" if seed is None else f"_seed{seed}"
+        suffix += "" if sample is None else f"_sample{sample}"
+        root = Path(self.config.results)
+        return _folder("results", root / self.suite.name / f"{self._model_folder}{suffix}")
+
+    @cached_property
+    def _model_folder(self) -> str:
+        """The model's name as that of a folder directly below another."""
+        name = re.sub(r"[/\\:]", "-", self.model)
+        size = len(name.encode(errors="replace")) + LONGEST_SUFFIX
+        if name in ("", ".", "..") or not name.isprintable() or size > LONGEST_PART:
+            raise UsageError(
+                f"invalid model name '{shown(self.model)}': no folder can have this name"
+            )
+        return name
+
+    @property
+    def zeroshot_path(self) -> Path:
+        """The file of the pre-trained encoder, theta0."""
+        return self.folder / "zeroshot.safetensors"
+
+    def finetuned_path(self, task: str, mode: str) -> Path:
+        """The file of the fine-tuned encoder that a mode starts from."""
+        name = f"{get_mode(mode).checkpoint}.safetensors"
+        return self.folder / f"{task.removesuffix('Val')}Val" / name
+
+    def head_path(self, dataset: str) -> Path:
+        """The file of a zero-shot head; X and XVal share it."""
+        return self.folder / f"head_{dataset.removesuffix('Val')}.safetensors"
+
+    @cached_property
+    def load(self) -> str | None:
+        """The checkpoint that `--load` names, or None.
+
+        Raises:
+            UsageError: if it names several.
+        """
+        load = self.config.load or []
+        if len(load) > 1:
+            raise UsageError(f"--load takes one checkpoint, got {len(load)}: {', '.join(load)}")
+        return load[0] if load else None
+
+    @cached_property
+    def cache(self) -> Path:
+        """The folder of caches."""
+        return _folder("cache-dir", Path(self.config.cache_dir or DEFAULT_CACHE.expanduser()))
+
+    @property
+    def feature_cache(self) -> Path | None:
+        """The folder where features of linear models are kept; None with `--no-feature-cache`."""
+        return self.cache / "features" if self.config.feature_cache else None
+
+    @cached_property
+    def data(self) -> SuiteData:
+        """The suite's data sets."""
+        from tangent_arithmetic.data.registry import SuiteData
+
+        return SuiteData(
+            self.suite,
+            location=_folder("data-location", Path(self.config.data_location)),
+            cache=self.cache,
+            source=self.config.data_source,
+            sample=self.config.sample,
+            batch_size=self.config.batch_size or EVAL_BATCH,
+            num_workers=self.num_workers,
+        )
+
+    @cached_property
+    def compute(self) -> Compute:
+        """The device and the precision."""
+        from tangent_arithmetic.runtime.compute import Compute, find_device
+
+        return Compute(find_device(self.config.device), self.config.precision)
+
+    @property
+    def device(self) -> torch.device:
+        """The device: `--device`, or CUDA, MPS, CPU, the first available."""
+        return self.compute.device
+
+    @cached_property
+    def num_workers(self) -> int:
+        """Data-loading processes of this process: `--num-workers`, or the suite's.
+
+        Where the suite has one a core, the processes on a machine share its cores, at least one
+        each.
+        """
+        workers = self.config.num_workers
+        if workers is None:
+            workers = self.suite.num_workers
+        if workers is not None:
+            return workers
+        from tangent_arithmetic.runtime import ddp
+
+        return max(1, processes.usable_cores() // ddp.local_world_size())
+
+    def recipe(self, task: str) -> Recipe:
+        """How a task is fine-tuned: flags set explicitly, the suite's recipe otherwise."""
+        from tangent_arithmetic.training.recipe import Recipe
+
+        config, suite = self.config, self.suite
+        model = self.model.partition("__")[0]
+
+        def choose(name: str, table: float) -> Any:
+            value = getattr(config, name)
+            return table if value is None else value
+
+        known = {**suite.tasks, **suite.related}
+        epochs = known[task].epochs if task in known else 4  # the control set's
+        return Recipe(
+            lr=choose("lr", suite.lr),
+            epochs=choose("epochs", epochs),
+            batch_size=choose("batch_size", suite.batch_size.get(model, suite.batch_size[""])),
+            num_grad_accumulation=choose(
+                "num_grad_accumulation",
+                suite.num_grad_accumulation.get(model, suite.num_grad_accumulation[""]),
+            ),
+            warmup_length=choose("warmup_length", suite.warmup_length),
+            wd=config.wd,
+            ls=config.ls,
+            precision=config.precision,
+        )
+
+
+def distinct_tasks(suite: Suite, flag: str, names: Iterable[str]) -> list[str]:
+    """The data sets of these names, without Val and each once.
+
+    Args:
+        suite: the suite that has them.
+        flag: the flag that names them, without its dashes.
+        names: X or XVal.
+
+    Raises:
+        UsageError: if one is unknown, or comes twice.
+    """
+    found: list[str] = []
+    for name in names:
+        task = suite.check(name).removesuffix("Val")
+        if task in found:
+            raise UsageError(f"--{flag} names {task} twice; expected each data set once")
+        found.append(task)
+    return found
+
+
+def _folder(flag: str, path: Path) -> Path:
+    """The path, if there is a folder at it or one can be made there.
+
+    Raises:
+        UsageError: if something else is at it or above it.
+    """
+    for place in (path, *path.parents):
+        if os.path.isdir(place):  # noqa: PTH112 - unlike Path's, it never raises
+            break
+        if os.path.lexists(place):
+            raise UsageError(f"--{flag}: expected a folder at {path}, but {place} is not one")
+    return path

@@ -1,0 +1,182 @@
+"""The tables of a whole run, and of several seeds: mean and standard deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tangent_arithmetic.run.modes import MODES, edited
+from tangent_arithmetic.run.results import (
+    accuracies_path,
+    arithmetic_path,
+    markdown_table,
+    results_if_any,
+)
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.atomic import write_json, write_text
+from tangent_arithmetic.runtime.private import without_home
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Accuracies in percent: the one value, or mean and standard deviation over seeds.
+
+    A dash where one is not known.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    percents = 100 * np.asarray(known)
+    if len(percents) == 1:
+        return f"{percents[0]:.1f}"
+    return f"{percents.mean():.1f} ± {percents.std(ddof=1):.1f}"
+
+
+def _numbers(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation and the values; None for what is not known."""
+    known = [float(value) for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "std": None, "values": list(values)}
+    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return {"mean": float(np.mean(known)), "std": deviation, "values": known}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def collect(runs: Sequence[Any]) -> dict[str, Any]:
+    """The figures of one or more runs that differ in their seed.
+
+    Args:
+        runs: the settings of each run; what of their results is missing or damaged is None.
+
+    Returns:
+        {"single": {mode: {data set: figures}}, "addition": {mode: {metric: figures}}, "negation":
+        ...}, where figures are {"mean", "std", "values"} over the runs.
+    """
+    first = runs[0]
+    tasks, control = first.tasks, first.control
+
+    def gather(path_of: Callable[..., Path], pick: Callable[..., Any], *which: str) -> Any:
+        found = [pick(results_if_any(path_of(run, *which))) for run in runs]
+        return {key: _numbers([one[key] for one in found]) for key in found[0]}
+
+    def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
+        names = [*tasks, control] if mode == "none" else tasks
+
+        def pick(results: dict[str, Any]) -> dict[str, float | None]:
+            values = {name: results.get(name) for name in names}
+            return {**values, "mean": _mean([values[task] for task in tasks])}
+
+        return pick
+
+    def addition(results: dict[str, Any]) -> dict[str, float | None]:
+        zeroshot, test = results.get("zeroshot", {}), results.get("test", {})
+        return {
+            "coefficient": results.get("coefficient"),
+            "zero-shot": zeroshot.get("avg_top1"),
+            "absolute": test.get("avg_top1"),
+            "zero-shot normalised": zeroshot.get("avg_normalized_top1"),
+            "normalised": test.get("avg_normalized_top1"),
+            **{task: test.get(f"{task}:top1") for task in tasks},
+        }
+
+    def negation(results: dict[str, Any]) -> dict[str, float | None]:
+        by_task = {task: results.get(task, {}) for task in tasks}
+        names = {
+            "zero-shot": "zeroshot",
+            "target": "test",
+            "zero-shot control": "zeroshot_control",
+            "control": "test_control",
+        }
+        means = {
+            label: _mean([found.get(key) for found in by_task.values()])
+            for label, key in names.items()
+        }
+        return {**means, **{task: found.get("test") for task, found in by_task.items()}}
+
+    return {
+        "single": {m: gather(accuracies_path, single(m), m) for m in MODES},
+        "addition": {m: gather(arithmetic_path, addition, m, "additions") for m in edited()},
+        "negation": {m: gather(arithmetic_path, negation, m, "negations") for m in edited()},
+    }
+
+
+def tables(summary: dict[str, Any], tasks: Sequence[str], control: str) -> str:
+    """The figures as three Markdown tables, accuracies in percent on the test splits."""
+
+    def row(figures: dict[str, Any], keys: Sequence[str]) -> list[str]:
+        return [spread(figures[key]["values"]) for key in keys]
+
+    zeroshot = summary["single"]["none"]
+    columns = [*tasks, "mean"]
+    single = [[MODES[m].label, *row(f, columns)] for m, f in summary["single"].items()]
+
+    keys = ("absolute", "normalised", "zero-shot normalised")
+    addition = [["zero-shot", *row(zeroshot, columns), "", "", "0"]]
+    for mode, figures in summary["addition"].items():
+        values = figures["coefficient"]["values"]
+        coefs = ", ".join("-" if coef is None else f"{coef:g}" for coef in values)
+        cells = row(figures, [*tasks, *keys])
+        addition.append([MODES[mode].label, *cells, coefs])
+
+    negation = [["zero-shot", *row(zeroshot, [*columns, control])]]
+    for mode, figures in summary["negation"].items():
+        negation.append([MODES[mode].label, *row(figures, [*tasks, "target", "control"])])
+
+    parts = [
+        ("Single-task accuracy", markdown_table(["%", *columns], single)),
+        (
+            "Task addition: the sum of all task vectors",
+            markdown_table(
+                ["%", *tasks, "mean", "normalised", "zero-shot normalised", "coef"], addition
+            ),
+        ),
+        (
+            "Task negation: accuracy on the forgotten task, and on the control set (mean)",
+            markdown_table(["%", *tasks, "mean", f"control {control}"], negation),
+        ),
+    ]
+    return "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts)
+
+
+def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
+    """Writes summary.json and summary.md beside the runs' folders.
+
+    Returns:
+        The figures, see `collect`, and the tables.
+    """
+    first = runs[0]
+    summary = collect(runs)
+    text = tables(summary, first.tasks, first.control)
+    folder = first.results.parent
+    provenances = []
+    for run in runs:
+        origin = results_if_any(accuracies_path(run, "none")).get("provenance", {})
+        shared = {k: origin.get(k) for k in ("commit", "machine", "versions", "theta0_hash")}
+        shared = {"seed": run.seed, **shared}
+        seconds = {
+            path.stem: results_if_any(path).get("provenance", {}).get("seconds")
+            for path in sorted(run.results.glob("*.json"))
+        }
+        provenances.append({**shared, "seconds": seconds})
+    facts = {"suite": first.suite.name, "tasks": first.tasks, "runs": provenances}
+    write_json(folder / "summary.json", {**facts, **summary})
+    seeds = ", ".join(str(p["seed"]) for p in provenances)
+    head = (
+        f"# {facts['suite']}, {getattr(first, 'model', '')}\n\n"
+        f"Accuracy in percent on the test splits; seeds: {seeds}"
+        f"{'' if len(runs) == 1 else ' (mean ± standard deviation)'}. Coefficients are chosen on "
+        "the validation splits.\n\n"
+    )
+    write_text(folder / "summary.md", without_home(head) + text + "\n")
+    return summary, text
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """The run with this seed; seed 0 is the run without `--seed`."""
+    return run.with_(seed=seed or None)

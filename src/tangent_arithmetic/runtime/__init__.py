@@ -1,0 +1,1 @@
+"""Processes, signals, logs, errors, atomic writes."""

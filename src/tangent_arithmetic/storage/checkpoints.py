@@ -1,0 +1,267 @@
+"""Checkpoints of this project: safetensors with JSON metadata, checked when read.
+
+One key space: a standard and a linear checkpoint hold the same names (`model.visual...`); the mode
+is metadata. A linear checkpoint holds theta, and theta0 (under `theta0/...`) unless a zero-shot
+file of the same content lies beside it or one folder up.
+
+Files of other projects are read by `tangent_arithmetic.encoders.loading`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tangent_arithmetic.runtime.atomic import atomic
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
+from tangent_arithmetic.runtime.private import without_home
+from tangent_arithmetic.storage.reading import check_header
+from tangent_arithmetic.storage.statedict import TIES, State, content_hash, ties
+
+PROJECT = "tangent-arithmetic/"
+FORMAT = f"{PROJECT}1"
+THETA0 = "theta0/"
+ZEROSHOT = "zeroshot.safetensors"
+STATE = "run_state"  # see storage/states.py
+ENCODERS = ("image_encoder", "linearized_image_encoder")
+BACKBONE = "mlp_backbone"  # of encoders/mlp.py
+FOLDERS = ("config.json", "adapter_config.json")  # one of these is in a folder of Hugging Face
+AGAIN = "delete it and make it again"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file says.
+
+    Attributes:
+        theta: the weights, by name.
+        kind: "image_encoder", "linearized_image_encoder", "head" or another word.
+        hash: content hash of theta.
+        theta0: the point of expansion of a linear checkpoint.
+        theta0_hash: content hash of the pre-trained weights that theta was fine-tuned from.
+        info: everything else, for instance the model's name and how it was trained.
+    """
+
+    theta: dict[str, Tensor]
+    kind: str
+    hash: str
+    theta0: dict[str, Tensor] | None = None
+    theta0_hash: str | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def as_safetensors(path: str | Path) -> Path:
+    """The path that we write to when a user names `path`: `.pt` becomes `.safetensors`."""
+    path = Path(path)
+    if path.suffix in (".pt", ".pth", ".safetensors"):
+        return path.with_suffix(".safetensors")
+    return path.with_name(path.name + ".safetensors")
+
+
+def candidates(path: str | Path) -> list[Path]:
+    """Where a checkpoint may lie that is named in our way or that of the public projects.
+
+    `.pt` is `.safetensors`, folder X is XVal and back, `linear_zeroshot` is `zeroshot`, and the
+    zero-shot file of a task is that of the run, one folder up.
+    """
+    ours = as_safetensors(Path(path).absolute())
+    name = ours.name.removeprefix("linear_") if "zeroshot" in ours.name else ours.name
+    folder = ours.parent
+    twin = folder.name.removesuffix("Val") if folder.name.endswith("Val") else f"{folder.name}Val"
+    found = [ours, folder / name]
+    if folder.name:
+        found.append(folder.with_name(twin) / name)
+    if name == ZEROSHOT:
+        found.append(folder.parent / name)
+    if name.startswith("head_"):
+        stem = name.removesuffix(".safetensors")
+        plain = stem.removesuffix("Val")
+        found += [folder / f"{plain}.safetensors", folder / f"{plain}Val.safetensors"]
+    return list(dict.fromkeys(found))
+
+
+def save_tensors(
+    path: str | Path,
+    theta: dict[str, Tensor],
+    kind: str,
+    theta0: dict[str, Tensor] | None = None,
+    theta0_hash: str | None = None,
+    info: dict[str, Any] | None = None,
+) -> str:
+    """Writes a checkpoint and returns the content hash of theta.
+
+    Args:
+        path: file to write; `.pt` becomes `.safetensors`.
+        theta: the weights.
+        kind: what they are the weights of.
+        theta0: the point of expansion; stored unless a zero-shot file holds the same.
+        theta0_hash: content hash of the pre-trained weights; computed from theta0 if that is given.
+        info: JSON-serialisable facts to keep with the weights.
+
+    Raises:
+        UsageError: if a weight is not finite; only a `run_state` may hold such.
+        UnwritableError: if it cannot be written.
+    """
+    path = as_safetensors(path)
+    if kind != STATE and (bad := not_finite(theta)):
+        raise UsageError(
+            f"{path} is not written: {len(bad)} of {len(theta)} tensors are not finite "
+            f"({', '.join(map(shown, bad[:3]))}{', ...' if len(bad) > 3 else ''}); expected finite "
+            "weights"
+        )
+    if kind in (*ENCODERS, BACKBONE) and (tied := ties(theta)):
+        info = {**(info or {}), TIES: tied}
+    tensors = dict(theta)
+    if theta0 is not None:
+        theta0_hash = content_hash(theta0)
+        if _find_zeroshot(path, theta0_hash) is None:
+            tensors |= {THETA0 + name: value for name, value in theta0.items()}
+    tensors = _storable(tensors)
+    facts = {
+        "format": FORMAT,
+        "kind": kind,
+        "hash": content_hash({name: tensors[name] for name in theta}),
+        "theta0_hash": theta0_hash or "",
+        "info": json.dumps(without_home(info or {}), sort_keys=True),
+    }
+    facts["check"] = checksum(facts)
+    with atomic(path) as temporary:
+        save_file(tensors, str(temporary), metadata=facts)
+    return facts["hash"]
+
+
+def not_finite(state: State) -> list[str]:
+    """The names of the tensors that hold NaN, or infinity where it is no mask of attention."""
+    found = []
+    for name, value in state.items():
+        if value.is_floating_point() or value.is_complex():
+            bad = value.isnan() if name.endswith("mask") else ~value.isfinite()
+            if bool(bad.any()):
+                found.append(name)
+    return found
+
+
+def checksum(facts: Mapping[str, str]) -> str:
+    """Checksum of what a file says of itself; that of its tensors is `hash`."""
+    kept = {name: facts[name] for name in sorted(facts) if name != "check"}
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def _storable(state: State) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: on the CPU, contiguous, no two in one storage.
+
+    Only what is not so is copied, tied weights for instance.
+    """
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        dense = value.detach().cpu().contiguous()
+        storage = dense.untyped_storage().data_ptr()
+        found[name] = dense.clone() if storage in taken else dense
+        taken.add(storage)
+    return found
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What one of our files says of itself, see `read_facts`; None for a file of another project.
+
+    Raises:
+        UsageError: if the file is damaged, or of another version of this project.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        check_header(path)
+        with safe_open(str(path), framework="pt") as file:
+            facts: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
+    found = facts.get("format", "")
+    if found.startswith(PROJECT) and found != FORMAT:
+        raise UsageError(
+            f"{path} has format {found!r}, expected {FORMAT!r}: another version of this project "
+            "wrote it"
+        )
+    if found != FORMAT:
+        return None
+    if facts.get("check", checksum(facts)) != checksum(facts):
+        raise UsageError(f"{path} is damaged (its header's checksum differs); {AGAIN}")
+    try:
+        info = json.loads(facts["info"])
+        if not isinstance(info, dict):
+            raise TypeError(f"info is a {type(info).__name__}")
+        named = {name: facts[name] for name in ("format", "kind", "hash", "theta0_hash")}
+        return {**named, "info": info}
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, of ours or of others.
+
+    Raises:
+        UsageError: if the file is damaged.
+    """
+    try:
+        check_header(path)
+        return load_file(path)
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """Reads and checks one of our files; None for a file of another project.
+
+    Raises:
+        MissingFileError: if it needs a zero-shot file that is not there.
+        UsageError: if it is damaged.
+    """
+    facts = read_header(path)
+    if facts is None:
+        return None
+    tensors = read_safetensors(path)
+    theta = {name: value for name, value in tensors.items() if not name.startswith(THETA0)}
+    if content_hash(theta) != facts["hash"]:
+        raise UsageError(f"{path} is damaged (its checksum differs); {AGAIN}")
+    theta0 = {n.removeprefix(THETA0): v for n, v in tensors.items() if n.startswith(THETA0)}
+    theta0_hash = facts["theta0_hash"] or None
+    if theta0 and content_hash(theta0) != theta0_hash:
+        raise UsageError(f"{path} is damaged (theta0's checksum differs); {AGAIN}")
+    if facts["kind"] == "linearized_image_encoder" and not theta0:
+        theta0 = _read_zeroshot(path, str(theta0_hash))
+    return Checkpoint(
+        theta, facts["kind"], facts["hash"], theta0 or None, theta0_hash, facts["info"]
+    )
+
+
+def _find_zeroshot(path: Path, theta0_hash: str) -> Path | None:
+    """The zero-shot file near `path` (same folder or one up) with this content hash."""
+    path = path.absolute()
+    for folder in (path.parent, path.parent.parent):
+        zeroshot = folder / ZEROSHOT
+        if zeroshot.is_file() and zeroshot != path:
+            with contextlib.suppress(UsageError):
+                facts = read_header(zeroshot)
+                if facts is not None and facts["hash"] == theta0_hash:
+                    return zeroshot
+    return None
+
+
+def _read_zeroshot(path: Path, theta0_hash: str) -> dict[str, Tensor]:
+    zeroshot = _find_zeroshot(path, theta0_hash)
+    found = None if zeroshot is None else read_checkpoint(zeroshot)
+    if found is None:
+        raise MissingFileError(
+            f"{path} was linearised at weights {theta0_hash[:12]}..., expected in {ZEROSHOT} "
+            "beside it or one folder up, where they are not; put that file back"
+        )
+    return found.theta

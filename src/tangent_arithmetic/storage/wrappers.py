@@ -1,0 +1,188 @@
+"""The tensors of a checkpoint that training programs wrapped: by key, by prefix, or both.
+
+Known wrappers: DistributedDataParallel and DataParallel (`module.`), torch.compile (`_orig_mod`),
+FSDP and activation checkpointing, Lightning, open_clip's training checkpoints, and dicts with
+`state_dict`, `model`, an average (`ema`) and the like. They may lie in each other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.storage.unpickler import Stub, state_of
+
+logger = logging.getLogger(__name__)
+
+KEYS = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network")
+AVERAGES = (
+    "ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "ema_model_state_dict",
+)  # fmt: skip
+LIGHTNING = "pytorch-lightning_version"
+PREFIXES = (
+    "model.", "net.", "network.", "encoder.", "image_encoder.", "backbone.", "clip.", "clip_model.",
+)  # fmt: skip
+INSIDE = {  # reserved names, which may stand anywhere in a path
+    "_orig_mod": "torch.compile", "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}  # fmt: skip
+COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its `module.`
+ADAPTER = ("lora_", "loha_", "hada_w", "lokr_w", "ia3_l", "oft_r")  # how their tensors are named
+ADAPTER_CONFIG = "adapter_config.json"
+DEEPEST = 8  # wrappers in each other
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """What lies in the wrappers.
+
+    Attributes:
+        tensors: by name, without the wrappers' prefixes.
+        names: the name that each has in the content it was given in.
+        facts: the other entries beside the tensors.
+        steps: what was taken off, in words; outermost first.
+    """
+
+    tensors: dict[str, Tensor]
+    names: dict[str, str] = field(default_factory=dict)
+    facts: Mapping[Any, Any] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+
+
+def unwrapped(content: Any, source: str | Path = "the mapping") -> Unwrapped:
+    """Takes the known wrappers off a model's weights, and says which.
+
+    Args:
+        content: a mapping of names to tensors, wrapped or not, with whatever lies beside them.
+        source: where it comes from, for messages.
+
+    Raises:
+        UsageError: if it holds no tensors, or an adapter instead of a model.
+    """
+    steps: list[str] = []
+    lightning = False
+    for _ in range(DEEPEST):
+        lightning = lightning or (isinstance(content, Mapping) and LIGHTNING in content)
+        key = _key(content)
+        if key is None:
+            break
+        steps.append(_step(key, content))
+        content = content[key]
+    tensors, facts = _tensors(content)
+    if not tensors:
+        raise _nothing(source, content)
+    refuse_adapter(source, tensors)
+    names, prefixes = _without_prefixes(source, tensors, lightning)
+    steps += prefixes
+    if steps:
+        maker = "a checkpoint of Lightning, " if lightning else ""
+        logger.info("%s: %sunwrapped %s", source, maker, ", ".join(steps))
+    return Unwrapped({n: tensors[full] for n, full in names.items()}, names, facts, tuple(steps))
+
+
+def refuse_adapter(source: str | Path, names: Iterable[str]) -> None:
+    """Raises a UsageError if these are names of a LoRA adapter, not of a whole model."""
+    for name in names:
+        parts = name.split(".")
+        if parts[:2] == ["base_model", "model"] or any(part.startswith(ADAPTER) for part in parts):
+            raise adapter_error(source, f"it has {shown(name)}")
+
+
+def adapter_error(source: str | Path, evidence: str) -> UsageError:
+    """The error for an adapter where a model is expected."""
+    return UsageError(
+        f"{source} is a LoRA adapter, as PEFT saves it ({evidence}): it holds changes to a base "
+        "model, not a model's weights. Merge it into the base model first (in PEFT: "
+        "model.merge_and_unload()), save that and name its file"
+    )
+
+
+def _tensors(content: Any) -> tuple[dict[str, Tensor], Mapping[Any, Any]]:
+    """The named tensors of a mapping or a module, and what else lies there."""
+    if isinstance(content, Stub):
+        return dict(state_of(content)), content.state
+    if isinstance(content, nn.Module):
+        return dict(content.state_dict()), {}
+    if not isinstance(content, Mapping):
+        return {}, {}
+    tensors = {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, Tensor)}
+    return tensors, {key: v for key, v in content.items() if not isinstance(v, Tensor)}
+
+
+def _key(content: Any) -> str | None:
+    """The key under which a wrapper keeps the model; None if this is no wrapper."""
+    if not isinstance(content, Mapping):
+        return None
+    known = (key for key in (*KEYS, *AVERAGES) if _is_model(content.get(key)))
+    return next(known, None)
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a value holds tensors, or looks like one more wrapper."""
+    if isinstance(value, Mapping):
+        inner = [value[key] for key in (*KEYS, *AVERAGES) if key in value]
+        return any(isinstance(held, Tensor) for held in value.values()) or any(
+            isinstance(held, Mapping) or _is_module(held) for held in inner
+        )
+    return _is_module(value)
+
+
+def _is_module(value: Any) -> bool:
+    """Whether a value is a module, or stands for a pickled one."""
+    if isinstance(value, Stub):
+        return "_modules" in value.state or value.path().startswith("__torch__.")
+    return isinstance(value, nn.Module)
+
+
+def _step(key: str, content: Mapping[Any, Any]) -> str:
+    if key in AVERAGES:
+        return f"{key!r} (an average of the weights; others are not there)"
+    averages = [repr(name) for name in AVERAGES if _is_model(content.get(name))]
+    return f"{key!r} (not {', '.join(averages)}, which is there too)" if averages else repr(key)
+
+
+def _without_prefixes(
+    source: str | Path, tensors: Iterable[str], lightning: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Shorter names -> the names given, and which prefixes they are without."""
+    full = list(tensors)
+    parts = [name.split(".") for name in full]
+    steps = [
+        f"{word}. ({maker})" for word, maker in INSIDE.items() if any(word in p for p in parts)
+    ]
+    short = [".".join(part for part in p if part not in INSIDE) for p in parts]
+    prefixes = ["module.", *(PREFIXES if lightning else ())]
+    for _ in range(DEEPEST):
+        counted = COUNTER in short and len(short) > 1
+        rest = [name for name in short if not (counted and name == COUNTER)]
+        prefix = next((p for p in prefixes if all(name.startswith(p) for name in rest)), None)
+        if prefix is None:
+            break
+        if counted:
+            full.pop(short.index(COUNTER))
+        short = [name.removeprefix(prefix) for name in rest]
+        steps.append(prefix)
+        if prefix in PREFIXES:
+            prefixes = ["module."]
+    if len(set(short)) < len(short) or "" in short:
+        raise UsageError(
+            f"{source} holds tensors whose names are the same without {', '.join(steps)}; name a "
+            "file that holds one model"
+        )
+    return dict(zip(short, full, strict=True)), steps
+
+
+def _nothing(source: str | Path, content: Any) -> UsageError:
+    """The error for what holds no tensors, with what it holds instead."""
+    if not isinstance(content, Mapping):
+        return UsageError(f"{source} holds a {type(content).__name__}, expected named tensors")
+    inner = [key for key, value in content.items() if _is_model(value)]
+    found = ", ".join(shown(key, 40) for key in list(inner or content)[:8]) or "nothing"
+    way_out = f"tensors lie under {found}: give one of these" if inner else f"it holds {found}"
+    return UsageError(f"{source} has no tensors under its names, as a state dict has; {way_out}")

@@ -1,0 +1,291 @@
+r"""Linearisation: the first-order Taylor expansion of a module in its parameters.
+
+\[ f_{lin}(x; \theta) = f(x; \theta_0) + J(x; \theta_0) (\theta - \theta_0) \]
+
+One pass in forward-mode differentiation (`tangent_arithmetic.tangent`) gives both terms; the
+Jacobian is never formed.
+
+Source: Ortiz-Jimenez, Favero, Frossard, "Task Arithmetic in the Tangent Space", arXiv:2305.12827.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.tangent import Displacement, jvp, jvps
+from tangent_arithmetic.tangent.plain import Unfused, forward_ad_backends
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+@torch.compiler.disable
+def _say_not_compiled() -> None:
+    _warn_once(
+        "torch.compile: the linearised module runs uncompiled, since the compiler cannot trace "
+        "forward-mode differentiation; what surrounds it is compiled"
+    )
+
+
+def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[..., Any]:
+    r"""The function \(f_{lin}\) of the same signature as f, expanded at `params0`.
+
+    Args:
+        f: called as `f(params, *args, **kwargs)`; gives a tensor or a tree of tensors.
+        params0: the point of expansion.
+
+    Returns:
+        A function of (params, *args, **kwargs), affine in params and equal to f at `params0` to
+        first order.
+
+    Example:
+        >>> import torch
+        >>> f = lambda p, x: p["w"] ** 2 * x
+        >>> f_lin = linearize(f, {"w": torch.tensor(3.0)})
+        >>> f_lin({"w": torch.tensor(4.0)}, 1.0)  # 9 + 2 * 3 * (4 - 3)
+        tensor(15.)
+    """
+
+    def f_lin(params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        statedict.check_same(params, params0, "params and params0")
+        tangents = {name: value - params0[name] for name, value in params.items()}
+        with forward_ad_backends(), Unfused():
+            out, d_out = torch.func.jvp(
+                lambda p: f(p, *args, **kwargs), (dict(params0),), (tangents,)
+            )[:2]
+        return pytree.tree_map(_sum, out, d_out)
+
+    return f_lin
+
+
+def _sum(out: Any, d_out: Any) -> Any:
+    r"""\(f_0 + J\delta\), summed in at least float32 and left there under autocast."""
+    if not (isinstance(out, Tensor) and out.is_floating_point()):
+        return out
+    wide = torch.promote_types(out.dtype, torch.float32)
+    found = out.to(wide) + d_out.to(wide)
+    return found if torch.is_autocast_enabled(out.device.type) else found.to(out.dtype)
+
+
+class LinearizedModel(nn.Module):
+    r"""The linearisation of a module, itself a module.
+
+    Its parameters are \(\theta\), under the names and in the order of the module's own
+    `named_parameters()`. \(\theta_0\) is frozen: no parameter, not broadcast by DDP, but moved by
+    `.to()` and kept in the state dict under `theta0.`. The module is deep-copied, so the caller's
+    is never touched, and behaves as in eval mode whatever `train()` says: batch statistics would
+    make the expansion depend on the batch.
+
+    Args:
+        model: the module; its weights are the initial theta.
+        init_model: a module of the same shape whose weights are theta0; `model` itself if None.
+
+    Raises:
+        ValueError: if the two modules differ in parameters, listing all differences.
+
+    Source: arXiv:2305.12827, equation (5).
+    """
+
+    _skeleton: nn.Module
+
+    def __init__(self, model: nn.Module, init_model: nn.Module | None = None) -> None:
+        super().__init__()
+        theta: dict[str, Tensor] = dict(model.named_parameters())
+        skeleton = copy.deepcopy(model if init_model is None else init_model)
+        skeleton.eval().requires_grad_(False)
+        for module in skeleton.modules():  # would run again after theta0 is no longer in place
+            if getattr(module, "grad_checkpointing", False):
+                module.grad_checkpointing = False  # type: ignore[assignment]
+                logger.warning(
+                    "%s recomputes activations (grad_checkpointing); its linearisation keeps them",
+                    type(module).__name__,
+                )
+        theta0: dict[str, Tensor] = dict(skeleton.named_parameters())
+        statedict.check_same(theta, theta0, "parameters of model and init_model")
+        # not a submodule: theta0 is neither a parameter of ours nor a buffer that DDP broadcasts
+        object.__setattr__(self, "_skeleton", skeleton)
+        self._names = list(theta)
+        for name, value in theta.items():
+            place, leaf = self._place(name)
+            place._parameters[leaf] = nn.Parameter(value.detach().clone(), requires_grad=True)
+        kept = skeleton.state_dict(keep_vars=True)
+        self._buffer_names = [name for name, _ in skeleton.named_buffers()]
+        for name, value in skeleton.named_buffers():
+            place, leaf = self._place(name)
+            place._buffers[leaf] = value
+            if name not in kept:
+                place._non_persistent_buffers_set.add(leaf)
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """The holder of a dotted name, made as needed, and the name's last part.
+
+        It looks into the modules' dictionaries, past attributes: the module's own names may be
+        those of our methods.
+        """
+        *parts, leaf = name.split(".")
+        place: Any = self
+        for part in parts:
+            place = place._modules.setdefault(part, nn.Module())
+        return place, leaf
+
+    def _parameter(self, name: str) -> Tensor:
+        place, leaf = self._place(name)
+        value: Tensor = place._parameters[leaf]  # type: ignore[assignment]
+        return value
+
+    def _buffer(self, name: str) -> Tensor:
+        place, leaf = self._place(name)
+        value: Tensor = place._buffers[leaf]  # type: ignore[assignment]
+        return value
+
+    @property
+    def params(self) -> list[Tensor]:
+        """theta, in the order of `named_parameters()`."""
+        return [self._parameter(name) for name in self._names]
+
+    @property
+    def params0(self) -> list[Tensor]:
+        """theta0, in the same order."""
+        return list(self.theta0().values())
+
+    def theta(self) -> dict[str, Tensor]:
+        """`theta` by name (not copied)."""
+        return {name: self._parameter(name) for name in self._names}
+
+    def theta0(self) -> dict[str, Tensor]:
+        """`theta0` by name (not copied)."""
+        return dict(self._skeleton.named_parameters())
+
+    def module_buffers(self) -> dict[str, Tensor]:
+        """The module's own buffers by name (not copied)."""
+        return {name: self._buffer(name) for name in self._buffer_names}
+
+    def aliases(self) -> dict[str, str]:
+        """The other names of tied parameters and buffers -> the name that they have here."""
+        module, found = self._skeleton, dict[str, str]()
+        for named in (module.named_parameters, module.named_buffers):
+            first = {id(value): name for name, value in named()}
+            every = {name: first[id(value)] for name, value in named(remove_duplicate=False)}
+            found |= {name: own for name, own in every.items() if name != own}
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Theta and the persistent buffers, by all names of the standard module's state dict."""
+        return self._by_all_names({**self.theta(), **self.module_buffers()})
+
+    def weights0(self) -> dict[str, Tensor]:
+        """theta0 and the persistent buffers, likewise."""
+        return self._by_all_names({**self.theta0(), **self.module_buffers()})
+
+    def _by_all_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        aliases = self.aliases()
+        kept = (n for n, v in self._skeleton.state_dict().items() if isinstance(v, Tensor))
+        return {name: state[aliases.get(name, name)].detach() for name in kept}
+
+    def standard(self) -> nn.Module:
+        """The module itself, not linearised, at theta: a copy."""
+        module = copy.deepcopy(self._skeleton)
+        statedict.copy_into(dict(module.named_parameters()), self.theta(), "module and theta")
+        return module.requires_grad_(True)
+
+    def primal_and_tangent(
+        self, *args: Any, tangent: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        r"""\(f(x; \theta_0)\) and \(J(x; \theta_0) v\) from one pass.
+
+        Args:
+            *args: inputs of the module.
+            tangent: v by name; what is missing is zero. theta - theta0 if None.
+            **kwargs: keyword inputs of the module.
+
+        Returns:
+            Two trees like the module's output.
+
+        Raises:
+            ValueError: if v has a name that no parameter has.
+        """
+        theta0 = self.theta0()
+        step = Displacement(self.theta(), theta0) if tangent is None else tangent
+        return jvp(self._skeleton, {**theta0, **self.module_buffers()}, step, *args, **kwargs)
+
+    def tangents(
+        self, x: Any, vectors: Sequence[Mapping[str, Tensor]], **kwargs: Any
+    ) -> tuple[Any, list[Any]]:
+        r"""\(f(x; \theta_0)\) and \(J(x; \theta_0) \tau_t\) for several task vectors.
+
+        All share one pass of the primal: T vectors cost 1 + 2T forward passes.
+
+        Args:
+            x: the module's input; a tuple for several.
+            vectors: each tau_t by name; what is missing is zero.
+            **kwargs: keyword inputs of the module.
+
+        Returns:
+            A tree like the module's output, and a list of such trees.
+        """
+        args = x if isinstance(x, tuple) else (x,)
+        state = {**self.theta0(), **self.module_buffers()}
+        return jvps(self._skeleton, state, vectors, *args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """f_lin of the module's own inputs, of the shape of the module's own outputs."""
+        if torch.compiler.is_compiling():
+            _say_not_compiled()
+        return self._expand(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _expand(self, *args: Any, **kwargs: Any) -> Any:
+        primal, d_primal = self.primal_and_tangent(*args, **kwargs)
+        return pytree.tree_map(_sum, primal, d_primal)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearizedModel:
+        super()._apply(fn, recurse)
+        self._skeleton._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self.theta0().items():
+            destination[f"{prefix}theta0.{name}"] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ours = {f"{prefix}theta0.{name}": value for name, value in self.theta0().items()}
+        for key, value in ours.items():
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif state_dict[key].shape != value.shape:
+                error_msgs.append(
+                    f"{key}: expected shape {tuple(value.shape)}, "
+                    f"got {tuple(state_dict[key].shape)}"
+                )
+            else:
+                with torch.no_grad():
+                    value.copy_(state_dict[key])
+        rest = {key: value for key, value in state_dict.items() if key not in ours}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

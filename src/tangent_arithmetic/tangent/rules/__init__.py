@@ -1,0 +1,22 @@
+"""The derivatives of functionals, one rule each; importing this registers them all."""
+
+from tangent_arithmetic.tangent.rules import attention, elementwise, normalization, products
+from tangent_arithmetic.tangent.rules.registry import (
+    COMPOSITES,
+    RULES,
+    composite,
+    keywords,
+    rule,
+)
+
+__all__ = [
+    "COMPOSITES",
+    "RULES",
+    "attention",
+    "composite",
+    "elementwise",
+    "keywords",
+    "normalization",
+    "products",
+    "rule",
+]

@@ -1,0 +1,143 @@
+r"""Normalisations: \(y = \hat x\, w + b\), \(\hat x = (x - \mu) / \sigma\).
+
+\(dy = d\hat x\, w + \hat x\, dw + db\). The Jacobian of \(\hat x\) in \(x\) is symmetric where the
+statistics are those of x, so PyTorch's backward kernel gives \(d\hat x\).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tangent_arithmetic.tangent.rules.registry import Push, Tangent, composite, rule
+
+
+def _standardized(
+    x: Tensor, dx: Tensor | None, shape: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor | None]:
+    """`x` with mean 0 and variance 1 over its last dimensions, of `shape`; the tangent of that."""
+    xhat, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+    if dx is None:
+        return xhat, None
+    backward = torch.ops.aten.native_layer_norm_backward
+    flags = [True, False, False]  # the gradient in x alone
+    return xhat, backward(dx.to(x.dtype), x, shape, mean, rstd, None, None, flags)[0]
+
+
+def _affine(
+    xhat: Tensor | None,
+    dxhat: Tensor | None,
+    weight: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+) -> Tensor | None:
+    """`dxhat * weight + xhat * dweight + dbias`; may overwrite dxhat."""
+    step = dxhat
+    if step is not None and weight is not None:
+        step = step.mul_(weight)
+    if dweight is not None:
+        assert xhat is not None
+        step = xhat * dweight if step is None else step.addcmul_(xhat, dweight)
+    if dbias is not None:
+        step = dbias if step is None else step.add_(dbias)
+    return step
+
+
+@rule(F.layer_norm, torch.layer_norm)
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> tuple[Tensor, Push]:
+    """Layer normalisation over the last dimensions."""
+    shape = list(normalized_shape)
+    y = F.layer_norm(input, shape, weight, bias, eps)
+
+    def push(d: Tangent) -> Tensor | None:
+        dx, dweight, dbias = d(input), d(weight), d(bias)
+        xhat, dxhat = _standardized(input.to(y.dtype), dx, shape, eps)
+        step = _affine(xhat, dxhat, weight, dweight, dbias)
+        return None if step is None else step.expand(y.shape)
+
+    return y, push
+
+
+@rule(F.group_norm, torch.group_norm)
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> tuple[Tensor, Push]:
+    """Group normalisation of (batch, channels, ...): layer normalisation over each group."""
+    y = F.group_norm(input, num_groups, weight, bias, eps)
+
+    def push(d: Tangent) -> Tensor | None:
+        dx = d(input)
+        x = input.to(y.dtype).reshape(len(input) * num_groups, -1)  # (N * groups, ...)
+        dx = None if dx is None else dx.reshape(x.shape)
+        both = _standardized(x, dx, x.shape[1:], eps)
+        xhat, dxhat = (None if v is None else v.reshape(y.shape) for v in both)
+        parts = [by_channel(v, y) for v in (weight, d(weight), d(bias))]
+        step = _affine(xhat, dxhat, *parts)
+        return None if step is None else step.expand(y.shape)
+
+    return y, push
+
+
+@rule(F.batch_norm)
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Batch normalisation in eval mode, an affine map of each channel."""
+    if training or running_mean is None or running_var is None:
+        return NotImplemented
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+    def push(d: Tangent) -> Tensor | None:
+        dx, dweight, dbias = d(input), d(weight), d(bias)
+        rstd = torch.rsqrt(running_var + eps)
+        slope = rstd if weight is None else rstd * weight
+        step = None if dx is None else dx * by_channel(slope, y)
+        shift = dbias
+        if dweight is not None:  # (x - mean) * rstd * dweight
+            tilt = rstd * dweight
+            part = input * by_channel(tilt, y)
+            step = part if step is None else step.add_(part)
+            shift = -running_mean * tilt if shift is None else shift - running_mean * tilt
+        if shift is not None:
+            shift = by_channel(shift, y)
+            step = shift if step is None else step.add_(shift)
+        return None if step is None else step.to(y.dtype).expand(y.shape)
+
+    return y, push
+
+
+@composite(torch._weight_norm)
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Weight normalisation, `g * v / |v|`; the norm leaves out dimension `dim`, -1 for none."""
+    norm = torch.linalg.vector_norm(v, dim=[i for i in range(v.ndim) if i != dim], keepdim=True)
+    return v * (g / norm)
+
+
+def by_channel(value: Tensor | None, like: Tensor) -> Any:
+    """(channels,) as (channels, 1, ...), to broadcast over (batch, channels, ...)."""
+    if value is None:
+        return None
+    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 2))

@@ -1,0 +1,115 @@
+r"""Bilinear functionals: \(d(x W) = dx\, W + x\, dW\). Dense layers multiply 2-D matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tangent_arithmetic.tangent.rules.registry import Push, Tangent, rule, total
+
+
+@rule(F.linear)
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    r"""\(y = x W^\top + b\): input (..., in), weight (out, in), bias (out,)."""
+    if weight.ndim != 2:
+        return NotImplemented
+    y = F.linear(input, weight, bias)
+
+    def push(d: Tangent) -> Tensor | None:
+        dx, dweight, dbias = (
+            None if v is None else v.to(y.dtype) for v in (d(input), d(weight), d(bias))
+        )
+        x, w = input.to(y.dtype), weight.to(y.dtype)
+        step = None
+        for inputs, matrix in ((x, dweight), (dx, w)):
+            if inputs is None or matrix is None:
+                continue
+            rows = inputs.reshape(-1, inputs.shape[-1])  # (tokens, in)
+            if step is not None:
+                step.addmm_(rows, matrix.mT)
+            elif dbias is not None:
+                step = torch.addmm(dbias, rows, matrix.mT)
+            else:
+                step = rows @ matrix.mT
+        if step is None:
+            return None if dbias is None else dbias.expand(y.shape)
+        return step.reshape(y.shape)
+
+    return y, push
+
+
+@rule(
+    torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm
+)  # fmt: skip
+def matmul(input: Tensor, other: Tensor) -> tuple[Tensor, Push]:
+    """A matrix product, of batches too."""
+    y = torch.matmul(input, other)
+
+    def push(d: Tangent) -> Tensor | None:
+        left, right = d(input), d(other)
+        return total(
+            None if left is None else torch.matmul(left, other),
+            None if right is None else torch.matmul(input, right),
+        )
+
+    return y, push
+
+
+def _convolution(convolve: Callable[..., Tensor]) -> None:
+    @rule(convolve)
+    def convolution(
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Push]:
+        y = convolve(input, weight, bias, *args, **kwargs)
+
+        def push(d: Tangent) -> Tensor | None:
+            dx, dweight, dbias = d(input), d(weight), d(bias)
+            if dweight is None and dbias is not None:
+                dweight = torch.zeros_like(weight)
+            return total(
+                None if dweight is None else convolve(input, dweight, dbias, *args, **kwargs),
+                None if dx is None else convolve(dx, weight, None, *args, **kwargs),
+            )
+
+        return y, push
+
+
+for _convolve in (
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
+):  # fmt: skip
+    _convolution(_convolve)
+
+
+@rule(F.embedding)
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """Rows of a table, which the table's tangent has too. Gradients are dense, `sparse` or not."""
+    if max_norm is not None or scale_grad_by_freq:
+        return NotImplemented
+    y = F.embedding(input, weight, padding_idx)
+    return y, lambda d: F.embedding(input, d(weight))
+
+
+def _linear_map(function: Callable[..., Tensor]) -> None:
+    @rule(function)
+    def linear_map(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Push]:
+        y = function(input, *args, **kwargs)
+        return y, lambda d: function(d(input), *args, **kwargs)
+
+
+for _function in (
+    F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d, torch.mean, Tensor.mean,
+):  # fmt: skip
+    _linear_map(_function)
