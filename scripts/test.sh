@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what the tests need and runs them: lint, types, tests with coverage.
+# Sets up what the tests need and runs them: lint, types, import contracts, tests with coverage.
 #
 #   bash scripts/test.sh [--slow] [arguments of pytest]
 #
@@ -20,5 +20,6 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
+"$(dirname "$python")/lint-imports"
 exec "$python" -m pytest -q -m "$markers" -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90 \
   --durations=20

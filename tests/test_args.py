@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tangent_arithmetic.run.args import Config, checked, parse_arguments, parse_names, require_mode
+from tangent_arithmetic.run.args import Config, checked, parse_arguments, parse_names
+from tangent_arithmetic.run.modes import MODES, require_mode
 from tangent_arithmetic.runtime.errors import UsageError
 
 # the flags of the public projects that keep their default (paths after `~` is expanded)
@@ -124,6 +125,16 @@ def test_every_flag_in_both_spellings(name: str, text: str, value: object, spell
     assert type(parsed) is type(value)
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [["--batch-size=4"], ["--batch_size", "4"], ["--batch-size", "4"],
+     ["--batch-size=8", "--batch_size=4"], ["--batch_size=4", "--batch-size=4"]],
+)  # fmt: skip
+def test_the_last_value_of_a_flag_counts_in_any_spelling(argv: list[str]) -> None:
+    assert parse_arguments(argv) == parse_arguments(["--batch-size=4"])
+    assert parse_arguments(argv).batch_size == 4
+
+
 def test_the_table_above_has_every_flag() -> None:
     fields = {field.name for field in dataclasses.fields(Config)}
     assert fields - {name for name, _, _ in FLAGS} == {*SWITCHES, "finetuning_accuracies"}
@@ -166,15 +177,17 @@ def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Pa
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--batch-size=0"], "--batch-size/--batch_size: expected at least 1, got 0"),
-        (["--epochs=two"], "--epochs: invalid int value: 'two'"),
-        (["--lr=fast"], "--lr: invalid float value: 'fast'"),
-        (["--lr=-1"], "--lr: expected at least 0, got -1"),
+        (["--batch_size=0"], "error: --batch-size: expected at least 1, got 0"),
+        (["--epochs=two"], "--epochs: expected a whole number, got 'two'"),
+        (["--lr=fast"], "--lr: expected a number, got 'fast'"),
+        (["--lr=-1"], "error: --lr: expected at least 0, got -1"),
+        (["--lr", "-1"], "error: --lr: expected at least 0, got -1"),
         (["--n-eval-points=1"], "expected at least 2, got 1"),
         (["--world_size", "0"], "expected at least 1, got 0"),
-        (["--finetuning-mode=lineal"], "invalid choice: 'lineal'"),
-        (["--precision=fp16"], "invalid choice: 'fp16'"),
-        (["--seed"], "--seed: expected one argument"),
+        (["--finetuning-mode=lineal"], "expected one of none, standard, linear, posthoc, got line"),
+        (["--precision=fp16"], "--precision: expected one of fp32, bf16, got fp16"),
+        (["--wandb=no"], "unrecognized arguments: no"),
+        (["--finetuning-accuracies=1"], "unknown flag '--finetuning-accuracies'"),
         (["MNIST"], "unrecognized arguments: MNIST"),
         (["--lr=nan"], "--lr: expected a finite number, got nan"),
         (["--lr=inf"], "--lr: expected a finite number, got inf"),
@@ -191,7 +204,7 @@ def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Pa
         (["--seed=-1"], "--seed: expected at least 0, got -1"),
         ([f"--seed={2**32}"], f"--seed: expected at most {2**32 - 1}, got {2**32}"),
         ([f"--seed={2**64}"], f"--seed: expected at most {2**32 - 1}, got {2**64}"),
-        (["--seed=1e3"], "--seed: invalid int value: '1e3'"),
+        (["--seed=1e3"], "--seed: expected a whole number, got '1e3'"),
         (["--port=0"], "--port: expected at least 1, got 0"),
         (["--port=99999999"], "--port: expected at most 65535, got 99999999"),
         (["--state-every=-2"], "expected at least -1, got -2"),
@@ -209,7 +222,7 @@ def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Pa
         (["--analogies=C+B-A=D,C+B-A=D"], "--analogies: names C+B-A=D twice"),
         (["--shots=1,01"], "--shots: names 1 twice"),
         (["--shots=0"], "--shots: expected at least 1, got 0"),
-        (["--shots=1,x"], "--shots: expected whole numbers, got '1,x'"),
+        (["--shots=1,x"], "--shots: expected a whole number, got 'x'"),
         (["--control-dataset="], "expected a text, got nothing"),
         (["--save="], "--save: expected a path, got nothing"),
         (["--save=a/" + "x" * 256], "names of at most 255, got a/xxx"),
@@ -218,7 +231,7 @@ def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Pa
         (["--cache-dir=a\0b"], r"expected a path, got 'a\x00b'"),
         (["--save=~nobody-of-this-name/x"], "home folder of '~nobody-of-this-name/x' is not known"),
         (["\x1b[31m" * 10_000], r"unrecognized arguments: \x1b[31m"),
-        (["--epochs=\x1b[31m"], r"invalid int value: '\x1b[31m'"),
+        (["--epochs=\x1b[31m"], r"expected a whole number, got '\x1b[31m'"),
     ],
 )
 def test_a_bad_value_ends_in_a_message_and_code_2(
@@ -231,6 +244,27 @@ def test_a_bad_value_ends_in_a_message_and_code_2(
     assert message in captured.err
     assert captured.err.rstrip("\n").isprintable() and len(captured.err) < 10_000
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("argv", [["--seed"], ["--seed", "--wandb"]])
+def test_a_flag_without_its_value_ends_in_a_message_and_code_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse_arguments(argv)
+    assert "Missing value for argument '--seed'" in capsys.readouterr().err
+
+
+def test_a_registered_mode_is_a_choice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        MODES, "mine", dataclasses.replace(MODES["linear"], name="mine", prefix="mine_")
+    )
+    assert parse_arguments(["--finetuning-mode=mine"]).finetuning_mode == "mine"
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse_arguments(["--help"])
+    assert "{none,standard,linear,posthoc,mine}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -321,7 +355,7 @@ def test_any_command_line_is_parsed_or_ends_with_code_2(words: list[tuple[str, s
     ("argv", "flag", "nearest"),
     [
         (["--modle=ViT-B-32"], "--modle", "--model"),
-        (["--lr=0.1", "--warmup_lenght", "5"], "--warmup_lenght", "--warmup-length"),
+        (["--lr=0.1", "--warmup_lenght", "5"], "--warmup-lenght", "--warmup-length"),
         (["--finetunning-mode=linear"], "--finetunning-mode", "--finetuning-mode"),
         (["--epoch=3"], "--epoch", "--epochs"),  # abbreviations are no flags
     ],
@@ -337,9 +371,10 @@ def test_a_misspelt_flag_names_the_nearest_one(
 
 def test_help_has_the_description_and_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
-        parse_arguments(["--help"], "Adds task vectors.")
+        parse_arguments(["--help"], "Adds task vectors.\n\n    python add.py\n")
     text = capsys.readouterr().out
-    assert "Adds task vectors." in text
+    assert "Adds task vectors.\n" in text and "\n     python add.py\n" in text
+    assert "weight decay of AdamW (default: 0.1)" in text and "(default: 1,5,20)" in text
     for name in (*(name for name, _, _ in FLAGS), *SWITCHES):
         assert f"--{name.replace('_', '-')}" in text
     assert "--finetuning-accuracies" not in text
@@ -380,8 +415,7 @@ def test_two_configs_share_no_accuracies() -> None:
 
 
 def test_require_mode_returns_a_mode_that_the_script_has() -> None:
-    args = parse_arguments(["--finetuning-mode=linear"])
-    assert require_mode(args, "finetune.py", ("standard", "linear")) == "linear"
+    assert require_mode("linear", "finetune.py", ["standard", "linear"]) is MODES["linear"]
 
 
 @pytest.mark.parametrize(
@@ -391,12 +425,10 @@ def test_require_mode_returns_a_mode_that_the_script_has() -> None:
         ("posthoc", r"finetune\.py has no fine-tuning mode 'posthoc'; choose "),
     ],
 )
-def test_require_mode_names_the_modes_that_there_are(
-    mode: Literal["posthoc"] | None, message: str
-) -> None:
+def test_require_mode_names_the_modes_that_there_are(mode: str | None, message: str) -> None:
     choices = "--finetuning-mode=standard, --finetuning-mode=linear$"
     with pytest.raises(UsageError, match=message + choices):
-        require_mode(Config(finetuning_mode=mode), "finetune.py", ("standard", "linear"))
+        require_mode(mode, "finetune.py", ["standard", "linear"])
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,35 @@ def test_what_hydra_is_for_goes_on(
     assert "TaskArithmeticAlgorithm" in capsys.readouterr().out
     assert merge.main(["--config-dir", str(conf), "--cfg", "hydra", "method=grid"]) == 0
     assert "method.scaling_factor: 0.1,0.2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cfg", "job", "-m"], "choose one of --run, --multirun, --cfg"),
+        (["--resolve"], "--resolve needs --cfg or --help"),
+        (["--config-dir", "/nowhere"], "--config-dir: expected a folder, found none at /nowhere"),
+        (["--config-path", "merge.yaml"], "--config-path: expected a folder, found none at merge"),
+        (["--config-name", "absent"], "Cannot find primary config 'absent'"),
+        (["-sc", "query=x"], "--shell-completion: No completion plugin for 'x'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_flags_that_make_no_sense_are_errors(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert merge.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_hydras_own_flags_work(capsys: pytest.CaptureFixture[str]) -> None:
+    before = list(sys.argv)
+    for words, expected in (
+        (["--cfg", "job", "--package", "method"], "# @package method"),
+        (["-sc", "install=bash"], "hydra_bash_completion"),
+        (["--hydra-help"], "Hydra"),
+        (["--cfg", "hydra", "--package", "hydra.job.name"], "merge"),
+    ):
+        assert merge.main(words) == 0
+        assert expected in capsys.readouterr().out
+    assert sys.argv == before

@@ -87,25 +87,27 @@ def wait_long(args: Any) -> None:
 def agreeing(args: Any) -> None:
     """What the processes tell one another."""
     assert ddp.any_of(ddp.rank() == 1, False, True) == [True, False, True]
-    assert ddp.all_agree(f"rank {ddp.rank()}") == "rank 0"
+    assert ddp.broadcast(f"rank {ddp.rank()}") == "rank 0"
 
 
 def test_processes_tell_one_another() -> None:
-    assert ddp.any_of(True, False) == [True, False] and ddp.all_agree(7) == 7
+    assert ddp.any_of(True, False) == [True, False] and ddp.broadcast(7) == 7
     start(agreeing, Config(world_size=2, port=12421))
 
 
 @pytest.mark.parametrize(
     ("work", "kind", "message"),
     [
-        (killed, RunError, r"rank 1 was killed \(SIGKILL, out of memory perhaps\).*continues it"),
+        (killed, RunError, r"rank 1 was killed \(SIGKILL, possibly out of memory\).*resumes it"),
         pytest.param(
             failing,
             RunError,
             r"rank 1 failed:(.|\n)*ZeroDivisionError: of all things",
             marks=pytest.mark.slow,
         ),
-        pytest.param(leaving, RunError, r"ended with code 3|rank 0 failed", marks=pytest.mark.slow),
+        pytest.param(
+            leaving, RunError, r"exited with code 3|rank 0 failed", marks=pytest.mark.slow
+        ),
         pytest.param(deaf, UsageError, r"^no such thing$", marks=pytest.mark.slow),
     ],
 )
@@ -190,7 +192,7 @@ def test_ctrl_c_while_a_script_imports_is_a_line_too(when: float) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(ddp.__file__).parent.parent,
+        cwd=Path(__file__).parents[1],
     ) as script:
         assert script.stdout is not None and script.stdout.readline() == "importing\n"
         time.sleep(when)
@@ -235,7 +237,7 @@ def test_processes_that_do_not_meet_say_where_they_waited(monkeypatch: pytest.Mo
     for variable, value in {**GROUP, "RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": port}.items():
         monkeypatch.setenv(variable, value)
     try:
-        with pytest.raises(RunError, match=f"rank 1 of 2 .* did not meet .* 127.0.0.1:{port} "):
+        with pytest.raises(RunError, match=f"rank 1 of 2 could not connect .* 127.0.0.1:{port} "):
             start(_note, Config())
     finally:
         torch.set_num_threads(threads)

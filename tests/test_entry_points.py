@@ -123,7 +123,7 @@ def test_what_is_done_is_skipped_and_says_so(root: Path, caplog: pytest.LogCaptu
 
 def test_other_settings_do_not_overwrite(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune.main(["--finetuning-mode=linear", *flags(root), "--lr=0.5"]) == 2
-    assert "lr 0.0003 instead of 0.5" in capsys.readouterr().err
+    assert "lr was 0.0003, is now 0.5" in capsys.readouterr().err
 
 
 def flat(state: dict[str, Tensor], theta0: dict[str, Tensor]) -> Tensor:
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_precision_is_refused(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finetune.main(["--finetuning-mode=linear", *flags(root), "--precision=bf16"]) == 2
-    assert "precision fp32 instead of bf16" in capsys.readouterr().err
+    assert "precision was fp32, is now bf16" in capsys.readouterr().err
 
 
 def test_a_checkpoint_from_before_the_flag_is_one_of_float32(root: Path, tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_a_checkpoint_from_before_the_flag_is_one_of_float32(root: Path, tmp_pat
     info = {**state.info, "recipe": old}
     save_tensors(path, state.theta, state.kind, theta0_hash=start, info=info)
     assert finetune.is_done(path, wanted, start)
-    with pytest.raises(UsageError, match=r"\(precision fp32 instead of bf16\)"):
+    with pytest.raises(UsageError, match=r"\(precision was fp32, is now bf16\)"):
         finetune.is_done(path, {**wanted, "precision": "bf16"}, start)
-    with pytest.raises(UsageError, match=r"\(seed 0 instead of 1, other pre-trained weights\)"):
+    with pytest.raises(UsageError, match=r"\(seed was 0, is now 1; theta0 was .*another\)"):
         finetune.is_done(path, {**wanted, "seed": 1}, "another")
 
 

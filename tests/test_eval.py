@@ -172,7 +172,7 @@ def test_each_coefficient_meets_the_weights_of_its_own_model_bit_for_bit(
 
 
 @HELD
-def test_how_many_images_areheld_batches_does_not_change_the_accuracies(
+def test_how_many_images_are_held_does_not_change_the_accuracies(
     args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
 ) -> None:
     encoder = ImageEncoder(args)
@@ -344,7 +344,7 @@ def _evaluate(args: Any) -> None:
     for count in (48, 1):
         with pytest.MonkeyPatch.context() as patch, small_suite(patch):
             patch.setitem(SIZES, "test", count)
-            root = Path(args.save) / str(count)
+            root = Path(str(Run.of(args).config.save)) / str(count)
             own = small_config(root)
             encoder = ImageEncoder(own)
             tau = random_vector(encoder.weights())

@@ -26,7 +26,7 @@ from tangent_arithmetic.arithmetic import features
 from tangent_arithmetic.arithmetic.features import Features
 from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.loading import EvalBatches
-from tangent_arithmetic.data.registry import ImageDataset
+from tangent_arithmetic.data.registry import ImageDataset, SuiteData
 from tangent_arithmetic.encoders.images import ImageEncoder
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.run.args import Config
@@ -34,6 +34,7 @@ from tangent_arithmetic.run.models import split_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp, software
 from tangent_arithmetic.runtime.atomic import atomic
+from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.storage.statedict import move, scale
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tests.miniatures import Opaque
@@ -382,10 +383,10 @@ class Case:
     def show(self, pictures: Any) -> None:
         """Puts other pictures in the place of the test split."""
 
-        def other(args: Any, name: str) -> ImageDataset:
-            return replace(Run.of(args).data.dataset(name), test=pictures)
+        def other(data: SuiteData, name: str) -> ImageDataset:
+            return replace(data.dataset(name), test=pictures)
 
-        self.patch.setattr(features, "evaluated", other)
+        self.patch.setattr(SuiteData, "evaluated", other)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the test split's images and labels."""
@@ -498,10 +499,10 @@ def test_rank_and_model_and_device_are_in_the_key(
             patch.setattr(ddp, "rank", lambda rank=rank: rank)
             keys.append(key())
     with monkeypatch.context() as patch:
-        patch.setattr(linear, "model_name", "another")
+        patch.setattr(LinearizedImageEncoder, "identity", lambda _: "another")
         keys.append(key())
     with monkeypatch.context() as patch:
-        patch.setattr(features, "device_of", lambda _: torch.device("cuda", 1))
+        patch.setattr(Run, "compute", Compute(torch.device("cuda", 1)))
         keys.append(key())
     assert len(set(keys)) == 5
     assert key() == keys[0]

@@ -20,7 +20,6 @@ from tangent_arithmetic.runtime import software
 from tangent_arithmetic.runtime.logs import Tracker
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.states import RunStates
-from tangent_arithmetic.training import loop as training
 from tests.small_suite import flags, small_suite
 
 Capture = pytest.CaptureFixture[str]
@@ -174,13 +173,13 @@ def test_a_record_that_cannot_be_written_leaves_no_states(run: list[str], tmp_pa
 def test_no_checkpoint_with_weights_that_are_not_finite(
     run: list[str], tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    step = training.AdamW.step
+    step = torch.optim.AdamW.step
 
     def overflowing(self: Any, *words: Any) -> None:
         step(self, *words)
         self.param_groups[0]["params"][0].data.fill_(float("inf"))
 
-    monkeypatch.setattr(training.AdamW, "step", overflowing)
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflowing)
     one_step = ["--epochs=1", "--batch-size=70"]
     assert finetune.main([*run, *one_step]) == 2
     assert "weights are not finite after step 1" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
 from tangent_arithmetic.run import models
 from tangent_arithmetic.run.models import zeroshot_encoder
+from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -88,7 +89,9 @@ def test_half_precision_towers_give_float32_weights() -> None:
 
 def test_a_model_without_its_tokenizer_is_refused() -> None:
     """The stock tokenizer would give wrong numbers without a word."""
-    message = r"carries no tokenizer; build it with src\.clip\.create_clip"
+    message = (
+        r"expected a CLIP with a tokenizer, .* tangent_arithmetic\.encoders\.clip\.create_clip"
+    )
     with pytest.raises(UsageError, match=message):
         zeroshot_weights(nn.Linear(1, 1), NAMES, TEMPLATES, CPU)
 
@@ -202,7 +205,7 @@ def test_a_model_whose_file_has_changed_gets_no_further_heads(
     weights = load_file(WEIGHTS)
     save_file(weights, tmp_path / "w.safetensors")
     settings = args(model=f"ViT-Nano-8__pretrained__{tmp_path / 'w.safetensors'}")
-    zeroshot_encoder(settings)
+    zeroshot_encoder(Run.of(settings))
     get_classification_head(settings, "Emoji")
     save_file({name: 2 * value for name, value in weights.items()}, tmp_path / "w.safetensors")
     get_classification_head(settings, "Emoji")  # of the run's beginning
@@ -220,7 +223,7 @@ def test_a_damaged_head_is_built_again(
     with caplog.at_level("WARNING", logger="tangent_arithmetic.encoders.heads"):
         found = get_classification_head(settings, "MNIST")
     assert torch.equal(found.weight, expected.weight) and len(built) == 2
-    assert "head_MNIST.safetensors is damaged and built again" in caplog.text
+    assert "head_MNIST.safetensors is damaged; building it again" in caplog.text
 
 
 # --- which file is read
@@ -269,10 +272,12 @@ def test_ours_beside_it_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptu
     their_head(named, 1.0)
     our_head(named, 3.0)
     assert head_at(named) == 3.0
-    assert f"{ours} is read, which this project wrote, not head.pt beside it" in caplog.text
+    assert f"reading {ours}, written by this project, instead of head.pt" in caplog.text
     ours.write_bytes(ours.read_bytes()[:50])
     assert head_at(named) == 1.0
-    assert "head.safetensors is damaged" in caplog.text and f"{named} is read" in caplog.text
+    assert (
+        "head.safetensors is damaged" in caplog.text and f"reading {named} beside it" in caplog.text
+    )
 
 
 def test_a_twin_of_ours_elsewhere_is_not_read(tmp_path: Path) -> None:

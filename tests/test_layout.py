@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -33,6 +34,38 @@ def test_a_face_works_in_a_clone_that_is_not_installed(face: str) -> None:
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["True"]
+
+
+def rooms() -> set[str]:
+    package = ROOT / "src" / "tangent_arithmetic"
+    return {path.name for path in package.iterdir() if path.is_dir() and path.name[0] != "_"}
+
+
+def test_the_map_of_the_readme_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## A map of the house")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`src/tangent_arithmetic/(\w+)/`", section)) == rooms()
+    for place in re.findall(r"^\| `([\w/]+)` \|", section, flags=re.MULTILINE):
+        assert (ROOT / place).is_dir(), place
+
+
+def test_the_map_of_the_architecture_is_the_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\|[^|]*\| `(\w+)/` \|", text, flags=re.MULTILINE)) == rooms() - {
+        "config"
+    }
+
+
+def test_no_module_of_the_package_imports_a_face() -> None:
+    faces = "|".join(set(FACES) - {"tangent_arithmetic"})
+    found = re.compile(rf"^\s*(?:from|import) (?:src|{faces})\b", flags=re.MULTILINE)
+    for path in (ROOT / "src" / "tangent_arithmetic").rglob("*.py"):
+        assert not found.search(path.read_text(encoding="utf-8")), path
+
+
+def test_a_face_is_a_few_lines() -> None:
+    for path in (ROOT / "src").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 110, path
 
 
 @pytest.mark.parametrize(

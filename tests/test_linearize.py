@@ -15,6 +15,8 @@ from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from tangent_arithmetic.tangent import Displacement
+from tangent_arithmetic.tangent.duals import Duals
 from tangent_arithmetic.tangent.linearized import LinearizedModel, forward_ad_backends, linearize
 
 F64 = torch.float64
@@ -438,7 +440,6 @@ def test_the_caller_s_modules_are_left_alone() -> None:
     model.get_parameter("0.0.weight").requires_grad_(False)
     flags = [value.requires_grad for value in model.parameters()]
     before = [copy.deepcopy(module.state_dict()) for module in (model, init_model)]
-
     lin = LinearizedModel(model, init_model).train()
     optimizer = torch.optim.SGD(lin.parameters(), lr=0.1)
     lin(torch.randn(4, 3, 6, 6)).square().sum().backward()
@@ -451,8 +452,130 @@ def test_the_caller_s_modules_are_left_alone() -> None:
             assert torch.equal(value, state[name]), name
     assert [value.requires_grad for value in model.parameters()] == flags == [False] + [True] * 9
     assert all(value.requires_grad for value in init_model.parameters())
-    assert not torch.equal(lin.get_parameter("0.0.weight"), before[0]["0.0.weight"])  # it trained
-    assert torch.equal(lin.theta0()["0.0.weight"], before[1]["0.0.weight"])
+    assert torch.equal(lin.get_parameter("0.0.weight"), before[0]["0.0.weight"])  # frozen
+    assert not torch.equal(lin.get_parameter("0.1.weight"), before[0]["0.1.weight"])  # trained
+    assert torch.equal(lin.theta0()["0.1.weight"], before[1]["0.1.weight"])
+
+
+# --- frozen parameters
+
+
+def _read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows by the name of each tangent that the engine forms."""
+    read, get = list[str](), Displacement.__getitem__
+
+    def recorded(self: Displacement, name: str) -> Tensor:
+        value = get(self, name)
+        read.append(name)
+        return value
+
+    monkeypatch.setattr(Displacement, "__getitem__", recorded)
+    return read
+
+
+def test_frozen_parameters_at_theta0_have_no_tangent_and_no_gradient(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(problem.theta0)
+    frozen = set(names[::2])
+    model = copy.deepcopy(problem.init_model)
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    lin = LinearizedModel(model)
+    with torch.no_grad():
+        for name in set(names) - frozen:
+            lin.get_parameter(name).copy_(problem.model.get_parameter(name))
+    read = _read(monkeypatch)
+    outputs = pytree.tree_leaves(lin(*problem.args, **problem.kwargs))
+    assert read and not frozen & set(read)
+    expected = problem.expansion({name: value.detach() for name, value in lin.theta().items()})
+    for value, reference in zip(outputs, expected, strict=True):
+        assert _relative(value, reference) < 1e-10
+    torch.stack([(value**2).mean() for value in outputs]).sum().backward()
+
+    theta = {name: value.detach().clone().requires_grad_() for name, value in lin.theta().items()}
+    torch.stack([(value**2).mean() for value in problem.expansion(theta)]).sum().backward()
+    scale = max(value.grad.norm().item() for value in theta.values() if value.grad is not None)
+    for name, value in lin.named_parameters():
+        assert (value.grad is None) is (name in frozen) and value.requires_grad is (
+            name not in frozen
+        )
+        if value.grad is not None:
+            grad = theta[name].grad
+            assert grad is not None and (value.grad - grad).norm().item() < 1e-10 * scale, name
+
+
+def test_frozen_parameters_cost_no_rule_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[str]()
+    apply = Duals.apply
+
+    def counted(self: Duals, rule: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        out = apply(self, rule, func, args, kwargs)
+        calls.extend([func.__name__] * (self.split(out)[1] is not None))
+        return out
+
+    monkeypatch.setattr(Duals, "apply", counted)
+    model, x = _mlp().to(F64), torch.randn(4, 5, dtype=F64)
+    model[:3].requires_grad_(False)  # type: ignore[index]
+    lin = LinearizedModel(model)
+    lin(x)
+    assert calls == ["linear"]  # the last layer
+    calls.clear()
+    lin.requires_grad_(True)
+    lin(x)
+    assert calls == ["linear", "tanh", "linear", "gelu", "linear"]
+    calls.clear()
+    lin.requires_grad_(False)
+    assert torch.equal(lin(x), model(x)) and calls == []
+
+
+MOVES: dict[str, Callable[[LinearizedModel, Tensor], Any]] = {
+    "in place": lambda lin, v: lin.get_parameter("0.weight").copy_(v),
+    "through data": lambda lin, v: lin.get_parameter("0.weight").data.copy_(v),
+    "other data": lambda lin, v: setattr(lin.get_parameter("0.weight"), "data", v),
+    "another parameter": lambda lin, v: setattr(
+        lin.get_submodule("0"), "weight", nn.Parameter(v, requires_grad=False)
+    ),
+    "state dict": lambda lin, v: lin.load_state_dict({**lin.state_dict(), "0.weight": v}),
+    "theta0": lambda lin, v: lin.load_state_dict(
+        {**lin.state_dict(), "0.weight": v, "theta0.0.weight": v + 1}
+    ),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=list(MOVES))
+def test_a_frozen_parameter_that_is_moved_takes_part(move: Callable[..., Any]) -> None:
+    init_model, x = _mlp().to(F64), torch.randn(4, 5, dtype=F64)
+    init_model.requires_grad_(False)
+    lin = LinearizedModel(init_model)
+    assert torch.equal(lin(x), init_model(x))  # the comparison at theta0 is not remembered
+    with torch.no_grad():
+        move(lin, _moved(init_model).get_parameter("0.weight"))
+    reference = LinearizedModel(init_model).requires_grad_(True)
+    reference.load_state_dict(lin.state_dict())
+    torch.testing.assert_close(lin(x), reference(x), rtol=1e-12, atol=1e-13)
+    assert _relative(lin(x), lin.module0()(x)) > 1e-3
+    twin = copy.deepcopy(lin)
+    assert torch.equal(twin(x), lin(x)) and not any(p.requires_grad for p in twin.parameters())
+
+
+def test_flags_are_those_of_the_model_and_come_back_with_the_module() -> None:
+    init_model, model, x = _mlp(), _mlp(), torch.randn(4, 5)
+    model[0].requires_grad_(False)  # type: ignore[index]
+    lin = LinearizedModel(model, init_model)
+    flags = [value.requires_grad for value in model.parameters()]
+    assert [value.requires_grad for value in lin.params] == flags == [False] * 2 + [True] * 4
+    assert [value.requires_grad for value in lin.standard().parameters()] == flags
+    reference = LinearizedModel(model, init_model).requires_grad_(True)
+    torch.testing.assert_close(lin(x), reference(x))  # theta is not theta0: nothing is left out
+
+
+def test_swapped_weights_take_part_whatever_their_flags(problem: Problem) -> None:
+    lin = LinearizedModel(problem.init_model).requires_grad_(False)
+    theta = {name: value.detach() for name, value in problem.model.named_parameters()}
+    found = functional_call(lin, theta, problem.args, problem.kwargs)
+    for value, reference in zip(pytree.tree_leaves(found), problem.expansion(theta), strict=True):
+        assert _relative(value, reference) < 1e-10
 
 
 def test_train_changes_neither_dropout_nor_statistics() -> None:

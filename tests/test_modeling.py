@@ -220,9 +220,9 @@ FACTS = {"normalize": True, "classnames": ["a", "b"]}
         (
             {"weight": torch.ones(2, 3)},
             FACTS,
-            r"head\.pt is no whole head: it has weight, ",
+            r"head\.pt is not a complete head: it has tensors weight, ",
         ),
-        ({**WHOLE, "more": torch.ones(1)}, FACTS, "is no whole head: it has bias, more, weight,"),
+        ({**WHOLE, "more": torch.ones(1)}, FACTS, "it has tensors bias, more, weight, normalize"),
         (WHOLE, {}, "normalize None, classnames"),
         (WHOLE, {**FACTS, "normalize": "yes"}, "normalize yes"),
         (WHOLE, {**FACTS, "classnames": 3}, "classnames 3"),

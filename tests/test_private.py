@@ -110,7 +110,7 @@ def write_page(args: Config) -> None:
 
 def write_tables_of_seeds(args: Config) -> None:
     write_results(args)
-    write_summary([args])
+    write_summary([Run.of(args)])
 
 
 def write_checkpoint(args: Config) -> None:
@@ -137,7 +137,7 @@ def write_preparation(args: Config) -> None:
 def write_ledger(args: Config) -> None:
     reproduce = script("reproduce")
     flags = [f"--save={args.save}", f"--load={','.join(args.load or ())}"]
-    stage, ledger = reproduce.stages(args, flags)[0], reproduce.Ledger(args)
+    stage, ledger = reproduce.stages(Run.of(args), flags)[0], reproduce.Ledger(Run.of(args))
     write_results(args)
     ledger.note(stage)
     assert ledger.is_done(stage)

@@ -15,8 +15,8 @@ from tangent_arithmetic.runtime.processes import (
     Stopped,
     deferred_signals,
     ignore_interrupts,
+    interrupts_blocked,
     prepare_worker,
-    starting_deaf,
 )
 from tests.processes import children, ended, wait_for
 
@@ -73,7 +73,7 @@ def test_other_threads_are_left_alone() -> None:
 def test_a_process_that_starts_does_not_hear_ctrl_c() -> None:
     for _ in range(2):  # the first starts the tracker of resources, too
         process = multiprocessing.get_context("spawn").Process(target=ignore_interrupts)
-        with starting_deaf():
+        with interrupts_blocked():
             process.start()
         assert process.pid is not None
         os.kill(process.pid, signal.SIGINT)

@@ -94,9 +94,10 @@ import sys
 from pathlib import Path
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.results import write_merged
+from tangent_arithmetic.run.run import Run
 
 origin = {"theta0_hash": "a", "seed": 0, "suite": "embedded", "model": "m"}
-args = Config(results_db=sys.argv[2])
+args = Run.of(Config(results_db=sys.argv[2]))
 for i in range(25):
     name = f"{sys.argv[3]}{i}"
     write_merged(Path(sys.argv[1]), {name: 0.5, "provenance": {**origin, "splits": {}}}, args)
@@ -135,10 +136,10 @@ def test_a_damaged_file_is_kept_beside_the_new_one(
     path, new = tmp_path / "ft_accuracies.json", {"MNIST": 0.9, "provenance": origin()}
     for kept in ("", "2", "3"):
         path.write_bytes(content)
-        write_them(path, new, Config())
+        write_them(path, new, Run.of(Config()))
         assert json.loads(path.read_text(encoding="utf-8")) == new
         assert path.with_name(f"ft_accuracies.json.damaged{kept}").read_bytes() == content
-    write_them(path, new, Config())
+    write_them(path, new, Run.of(Config()))
     assert len(list(tmp_path.iterdir())) == 4  # what is sound is not kept beside
 
 
@@ -161,7 +162,7 @@ def test_what_cannot_be_written_after_all_is_printed(
     folder.write_text("in the way")  # stands for a disk that is full by now
     new = {"MNIST": 0.9, "provenance": origin()}
     with pytest.raises(UnwritableError, match=r"cannot write .*results"):
-        write_them(folder / "ft_accuracies.json", new, Config())
+        write_them(folder / "ft_accuracies.json", new, Run.of(Config()))
     assert json.loads(capsys.readouterr().out) == new
 
 
@@ -169,10 +170,10 @@ def test_what_cannot_be_written_after_all_is_printed(
     ("file", "database", "reason"),
     [
         ("file/ft_accuracies.json", None, "cannot write .*: (File exists|Not a directory)"),
-        ("folder", None, "folder: it exists and is no file"),
+        ("folder", None, "folder: it exists and is not a file"),
         ("x" * 300, None, "cannot write .*: File name too long"),
         ("new/ft_accuracies.json", "file/all.jsonl", "all.jsonl: (File exists|Not a directory)"),
-        ("new/ft_accuracies.json", "folder", "folder: it exists and is no file"),
+        ("new/ft_accuracies.json", "folder", "folder: it exists and is not a file"),
     ],
 )
 def test_targets_are_checked(file: str, database: str | None, reason: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from operator import attrgetter
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tangent_arithmetic.run import settings
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import processes
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.training.recipe import Recipe
 
 # published recipe: arXiv:2305.12827 and the public projects
 EPOCHS = {
@@ -85,16 +86,16 @@ def test_training_on_tasks_drops_the_suffix_val() -> None:
 @pytest.mark.parametrize(
     ("derived", "args"),
     [
-        (settings.tasks_of, Config(tasks=["MNST"])),
-        (settings.train_datasets, Config(train_dataset=["MNST"])),
-        (settings.eval_datasets, Config(eval_datasets=["Emoji", "MNST"])),
-        (settings.control_of, Config(control_dataset="MNST")),
+        ("tasks", Config(tasks=["MNST"])),
+        ("train_datasets", Config(train_dataset=["MNST"])),
+        ("eval_datasets", Config(eval_datasets=["Emoji", "MNST"])),
+        ("control", Config(control_dataset="MNST")),
     ],
 )
-def test_an_unknown_data_set_names_the_nearest_first(derived: Any, args: Config) -> None:
+def test_an_unknown_data_set_names_the_nearest_first(derived: str, args: Config) -> None:
     message = "unknown data set of suite embedded 'MNST'; choose from MNIST, .*Shapes"
     with pytest.raises(UsageError, match=message):
-        derived(args)
+        getattr(Run.of(args), derived)
 
 
 @pytest.mark.parametrize(
@@ -116,32 +117,32 @@ def test_a_control_set_is_none_of_the_tasks(suite: str) -> None:
     with pytest.raises(UsageError, match="--control-dataset=MNIST is one of the run's tasks"):
         _ = Run.of(named).control
     with pytest.raises(UsageError, match="--control-dataset=MNIST is one of the run's tasks"):
-        settings.check(Config(suite=suite, control_dataset="MNIST"))
+        Run.of(Config(suite=suite, control_dataset="MNIST")).check()
 
 
 @pytest.mark.parametrize(
     ("derived", "args", "message"),
     [
-        (settings.tasks_of, Config(tasks=["Emoji", "Emoji"]), "--tasks: names Emoji twice"),
-        (settings.tasks_of, Config(tasks=["MNIST", "MNISTVal"]), "--tasks names MNIST twice"),
+        ("tasks", Config(tasks=["Emoji", "Emoji"]), "--tasks: names Emoji twice"),
+        ("tasks", Config(tasks=["MNIST", "MNISTVal"]), "--tasks names MNIST twice"),
         (
-            settings.train_datasets,
+            "train_datasets",
             SimpleNamespace(train_dataset="MNISTVal,MNIST"),
             "--train-dataset names MNIST twice",
         ),
         (
-            settings.eval_datasets,
+            "eval_datasets",
             SimpleNamespace(eval_datasets="MNIST,MNIST"),
             "--eval-datasets: names MNIST twice",
         ),
-        (settings.tasks_of, SimpleNamespace(tasks=","), "--tasks: names nothing"),
-        (settings.train_datasets, SimpleNamespace(train_dataset=[]), "--train-dataset: names noth"),
-        (settings.eval_datasets, Config(eval_datasets=[]), "--eval-datasets: names nothing"),
+        ("tasks", SimpleNamespace(tasks=","), "--tasks: names nothing"),
+        ("train_datasets", SimpleNamespace(train_dataset=[]), "--train-dataset: names noth"),
+        ("eval_datasets", Config(eval_datasets=[]), "--eval-datasets: names nothing"),
     ],
 )
-def test_a_data_set_is_named_once(derived: Any, args: Any, message: str) -> None:
+def test_a_data_set_is_named_once(derived: str, args: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        derived(args)
+        getattr(Run.of(args), derived)
 
 
 def test_both_splits_of_a_data_set_can_be_evaluated() -> None:
@@ -174,7 +175,7 @@ def test_what_no_flag_could_be_is_refused_where_it_is_used(
 ) -> None:
     args = kind(**{name: value})
     with pytest.raises(UsageError):
-        settings.check(args)
+        Run.of(args).check()
     if name != "tasks":  # which its suite must know, too
         with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')}: "):
             getattr(Run.of(args).config, name)
@@ -183,24 +184,24 @@ def test_what_no_flag_could_be_is_refused_where_it_is_used(
 @pytest.mark.parametrize(
     ("flag", "folder"),
     [
-        ("save", settings.run_dir),
-        ("results", settings.results_dir),
-        ("cache_dir", settings.cache_dir),
-        ("data_location", settings.data_root),
+        ("save", "folder"),
+        ("results", "results"),
+        ("cache_dir", "cache"),
+        ("data_location", "data.location"),
     ],
 )
 def test_a_folder_below_a_file_is_refused_by_its_flag(
-    flag: str, folder: Any, tmp_path: Path
+    flag: str, folder: str, tmp_path: Path
 ) -> None:
     file, gone = tmp_path / "file", tmp_path / "gone"
     file.write_text("x")
     gone.symlink_to(tmp_path / "nowhere")
     for place in (file, file / "a" / "b", gone):
-        message = f"--{flag.replace('_', '-')}: expected a folder at .*, but .* is none"
+        message = f"--{flag.replace('_', '-')}: expected a folder at .*, but .* is not one"
         with pytest.raises(UsageError, match=message):
-            folder(SimpleNamespace(**{flag: str(place)}))
+            attrgetter(folder)(Run.of(SimpleNamespace(**{flag: str(place)})))
     args = SimpleNamespace(**{flag: str(tmp_path / "a" / "b")})
-    assert str(folder(args)).startswith(f"{tmp_path}/a/b")
+    assert str(attrgetter(folder)(Run.of(args))).startswith(f"{tmp_path}/a/b")
 
 
 def test_a_path_given_in_python_has_its_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +301,7 @@ def test_folders_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.parametrize("task", EPOCHS)
 def test_recipe_is_the_published_one(task: str) -> None:
-    assert Run.of(Config(model="ViT-B-32")).recipe(task) == settings.Recipe(
+    assert Run.of(Config(model="ViT-B-32")).recipe(task) == Recipe(
         lr=1e-5,
         epochs=EPOCHS[task],
         batch_size=128,
@@ -355,7 +356,7 @@ def test_label_smoothing_is_below_one(smoothing: float) -> None:
 def test_num_workers(
     args: Config, processes: str | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "usable_cores", lambda: 7)
+    monkeypatch.setattr("tangent_arithmetic.runtime.processes.usable_cores", lambda: 7)
     if processes is not None:  # torchrun says how many share a machine
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert Run.of(args).num_workers == workers

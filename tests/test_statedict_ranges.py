@@ -84,7 +84,7 @@ def test_what_a_type_does_not_reach_is_an_error(
     route: Route, dtype: torch.dtype, base: float, step: float, coef: float
 ) -> None:
     theta, tau = pair(dtype, base, step)
-    with pytest.raises(UsageError, match=r"w would get .* at number 1, which torch.* cannot hold"):
+    with pytest.raises(UsageError, match=r"w would be .* at index 1, which torch.* cannot hold"):
         route(theta, tau, coef)
 
 
@@ -106,7 +106,7 @@ def test_finite_weights_stay_finite(
     route: Route, step: float, coef: float, dtype: torch.dtype
 ) -> None:
     theta, tau = pair(dtype, 1.0, step)
-    with pytest.raises(UsageError, match=r"w would get .* which is no finite number"):
+    with pytest.raises(UsageError, match=r"w would be .* which is not finite"):
         route(theta, tau, coef)
 
 
@@ -114,7 +114,7 @@ def test_finite_weights_stay_finite(
 def test_vectors_of_finite_weights_are_finite(operation: Any) -> None:
     huge = {"w": torch.tensor([1.0, 3e38])}
     other = {"w": torch.tensor([1.0, -3e38 if operation == "subtract" else 3e38])}
-    with pytest.raises(UsageError, match=r"w would get .*inf at number 1"):
+    with pytest.raises(UsageError, match=r"w would be .*inf at index 1"):
         TaskVector(other, huge, operation=operation)
 
 
@@ -132,9 +132,7 @@ def test_vectors_of_finite_weights_are_finite(operation: Any) -> None:
     ],
 )
 def test_sums_and_products_of_finite_vectors_are_finite(form: Callable[[TaskVector], Any]) -> None:
-    with pytest.raises(
-        UsageError, match=r"w would get .* at number [01], which is no finite number"
-    ):
+    with pytest.raises(UsageError, match=r"w would be .* at index [01], which is not finite"):
         form(TaskVector(vector={"w": torch.tensor([0.0, 2e38])}))
 
 
@@ -155,7 +153,7 @@ def test_a_mask_of_infinities_stays_one() -> None:
 )  # fmt: skip
 def test_whole_numbers_move_by_whole_numbers(dtype: torch.dtype, step: float, coef: float) -> None:
     theta = {"n": torch.ones(1, dtype=dtype)}
-    with pytest.raises(UsageError, match=r"n would get .* which torch\..* cannot hold"):
+    with pytest.raises(UsageError, match=r"n would be .* which torch\..* cannot hold"):
         statedict.move(theta, {"n": torch.tensor([step])}, coef)
     moved = statedict.move({"n": torch.tensor([2**40 + 1])}, {"n": torch.tensor([2.0])}, 1.0)
     assert moved["n"].item() == 2**40 + 3  # not in float32
@@ -258,7 +256,7 @@ def test_differences_are_errors_of_ours_with_names_one_can_read() -> None:
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [({"w": torch.ones(2, device="meta")}, "w is on the device meta and has no numbers"),
+    [({"w": torch.ones(2, device="meta")}, "w is on the meta device, which holds no numbers"),
      ({"w": torch.ones(2, dtype=torch.complex64)}, "numbers of type torch.complex64 take no part")],
 )  # fmt: skip
 def test_numbers_that_are_not_there_or_not_real_are_said(state: State, message: str) -> None:

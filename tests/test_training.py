@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.training.loop import (
     Snapshots,
+    TrainingData,
     check_batch,
-    cosine_factor,
     cosine_lr,
     freeze_unused,
     seed_everything,
@@ -38,7 +39,11 @@ from tangent_arithmetic.training.loop import (
     train,
     wrap_ddp,
 )
+from tangent_arithmetic.training.objectives import OBJECTIVES, CrossEntropy, Objective
+from tangent_arithmetic.training.optimizers import OPTIMIZERS
 from tangent_arithmetic.training.recipe import Recipe
+from tangent_arithmetic.training.schedule import cosine_factor
+from tangent_arithmetic.training.trainable import TRAINABLE, select
 
 RECIPE = Recipe(
     lr=1e-2, epochs=2, batch_size=4, num_grad_accumulation=2, warmup_length=3, wd=0.1, ls=0.1
@@ -64,7 +69,8 @@ def network() -> nn.Module:
 
 def trained(recipe: Recipe = RECIPE, seed: int = 0, **options: Any) -> dict[str, Tensor]:
     model = network()
-    train(model, pictures(), to_tensor, recipe, seed, torch.device("cpu"), **options)
+    workers = options.pop("num_workers", 0)
+    train(model, TrainingData(pictures(), to_tensor, workers), recipe, seed=seed, **options)
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -104,7 +110,7 @@ def gradients(rank_world: tuple[int, int], linear: bool, accumulate: int = 2) ->
     batches = iter(
         train_loader(pictures(), to_tensor, RankBatches(plan, step, step + 1, *rank_world), 0)
     )
-    step_gradients(wrapped, plan, step, batches, torch.device("cpu"), smoothing=0.1)
+    step_gradients(wrapped, plan, step, batches, torch.device("cpu"), CrossEntropy(0.1))
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -125,9 +131,9 @@ def _write_gradients(args: Any) -> None:
     """Runs in each of two processes."""
     for linear in (False, True):
         found = gradients((ddp.rank(), ddp.world_size()), linear)
-        torch.save(found, Path(args.save) / f"{ddp.rank()}-{linear}.pt")
+        torch.save(found, Path(args.config.save) / f"{ddp.rank()}-{linear}.pt")
     total = ddp.all_sum(torch.tensor([ddp.rank() + 1.0]))
-    assert total.item() == 3.0 and ddp.all_agree(ddp.rank() == 0)
+    assert total.item() == 3.0 and ddp.broadcast(ddp.rank() == 0)
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
@@ -158,18 +164,23 @@ class WithSpare(nn.Module):
 def _train_with_spare(args: Any) -> None:
     """Runs in each of two processes; DDP would stop at a parameter without a gradient."""
     for linear in (False, True):
-        model: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
+        plain = WithSpare()
+        plain.net.get_submodule("1").requires_grad_(False)
+        model: nn.Module = LinearizedModel(plain) if linear else plain
         recipe = replace(RECIPE, epochs=1)
-        train(model, pictures(16), to_tensor, recipe, 0, torch.device("cpu"))
-        torch.save(model.state_dict(), Path(args.save) / f"{ddp.rank()}-{linear}.pt")
+        train(model, TrainingData(pictures(16), to_tensor), recipe)
+        torch.save(model.state_dict(), Path(args.config.save) / f"{ddp.rank()}-{linear}.pt")
 
 
-def test_unused_parameters_do_not_stop_two_processes(tmp_path: Path) -> None:
+def test_unused_and_frozen_parameters_do_not_stop_two_processes(tmp_path: Path) -> None:
     start(_train_with_spare, Config(save=str(tmp_path), world_size=2, port=12402))
     for linear in (False, True):
         one, other = (torch.load(tmp_path / f"{r}-{linear}.pt") for r in (0, 1))
         params = [n for n in one if "running" not in n and "num_batches" not in n]
         assert all(torch.equal(one[name], other[name]) for name in params)
+        start_of = dict(network().named_parameters())
+        assert torch.equal(one["net.1.weight"], start_of["1.weight"])
+        assert not torch.equal(one["net.3.weight"], start_of["3.weight"])
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -188,7 +199,7 @@ def test_unused_parameters_are_frozen_and_named(
     assert model.training
     with caplog.at_level("INFO", logger="tangent_arithmetic"):
         again: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
-        train(again, pictures(16), to_tensor, replace(RECIPE, epochs=1), 0, torch.device("cpu"))
+        train(again, TrainingData(pictures(16), to_tensor), replace(RECIPE, epochs=1))
     assert "not used by the model, hence frozen: " in caplog.text and "spare" in caplog.text
     spare = [name for name in before if "spare" in name and name in dict(again.named_parameters())]
     assert spare and all(torch.equal(again.state_dict()[n], before[n]) for n in spare)
@@ -238,7 +249,7 @@ def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_training_lowers_the_loss() -> None:
     model = network()
     recipe = Recipe(1e-2, 40, 13, 1, 2, 0.0, 0.0)
-    facts = train(model, pictures(), to_tensor, recipe, 0, torch.device("cpu"))
+    facts = train(model, TrainingData(pictures(), to_tensor), recipe)
     assert facts["last_epoch_loss"] < 0.8 < math.log(3)
     assert facts["steps"] == 40
 
@@ -289,17 +300,17 @@ def test_an_interrupted_run_continues_exactly(tmp_path: Path, linear: bool) -> N
         plain = WithDropout()
         model: nn.Module = LinearizedModel(plain.eval()) if linear else plain
         recipe = replace(RECIPE, epochs=4)
-        train(model, pictures(16), to_tensor, recipe, 0, torch.device("cpu"), **options)
+        train(model, TrainingData(pictures(16), to_tensor), recipe, **options)
         return dict(model.state_dict())
 
     straight, first, second = RecordingRun(), RecordingRun(stop=3), RecordingRun()
-    expected = trained(run=straight)
+    expected = trained(tracker=straight)
     with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(states(tmp_path)), run=first)
+        trained(snapshots=Snapshots(states(tmp_path)), tracker=first)
     kept = sorted(path.name for path in (tmp_path / "finetuned_resume").iterdir())
     assert kept == ["00000002.safetensors", "00000003.safetensors"]
     torch.manual_seed(99)  # where the generators stand does not matter
-    found = trained(snapshots=Snapshots(states(tmp_path)), run=second)
+    found = trained(snapshots=Snapshots(states(tmp_path)), tracker=second)
     assert first.seen[:3] + second.seen == straight.seen and len(straight.seen) == 8
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -312,11 +323,11 @@ def _resume(args: Any) -> None:
         for stop in (None, 5, -1):
             model: nn.Module = LinearizedModel(network()) if linear else network()
             recipe = replace(RECIPE, epochs=4)
-            options: dict[str, Any] = {"run": RecordingRun(stop)}
+            options: dict[str, Any] = {"tracker": RecordingRun(stop)}
             if stop is not None:
-                options["snapshots"] = Snapshots(states(Path(args.save) / str(linear)))
+                options["snapshots"] = Snapshots(states(Path(args.config.save) / str(linear)))
             with contextlib.suppress(Interrupted):
-                train(model, pictures(16), to_tensor, recipe, 0, torch.device("cpu"), **options)
+                train(model, TrainingData(pictures(16), to_tensor), recipe, **options)
                 found.append(model.state_dict())
         straight, resumed = found
         assert all(torch.equal(resumed[name], straight[name]) for name in straight)
@@ -329,15 +340,16 @@ def test_two_processes_continue_exactly(tmp_path: Path) -> None:
 def test_the_state_of_other_settings_is_neither_continued_nor_replaced(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         trained(
-            snapshots=Snapshots(states(tmp_path, lr=1, split={"train": "a"})), run=InterruptingRun()
+            snapshots=Snapshots(states(tmp_path, lr=1, split={"train": "a"})),
+            tracker=InterruptingRun(),
         )
     folder = tmp_path / "finetuned_resume"
     kept = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(
         UsageError,
-        match=r"00000003.safetensors is the state of an interrupted run that was started "
-        r"otherwise: head was not recorded, is now b; lr was 1, is now 2; split train was a, is "
-        r"now c\. .* or start anew by deleting .*finetuned_resume \(--restart does that\)$",
+        match=r"00000003.safetensors is the state of an interrupted run with other settings: "
+        r"head was not recorded, is now b; lr was 1, is now 2; split train was a, is now c\. "
+        r".* or start anew by deleting .*finetuned_resume \(--restart does that\)$",
     ):
         other = {"lr": 2, "split": {"train": "c"}, "head": "b"}
         flagged = RunStates(tmp_path / "finetuned.safetensors", other, 1, "--restart")
@@ -352,7 +364,7 @@ def test_a_state_of_more_processes_is_continued_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(states(tmp_path)), run=InterruptingRun())
+        trained(snapshots=Snapshots(states(tmp_path)), tracker=InterruptingRun())
     (newest, _) = sorted((tmp_path / "finetuned_resume").iterdir(), reverse=True)
     found = load_checkpoint(newest)
     found.info["facts"]["processes"] = 8
@@ -369,7 +381,7 @@ def test_weights_that_are_not_finite_become_no_checkpoint_and_no_state(
     snapshots = Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
     plan = replace(recipe, batch_size=13, num_grad_accumulation=1)  # the whole set in one step
     with pytest.raises(DivergedError, match=r"weights are not finite after step 1.*lower --lr"):
-        train(model, pictures(), to_tensor, plan, 0, torch.device("cpu"), snapshots=snapshots)
+        train(model, TrainingData(pictures(), to_tensor), plan, snapshots=snapshots)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -377,7 +389,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_continued(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(states(tmp_path)), run=InterruptingRun())
+        trained(snapshots=Snapshots(states(tmp_path)), tracker=InterruptingRun())
     last = tmp_path / "finetuned_resume" / "00000003.safetensors"
     content = bytearray(last.read_bytes())
     content[-5] ^= 16
@@ -407,7 +419,7 @@ def test_a_signal_stops_the_run_after_the_step_and_keeps_its_state(
     folder = RunStates(tmp_path / "finetuned.safetensors", {}, every=-1)
     before = signal.getsignal(signum)
     with pytest.raises(Stopped) as stopped:
-        trained(snapshots=Snapshots(folder), run=SignallingRun(signum))
+        trained(snapshots=Snapshots(folder), tracker=SignallingRun(signum))
     assert stopped.value.code == 128 + signum and signal.getsignal(signum) is before
     assert "stopped after step 2 of 4" in caplog.text
     assert [p.name for p in folder.folder.iterdir()] == ["00000002.safetensors"]
@@ -436,7 +448,7 @@ def test_bf16_trains_near_float32_with_float32_weights(linear: bool) -> None:
             lambda *_, seen=casting: seen.add(torch.is_autocast_enabled("cpu"))
         )
         recipe = replace(RECIPE, precision=precision)
-        facts = train(model, pictures(), to_tensor, recipe, 0, torch.device("cpu"))
+        facts = train(model, TrainingData(pictures(), to_tensor), recipe)
         assert casting == {precision == "bf16"}
         assert facts["recipe"]["precision"] == precision
         losses[precision] = facts["last_epoch_loss"]
@@ -458,7 +470,7 @@ def test_bf16_gradients_are_in_float32_and_near_those_of_float32() -> None:
         model, plan = network(), BatchPlan(13, 4, 2, seed=0)
         batches = iter(train_loader(pictures(), to_tensor, RankBatches(plan, 0, 1, 0, 1), 0))
         loss = step_gradients(
-            model, plan, 0, batches, torch.device("cpu"), 0.1, precision=precision
+            model, plan, 0, batches, torch.device("cpu"), CrossEntropy(0.1), precision
         )
         assert math.isfinite(loss)
         found[precision] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -490,14 +502,143 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_does_harm(tmp_path: Pat
     snapshots = Snapshots(states(tmp_path))
     with pytest.raises(
         DivergedError,
-        match=rf"loss is (nan|inf) at step {bad} \(epoch 1, batch of \d images: picture \d+ of "
+        match=rf"loss is (nan|inf) at step {bad} \(epoch 1, batch of \d images: image \d+ of "
         r"ArrayPictures, .*The weights before it are kept in .*finetuned_resume.*lower --lr",
     ):
-        train(model, poisoned, transform, RECIPE, 0, torch.device("cpu"), snapshots=snapshots)
+        train(model, TrainingData(poisoned, transform), RECIPE, snapshots=snapshots)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     kept = snapshots.states.newest() if snapshots.states else None
     assert kept is not None and kept.done == bad
     assert torch.equal(kept.tensors["params/1.weight"], model[1].weight)  # type: ignore[index]
+
+
+# --- the seams
+
+
+class Focal(Objective):
+    """A loss that counts its calls, and whose weight decays with the count (its state)."""
+
+    def __init__(self, by_image: bool = True) -> None:
+        self.by_image, self.calls = by_image, torch.zeros(())
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        self.calls += 1
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        focal = (1 - (-losses).exp()) ** 2 * losses / self.calls + step
+        return focal if self.by_image else focal.mean()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.calls = state["calls"].clone()
+
+
+class Counting(torch.optim.SGD):
+    """SGD with momentum whose state holds Python numbers, per parameter and per group."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["share"] = state.get("share", 1.0) / 3.0  # not exact in float32
+                parameter.grad.mul_(state["share"] + 1 / group["count"])
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_an_objective_and_an_optimizer_from_outside_train_and_resume_exactly(
+    tmp_path: Path, linear: bool
+) -> None:
+    OBJECTIVES.register("focal")(lambda recipe: Focal())
+
+    @OPTIMIZERS.register("counting")
+    def counting(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> Counting:
+        biases = [p for name, p in parameters.items() if name.endswith("bias")]
+        weights = [p for name, p in parameters.items() if not name.endswith("bias")]
+        groups: list[dict[str, Any]] = [{"params": biases, "lr": 0.3}, {"params": weights}]
+        return Counting(groups, lr=recipe.lr, momentum=0.9)
+
+    def run(**options: Any) -> dict[str, Tensor]:
+        model: nn.Module = LinearizedModel(network()) if linear else network()
+        objective, optimizer = OBJECTIVES["focal"](RECIPE), OPTIMIZERS["counting"]
+        data = TrainingData(pictures(), to_tensor)
+        train(model, data, RECIPE, objective=objective, optimizer=optimizer, **options)
+        return dict(model.state_dict())
+
+    try:
+        expected = run()
+        with pytest.raises(Interrupted):
+            run(snapshots=Snapshots(states(tmp_path)), tracker=RecordingRun(stop=2))
+        second = RecordingRun()
+        found = run(snapshots=Snapshots(states(tmp_path)), tracker=second)
+        assert [step for step, _ in second.seen] == [2, 3]
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert not torch.equal(found["1.weight"], trained()["1.weight"])
+    finally:
+        del OBJECTIVES["focal"], OPTIMIZERS["counting"]
+    with pytest.raises(UsageError, match="unknown objective 'focal'; choose from cross_entropy"):
+        OBJECTIVES["focal"]
+
+
+def test_losses_of_images_and_their_mean_are_the_same_objective() -> None:
+    each, mean = (trained(objective=Focal(by_image)) for by_image in (True, False))
+    assert distance(mean, each) < 1e-5 and distance(each, trained()) > 1e-3
+    assert distance(trained(objective=OBJECTIVES["cross_entropy"](RECIPE)), trained()) == 0.0
+
+    class Wrong(Objective):
+        def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+            return torch.as_tensor(model(batch[0]))
+
+    with pytest.raises(ValueError, match=r"returns 4 losses, .* got shape \(4, 3\)"):
+        trained(objective=Wrong())
+
+
+class Block(nn.Module):
+    """A layer of a transformer, in small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, 8)
+        self.norm = nn.LayerNorm(8)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.embed(x.flatten(2).mT))
+        logits: Tensor = self.head((y + self.attn(y, y, y, need_weights=False)[0]).mean(1))
+        return logits
+
+
+CHOICES = {
+    "everything": {"embed.weight", "embed.bias", "norm.weight", "norm.bias", "attn.in_proj_weight",
+                   "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias", "head.weight",
+                   "head.bias"},
+    "attention": {"attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
+                  "attn.out_proj.bias"},
+    "norm_and_bias": {"embed.bias", "norm.weight", "norm.bias", "attn.in_proj_bias",
+                      "attn.out_proj.bias", "head.bias"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize(("choice", "names"), CHOICES.items())
+def test_a_choice_of_parameters_trains_these_alone(
+    choice: str, names: set[str], linear: bool
+) -> None:
+    torch.manual_seed(0)
+    block = Block()
+    model: nn.Module = LinearizedModel(block) if linear else block
+    model.get_parameter("norm.bias").requires_grad_(False)  # frozen before: stays frozen
+    select(model, TRAINABLE[choice])
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    tokens = TrainingData(pictures(16), lambda image: to_tensor(image).reshape(12, 4))
+    train(model, tokens, replace(RECIPE, epochs=1))
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == names - {"norm.bias"}
+    with pytest.raises(ValueError, match="expected trainable parameters in"):
+        select(model, lambda name, modules: False)
 
 
 def test_seed_everything_seeds_all_generators() -> None:

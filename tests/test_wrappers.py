@@ -73,7 +73,7 @@ WRAPPERS: dict[str, tuple[Wrap, tuple[str, ...]]] = {  # what is made of a state
         ("'state_dict'", "module."),
     ),
     "a model and its average": (
-        lambda s: {"model": s, "ema": others(s)}, ("'model' (not 'ema', which is there too)",)
+        lambda s: {"model": s, "ema": others(s)}, ("'model' (not 'ema', also present)",)
     ),
     "timm": (
         lambda s: {"arch": "x", "state_dict": s, "state_dict_ema": others(s)},
@@ -181,11 +181,11 @@ CYCLE: dict[str, Any] = {}
 CYCLE["model"] = CYCLE
 REFUSED: dict[str, tuple[Any, str]] = {
     "no mapping": (3, "holds a int, expected named tensors"),
-    "nothing": ({}, "no tensors under its names, as a state dict has; it holds nothing"),
+    "nothing": ({}, "its values are not tensors; it holds nothing"),
     "no tensors": ({"epoch": 3, "\x1b[31m": 1}, r"it holds epoch, \\x1b\[31m"),
     "arrays": ({"weight": np.ones(2)}, "it holds weight"),
-    "unknown keys": ({"a": LORA, "b": LORA}, "tensors lie under a, b: give one of these"),
-    "a cycle": (CYCLE, "no tensors"),
+    "unknown keys": ({"a": LORA, "b": LORA}, "tensors lie under a, b: pass one of these"),
+    "a cycle": (CYCLE, "is not a state dict"),
     "PEFT": (under("base_model.model.x.lora_A.", LORA), "is a LoRA adapter.*merge_and_unload"),
     "PEFT, loaded": (
         {**under("x.base_layer.", LORA), **under("x.lora_B.default.", LORA)}, "is a LoRA adapter"
@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "LoHa": ({"x.hada_w1_a": torch.ones(1)}, "is a LoRA adapter"),
     "kohya": (under("lora_te_text_model.lora_down.", LORA), "is a LoRA adapter"),
     "one name twice": (
-        {"a.x": torch.ones(1), "a._orig_mod.x": torch.ones(1)}, "names are the same without _orig_m"
+        {"a.x": torch.ones(1), "a._orig_mod.x": torch.ones(1)}, "names coincide without _orig_m"
     ),
 }  # fmt: skip
 

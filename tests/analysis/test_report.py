@@ -119,9 +119,9 @@ def test_damaged_results_never_stop_a_page_or_a_summary(
         (folder / f"{name}.json").write_bytes(data.draw(damaged(content)))
     page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
     assert "Provenance" in page and page.rstrip().endswith("</html>")
-    summary, text = write_summary([args])
+    summary, text = write_summary([Run.of(args)])
     assert text.count("**") == 6
-    figure = plain(_overview, args, summary)
+    figure = plain(_overview, Run.of(args), summary)
     pyplot.close(figure)
 
 
@@ -133,7 +133,7 @@ def test_what_is_damaged_is_a_dash_and_the_rest_stays(tmp_path: Path) -> None:
     page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
     assert rows_of(page, "Single-task accuracy")["linear"] == ["50.0", "50.0"]
     assert "a\\udcff&lt;b&gt;" in page  # what is no UTF-8 is spelt out
-    summary, text = write_summary([args])
+    summary, text = write_summary([Run.of(args)])
     assert summary["single"]["linear"]["Signs"]["values"] == [0.5]
     assert summary["single"]["linear"]["mean"] == {"mean": None, "std": None, "values": [None]}
     assert "| linear    |     - |  50.0 |    - |" in text

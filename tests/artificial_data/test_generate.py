@@ -44,7 +44,7 @@ def test_files_are_kept_and_other_numbers_refused(tmp_path: Path) -> None:
     assert write_dataset(workspace, "d", SPEC)
     before = workspace.csv("d", "train").read_bytes()
     assert not write_dataset(workspace, "d", SPEC)
-    with pytest.raises(UsageError, match="was made with other numbers"):
+    with pytest.raises(UsageError, match="was made with other settings"):
         write_dataset(workspace, "d", replace(SPEC, n_classes=2))
     assert workspace.csv("d", "train").read_bytes() == before
 

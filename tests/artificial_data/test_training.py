@@ -161,7 +161,7 @@ def test_backbone_and_head_are_saved_apart_and_kept(
     assert (head(backbone(x)).argmax(1) == y).float().mean() > 0.5  # guessing: 0.25
     monkeypatch.setattr(training, "fit", lambda *_: pytest.fail("trained again"))
     train(prepared)
-    with pytest.raises(UsageError, match=r"made otherwise \(lr 0.003 instead of 0.01"):
+    with pytest.raises(UsageError, match=r"other settings \(.*lr was 0\.003, is now 0\.01"):
         train(prepared, SHORT)
 
 
@@ -265,7 +265,7 @@ def test_a_base_model_made_anew_does_not_mix_with_old_fine_tuning(prepared: Work
     prepared.backbone().unlink()
     prepared.head().unlink()
     train(prepared, SHORT)
-    with pytest.raises(UsageError, match=r"made otherwise \(theta0"):
+    with pytest.raises(UsageError, match=r"other settings \(theta0 was"):
         finetune(prepared, "dataset2", SHORT)
 
 

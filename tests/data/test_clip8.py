@@ -347,7 +347,7 @@ def test_gtsrb_refuses_a_table_that_does_not_fit_its_pictures(
     table = tmp_path / "gtsrb" / "GT-final_test.csv"
     lines = [*table.read_text().splitlines(), "00003.ppm;8;8;1;1;6;6;5"]
     write(table, "\n".join(lines[:rows]) + "\n")
-    with pytest.raises(UsageError, match=rf"GT-final_test.csv lists {listed} pictures, .* holds 3"):
+    with pytest.raises(UsageError, match=rf"GT-final_test.csv lists {listed} images, .* holds 3"):
         CLIP8_SETS["GTSRB"](tmp_path)
 
 
@@ -463,7 +463,7 @@ def test_a_picture_in_two_splits_is_refused(
     picture(tmp_path / other, 9)
     CLIP8_SETS[name](tmp_path)  # one name for two pictures is no leak
     picture(tmp_path / other, 7)
-    with pytest.raises(UsageError, match=f"{one} and .*{other} are one picture in two splits"):
+    with pytest.raises(UsageError, match=f"{one} and .*{other} are the same image in two splits"):
         CLIP8_SETS[name](tmp_path)
 
 
@@ -483,7 +483,7 @@ def test_resisc45_refuses_a_list_whose_picture_is_missing(
     """A picture that is not there is not passed over."""
     make_resisc45(tmp_path, monkeypatch)
     (tmp_path / "resisc45" / "NWPU-RESISC45" / "airplane" / "airplane_700.jpg").unlink()
-    with pytest.raises(MissingFileError, match=r"46 pictures .*, 1 are .* airplane/airplane_700"):
+    with pytest.raises(MissingFileError, match=r"46 images .*, 1 are .* airplane/airplane_700"):
         CLIP8_SETS["RESISC45"](tmp_path)
 
 

@@ -391,7 +391,7 @@ def test_a_damaged_cache_is_drawn_again(
     with caplog.at_level("WARNING", logger="tangent_arithmetic.data.embedded.rendering"):
         _assert_drawn(load_embedded("Emoji", tmp_path))
     assert counted[3:] == ["val"]
-    assert "Emoji-val-v1.npz is drawn again" in caplog.text
+    assert "Emoji-val-v1.npz is rendered again" in caplog.text
     with np.load(path) as arrays:
         assert arrays["labels"].tolist() == [0, 1, 2, 3]
 

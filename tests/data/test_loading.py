@@ -281,7 +281,7 @@ def test_a_damaged_picture_is_named(kind: str, num_workers: int, tmp_path: Path)
     with pytest.raises(PictureError) as got:
         _read_all(kind, class_pictures(tmp_path), 2, num_workers)
     assert str(got.value).startswith(f"{damaged} cannot be read (")
-    assert str(got.value).endswith("it is damaged or no picture. Fetch it again")
+    assert str(got.value).endswith("it is damaged or not an image. Fetch it again")
 
 
 @workers
@@ -290,7 +290,7 @@ def test_a_damaged_picture_is_named(kind: str, num_workers: int, tmp_path: Path)
 def test_a_label_that_the_head_does_not_have_is_named(kind: str, num_workers: int) -> None:
     with pytest.raises(PictureError) as got:
         _read_all(kind, _pictures(4), 3, num_workers)
-    message = "picture 3 of ArrayPictures has label 3, expected 0 to 2: the data set has other"
+    message = "image 3 of ArrayPictures has label 3, expected 0 to 2: the data set has other"
     assert str(got.value).startswith(message) and "Traceback" not in str(got.value)
 
 
@@ -346,10 +346,10 @@ def _collated(kind: str, pictures: Any, num_workers: int, transform: Any = None)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (-signal.SIGKILL, r"process was killed \(SIGKILL, out of memory perhaps\), and with it"),
-        (-signal.SIGSEGV, r"process was killed \(SIGSEGV\), and with it"),
+        (-signal.SIGKILL, r"was killed \(SIGKILL, possibly out of memory\), which ended the run"),
+        (-signal.SIGSEGV, r"process was killed \(SIGSEGV\), which ended"),
         (-signal.SIGBUS, r"need more shared memory than /dev/shm has \(.* MiB free\)"),
-        (3, "process ended with code 3, and with it the run"),
+        (3, "process exited with code 3, which ended the run"),
     ],
 )
 def test_a_worker_that_is_killed_is_told_with_the_way_out(
@@ -375,7 +375,7 @@ def test_a_worker_that_is_killed_is_told_with_the_way_out(
             RunError,
             "need more shared memory .* --num-workers=0$",
         ),
-        (OSError(24, "Too many open files"), RunError, "too many files are open .*=0$"),
+        (OSError(24, "Too many open files"), RunError, "too many open files .*=0$"),
         (ZeroDivisionError("a mistake of ours"), ZeroDivisionError, "a mistake of ours"),
         (UsageError("the user's mistake"), UsageError, "the user's mistake"),
     ],
@@ -457,12 +457,12 @@ def test_whatever_a_decoder_says_the_picture_is_named(error: Exception) -> None:
             raise error
 
     name = type(error).__name__
-    with pytest.raises(PictureError, match=f"picture 0 of Damaged cannot be read .{name}: '?x'?."):
+    with pytest.raises(PictureError, match=f"image 0 of Damaged cannot be read .{name}: '?x'?."):
         SeededPictures(Damaged(), None)[0]
 
 
 def test_nothing_to_evaluate_on_is_an_error() -> None:
-    with pytest.raises(UsageError, match="no picture to evaluate on: ArrayPictures is empty"):
+    with pytest.raises(UsageError, match="no images to evaluate on: ArrayPictures is empty"):
         eval_loader(_pictures(0), _draw, 2, 0)
 
 

@@ -157,7 +157,7 @@ def deep(values: list[float], kind: Any) -> Image.Image:
         ([0, np.inf], np.float32, "values from 0 to inf"),
         ([0, 65536], np.int32, r"values from 0 to 65536 \(int32\), expected 16-bit values"),
         ([-1, 999], np.int32, "values from -1 to 999"),
-        ([0, 255], np.int32, "not all below 256: what is white there is unknown"),
+        ([0, 255], np.int32, "not all below 256: the value of white is unknown"),
     ],
 )
 def test_a_range_that_is_unknown_is_an_error_that_names_the_file(
@@ -171,7 +171,7 @@ def test_a_range_that_is_unknown_is_an_error_that_names_the_file(
         with pytest.raises(PictureError, match=message) as caught:
             read()
         assert str(caught.value).startswith(f"{path} has values")
-        assert str(caught.value).endswith("Save it with 8 or 16 bits a value")
+        assert str(caught.value).endswith("Save it with 8 or 16 bits per value")
 
 
 def test_rounding_beyond_the_range_is_none() -> None:
@@ -262,7 +262,7 @@ def test_opaque_pictures_lose_nothing(mode: str) -> None:
 def test_a_transparent_colour_of_16_bits_is_refused() -> None:
     """Pillow keeps 8 of the 16 bits, so that other colours would be hidden with it."""
     file = png(16, 2, [struct.pack(">6H", 1, 2, 3, 1, 2, 4)], struct.pack(">3H", 1, 2, 3), 2)
-    with pytest.raises(PictureError, match="x has 16 bits a channel and names"):
+    with pytest.raises(PictureError, match="x has 16 bits per channel and a transparent"):
         to_rgb(Image.open(file), "x")
 
 
@@ -349,7 +349,7 @@ class Raw:
 def test_a_data_set_of_others_may_give_any_mode() -> None:
     image, _ = SeededPictures(Raw(Image.fromarray(RAMP)), None)[0]
     assert int(np.asarray(image).mean()) == 127
-    with pytest.raises(PictureError, match="picture 0 of Raw has values from 0 to 255"):
+    with pytest.raises(PictureError, match="image 0 of Raw has values from 0 to 255"):
         SeededPictures(Raw(deep([0, 255], np.float32)), None)[0]
 
 
@@ -359,7 +359,7 @@ def test_rows_of_a_hub_may_have_any_mode() -> None:
     pictures = HubPictures(rows, "image", "label", (5, 7))
     image, label = pictures[0]
     assert int(np.asarray(image).mean()) == 127 and label == 7
-    with pytest.raises(PictureError, match="picture 1 of HubPictures is empty"):
+    with pytest.raises(PictureError, match="image 1 of HubPictures is empty"):
         pictures[1]
-    with pytest.raises(PictureError, match="picture 2 of HubPictures has values"):
+    with pytest.raises(PictureError, match="image 2 of HubPictures has values"):
         pictures[2]

@@ -205,7 +205,10 @@ def test_eurosat_splits_of_a_person_are_left_alone(tmp_path: Path, monkeypatch: 
     files = publish("EuroSAT", tmp_path / "origin", monkeypatch)
     put(files, tmp_path / "downloads")
     picture(tmp_path / "EuroSAT_splits" / "val" / "River" / "River_1.jpg", 3)
-    with pytest.raises(UsageError, match=r"EuroSAT_splits has pictures.* left alone"):
+    with pytest.raises(
+        UsageError,
+        match=r"the images in .*EuroSAT_splits are not split as expected; nothing was changed",
+    ):
         arrange("EuroSAT", tmp_path)
     assert len(files_below(tmp_path / "EuroSAT_splits", "")) == 1
 
@@ -285,7 +288,7 @@ def test_a_list_that_is_no_text_is_named(tmp_path: Path, monkeypatch: Patch) -> 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_val_x.JPEG", "ILSVRC2012_val_00000002.JPEG"])
 def test_validation_pictures_of_other_names_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name} is no picture of ImageNet's validation"):
+    with pytest.raises(UsageError, match=rf"{name} is not one of the [\d,]+ validation images"):
         arrange_module._synset({1: "n01440764"}, Path(name))
 
 
@@ -422,7 +425,7 @@ def test_an_archive_that_was_cut_is_refused_where_a_person_put_it(tmp_path: Path
     write(tmp_path / "downloads" / "file.bin", CONTENT[:-1])
     archive = Archive("file.bin", (), digest(CONTENT))
     place = Place("DTD", replace(SETS["DTD"], archives=(archive,)), tmp_path)
-    with pytest.raises(UsageError, match=r"is not the published file\.bin.*A download that broke"):
+    with pytest.raises(UsageError, match=r"is not the published file\.bin.*It is incomplete"):
         place.archive("file.bin")
 
 
@@ -470,7 +473,7 @@ def test_what_a_person_must_fetch_is_not_asked_for(tmp_path: Path, monkeypatch: 
         raise AssertionError("asked the network")
 
     monkeypatch.setattr(urllib.request, "urlopen", forbidden)
-    with pytest.raises(MissingFileError, match=r"car_devkit\.tgz is not here.*issues/7545"):
+    with pytest.raises(MissingFileError, match=r"car_devkit\.tgz is missing.*issues/7545"):
         arrange("Cars", tmp_path)
 
 
@@ -590,9 +593,9 @@ TARS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: tar_member("x", b"x", record("GNU.sparse.major", "1")) + tar_member("x"),
         "is a sparse file",
     ),
-    "a size beyond the end": (lambda: tar_member("x", size=1 << 20), "damaged or cut short"),
+    "a size beyond the end": (lambda: tar_member("x", size=1 << 20), "damaged or truncated"),
     "a size beyond the disk": (lambda: tar_member("x", size=1 << 60), "unpacks to more"),
-    "no end": (lambda: tar_member("x"), "damaged or cut short"),
+    "no end": (lambda: tar_member("x"), "damaged or truncated"),
     "headers without files": (lambda: tar_member("x", b"5") * 16_000 + END, "unpacks to more"),
     "a file as a folder": (lambda: tar_member("x") + tar_member("x/y") + END, "cannot be written"),
     "a folder as a file": (lambda: tar_member("x/y") + tar_member("x") + END, "cannot be written"),
@@ -630,7 +633,7 @@ def test_a_packed_archive_that_asks_for_much_memory_is_refused(tmp_path: Path) -
     packed[16] = 37  # 1 GiB and a half
     packed[20:24] = zlib.crc32(packed[12:20]).to_bytes(4, "little")
     write(tmp_path / "a.tar.xz", bytes(packed))
-    with pytest.raises(UsageError, match=r"damaged or cut short .*[Mm]emory"):
+    with pytest.raises(UsageError, match=r"damaged or truncated .*[Mm]emory"):
         unpack.unpack(tmp_path / "a.tar.xz", tmp_path)
 
 
@@ -704,9 +707,9 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: zip_of(*[(f"{i}", 0, 0) for i in range(400_000)]), "directory is longer",
     ),
     "a directory that is said to be long": (
-        lambda: zip_of()[:-10] + struct.pack("<2IH", 2**32 - 2, 0, 0), "damaged or cut short",
+        lambda: zip_of()[:-10] + struct.pack("<2IH", 2**32 - 2, 0, 0), "damaged or truncated",
     ),
-    "another way of packing": (lambda: zipped(zipfile.ZIP_LZMA), "another way than by deflate"),
+    "another way of packing": (lambda: zipped(zipfile.ZIP_LZMA), "but not by deflate"),
 }  # fmt: skip
 
 
@@ -752,7 +755,7 @@ def test_damaged_archives_are_named(kind: str, share: float, tmp_path: Path) -> 
         "a.gz": gzip.compress(noise),
     }[kind]
     write(tmp_path / kind, whole[: int(share * len(whole))] or b"no archive")
-    with pytest.raises(UsageError, match=rf"{kind} is damaged or cut short .*run again"):
+    with pytest.raises(UsageError, match=rf"{kind} is damaged or truncated .*run again"):
         if kind == "a.gz":
             unpack.gunzip(tmp_path / kind, tmp_path / "x")
         else:
@@ -798,8 +801,8 @@ def test_a_train_picture_in_the_test_folder_under_another_name_is_found(
     report = verify("DTD", root)
     assert (report.verdict, report.shared) == ("wrong", 1)
     assert report.errors == [
-        "dtd/train/banded/banded_040.jpg and dtd/val/woven/woven_80.jpg are one picture in two "
-        "splits: what is tested was trained on"
+        "dtd/train/banded/banded_040.jpg and dtd/val/woven/woven_80.jpg are the same image in two "
+        "splits, so test data would be trained on"
     ]
 
 
@@ -828,7 +831,7 @@ def test_the_validation_list_of_resisc45_counts_too(tmp_path: Path, monkeypatch:
 
 def test_copies_within_a_split_are_a_note(tmp_path: Path, monkeypatch: Patch) -> None:
     report = verify("DTD", prepared("DTD", tmp_path, monkeypatch))
-    assert "train: 46 pictures are copies of others in it" in report.notes
+    assert "train: 46 images are duplicates" in report.notes
     assert report.verdict == "good"
 
 
@@ -836,7 +839,7 @@ def test_shared_pictures_of_a_sealed_set_are_a_note(tmp_path: Path, monkeypatch:
     root = prepared("SVHN", tmp_path, monkeypatch)
     report = verify("SVHN", root)
     assert report.verdict == "good" and report.shared == 1  # a zero in both
-    assert "train picture 2 and test picture 1 are one picture in two splits, as published" in (
+    assert "train image 2 and test image 1 are the same image in two splits, as published" in (
         report.notes
     )
     public = replace(facts.SETS["SVHN"], sealed=False)
@@ -851,16 +854,14 @@ def test_counts_are_compared(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setitem(facts.SETS, "DTD", public)
     report = verify("DTD", root)
     assert report.errors == [
-        f"test: expected 47 pictures (source: {public.source}), got 48",
-        "test: expected 1 pictures of class 0, got 2",
+        f"test: expected 47 images (source: {public.source}), got 48",
+        "test: expected 1 images of class 0, got 2",
     ]
     loose = {"train": Figure(48), "test": Figure(48, 1, confirmed=False)}
     monkeypatch.setitem(facts.SETS, "DTD", replace(public, splits=loose))
     report = verify("DTD", root)
     assert report.verdict == "good"
-    assert "test: expected 1 pictures of class 0, got 2 (a figure that is not confirmed)" in (
-        report.notes
-    )
+    assert "test: expected 1 images of class 0, got 2 (an unconfirmed figure)" in (report.notes)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -901,7 +902,7 @@ def test_imagenet_training_pictures_are_read_only_if_asked_for(
     victim.write_bytes(b"no picture")
     report = verify("ImageNet", root)
     assert report.verdict == "good" and report.found["train"] == 1001
-    assert "train: counted only; --thorough reads its pictures too" in report.notes
+    assert "train: counted only; --thorough reads its images too" in report.notes
     report = verify("ImageNet", root, thorough=True)
     assert report.verdict == "wrong" and report.unreadable == 1
 

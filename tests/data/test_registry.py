@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from torch.utils.data import random_split
 from torchvision.transforms.functional import pil_to_tensor
 
+from tangent_arithmetic.data import registry as registry_module
+from tangent_arithmetic.data import suites, templates
 from tangent_arithmetic.data.base import ArrayPictures, Splits, SubsetPictures
 from tangent_arithmetic.data.clip8 import CLIP8_SETS
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 from tangent_arithmetic.data.registry import get_dataset, hold_out, known_datasets
 from tangent_arithmetic.data.sources import Layout, PublicSet
+from tangent_arithmetic.data.templates import get_templates
+from tangent_arithmetic.run.models import split_of, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.conftest import MakeArgs
@@ -83,9 +87,9 @@ def test_val_is_cut_from_the_training_pictures(
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("DTDVal", (9, 3), r"validation split is empty: 0\.1 of 9 training pictures .* least 10\."),
-        ("DTDVal", (1, 3), r"validation split is empty: 0\.1 of 1 training pictures"),
-        ("DTDVal", (0, 3), r"training split is empty\. Put pictures there, or leave DTD out"),
+        ("DTDVal", (9, 3), r"validation split is empty: 0\.1 of 9 training images .* least 10\."),
+        ("DTDVal", (1, 3), r"validation split is empty: 0\.1 of 1 training images"),
+        ("DTDVal", (0, 3), r"training split is empty\. Add images, or leave DTD out"),
         ("DTD", (0, 3), r"training split is empty\."),
         ("DTD", (9, 0), r"test split is empty\."),
     ],
@@ -106,7 +110,7 @@ def test_a_validation_split_of_its_own_may_not_be_empty(
     entry = PublicSet(Layout(lambda location: replace(_splits(9), val=empty), ()))
     monkeypatch.setitem(CLIP8_SETS, "DTD", entry)
     assert len(get_dataset("DTD", None, tmp_path).train) == 9
-    with pytest.raises(UsageError, match=r"DTD: its validation split is empty\. Put"):
+    with pytest.raises(UsageError, match=r"DTD: its validation split is empty\. Add"):
         get_dataset("DTDVal", None, tmp_path)
 
 
@@ -116,7 +120,7 @@ def test_a_share_that_is_none_is_refused(
     flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CLIP8_SETS, "DTD", PublicSet(Layout(lambda location: _splits(50), ())))
-    with pytest.raises(UsageError, match="expected a share of the training pictures between 0"):
+    with pytest.raises(UsageError, match="expected val_fraction between 0 and 1"):
         get_dataset("DTDVal", None, tmp_path, **flags)
 
 
@@ -175,6 +179,82 @@ def test_a_run_has_the_data_sets_of_its_suite(args: MakeArgs) -> None:
         Run.of(args()).data.dataset("EuroSATVal")
     with pytest.raises(MissingFileError, match=r"data set MNIST is not complete: .*data"):
         Run.of(args(suite="clip8")).data.dataset("MNIST")
+
+
+# --- registration
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registrations of a test are undone after it."""
+    monkeypatch.setattr(suites, "SUITES", dict(suites.SUITES))
+    monkeypatch.setattr(suites, "DATASETS", {})
+    for module in (registry_module, templates):
+        monkeypatch.setattr(module, "DATASETS", suites.DATASETS)
+    registry_module._load.cache_clear()
+
+
+def _stripes(location: Path) -> Splits:
+    """Horizontal and vertical stripes, in noise that makes every image unique."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 50, (60, 32, 32, 3)).astype(np.uint8)
+    images[::2, ::8] += 200
+    images[1::2, :, ::8] += 200
+    labels = np.arange(60) % 2
+    train, test = (ArrayPictures(images[part], labels[part]) for part in (slice(40), slice(40, 60)))
+    return Splits(train, test, ("horizontal stripes", "vertical stripes"), source="memory")
+
+
+STRIPES = ("a {} pattern.", "{}")
+
+
+def test_a_registered_set_is_evaluated_by_name(registry: None, args: MakeArgs) -> None:
+    suites.register_dataset("Stripes", _stripes, STRIPES, "embedded", suites.Task(3, 2))
+    run = Run.of(args(tasks=["Stripes"], eval_datasets=["Stripes", "StripesVal"]))
+    assert run.recipe("Stripes").epochs == 3
+    whole, val = (run.data.dataset(name) for name in run.eval_datasets)
+    assert (len(whole.train), len(whole.test), len(val.train), len(val.test)) == (40, 20, 36, 4)
+    assert whole.source == "memory" and run.data.classnames("StripesVal") == whole.classnames
+    assert [t("x") for t in get_templates("StripesVal", "embedded")] == ["a x pattern.", "x"]
+    assert known_datasets()["Stripes"] == "embedded"
+    encoder, _ = zeroshot_encoder(run)
+    for name in run.eval_datasets:
+        assert split_of(run, encoder, name).accuracy(encoder)["top1"] > 0.6
+
+
+def test_a_registered_suite_has_its_own_sets(registry: None, tmp_path: Path) -> None:
+    own = suites.Suite("mine", {"MNIST": suites.Task(2, 2)}, control="Stripes")
+    suites.register_suite(own)
+    with pytest.raises(UsageError, match="unknown data set 'MNIST'"):
+        get_dataset("MNIST", None, tmp_path, suite="mine")
+    for name in own.names:
+        suites.register_dataset(name, _stripes, STRIPES, "mine")
+    assert suites.get_suite("mine") == own and known_datasets("mine").keys() == set(own.names)
+    assert len(get_dataset("MNISTVal", None, tmp_path, suite="mine").test) == 4
+    assert known_datasets()["MNIST"] == "clip8"
+
+
+@pytest.mark.parametrize(
+    ("name", "suite", "prompts", "task", "message"),
+    [
+        ("MNIST", "clip8", STRIPES, None, "data set of suite clip8 'MNIST' is already registered"),
+        ("Old", "embedded", STRIPES, None, "data set of suite embedded 'Old' is already"),
+        ("New", "embedded", STRIPES, None, r"does not list New; add task=Task\(epochs, num_c"),
+        ("New", "none", STRIPES, None, "unknown suite 'none'; choose from "),
+        ("NewVal", "clip8", STRIPES, suites.Task(1, 2), "invalid .* 'NewVal': expected letters"),
+        ("a/b", "clip8", STRIPES, suites.Task(1, 2), "invalid data set of suite clip8 'a/b'"),
+        ("New", "clip8", "a {}", suites.Task(1, 2), "expected templates with one {} each"),
+        ("New", "clip8", ("a", "b {}"), suites.Task(1, 2), "expected templates with one {} each"),
+    ],
+)
+def test_registrations_that_are_refused(
+    registry: None, name: str, suite: str, prompts: Any, task: suites.Task | None, message: str
+) -> None:
+    suites.register_dataset("Old", _stripes, STRIPES, "embedded", suites.Task(1, 2))
+    with pytest.raises(UsageError, match=message):
+        suites.register_dataset(name, _stripes, prompts, suite, task)
+    with pytest.raises(UsageError, match="suite 'embedded' is already registered"):
+        suites.register_suite(suites.get_suite("embedded"))
 
 
 # --- loaders

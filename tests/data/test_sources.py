@@ -289,7 +289,10 @@ def test_lists_that_do_not_fit_are_refused(what: str, tmp_path: Path, monkeypatc
         kind, message = MissingFileError, "Training_01.txt does not exist.*official partitions"
     elif what == "a picture less":
         (folder / "a" / "abbey" / "sun_testing.jpg").unlink()
-        kind, message = MissingFileError, "of the 398 pictures .*, 1 are not .*/abbey/sun_testing"
+        kind, message = (
+            MissingFileError,
+            "of the 398 images .*, 1 are missing, .*/abbey/sun_testing",
+        )
     elif what == "a class less":
         lines = [line for line in train.splitlines() if "/y/" not in line]
         write(folder / "Training_01.txt", "\n".join(lines))
@@ -302,7 +305,7 @@ def test_lists_that_do_not_fit_are_refused(what: str, tmp_path: Path, monkeypatc
         message = r"Training_01.txt is refused: it names 'a/\.\./\.\./\.\./x\.jpg', which leads out"
     else:
         write(folder / "Training_01.txt", train + "/a/abbey/sun_testing.jpg\n")
-        message = "a/abbey/sun_testing.jpg and .*/sun_testing.jpg are one picture in two splits"
+        message = "a/abbey/sun_testing.jpg and .*/sun_testing.jpg are the same image in two splits"
     with pytest.raises(kind, match=message):
         load_public("SUN397", CLIP8_SETS["SUN397"], tmp_path)
 
@@ -316,7 +319,7 @@ def test_eurosat_of_torchvision_is_refused_with_the_reason(tmp_path: Path) -> No
 def test_what_torchvision_or_the_hub_does_not_have_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="RESISC45 is not one of torchvision's"):
         load_public("RESISC45", CLIP8_SETS["RESISC45"], tmp_path, "torchvision")
-    with pytest.raises(MissingFileError, match="ImageNet is not offered from the hub"):
+    with pytest.raises(MissingFileError, match="ImageNet is not available from the hub"):
         load_public("ImageNet", CLIP8_SETS["ImageNet"], tmp_path, "hub")
 
 
@@ -374,11 +377,11 @@ def test_one_error_lists_what_each_source_looked_for(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError) as caught:
         load_public("DTD", CLIP8_SETS["DTD"], tmp_path)
     first, folder, torchvision, hub, last = str(caught.value).splitlines()
-    assert first == "data set DTD is in none of the places where it was looked for."
+    assert first == "no source has data set DTD."
     assert folder.startswith(f"  folder: data set DTD is not complete: {tmp_path}/dtd/train does")
     assert torchvision.startswith("  torchvision: ") and "dtd/dtd/labels/train1.txt" in torchvision
     assert hub.startswith("  hub: data set DTD: tanganke/dtd ")
-    assert last.startswith("Way out: ") and "--data-location" in last
+    assert last.startswith("Provide one of these. ") and "--data-location" in last
     assert "--suite=embedded" in last and "--suite=embedded" not in folder
 
 
@@ -450,11 +453,11 @@ def test_aliases_stand_for_their_classes() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a", "b", "d"], r"theirs alone: d; ours alone: c"),
-        (["a", "b"], r"expected 3, got 2; theirs alone: none; ours alone: c"),
-        (["a", "b", "c", "d"], r"expected 3, got 4; theirs alone: d; ours alone: none"),
-        (["a", "b", "B"], r"theirs alone: none; ours alone: c"),
-        (["0", "1", "2"], r"theirs alone: 0, 1, 2; ours alone: a, b, c"),
+        (["a", "b", "d"], r"only theirs: d; only ours: c"),
+        (["a", "b"], r"expected 3, got 2; only theirs: none; only ours: c"),
+        (["a", "b", "c", "d"], r"expected 3, got 4; only theirs: d; only ours: none"),
+        (["a", "b", "B"], r"only theirs: none; only ours: c"),
+        (["0", "1", "2"], r"only theirs: 0, 1, 2; only ours: a, b, c"),
     ],
 )
 def test_names_that_do_not_match_are_refused(names: list[str], message: str) -> None:
@@ -479,7 +482,7 @@ def test_columns_that_are_not_as_expected_are_refused(
         message = "expected one column of type Image in .*, got none of"
     else:
         del splits["test"]
-        message = "has the splits train, expected train and test; test is not there"
+        message = "has the splits train, expected train and test; test is missing"
     to_parquet(hub, tmp_path / "repo" / "data", features, splits)
     entry = replace(CLIP8_SETS["MNIST"], hub=HubSet(str(tmp_path / "repo"), tuple("0123456789")))
     with pytest.raises(UsageError, match=message) as caught:
@@ -525,7 +528,9 @@ def test_rows_in_two_splits_are_refused(
     if not refused:
         assert load_public("X", entry, tmp_path, "folder").test == splits.test
         return
-    with pytest.raises(UsageError, match=r"of HubPictures are one picture in two splits \(\d are"):
+    with pytest.raises(
+        UsageError, match=r"of HubPictures are the same image in two splits \(of \d"
+    ):
         load_public("X", entry, tmp_path, "folder")
 
 
@@ -675,5 +680,5 @@ def test_adding_a_set_takes_an_entry_and_a_reader(tmp_path: Path, monkeypatch: P
         for file in ("red/1.png", "blue/1.png", "blue/2.png"):
             picture(tmp_path / "new" / split / file, ord(split))
     assert len(get_dataset("NewVal", None, tmp_path, val_fraction=0.4).test) == 1
-    with pytest.raises(MissingFileError, match="none of the places"):
+    with pytest.raises(MissingFileError, match="no source has data set New"):
         get_dataset("New", None, tmp_path / "elsewhere")

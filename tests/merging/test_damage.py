@@ -26,9 +26,9 @@ from tangent_arithmetic.merging import (
     TaskArithmeticAlgorithm,
     TiesMergingAlgorithm,
     WeightedAverageAlgorithm,
-    dare,
     stream,
 )
+from tangent_arithmetic.merging.methods import dare
 from tangent_arithmetic.merging.program import run
 from tangent_arithmetic.merging.taskpools import Task, TaskPool
 from tangent_arithmetic.merging.weights import open_clip_vision, open_weights
@@ -176,7 +176,7 @@ def test_a_checkpoint_whose_bits_flipped_is_not_merged(tmp_path: Path) -> None:
         (
             TaskArithmeticAlgorithm,
             {"scaling_factor": torch.tensor(0.3, requires_grad=True)},
-            "no derivatives go",
+            "plain numbers without gradients",
         ),
         (TaskArithmeticAlgorithm, {"scaling_factor": float("nan")}, "not finite"),
         (TaskArithmeticAlgorithm, {"scaling_factor": float("inf")}, "not finite"),
@@ -187,7 +187,7 @@ def test_a_checkpoint_whose_bits_flipped_is_not_merged(tmp_path: Path) -> None:
             "sparsity_ratio must be at least 0 and below 1",
         ),
         (DareTaskArithmetic, {"rescale": "yes"}, "rescale must be true or false"),
-        (DareTaskArithmetic, {"seed": 0.5}, "seed must be a whole number"),
+        (DareTaskArithmetic, {"seed": 0.5}, "seed must be an integer"),
         (DareTiesMerging, {"threshold": float("nan")}, "threshold must be above 0"),
         (TiesMergingAlgorithm, {"threshold": "20"}, "threshold must be a number"),
         (TiesMergingAlgorithm, {"remove_keys": "a"}, "remove_keys must be a list of names"),
@@ -307,6 +307,9 @@ class Interrupted(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         return dict(self.state_dict())
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self.load_state_dict(dict(weights))
+
     def forward(self, x: Tensor) -> Tensor:
         self.seen += 1
         if self.seen == 3:
@@ -337,5 +340,5 @@ def test_an_empty_split_is_named() -> None:
     tasks = TaskPool(
         Run.of(Config(model="x", device="cpu")), {"t": Task(lambda _: [], nn.Identity)}
     )
-    with pytest.raises(UsageError, match="the test split of t has no pictures"):
+    with pytest.raises(UsageError, match="the test split of t is empty"):
         tasks.evaluate(Interrupted(RuntimeError()))

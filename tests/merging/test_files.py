@@ -115,7 +115,7 @@ def test_nothing_is_left_where_merging_fails(files: dict[str, Path], tmp_path: P
     broken["steps"], broken["scalar"] = torch.tensor([2]), torch.tensor(float("nan"))
     save_file(broken, str(files["b"]))
     for target in ("out/merged.safetensors", "out/folder"):
-        with pytest.raises(UsageError, match=r"b has nan at number 0 of scalar"):
+        with pytest.raises(UsageError, match=r"b has nan at index 0 of scalar"):
             TaskArithmeticAlgorithm().run_to(files, tmp_path / target)
         assert not list((tmp_path / "out").iterdir())
 
@@ -157,11 +157,11 @@ def _only_parts(path: Path, ignore_errors: bool = False) -> None:
 def test_folders_of_others_are_not_replaced(files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match="holds other files, expected a new folder"):
+    with pytest.raises(UsageError, match="holds other files; expected a new folder"):
         TaskArithmeticAlgorithm().run_to(files, tmp_path / "mine")
     with pytest.raises(UsageError, match="is the model a itself"):
         TaskArithmeticAlgorithm().run_to(files, files["a"])
-    with pytest.raises(UsageError, match="is a folder, expected a file"):
+    with pytest.raises(UsageError, match="is a folder; expected a file"):
         (tmp_path / "x.safetensors").mkdir()
         TaskArithmeticAlgorithm().run_to(files, tmp_path / "x.safetensors")
 
@@ -259,7 +259,7 @@ def test_another_start_is_refused(tmp_path: Path) -> None:
     )
     places["_pretrained_"] = tmp_path / "other.safetensors"
     with pytest.raises(
-        UsageError, match=r"MNIST was fine-tuned from weights .* do not start at one"
+        UsageError, match=r"MNIST was fine-tuned from weights .* have different origins"
     ):
         TaskArithmeticAlgorithm().run(places)
     TaskArithmeticAlgorithm().run(ModelPool(places, allow_base_mismatch=True))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.merging import dare, get_method
+from tangent_arithmetic.merging import get_method
+from tangent_arithmetic.merging.methods import dare
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.stream import Merge, merged_state
 

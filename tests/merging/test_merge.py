@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tangent_arithmetic.commands import add as eval_task_addition
 from tangent_arithmetic.commands import evaluate as eval_single_task
 from tangent_arithmetic.commands import finetune, merge
 from tangent_arithmetic.merging import DareTaskArithmetic, ModelPool, TaskArithmeticAlgorithm
+from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.merging.targets import (
     algorithm_of,
     device_settings,
@@ -27,6 +29,8 @@ from tangent_arithmetic.merging.targets import (
     target_of,
     task_pool_of,
 )
+from tangent_arithmetic.run import results_schema
+from tangent_arithmetic.run.results import load_results
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import content_hash
 from tests.merging.test_files import encoder_files, state
@@ -171,7 +175,8 @@ def test_missing_pools_are_said(run: Run, capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_command_imports_nothing_heavy(places: dict[str, str], tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom tangent_arithmetic.commands import merge\ncode = merge.main(sys.argv[1:])\n"
+        "import sys\nfrom tangent_arithmetic.commands import merge\n"
+        "code = merge.main(sys.argv[1:])\n"
         "heavy = {'transformers', 'datasets', 'open_clip', 'torchvision', 'timm', 'matplotlib'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))\nraise SystemExit(code)"
     )
@@ -185,12 +190,20 @@ def test_the_command_imports_nothing_heavy(places: dict[str, str], tmp_path: Pat
     assert "loaded: []" in done.stdout
 
 
-def test_the_script_runs_from_any_folder(places: dict[str, str], tmp_path: Path) -> None:
+def test_help_is_quick(tmp_path: Path) -> None:
+    """It runs from any folder, and without PyTorch; so do errors in the configuration."""
+    code = (
+        "import sys, runpy\nfrom tangent_arithmetic.commands import merge\n"
+        "print(merge.main(['method=nothing']), merge.main(['--help']), 'torch' in sys.modules)"
+    )
     done = subprocess.run(
-        [sys.executable, str(ROOT / "src" / "merge.py"), "--help"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert "task_arithmetic" in done.stdout and "CLIPVisionModelPool" in done.stdout
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "method: dummy, simple_average, task_arithmetic, ties_merging" in done.stdout
+    assert "CLIPVisionModelPool" in done.stdout and done.stdout.endswith("2 0 False\n")
+    script = [sys.executable, str(ROOT.parent / "merge.py"), "--help"]
+    again = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert again.stdout and again.stdout in done.stdout
 
 
 # --- the embedded suite
@@ -218,7 +231,7 @@ def on_embedded(folder: Path) -> list[str]:
     save = folder / "checkpoints"
     return ["modelpool=embedded", "taskpool=embedded", f"modelpool.run={save}",
             f"taskpool.run={save}", f"modelpool.tasks=[{tasks}]", f"taskpool.tasks=[{tasks}]",
-            "print_config=false"]  # fmt: skip
+            f"taskpool.results={folder / 'results'}", "print_config=false"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("mode", "prefix"), [("standard", ""), ("linear", "linear_")])
@@ -239,6 +252,45 @@ def test_merged_accuracies_are_those_of_the_addition_script(
     assert set(report) >= {*TASKS, "average"}
     for task in TASKS:
         assert report[task]["accuracy"] == pytest.approx(added["test"][f"{task}:top1"])
+    (path,) = embedded.glob(f"results/**/merging-*{'linear' if mode == 'linear' else 'auto-of'}*")
+    kept = load_results(path)
+    assert results_schema.read(path)[1] == []
+    assert kept["merge"]["label"].startswith("task_arithmetic (scaling_factor=auto), ")
+    assert kept["coefficient"] == added["coefficient"] and len(kept["val"]) == 21
+    assert kept["test"].keys() == added["test"].keys()
+    for name, value in added["test"].items():
+        assert kept["test"][name] == pytest.approx(value)
+    for name in ("theta0_hash", "checkpoints", "seed", "suite", "model"):
+        assert kept["provenance"][name] == added["provenance"][name]
+
+
+def test_results_of_other_models_stay_out_of_the_run(
+    embedded: Path, run: Run, tmp_path: Path
+) -> None:
+    """Nor are partial ones kept; others have a file for each method and its options."""
+    quiet = f"report_save_path={tmp_path / 'report.json'}"
+    results, save = f"taskpool.results={tmp_path / 'results'}", embedded / "checkpoints"
+    words = [*on_embedded(embedded), quiet, results]
+    assert run(*words, "fast_dev_run=true") == 0
+    assert run(*words, "taskpool.results=null") == 0
+    other = encoder_files(tmp_path / "other")
+    rest = [word for word in words if not word.startswith("modelpool")]
+    assert run(*rest, places={name: str(path) for name, path in other.items()}) == 0
+    assert not (tmp_path / "results").exists()
+    one = ["modelpool.tasks=[Emoji]", "taskpool.tasks=[Emoji]"]
+    for word in ("scaling_factor=0.3", "scaling_factor=0.4"):
+        assert run(*words, *one, f"method.{word}") == 0
+    seeded = tmp_path / "checkpoints_3" / "ViT-Nano-8"
+    shutil.copytree(save, seeded)
+    assert run(*words, *one, "method=simple_average", f"modelpool.run={seeded}",
+               f"taskpool.run={seeded}") == 0  # fmt: skip
+    names = {str(path.relative_to(tmp_path / "results" / "embedded")) for path in
+             (tmp_path / "results").rglob("*.json")}  # fmt: skip
+    assert names == {
+        "ViT-Nano-8/merging-task_arithmetic-of-Emoji-on-Emoji.json",
+        "ViT-Nano-8/merging-task_arithmetic-scaling_factor=0.4-of-Emoji-on-Emoji.json",
+        "ViT-Nano-8_seed3/merging-simple_average-of-Emoji-on-Emoji.json",
+    }
 
 
 def test_a_quick_look_takes_a_part_of_the_pictures(
@@ -271,8 +323,8 @@ def test_pools_of_encoders_give_checkpoints(run: Run, tmp_path: Path) -> None:
 
 
 def test_every_group_of_the_configuration_is_understood() -> None:
-    for path in sorted((ROOT / "config" / "method").rglob("*.yaml")):
-        assert algorithm_of(yaml.safe_load(path.read_text()), seed=3).options is not None
+    for node in configurations().values():
+        assert algorithm_of(node, seed=3).options is not None
     files = sorted((ROOT / "config" / "modelpool" / "CLIPVisionModelPool").glob("*.yaml"))
     pools = [yaml.safe_load(path.read_text()) for path in files if "template" not in path.name]
     sizes = {len(pool_of(pool).model_names) for pool in pools if "_target_" in pool}
@@ -307,11 +359,11 @@ def test_parts_of_the_configuration_are_checked() -> None:
         )
     with pytest.raises(UsageError, match=r"modelpool.models must map names to models"):
         pool_of({"_target_": "tangent_arithmetic.merging.ModelPool", "models": None})
-    with pytest.raises(UsageError, match="holds out another part than a tenth"):
+    with pytest.raises(UsageError, match="only a tenth with seed 0 is supported"):
         rows_of({"_target_": "fusion_bench.utils.data.train_validation_split",
                  "dataset": {"_target_": "datasets.load_dataset", "path": "mnist"},
                  "validation_fraction": 0.2}, "x")  # fmt: skip
-    with pytest.raises(UsageError, match="names no path of a data set"):
+    with pytest.raises(UsageError, match="needs the path of a data set"):
         rows_of({"_target_": "datasets.load_dataset"}, "x")
     with pytest.raises(UsageError, match=r"unknown _target_ of x 'os.system'"):
         rows_of({"_target_": "os.system", "path": "x"}, "x")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tangent_arithmetic import merging
+from tangent_arithmetic.commands import merge
 from tangent_arithmetic.merging import (
     METHODS,
     Algorithm,
@@ -19,16 +27,20 @@ from tangent_arithmetic.merging import (
     DareTiesMerging,
     DummyAlgorithm,
     ModelPool,
+    Piece,
     SimpleAverageAlgorithm,
     SlerpMergeAlgorithm,
     TaskArithmeticAlgorithm,
     TiesMergingAlgorithm,
     WeightedAverageAlgorithm,
-    dare,
+    algorithm_class,
     get_method,
+    merging_method,
     stream,
 )
-from tangent_arithmetic.merging.ties import Selection
+from tangent_arithmetic.merging.configurations import FOLDER, _read, configurations
+from tangent_arithmetic.merging.methods import dare
+from tangent_arithmetic.merging.trimming import Selection
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import content_hash
 
@@ -244,7 +256,6 @@ def test_dare_on_linear_weights_alone() -> None:
         (lambda: TaskArithmeticAlgorithm(scale=1), "no option 'scale'; its options are scal"),
         (lambda: TaskArithmeticAlgorithm(1, 2), "takes 1 options, got 2"),
         (lambda: TaskArithmeticAlgorithm(1, scaling_factor=2), "scaling_factor given twice"),
-        (lambda: WeightedAverageAlgorithm(), "weighted_average needs weights"),
         (lambda: SimpleAverageAlgorithm(t=1), "simple_average has no options, got 't'"),
         (lambda: TiesMergingAlgorithm(threshold=0).run(models()), "threshold must be above 0"),
         (lambda: TiesMergingAlgorithm(threshold=101).run(models()), "at most 100"),
@@ -253,7 +264,7 @@ def test_dare_on_linear_weights_alone() -> None:
         (lambda: TiesMergingAlgorithm(merge_func="min").run(models()), "unknown merge_func 'min'"),
         (lambda: DareTaskArithmetic(sparsity_ratio=1.0).run(models()), "at least 0 and below 1"),
         (lambda: WeightedAverageAlgorithm([1]).run(models()), "expected 3 weights, one for each"),
-        (lambda: WeightedAverageAlgorithm([1, -1, 0]).run(models()), "sum 0 cannot be normalised"),
+        (lambda: WeightedAverageAlgorithm([1, -1, 0]).run(models()), "sum to 0 cannot be"),
         (lambda: WeightedAverageAlgorithm([1, np.nan, 0]).run(models()), "must be finite"),
         (lambda: SlerpMergeAlgorithm(1.5).run(models(1)), "from 0 to 1, got 1.5"),
         (lambda: SlerpMergeAlgorithm().run(models()), "slerp merges 2 models, got 4: _pretrained_"),
@@ -268,8 +279,7 @@ def test_wrong_options_are_explained(make: object, message: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.needs_pretrained])
 def test_methods_say_that_they_need_the_pretrained_model(name: str) -> None:
-    (kind,) = (k for k in Algorithm.__subclasses__() if k.method == name)
-    pool = models()
+    kind, pool = algorithm_class(METHODS[name].algorithm), models()
     del pool["_pretrained_"]
     with pytest.raises(UsageError, match="needs the pre-trained model, named _pretrained_"):
         kind().run(pool)
@@ -280,7 +290,7 @@ def test_methods_say_that_they_need_the_pretrained_model(name: str) -> None:
 def test_weights_that_are_not_finite_are_named(algorithm: Algorithm, bad: float) -> None:
     pool = models()
     pool["b"]["w"][2, 1] = bad
-    with pytest.raises(UsageError, match=f"b has {bad} at number 7 of w, expected finite weights"):
+    with pytest.raises(UsageError, match=f"b has {bad} at index 7 of w, expected finite weights"):
         algorithm.run(pool)
 
 
@@ -294,7 +304,9 @@ def test_a_mask_of_infinities_that_all_models_have_is_kept() -> None:
 def test_overflow_is_told_from_bad_weights() -> None:
     pool = {name: {"w": torch.tensor([0.0])} for name in ("_pretrained_", "a")}
     pool["a"]["w"] += 3e38
-    with pytest.raises(UsageError, match="gives numbers that are not finite in w; are its options"):
+    with pytest.raises(
+        UsageError, match="gives weights that are not finite in w; check its options"
+    ):
         TaskArithmeticAlgorithm(10.0).run(pool)
 
 
@@ -319,3 +331,89 @@ def test_methods_declare_what_they_need() -> None:
         assert method.name == name and method.source and method.passes >= 1
         assert method.function.__doc__ and not method.needs_data and not method.needs_models
         assert (method.prepare is None) == (method.passes == 1)
+
+
+@pytest.fixture
+def quantile() -> Iterator[type[Algorithm]]:
+    """A method of another project: between the smallest and the largest weight."""
+
+    @merging_method("quantile", source="none", needs_pretrained=False)
+    def quantile(piece: Piece, *, q: float, side: Literal["low", "high"] = "low") -> Tensor:
+        """The q-quantile of the models, weight by weight."""
+        share = q if side == "low" else 1 - q
+        return torch.quantile(torch.stack(piece.thetas), share, dim=0)
+
+    yield algorithm_class("QuantileAlgorithm")
+    del METHODS["quantile"]
+
+
+def test_a_method_from_outside_is_a_method_like_any_other(
+    quantile: type[Algorithm], tmp_path: Path
+) -> None:
+    """Its class, options, messages and recipe follow from the function alone."""
+    pool = models()
+    found = merging.QuantileAlgorithm(0.0, side="high").run(pool)
+    largest = torch.stack([pool[name]["w"] for name in "abc"]).amax(dim=0)
+    torch.testing.assert_close(found["w"], largest)
+    assert merging.QuantileAlgorithm is quantile and quantile.__doc__ is not None
+    assert repr(quantile(q=0.5)) == "QuantileAlgorithm(q=0.5)"
+    assert pickle.loads(pickle.dumps(quantile(0.5))).options == {"q": 0.5}
+    path = quantile(0.5).run_to(pool, tmp_path / "m.safetensors")
+    assert merging.written_recipe(path)["options"] == {"q": 0.5, "side": "low"}
+    for options, message in (
+        ({}, "quantile needs q"),
+        ({"q": "half"}, "quantile's q must be a number, got 'half'"),
+        ({"q": 0.5, "side": "left"}, "unknown side 'left'; choose from"),
+        ({"q": 0.5, "quarter": 1}, "quantile has no option 'quarter'; its options are q, side"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            quantile(**options)
+
+
+@pytest.mark.parametrize("prefix", ["tangent_arithmetic.merging", "src.merging",
+                                    "fusion_bench.method", "fusion_bench.method.new"])  # fmt: skip
+def test_a_method_from_outside_is_a_configuration(
+    prefix: str, quantile: type[Algorithm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, state in models().items():
+        save_file(state, str(tmp_path / f"{name}.safetensors"))
+    listed = ", ".join(f"{name}: {tmp_path / name}.safetensors" for name in "abc")
+    words = [
+        "modelpool=files",
+        f"modelpool.models={{{listed}}}",
+        "method=quantile",
+        f"method._target_={prefix}.QuantileAlgorithm",
+        f"path.output_dir={tmp_path}",
+    ]
+    assert merge.main([*words, f"merged_model_save_path={tmp_path / 'm.safetensors'}"]) == 2
+    assert "full_key: method.q" in capsys.readouterr().err
+    words += ["method.q=0.5", f"merged_model_save_path={tmp_path / 'm.safetensors'}"]
+    assert merge.main(words) == 0
+    expected = quantile(0.5).run(models())
+    assert torch.equal(load_file(tmp_path / "m.safetensors")["w"], expected["w"])
+    with contextlib.suppress(SystemExit):
+        merge.main(["--help"])
+    assert "method: dummy, quantile, simple_average" in capsys.readouterr().out
+
+
+def test_configurations_are_read_from_the_methods_without_importing_them() -> None:
+    own = {"task_arithmetic", "ties_merging", "simple_average", "linear/weighted_average",
+           "dare/task_arithmetic", "dare/ties_merging", "slerp/slerp", "dummy"}  # fmt: skip
+    read = dict(node for path in FOLDER.glob("*.py") for node in _read(path))
+    assert set(read) == own
+    assert read == {name: node for name, node in configurations().items() if name in own}
+    assert read["linear/weighted_average"]["weights"] == (0.5, 0.5)
+    assert "seed" not in read["dare/ties_merging"]  # the configuration has a key of its own
+
+
+def test_two_methods_cannot_share_a_name() -> None:
+    for names, message in (
+        ({}, "share the algorithm name 'TiesMergingAlgorithm'"),
+        ({"algorithm": "X", "config": "slerp/slerp"}, "share the config name"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            merging_method("ties_merging", source="none", **names)
+    with pytest.raises(UsageError, match="unknown merging algorithm 'TiesAlgorithm'; choose from"):
+        algorithm_class("TiesAlgorithm")
+    with pytest.raises(AttributeError, match="has no attribute 'TiesAlgorithm'"):
+        merging.TiesAlgorithm  # noqa: B018

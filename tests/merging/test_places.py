@@ -163,10 +163,10 @@ def no_recipe(target: Path) -> None:
         (foreign_weights, "holds model.safetensors, which an earlier merge did not write or"),
         (linked_weights, "holds model.safetensors, which an earlier merge did not write or"),
         (folder_of_this_name, "holds vocab.txt, which an earlier merge did not write or"),
-        (other_recipe, "holds other files, expected a new folder"),
-        (damaged_recipe, "holds other files, expected a new folder"),
-        (deep_recipe, "holds other files, expected a new folder"),
-        (no_recipe, "holds other files, expected a new folder"),
+        (other_recipe, "holds other files; expected a new folder"),
+        (damaged_recipe, "holds other files; expected a new folder"),
+        (deep_recipe, "holds other files; expected a new folder"),
+        (no_recipe, "holds other files; expected a new folder"),
     ],
 )
 def test_what_was_changed_is_not_replaced(
@@ -202,7 +202,7 @@ def test_files_that_no_merge_wrote_are_not_replaced(files: dict[str, Path], tmp_
     target = tmp_path / "merged.safetensors"
     for data in (b"", b"mine", (tmp_path / "in" / "a.safetensors").read_bytes()):
         target.write_bytes(data)
-        with pytest.raises(UsageError, match="exists and is no result of a merge"):
+        with pytest.raises(UsageError, match="exists and is not the result of a merge"):
             merge(files, target)
         assert target.read_bytes() == data
     target.unlink()
@@ -257,7 +257,7 @@ def test_a_file_that_is_merged_is_not_written(
     monkeypatch.chdir(tmp_path)
     before = content(tmp_path / "in")
     target = place(files, tmp_path)
-    with pytest.raises(UsageError, match=r"is the model .* itself; name another place"):
+    with pytest.raises(UsageError, match=r"is the model .* itself; choose another path"):
         merge(files, target)
     assert content(tmp_path / "in") == before
 
@@ -278,14 +278,14 @@ def test_no_file_takes_the_place_of_a_pickled_model(tmp_path: Path) -> None:
     [
         ("hub/a", "is the model a itself"),
         ("hub/a/.", "is the model a itself"),
-        ("hub/x/../a", "lies in the folder of the model a"),
-        ("hub/a/merged", "lies in the folder of the model a"),
-        ("hub/a/deep/merged.safetensors", "lies in the folder of the model a"),
+        ("hub/x/../a", "is in the folder of the model a"),
+        ("hub/a/merged", "is in the folder of the model a"),
+        ("hub/a/deep/merged.safetensors", "is in the folder of the model a"),
         ("hub/b/model.safetensors", "is the model b itself"),
         ("link", "is the model _pretrained_ itself"),
-        ("link/model-00001-of-00002.safetensors", "lies in the folder of the model _pretrained_"),
-        ("hub", "holds other files, expected a new folder"),
-        (".", "holds other files, expected a new folder"),
+        ("link/model-00001-of-00002.safetensors", "is in the folder of the model _pretrained_"),
+        ("hub", "holds other files; expected a new folder"),
+        (".", "holds other files; expected a new folder"),
     ],
 )
 def test_a_folder_that_is_merged_is_not_written_into(
@@ -304,9 +304,9 @@ def test_a_merged_folder_that_is_merged_again_is_not_replaced(
     target = merge(folders, tmp_path / "merged")
     before = content(target)
     for place in (target, target / "model.safetensors"):
-        with pytest.raises(UsageError, match="is the model a itself; name another place"):
+        with pytest.raises(UsageError, match="is the model a itself; choose another path"):
             merge({**folders, "a": place}, target)
-    with pytest.raises(UsageError, match="holds the model a; name another folder"):
+    with pytest.raises(UsageError, match="holds the model a; choose another folder"):
         merge({**folders, "a": target / "model.safetensors"}, target, "1KB")
     assert content(target) == before
 
@@ -400,13 +400,13 @@ def test_reports_replace_reports_alone(files: dict[str, Path], tmp_path: Path) -
     before = content(tmp_path / "in")
     for wrong in (files["a"], tmp_path / "notes.json", tmp_path):
         (tmp_path / "notes.json").write_text('{"mine": 1}')
-        with pytest.raises(UsageError, match=r"is no report|cannot be read|is no file"):
+        with pytest.raises(UsageError, match=r"is not a report|cannot be read|is no file"):
             run(configuration(files, report_save_path=str(wrong)))
     assert content(tmp_path / "in") == before
     assert json.loads((tmp_path / "notes.json").read_text()) == {"mine": 1}
     same = {"report_save_path": str(tmp_path / "in" / ".." / "m.safetensors"),
             "merged_model_save_path": str(tmp_path / "m.safetensors")}  # fmt: skip
-    with pytest.raises(UsageError, match="is where the merged model goes"):
+    with pytest.raises(UsageError, match="is also the path of the merged model"):
         run(configuration(files, **same))
 
 
@@ -425,7 +425,7 @@ def test_all_places_are_checked_before_coefficients_are_tried(
         {"merged_model_save_path": str(files["a"])},
         {"report_save_path": str(files["a"] / "x")},
     ):
-        with pytest.raises(UsageError, match=r"itself; name another place|cannot write"):
+        with pytest.raises(UsageError, match=r"itself; choose another path|cannot write"):
             run(configuration(files, method=auto, **more))
 
 

@@ -123,7 +123,7 @@ def test_accuracy_and_loss_are_those_of_transformers(root: Path) -> None:
 
 def test_what_cannot_be_evaluated_is_said(root: Path) -> None:
     rows = {"colors": HubRows(str(root / "colors"), None, "test")}
-    with pytest.raises(UsageError, match="has no validation split here"):
+    with pytest.raises(UsageError, match="has no validation split to choose"):
         tasks = CLIPVisionModelTaskPool(rows, str(root / "base"), device="cpu")
         pool = CLIPVisionModelPool({"_pretrained_": root / "base", "a": root / "mnist"})
         state = {name: pool.base.read(name) for name in pool.base.outline}
@@ -131,6 +131,6 @@ def test_what_cannot_be_evaluated_is_said(root: Path) -> None:
     with pytest.raises(UsageError, match=r"has no visual_projection\.weight"):
         towers = CLIPVisionModelTaskPool(rows, str(root / "mnist"), device="cpu")
         towers.encoder(pool, state)
-    with pytest.raises(UsageError, match="is not the folder of a whole CLIP"):
+    with pytest.raises(UsageError, match="expected the folder of a complete CLIP"):
         tasks.base_model = str(root / "base")
         towers.evaluate(tasks.encoder(pool, state))

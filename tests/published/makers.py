@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,9 @@ Writer = Callable[[Any, Path], None]
 
 
 def _legacy(value: Any, path: Path) -> None:
-    torch.save(value, path, _use_new_zipfile_serialization=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it looks for the classes' source code
+        torch.save(value, path, _use_new_zipfile_serialization=False)
 
 
 def _plain(protocol: int) -> Writer:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 NAMES = ["a", "b", "c"]
 Patch = pytest.MonkeyPatch
 
 
+COMMAND = "tangent_arithmetic.commands.benchmark"
+
+
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """The script as a module that spawned processes can import too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
-        yield importlib.import_module("benchmark")
+def script() -> ModuleType:
+    """The command, as a module that spawned processes can import too."""
+    return importlib.import_module(COMMAND)
 
 
 def settings(script: ModuleType) -> Any:
@@ -106,7 +106,7 @@ def _serve(pipe: Any, subject: str, variant: str, settings: Any, folder: Path) -
         os.close(sys.stderr.fileno())  # the trace is no news
         raise SystemExit(1)
     sys.modules["torch"] = ModuleType("torch")  # takes seconds, and a CPU needs nothing of it
-    script: Any = importlib.import_module("benchmark")
+    script: Any = importlib.import_module(COMMAND)
     clock = [0.0]
     script.time = SimpleNamespace(perf_counter=lambda: clock[0])
 
@@ -414,7 +414,7 @@ def test_loading_is_told_in_images_a_second_and_by_stages(script: ModuleType) ->
     text = script.loading_table(facts)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert ["2 workers", "100", "200"] in lines
-    assert "train: 18.00 ms a picture on one core (read 0.50, decode 5.00, resize 10.00" in text
+    assert "train: 18.00 ms per image on one core (read 0.50, decode 5.00, resize 10.00" in text
     assert "bound by resize, 56 % of it" in text and "bound by decode, 56 % of it" in text
 
 

@@ -59,7 +59,7 @@ def test_sets_are_fetched_arranged_and_verified(
     asked = len(server.requests)
     with caplog.at_level("INFO"):
         assert prepare_data.main(argv) == 0
-    assert "MNIST: complete, passed over" in caplog.text and len(server.requests) == asked
+    assert "MNIST: already complete, skipped" in caplog.text and len(server.requests) == asked
     assert prepare_data.main([*argv, "--check"]) == 0
     facts = json.loads(report.read_text())["datasets"]
     assert [(one["name"], one["verdict"], one["found"]) for one in facts] == [
@@ -79,7 +79,7 @@ def test_one_set_that_fails_does_not_stop_the_others(
     argv = [f"--data-location={tmp_path / 'data'}", "--datasets=Cars,SVHN"]
     assert prepare_data.main(argv) == 1
     out = capsys.readouterr().out
-    assert "error: data set Cars: car_devkit.tgz is not here." in out
+    assert "error: data set Cars: car_devkit.tgz is missing." in out
     assert "kaggle.com/datasets/jessicali9530/stanford-cars-dataset" in out
     assert f"Put the file into {tmp_path / 'data' / 'downloads'} and run again" in out
     rows = [line.split("|") for line in out.splitlines() if line.startswith("|")]
@@ -101,8 +101,8 @@ def test_a_leak_ends_with_code_one_and_both_paths(
         picture(test / name / "another_name.jpg", 100 + 5 * i)
     assert prepare_data.main(argv) == 1
     out = capsys.readouterr().out
-    assert "banded/new.jpg and dtd/val/banded/another_name.jpg are one picture in two" in out
-    assert "test: expected 48 pictures" in out
+    assert "banded/new.jpg and dtd/val/banded/another_name.jpg are the same image in two" in out
+    assert "test: expected 48 images" in out
     assert "more; --report=FILE writes all" in out
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def script(name: str) -> ModuleType:
+    """A script, or the command of the package that it is a face of."""
+    command = f"tangent_arithmetic.commands.{name}"
+    if importlib.util.find_spec(command) is not None:
+        return importlib.import_module(command)
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -103,10 +108,9 @@ def test_run_again_it_skips_everything_and_says_so(
 
 
 def test_results_that_came_with_a_clone_do_not_count(reproduce: ModuleType, root: Path) -> None:
-    args = small_config(root)
-    args.save = str(root / "checkpoints" / "ViT-Nano-8")
-    first = reproduce.stages(args, several(root))[0]
-    ledger = reproduce.Ledger(args)
+    run = Run.of(small_config(root)).with_(save=str(root / "checkpoints" / "ViT-Nano-8"))
+    first = reproduce.stages(run, several(root))[0]
+    ledger = reproduce.Ledger(run)
     assert ledger.is_done(first)
     first.output.write_text(first.output.read_text() + " ")
     assert not ledger.is_done(first)
@@ -150,7 +154,7 @@ def test_results_that_cannot_be_written_stop_it_before_the_first_stage(
     summary = tmp_path / "results" / "embedded" / "summary.json"
     summary.mkdir(parents=True)
     assert reproduce.main([f"--save={tmp_path}/run", f"--results={tmp_path}/results"]) == 2
-    assert f"cannot write {summary}: it exists and is no file" in capsys.readouterr().err
+    assert f"cannot write {summary}: it exists and is not a file" in capsys.readouterr().err
 
 
 def test_spread() -> None:
@@ -161,7 +165,7 @@ def test_spread() -> None:
 def test_seed_zero_is_the_run_without_a_seed() -> None:
     args = small_config(Path("x"))
     assert (
-        with_seed(Run.of(args), 0).seed is None
+        with_seed(Run.of(args), 0).config.seed is None
         and with_seed(Run.of(args), 2).seed == 2
         and args.seed is None
     )

@@ -1,1 +1,1 @@
-"""What the papers analyse: figures so far."""
+"""The analyses of the papers, one per module: tables, and figures of them."""

@@ -1,9 +1,9 @@
-r"""Weight disentanglement: does a task vector change predictions on its own task only?
+r"""The disentanglement error: whether a task vector changes predictions only on its own task.
 
 \[ \xi(a_1, a_2) = \sum_{t=1,2} E_{x \sim \mu_t}
    [\, y(x; \theta_0 + a_t \tau_t) \neq y(x; \theta_0 + a_1 \tau_1 + a_2 \tau_2) \,] \]
 
-with y the predicted class. 0 is disentangled, 2 the worst.
+with y the predicted class. 0 is perfect disentanglement, 2 the maximum.
 
 Source: arXiv:2305.12827, the disentanglement error with the prediction error as distance.
 """
@@ -17,72 +17,84 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tangent_arithmetic.analysis.edits import Edits, shares
+from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
 from tangent_arithmetic.analysis.figures import heat, panels
 from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
 REACH = 2.0  # coefficients from -REACH to REACH
-BOX = (0.0, 1.0)  # where coefficients are looked for, drawn as a frame
+BOX = (0.0, 1.0)  # the search range of coefficients, drawn as a frame
 
 
 def pairs_of(run: Run) -> list[tuple[str, str]]:
-    """The pairs of tasks: `--pairs`, or the first of the suite's tasks, two by two.
+    """The pairs of tasks: `--pairs`, or three pairs of the suite's first six tasks.
 
     Raises:
-        UsageError: for a pair that is none, or that comes twice.
+        UsageError: for an invalid or repeated pair.
     """
     suite, named = run.suite, run.config.pairs
     if not named:
         tasks = list(suite.tasks)
         return list(zip(tasks[0:6:2], tasks[1:6:2], strict=True))
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for text in named:
         one, plus, other = (part.strip() for part in text.partition("+"))
         names = (one, other) if plus else ()
         pair = [suite.check(name).removesuffix("Val") for name in names]
         if len(set(pair)) != 2:
             raise UsageError(f"expected --pairs of two tasks each, such as A+B,C+D; got {text!r}")
-        if set(pair) in map(set, found):
+        if set(pair) in map(set, pairs):
             raise UsageError(f"--pairs names {' and '.join(pair)} twice; expected each pair once")
-        found.append((pair[0], pair[1]))
-    return found
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def errors(model: EditedEncoder, pair: tuple[str, str], coefs: Sequence[float]) -> pd.DataFrame:
+    """The disentanglement error of two task vectors on a square grid.
+
+    Args:
+        model: has a vector and a split for each of the two tasks.
+        pair: names of the tasks.
+        coefs: coefficients of either vector.
+
+    Returns:
+        Columns coef1, coef2, error1, error2 (the two terms) and error.
+    """
+    grid = list(product(coefs, coefs))
+    joint = [dict(zip(pair, at, strict=True)) for at in grid]
+    terms = []
+    for t, task in enumerate(pair):
+        alone = [{task: coef} for coef in coefs]
+        classes, _ = model.predictions(task, [*joint, *alone])
+        own = classes[len(joint) :][[coefs.index(at[t]) for at in grid]]
+        terms.append(model.rates(classes[: len(joint)] != own))
+    rows = [(*at, one, other, one + other) for at, one, other in zip(grid, *terms, strict=True)]
+    return pd.DataFrame(rows, columns=["coef1", "coef2", "error1", "error2", "error"])
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
-    """The error of each pair and mode on a grid, on the test splits.
+    """The `errors` of each pair and mode on the test splits.
 
     Returns:
-        Columns mode, task1, task2, coef1, coef2, error1, error2 (the two terms) and error.
+        Columns mode, task1, task2, and those of `errors`.
     """
     coefs = [round(float(c), 10) for c in np.linspace(-REACH, REACH, run.config.grid_points)]
-    rows: list[dict[str, Any]] = []
+    parts = []
     for mode, pair in product(modes, pairs_of(run)):
-        edits = Edits(run, mode, pair)
-        grid = list(product(coefs, coefs))
-        joint = [dict(zip(pair, at, strict=True)) for at in grid]
-        terms = []
-        for t, task in enumerate(pair):
-            alone = [{task: coef} for coef in coefs]
-            classes, _ = edits.predictions(task, [*joint, *alone])
-            own = classes[len(joint) :][[coefs.index(at[t]) for at in grid]]
-            terms.append(shares(classes[: len(joint)] != own, run.device))
-        for at, one, other in zip(grid, *terms, strict=True):
-            rows.append({
-                "mode": mode, "task1": pair[0], "task2": pair[1], "coef1": at[0], "coef2": at[1],
-                "error1": one, "error2": other, "error": one + other,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+        part = errors(Edits(run, mode, pair), pair, coefs)
+        named = {"mode": mode, "task1": pair[0], "task2": pair[1]}
+        parts.append(part.assign(**named)[[*named, *part.columns]])
+    return pd.concat(parts, ignore_index=True)
 
 
-def draw(found: pd.DataFrame, run: Run) -> Any:
+def draw(table: pd.DataFrame, run: Run) -> Any:
     """A heat map for each mode (row) and pair (column), on one scale."""
-    modes = in_order(found["mode"])
-    pairs = list(dict.fromkeys(zip(found["task1"], found["task2"], strict=True)))
+    modes = in_order(table["mode"])
+    pairs = list(dict.fromkeys(zip(table["task1"], table["task2"], strict=True)))
     figure, axes = panels(len(modes), len(pairs), width=3.0, height=2.7)
     for (i, mode), (j, pair) in product(enumerate(modes), enumerate(pairs)):
-        part = found[(found["mode"] == mode) & (found["task1"] == pair[0])]
+        part = table[(table["mode"] == mode) & (table["task1"] == pair[0])]
         part = part[part["task2"] == pair[1]]
         square = part.pivot(index="coef2", columns="coef1", values="error")
         image = heat(axes[i][j], square, limits=(0.0, 1.0))

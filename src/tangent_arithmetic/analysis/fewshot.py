@@ -1,12 +1,12 @@
-"""Fine-tuning on few pictures of a data set, from an edited model."""
+"""Few-shot fine-tuning from an edited model."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tangent_arithmetic.analysis.edits import Edits, Point
 from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
@@ -15,29 +15,29 @@ from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.encoders.images import ImageClassifier, ImageEncoder
 from tangent_arithmetic.run.models import classification_head, split_of
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.training.loop import seed_everything, train
+from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
 
-STEPS = 40  # optimizer steps, however few the pictures
+STEPS = 40  # optimizer steps, whatever the number of images
 
 
 def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> tuple[float, int]:
-    """Test accuracy after standard fine-tuning of an edited model on a few pictures a class.
+    """Test accuracy after standard fine-tuning of an edited model on a few images per class.
 
     Args:
-        run: the run; the recipe is the data set's, but for `STEPS` steps.
+        run: the run; the training recipe is the data set's, except for `STEPS`.
         edits: the model, in standard mode.
-        point: where it starts, coefficients of its vectors.
-        dataset: the target, without Val.
-        shots: training pictures of each class, the first of a seeded order; 0 for no training.
+        point: coefficients of its vectors at the start.
+        dataset: the target data set, without Val.
+        shots: training images per class, the first in a seeded order; 0 for no training.
 
     Returns:
-        The accuracy, and the number of pictures.
+        The accuracy, and the number of training images.
     """
     encoder = edited_encoder(edits, point)
     if shots == 0:
         return split_of(run, encoder, dataset).accuracy(encoder)["top1"], 0
-    data = run.data.dataset(f"{dataset}Val").train
-    chosen = SubsetPictures(data, chosen_indices(labels_of(data), shots, run.seed))
+    images = run.data.dataset(f"{dataset}Val").train
+    chosen = SubsetPictures(images, chosen_indices(labels_of(images), shots, run.seed))
     recipe = run.recipe(dataset)
     size = min(recipe.batch_size, len(chosen))
     epochs = -(-STEPS // max(1, -(-len(chosen) // size)))
@@ -45,15 +45,14 @@ def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> 
     classifier = ImageClassifier(encoder, classification_head(run, dataset))
     classifier.freeze_head()
     seed_everything(run.seed)
-    train(
-        classifier, chosen, encoder.train_preprocess, recipe, run.seed, run.device,
-        f"{dataset}, {shots} a class",
-    )  # fmt: skip
+    data = TrainingData(chosen, encoder.train_preprocess)
+    description = f"{dataset}, {shots} per class"
+    train(classifier.to(run.device), data, recipe, seed=run.seed, description=description)
     return split_of(run, encoder, dataset).accuracy(encoder)["top1"], len(chosen)
 
 
 def edited_encoder(edits: Edits, point: Point) -> ImageEncoder:
-    """A standard encoder of its own at theta0 + sum of coefficients times vectors."""
+    """A new standard encoder at theta0 + the sum of coefficients times vectors."""
     if not point:
         return copy.deepcopy(edits.encoder)
     total = sum(c * NonLinearTaskVector(vector=edits.vectors[name]) for name, c in point.items())
@@ -62,9 +61,9 @@ def edited_encoder(edits: Edits, point: Point) -> ImageEncoder:
     return edited
 
 
-def chosen_indices(labels: Any, shots: int, seed: int) -> list[int]:
-    """Indices, in order, of `shots` pictures of each class (all of a class that has fewer)."""
+def chosen_indices(labels: ArrayLike, shots: int, seed: int) -> list[int]:
+    """Sorted indices of `shots` images of each class; of all images of a smaller class."""
+    labels = np.asarray(labels)
     order = np.random.default_rng([seed, 19]).permutation(len(labels))
-    ordered = np.asarray(labels)[order]
-    chosen = [order[ordered == k][:shots] for k in np.unique(ordered)]
+    chosen = [order[labels[order] == k][:shots] for k in np.unique(labels)]
     return np.sort(np.concatenate(chosen)).tolist()

@@ -1,7 +1,6 @@
-"""Figures: how they look, where they go, and the overview of a run's results.
+"""Figures: their style and files, common plots, and the overview of a run's results.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart; modes have markers of
-their own besides, for print.
+Colours are from the colour-blind-safe palette of Okabe and Ito; modes also differ in markers.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ STYLE: dict[Any, Any] = {
 
 
 def plain(draw: Callable[..., Any], *values: Any) -> Any:
-    """The figure that a function draws, in our style and without a screen."""
+    """The figure that `draw(*values)` returns, in our style and without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -40,7 +39,7 @@ def plain(draw: Callable[..., Any], *values: Any) -> Any:
 
 
 def save(figure: Any, folder: Path, stem: str, note: str = "") -> None:
-    """Writes a figure as PNG and SVG, with a line below it that says what it is of."""
+    """Writes a figure as PNG and SVG, with `note` as a line below it."""
     from matplotlib import pyplot as plt
     from matplotlib import rc_context
 
@@ -56,7 +55,7 @@ def save(figure: Any, folder: Path, stem: str, note: str = "") -> None:
 def panels(
     rows: int, columns: int, width: float, height: float, **options: Any
 ) -> tuple[Any, list[list[Any]]]:
-    """A figure of `rows` by `columns` panels of a size in inches."""
+    """A figure with `rows` by `columns` panels, each of a size in inches."""
     from matplotlib import pyplot as plt
 
     size = (columns * width, rows * height)
@@ -69,13 +68,13 @@ def panels(
 def heat(
     axis: Any, square: pd.DataFrame, limits: tuple[float, float], written: bool = False
 ) -> Any:
-    """A heat map of a table, its first row at the bottom if the rows are numbers.
+    """A heat map of a table, with its first row at the bottom if row names are numbers.
 
     Args:
-        axis: where.
-        square: the numbers, with rows and columns named.
-        limits: of the colours.
-        written: whether each number is written in its cell.
+        axis: the axis to draw on.
+        square: the values, with named rows and columns.
+        limits: range of the colour scale.
+        written: whether to write each value in its cell.
     """
     import numpy as np
 
@@ -106,7 +105,7 @@ def heat(
 
 
 def stacked(shares: pd.DataFrame, label: str) -> Any:
-    """One bar a row, cut into its columns."""
+    """A stacked bar per row, with one segment per column."""
     figure, axes = panels(1, 1, width=7.0, height=1.0 + 0.6 * len(shares))
     axis = axes[0][0]
     left = 0.0 * shares.iloc[:, 0]
@@ -124,11 +123,11 @@ def stacked(shares: pd.DataFrame, label: str) -> Any:
 
 
 def overview(run: Run, summary: dict[str, Any], path: Path) -> None:
-    """Draws single-task accuracy, the addition sweep and negation, of all modes.
+    """Draws single-task accuracy, the addition sweep and negation for all modes.
 
     Args:
-        run: the run whose sweep is drawn.
-        summary: see `tangent_arithmetic.run.summary.collect`.
+        run: the run whose sweep to draw.
+        summary: means over seeds, see `tangent_arithmetic.run.summary.collect`.
         path: PNG file to write; an SVG is written beside it.
     """
     save(plain(_overview, run, summary), path.parent, path.stem)
@@ -144,7 +143,7 @@ def _overview(run: Run, summary: dict[str, Any]) -> Any:
 
 def _bars(axis: Any, modes: list[str], figures: list[dict[str, Any]], offset: float = 0.0) -> None:
     for i, (mode, one) in enumerate(zip(modes, figures, strict=True)):
-        if one["mean"] is None:  # not known
+        if one["mean"] is None:  # no results
             continue
         axis.bar(
             i + offset,

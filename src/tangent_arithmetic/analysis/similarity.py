@@ -1,4 +1,4 @@
-"""Task vectors as vectors: their angles, their lengths, and which layers they are made of.
+"""The geometry of task vectors: cosine similarities, norms, and shares of each layer.
 
 Source: arXiv:2212.04089, the cosine similarities between task vectors.
 """
@@ -6,7 +6,7 @@ Source: arXiv:2212.04089, the cosine similarities between task vectors.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,11 +14,11 @@ import torch
 
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import heat, panels, stacked
-from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.modes import MODES, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.storage.statedict import State
 
-OWN = ("standard", "linear")  # post-hoc vectors are the standard ones
+Vectors = Mapping[tuple[str, str], State]  # by mode and task
 
 
 def layer_of(name: str) -> str:
@@ -35,13 +35,12 @@ def layer_of(name: str) -> str:
     return ".".join(parts[:-1]) or parts[0]
 
 
-def table(run: Run, modes: Sequence[str] = OWN) -> pd.DataFrame:
-    """Cosines between all vectors of the modes that are fine-tuned, with their norms.
+def cosines(vectors: Vectors) -> pd.DataFrame:
+    """Cosine similarities between all pairs of vectors, and their norms.
 
     Returns:
         Columns mode1, task1, mode2, task2, cosine, norm1, norm2.
     """
-    vectors = _vectors(run, modes)
     rows: list[dict[str, Any]] = []
     flat = {key: _flat(tau) for key, tau in vectors.items()}
     norms = {key: float(value.norm()) for key, value in flat.items()}
@@ -55,14 +54,14 @@ def table(run: Run, modes: Sequence[str] = OWN) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def layers(run: Run, modes: Sequence[str] = OWN) -> pd.DataFrame:
-    """Share of each layer in the squared norm of each vector.
+def layer_shares(vectors: Vectors) -> pd.DataFrame:
+    """The share of each layer in the squared norm of each vector.
 
     Returns:
         Columns mode, task, layer, share (in [0, 1]), norm (of the layer's part).
     """
     rows: list[dict[str, Any]] = []
-    for (mode, task), tau in _vectors(run, modes).items():
+    for (mode, task), tau in vectors.items():
         squares: dict[str, float] = {}
         for name, value in tau.items():
             layer = layer_of(name)
@@ -75,10 +74,20 @@ def layers(run: Run, modes: Sequence[str] = OWN) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _vectors(run: Run, modes: Sequence[str]) -> dict[tuple[str, str], State]:
-    tasks = run.tasks
-    found = {mode: Edits(run, mode, tasks).vectors for mode in OWN if mode in modes}
-    return {(mode, task): tau for mode, by_task in found.items() for task, tau in by_task.items()}
+def table(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
+    """The `cosines` of a run's vectors; of modes that are fine-tuned, since others share theirs."""
+    return cosines(_vectors(run, modes))
+
+
+def layers(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
+    """The `layer_shares` of a run's vectors, of modes that are fine-tuned."""
+    return layer_shares(_vectors(run, modes))
+
+
+def _vectors(run: Run, modes: Sequence[str] | None) -> Vectors:
+    chosen = [mode for mode in trained() if modes is None or mode in modes]
+    by_mode = {mode: Edits(run, mode, run.tasks).vectors for mode in chosen}
+    return {(mode, task): tau for mode, taus in by_mode.items() for task, tau in taus.items()}
 
 
 def _flat(tau: State) -> torch.Tensor:
@@ -86,22 +95,19 @@ def _flat(tau: State) -> torch.Tensor:
     return torch.cat([value.double().flatten() for value in floats])
 
 
-def draw(found: pd.DataFrame, run: Run) -> Any:
-    """Cosines within each mode, and the norms."""
-    modes = [mode for mode in OWN if mode in set(found["mode1"])]
+def draw(table: pd.DataFrame, run: Run) -> Any:
+    """Cosine similarities within each mode, and the norms."""
+    modes = [mode for mode in trained() if mode in set(table["mode1"])]
     figure, axes = panels(1, len(modes) + 1, width=3.9, height=3.6)
+    lengths = {}
     for axis, mode in zip(axes[0], modes, strict=False):
-        part = found[(found["mode1"] == mode) & (found["mode2"] == mode)]
+        own = table[table["mode1"] == mode]
+        part = own[own["mode2"] == mode]
         order = list(dict.fromkeys(part["task1"]))
         square = part.pivot(index="task1", columns="task2", values="cosine").loc[order, order]
         heat(axis, square, limits=(0.0, 1.0), written=True)
         axis.set_title(f"cosine, {MODES[mode].label}")
-    lengths = {
-        MODES[mode].label: found[found["mode1"] == mode]
-        .groupby("task1", sort=False)["norm1"]
-        .first()
-        for mode in modes
-    }
+        lengths[MODES[mode].label] = own.groupby("task1", sort=False)["norm1"].first()
     pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], color=["#0072b2", "#009e73"], width=0.75)
     axes[0][-1].invert_yaxis()
     axes[0][-1].set(xlabel="norm of the task vector", ylabel="")
@@ -111,11 +117,11 @@ def draw(found: pd.DataFrame, run: Run) -> Any:
     return figure
 
 
-def draw_layers(found: pd.DataFrame, run: Run) -> Any:
+def draw_layers(table: pd.DataFrame, run: Run) -> Any:
     """Mean share of each layer over the tasks, by mode."""
-    modes = [mode for mode in OWN if mode in set(found["mode"])]
     shares = {
-        MODES[mode].label: found[found["mode"] == mode].groupby("layer", sort=False)["share"].mean()
-        for mode in modes
+        MODES[mode].label: table[table["mode"] == mode].groupby("layer", sort=False)["share"].mean()
+        for mode in trained()
+        if mode in set(table["mode"])
     }
     return stacked(100 * pd.DataFrame(shares).T, "share of the squared norm, %, mean of tasks")

@@ -1,9 +1,9 @@
-r"""Adding the vectors of a part of the tasks: every subset of them.
+r"""Sums of the task vectors of each subset of the tasks.
 
-For a subset S the model is \(\theta_0 + a \sum_{t \in S} \tau_t\), with the coefficient that has
-the best mean normalised accuracy over all tasks on validation (ties to the smallest), as for the
-sum of all. Linear models: all subsets, exactly, from the logits of one pass. Standard models:
-single vectors, all pairs, the sum of all, and a sample of the sizes between.
+For a subset S the model is \(\theta_0 + a \sum_{t \in S} \tau_t\), with the coefficient a of the
+best mean normalised validation accuracy over all tasks (ties: the smallest), as for the sum of all.
+Linear models are evaluated on all subsets, from the logits of one pass; standard models on single
+vectors, pairs, the sum of all, and a sample of the sizes between.
 
 Source: arXiv:2212.04089, the figures on adding subsets of the tasks.
 """
@@ -11,7 +11,7 @@ Source: arXiv:2212.04089, the figures on adding subsets of the tasks.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
 from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.arithmetic.coefficients import best_coefs, coefficients, warn_of_ties
 from tangent_arithmetic.run.models import checkpoint_hashes, command
@@ -31,26 +31,26 @@ Subset = tuple[str, ...]
 
 
 def subsets(tasks: Sequence[str], sample: int | None = None, seed: int = 0) -> list[Subset]:
-    """All subsets but the empty one, small ones first; or a sample of them.
+    """All non-empty subsets, small ones first; or a sample of them.
 
     Args:
         tasks: the tasks.
-        sample: subsets of each size from three to all but one, None for every one; smaller ones,
-            and the whole, are all there.
-        seed: of the sample.
+        sample: number of subsets of each size from 3 to all but one; None for all. Sizes 1, 2 and
+            the full set are always complete.
+        seed: seed of the sample.
     """
-    found: list[Subset] = []
+    chosen: list[Subset] = []
     for size in range(1, len(tasks) + 1):
         of_size = list(combinations(tasks, size))
         if sample is not None and 2 < size < len(tasks) and sample < len(of_size):
-            chosen = random.Random(f"{seed} {size}").sample(range(len(of_size)), sample)
-            of_size = [of_size[i] for i in sorted(chosen)]
-        found += of_size
-    return found
+            indices = random.Random(f"{seed} {size}").sample(range(len(of_size)), sample)
+            of_size = [of_size[i] for i in sorted(indices)]
+        chosen += of_size
+    return chosen
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
-    """Each subset's accuracy on the test splits of all tasks.
+    """The `evaluate`d subsets of each mode, on the test splits of all tasks.
 
     Returns:
         Columns mode, num_vectors, tasks ("A+B"), coefficient, absolute, normalised (means over all
@@ -66,34 +66,52 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         path = accuracies_path(run, mode)
         needed = [*tasks, *(f"{task}Val" for task in tasks)]
         singles = require_results(path, run, edits.theta0_hash, made_by, hashes, needed)
-        rows += _rows(edits, subsets(tasks, sample, run.seed), tasks, singles, run)
+        coefs = coefficients(11 if mode == "standard" else run.config.n_eval_points)
+        num_images = run.data.smallest([f"{task}Val" for task in tasks])
+        chosen = subsets(tasks, sample, run.seed)
+        rows += [
+            {"mode": mode, **row}
+            for row in evaluate(edits, chosen, tasks, singles, coefs, num_images)
+        ]
     return pd.DataFrame(rows)
 
 
-def _rows(
-    edits: Edits, chosen: Sequence[Subset], tasks: Sequence[str], singles: Any, run: Run
+def evaluate(
+    model: EditedEncoder,
+    chosen: Sequence[Subset],
+    tasks: Sequence[str],
+    singles: Mapping[str, float],
+    coefs: Sequence[float],
+    num_images: int | None = None,
 ) -> list[dict[str, Any]]:
-    count = run.config.n_eval_points if edits.mode != "standard" else 11
-    coefs = coefficients(count)
+    """Test accuracies of subsets, as rows of `table`.
+
+    Args:
+        model: has the vectors, and the splits X and XVal, of the tasks.
+        chosen: the subsets.
+        tasks: the tasks to evaluate on.
+        singles: accuracies of the single-task models by split, for the normalisation.
+        coefs: coefficients to try.
+        num_images: size of the smallest validation split, if known.
+    """
     points = [dict.fromkeys(subset, coef) for subset in chosen for coef in coefs]
     on_val = np.array([
-        np.array(edits.accuracies(f"{task}Val", points)) / singles[f"{task}Val"] for task in tasks
+        np.array(model.accuracies(f"{task}Val", points)) / singles[f"{task}Val"] for task in tasks
     ]).mean(axis=0).reshape(len(chosen), len(coefs))  # fmt: skip
     tied = [
         best_coefs({c: {"m": float(v)} for c, v in zip(coefs, values, strict=True)}, "m")
         for values in on_val
     ]
-    names = [f"{task}Val" for task in tasks]
-    warn_of_ties(tied, run.data.smallest(names), f"subsets, {edits.mode}")
+    warn_of_ties(tied, num_images, "subsets")
     best = [equal[0] for equal in tied]
     points = [dict.fromkeys(subset, coef) for subset, coef in zip(chosen, best, strict=True)]
-    on_test = {task: edits.accuracies(task, points) for task in tasks}
+    on_test = {task: model.accuracies(task, points) for task in tasks}
     rows = []
     for i, (subset, coef) in enumerate(zip(chosen, best, strict=True)):
         absolute = {task: on_test[task][i] for task in tasks}
         normalised = {task: absolute[task] / singles[task] for task in tasks}
         rows.append({
-            "mode": edits.mode, "num_vectors": len(subset), "tasks": "+".join(subset),
+            "num_vectors": len(subset), "tasks": "+".join(subset),
             "coefficient": coef,
             "absolute": float(np.mean(list(absolute.values()))),
             "normalised": float(np.mean(list(normalised.values()))),
@@ -103,17 +121,17 @@ def _rows(
     return rows
 
 
-def draw(found: pd.DataFrame, run: Run) -> Any:
-    """Accuracy against the number of vectors: mean, one standard deviation, each subset.
+def draw(table: pd.DataFrame, run: Run) -> Any:
+    """Accuracy against the number of vectors: mean, standard deviation, and each subset.
 
-    Sizes of which only a sample was evaluated are hollow, and no line leads to them.
+    Sampled sizes have hollow markers and are not connected by a line.
     """
-    tasks = len({task for name in found["tasks"] for task in name.split("+")})
+    tasks = len({task for name in table["tasks"] for task in name.split("+")})
     figure, axes = panels(1, 2, width=4.4, height=3.6)
     measures = (("absolute", "accuracy"), ("normalised", "normalised accuracy"))
     for axis, (column, name) in zip(axes[0], measures, strict=True):
-        for k, mode in enumerate(in_order(found["mode"])):
-            part = found[found["mode"] == mode]
+        for k, mode in enumerate(in_order(table["mode"])):
+            part = table[table["mode"] == mode]
             shift = 0.16 * (k - 1)
             axis.plot(
                 part["num_vectors"] + shift, 100 * part[column], ".", ms=3, alpha=0.25,
@@ -121,16 +139,16 @@ def draw(found: pd.DataFrame, run: Run) -> Any:
             )  # fmt: skip
             by_size = part.groupby("num_vectors")[column]
             mean, spread = 100 * by_size.mean(), 100 * by_size.std(ddof=0)
-            whole = by_size.size().to_numpy() == [comb(tasks, size) for size in mean.index]
-            what = "subsets" if whole.all() else "subsets, hollow: sampled"
-            axis.plot(mean.index + shift, mean.where(whole), color=MODES[mode].colour, lw=1.5)
-            for sizes, face in ((whole, MODES[mode].colour), (~whole, "white")):
+            complete = by_size.size().to_numpy() == [comb(tasks, size) for size in mean.index]
+            what = "subsets" if complete.all() else "subsets, hollow: sampled"
+            axis.plot(mean.index + shift, mean.where(complete), color=MODES[mode].colour, lw=1.5)
+            for sizes, face in ((complete, MODES[mode].colour), (~complete, "white")):
                 axis.errorbar(
                     mean.index[sizes] + shift, mean[sizes], spread[sizes], fmt=MODES[mode].marker,
                     color=MODES[mode].colour, markerfacecolor=face, capsize=2, lw=1.5, ms=5,
                     label=f"{MODES[mode].label} ({len(part)} {what})" if face != "white" else None,
                 )  # fmt: skip
         axis.set(xlabel="number of task vectors added", ylabel=f"{name}, mean of all tasks, %")
-        axis.set_xticks(sorted(set(found["num_vectors"])))
+        axis.set_xticks(sorted(set(table["num_vectors"])))
     axes[0][0].legend(frameon=False, fontsize=8)
     return figure

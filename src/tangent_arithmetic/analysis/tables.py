@@ -1,4 +1,4 @@
-"""Tables of analyses on disk: tidy CSV, with what made them beside it as JSON."""
+"""Files of analysis tables: tidy CSV, with provenance as JSON beside it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def write_table(run: Run, name: str, table: pd.DataFrame, seconds: float) -> Pat
 
 
 def read_table(run: Run, name: str) -> pd.DataFrame:
-    """A table that was written.
+    """Reads a table that `write_table` wrote.
 
     Raises:
-        MissingFileError: if it was not.
-        UsageError: if it is damaged; the command that makes it again is named.
+        MissingFileError: if it does not exist.
+        UsageError: if it is damaged; names the command that makes it.
     """
     path = table_path(run, name)
     if not path.is_file():
@@ -44,6 +44,6 @@ def read_table(run: Run, name: str) -> pd.DataFrame:
 
 
 def of_table(run: Run, name: str) -> AbstractContextManager[None]:
-    """Turns what goes wrong with a damaged table into an error that names it and its command."""
+    """Turns errors caused by a damaged table into a `UsageError` that names its command."""
     made_by = command("analyze", run, name=name)
     return readable(table_path(run, name), f"the table that {made_by} makes")

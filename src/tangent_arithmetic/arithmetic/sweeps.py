@@ -236,7 +236,6 @@ def logits_at(
 
 def _place(own: State, theta: State, terms: Terms) -> None:
     """Puts theta + the sum of the terms into the tensors of `own`."""
-    terms = [(coef, tau) for coef, tau in terms if coef]
     device = next(iter(own.values())).device
     coef, total = terms[0] if len(terms) == 1 else (1.0, _sum(terms, device))
     for name in own.keys() - total.keys():
@@ -248,7 +247,7 @@ def _place(own: State, theta: State, terms: Terms) -> None:
 def _sum(terms: Terms, device: torch.device) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for coef, tau in terms:
-        for name, value in tau.items():
+        for name, value in tau.items() if coef else ():
             step = coef * value.to(device)
             total[name] = total[name] + step if name in total else step
     return total

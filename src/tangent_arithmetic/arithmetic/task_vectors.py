@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,24 +19,23 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from typing_extensions import Self
 
-from tangent_arithmetic.encoders.images import ImageEncoder
-from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
-from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts, resolve
+from tangent_arithmetic.encoders.base import Encoder, ModuleEncoder, is_encoder, is_linear
+from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.encoders.loading import load_checkpoint
+from tangent_arithmetic.encoders.registry import encoder_kinds, load_linear, load_standard
 from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
 from tangent_arithmetic.storage import statedict
-from tangent_arithmetic.storage.checkpoints import BACKBONE, ENCODERS, save_tensors
+from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.wrappers import unwrapped
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 logger = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", bound="TaskVector")
-Encoder = ImageEncoder | LinearizedImageEncoder
 Source = str | Path | Encoder | nn.Module | Mapping[str, Tensor]
 Operation = Literal["subtract", "add", "multiply", "divide"]
 OPERATIONS: tuple[Operation, ...] = ("subtract", "add", "multiply", "divide")
 KIND = "task_vector"
-MODELS = (*ENCODERS, BACKBONE)  # kinds of checkpoints that vectors are made of and applied to
 STATISTICS = ("running_mean", "running_var")  # the floating-point buffers of batch normalisation
 
 
@@ -50,22 +49,24 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str], state
     buffers: frozenset[str] = frozenset()
     if isinstance(source, nn.Module):
         theta = _state_of(source)
-        model = source.model if isinstance(source, LinearizedImageEncoder) else source
-        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        if isinstance(model, LinearizedModel):
-            parameters |= {n for n, first in model.aliases().items() if first in parameters}
-        buffers = frozenset(theta.keys() - parameters)
+        tied = statedict.ties(theta)
+        if isinstance(source, LinearizedModel) or is_linear(source):
+            parameters = set(source.theta0())
+        else:
+            parameters = {name for name, _ in source.named_parameters(remove_duplicate=False)}
+        buffers = frozenset(n for n in theta if not {n, tied.get(n, n)} & parameters)
     elif isinstance(source, Mapping):
         theta = unwrapped(source).tensors
     else:
-        found = load_checkpoint(source, kinds=MODELS)
+        assert isinstance(source, str | Path)
+        found = load_checkpoint(source, kinds=encoder_kinds())
         return found.theta, found.hash, buffers, _known_ties(found.info)
     return theta, statedict.content_hash(theta), buffers, statedict.ties(theta)
 
 
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module by all their names; of an encoder, those of the vision tower."""
-    if isinstance(module, ImageEncoder | LinearizedImageEncoder | LinearizedModel):
+    if isinstance(module, LinearizedModel) or is_encoder(module):
         return module.weights()
     return {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)}
 
@@ -75,16 +76,6 @@ def _known_ties(info: Mapping[str, Any]) -> dict[str, str]:
     found = info.get(statedict.TIES)
     found = found if isinstance(found, Mapping) else {}
     return statedict.joined({n: str(first) for n, first in found.items() if isinstance(n, str)})
-
-
-def _load(path: str | Path) -> ImageEncoder | nn.Module:
-    """The standard model that a checkpoint holds."""
-    path = resolve(path)
-    if read_facts(path)["kind"] == BACKBONE:
-        from tangent_arithmetic.encoders.mlp import BackBone
-
-        return BackBone.load(path)
-    return ImageEncoder.load(path)
 
 
 class TaskVector:
@@ -318,15 +309,12 @@ class TaskVector:
             apart = _apart(moved, given.tensors)
             return {given.names[name]: value for name, value in apart.items()}
         model: Any
-        if isinstance(pretrained_checkpoint, LinearizedImageEncoder):
-            model = ImageEncoder.without_weights(pretrained_checkpoint.model_name)
-            model.load_weights(pretrained_checkpoint.weights())
-        elif isinstance(pretrained_checkpoint, LinearizedModel):
+        if isinstance(pretrained_checkpoint, str | Path):
+            model = load_standard(pretrained_checkpoint)
+        elif isinstance(pretrained_checkpoint, LinearizedModel) or is_linear(pretrained_checkpoint):
             model = pretrained_checkpoint.standard()
-        elif isinstance(pretrained_checkpoint, nn.Module):
-            model = copy.deepcopy(pretrained_checkpoint)
         else:
-            model = _load(pretrained_checkpoint)
+            model = copy.deepcopy(pretrained_checkpoint)
         return self._moved(model, scaling_coef)
 
     def apply_to_linear(
@@ -338,7 +326,7 @@ class TaskVector:
 
         Args:
             pretrained_checkpoint: a checkpoint, an encoder, any module, or the linearisation of
-                one; untouched. Encoders give a `LinearizedImageEncoder`, others a
+                one; untouched. Encoders give a linearised encoder, others a
                 `LinearizedModel`.
             scaling_coef: the coefficient.
 
@@ -351,18 +339,15 @@ class TaskVector:
                 "no forward pass to linearise"
             )
         source = pretrained_checkpoint
-        if isinstance(source, str | Path):
-            path = resolve(source)
-            if read_facts(path)["kind"] == BACKBONE:
-                source = _load(path)
-            else:
-                source = LinearizedImageEncoder.load(path)
         model: Any
-        if isinstance(source, ImageEncoder):
-            model = LinearizedImageEncoder(image_encoder=source)
-        elif isinstance(source, LinearizedImageEncoder | LinearizedModel):
+        if isinstance(source, str | Path):
+            model = load_linear(source)
+        elif isinstance(source, LinearizedModel) or is_linear(source):
             model = copy.deepcopy(source)
+        elif isinstance(source, ModuleEncoder):
+            model = linearized(source)
         else:
+            assert isinstance(source, nn.Module)
             model = LinearizedModel(source)
         return self.parameters_only()._moved(model, scaling_coef)
 
@@ -477,10 +462,3 @@ def _say_dropped(count: int, first: str) -> None:
         count,
         first,
     )
-
-
-TASK_VECTORS: dict[str, Callable[..., TaskVector]] = {
-    "standard": NonLinearTaskVector,
-    "posthoc": NonLinearTaskVector,
-    "linear": LinearizedTaskVector,
-}

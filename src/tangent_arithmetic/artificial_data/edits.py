@@ -19,15 +19,15 @@ from tangent_arithmetic.tangent.linearized import LinearizedModel
 class Edits:
     r"""The models around a backbone, standard or linear, and their accuracy.
 
-    Linear ones need a pass over a split only once, whatever the coefficients: their features are
+    Linear models pass over a split once for all coefficients: their features are
     \(f_0(x) + \sum_t c_t J(x) \tau_t\).
 
     Args:
         backbone: theta_0.
         vectors: name -> tau_t.
         linear: whether the models are linearised at theta_0.
-        head: gives the head of a data set.
-        data: gives x and y of a data set and a split.
+        head: returns the head of a data set.
+        data: returns x and y of a data set and a split.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class Edits:
         """Accuracy by data set and split, of the model with these coefficients.
 
         Args:
-            coefs: name of a vector -> c_t; what is missing is 0.
+            coefs: name of a vector -> c_t; 0 where missing.
             datasets: data sets to evaluate on, each under its own head.
-            splits: of them.
+            splits: their splits to evaluate on.
         """
         wanted = [(dataset, split) for dataset in datasets for split in splits]
         if self.linear:
-            found = {key: self._linear(coefs, *key) for key in wanted}
+            outputs = {key: self._linear(coefs, *key) for key in wanted}
         else:
             moved = self._standard(coefs)
-            found = {key: features(moved, self.data(*key)[0]) for key in wanted}
+            outputs = {key: features(moved, self.data(*key)[0]) for key in wanted}
         return {
             key: accuracy(self.head(key[0])(value), self.data(*key)[1])
-            for key, value in found.items()
+            for key, value in outputs.items()
         }
 
     def _standard(self, coefs: Mapping[str, float]) -> nn.Module:

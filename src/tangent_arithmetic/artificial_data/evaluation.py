@@ -18,18 +18,18 @@ ROWS = 2048  # at a time
 def accuracy(logits: Tensor, y: Tensor) -> float:
     """The share of rows whose largest logit is that of the class.
 
-    A row with a logit that is not a finite number is wrong.
+    A row with a non-finite logit counts as wrong.
 
     Args:
         logits: shape (rows, classes).
         y: classes, shape (rows).
     """
-    right = (logits.argmax(dim=1) == y) & finite(logits)
-    return float(right.float().mean())
+    correct = (logits.argmax(dim=1) == y) & finite(logits)
+    return float(correct.float().mean())
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Which rows have finite logits only, shape (rows)."""
+    """Whether all logits of a row are finite, shape (rows)."""
     return logits.isfinite().all(dim=1)
 
 
@@ -37,7 +37,7 @@ def get_head(dataset: str, workspace: Workspace | None = None, mode: str = "stan
     """The head of a data set.
 
     Raises:
-        MissingFileError: if it is not there.
+        MissingFileError: if it is missing.
     """
     workspace = workspace or Workspace()
     step, *words = ["train"] if dataset == BASE else ["finetune", f"--dataset={dataset}"]
@@ -65,13 +65,13 @@ def eval_single_dataset(
     Args:
         backbone: a `BackBone`, its linearisation or any module from rows to features.
         dataset: name of the data set.
-        device: where to compute; the backbone stays where it is if it is there already.
+        device: where to compute; the backbone is moved there.
         head: the head; the one fine-tuned (or probed) on this data set if None.
         split: "test", "val" or "train".
-        workspace: where data and head lie; the current folder's default preset if None.
+        workspace: the files of data and head; the current folder's default preset if None.
 
     Raises:
-        MissingFileError: if the data set or the head is not there.
+        MissingFileError: if the data set or the head is missing.
     """
     workspace = workspace or Workspace()
     head = head or get_head(dataset, workspace)

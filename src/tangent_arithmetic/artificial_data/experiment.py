@@ -4,8 +4,8 @@
     python -m src.artificial_data.experiment --quick      # one seed of a smaller study
     python -m src.artificial_data.experiment --preset=readme --seeds=1      # the public README's
 
-Results are `results/artificial_data/` (another preset: a folder of its name in it). What is done is
-kept in `artificial_datasets*` and `artificial_checkpoints*` and skipped when it is run again.
+Results go to `results/artificial_data/` (of another preset, to a folder of its name in it). Data
+and models are kept in `artificial_datasets*` and `artificial_checkpoints*` for later runs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangent_arithmetic.run.settings import device_of
-
 from tangent_arithmetic.arithmetic.task_vectors import OPERATIONS, TaskVector
 from tangent_arithmetic.artificial_data import flags
 from tangent_arithmetic.artificial_data.edits import Edits
@@ -31,6 +29,7 @@ from tangent_arithmetic.artificial_data.train import train
 from tangent_arithmetic.artificial_data.workspace import SPLITS, Data, Workspace
 from tangent_arithmetic.encoders.mlp import BackBone, Head
 from tangent_arithmetic.runtime.atomic import check_writable
+from tangent_arithmetic.runtime.compute import find_device
 from tangent_arithmetic.runtime.errors import UsageError, entry_point
 from tangent_arithmetic.runtime.logs import progress, setup_logging
 from tangent_arithmetic.runtime.private import expanded
@@ -47,7 +46,7 @@ ALPHAS = [round(0.1 * i, 1) for i in range(11)]
 
 
 def prepare(workspace: Workspace, device: Any = "cpu") -> None:
-    """Makes data, base model and fine-tuned models; what is done is skipped."""
+    """Makes data, base model and fine-tuned models, unless they exist."""
     preset = workspace.preset
     for name, spec in preset.datasets.items():
         write_dataset(workspace, name, spec)
@@ -62,7 +61,7 @@ def prepare(workspace: Workspace, device: Any = "cpu") -> None:
 
 
 class Study:
-    """One seed's models and what is measured on them; all tables are lists of rows.
+    """One seed's models and their measurements, each table a list of rows.
 
     Args:
         workspace: its files, see `prepare`.
@@ -102,7 +101,7 @@ class Study:
                      lambda dataset: self.head(dataset, mode), self.data)  # fmt: skip
 
     def training(self) -> Iterator[Row]:
-        """What was learnt: the base model, each task before and after fine-tuning."""
+        """Accuracy of the base model, and on each task before and after fine-tuning."""
         standard = self.edits("standard")
         got = standard.accuracies({}, [BASE], SPLITS)
         found = {("base", BASE, split): value for (_, split), value in got.items()}
@@ -183,10 +182,10 @@ def run(
     """Runs a preset for several seeds and writes its results.
 
     Args:
-        name: of the preset.
-        seeds: how many, from 0.
-        root: where data and checkpoints go.
-        results: folder of CSV files, figures and readme.
+        name: the preset's name.
+        seeds: number of seeds, from 0.
+        root: parent of the folders of data and checkpoints.
+        results: folder for CSV files, figures and readme.
         device: where to compute.
 
     Returns:
@@ -228,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--seeds: expected at least 1, got {seeds}")
     folder = expanded(args.results) / "artificial_data"
     folder = folder if name == "default" else folder / name
-    run(name, seeds, args.root, folder, device_of(args))
+    run(name, seeds, args.root, folder, find_device(args.device))
     logger.info("results are in %s", folder)
     return 0
 

@@ -1,4 +1,4 @@
-"""Figures of the study: lines are means over data sets and seeds, bands one deviation of seeds."""
+"""Figures of the study: means over data sets and seeds, with the seeds' standard deviation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACCURACY = "test accuracy, %"
 
 
 def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Writes one PNG a table of edits."""
+    """Writes a PNG for each table of edits."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -4,9 +4,9 @@
     python -m src.artificial_data.finetune --dataset=dataset2 --freeze=backbone       # head alone
     python -m src.artificial_data.finetune --dataset=dataset2 --freeze=head --mode=linear
 
-`--freeze=head` takes the head that `--freeze=backbone` made. `--mode=linear` trains the backbone's
-linearisation at the pre-trained weights; `--mode=scratch` starts from a new backbone instead of the
-pre-trained one.
+`--freeze=head` uses the head that `--freeze=backbone` trained. `--mode=linear` trains the
+linearisation of the backbone at the pre-trained weights; `--mode=scratch` starts from a new
+backbone instead of the pre-trained one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tangent_arithmetic.run.settings import device_of
 from torch import nn
 
 from tangent_arithmetic.artificial_data import flags
@@ -28,6 +27,7 @@ from tangent_arithmetic.artificial_data.workspace import Workspace, is_done
 from tangent_arithmetic.encoders.loading import read_facts, resolve
 from tangent_arithmetic.encoders.mlp import BackBone, ClassificationModel, Head
 from tangent_arithmetic.runtime.atomic import check_writable
+from tangent_arithmetic.runtime.compute import find_device
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, unknown
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.software import software
@@ -47,24 +47,24 @@ def finetune(
     freeze: Freeze = "none",
     device: Any = "cpu",
 ) -> Path:
-    """Fine-tunes on a data set and writes what was trained; what is done is skipped.
+    """Fine-tunes on a data set and writes what was trained, unless it exists.
 
     Args:
-        workspace: where data and base model lie and the checkpoints go.
+        workspace: the folders of data, base model and checkpoints.
         dataset: its name.
         recipe: learning rate, batch size, epochs.
         mode: "standard"; "linear": the linearisation at the pre-trained weights; "scratch": as
             standard, from a new backbone.
-        freeze: "none": backbone and a new head are trained; "backbone": the head alone; "head": the
-            backbone alone, under the head that "backbone" made.
-        device: where.
+        freeze: "none" trains the backbone and a new head; "backbone" the head alone; "head" the
+            backbone alone, under the head that "backbone" trained.
+        device: where to train.
 
     Returns:
         The file of the backbone, or of the head if the backbone is frozen.
 
     Raises:
-        MissingFileError: if data, base model or head are not there.
-        UsageError: if there is a checkpoint of this name that was made otherwise.
+        MissingFileError: if data, base model or head are missing.
+        UsageError: if there is a checkpoint of this name with other settings.
         ValueError: if the base model lacks a weight, listing all differences.
     """
     _check(dataset, mode, freeze)
@@ -86,10 +86,10 @@ def finetune(
 
     x, y = workspace.data(dataset, "train", device)
     backbone, head = _parts(workspace, dataset, mode, freeze, x.shape[1], num_classes(y))
+    backbone.requires_grad_(freeze != "backbone")
+    head.requires_grad_(freeze != "head")
     body = LinearizedModel(backbone) if mode == "linear" else backbone
     model = ClassificationModel(body, head).to(device)
-    model.backbone.requires_grad_(freeze != "backbone")
-    model.head.requires_grad_(freeze != "head")
     what = "head" if freeze == "backbone" else "backbone"
     name = f"{mode} {what} on {dataset}"
     states = RunStates(written[0], {**made, **software(OWN)})
@@ -158,7 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset = workspace.preset
     start = preset.probe or preset.base if args.freeze == "backbone" else preset.recipe(args.mode)
     recipe = replace(start, **flags.given(args, Recipe))
-    done = finetune(workspace, args.dataset, recipe, args.mode, args.freeze, device_of(args))
+    done = finetune(
+        workspace, args.dataset, recipe, args.mode, args.freeze, find_device(args.device)
+    )
     logger.info("%s", done)
     return 0
 

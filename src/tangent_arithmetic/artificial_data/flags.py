@@ -14,13 +14,9 @@ from tangent_arithmetic.run.args import LARGEST_SEED, Parser, pathname
 from tangent_arithmetic.runtime.ranges import number
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with --preset, --root and --device; a module's docstring is its help."""
-    parser = Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def make_parser(description: str | None) -> Parser:
+    """A parser with --preset, --root and --device; `description` is shown by --help."""
+    parser = Parser(description=description)
     parser.add_argument("--preset", default="default", choices=sorted(PRESETS),
                         help="data sets and recipes (default: default)")  # fmt: skip
     parser.add_argument("--root", type=lambda text: Path(pathname(text)), default=Path(),
@@ -31,44 +27,33 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def add_seed(parser: argparse.ArgumentParser) -> None:
+def add_seed(parser: Parser) -> None:
     """Adds --seed."""
-    text = "of data, initialisation and order of batches (default: 0)"
-    parser.add_argument(
-        "--seed", type=number(int, 0, LARGEST_SEED // SEED_STEP - 1), default=0, help=text
-    )
+    text = "seed of data, initialisation and order of batches (default: 0)"
+    largest = LARGEST_SEED // SEED_STEP - 1
+    parser.add_argument("--seed", type=number(int, 0, largest), default=0, help=text)
 
 
-def add_fields(
-    parser: argparse.ArgumentParser, kind: type[DatasetSpec] | type[Recipe], whose: str
-) -> None:
-    """Adds a flag for each number of a data set or a recipe."""
-    hints = typing.get_type_hints(kind)
-    group = parser.add_argument_group(whose, "what is not given is the preset's")
-    for item in fields(kind):
-        dashed = "--" + item.name.replace("_", "-")
-        names = [dashed] if "_" not in item.name else [dashed, f"--{item.name}"]
-        if hints[item.name] is bool:
-            group.add_argument(*names, dest=item.name, action=argparse.BooleanOptionalAction)
-        else:
-            group.add_argument(
-                *names, dest=item.name, type=_number(item.name, hints[item.name]), metavar="N"
-            )
-
-
-def _number(name: str, kind: type) -> Any:
-    """The type of such a flag; what numbers go together is checked where they are used."""
-    if kind is float:
-        return number(float)
-    return number(int, 0, LARGEST_SEED if name == "random_state" else 10**8)
+def add_fields(parser: Parser, kind: type[DatasetSpec] | type[Recipe], title: str) -> None:
+    """Adds a flag for each field of a data set or a recipe, in a group of the help."""
+    group = parser.add_argument_group(title, "the preset's by default")
+    for name, hint in typing.get_type_hints(kind).items():
+        flag = f"--{name.replace('_', '-')}"
+        if hint is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction)
+        elif hint is float:
+            group.add_argument(flag, type=number(float), metavar="N")
+        else:  # which numbers go together is checked where they are used
+            largest = LARGEST_SEED if name == "random_state" else 10**8
+            group.add_argument(flag, type=number(int, 0, largest), metavar="N")
 
 
 def given(args: argparse.Namespace, kind: type[DatasetSpec] | type[Recipe]) -> dict[str, Any]:
-    """Those of these flags that were given."""
+    """The fields whose flags were set explicitly."""
     values = {item.name: getattr(args, item.name) for item in fields(kind)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def workspace_of(args: argparse.Namespace) -> Workspace:
-    """The files that a command works on."""
+    """The files of the command's preset and seed."""
     return Workspace(args.root, args.preset, args.seed)

@@ -21,6 +21,7 @@ from tangent_arithmetic.runtime.atomic import atomic, write_json
 from tangent_arithmetic.runtime.errors import UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.storage.reading import read_json
+from tangent_arithmetic.storage.states import check_made
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ def generate(spec: DatasetSpec) -> tuple[pd.DataFrame, pd.DataFrame]:
         spec: arguments of `make_classification`; its `random_state` also splits the rows.
 
     Raises:
-        UsageError: if no data set has these numbers.
+        UsageError: if the numbers contradict one another.
     """
     import pandas as pd
     from sklearn.datasets import make_classification
@@ -49,27 +50,27 @@ def generate(spec: DatasetSpec) -> tuple[pd.DataFrame, pd.DataFrame]:
         train, test = train_test_split(
             table, test_size=TEST_SHARE, stratify=y, random_state=spec.random_state
         )
-    except ValueError as error:  # of scikit-learn, which says what does not go together
+    except ValueError as error:  # from scikit-learn, naming what contradicts
         raise UsageError(f"no data set can be made of {spec}: {error}") from error
     return train, test
 
 
 def write_dataset(workspace: Workspace, name: str, spec: DatasetSpec) -> bool:
-    """Makes a data set and writes its two files; whether it had to.
+    """Generates and writes a data set, unless its files exist.
 
-    Its numbers are kept beside the files, in `<name>.json`.
+    The numbers that it was made with are kept beside the files, in `<name>.json`.
+
+    Returns:
+        Whether it was written.
 
     Raises:
-        UsageError: if there are files of this name that were made with other numbers.
+        UsageError: if the files exist and were made with other numbers.
     """
     paths = [workspace.csv(name, split) for split in ("train", "test")]
     facts = paths[0].with_name(f"{name}.json")
     if all(path.is_file() for path in paths):
-        if facts.is_file() and read_json(facts) != asdict(spec):
-            raise UsageError(
-                f"{paths[0]} was made with other numbers (see {facts.name}) than {spec}. Keep it "
-                "and name another folder with --root, or delete it"
-            )
+        if facts.is_file():
+            check_made(paths[0], read_json(facts), asdict(spec), "with other settings", "--root")
         return False
     for path, table in zip(paths, generate(spec), strict=True):
         with atomic(path) as temporary:
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     for name, spec in wanted.items():
         if not write_dataset(workspace, name, spec):
-            logger.info("%s is there already", name)
+            logger.info("%s exists", name)
     return 0
 
 

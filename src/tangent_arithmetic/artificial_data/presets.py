@@ -1,4 +1,4 @@
-"""What the study is made of: data sets, recipes, and presets of both."""
+"""Data sets and recipes of the study, and presets of both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from tangent_arithmetic.runtime.errors import UsageError, unknown
 
-BASE = "dataset1"  # what the base model is trained on
+BASE = "dataset1"  # the base model's
 SEED_STEP = 1000  # between the random states of two seeds
 Mode = Literal["standard", "linear", "scratch"]
 MODES: tuple[Mode, ...] = ("standard", "linear", "scratch")
@@ -19,8 +19,8 @@ MODES: tuple[Mode, ...] = ("standard", "linear", "scratch")
 class DatasetSpec:
     """Arguments of `sklearn.datasets.make_classification`, under its names and with its meaning.
 
-    With `shuffle=False` the informative features are the first columns, so that data sets with
-    different `random_state` speak through the same columns.
+    With `shuffle=False` the informative features are the first columns, so data sets with different
+    `random_state` share them.
     """
 
     n_samples: int = 10_000
@@ -37,10 +37,10 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How something is trained, by Adam at a constant learning rate.
+    """Hyperparameters of Adam at a constant learning rate.
 
     Raises:
-        UsageError: if a number makes no sense.
+        UsageError: if a number is out of range.
     """
 
     lr: float
@@ -58,12 +58,11 @@ class Preset:
 
     Attributes:
         datasets: name -> data set; `dataset1` is the base model's, each other one is a task.
-        base: how backbone and head of the base model are trained, and those of models that do not
-            start from it.
-        probe: how a task's head is trained on the frozen pre-trained backbone; it then stays as it
-            is while the backbone is fine-tuned. None: the head is trained along with the backbone.
-        standard: how the backbone is fine-tuned.
-        linear: how its linearisation is.
+        base: recipe of the base model, and of models trained from scratch.
+        probe: recipe of a task's head on the frozen pre-trained backbone; fine-tuning the backbone
+            then keeps that head. None: the head is trained along with the backbone.
+        standard: recipe for fine-tuning the backbone.
+        linear: recipe for fine-tuning its linearisation.
     """
 
     datasets: Mapping[str, DatasetSpec]
@@ -78,7 +77,7 @@ class Preset:
         return [name for name in self.datasets if name != BASE]
 
     def at(self, seed: int) -> Preset:
-        """The preset with the data of a seed: other random states, nothing else changed."""
+        """The preset with the data of a seed: the same but for the random states."""
         moved = {
             name: replace(spec, random_state=spec.random_state + SEED_STEP * seed)
             for name, spec in self.datasets.items()
@@ -89,21 +88,21 @@ class Preset:
         """One of the data sets.
 
         Raises:
-            UsageError: if there is none of this name.
+            UsageError: if the name is unknown.
         """
         if name not in self.datasets:
             raise unknown("data set", name, self.datasets)
         return self.datasets[name]
 
     def recipe(self, mode: str) -> Recipe:
-        """How the backbone is fine-tuned in a mode."""
+        """The recipe for fine-tuning the backbone in a mode."""
         return {"linear": self.linear, "scratch": self.base}.get(mode, self.standard)
 
 
 def _related(
     samples: int, features: int, informative: int, separation: float
 ) -> dict[str, DatasetSpec]:
-    """Four data sets that speak through the same columns, with one cluster a class."""
+    """Four data sets with the same informative columns and one cluster a class."""
     base = DatasetSpec(
         n_samples=samples, n_features=features, n_classes=10, n_informative=informative,
         n_redundant=0, n_clusters_per_class=1, class_sep=separation, shuffle=False,
@@ -149,7 +148,7 @@ def get_preset(name: str, seed: int = 0) -> Preset:
     """A preset by name, with the data of a seed.
 
     Raises:
-        UsageError: if there is none of this name.
+        UsageError: if the name is unknown.
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

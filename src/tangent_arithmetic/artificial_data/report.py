@@ -23,10 +23,10 @@ def write_report(folder: Path, name: str, tables: dict[str, pd.DataFrame], secon
     """Writes the tables as CSV, their figures, `study.json` and `README.md`.
 
     Args:
-        folder: where to.
-        name: of the preset.
+        folder: the results folder.
+        name: the preset's name.
         tables: see `experiment.run`.
-        seconds: how long the study took, this time.
+        seconds: duration of this run.
     """
     for table, content in tables.items():
         with atomic(folder / f"{table}.csv") as temporary:

@@ -1,4 +1,4 @@
-"""What the study's tables say: mean and spread over seeds, at coefficients chosen on validation."""
+"""Summary of the study's tables over seeds, at coefficients chosen on validation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Tables = Mapping[str, "pd.DataFrame"]
 
 def spread(values: pd.Series | list[float], scale: float = 100.0) -> str:
     """Mean ± standard deviation of one value a seed; the mean alone for one seed."""
-    found = scale * np.asarray(values, dtype=float)
-    if len(found) < 2:
-        return f"{found.mean():.1f}"
-    return f"{found.mean():.1f} ± {found.std(ddof=1):.1f}"
+    scaled = scale * np.asarray(values, dtype=float)
+    if len(scaled) < 2:
+        return f"{scaled.mean():.1f}"
+    return f"{scaled.mean():.1f} ± {scaled.std(ddof=1):.1f}"
 
 
 def training(tables: Tables) -> list[list[str]]:
-    """Model, then accuracy on train, val and test, mean over tasks."""
+    """One row a model: accuracy on train, val and test, mean over tasks, and chance level."""
     table = tables["training"]
     means = table.groupby(["model", "split", "seed"])["accuracy"].mean()
     rows = []
@@ -38,7 +38,7 @@ def training(tables: Tables) -> list[list[str]]:
 
 
 def operations(tables: Tables) -> list[list[str]]:
-    """Start and operation, then test accuracy at 0, the best and where it is, at the last step."""
+    """One row an operation and start: test accuracy at 0, the best one, its place, the last one."""
     table = tables["operations"]
     rows = []
     for (start, operation), part in table.groupby(["start", "operation"], sort=False):
@@ -53,7 +53,7 @@ def operations(tables: Tables) -> list[list[str]]:
 
 
 def sums(tables: Tables) -> list[list[str]]:
-    """Mode and number of vectors, then accuracy before and after, normalised, coefficients."""
+    """One row a mode and number of vectors: accuracy before and after, normalised, coefficients."""
     own = tables["training"].rename(columns={"model": "mode", "accuracy": "own"})
     table = tables["sums"].merge(own, on=["seed", "mode", "dataset", "split"])
     table["normalized"] = (table["accuracy"] / table["own"]).where(table["own"] > 0, 0.0)
@@ -76,12 +76,12 @@ def sums(tables: Tables) -> list[list[str]]:
 
 
 def negations(tables: Tables) -> list[list[str]]:
-    """Mode, then accuracy of task and control before and after, coefficients."""
+    """One row a mode: accuracy of task and control before and after, coefficients."""
     table = tables["negations"]
     rows = []
     for mode, part in table.groupby("mode", sort=False):
         chosen: list[float] = []
-        found: list[list[float]] = []
+        accuracies: list[list[float]] = []
         for (_, task), one in part.groupby(["seed", "negated"]):
             wide = one.pivot_table(
                 index=["split", "coefficient"], columns="dataset", values="accuracy"
@@ -95,16 +95,16 @@ def negations(tables: Tables) -> list[list[str]]:
                 control_metric_threshold=KEPT * val["control"][0.0],
             )  # fmt: skip
             chosen.append(coef)
-            found.append(
+            accuracies.append(
                 [test[column][at] for column in ("target", "control") for at in (0.0, coef)]
             )
-        cells = [by_seed(part, list(values)) for values in zip(*found, strict=True)]
+        cells = [by_seed(part, list(values)) for values in zip(*accuracies, strict=True)]
         rows.append([str(mode), *cells, span(chosen)])
     return rows
 
 
 def interpolations(tables: Tables) -> list[list[str]]:
-    """Mode, then accuracy on a task at the weights 1, 0.5 and 0 of its own vector."""
+    """One row a mode: accuracy on a task at the weights 1, 0.5 and 0 of its own vector."""
     table = tables["interpolations"]
     weight = np.where(table["dataset"] == table["second"], table["alpha"], 1 - table["alpha"])
     table = table.assign(weight=np.round(weight, 2))
@@ -116,12 +116,12 @@ def interpolations(tables: Tables) -> list[list[str]]:
 
 
 def by_seed(part: pd.DataFrame, values: list[float]) -> str:
-    """Mean ± deviation over seeds, of values that are grouped by seed first."""
+    """Mean ± standard deviation over seeds, of values grouped by seed."""
     return spread([float(np.mean(each)) for each in np.split(np.array(values),
                                                             part["seed"].nunique())])  # fmt: skip
 
 
 def span(values: list[float]) -> str:
-    """The least and the largest value."""
+    """The range of some values, as text."""
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"

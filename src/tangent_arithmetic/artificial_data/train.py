@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tangent_arithmetic.run.settings import device_of
 from torch import Tensor, nn
 
 from tangent_arithmetic.artificial_data import flags
@@ -23,10 +22,12 @@ from tangent_arithmetic.artificial_data.presets import BASE, Recipe
 from tangent_arithmetic.artificial_data.workspace import Workspace, is_done
 from tangent_arithmetic.encoders.mlp import BackBone, ClassificationModel, Head
 from tangent_arithmetic.runtime.atomic import check_writable
+from tangent_arithmetic.runtime.compute import find_device
 from tangent_arithmetic.runtime.errors import UsageError, entry_point
 from tangent_arithmetic.runtime.logs import progress, setup_logging
 from tangent_arithmetic.runtime.software import SOURCES, software
-from tangent_arithmetic.storage.states import RunStates, pack, unpack
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.training.resume import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,12 @@ OWN = (*SOURCES, "artificial_data")  # the sources that the study's weights depe
 
 
 def seeded(seed: int, what: str) -> torch.Generator:
-    """A generator of its own for each thing that is drawn in a run."""
+    """A random generator for one purpose of a run, independent of those for others."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {what}".encode()))
 
 
 def initialized(kind: type[Any], seed: int, what: str, **sizes: int) -> Any:
-    """A backbone or head with the initial weights of a seed; global random state is left alone."""
+    """A backbone or head with the initial weights of a seed; the global random state stays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeded(seed, what).initial_seed()))
         return kind(**sizes)
@@ -62,7 +63,7 @@ def fit(
     """Trains, in place, the parameters that require grad: Adam on the mean cross-entropy.
 
     The order of an epoch's batches follows from (order, epoch) alone; the last, incomplete batch is
-    dropped. A run that was interrupted goes on from its last state and ends in the same weights.
+    dropped. An interrupted run continues from its last state and ends in the same weights.
 
     Args:
         model: gives logits, shape (rows, classes).
@@ -70,8 +71,8 @@ def fit(
         y: classes, shape (rows).
         recipe: learning rate, batch size, epochs.
         order: seed of the order of batches.
-        name: what is trained, for messages.
-        states: where states of the run are kept while it is under way, counted in epochs.
+        name: of the model, for messages.
+        states: where the run's resume states are kept, counted in epochs.
 
     Returns:
         The mean loss of each epoch.
@@ -84,8 +85,9 @@ def fit(
         raise UsageError(f"{name}: {len(x)} rows are less than a batch of {size}")
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=recipe.lr)
-    losses = _continue(states, model, optimizer, name)
-    for epoch in progress(range(len(losses), recipe.epochs), name):
+    keeper = Keeper(states, model, optimizer, unit="epoch")
+    keeper.resume()
+    for epoch in progress(range(keeper.done, recipe.epochs), name):
         drawn = torch.randperm(len(x), generator=seeded(order, f"epoch {epoch}")).to(x.device)
         total = torch.zeros((), device=x.device)
         for rows in drawn[: len(x) // size * size].split(size):
@@ -94,46 +96,31 @@ def fit(
             loss.backward()
             optimizer.step()
             total += loss.detach()
-        losses.append(total.item() / (len(x) // size))
+        keeper.losses.append(total.item() / (len(x) // size))
         if not torch.isfinite(total):
             raise UsageError(
                 f"{name}: the loss of epoch {epoch + 1} is not finite; lower the learning rate "
                 f"({recipe.lr})"
             )
-        if states is not None and states.due(len(losses)):
-            kept = torch.tensor(losses, dtype=torch.float64)
-            states.save({**pack(model, optimizer), "losses": kept}, len(losses), {})
-    return losses
-
-
-def _continue(
-    states: RunStates | None, model: nn.Module, optimizer: torch.optim.Optimizer, name: str
-) -> list[float]:
-    """Takes up the newest state, if there is one; the losses so far."""
-    state = states.newest() if states is not None else None
-    if state is None:
-        return []
-    tensors = dict(state.tensors)
-    losses: list[float] = tensors.pop("losses").tolist()
-    unpack(tensors, model, optimizer)
-    logger.info("%s: going on after epoch %d", name, len(losses))
-    return losses
+        if keeper.due():
+            keeper.save()
+    return keeper.losses
 
 
 def train(workspace: Workspace, recipe: Recipe | None = None, device: Any = "cpu") -> Path:
-    """Trains the base model and writes backbone and head; what is done is skipped.
+    """Trains the base model and writes backbone and head, unless they exist.
 
     Args:
-        workspace: where the data lie and the checkpoints go.
-        recipe: how; the preset's if None.
-        device: where.
+        workspace: the folders of data and checkpoints.
+        recipe: learning rate, batch size, epochs; the preset's if None.
+        device: where to train.
 
     Returns:
         The file of the backbone.
 
     Raises:
-        MissingFileError: if the data set is not there.
-        UsageError: if there is a base model that was made otherwise.
+        MissingFileError: if the data set is missing.
+        UsageError: if there is a base model with other settings.
     """
     recipe = recipe or workspace.preset.base
     path, head_path = workspace.backbone(), workspace.head()
@@ -167,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     workspace = flags.workspace_of(args)
     recipe = replace(workspace.preset.base, **flags.given(args, Recipe))
-    logger.info("%s", train(workspace, recipe, device_of(args)))
+    logger.info("%s", train(workspace, recipe, find_device(args.device)))
     return 0
 
 

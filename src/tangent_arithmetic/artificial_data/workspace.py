@@ -1,4 +1,4 @@
-"""Where the study's files lie, and how they are read.
+"""The paths of the study's files, and their readers.
 
 Data sets are `artificial_datasets[_PRESET][_SEED]/dataset1_train.csv` and so on; checkpoints
 `artificial_checkpoints[_PRESET][_SEED]/mlp_model` (the base model), `mlp_model_dataset2`,
@@ -22,6 +22,7 @@ from tangent_arithmetic.artificial_data.presets import BASE, MODES, Preset, get_
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, unknown
 from tangent_arithmetic.storage.reading import readable
+from tangent_arithmetic.storage.states import check_made
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +37,9 @@ class Workspace:
     """The files of one preset and one seed, below a root.
 
     Attributes:
-        root: where the two folders are made; the current folder by default.
-        name: of the preset.
-        seed: of data, initialisation and order of batches.
+        root: parent of the two folders; the current folder by default.
+        name: the preset's name.
+        seed: seed of data, initialisation and order of batches.
     """
 
     root: Path = Path()
@@ -64,7 +65,7 @@ class Workspace:
         return self._checkpoint(dataset, mode, "")
 
     def head(self, dataset: str = BASE, mode: str = "standard") -> Path:
-        """The file of the head that was trained along with that backbone, or probed for it."""
+        """The file of the head trained along with that backbone, or probed for it."""
         return self._checkpoint(dataset, mode, "_head")
 
     def _checkpoint(self, dataset: str, mode: str, suffix: str) -> Path:
@@ -138,7 +139,7 @@ def _read_csv(path: Path, stamp: int) -> Data:
 
 
 def _parts(path: Path, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that are trained on, and those that coefficients are chosen on."""
+    """Indices of the rows to train on, and of those to choose coefficients on."""
     from sklearn.model_selection import train_test_split
 
     try:
@@ -151,20 +152,15 @@ def _parts(path: Path, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_done(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a checkpoint is there and was made as wanted.
+    """Whether a checkpoint exists and was made with the wanted settings.
 
     Raises:
-        UsageError: if it was made otherwise; it is not overwritten.
+        UsageError: if it was made with others; it is not overwritten.
     """
     if not path.is_file():
         return False
-    kept = read_facts(path)["info"].get("made")
-    found = kept if isinstance(kept, dict) else {}
-    differ = [f"{key} {found.get(key)} instead of {value}" for key, value in wanted.items()
-              if found.get(key) != value]  # fmt: skip
-    if differ:
-        raise UsageError(
-            f"{path} exists and was made otherwise ({', '.join(differ)}). Keep it and name another "
-            "folder with --root, or delete it"
-        )
+    made = read_facts(path)["info"].get("made")
+    check_made(
+        path, made if isinstance(made, dict) else {}, wanted, "with other settings", "--root"
+    )
     return True

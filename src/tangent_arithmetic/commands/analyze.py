@@ -1,9 +1,9 @@
-"""Analyses a run as the papers do: tables, figures and the report page.
+"""Runs the papers' analyses of a run: tables, figures and the report page.
 
-NAME is an analysis (single, similarity, disentanglement, negation, subsets, analogies, few), or
-"report" for the page with its tangent explorer, or "figures" to draw the tables that are there
-again. Without a name all analyses and the page are made. They need the run's checkpoints and its
-results: see src/finetune.py and src/eval_*.py. --finetuning-mode narrows them to one mode.
+NAME is an analysis (single, similarity, disentanglement, negation, subsets, analogies, few),
+"report" for the page with its tangent explorer, or "figures" to redraw the figures of existing
+tables. The default is all analyses and the page. They need the run's checkpoints and results, see
+src/finetune.py and src/eval_*.py. --finetuning-mode restricts them to one mode.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from tangent_arithmetic.runtime.private import without_home
 
 logger = logging.getLogger(__name__)
 
-Make = Callable[[Any, Sequence[str]], pd.DataFrame]
-Draw = Callable[[pd.DataFrame, Any], Any]
-# by name, each a list of tables: its name, what makes it of settings and modes, its figure
+Make = Callable[[Run, Sequence[str]], pd.DataFrame]
+Draw = Callable[[pd.DataFrame, Run], Any]
+# by name of the analysis, its tables: name, function of a run and modes, function of its figure
 ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
     "single": [("single", single.table, single.draw)],
     "similarity": [
@@ -66,12 +66,12 @@ NAMES = (*ANALYSES, FIGURES, REPORT)
 
 
 def analyze(run: Run, names: Sequence[str] = ()) -> None:
-    """Makes analyses, and writes their tables (CSV), provenance and figures, and the report page.
+    """Runs analyses and writes their tables (CSV), provenance, figures and the report page.
 
     Args:
         run: the run.
-        names: see `NAMES`; without any, all analyses and the explorer are made, and one whose
-            checkpoints or results are not there is left out with a warning.
+        names: see `NAMES`. Empty for all analyses and the explorer; those whose checkpoints or
+            results are missing are then skipped with a warning.
     """
     parts = [part for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())]
     tables = [table_path(run, name) for name, *_ in parts]
@@ -85,11 +85,11 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
         with _leaving_out(name, not names):
             logger.info("analysis: %s", name)
             start = time.monotonic()
-            found = make(run, modes)
+            table = make(run, modes)
             if ddp.is_main_process():
                 seconds = time.monotonic() - start
-                path = write_table(run, name, found, seconds)
-                show(run, name, draw, found)
+                path = write_table(run, name, table, seconds)
+                show(run, name, draw, table)
                 logger.info("%s: %.0f s, wrote %s", name, seconds, path)
             ddp.barrier()
     if FIGURES in names and ddp.is_main_process():
@@ -106,12 +106,12 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
 
 
 @contextlib.contextmanager
-def _leaving_out(name: str, wanted: bool) -> Iterator[None]:
-    """Warns of an input that is not there instead of stopping, if that is wanted."""
+def _leaving_out(name: str, optional: bool) -> Iterator[None]:
+    """Warns of a missing input instead of raising its error, if `optional`."""
     try:
         yield
     except UsageError as error:
-        if not wanted or isinstance(error, UnwritableError):
+        if not optional or isinstance(error, UnwritableError):
             raise
         logger.warning("%s is left out: %s", name, error)
 
@@ -122,20 +122,20 @@ def figures_dir(run: Run) -> Path:
 
 
 def show(run: Run, name: str, draw: Draw, table: pd.DataFrame) -> None:
-    """Writes the figure of a table."""
+    """Draws a table and writes its figure."""
     note = f"{run.config.model}, suite {run.suite.name}, seed {run.seed}"
     save(plain(draw, table, run), figures_dir(run), name, without_home(note))
 
 
 def work(names: tuple[str, ...], run: Run) -> None:
-    """Analyses, in every process of the run."""
+    """Runs the analyses; called in every process of the run."""
     announce(run, "analyze")
     analyze(run, names)
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
+    """Parses flags and runs the analyses."""
     names, args = parse_names(NAMES, "analysis", argv, __doc__)
     if args.finetuning_mode is not None:
         require_mode(args.finetuning_mode, "analyze.py", edited())

@@ -1,13 +1,13 @@
-"""Measures what linearisation and loading cost: time and memory, as ratios of paired runs.
+"""Measures the cost of linearisation and data loading: time and memory, as paired ratios.
 
-Each variant lives in a process of its own. The processes work in turns, in another order each
-round, one at a time; a ratio is taken within a round, and its median over rounds is reported with
-its smallest and largest value. The first turn of each is not counted.
+Each variant has its own process. The processes take turns, one at a time, in an order that rotates
+every round. Ratios are computed within rounds and reported as median, minimum and maximum over the
+rounds; the first turn of each process is warm-up.
 
-    python scripts/benchmark.py step      a training step, a forward pass; standard, linear, plain
-    python scripts/benchmark.py sweep     21 coefficients: in one pass, and batch by batch
-    python scripts/benchmark.py startup   importing the library, `--help` of an entry point
-    python scripts/benchmark.py data      loading pictures: by workers, and where the time goes
+    tangent-arithmetic benchmark step      training step and forward pass: standard, linear, plain
+    tangent-arithmetic benchmark sweep     21 coefficients: in one sweep, or one by one
+    tangent-arithmetic benchmark startup   importing the library, and --help
+    tangent-arithmetic benchmark data      loading images: by number of workers, and by stage
 
 "linear" is this project's engine, "plain" is `torch.func.jvp` with unfused attention.
 """
@@ -27,12 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -40,21 +40,28 @@ from tangent_arithmetic.run.args import Parser
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.ranges import number
 
-ROOT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from tangent_arithmetic.encoders.images import ImageEncoder
+    from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+
 SWEEP_POINTS = 21
 NUM_PICTURES = 32
 PICTURE_SIZE = (640, 480)
 NUM_PHOTOS = 1000
-PHOTO_SIZE = (500, 375)  # as most of ImageNet's are
+PHOTO_SIZE = (500, 375)  # that of most ImageNet images
+ENGINE = "tangent_arithmetic.tangent.linearized"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, on what.
+    """The model and machine to measure.
 
     Attributes:
-        model: an architecture of open_clip; its weights are random.
-        batch_size: images a batch.
+        model: an open_clip architecture; its weights are random.
+        batch_size: images per batch.
         device: cpu, cuda or mps.
         precision: fp32 or bf16 (autocast).
     """
@@ -65,13 +72,14 @@ class Settings:
     precision: Literal["fp32", "bf16"]
 
 
-Turn = Callable[[], None]
+Turn = Callable[[], object]
+Build = Callable[[Settings, Path], dict[str, Turn]]  # measure -> one turn
 
 
-# --- the variants: each builds, in its own process, what one turn does
+# --- the variants: each builds its turns in its own process
 
 
-def _encoder(settings: Settings) -> Any:
+def _encoder(settings: Settings) -> ImageEncoder:
     import torch
 
     from tangent_arithmetic.encoders.images import ImageEncoder
@@ -80,7 +88,7 @@ def _encoder(settings: Settings) -> Any:
     return ImageEncoder.without_weights(settings.model)
 
 
-def _vector(encoder: Any) -> dict[str, Any]:
+def _random_vector(encoder: ImageEncoder) -> dict[str, Tensor]:
     """A small random task vector."""
     import torch
 
@@ -92,20 +100,20 @@ def _vector(encoder: Any) -> dict[str, Any]:
     }
 
 
-def _linearized(settings: Settings) -> Any:
+def _linearized(settings: Settings) -> LinearizedImageEncoder:
     import torch
 
     from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 
     linear = LinearizedImageEncoder(image_encoder=_encoder(settings))
     with torch.no_grad():
-        for value in linear.parameters():  # theta is not theta0
+        for value in linear.parameters():  # so that theta differs from theta0
             value.add_(torch.randn_like(value), alpha=1e-3)
     return linear
 
 
-def _plain(settings: Settings) -> Any:
-    """The linearised encoder with `torch.func.jvp` in the place of our engine."""
+def _plain(settings: Settings) -> nn.Module:
+    """The linearised encoder with `torch.func.jvp` in place of our engine."""
     from torch import nn
 
     from tangent_arithmetic.tangent import plain_jvp
@@ -127,7 +135,7 @@ def _plain(settings: Settings) -> Any:
     return Plain()
 
 
-def _passes(build: Callable[[Settings], Any]) -> Callable[[Settings, Path], dict[str, Turn]]:
+def _passes(build: Callable[[Settings], nn.Module]) -> Build:
     """A training step with AdamW, and a forward pass without gradients."""
 
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
@@ -161,33 +169,16 @@ def _passes(build: Callable[[Settings], Any]) -> Callable[[Settings, Path], dict
     return turns
 
 
-def _image_size(model: Any) -> int:
+def _image_size(model: nn.Module) -> int:
     import open_clip
 
-    encoder = getattr(model, "linear", model)
-    size = open_clip.get_model_config(encoder.model_name.removesuffix("__init__"))
-    return int(size["vision_cfg"]["image_size"])
+    encoder: Any = getattr(model, "linear", model)
+    config = open_clip.get_model_config(encoder.model_name.removesuffix("__init__"))
+    return int(config["vision_cfg"]["image_size"])
 
 
-def _args(settings: Settings, folder: Path) -> Any:
-    from tangent_arithmetic.run.args import Config
-
-    return Config(
-        model=settings.model,
-        suite="clip8",
-        data_location=str(folder / "data"),
-        save=str(folder / "run"),
-        batch_size=settings.batch_size,
-        device=settings.device,
-        precision=settings.precision,
-        eval_datasets=["EuroSAT"],
-        num_workers=0,
-        feature_cache=False,
-    )
-
-
-def _sweeps(points: int, linear: bool, calls: bool) -> Callable[[Settings, Path], dict[str, Turn]]:
-    """The accuracies at some coefficients: by one sweep, or by as many evaluations."""
+def _sweeps(points: int, linear: bool, one_by_one: bool) -> Build:
+    """The accuracies at some coefficients, in one sweep or one by one."""
 
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
         from tangent_arithmetic.arithmetic.coefficients import coefficients
@@ -196,21 +187,25 @@ def _sweeps(points: int, linear: bool, calls: bool) -> Callable[[Settings, Path]
             NonLinearTaskVector,
         )
         from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+        from tangent_arithmetic.run.args import Config
         from tangent_arithmetic.run.models import classification_head, split_of
         from tangent_arithmetic.run.run import Run
 
-        run = Run.of(_args(settings, folder))
-        encoder = _encoder(settings)
+        config = Config(
+            **asdict(settings), suite="clip8", eval_datasets=["EuroSAT"], num_workers=0,
+            feature_cache=False, data_location=str(folder / "data"), save=str(folder / "run"),
+        )  # fmt: skip
+        run, encoder = Run.of(config), _encoder(settings)
         vector: Any = (LinearizedTaskVector if linear else NonLinearTaskVector)(
-            vector=_vector(encoder)
+            vector=_random_vector(encoder)
         )
-        classification_head(run, "EuroSAT")  # built once, outside of the time
+        classification_head(run, "EuroSAT")  # built once, not timed
         coefs = coefficients(points) if points > 1 else [1.0]
         base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
 
         def turn() -> None:
             split = split_of(run, base, "EuroSAT")
-            if not calls:
+            if not one_by_one:
                 split.sweep(base, vector.vector, coefs)
                 return
             for coef in coefs:
@@ -221,18 +216,15 @@ def _sweeps(points: int, linear: bool, calls: bool) -> Callable[[Settings, Path]
     return turns
 
 
-def _commands(*words: str) -> Callable[[Settings, Path], dict[str, Turn]]:
-    def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
-        def turn() -> None:
-            subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
-
-        return {"time": turn}
-
-    return turns
+def _command(*words: str) -> Build:
+    """A new Python process."""
+    argv = [sys.executable, *words]
+    run = functools.partial(subprocess.run, argv, check=True, capture_output=True)
+    return lambda settings, folder: {"time": run}
 
 
 def worker_counts(cores: int) -> list[int]:
-    """0, 1, 2, 4 ... and as many workers as there are cores."""
+    """0, the powers of two up to the number of cores, and that number."""
     powers = [2**i for i in range(cores.bit_length())]
     return sorted({0, *powers, cores})
 
@@ -241,8 +233,8 @@ def _workers(count: int) -> str:
     return f"{count} worker" if count == 1 else f"{count} workers"
 
 
-def _loading(count: int) -> Callable[[Settings, Path], dict[str, Turn]]:
-    """An epoch of training batches, and one of evaluation batches, in the run's own loaders."""
+def _loading(count: int) -> Build:
+    """An epoch of training batches and one of evaluation batches, in the package's own loaders."""
 
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
         from tangent_arithmetic.data.files import class_pictures
@@ -258,43 +250,40 @@ def _loading(count: int) -> Callable[[Settings, Path], dict[str, Turn]]:
         del encoder
         plan = BatchPlan(len(pictures), settings.batch_size, 1, seed=0)
 
-        def train() -> None:
-            batches = RankBatches(plan, 0, plan.steps_per_epoch, 0, 1)
-            seen = sum(len(labels) for _, labels in train_loader(pictures, augment, batches, count))
-            assert seen == len(pictures)
+        def epoch(loader: Callable[[], Any]) -> Turn:
+            def turn() -> None:
+                assert sum(len(labels) for _, labels in loader()) == len(pictures)
 
-        def val() -> None:
-            loader = eval_loader(pictures, preprocess, settings.batch_size, count)
-            seen = sum(len(labels) for _, labels in loader)
-            assert seen == len(pictures)
+            return turn
 
-        return {"train": train, "val": val}
+        batches = RankBatches(plan, 0, plan.steps_per_epoch, 0, 1)
+        return {
+            "train": epoch(lambda: train_loader(pictures, augment, batches, count)),
+            "val": epoch(lambda: eval_loader(pictures, preprocess, settings.batch_size, count)),
+        }
 
     return turns
 
 
 def _stages(settings: Settings, folder: Path) -> dict[str, Turn]:
-    """Every picture, as far as a stage: each turn does what the one before it does, and more."""
+    """All images, processed up to a stage; each turn includes the stages before it."""
     import io
 
-    from PIL import Image
+    from PIL.Image import open as open_image
 
     from tangent_arithmetic.data.files import class_pictures
     from tangent_arithmetic.data.pictures import to_rgb
 
     encoder = _encoder(settings)
     paths = [path for path, _ in class_pictures(folder / "photos").samples]
-    transforms = {"train": encoder.train_preprocess, "val": encoder.val_preprocess}
+    transforms: dict[str, Any] = {"train": encoder.train_preprocess, "val": encoder.val_preprocess}
     del encoder
 
-    def decode(path: str) -> Image.Image:
-        return to_rgb(Image.open(io.BytesIO(Path(path).read_bytes())), path)
+    def decode(path: str) -> Image:
+        return to_rgb(open_image(io.BytesIO(Path(path).read_bytes())), path)
 
-    def resize(path: str, steps: Sequence[Any]) -> Image.Image:
-        image = decode(path)
-        for step in steps:
-            image = step(image)
-        return image
+    def transformed(path: str, steps: Sequence[Callable[[Any], Any]]) -> Any:
+        return functools.reduce(lambda image, step: step(image), steps, decode(path))
 
     def over(work: Callable[[str], object]) -> Turn:
         def turn() -> None:
@@ -307,31 +296,27 @@ def _stages(settings: Settings, folder: Path) -> dict[str, Turn]:
     for name, transform in transforms.items():
         steps = transform.transforms
         geometry = [step for step in steps if "Crop" in repr(step) or "Resize" in repr(step)]
-        turns[f"{name}, resize"] = over(functools.partial(resize, steps=geometry))
-        turns[f"{name}, all"] = over(functools.partial(resize, steps=steps))
+        turns[f"{name}, resize"] = over(functools.partial(transformed, steps=geometry))
+        turns[f"{name}, all"] = over(functools.partial(transformed, steps=steps))
     return turns
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The variants of a subcommand, and which ratios say what.
+    """The variants of a subcommand and the ratios to report.
 
     Attributes:
-        variants: name -> what builds its turns.
-        ratios: name of a figure -> (measure, variant, variant that it is divided by).
+        variants: name -> builds its turns.
+        ratios: name of the ratio -> (measure, variant, variant to divide by).
     """
 
-    variants: Mapping[str, Callable[[Settings, Path], dict[str, Turn]]]
+    variants: Mapping[str, Build]
     ratios: Mapping[str, tuple[str, str, str]]
 
 
 COMPARISONS = {
     "step": Comparison(
-        {
-            "standard": _passes(_encoder),
-            "linear": _passes(_linearized),
-            "plain": _passes(_plain),
-        },
+        {"standard": _passes(_encoder), "linear": _passes(_linearized), "plain": _passes(_plain)},
         {
             "step, linear / standard": ("step", "linear", "standard"),
             "step, plain / standard": ("step", "plain", "standard"),
@@ -344,10 +329,10 @@ COMPARISONS = {
     ),
     "sweep": Comparison(
         {
-            "linear, one evaluation": _sweeps(1, linear=True, calls=True),
-            "linear, sweep": _sweeps(SWEEP_POINTS, linear=True, calls=False),
-            "standard, one by one": _sweeps(SWEEP_POINTS, linear=False, calls=True),
-            "standard, sweep": _sweeps(SWEEP_POINTS, linear=False, calls=False),
+            "linear, one evaluation": _sweeps(1, linear=True, one_by_one=True),
+            "linear, sweep": _sweeps(SWEEP_POINTS, linear=True, one_by_one=False),
+            "standard, one by one": _sweeps(SWEEP_POINTS, linear=False, one_by_one=True),
+            "standard, sweep": _sweeps(SWEEP_POINTS, linear=False, one_by_one=False),
         },
         {
             "linear sweep / one linear evaluation": (
@@ -360,19 +345,15 @@ COMPARISONS = {
     ),
     "startup": Comparison(
         {
-            "import torch": _commands("-c", "import torch"),
-            "import tangent_arithmetic.tangent.linearized": _commands(
-                "-c", "import tangent_arithmetic.tangent.linearized"
+            "import torch": _command("-c", "import torch"),
+            f"import {ENGINE}": _command("-c", f"import {ENGINE}"),
+            "finetune --help": _command(
+                "-m", "tangent_arithmetic.commands.cli", "finetune", "--help"
             ),
-            "finetune.py --help": _commands("src/finetune.py", "--help"),
         },
         {
-            "import tangent_arithmetic.tangent.linearized / import torch": (
-                "time",
-                "import tangent_arithmetic.tangent.linearized",
-                "import torch",
-            ),
-            "finetune.py --help / import torch": ("time", "finetune.py --help", "import torch"),
+            f"{variant} / import torch": ("time", variant, "import torch")
+            for variant in (f"import {ENGINE}", "finetune --help")
         },
     ),
     "data": Comparison(
@@ -393,20 +374,20 @@ COMPARISONS = {
 
 
 def _peak_bytes(device: str) -> int:
-    """Most memory held so far: of the device if it has its own, else of this process."""
+    """Peak memory: of the device if it has its own, else of this process."""
     import torch
 
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would begin with what the parent held
+    if status.exists():  # ru_maxrss starts from the parent's memory
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _wait(device: str) -> None:
+def _synchronize(device: str) -> None:
     import torch
 
     if device.startswith("cuda"):
@@ -416,36 +397,36 @@ def _wait(device: str) -> None:
 
 
 def _serve(pipe: Connection, subject: str, variant: str, settings: Settings, folder: Path) -> None:
-    """Does turns on request and sends what they took."""
+    """Runs turns on request and sends back the seconds they took."""
     turns = COMPARISONS[subject].variants[variant](settings, folder)
     pipe.send(list(turns))
     while (name := pipe.recv()) is not None:
         if name == "memory":
             pipe.send(_peak_bytes(settings.device))
             continue
-        _wait(settings.device)
+        _synchronize(settings.device)
         start = time.perf_counter()
         turns[name]()
-        _wait(settings.device)
+        _synchronize(settings.device)
         pipe.send(time.perf_counter() - start)
 
 
 def measure(
     subject: str, variants: list[str], settings: Settings, rounds: int, folder: Path
 ) -> dict[str, dict[str, list[float]]]:
-    """The figures of each round: variant -> measure -> one value a round.
+    """Measures all variants; returns variant -> measure -> one value per round.
 
     Args:
         subject: step, sweep, startup or data.
         variants: which of its variants.
-        settings: on what.
-        rounds: how often each variant has its turn, after one that is not counted.
+        settings: the model and machine.
+        rounds: turns of each variant after the warm-up.
         folder: for files.
     """
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     try:
         measures: dict[str, list[str]] = {}
         for name in variants:
@@ -456,21 +437,21 @@ def measure(
             process.start()
             theirs.close()
             processes.append(process)
-            measures[name] = pipes[name].recv()  # one builds at a time
+            measures[name] = pipes[name].recv()  # builds one at a time
         for what in dict.fromkeys(itertools.chain(*measures.values())):
-            having = [name for name in variants if what in measures[name]]
+            order = [name for name in variants if what in measures[name]]
             for turn in range(rounds + 1):
-                first = turn % len(having)
-                for name in having[first:] + having[:first]:
+                first = turn % len(order)
+                for name in order[first:] + order[:first]:
                     pipes[name].send(what)
                     seconds = pipes[name].recv()
                     if turn > 0:
-                        found[name].setdefault(what, []).append(seconds)
-                    label = f"round {turn} of {rounds}" if turn else "not counted"
+                        figures[name].setdefault(what, []).append(seconds)
+                    label = f"round {turn} of {rounds}" if turn else "warm-up"
                     print(f"{name}, {what}, {label}: {seconds:.2f} s", file=sys.stderr, flush=True)
             for name in variants if what == "step" else ():
                 pipes[name].send("memory")
-                found[name]["memory"] = [pipes[name].recv() / 2**30]
+                figures[name]["memory"] = [pipes[name].recv() / 2**30]
     finally:
         for pipe in pipes.values():
             with contextlib.suppress(OSError):
@@ -479,55 +460,57 @@ def measure(
             process.join(30)
             if process.is_alive():
                 process.kill()
-    return found
+    return figures
 
 
-def _picture(generator: np.random.Generator, size: tuple[int, int]) -> Any:
-    """Blots of colour under a little noise: as hard to decode as a photograph of this size."""
+def _write(paths: Iterable[Path], size: tuple[int, int]) -> None:
+    """Writes images of colour blobs and noise, as costly to decode as photographs."""
     from PIL import Image
 
-    coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
-    noise = generator.integers(-8, 9, picture.shape)
-    return Image.fromarray(np.clip(picture.astype(np.int16) + noise, 0, 255).astype(np.uint8))
+    generator = np.random.default_rng(0)
+    for path in paths:
+        coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        blobs = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+        noisy = blobs.astype(np.int16) + generator.integers(-8, 9, blobs.shape)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=90)
 
 
 def write_photos(folder: Path) -> None:
-    """JPEG pictures of photographs' size, in ten class folders."""
-    generator = np.random.default_rng(0)
-    for i in range(NUM_PHOTOS):
-        path = folder / f"class_{i % 10}" / f"{i:05d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _picture(generator, PHOTO_SIZE).save(path, quality=90)
+    """JPEG images of the size of photographs, in ten class folders."""
+    _write((folder / f"class_{i % 10}" / f"{i:05d}.jpg" for i in range(NUM_PHOTOS)), PHOTO_SIZE)
 
 
 def write_pictures(folder: Path) -> None:
-    """PNG pictures of photographs' size, in the layout of EuroSAT."""
+    """PNG images of the size of photographs, in the layout of EuroSAT."""
     from tangent_arithmetic.data.clip8.eurosat import PHRASES
 
-    generator = np.random.default_rng(0)
-    for split, count in (("train", len(PHRASES)), ("val", len(PHRASES)), ("test", NUM_PICTURES)):
-        for i in range(count):
-            path = folder / "EuroSAT_splits" / split / sorted(PHRASES)[i % len(PHRASES)]
-            path.mkdir(parents=True, exist_ok=True)
-            _picture(generator, PICTURE_SIZE).save(path / f"{i}.png")
+    root, classes = folder / "EuroSAT_splits", sorted(PHRASES)
+    counts = {"train": len(classes), "val": len(classes), "test": NUM_PICTURES}
+    paths = (
+        root / split / classes[i % len(classes)] / f"{i}.png"
+        for split, count in counts.items()
+        for i in range(count)
+    )
+    _write(paths, PICTURE_SIZE)
 
 
 # --- the report
 
 
 def summarize(
-    found: Mapping[str, Mapping[str, list[float]]], ratios: Mapping[str, tuple[str, str, str]]
+    figures: Mapping[str, Mapping[str, list[float]]], ratios: Mapping[str, tuple[str, str, str]]
 ) -> dict[str, Any]:
-    """Medians of each measure, and of the ratios within rounds."""
+    """The median of each measure, and statistics of the ratios within rounds."""
     medians = {
-        name: {what: median(values) for what, values in figures.items()}
-        for name, figures in found.items()
+        name: {what: median(values) for what, values in measures.items()}
+        for name, measures in figures.items()
     }
     summary: dict[str, Any] = {"medians": medians, "ratios": {}}
     for name, (what, above, below) in ratios.items():
-        if above in found and below in found and what in found[above]:
-            quotients = [a / b for a, b in zip(found[above][what], found[below][what], strict=True)]
+        if above in figures and below in figures and what in figures[above]:
+            pairs = zip(figures[above][what], figures[below][what], strict=True)
+            quotients = [a / b for a, b in pairs]
             summary["ratios"][name] = {
                 "median": median(quotients),
                 "least": min(quotients),
@@ -538,44 +521,36 @@ def summarize(
 
 
 def loading(medians: Mapping[str, Mapping[str, float]], count: int) -> dict[str, Any]:
-    """What the times of `count` pictures say of loading.
+    """Loading rates and stages.
 
     Args:
-        medians: seconds of each variant and measure of the subject data.
-        count: pictures.
+        medians: variant -> measure -> seconds, of the subject data.
+        count: number of images.
 
     Returns:
-        "images_per_second" by variant; "milliseconds" of each stage of a picture, by transform;
-        and "bound", the longest stage of each.
+        "images_per_second" by variant; "milliseconds" per image of each stage, by transform; and
+        "bound", the longest stage of each.
     """
     rates = {
-        name: {what: round(count / seconds, 1) for what, seconds in figures.items()}
-        for name, figures in medians.items()
+        name: {what: round(count / seconds, 1) for what, seconds in measures.items()}
+        for name, measures in medians.items()
         if name != "stages"
     }
-    found: dict[str, Any] = {"images_per_second": rates}
-    if "stages" in medians:
-        upto = medians["stages"]
+    facts: dict[str, Any] = {"images_per_second": rates}
+    if upto := medians.get("stages"):
         stages = {}
         for kind in ("train", "val"):
-            ends = [
-                0.0,
-                upto["read"],
-                upto["decode"],
-                upto[f"{kind}, resize"],
-                upto[f"{kind}, all"],
-            ]
+            last = ("read", "decode", f"{kind}, resize", f"{kind}, all")
+            ends = [0.0, *(upto[stage] for stage in last)]
             spent = [round(1000 * (b - a) / count, 3) for a, b in itertools.pairwise(ends)]
             stages[kind] = dict(zip(("read", "decode", "resize", "rest"), spent, strict=True))
-        found["milliseconds"] = stages
-        found["bound"] = {
-            kind: max(spent, key=lambda s: spent[s]) for kind, spent in stages.items()
-        }
-    return found
+        facts["milliseconds"] = stages
+        facts["bound"] = {kind: max(spent, key=spent.__getitem__) for kind, spent in stages.items()}
+    return facts
 
 
 def loading_table(facts: Mapping[str, Any]) -> str:
-    """The figures of `loading` as Markdown, and what bounds each transform."""
+    """The result of `loading` as Markdown."""
     from tangent_arithmetic.run.results import markdown_table
 
     rows = [
@@ -587,21 +562,21 @@ def loading_table(facts: Mapping[str, Any]) -> str:
         longest, total = facts["bound"][kind], sum(spent.values())
         parts = ", ".join(f"{stage} {value:.2f}" for stage, value in spent.items())
         text += (
-            f"\n\n{kind}: {total:.2f} ms a picture on one core ({parts}); "
+            f"\n\n{kind}: {total:.2f} ms per image on one core ({parts}); "
             f"bound by {longest}, {100 * spent[longest] / total:.0f} % of it"
         )
     return text
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The figures as Markdown."""
+    """The summary as Markdown."""
     from tangent_arithmetic.run.results import markdown_table
 
     units = {"memory": "GiB"}
     rows = [
         [name, what, f"{value:.2f} {units.get(what, 's')}"]
-        for name, figures in summary["medians"].items()
-        for what, value in figures.items()
+        for name, measures in summary["medians"].items()
+        for what, value in measures.items()
     ]
     ratios = [
         [name, f"{r['median']:.3f}", f"{r['least']:.3f} to {r['most']:.3f}", str(r["pairs"])]
@@ -615,7 +590,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system knows it."""
+    """The processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -625,31 +600,36 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags, with `variants` as a list of known names."""
+    parser = Parser(
+        prog="tangent-arithmetic benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subject", choices=sorted(COMPARISONS))
+    parser.add_argument("--model", default="ViT-B-32", help="an open_clip architecture")
+    parser.add_argument("--batch-size", type=number(int, 1), default=32, help="images per batch")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=number(int, 1), default=5, help="turns of each variant")
+    parser.add_argument("--variants", help="comma-separated (default: all of the subject's)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args(argv)
+    known = COMPARISONS[options.subject].variants
+    variants = options.variants.split(",") if options.variants else list(known)
+    if unknown := set(variants) - known.keys():
+        parser.error(f"unknown variants {sorted(unknown)}; choose from {', '.join(known)}")
+    if len(set(variants)) < len(variants):
+        parser.error(f"--variants={options.variants} names a variant twice")
+    options.variants = variants
+    return options
+
+
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=sorted(COMPARISONS))
-    parser.add_argument("--model", default="ViT-B-32", help="an architecture of open_clip")
-    parser.add_argument("--batch-size", type=number(int, 1), default=32, help="images a batch")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument(
-        "--rounds", type=number(int, 1), default=5, help="paired turns of each variant"
-    )
-    parser.add_argument("--variants", help="comma list (default: all of the subject's)")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    options = parser.parse_args(argv)
-    comparison = COMPARISONS[options.subject]
-    variants: list[str] = (
-        options.variants.split(",") if options.variants else list(comparison.variants)
-    )
-    if unknown := set(variants) - comparison.variants.keys():
-        parser.error(
-            f"unknown variants {sorted(unknown)}; choose from {', '.join(comparison.variants)}"
-        )
-    if len(set(variants)) < len(variants):
-        parser.error(f"a variant is named twice in --variants={options.variants}")
+    options = _options(argv)
     settings = Settings(
         f"{options.model}__init__", options.batch_size, options.device, options.precision
     )
@@ -660,8 +640,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_pictures(Path(name) / "data")
         if options.subject == "data":
             write_photos(Path(name) / "photos")
-        found = measure(options.subject, variants, settings, options.rounds, Path(name))
-    summary = summarize(found, comparison.ratios)
+        figures = measure(options.subject, options.variants, settings, options.rounds, Path(name))
+    summary = summarize(figures, COMPARISONS[options.subject].ratios)
     if options.subject == "data":
         pictures = {"pictures": NUM_PHOTOS, "size": list(PHOTO_SIZE), "format": "JPEG, quality 90"}
         summary = {**pictures, **loading(summary["medians"], NUM_PHOTOS), **summary}
@@ -674,7 +654,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": versions(),
         "commit": git_commit(),
         **summary,
-        "rounds_in_full": found,
+        "rounds_in_full": figures,
     }
     if options.output:
         from tangent_arithmetic.runtime.atomic import write_json

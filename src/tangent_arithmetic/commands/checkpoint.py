@@ -1,4 +1,4 @@
-"""Says what checkpoints are, and converts published ones.
+"""Inspects checkpoints and converts published ones.
 
     tangent-arithmetic checkpoint inspect FILE...
     tangent-arithmetic checkpoint convert IN OUT [--model=NAME] [--theta0=FILE] [--force]
@@ -23,37 +23,37 @@ LONGEST_LINE = 2000
 
 
 def describe(path: Path) -> str:
-    """What a checkpoint is, in a few lines; what it says of itself is cut where it is long."""
-    found = resolve(path)
-    facts = read_facts(found)
-    state = load_checkpoint(found)
+    """A summary of a checkpoint in a few lines; long metadata is truncated."""
+    resolved = resolve(path)
+    facts = read_facts(resolved)
+    state = load_checkpoint(resolved)
     sizes = [value.numel() for value in state.theta.values()]
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.theta.values()})
     info: dict[str, Any] = dict(facts["info"])
     lines = [
-        str(found),
+        str(resolved),
         f"  {facts['kind']}, {info.pop('published', 'written by this project')}",
-        f"  model {info.pop('model', 'not said')}",
+        f"  model {info.pop('model', 'unknown')}",
         f"  {len(sizes)} tensors, {sum(sizes):,} numbers, {', '.join(dtypes)}",
         f"  hash {facts['hash']}",
-        f"  started from {facts['theta0_hash'] or 'not said'}",
+        f"  started from {facts['theta0_hash'] or 'unknown'}",
     ]
     lines += [f"  {shown(key)}: {value}" for key, value in sorted(info.items())]
     return "\n".join(shown(line, LONGEST_LINE) for line in lines)
 
 
 def convert(source: Path, target: Path, model: str | None, theta0: Path | None, force: bool) -> str:
-    """Writes a checkpoint of ours with the content of a published one.
+    """Converts a published checkpoint to our format.
 
     Args:
         source: the published file or folder, or `hf-hub:ORG/NAME`.
         target: file to write; `.pt` becomes `.safetensors`.
-        model: the model's name, if the file does not tell.
+        model: the model's name, if the file does not specify it.
         theta0: the pre-trained weights it was fine-tuned from.
-        force: whether to replace a file of other content.
+        force: whether to overwrite a file with other content.
 
     Returns:
-        What was done, in a line.
+        A one-line summary.
 
     Raises:
         UsageError: if the source cannot be read, or the target exists with other content.
@@ -61,14 +61,14 @@ def convert(source: Path, target: Path, model: str | None, theta0: Path | None, 
     if hub.is_hub(source):
         source = hub.fetch(source)
     elif not source.exists():
-        raise UsageError(f"{source} does not exist")
+        raise UsageError(f"{source} does not exist, expected a published checkpoint")
     state, target = load(source, model, theta0 and resolve(theta0)), as_safetensors(target)
     if target.exists() and not force:
         if read_facts(target)["hash"] == state.hash:
-            return f"{target} holds the same already"
-        raise UsageError(f"{target} exists with other content; name another file or add --force")
+            return f"{target} already holds the same weights"
+        raise UsageError(f"{target} exists with other content; choose another or add --force")
     save_tensors(target, state.theta, state.kind, state.theta0, state.theta0_hash, state.info)
-    model = state.info.get("model", "not said")
+    model = state.info.get("model", "unknown")
     return shown(f"wrote {target} ({state.info['published']}, model {model})", LONGEST_LINE)
 
 
@@ -77,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = Parser(prog="tangent-arithmetic checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    inspecting = commands.add_parser("inspect", help="say what files are")
+    inspecting = commands.add_parser("inspect", help="describe checkpoints")
     inspecting.add_argument("files", nargs="+", type=Path)
-    converting = commands.add_parser("convert", help="write a published file as one of ours")
+    converting = commands.add_parser("convert", help="convert a published file to our format")
     converting.add_argument("source", type=Path, metavar="IN")
     converting.add_argument("target", type=Path, metavar="OUT")
     converting.add_argument("--model", help="the model's name, such as ViT-B-32")
     converting.add_argument("--theta0", type=Path, help="the weights it was fine-tuned from")
-    converting.add_argument("--force", action="store_true", help="replace OUT")
+    converting.add_argument("--force", action="store_true", help="overwrite OUT")
     args = parser.parse_args(argv)
     if args.command == "inspect":
         print("\n".join(describe(path) for path in args.files))

@@ -33,14 +33,14 @@ from tangent_arithmetic.runtime.atomic import remove_parts
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.software import software
-from tangent_arithmetic.storage.states import RunStates, differences
-from tangent_arithmetic.training.loop import Snapshots, seed_everything, train
+from tangent_arithmetic.storage.states import RunStates, check_made
+from tangent_arithmetic.training.loop import Snapshots, TrainingData, seed_everything, train
 
 logger = logging.getLogger(__name__)
 
 
 def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
-    """Whether a checkpoint is there and was made with the wanted settings.
+    """Whether a checkpoint exists and was made with the wanted settings.
 
     Raises:
         UsageError: if it was made with others; it is not overwritten.
@@ -48,21 +48,14 @@ def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
     if not path.is_file():
         return False
     facts = read_facts(path)
-    recipe = {"precision": "fp32", **facts["info"].get("recipe", {})}  # it was so before the flag
-    found = {**recipe, "seed": facts["info"].get("seed")}
-    differ = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
-    if facts["theta0_hash"] != theta0_hash:
-        differ.append("other pre-trained weights")
-    if differ:
-        raise UsageError(
-            f"{path} exists and was made with other settings ({', '.join(differ)}). Keep it and "
-            "name another folder with --save, or delete it"
-        )
+    recipe = {"precision": "fp32", **facts["info"].get("recipe", {})}  # fp32 before the flag
+    made = {**recipe, "seed": facts["info"].get("seed"), "theta0": facts["theta0_hash"]}
+    check_made(path, made, {**wanted, "theta0": theta0_hash}, "with other settings", "--save")
     return True
 
 
 def finetune(run: Run, task: str) -> Path:
-    """Fine-tunes one task and writes its checkpoint; what is done is skipped.
+    """Fine-tunes one task and writes its checkpoint, unless it exists.
 
     Args:
         run: the run; `finetuning_mode` is "standard" or "linear".
@@ -72,13 +65,13 @@ def finetune(run: Run, task: str) -> Path:
         The checkpoint's path.
 
     Raises:
-        UsageError: if a checkpoint, or the state of an interrupted run, was made otherwise.
+        UsageError: if a checkpoint, or the state of an interrupted run, has other settings.
     """
     mode, seed = run.mode.name, run.seed
     path, recipe = run.finetuned_path(task, mode), run.recipe(task)
     encoder, theta0_hash = zeroshot_encoder(run)
     wanted = {**asdict(recipe), "seed": seed}
-    if ddp.all_agree(is_done(path, wanted, theta0_hash)):
+    if ddp.broadcast(is_done(path, wanted, theta0_hash)):
         _check_origin(path, run, task)
         if ddp.is_main_process():
             RunStates(path, {}).clean_up()
@@ -100,7 +93,7 @@ def finetune(run: Run, task: str) -> Path:
             states.clear()
         ddp.barrier()
         facts = None
-        if not ddp.all_agree(is_done(path, wanted, theta0_hash)):  # by a run that has just ended
+        if not ddp.broadcast(is_done(path, wanted, theta0_hash)):  # by a run that has just ended
             facts = _finetune(run, task, encoder, head, data, origin, states)
         if ddp.is_main_process():
             states.remove()
@@ -111,7 +104,7 @@ def finetune(run: Run, task: str) -> Path:
 
 
 def _of_data(data: ImageDataset) -> dict[str, Any]:
-    """Which pictures a checkpoint is made of, and what they hold."""
+    """The pictures that a checkpoint is made of: their split and a hash of their content."""
     return {"split": split_record(data), "content": pictures_hash(data.train)}
 
 
@@ -122,7 +115,7 @@ def _of_head(run: Run, task: str) -> dict[str, Any]:
 
 
 def _check_origin(path: Path, run: Run, task: str) -> None:
-    """Checks that a finished checkpoint is of the pictures and the head of now, if they are there.
+    """Checks that a finished checkpoint used the current pictures and head, if they exist.
 
     Raises:
         UsageError: naming what differs.
@@ -130,17 +123,13 @@ def _check_origin(path: Path, run: Run, task: str) -> None:
     info, now = read_facts(path)["info"], _of_head(run, task)
     with contextlib.suppress(MissingFileError):
         now |= _of_data(run.data.dataset(f"{task}Val"))
-    recorded = {name: info[name] for name in now if name in info}  # earlier versions had fewer
-    if differ := differences(recorded, {name: now[name] for name in recorded}):
-        raise UsageError(
-            f"{path} exists and was made of other data ({'; '.join(differ)}). Keep it and name "
-            "another folder with --save, or delete it"
-        )
+    recorded = {name: now[name] for name in now if name in info}  # earlier versions had fewer
+    check_made(path, info, recorded, "of other data", "--save")
 
 
 @contextlib.contextmanager
 def _alone(states: RunStates) -> Iterator[None]:
-    """Keeps other runs out of this run's files; the first process does so for all."""
+    """Locks the run's files for all its ranks: rank 0 holds the lock."""
     with contextlib.ExitStack() as stack:
         refused = None
         if ddp.is_main_process():
@@ -148,7 +137,7 @@ def _alone(states: RunStates) -> Iterator[None]:
                 stack.enter_context(states.locked())
             except UsageError as error:
                 refused = str(error)
-        if (reason := ddp.all_agree(refused)) is not None:
+        if (reason := ddp.broadcast(refused)) is not None:
             raise UsageError(reason)
         yield
 
@@ -168,6 +157,7 @@ def _finetune(
     tuned = base_encoder(encoder, mode.name)
     classifier = ImageClassifier(tuned, head)
     classifier.freeze_head()
+    classifier.to(run.device)
 
     def save(target: Path, **info: Any) -> None:
         if ddp.is_main_process():
@@ -180,15 +170,12 @@ def _finetune(
     with tracked(run, f"finetune-{mode.name}-{task}") as tracker:
         facts = train(
             classifier,
-            data.train,
-            tuned.train_preprocess,
+            TrainingData(data.train, tuned.train_preprocess, run.num_workers),
             run.recipe(task),
-            seed,
-            run.device,
-            f"{task} {mode.name}",
-            run.num_workers,
-            Snapshots(states, run.config.checkpoint_every, snapshot),
-            tracker,
+            seed=seed,
+            snapshots=Snapshots(states, run.config.checkpoint_every, snapshot),
+            tracker=tracker,
+            description=f"{task} {mode.name}",
         )
         save(path, **facts)  # before W&B ends, which may fail
     logger.info(
@@ -202,7 +189,7 @@ def work(run: Run) -> None:
     """Fine-tunes every task of the run, in every process of it."""
     announce(run, "finetune")
     tasks = run.train_datasets
-    if ddp.is_main_process():  # what killed runs left of the files that all tasks share
+    if ddp.is_main_process():  # partial files that killed runs left
         for path in (run.zeroshot_path, *(run.head_path(task) for task in tasks)):
             remove_parts(path.parent, path.name)
     for i, task in enumerate(tasks):

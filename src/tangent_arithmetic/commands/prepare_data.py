@@ -1,12 +1,12 @@
-"""Fetches the public data sets, arranges them as the loaders read them, and verifies them.
+"""Downloads the public data sets, arranges them for the loaders, and verifies them.
 
-    python scripts/prepare_data.py --suite=clip8 --data-location=~/data
-    python scripts/prepare_data.py --data-location=~/data --datasets=MNIST,SVHN --check
+    tangent-arithmetic prepare-data --suite=clip8 --data-location=~/data
+    tangent-arithmetic prepare-data --data-location=~/data --datasets=MNIST,SVHN --check
 
-What is complete is passed over; a download or an arrangement that was stopped is continued. Files
-that cannot be downloaded are named with where to get them; put them into `downloads/` below the
-data root and run again. With --check nothing is fetched or moved. Ends with code 0 if every set is
-there and right, otherwise with 1. docs/data.md says where each set comes from.
+Complete data sets are skipped, interrupted downloads resumed. For files that cannot be downloaded,
+the message says where to get them; put them into `downloads/` below the data root and run again.
+With --check nothing is downloaded or moved. Exits with 0 if every data set is complete and correct,
+otherwise with 1. docs/data.md lists the sources.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.ranges import number
 
 HEADER = ["data set", "train", "val", "test", "in two splits", "unreadable", "verdict"]
-SHOWN = 10  # messages a data set; the report has all
+SHOWN = 10  # messages per data set; the report has all
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(name: str, root: Path) -> str | None:
-    """Fetches and arranges one data set.
+    """Downloads and arranges one data set.
 
     Returns:
-        What a person has to do first, if anything.
+        What the user must do before it can be completed, if anything.
     """
     if is_complete(name, root):
-        logger.info("%s: complete, passed over", name)
+        logger.info("%s: already complete, skipped", name)
         return None
     logger.info("%s: preparing", name)
     try:
@@ -54,7 +54,7 @@ def prepare(name: str, root: Path) -> str | None:
 
 
 def chosen(suite: str, datasets: str | None) -> list[str]:
-    """The data sets to prepare: those named, else all of the suite.
+    """The data sets to prepare: `--datasets`, or all of the suite.
 
     Raises:
         UsageError: for an unknown name, or a suite that needs no data.
@@ -70,7 +70,7 @@ def chosen(suite: str, datasets: str | None) -> list[str]:
 
 
 def messages(report: Report) -> str:
-    """What was found of one data set, in lines."""
+    """The verdict on one data set, with its errors and notes."""
     lines = [f"  error: {error}" for error in report.errors]
     lines += [f"  note: {note}" for note in report.notes]
     if len(lines) > SHOWN:
@@ -78,39 +78,35 @@ def messages(report: Report) -> str:
     return "\n".join([f"{report.name}: {report.verdict}", *lines])
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags."""
-    made = Parser(
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="tangent-arithmetic prepare-data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--suite", default="clip8", help="whose sets to prepare (default: clip8)")
-    made.add_argument("--data-location", default="~/data", help="data root (default: ~/data)")
-    made.add_argument(
-        "--datasets",
-        help=f"comma list, of {', '.join(SETS)} (default: the suite's tasks and control)",
-    )
-    made.add_argument("--check", action="store_true", help="only verify what is there")
-    made.add_argument(
-        "--thorough",
-        action="store_true",
-        help="read ImageNet's training pictures too, and what was verified before",
-    )
-    made.add_argument("--report", type=Path, help="JSON file to write")
-    made.add_argument(
+    add = parser.add_argument
+    add("--suite", default="clip8", help="suite to prepare (default: clip8)")
+    add("--data-location", default="~/data", help="data root (default: ~/data)")
+    choices = f"of {', '.join(SETS)} (default: the suite's tasks and control)"
+    add("--datasets", help=f"comma-separated list {choices}")
+    add("--check", action="store_true", help="only verify the files on disk")
+    thorough = "also read ImageNet's training images, and data sets verified before"
+    add("--thorough", action="store_true", help=thorough)
+    add("--report", type=Path, help="JSON file to write")
+    add(
         "--num-workers",
         type=number(int, 0, 1024),
         default=os.cpu_count() or 1,
-        help="processes that read pictures (default: one a core)",
+        help="processes that read images (default: one per core)",
     )
-    return made
+    return parser.parse_args(argv)
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    options = parser().parse_args(argv)
+    options = _options(argv)
     setup_logging()
     root = Path(checked("data_location", options.data_location)).absolute()
     names = chosen(options.suite, options.datasets)

@@ -18,23 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tangent_arithmetic.analysis.figures import overview
-from tangent_arithmetic.commands import (
-    add as eval_task_addition,
-)
-from tangent_arithmetic.commands import (
-    analyze,
-    finetune,
-)
-from tangent_arithmetic.commands import (
-    evaluate as eval_single_task,
-)
-from tangent_arithmetic.commands import (
-    negate as eval_task_negation,
-)
+from tangent_arithmetic.commands import add, analyze, evaluate, finetune, negate
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.report.page import report_path
 from tangent_arithmetic.run.args import Parser, parse_arguments
-from tangent_arithmetic.run.modes import edited
+from tangent_arithmetic.run.modes import MODES, edited, trained
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, check_targets
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import with_seed, write_summary
@@ -81,19 +69,21 @@ def stages(run: Run, flags: list[str]) -> list[Stage]:
     def argv(mode: str) -> list[str]:
         return [f"--finetuning-mode={mode}", *flags]
 
-    single, add, negate = eval_single_task.main, eval_task_addition.main, eval_task_negation.main
-    found = [Stage("zero-shot evaluation", single, argv("none"), accuracies_path(run, "none"), 6)]
-    for mode, share in (("standard", 22.0), ("linear", 42.0)):
+    found = [
+        Stage("zero-shot evaluation", evaluate.main, argv("none"), accuracies_path(run, "none"), 6)
+    ]
+    for mode in trained():
+        share = 42.0 if MODES[mode].linear else 22.0
         found.append(Stage(f"{mode} fine-tuning", finetune.main, argv(mode), None, share))
     for mode in edited():
         path = accuracies_path(run, mode)
-        found.append(Stage(f"{mode} single-task evaluation", single, argv(mode), path, 2))
+        found.append(Stage(f"{mode} single-task evaluation", evaluate.main, argv(mode), path, 2))
     for mode in edited():
         path = arithmetic_path(run, mode, "additions")
-        found.append(Stage(f"{mode} task addition", add, argv(mode), path, 3))
+        found.append(Stage(f"{mode} task addition", add.main, argv(mode), path, 3))
     for mode in edited():
         path = arithmetic_path(run, mode, "negations")
-        found.append(Stage(f"{mode} task negation", negate, argv(mode), path, 5))
+        found.append(Stage(f"{mode} task negation", negate.main, argv(mode), path, 5))
     page = report_path(run)
     found.append(Stage("report page", analyze.main, [analyze.REPORT, *flags], page, 4))
     return found
@@ -112,7 +102,7 @@ class Ledger:
         assert stage.output is not None
         files = [self.run.zeroshot_path]
         for task in self.run.tasks:
-            files += [self.run.finetuned_path(task, m) for m in ("standard", "linear")]
+            files += [self.run.finetuned_path(task, m) for m in trained()]
         inputs = [read_facts(f)["hash"] for f in files if f.is_file()]
         if "zero-shot" in stage.name:
             inputs = inputs[:1]
@@ -171,7 +161,7 @@ def run_stages(run: Run, flags: list[str], label: str) -> None:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     seeds = number(int, 1, 10_000)
     parser.add_argument("--seeds", type=seeds, default=1, help="number of seeds, from 0")
     parser.add_argument(

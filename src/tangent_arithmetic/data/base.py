@@ -1,11 +1,11 @@
-"""What every data set is, wherever it comes from."""
+"""The types that all data sets share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ from tangent_arithmetic.runtime.errors import MissingFileError
 
 
 class Pictures(Protocol):
-    """A map-style data set of untransformed pictures: `pictures[i] == (image, label)`."""
+    """A map-style data set of untransformed images: `pictures[i] == (image, label)`."""
 
     def __len__(self) -> int: ...
 
@@ -23,15 +23,14 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """The pictures of one data set.
+    """The splits of one data set.
 
     Attributes:
-        train: pictures to train on.
-        test: pictures to report on.
-        classnames: one phrase a class, in the order of the labels, as the prompts use them.
-        val: held-out pictures where the data set has them; otherwise the registry holds out a part
-            of `train`.
-        source: where they were found: folder, torchvision, hub or embedded.
+        train: training images.
+        test: test images.
+        classnames: one phrase per class, in the order of the labels, as the prompts use them.
+        val: validation images; None if the data set has none, then a part of `train` is held out.
+        source: where they were read from: folder, torchvision, hub or embedded.
     """
 
     train: Pictures
@@ -47,7 +46,7 @@ Loader = Callable[[Path], Splits]  # from the data root (--data-location) to the
 
 @dataclass(frozen=True)
 class ArrayPictures:
-    """Pictures in memory.
+    """Images in memory.
 
     Attributes:
         images: uint8 array of shape (n, height, width, 3).
@@ -66,7 +65,7 @@ class ArrayPictures:
 
 @dataclass(frozen=True)
 class SubsetPictures:
-    """Some pictures of another data set, by index."""
+    """A subset of another data set, by index."""
 
     pictures: Pictures
     indices: Sequence[int]
@@ -84,7 +83,7 @@ def require(path: Path, name: str, layout: str) -> Path:
     Args:
         path: file or folder that data set `name` needs.
         name: the data set, for the message.
-        layout: what is expected below the data root, in words.
+        layout: description of the expected files below the data root.
 
     Raises:
         MissingFileError: if it does not exist.
@@ -97,13 +96,13 @@ def require(path: Path, name: str, layout: str) -> Path:
     )
 
 
-def name_of(pictures: Any, index: int) -> str:
-    """What a user finds a picture by: its file, or the data set's kind and its index there."""
+def name_of(pictures: Pictures, index: int) -> str:
+    """A name by which a user can find an image: its file, or its index and the type of data set."""
     while isinstance(pictures, SubsetPictures):
-        pictures, index = pictures.pictures, int(pictures.indices[index])
-    samples = getattr(getattr(pictures, "listing", pictures), "samples", None)  # of class folders
+        index, pictures = int(pictures.indices[index]), pictures.pictures
+    samples = getattr(getattr(pictures, "listing", pictures), "samples", None)  # class folders
     if samples is not None:
         return str(samples[index][0])
     root = getattr(pictures, "root", None)
     where = f" in {root}" if root is not None else ""
-    return f"picture {index} of {type(pictures).__name__}{where}"
+    return f"image {index} of {type(pictures).__name__}{where}"

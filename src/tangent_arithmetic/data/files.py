@@ -1,4 +1,4 @@
-"""Data sets of files: one walk over class folders, and one kind of pictures for all of them."""
+"""Image files: a walk over class folders, and the type of data set for all of them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ EXTENSIONS = (
 )  # fmt: skip
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
-Identity = tuple[int, int]  # device and inode: of a folder, by whatever path it is reached
+LAYOUT = "a folder with one folder of images per class"
+Identity = tuple[int, int]  # device and inode of a folder
 
 
 @dataclass(frozen=True)
 class ListedPictures:
-    """Pictures in files.
+    """Images in files.
 
     Attributes:
         samples: path and label of each.
-        classes: the classes, in the order of their labels.
-        root: the folder that they are in.
+        classes: the class names, in the order of their labels.
+        root: the folder that holds them.
     """
 
     samples: list[tuple[str, int]]
@@ -41,127 +42,126 @@ class ListedPictures:
     root: Path
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """A picture, in RGB, and its label."""
+        """An image, in RGB, and its label."""
         path, label = self.samples[index]
         return read_rgb(path), label
 
     def with_every_class(self) -> ListedPictures:
-        """The same, if no class is without a picture.
+        """Returns itself if every class has an image.
 
         Raises:
-            MissingFileError: if one is.
+            MissingFileError: otherwise.
         """
         labels = {label for _, label in self.samples}
         if empty := [name for label, name in enumerate(self.classes) if label not in labels]:
             raise MissingFileError(
-                f"no picture of the classes {', '.join(map(shown, empty[:5]))} in {self.root}; "
-                f"expected files with one of the endings {', '.join(EXTENSIONS)}"
+                f"no images of the classes {', '.join(map(shown, empty[:5]))} in {self.root}; "
+                f"expected files with one of the extensions {', '.join(EXTENSIONS)}"
             )
         return self
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not meant to be seen: a dot before its name, or a system's."""
+    """Whether a file or folder is hidden or belongs to the operating system."""
     return name.startswith(".") or name in SYSTEM
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the folders in `root`, sorted: the order of the labels. Hidden ones are none."""
-    with readable(root, "a folder with one folder of pictures a class"):
+    """The names of the class folders in `root`, sorted as the labels are; skips hidden folders."""
+    with readable(root, LAYOUT):
         return sorted(
             e.name for e in _entries(str(root)) if _is_folder(e) and not is_hidden(e.name)
         )
 
 
 def class_pictures(root: Path) -> ListedPictures:
-    """The pictures of every class folder in `root`, sorted by class, then by path.
+    """The images of all class folders in `root`, sorted by class, then by path.
 
-    Those whose name ends in one of `EXTENSIONS`, in any case, at any depth. Hidden files and
-    folders, other files, and links to folders that are counted already are left out; how many is
-    logged in one line.
+    Includes files with one of `EXTENSIONS`, in any case and at any depth. Hidden files and folders,
+    other files, and links to folders already visited are skipped; one line of the log counts them.
 
     Raises:
-        MissingFileError: if a class has no picture, or a picture is a link that leads nowhere.
-        UsageError: if a folder cannot be read, or two classes are one folder.
+        MissingFileError: if a class has no image, or an image is a broken link.
+        UsageError: if a folder cannot be read, or two class folders are the same.
     """
     classes = class_folders(root)
-    with readable(root, "a folder with one folder of pictures a class"):
+    with readable(root, LAYOUT):
         walk = _Walk(root, classes)
-    if walk.left_out:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(walk.left_out.items()))
+    if walk.skipped:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(walk.skipped.items()))
         logger.info(
-            "%s: %d pictures, left out: %s; the first is %s",
-            root, len(walk.samples), counts, shown(walk.first),
+            "%s: %d images, skipped: %s; the first is %s",
+            root, len(walk.samples), counts, shown(walk.first_skipped),
         )  # fmt: skip
     return ListedPictures(walk.samples, classes, root).with_every_class()
 
 
 def require_files(paths: Iterable[str], listing: str | Path, name: str) -> None:
-    """Checks that the pictures that a list names are there.
+    """Checks that the images in a list exist.
 
     Args:
-        paths: of the pictures.
+        paths: of the images.
         listing: the list, for the message.
         name: the data set, for the message.
 
     Raises:
-        MissingFileError: if one is not there.
+        MissingFileError: if one does not exist.
     """
     paths = list(paths)
     if absent := [path for path in paths if not os.path.isfile(path)]:  # noqa: PTH113 - many
         raise MissingFileError(
-            f"data set {name} is not complete: of the {len(paths)} pictures in {listing}, "
-            f"{len(absent)} are not there, the first {shown(absent[0])}"
+            f"data set {name} is not complete: of the {len(paths)} images in {listing}, "
+            f"{len(absent)} are missing, the first {shown(absent[0])}"
         )
 
 
 class _Walk:
-    """A walk over class folders that enters no folder twice, however links lead.
+    """A walk over class folders that enters every folder at most once, whatever the links.
 
     Args:
-        root: the folder of the class folders.
-        classes: the names of these.
+        root: the folder that holds the class folders.
+        classes: their names.
 
     Attributes:
-        samples: path and label of each picture, sorted by label, folder and name.
-        left_out: what was left out, by kind.
-        first: the first of these.
+        samples: path and label of each image, sorted by label, folder and name.
+        skipped: number of files and folders skipped, by reason.
+        first_skipped: the first of these.
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
-        self.left_out: Counter[str] = Counter()
-        self.first = ""
-        self._found: list[tuple[int, str, str]] = []  # label, folder, path
+        self.skipped: Counter[str] = Counter()
+        self.first_skipped = ""
+        self._images: list[tuple[int, str, str]] = []  # label, folder, path
         self._links: deque[tuple[int, str]] = deque()
         self._entered = {_identity(path) for path in (root, *root.resolve().parents)}
-        self._take_classes(root, classes)
+        self._enter_classes(root, classes)
         for entry in _entries(str(root)):
             if is_hidden(entry.name):
-                self._leave(entry.path, "hidden")
+                self._skip(entry.path, "hidden")
             elif not _is_folder(entry):
-                self._leave(entry.path, "outside of the class folders")
+                self._skip(entry.path, "outside of the class folders")
         for label, name in enumerate(classes):
             self._walk(label, str(root / name))
-        while self._links:  # last, so that a folder is taken by its own path where it has one
+        while self._links:  # last, so that a folder is entered by its own path if it has one
             label, path = self._links.popleft()
             if self._enter(path):
                 self._walk(label, path)
-        self.samples = [(path, label) for label, _, path in sorted(self._found)]
+        self.samples = [(path, label) for label, _, path in sorted(self._images)]
 
-    def _take_classes(self, root: Path, classes: Sequence[str]) -> None:
-        own: dict[Identity, str] = {}
+    def _enter_classes(self, root: Path, classes: Sequence[str]) -> None:
+        names: dict[Identity, str] = {}
         for name in classes:
-            other = own.setdefault(_identity(root / name), name)
+            other = names.setdefault(_identity(root / name), name)
             if other != name:
                 raise UsageError(
-                    f"the class folders {shown(other)} and {shown(name)} of {root} are one folder, "
-                    "so that its pictures would have two labels; remove the link"
+                    f"the class folders {shown(other)} and {shown(name)} of {root} are the same "
+                    "folder, so its images would have two labels; remove the link"
                 )
-        self._entered |= own.keys()
+        self._entered |= names.keys()
 
     def _walk(self, label: int, start: str) -> None:
         pending = [start]
@@ -169,19 +169,19 @@ class _Walk:
             folder = pending.pop()
             for entry in _entries(folder):
                 if is_hidden(entry.name):
-                    self._leave(entry.path, "hidden")
+                    self._skip(entry.path, "hidden")
                 elif _is_folder(entry):
                     if entry.is_symlink():
                         self._links.append((label, entry.path))
                     elif self._enter(entry.path):
                         pending.append(entry.path)
                 elif self._is_picture(entry):
-                    self._found.append((label, folder, entry.path))
+                    self._images.append((label, folder, entry.path))
 
     def _enter(self, path: str) -> bool:
         identity = _identity(path)
         if identity in self._entered:
-            self._leave(path, "linked twice")
+            self._skip(path, "linked twice")
             return False
         self._entered.add(identity)
         return True
@@ -189,18 +189,18 @@ class _Walk:
     def _is_picture(self, entry: os.DirEntry[str]) -> bool:
         _, dot, ending = entry.name.lower().rpartition(".")
         if dot + ending not in EXTENSIONS:
-            self._leave(entry.path, dot + shown(ending) if dot else "without an ending")
+            self._skip(entry.path, dot + shown(ending) if dot else "without an extension")
             return False
         if not Path(entry.path).is_file():
             if entry.is_symlink():
-                raise MissingFileError(f"{entry.path} is a link that leads to no file")
-            self._leave(entry.path, "no regular file")
+                raise MissingFileError(f"{entry.path} is a broken link; remove or repair it")
+            self._skip(entry.path, "not a regular file")
             return False
         return True
 
-    def _leave(self, path: str, kind: str) -> None:
-        self.first = self.first or path
-        self.left_out[kind] += 1
+    def _skip(self, path: str, reason: str) -> None:
+        self.first_skipped = self.first_skipped or path
+        self.skipped[reason] += 1
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub, through the library `datasets` (the extra `hub`).
 
-Class ids there are turned into ours by the classes' names; rows keep the hub's order.
+Labels are matched by class name; rows keep the hub's order.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from tangent_arithmetic.runtime.errors import (
     shown,
 )
 
-TAIL = 1024  # bytes at the end of a picture's file, by which two of one size are told apart
+TAIL = 1024  # bytes at the end of an image file that distinguish two of equal size
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set as the hub has it.
+    """Where and how the hub has a data set.
 
     Attributes:
-        repo: its name there, or a folder that the library can load.
-        classnames: our phrases, in the order of our labels.
-        config: which of the repository's configurations; None for its only one.
-        files: pattern of the files of a split, where the repository has splits that nobody needs
-            (they would be downloaded too); None for all that the configuration names.
-        label: the column of the labels, where there are several.
-        aliases: name of a class there -> our phrase, where they differ in more than case, spaces
-            and punctuation.
+        repo: its repository, or a folder that the library can load.
+        classnames: our class names, in the order of our labels.
+        config: configuration of the repository; None for the only one.
+        files: file pattern of a split, to avoid downloading unneeded splits; None for all files of
+            the configuration.
+        label: the label column, where there are several.
+        aliases: the hub's class name -> ours, where they differ in more than case, spaces and
+            punctuation.
     """
 
     repo: str
@@ -53,9 +53,9 @@ class HubPictures:
 
     Attributes:
         rows: a `datasets.Dataset`.
-        image: the column of the pictures.
-        label: the column of the labels.
-        labels: our label of each class id of the hub.
+        image: the image column.
+        label: the label column.
+        labels: our label for each label of the hub.
     """
 
     rows: Any
@@ -64,58 +64,58 @@ class HubPictures:
     labels: tuple[int, ...]
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """A picture, in RGB, and our label."""
+        """An image, in RGB, and our label."""
         row = self.rows[index]
         name = name_of(self, index)
         if row[self.image] is None:
-            raise PictureError(f"{name} is empty: the column {shown(self.image)} has no picture")
+            raise PictureError(f"{name} is empty: the column {shown(self.image)} has no image")
         return to_rgb(row[self.image], name), self.labels[row[self.label]]
 
     def digests(self) -> list[Hashable]:
-        """Size and end of each picture's file; of a picture that is not in the rows, its path."""
-        found: list[Hashable] = []
+        """Size and last bytes of each image file, or its path if the rows do not embed it."""
+        digests: list[Hashable] = []
         for batch in self.rows.select_columns([self.image]).with_format("arrow").iter(1000):
             for cell in batch.column(self.image):
                 content = cell["bytes"].as_buffer() if cell.is_valid else None
                 if content is None:
-                    found.append(cell["path"].as_py() if cell.is_valid else None)
+                    digests.append(cell["path"].as_py() if cell.is_valid else None)
                 else:
                     end = content.slice(max(0, content.size - TAIL)).to_pybytes()
-                    found.append((content.size, end))
-        return found
+                    digests.append((content.size, end))
+        return digests
 
     @property
     def identity(self) -> str:
-        """Differs where rows differ; the same for every load of the same files."""
+        """A string that identifies the rows, the same each time that the same files are loaded."""
         return f"{self.rows._fingerprint}|{self.image}|{self.label}|{self.labels}"
 
 
 def load_hub(name: str, hub: HubSet) -> Splits:
-    """Reads a data set from the hub, or from what the library has kept of it.
+    """Reads a data set from the hub, or from the library's cache.
 
     Raises:
         MissingFileError: if the library is not installed or the hub cannot be reached.
-        UsageError: if the set's columns or classes are not those expected.
+        UsageError: if the columns or classes are not as expected.
     """
     files = hub.files and {split: hub.files.format(split) for split in ("train", "test")}
-    found = load_rows(name, hub.repo, hub.config, data_files=files or None)
-    if lacking := [split for split in ("train", "test") if split not in found]:
+    splits = load_rows(name, hub.repo, hub.config, data_files=files or None)
+    if missing := [split for split in ("train", "test") if split not in splits]:
         raise UsageError(
-            f"data set {name}: {hub.repo} has the splits {', '.join(found)}, expected train and "
-            f"test; {' and '.join(lacking)} is not there"
+            f"data set {name}: {hub.repo} has the splits {', '.join(splits)}, expected train and "
+            f"test; {' and '.join(missing)} is missing"
         )
-    train, test = (pictures_of(name, hub, found[split]) for split in ("train", "test"))
+    train, test = (pictures_of(name, hub, splits[split]) for split in ("train", "test"))
     return Splits(train, test, hub.classnames)
 
 
 def load_rows(
     name: str, repo: str, config: str | None, split: str | None = None, data_files: Any = None
 ) -> Any:
-    """What the library has of a repository: the rows of a split, or all splits.
+    """Loads the rows of one split of a repository, or all splits.
 
     Raises:
         MissingFileError: if the library is not installed or the hub cannot be reached.
@@ -128,25 +128,25 @@ def load_rows(
             f"data set {name}: {repo} needs the library datasets, which is not installed "
             '(pip install -e ".[hub]")'
         ) from error
-    library.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4 a set could bring code along
+    library.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4 a set could run its own code
     try:
         return load_dataset(repo, config, split=split, data_files=data_files)
-    except Exception as error:  # it has no error of its own: no network, no such set, a full disk
+    except Exception as error:  # no common type: no network, no such repository, a full disk
         raise MissingFileError(
             f"data set {name}: {repo} cannot be loaded {hub_failure(error)}"
         ) from error
 
 
 def classes_of(name: str, repo: str, rows: Any) -> tuple[str, ...]:
-    """The classes of rows, by the names of their label column."""
+    """The class names of rows, from their label column."""
     return tuple(rows.features[_column(name, repo, rows, "ClassLabel", None)].names)
 
 
 def pictures_of(name: str, hub: HubSet, rows: Any) -> HubPictures:
-    """The pictures of rows, with our labels.
+    """The images of rows, with our labels.
 
     Raises:
-        UsageError: if columns or classes are not those expected.
+        UsageError: if the columns or classes are not as expected.
     """
     image = _column(name, hub.repo, rows, "Image", None)
     label = _column(name, hub.repo, rows, "ClassLabel", hub.label)
@@ -155,14 +155,14 @@ def pictures_of(name: str, hub: HubSet, rows: Any) -> HubPictures:
         if number is None or not 0 <= number < len(labels):
             raise UsageError(
                 f"data set {name}: row {index} of {hub.repo} has label {number} in the column "
-                f"{shown(label)}, expected 0 to {len(labels) - 1}: this split has no labels there, "
-                "or not all. Use another --data-source"
+                f"{shown(label)}, expected 0 to {len(labels) - 1}: this split is unlabelled, at "
+                "least in part. Use another --data-source"
             )
     return HubPictures(rows, image, label, labels)
 
 
 def _column(name: str, repo: str, rows: Any, kind: str, wanted: str | None) -> str:
-    """The one column of a kind of feature, whatever its name; `wanted` if there are several."""
+    """The only column with this type of feature, or `wanted` if there are several."""
     columns = [c for c, feature in rows.features.items() if type(feature).__name__ == kind]
     if wanted in columns:
         return str(wanted)
@@ -175,25 +175,24 @@ def _column(name: str, repo: str, rows: Any, kind: str, wanted: str | None) -> s
 
 
 def match_classes(name: str, hub: HubSet, theirs: list[str]) -> tuple[int, ...]:
-    """Our label of each class of the hub, by name: case, spaces and punctuation do not count.
+    """Our label for each class of the hub, matched by name up to case, spaces and punctuation.
 
     Raises:
-        UsageError: if the names are not ours, one to one; they are never paired by position.
+        UsageError: if the names do not match ours one to one; they are never paired by position.
     """
-    labels = {_plain(phrase): label for label, phrase in enumerate(hub.classnames)}
-    labels |= {_plain(alias): labels[_plain(ours)] for alias, ours in hub.aliases.items()}
-    found = [labels.get(_plain(their)) for their in theirs]
-    known = [label for label in found if label is not None]
-    if len(known) < len(found) or sorted(known) != list(range(len(hub.classnames))):
-        strange = [their for their, label in zip(theirs, found, strict=True) if label is None]
-        absent = [ours for label, ours in enumerate(hub.classnames) if label not in known]
+    ours = {_plain(classname): label for label, classname in enumerate(hub.classnames)}
+    ours |= {_plain(alias): ours[_plain(classname)] for alias, classname in hub.aliases.items()}
+    labels = [ours[_plain(their)] for their in theirs if _plain(their) in ours]
+    if len(labels) < len(theirs) or sorted(labels) != list(range(len(hub.classnames))):
+        extra = [their for their in theirs if _plain(their) not in ours]
+        missing = [name for label, name in enumerate(hub.classnames) if label not in labels]
         raise UsageError(
             f"data set {name}: the classes of {hub.repo} cannot be matched with ours by name "
-            f"(expected {len(hub.classnames)}, got {len(theirs)}; theirs alone: "
-            f"{', '.join(strange[:5]) or 'none'}; ours alone: {', '.join(absent[:5]) or 'none'}), "
-            "so that its labels would mean something else. Use another --data-source"
+            f"(expected {len(hub.classnames)}, got {len(theirs)}; only theirs: "
+            f"{', '.join(extra[:5]) or 'none'}; only ours: {', '.join(missing[:5]) or 'none'}), "
+            "so its labels would have another meaning. Use another --data-source"
         )
-    return tuple(known)
+    return tuple(labels)
 
 
 def _plain(name: str) -> str:

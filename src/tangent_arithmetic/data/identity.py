@@ -1,7 +1,7 @@
-"""What a split holds, as hashes.
+"""Hashes that identify the images of a split.
 
-`fingerprint` changes with every picture: what is computed from them is kept under it. `split_hash`
-says which pictures a split has, the same on every machine: results and checkpoints carry it.
+`fingerprint` changes with every image; caches of computed values use it as their key. `split_hash`
+identifies which images a split has, the same on every machine; results and checkpoints record it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tangent_arithmetic.data.base import ArrayPictures, Pictures, SubsetPictures
 from tangent_arithmetic.data.clip8.folders import LazyPictures
 from tangent_arithmetic.data.hub import HubPictures
 
-SAMPLED = 64  # pictures of a split whose content is looked at
+SAMPLED = 64  # images of a split whose content is hashed
 
 
 def fingerprint(pictures: Pictures) -> str | None:
-    """A hash of a split's pictures, labels and their order.
+    """A hash of a split's images, labels and their order.
 
-    Pictures in memory count by content; files count by path, size and time of their last change,
-    so that a picture that is replaced on disk is noticed without reading any.
+    Images in memory are hashed by content; files by path, size and modification time, so that a
+    file replaced on disk is noticed without reading any.
 
     Returns:
-        64 hexadecimal digits; None for a data set whose pictures cannot be told apart so.
+        64 hexadecimal digits; None for an unknown type of data set.
     """
     if isinstance(pictures, ArrayPictures):
         return _hash(_bytes(pictures.images), _bytes(pictures.labels))
@@ -46,14 +46,13 @@ def fingerprint(pictures: Pictures) -> str | None:
 
 
 def split_ids(pictures: Pictures) -> list[str] | None:
-    """Which pictures of its data set a split holds, whatever the folder that the set is in.
+    """Identifies the images of a split within its data set, regardless of the data set's folder.
 
-    A file is known by its path below the folder that all of the set's files share, a picture in an
-    array by its index, a row of the hub by its index there. Unlike `fingerprint`, this says nothing
-    of what is in them.
+    The id of a file is its path below the folder common to all files, that of an image in an array
+    or a row of the hub is its index. Unlike `fingerprint`, ids say nothing about the content.
 
     Returns:
-        One id a picture, in order; None where they have none.
+        One id per image, in order; None for an unknown type of data set.
     """
     if isinstance(pictures, SubsetPictures):
         inner = split_ids(pictures.pictures)
@@ -68,13 +67,10 @@ def split_ids(pictures: Pictures) -> list[str] | None:
 
 
 def pictures_hash(pictures: Pictures) -> str:
-    """A hash of what a split's pictures hold, whatever the folder that they are in.
+    """A hash of the content of a split, regardless of its folder.
 
-    Pictures in memory count by content; files by their path in the set, label and size, and
-    `SAMPLED` of them, evenly spaced, by content; of pictures of any other kind so many are decoded.
-
-    Args:
-        pictures: the split.
+    Images in memory are hashed by content; files by relative path, label and size, and `SAMPLED` of
+    them, evenly spaced, by content; for any other type of data set as many images are decoded.
 
     Returns:
         64 hexadecimal digits.
@@ -82,10 +78,10 @@ def pictures_hash(pictures: Pictures) -> str:
     spread = range(0, len(pictures), max(1, len(pictures) // SAMPLED))
     files = _files(pictures)
     if files is None:
-        if (known := fingerprint(pictures)) is not None:
-            return known
-        drawn = (pictures[index] for index in spread)
-        return _hash(*(_bytes(np.asarray(image)) + f"|{label}".encode() for image, label in drawn))
+        if (digest := fingerprint(pictures)) is not None:
+            return digest
+        decoded = (pictures[index] for index in spread)
+        return _hash(*(_bytes(np.asarray(x)) + f"|{label}".encode() for x, label in decoded))
     parts = []
     for name, (path, label) in zip(_below([str(p) for p, _ in files]), files, strict=True):
         parts.append(_text(f"{name}|{label}|{Path(path).stat().st_size}"))
@@ -93,10 +89,10 @@ def pictures_hash(pictures: Pictures) -> str:
 
 
 def times_hash(pictures: Pictures) -> str | None:
-    """A hash of when each file of a split was last changed; None where pictures are no files.
+    """A hash of the modification times of a split's files; None if its images are not files.
 
-    Beside `pictures_hash` it notices a single picture that is replaced by one of the same size, but
-    takes a copy of the files for others.
+    It notices single files replaced by others of the same size, which `pictures_hash` may miss, but
+    differs for a copy of the same files.
     """
     files = _files(pictures)
     if files is None:
@@ -105,7 +101,7 @@ def times_hash(pictures: Pictures) -> str | None:
 
 
 def _files(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
-    """Path and label of each picture of a split that consists of files."""
+    """Path and label of each image; None if the split does not consist of files."""
     if isinstance(pictures, SubsetPictures):
         inner = _files(pictures.pictures)
         return inner and [inner[int(index)] for index in pictures.indices]
@@ -113,43 +109,43 @@ def _files(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
 
 
 def labels_of(pictures: Pictures) -> np.ndarray:
-    """The label of every picture, int64; a picture is decoded only where nothing else tells."""
+    """The label of every image, int64; images are decoded only if there is no list of labels."""
     if isinstance(pictures, SubsetPictures):
         return labels_of(pictures.pictures)[np.asarray(pictures.indices, dtype=np.int64)]
     if isinstance(pictures, HubPictures):
         return np.asarray(pictures.labels)[np.asarray(pictures.rows[pictures.label])]
     if (samples := samples_of(pictures)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
-    if (found := getattr(pictures, "targets", getattr(pictures, "labels", None))) is not None:
-        return np.asarray(found, dtype=np.int64)
+    if (labels := getattr(pictures, "targets", getattr(pictures, "labels", None))) is not None:
+        return np.asarray(labels, dtype=np.int64)
     return np.array([pictures[i][1] for i in range(len(pictures))], dtype=np.int64)
 
 
 def split_hash(pictures: Pictures) -> str | None:
-    """A hash of `split_ids`: equal for the same pictures in the same order."""
+    """A hash of `split_ids`: equal for the same images in the same order."""
     ids = split_ids(pictures)
     return None if ids is None else _hash(_text("\n".join(ids)))
 
 
 def _below(paths: list[str]) -> list[str]:
-    """The paths below the folder that all of them share."""
+    """The paths relative to their common folder."""
     if not paths:
         return []
     paths = [path.replace(os.sep, "/") for path in paths]
-    ends = min(paths), max(paths)  # what these two share, all share
+    ends = min(paths), max(paths)  # the common prefix of these two is that of all
     shared = posixpath.commonpath([posixpath.dirname(end) for end in ends])
     return [path[len(shared) :].lstrip("/") for path in paths]
 
 
 def samples_of(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
-    """Path and label of each picture of torchvision's data sets of files, and of our lists."""
+    """Path and label of each image in torchvision's data sets of files and in ours."""
     if isinstance(pictures, LazyPictures):
         pictures = pictures.listing
     return getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
 
 
 def _arrays(pictures: Pictures) -> tuple[Any, Any] | None:
-    """The pictures and labels of torchvision's data sets in memory."""
+    """The images and labels of torchvision's data sets in memory."""
     data = getattr(pictures, "data", None)
     labels = getattr(pictures, "targets", getattr(pictures, "labels", None))
     return None if data is None or labels is None else (data, labels)
@@ -165,7 +161,7 @@ def _bytes(array: Any) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    """A text that may hold a file's name, whose bytes need not be UTF-8."""
+    """Encodes a text with a file name, which need not be valid UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 

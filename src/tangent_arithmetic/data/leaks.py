@@ -1,4 +1,4 @@
-"""Pictures that are in two splits, by which an accuracy would mean nothing."""
+"""Detection of images that are in two splits and would make an accuracy meaningless."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tangent_arithmetic.data.base import Pictures, Splits, name_of
 from tangent_arithmetic.data.hub import HubPictures
 from tangent_arithmetic.runtime.errors import UsageError
 
-HEAD = 1024  # bytes of a file by which candidates are told apart before they are compared whole
+HEAD = 1024  # bytes of a file compared first, before whole files
 
 
 def refuse_shared(splits: Splits) -> Splits:
-    """The splits, if no two of them share pictures as far as that can be told cheaply.
+    """Returns the splits if they share no images, as far as this can be checked cheaply.
 
-    Files with the same name, wherever they lie, are compared by content; those under other names
-    are for `scripts/prepare_data.py`, which reads all. Pictures in arrays and rows of a hub are
-    compared all, and refused if most of a split is in another: a few are in some published sets.
+    Files with the same name are compared by content; `tangent-arithmetic prepare-data` compares all
+    files. Images in arrays and rows of the hub are all compared, but refused only if most of a
+    split is in another, since some published sets share a few.
 
     Raises:
-        UsageError: if two splits share pictures; it names two.
+        UsageError: if two splits share images; the message names a pair.
     """
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     for one, other in combinations(parts, 2):
@@ -36,9 +36,9 @@ def refuse_shared(splits: Splits) -> Splits:
 
 
 def refuse_pair(one: Pictures, other: Pictures) -> None:
-    """Raises a UsageError if two splits share pictures; see `refuse_shared`.
+    """Raises a UsageError if two splits share images; see `refuse_shared`.
 
-    Splits of different kinds, and one that is only listed when it is used, are passed over.
+    Splits of different types, and lazily listed ones, are not compared.
     """
     files, others = _files(one), _files(other)
     if files is not None and others is not None:
@@ -59,11 +59,11 @@ def _refuse_files(files: list[str], others: list[str]) -> None:
 
 
 def _named(paths: Iterable[str], names: set[str]) -> Iterator[tuple[str, Hashable]]:
-    """The files with one of these names, and what tells most of them apart."""
+    """The files with one of these names, each with a cheap key that equal files share."""
     for path in paths:
         name = PurePath(path).name
         if name in names:
-            with contextlib.suppress(OSError):  # is said when the picture is read
+            with contextlib.suppress(OSError):  # reported when the image is read
                 size = Path(path).stat().st_size
                 with Path(path).open("rb") as file:
                     yield path, (name, size, file.read(HEAD))
@@ -77,13 +77,13 @@ def _refuse_contents(one: Pictures, other: Pictures) -> None:
     shared = [(places[d], index) for index, d in enumerate(others) if d in places]
     if 2 * len(shared) > min(len(digests), len(others)):
         first, copy = shared[0]
-        raise _shared(name_of(one, first), name_of(other, copy), f" ({len(shared)} are)")
+        raise _shared(name_of(one, first), name_of(other, copy), f" (of {len(shared)})")
 
 
 def _shared(one: str, other: str, count: str) -> UsageError:
     return UsageError(
-        f"{one} and {other} are one picture in two splits{count}, so that the accuracy on it would "
-        "mean nothing. Make the splits again without overlap"
+        f"{one} and {other} are the same image in two splits{count}, which would make the accuracy "
+        "meaningless. Create the splits again without overlap"
     )
 
 
@@ -93,7 +93,7 @@ def _files(pictures: Any) -> list[str] | None:
 
 
 def _digests(pictures: Any) -> list[Hashable] | None:
-    """Something of each picture that differs where pictures do."""
+    """A key per image that differs between different images."""
     if isinstance(pictures, HubPictures):
         return pictures.digests()
     data = getattr(pictures, "images", getattr(pictures, "data", None))

@@ -1,8 +1,7 @@
-"""Loaders whose every random choice is a function of (seed, epoch, index).
+"""Data loaders in which every random choice is a function of (seed, epoch, index).
 
-Which images a global batch holds is a slice of one seeded permutation; how an image is augmented
-depends on (seed, epoch, its index) only. Neither depends on the number of processes, ranks or
-workers.
+The images of a global batch are a slice of a seeded permutation, and the augmentation of an image
+depends only on (seed, epoch, its index). Neither depends on the number of ranks or workers.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,25 +31,26 @@ from tangent_arithmetic.data.pictures import is_plain, to_rgb
 from tangent_arithmetic.runtime.errors import PictureError, RunError, UsageError, shown
 from tangent_arithmetic.runtime.processes import prepare_training_worker, prepare_worker
 
+T = TypeVar("T")
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
-SHARED_MEMORY = "/dev/shm"  # where Linux keeps it
+SHARED_MEMORY = "/dev/shm"  # on Linux
 NO_SHARED_MEMORY = ("shared memory", "unable to write to file", "unable to resize file", "</torch_")
-BUS_ERROR = getattr(signal, "SIGBUS", None)  # what a write to memory that is not there ends with
+BUS_ERROR = getattr(signal, "SIGBUS", None)  # raised by a write beyond the available shared memory
 NO_DESCRIPTORS = ("Too many open files", "ancdata")
 
 
 @contextmanager
 def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
-    """Seeds what transforms draw from, and puts its state back on exit.
+    """Seeds the generators that transforms draw from, and restores their states on exit.
 
-    Only the CPU generator of PyTorch is seeded: `torch.manual_seed` also queues a call for every
-    kind of accelerator, which takes longer than a transform does.
+    Seeds only PyTorch's CPU generator: `torch.manual_seed` also queues a call for every type of
+    accelerator, which takes longer than a transform.
     """
     seeds = np.random.SeedSequence(entropy).generate_state(3, np.uint32)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(int(seeds[1]))
-    np.random.seed(seeds[2])  # noqa: NPY002 - what others' transforms draw from
+    np.random.seed(seeds[2])  # noqa: NPY002 - third-party transforms draw from it
     torch.default_generator.manual_seed(int(seeds[0]))
     try:
         yield
@@ -61,16 +61,16 @@ def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
 
 
 class SeededPictures(Dataset[tuple[Any, int]]):
-    """Transformed pictures; key (epoch, index) seeds the transform, a plain index means epoch 0.
+    """Transformed images; key (epoch, index) seeds the transform, a plain index means epoch 0.
 
     Args:
-        pictures: the pictures.
-        transform: of a picture; None gives it as it is.
-        seed: of what the transform draws.
-        classes: number of classes, if labels are to be checked.
+        pictures: the images.
+        transform: applied to each image; None for no transform.
+        seed: of the transform's random choices.
+        classes: number of classes; None to leave labels unchecked.
 
     Raises:
-        PictureError: if a picture cannot be read, or its label is no class; it names the picture.
+        PictureError: if an image cannot be read or its label is invalid; it names the image.
     """
 
     def __init__(
@@ -100,33 +100,33 @@ class SeededPictures(Dataset[tuple[Any, int]]):
                 image = to_rgb(image, name_of(self.pictures, index))
         except (PictureError, MemoryError):
             raise
-        except Exception as error:  # whatever a decoder says of a damaged file
+        except Exception as error:  # decoders raise almost anything for a damaged file
             name = name_of(self.pictures, index)
             raise PictureError(
-                f"{name} cannot be read ({type(error).__name__}: {error}); it is damaged or no "
-                "picture. Fetch it again"
+                f"{name} cannot be read ({type(error).__name__}: {error}); it is damaged or not an "
+                "image. Fetch it again"
             ) from error
         if self.classes is not None and not 0 <= label < self.classes:
             raise PictureError(
                 f"{name_of(self.pictures, index)} has label {label}, expected 0 to "
                 f"{self.classes - 1}: the data set has other classes than the head. Check that its "
-                "class folders, or its file of labels, are complete"
+                "class folders or its label file are complete"
             )
         return image, label
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which images each micro-step of training holds.
+    """Assigns images to the micro-steps of training.
 
     An epoch is a permutation seeded with (seed, epoch), cut into optimizer steps of
     `batch_size * num_grad_accumulation` images, and each of those into micro-steps of `batch_size`,
     over all ranks. The last step of an epoch may be smaller; no image is seen twice in an epoch.
 
     Attributes:
-        num_samples: images in the data set.
-        batch_size: images of a micro-step, over all ranks.
-        num_grad_accumulation: micro-steps of an optimizer step.
+        num_samples: number of images.
+        batch_size: images per micro-step, over all ranks.
+        num_grad_accumulation: micro-steps per optimizer step.
         seed: of the permutations.
     """
 
@@ -137,12 +137,12 @@ class BatchPlan:
 
     @property
     def step_size(self) -> int:
-        """Images of a full optimizer step."""
+        """Images per full optimizer step."""
         return self.batch_size * self.num_grad_accumulation
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps per epoch."""
         return -(-self.num_samples // self.step_size)
 
     def permutation(self, epoch: int) -> np.ndarray:
@@ -150,28 +150,32 @@ class BatchPlan:
         return np.random.default_rng((self.seed, 11, epoch)).permutation(self.num_samples)
 
     def micro_sizes(self, step: int) -> list[int]:
-        """Images of each micro-step of optimizer step `step`, counted from the run's start."""
+        """Sizes of the micro-steps of optimizer step `step`, counted from the start of the run."""
         start = step % self.steps_per_epoch * self.step_size
         size = min(self.step_size, self.num_samples - start)
         return [min(self.batch_size, size - done) for done in range(0, size, self.batch_size)]
 
     def micro_batches(self, step: int, order: np.ndarray | None = None) -> list[list[Key]]:
-        """The keys of each micro-step of optimizer step `step`, counted from the run's start."""
+        """The keys of the micro-steps of optimizer step `step`, counted from the start of the run.
+
+        Args:
+            step: the optimizer step.
+            order: `permutation` of its epoch, to avoid computing it again.
+        """
         epoch, within = divmod(step, self.steps_per_epoch)
         order = self.permutation(epoch) if order is None else order
-        chosen = order[within * self.step_size : (within + 1) * self.step_size].tolist()
+        indices = order[within * self.step_size : (within + 1) * self.step_size].tolist()
         return [
-            [(epoch, index) for index in chosen[start : start + self.batch_size]]
-            for start in range(0, len(chosen), self.batch_size)
+            [(epoch, index) for index in indices[start : start + self.batch_size]]
+            for start in range(0, len(indices), self.batch_size)
         ]
 
 
 class RankBatches(Sampler[list[Key]]):
     """The micro-batches of one rank, from optimizer step `start` to `stop`.
 
-    A rank takes every world-size-th image of a micro-batch. Where there is none left for it, it
-    gets the first image, which the training loop weights with zero, so that all ranks take part in
-    every step.
+    A rank takes every world-size-th image of a micro-batch. A rank left without images gets the
+    first one, which the training loop gives weight zero, so that all ranks take part in every step.
     """
 
     def __init__(self, plan: BatchPlan, start: int, stop: int, rank: int, world_size: int) -> None:
@@ -191,13 +195,13 @@ class RankBatches(Sampler[list[Key]]):
         return sum(len(self.plan.micro_sizes(s)) for s in range(self.start, self.stop))
 
 
-def share(items: Sequence[Any], rank: int, world_size: int) -> list[Any]:
-    """Every world-size-th item, from the rank-th on."""
+def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
+    """Every world-size-th item, starting at the rank-th."""
     return list(items[rank::world_size])
 
 
 class RankSampler(Sampler[int]):
-    """Every image once over all ranks, in order; this rank's share."""
+    """One rank's share of the images, in order; over all ranks, every image once."""
 
     def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
         self.indices = range(rank, num_samples, world_size)
@@ -210,16 +214,16 @@ class RankSampler(Sampler[int]):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose iterators end their workers with them, and tell why one has died.
+    """A DataLoader whose workers stop with the iterator, and which explains why a worker died.
 
     Raises:
-        RunError: while iterating, if a worker was killed or cannot hand over what it has loaded.
+        RunError: during iteration, if a worker was killed or cannot transfer a batch.
     """
 
     def __iter__(self) -> Generator[Any]:  # type: ignore[override]
         batches: Any = None
         try:
-            with _undisturbed():
+            with _without_sigchld_handler():
                 batches = super().__iter__()
             yield from batches
         except UsageError:
@@ -230,17 +234,17 @@ class Loader(DataLoader[Any]):
             if self.num_workers and failure is not None:
                 raise failure from error
             raise
-        finally:  # not when it is collected, which an error's trace puts off
-            end = getattr(batches, "_shutdown_workers", None)  # PyTorch has no public name for it
-            if end is not None:
-                end()
+        finally:  # not on garbage collection, which an error's traceback delays
+            shut_down = getattr(batches, "_shutdown_workers", None)  # PyTorch has no public name
+            if shut_down is not None:
+                shut_down()
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keeps PyTorch from having SIGCHLD raise an error in the midst of anything when a worker dies.
+def _without_sigchld_handler() -> Iterator[None]:
+    """Undoes PyTorch's SIGCHLD handler, which would raise at any point when a worker dies.
 
-    The iterator notices it as well, where it waits for a batch, within seconds.
+    The iterator notices a dead worker anyway, within seconds, while it waits for a batch.
     """
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
@@ -253,7 +257,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _exit_codes(workers: Sequence[BaseProcess]) -> list[int]:
-    """Those other than 0 of the workers that have ended, or do so now."""
+    """The non-zero exit codes of workers that have ended, or end within a second."""
     ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
     for worker in workers:
         if worker.sentinel in ended:
@@ -262,56 +266,56 @@ def _exit_codes(workers: Sequence[BaseProcess]) -> list[int]:
 
 
 def _worker_failure(error: Exception, codes: Sequence[int], started: bool) -> RunError | None:
-    """What went wrong with workers, if anything did.
+    """Explains an error of the iterator; None if the workers are not its cause.
 
     Args:
-        error: from the iterator.
-        codes: exit codes of workers other than 0.
-        started: whether there were workers already.
+        error: raised by the iterator.
+        codes: non-zero exit codes of workers.
+        started: whether the workers had started.
     """
     text = str(error)
-    killed_by_it = BUS_ERROR is not None and -BUS_ERROR in codes
+    bus_error = BUS_ERROR is not None and -BUS_ERROR in codes
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if killed_by_it or full or any(part in text for part in NO_SHARED_MEMORY):
+    if bus_error or full or any(part in text for part in NO_SHARED_MEMORY):
         return RunError(
-            f"data-loading processes need more shared memory than {_shared_memory()}. Give it more "
+            f"data-loading processes need more shared memory than {_shared_memory()}. Increase it "
             "(docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or load in this "
             "process: --num-workers=0"
         )
     if any(part in text for part in NO_DESCRIPTORS):
         return RunError(
-            "too many files are open for the data-loading processes; raise the limit (ulimit -n), "
-            "or load in this process: --num-workers=0"
+            "too many open files for the data-loading processes; raise the limit (ulimit -n), or "
+            "load in this process: --num-workers=0"
         )
-    if text.startswith("Caught "):  # in a worker, which is well
+    if text.startswith("Caught "):  # an error of the transform, raised in a healthy worker
         return None
     if not started:
         return RunError(
             f"data-loading processes cannot be started ({type(error).__name__}: {shown(error)}); "
-            "try fewer of them, or none: --num-workers=0"
+            "try fewer, or none: --num-workers=0"
         )
     if codes or "exited unexpectedly" in text or isinstance(error, OSError | EOFError):
         return RunError(
-            f"a data-loading process {_end_of(codes[0] if codes else None)}, and with it the run; "
-            "try fewer of them, or none: --num-workers=0"
+            f"a data-loading process {_end_of(codes[0] if codes else None)}, which ended the run; "
+            "try fewer, or none: --num-workers=0"
         )
     return None
 
 
 def _shared_memory() -> str:
     try:
-        facts = shutil.disk_usage(SHARED_MEMORY)
+        usage = shutil.disk_usage(SHARED_MEMORY)
     except OSError:
         return "this system has"
-    return f"{SHARED_MEMORY} has ({facts.free / 2**20:.3g} of {facts.total / 2**20:.3g} MiB free)"
+    return f"{SHARED_MEMORY} has ({usage.free / 2**20:.3g} of {usage.total / 2**20:.3g} MiB free)"
 
 
 def _end_of(code: int | None) -> str:
     if code is None:
-        return "ended"
+        return "exited"
     if code > 0:
-        return f"ended with code {code}"
-    memory = ", out of memory perhaps" if code == -signal.SIGKILL else ""
+        return f"exited with code {code}"
+    memory = ", possibly out of memory" if code == -signal.SIGKILL else ""
     return f"was killed ({signal.Signals(-code).name}{memory})"
 
 
@@ -327,10 +331,10 @@ def eval_loader(
     """Every image once, in order, split over the ranks.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there are no images.
     """
     if not len(pictures):
-        raise UsageError(f"no picture to evaluate on: {type(pictures).__name__} is empty")
+        raise UsageError(f"no images to evaluate on: {type(pictures).__name__} is empty")
     return Loader(
         SeededPictures(pictures, transform, classes=classes),
         batch_size=batch_size,
@@ -339,25 +343,25 @@ def eval_loader(
         multiprocessing_context=_start_method(num_workers),
         worker_init_fn=prepare_worker,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else the loader draws from the global one
+        generator=torch.Generator(),  # otherwise the loader draws from the global one
     )
 
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """A split in the batches of an evaluation: every image once, in order, split over the ranks.
+    """The evaluation batches of a split: every image once, in order, split over the ranks.
 
-    Iterating gives (images, labels) of this rank, with as many passes as asked for.
+    Iterating yields this rank's (images, labels), any number of times.
 
     Attributes:
         pictures: the split.
-        transform: of a picture; None gives PIL images.
-        batch_size: images a batch.
+        transform: applied to each image; None yields PIL images.
+        batch_size: images per batch.
         num_workers: data-loading processes.
         name: of the split, for messages.
         rank: of this process.
         world_size: number of processes.
-        num_classes: labels are below this; None for unchecked labels.
+        num_classes: labels must be smaller; None to leave labels unchecked.
     """
 
     pictures: Pictures
@@ -371,14 +375,9 @@ class EvalBatches:
 
     @cached_property
     def _loader(self) -> Loader:
+        placement = (self.num_workers, self.rank, self.world_size)
         return eval_loader(
-            self.pictures,
-            self.transform,
-            self.batch_size,
-            self.num_workers,
-            self.rank,
-            self.world_size,
-            self.num_classes,
+            self.pictures, self.transform, self.batch_size, *placement, self.num_classes
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -408,20 +407,20 @@ def train_loader(
 
 
 def iterating(loader: Loader) -> closing[Generator[Any]]:
-    """Gives the iterator of a loader, and ends its workers on exit, however that comes."""
+    """A context with the iterator of a loader; its workers stop on exit, even after an error."""
     return closing(iter(loader))
 
 
 def _start_method(num_workers: int) -> str | None:
-    """How workers start: on Linux as copies of this process, elsewhere as Python does by default.
+    """The start method of workers: fork on Linux, elsewhere Python's default.
 
-    In a process that was spawned itself, as those of `--world-size` are, Python's default is to
-    spawn; each worker would then import PyTorch, for seconds, for every data set.
+    In a spawned process, as those of `--world-size` are, the default is to spawn, and each worker
+    would spend seconds importing PyTorch for every data set.
     """
     return "fork" if num_workers and sys.platform == "linux" else None
 
 
 def to_device(batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch, on a device."""
+    """Moves the images and labels of a batch to a device."""
     images, labels = batch
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

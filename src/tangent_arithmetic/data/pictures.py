@@ -1,7 +1,7 @@
-"""Pictures as 8-bit RGB, whatever mode, depth, transparency or orientation a file has.
+"""Conversion of images of any mode, depth, transparency and orientation to 8-bit RGB.
 
-One function for every place where a picture is decoded, since `Image.convert("RGB")` cuts 16 bits
-off at 255, takes floats in [0, 1] for black, and shows the colours that transparency hides.
+Every image is decoded here, because `Image.convert("RGB")` clips 16-bit values at 255, turns floats
+in [0, 1] black, and reveals the colours of transparent pixels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from PIL.Image import Transpose
 
 from tangent_arithmetic.runtime.errors import PictureError
 
-DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # modes of more than 8 bits a value
-SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # formats whose deep pictures Pillow scales to that
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # modes of more than 8 bits per value
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # formats whose deep images Pillow scales to 16 bits
 SHALLOW = {"L;2": 85, "L;4": 17}  # raw modes whose values Pillow multiplies, but not their tRNS
 METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 ORIENTATION = 0x0112  # of EXIF
@@ -37,10 +37,10 @@ WHITE_IS_ZERO, SIGNED = 0, 2  # values of the last two
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """The picture in a file, as `to_rgb` gives it.
+    """Reads an image file and converts it with `to_rgb`.
 
     Raises:
-        OSError: if it is damaged or no picture; decoders may raise other errors, too.
+        OSError: if it is damaged or not an image; decoders may raise other errors, too.
         PictureError: if it cannot be converted faithfully.
     """
     with _despite_bad_metadata():
@@ -50,20 +50,20 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A picture as 8-bit RGB, upright by its EXIF orientation, transparency over white.
+    """Converts an image to 8-bit RGB, upright by its EXIF orientation, on white if transparent.
 
-    Black and white of deeper files stay black and white: 16 bits are scaled by 255 / 65535, other
-    depths by what the file declares, floating point from [0, 1]. Of an animation or a file of
-    several pages it is the first picture. 8-bit RGB without any of this keeps its pixels.
+    Deeper images keep black and white: 16 bits are scaled by 255 / 65535, other depths by the range
+    that the file declares, floating point from [0, 1]. Animations and multi-page files yield their
+    first image. Plain 8-bit RGB keeps its pixels.
 
     Args:
-        image: of any mode; decoded here if it has not been yet.
-        name: what a user finds it by, for messages.
+        image: of any mode, decoded or not.
+        name: by which a user can find it, for messages.
 
     Raises:
         PictureError: if its range of values is unknown, so that any conversion would be a guess.
     """
-    raw = {str(tile[3]) for tile in getattr(image, "tile", ())}  # gone once it is decoded
+    raw = {str(tile[3]) for tile in getattr(image, "tile", ())}  # empty once it is decoded
     image.load()
     if image.mode in DEEP:
         rgb = _from_deep(image, name)
@@ -73,12 +73,12 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         rgb = image.convert("RGB")
     turn = TURNS.get(_orientation(image))
     rgb = rgb if turn is None else rgb.transpose(turn)
-    rgb.info.clear()  # it is applied; whoever converts again must find nothing to apply
+    rgb.info.clear()  # applied above; a second conversion must not apply it again
     return rgb
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether a picture that was decoded elsewhere is grey or RGB, with nothing to apply."""
+    """Whether a decoded image is greyscale or RGB without transparency or orientation to apply."""
     return image.mode in ("L", "RGB") and not image.info
 
 
@@ -86,13 +86,13 @@ def _on_white(image: Image.Image, raw: set[str], name: str) -> Image.Image:
     hidden = image.info.get("transparency")
     if image.mode == "RGB" and (any(";16" in mode for mode in raw) or max(hidden or (0,)) > 255):
         raise PictureError(
-            f"{name} has 16 bits a channel and names a colour as transparent, which cannot be told "
-            "from similar ones; save it with an alpha channel, or with 8 bits"
+            f"{name} has 16 bits per channel and a transparent colour, which cannot be told from "
+            "similar colours; save it with an alpha channel, or with 8 bits"
         )
     if factor := next((SHALLOW[mode] for mode in raw & SHALLOW.keys()), None):
         image = image.copy()
         image.info["transparency"] = factor * int(hidden or 0)
-    if image.mode == "La":  # no way leads straight to RGBA
+    if image.mode == "La":  # cannot be converted to RGBA directly
         image = image.convert("LA")
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -103,7 +103,7 @@ def _from_deep(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image)
     white = 1 if image.mode == "F" else _declared_white(image) or _white_of(values, name)
     levels = np.rint(values * (255 / white))
-    if not (levels.min() >= 0 and levels.max() <= 255):  # nor where one is not a number
+    if not (levels.min() >= 0 and levels.max() <= 255):  # also true for NaN
         raise _unknown_range(values, name, f"expected 0 to {white}")
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
         levels = 255 - levels
@@ -113,7 +113,7 @@ def _from_deep(image: Image.Image, name: str) -> Image.Image:
 
 
 def _declared_white(image: Image.Image) -> int | None:
-    """The value of white by the format or the tags of an integer picture's file."""
+    """The value of white in an integer image, by its format or tags."""
     tags: Any = getattr(image, "tag_v2", None)
     if tags is not None:
         bits, signed = tags.get(BITS, (1,))[0], tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
@@ -122,7 +122,7 @@ def _declared_white(image: Image.Image) -> int | None:
 
 
 def _white_of(values: np.ndarray, name: str) -> int:
-    """65535 for a picture of unknown depth that holds 16-bit values, and not 8-bit ones."""
+    """65535 for an image of unknown depth that holds 16-bit and not 8-bit values."""
     if values.min() >= 0 and (values.max() == 0 or 255 < values.max() <= 65535):
         return 65535
     raise _unknown_range(values, name, "expected 16-bit values, 0 to 65535 and not all below 256")
@@ -131,24 +131,24 @@ def _white_of(values: np.ndarray, name: str) -> int:
 def _unknown_range(values: np.ndarray, name: str, expected: str) -> PictureError:
     return PictureError(
         f"{name} has values from {values.min():g} to {values.max():g} ({values.dtype.name}), "
-        f"{expected}: what is white there is unknown. Save it with 8 or 16 bits a value"
+        f"{expected}: the value of white is unknown. Save it with 8 or 16 bits per value"
     )
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation, 1 (upright) without one; metadata may be damaged in a good picture."""
+    """The EXIF orientation; 1 (upright) if it is missing or damaged."""
     if not METADATA & image.info.keys():
         return 1
     try:
         with _despite_bad_metadata():
             return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever its parser says of damaged metadata
+    except Exception:  # the parser raises almost anything for damaged metadata
         return 1
 
 
 @contextmanager
 def _despite_bad_metadata() -> Iterator[None]:
-    """Drops warnings of EXIF that is cut short, in pictures that are fine."""
+    """Suppresses warnings about truncated EXIF data in intact images."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""Data sets by name, and the validation split `<Dataset>Val` of each."""
+"""Data sets by name, and their validation splits `<Dataset>Val`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tangent_arithmetic.data.base import Pictures, Splits, SubsetPictures
 from tangent_arithmetic.data.clip8.folders import LazyPictures
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 from tangent_arithmetic.data.identity import labels_of, split_hash
+from tangent_arithmetic.data.leaks import refuse_shared
 from tangent_arithmetic.data.loading import (
     BatchPlan,
     EvalBatches,
@@ -27,7 +28,7 @@ from tangent_arithmetic.data.loading import (
 )
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.sources import load_public
-from tangent_arithmetic.data.suites import Suite
+from tangent_arithmetic.data.suites import DATASETS, Suite
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, unknown
 from tangent_arithmetic.runtime.private import expanded
@@ -39,17 +40,17 @@ DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set as scripts use it.
+    """A data set with its loaders.
 
     Attributes:
-        name: as asked for; with the suffix Val, `test` is the validation split.
-        train: untransformed pictures to train on, disjoint from `test`.
-        test: untransformed pictures to evaluate on.
-        classnames: one phrase a class.
-        preprocess: the transform of the loaders.
-        batch_size: images a batch of the loaders.
-        num_workers: processes of the loaders.
-        source: where it was found: folder, torchvision, hub or embedded.
+        name: as requested; with the suffix Val, `test` is the validation split.
+        train: untransformed training images, disjoint from `test`.
+        test: untransformed images to evaluate on.
+        classnames: one phrase per class.
+        preprocess: the loaders' transform.
+        batch_size: images per batch.
+        num_workers: data-loading processes.
+        source: where it was read from: folder, torchvision, hub or embedded.
     """
 
     name: str
@@ -75,15 +76,23 @@ class ImageDataset:
 
 
 def known_datasets(suite: str | None = None) -> dict[str, str]:
-    """Name -> suite of every data set; clip8 comes first where both have a name."""
+    """Name -> suite of all data sets, or of those of one suite.
+
+    Where several suites have a name, clip8 wins over embedded, and embedded over registered ones.
+    """
     from tangent_arithmetic.data.clip8 import CLIP8_SETS
 
-    names = {} if suite == "clip8" else dict.fromkeys(EMBEDDED_SETS, "embedded")
-    return names if suite == "embedded" else {**names, **dict.fromkeys(CLIP8_SETS, "clip8")}
+    return {
+        **{name: home for home, name in DATASETS if suite in (None, home)},
+        **(dict.fromkeys(EMBEDDED_SETS, "embedded") if suite in (None, "embedded") else {}),
+        **(dict.fromkeys(CLIP8_SETS, "clip8") if suite in (None, "clip8") else {}),
+    }
 
 
-@lru_cache(maxsize=16)  # a suite: what is listed once is not listed again
+@lru_cache(maxsize=16)  # about one suite; listing folders again would be slow
 def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) -> Splits:
+    if (suite, name) in DATASETS:
+        return refuse_shared(DATASETS[suite, name].load(location))
     if suite == "embedded":
         from tangent_arithmetic.data.embedded.rendering import load_embedded
 
@@ -94,20 +103,20 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
 
 
 def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
-    """The splits with `val` filled: a seeded part of `train` where the data set has none.
+    """Holds out a seeded part of `train` as `val`, unless the data set has a validation split.
 
-    The part has `min(int(val_fraction * n), max_val_samples)` pictures, drawn as the public
-    projects draw it (`torch.utils.data.random_split`, seed 0): their checkpoints have not seen it.
+    It has `min(int(val_fraction * n), max_val_samples)` images, drawn as in the public projects
+    (`torch.utils.data.random_split`, seed 0), whose checkpoints have not been trained on them.
     """
     if splits.val is not None:
         return splits
     count = len(splits.train)
-    held = min(int(val_fraction * count), max_val_samples)
+    num_train = count - min(int(val_fraction * count), max_val_samples)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     return replace(
         splits,
-        train=SubsetPictures(splits.train, order[: count - held]),
-        val=SubsetPictures(splits.train, order[count - held :]),
+        train=SubsetPictures(splits.train, order[:num_train]),
+        val=SubsetPictures(splits.train, order[num_train:]),
     )
 
 
@@ -125,27 +134,26 @@ def get_dataset(
 ) -> ImageDataset:
     """A data set by name.
 
-    `X` trains on all training pictures and tests on the test split; `XVal` trains on the training
-    pictures without the validation split and tests on the latter.
+    `X` trains on all training images and evaluates on the test split; `XVal` trains on the training
+    images without the validation split, and evaluates on that.
 
     Args:
         dataset_name: for instance "DTD" or "DTDVal".
-        preprocess: transform of a PIL image; None gives PIL images.
-        location: root of the data sets' folders.
-        batch_size: images a batch.
+        preprocess: transform of a PIL image; None yields PIL images.
+        location: data root.
+        batch_size: images per batch.
         num_workers: data-loading processes.
-        val_fraction: share of the training pictures to hold out.
-        max_val_samples: most pictures to hold out.
-        suite: where the name resolves, "clip8" or "embedded"; None takes the one that has it, clip8
-            first.
-        cache_dir: where drawn pictures are kept.
-        data_source: "folder", "torchvision" or "hub", or "auto" for the first that has it, in this
-            order; the embedded suite has its own.
+        val_fraction: fraction of the training images to hold out.
+        max_val_samples: maximum number of images to hold out.
+        suite: the suite in which to look up the name; None for all, see `known_datasets`.
+        cache_dir: where rendered images are cached.
+        data_source: "folder", "torchvision" or "hub", or "auto" for the first of these that has
+            it; suite clip8 only.
 
     Raises:
-        UsageError: for an unknown name, listing the known ones, nearest first; if a split that is
-            asked for is empty.
-        MissingFileError: if no source has it, saying what each looked for.
+        UsageError: if the name is unknown (the message lists the choices, nearest first) or a
+            requested split is empty.
+        MissingFileError: if no source has it; the message says where each looked.
     """
     base, names = dataset_name.removesuffix("Val"), known_datasets(suite)
     if base not in names:
@@ -157,43 +165,37 @@ def get_dataset(
     train, test = splits.train, splits.test
     if dataset_name != base:
         _check_fraction(val_fraction, max_val_samples)
-        own = splits.val is not None
+        reason = (
+            ""
+            if splits.val is not None
+            else (
+                f": {val_fraction:g} of {len(train)} training images is less than one, expected at "
+                f"least {math.ceil(1 / val_fraction)}"
+            )
+        )
         splits = hold_out(splits, val_fraction, max_val_samples)
         assert splits.val is not None
         train, test = splits.train, splits.val
-        cut = (
-            f": {val_fraction:g} of {len(train)} training pictures is less than one, expected at "
-            f"least {math.ceil(1 / val_fraction)}"
-        )
-        _refuse_empty(base, "validation", test, "" if own else cut)
+        _refuse_empty(base, "validation", test, reason)
     else:
         _refuse_empty(base, "test", test)
-    return ImageDataset(
-        dataset_name,
-        train,
-        test,
-        splits.classnames,
-        preprocess,
-        batch_size,
-        num_workers,
-        splits.source,
-    )
+    loaders = (preprocess, batch_size, num_workers)
+    return ImageDataset(dataset_name, train, test, splits.classnames, *loaders, splits.source)
 
 
 def _refuse_empty(name: str, split: str, pictures: Pictures, reason: str = "") -> None:
-    lazy = isinstance(pictures, LazyPictures)  # a folder of classes with pictures, or an error
+    lazy = isinstance(pictures, LazyPictures)  # never empty: listing it raises an error instead
     if not lazy and not len(pictures):
         raise UsageError(
-            f"data set {name}: its {split} split is empty{reason}. Put pictures there, or leave "
-            f"{name} out"
+            f"data set {name}: its {split} split is empty{reason}. Add images, or leave {name} out"
         )
 
 
 def _check_fraction(val_fraction: float, max_val_samples: int) -> None:
     if not 0 < val_fraction < 1 or max_val_samples < 1:
         raise UsageError(
-            "expected a share of the training pictures between 0 and 1 to hold out, and at least "
-            f"one picture, got val_fraction={val_fraction} and max_val_samples={max_val_samples}"
+            "expected val_fraction between 0 and 1 and max_val_samples of at least 1, got "
+            f"val_fraction={val_fraction} and max_val_samples={max_val_samples}"
         )
 
 
@@ -203,27 +205,32 @@ def get_classnames(
     suite: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[str, ...]:
-    """The classes of a data set, in the order of the labels; arguments as `get_dataset`.
+    """The class names of a data set, in the order of the labels; arguments as for `get_dataset`.
 
-    Without the public projects' folders they are the published ones, which the other sources have
-    as well, so that a head can be built for a set that is not there yet.
+    For a set of clip8 that is not on disk these are the published names, so that its head can be
+    built before it is downloaded.
     """
     try:
-        found = get_dataset(
+        return get_dataset(
             dataset_name, None, location, suite=suite, cache_dir=cache_dir, data_source="folder"
-        )
+        ).classnames
     except MissingFileError:
-        from tangent_arithmetic.data.clip8 import classnames
+        from tangent_arithmetic.data.clip8 import CLIP8_SETS, classnames
 
-        return classnames(dataset_name.removesuffix("Val"))
-    return found.classnames
+        base = dataset_name.removesuffix("Val")
+        if known_datasets(suite).get(base) != "clip8" or base not in CLIP8_SETS:
+            raise  # a registered set
+        return classnames(base)
 
 
 def split_record(data: ImageDataset) -> dict[str, str | None]:
-    """What a checkpoint tells of the pictures `data` (an `XVal`) that it was trained on.
+    """A checkpoint's record of the images it was trained on.
+
+    Args:
+        data: the `XVal` that was trained on.
 
     Returns:
-        The data set, the source, and the `split_hash` of the training and the validation pictures.
+        The data set, its source, and the `split_hash` of the training and the validation images.
     """
     return {
         "dataset": data.name.removesuffix("Val"),
@@ -235,15 +242,15 @@ def split_record(data: ImageDataset) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class SuiteData:
-    """The data sets of a suite, as one run sees them.
+    """The data sets of a suite with the settings of a run.
 
     Attributes:
-        suite: resolves the names.
-        location: root of the data sets' folders.
-        cache: folder where drawn pictures are kept.
+        suite: the suite in which names are looked up.
+        location: data root.
+        cache: where rendered images are cached.
         source: see `get_dataset`.
-        sample: pictures of each split to evaluate on; None for all.
-        batch_size: images a batch of an evaluation.
+        sample: number of images of each split to evaluate on; None for all.
+        batch_size: images per evaluation batch.
         num_workers: data-loading processes.
     """
 
@@ -259,7 +266,7 @@ class SuiteData:
         """The data set of this name, as PIL images; see `get_dataset`.
 
         Raises:
-            UsageError: for a name that the suite does not have, with those it has, nearest first.
+            UsageError: if the suite has no such data set; the message lists the choices.
         """
         return get_dataset(
             self.suite.check(name),
@@ -271,18 +278,19 @@ class SuiteData:
         )
 
     def classnames(self, name: str) -> tuple[str, ...]:
-        """The classes of a data set, see `get_classnames`."""
+        """The class names of a data set, see `get_classnames`."""
         return get_classnames(name, self.location, self.suite.name, self.cache)
 
     def evaluated(self, name: str) -> ImageDataset:
-        """The data set of this name, with the pictures that are evaluated: all, or a sample."""
+        """The data set of this name with the images to evaluate on: all, or a sample."""
         data, count = self.dataset(name), self.sample
-        if count is None or count >= len(data.test):
-            if count is not None:
-                _tell_of_all(name, count, len(data.test))
+        if count is None:
             return data
-        chosen = stratified(labels_of(data.test), count).tolist()
-        return replace(data, test=SubsetPictures(data.test, chosen))
+        if count >= len(data.test):
+            _log_sample_is_all(name, count, len(data.test))
+            return data
+        indices = stratified(labels_of(data.test), count).tolist()
+        return replace(data, test=SubsetPictures(data.test, indices))
 
     def batches(self, name: str, transform: Transform | None) -> EvalBatches:
         """This rank's share of a split, in order."""
@@ -299,14 +307,14 @@ class SuiteData:
         )
 
     def smallest(self, names: Iterable[str]) -> int:
-        """The number of pictures of the smallest of these splits, as they are evaluated."""
+        """The size of the smallest of these splits, as evaluated."""
         return min(len(self.evaluated(name).test) for name in names)
 
     def split_hashes(self, names: Iterable[str]) -> dict[str, str | None]:
-        """The `split_hash` of the pictures that each data set is evaluated on, by name."""
+        """The `split_hash` of the images that each data set is evaluated on, by name."""
         return {name: split_hash(self.evaluated(name).test) for name in names}
 
 
-@lru_cache  # once
-def _tell_of_all(name: str, count: int, size: int) -> None:
-    logger.info("--sample=%d: %s has %d pictures, all of them are evaluated", count, name, size)
+@lru_cache  # logs each case once
+def _log_sample_is_all(name: str, count: int, size: int) -> None:
+    logger.info("--sample=%d: %s has %d images, all of them are evaluated", count, name, size)

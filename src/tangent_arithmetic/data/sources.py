@@ -1,4 +1,4 @@
-"""Where a public data set is looked for: the seeds' folders, torchvision's layouts, the hub."""
+"""Sources of the public data sets: the public projects' folders, torchvision's layouts, the hub."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SOURCES = ("folder", "torchvision", "hub")  # in the order in which they are tri
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which a data set lies below the data root.
+    """A layout of a data set below the data root.
 
     Attributes:
         load: reads it.
-        paths: where it is, below the root; if one of them exists, the set is meant to be there.
+        paths: its paths below the root; if one of them exists, the data set uses this layout.
     """
 
     load: Loader
@@ -35,9 +35,9 @@ class PublicSet:
     """A data set and its sources.
 
     Attributes:
-        folder: as the public projects lay it out.
-        torchvision: as `torchvision.datasets` leaves it; "same" where that is the same layout, None
-            where it does not have the set.
+        folder: layout of the public projects.
+        torchvision: layout of `torchvision.datasets`; "same" if it is that of the public projects,
+            None if torchvision lacks the data set.
         hub: on the Hugging Face hub.
     """
 
@@ -49,54 +49,51 @@ class PublicSet:
         """Reads the folders below `location`.
 
         Raises:
-            UsageError: if two splits share pictures.
+            UsageError: if two splits share images.
         """
         return refuse_shared(self.folder.load(location))
 
 
 def load_public(name: str, entry: PublicSet, location: Path, source: str = "auto") -> Splits:
-    """A data set from the first source that has it.
+    """Reads a data set from the first source that has it.
 
     Args:
         name: the data set.
         entry: its sources.
         location: the data root.
-        source: one of `SOURCES`, or "auto" for all in that order. A set that lies below the root
-            but is not complete is an error, not a reason to go on.
+        source: one of `SOURCES`, or "auto" for all in that order. An incomplete data set below the
+            root is an error; the remaining sources are then not tried.
 
     Raises:
-        MissingFileError: if no source has it, saying what each looked for.
-        UsageError: if a source has it, but not as it should be, or with pictures in two splits.
+        MissingFileError: if no source has it; the message says where each looked.
+        UsageError: if its files are invalid or its splits share images.
     """
     if source not in ("auto", *SOURCES):
         raise unknown("data source", source, ("auto", *SOURCES))
     reasons = {}
     for kind in SOURCES if source == "auto" else (source,):
         try:
-            found = _read(name, entry, location, kind)
+            splits = _read(name, entry, location, kind)
         except MissingFileError as error:
-            if _is_there(entry, location, kind):
+            if _exists(entry, location, kind):
                 raise
             reasons[kind] = error
             continue
-        refuse_shared(found)
         if source == "auto" and kind != "folder":
             logger.info("data set %s: read from the source %s (--data-source)", name, kind)
-        return found
+        return refuse_shared(splits)
     if len(reasons) == 1:
         raise next(iter(reasons.values()))
-    looked = [f"{kind}: {str(error).removesuffix(WAY_OUT)}" for kind, error in reasons.items()]
+    lines = [f"  {kind}: {str(error).removesuffix(WAY_OUT)}" for kind, error in reasons.items()]
     raise MissingFileError(
-        f"data set {name} is in none of the places where it was looked for.\n  "
-        + "\n  ".join(looked)
-        + f"\nWay out: one of these.{WAY_OUT}"
+        "\n".join([f"no source has data set {name}.", *lines, f"Provide one of these.{WAY_OUT}"])
     )
 
 
 def _read(name: str, entry: PublicSet, location: Path, kind: str) -> Splits:
     if kind == "hub":
         if entry.hub is None:
-            raise MissingFileError(f"data set {name} is not offered from the hub")
+            raise MissingFileError(f"data set {name} is not available from the hub")
         return replace(load_hub(name, entry.hub), source="hub")
     if kind == "folder" or entry.torchvision == "same":
         return replace(entry.folder.load(location), source="folder")
@@ -105,6 +102,6 @@ def _read(name: str, entry: PublicSet, location: Path, kind: str) -> Splits:
     return replace(entry.torchvision.load(location), source="torchvision")
 
 
-def _is_there(entry: PublicSet, location: Path, kind: str) -> bool:
+def _exists(entry: PublicSet, location: Path, kind: str) -> bool:
     layout = {"folder": entry.folder, "torchvision": entry.torchvision}.get(kind)
     return isinstance(layout, Layout) and any((location / path).exists() for path in layout.paths)

@@ -1,4 +1,4 @@
-"""Prompt templates: how a class name becomes the texts that CLIP's text encoder reads.
+"""Prompt templates of the data sets of suite clip8, and the lookup for all suites.
 
 Source: the prompts that OpenAI published with CLIP (Radford et al., 2021, arXiv:2103.00020);
 ImageNet's eighty come with open_clip.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tangent_arithmetic.data.suites import DATASETS, get_suite
 from tangent_arithmetic.runtime.errors import unknown
 
 _TINY_PHOTOS = tuple(
@@ -74,28 +75,22 @@ def get_templates(name: str, suite: str = "clip8") -> list[Callable[[str], str]]
 
     Args:
         name: the data set; `MNISTVal` has the templates of `MNIST`.
-        suite: "clip8" or "embedded".
+        suite: the suite that has it.
 
     Raises:
-        UsageError: if the suite does not have such a data set.
+        UsageError: if the suite has no such data set.
     """
-    name = name.removesuffix("Val")
-    if suite == "embedded":
-        return _embedded(name)
-    if suite != "clip8":
-        raise unknown("suite", suite, ("clip8", "embedded"))
-    if name == "ImageNet":
+    name, suite = name.removesuffix("Val"), get_suite(suite).name
+    if (suite, name) == ("clip8", "ImageNet"):
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return list(OPENAI_IMAGENET_TEMPLATES)
-    if name not in TEMPLATES:
-        raise unknown("data set", name, (*TEMPLATES, "ImageNet"))
-    return [template.format for template in TEMPLATES[name]]
+    known = dict(TEMPLATES) if suite == "clip8" else {}
+    if suite == "embedded":
+        from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 
-
-def _embedded(name: str) -> list[Callable[[str], str]]:
-    from tangent_arithmetic.data.embedded import EMBEDDED_SETS
-
-    if name not in EMBEDDED_SETS:
-        raise unknown("data set", name, EMBEDDED_SETS)
-    return list(EMBEDDED_SETS[name].prompts)
+        known = {n: embedded.templates for n, embedded in EMBEDDED_SETS.items()}
+    known |= {n: entry.templates for (home, n), entry in DATASETS.items() if home == suite}
+    if name not in known:
+        raise unknown("data set", name, [*known, *(["ImageNet"] if suite == "clip8" else [])])
+    return [template.format for template in known[name]]

@@ -1,36 +1,46 @@
-"""What an encoder is, wherever it comes from."""
+"""The encoder protocol, and a base class for modules that follow it.
+
+Everything that is evaluated, edited or fine-tuned is an `Encoder`. To add one, subclass
+`ModuleEncoder`, and register how its checkpoints are loaded, see `encoders.registry`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self, TypeIs
+
+from tangent_arithmetic.storage.checkpoints import save_tensors
+from tangent_arithmetic.storage.statedict import TIES, copy_into, ties
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Transform = Callable[[Any], Any]
 
 
 class Encoder(Protocol):
-    """A module that gives features of a batch, and hands out the weights that are edited.
+    """A map from inputs to features whose weights can be read and replaced.
 
-    Whatever is evaluated, edited or fine-tuned by the rest of the package is one of these; its
-    inputs may be images, texts or anything else that a batch can hold.
+    Inputs may be images, token ids or any other tensors.
 
     Attributes:
-        train_preprocess: transform of one input for training; None for none.
-        val_preprocess: transform of one input for evaluation; None for none.
+        train_preprocess: transform of one input for training; None for the identity.
+        val_preprocess: transform of one input for evaluation; None for the identity.
     """
 
     train_preprocess: Transform | None
     val_preprocess: Transform | None
 
-    def __call__(self, batch: Tensor, /) -> Tensor:
-        """Features, shape (batch, features)."""
+    def __call__(self, inputs: Tensor, /) -> Float[Tensor, "batch features"]:
+        """Features of a batch."""
 
     def eval(self) -> Self:
-        """Switches to evaluation, as `nn.Module.eval`."""
+        """Switches to evaluation mode, as `nn.Module.eval`."""
 
     def to(self, device: torch.device, /) -> Self:
         """Moves the weights, as `nn.Module.to`."""
@@ -42,14 +52,14 @@ class Encoder(Protocol):
         """Copies theta into the encoder."""
 
     def identity(self) -> str:
-        """What tells it from encoders of another architecture, such as the model's name."""
+        """The name of the architecture, for messages and caches."""
 
 
 class LinearEncoder(Encoder, Protocol):
     """The linearisation of an encoder at theta0."""
 
     def standard(self) -> Encoder:
-        """The encoder at theta, not linearised: a copy."""
+        """A copy of the encoder at theta, not linearised."""
 
     def theta0(self) -> dict[str, Tensor]:
         """The point of expansion: parameters by name, not copied."""
@@ -61,11 +71,78 @@ class LinearEncoder(Encoder, Protocol):
         """`theta - theta0` by name, in at least float32."""
 
     def tangents(
-        self, batch: Tensor, vectors: Sequence[Mapping[str, Tensor]], /
-    ) -> tuple[Tensor, list[Tensor]]:
-        """f(x; theta0) and J(x; theta0) tau for each vector, each of shape (batch, features)."""
+        self, inputs: Tensor, vectors: Sequence[Mapping[str, Tensor]], /
+    ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch features"]]]:
+        """f(x; theta0), and J(x; theta0) tau for each tau in `vectors`."""
 
 
-def is_linear(encoder: Encoder) -> TypeIs[LinearEncoder]:
-    """Whether an encoder is a linearisation."""
-    return hasattr(encoder, "displacement")
+def is_encoder(model: object) -> TypeIs[Encoder]:
+    """Whether an object has an encoder's methods; a plain module does not."""
+    methods = ("weights", "load_weights", "identity")
+    return all(callable(getattr(model, name, None)) for name in methods)
+
+
+def is_linear(model: object) -> TypeIs[LinearEncoder]:
+    """Whether an object is a linearised encoder."""
+    return callable(getattr(model, "displacement", None))
+
+
+class ModuleEncoder(nn.Module):
+    """A module as an `Encoder`: its weights are its whole state dict.
+
+    Subclasses define `forward` and the class attribute `kind`.
+
+    Attributes:
+        kind: kind of its checkpoints, such as "text_encoder".
+    """
+
+    kind: ClassVar[str]
+    train_preprocess: Transform | None
+    val_preprocess: Transform | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train_preprocess = self.val_preprocess = None
+
+    def weights(self) -> dict[str, Tensor]:
+        """theta: parameters and persistent buffers by name, not copied."""
+        state: dict[str, Tensor] = self.state_dict()
+        return state
+
+    def load_weights(self, theta: Mapping[str, Tensor]) -> None:
+        """Copies theta into the encoder.
+
+        Raises:
+            ValueError: if names or shapes differ; lists all differences.
+        """
+        copy_into(self.weights(), theta, f"weights of {self.identity()} and the checkpoint")
+
+    def identity(self) -> str:
+        """The name of the architecture: the class's name."""
+        return type(self).__name__
+
+    def save(self, filename: str | Path, **info: Any) -> str:
+        """Writes theta to a checkpoint.
+
+        Args:
+            filename: file to write; `.pt` becomes `.safetensors`.
+            **info: metadata, JSON-serialisable; `theta0_hash` is the content hash of the weights
+                that theta was fine-tuned from.
+
+        Returns:
+            The content hash of theta.
+        """
+        return self._save(filename, self.kind, info)
+
+    def _save(
+        self,
+        filename: str | Path,
+        kind: str,
+        info: dict[str, Any],
+        theta0: dict[str, Tensor] | None = None,
+    ) -> str:
+        theta, theta0_hash = self.weights(), info.pop("theta0_hash", None)
+        info = {"model": self.identity(), **info}
+        if tied := ties(theta):
+            info[TIES] = tied
+        return save_tensors(filename, theta, kind, theta0, theta0_hash, info)

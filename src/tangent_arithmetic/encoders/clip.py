@@ -1,4 +1,4 @@
-"""A CLIP of any name: architecture, weights, activation, image transforms, tokenizer."""
+"""Builds CLIPs by name: architecture, weights, activation, image transforms, tokenizer."""
 
 from __future__ import annotations
 
@@ -17,40 +17,34 @@ import torch
 from torch import Tensor, nn
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL
-from tangent_arithmetic.runtime.errors import (
-    MissingFileError,
-    UsageError,
-    closest,
-    shown,
-    unknown,
-)
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, closest, shown, unknown
 from tangent_arithmetic.runtime.private import expanded, without_home
 from tangent_arithmetic.storage.checkpoints import read_safetensors
 from tangent_arithmetic.storage.reading import read_json, refuse_pointer
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
-PLACES = (HUB, FOLDER)  # models that come with their configuration and weights
+PLACES = (HUB, FOLDER)  # of models with their own configuration and weights
 VISUAL = "model.visual."
 CONFIG = "open_clip_config.json"
-TOKENIZER_OPTIONS = {  # what a configuration may ask of a tokenizer: nothing that executes code
+TOKENIZER_OPTIONS = {  # allowed in a configuration; none of them executes code
     "additional_special_tokens", "bpe_path", "clean", "language", "reduction_mask",
     "strip_sep_token", "use_fast",
 }  # fmt: skip
-MOST_LAYERS = 1_000  # of all towers; the largest CLIPs have about 100
-MOST_NUMBERS = 20_000_000_000  # of a model whose weights are not at hand
-SPARE_NUMBERS = 10_000_000  # masks, which are not in a file of weights
+MOST_LAYERS = 1_000  # all towers together; the largest CLIPs have about 100
+MOST_NUMBERS = 20_000_000_000  # in a model whose file of weights is not available
+SPARE_NUMBERS = 10_000_000  # for masks, which are not stored in files
 Transform = Callable[..., Tensor]
-_named: set[str] = set()  # models built in this process, since its user named them
+_named: set[str] = set()  # models built in this process at the user's request
 
 
 @dataclass(frozen=True)
 class ClipName:
-    """A model's name taken apart: `ARCHITECTURE[__pretrained__TAG_OR_FILE | __init__]`.
+    """A parsed model name, `ARCHITECTURE[__pretrained__TAG_OR_FILE | __init__]`.
 
     Attributes:
-        architecture: a name of open_clip, or `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
-        pretrained: tag or file of the weights; "" for those that come with the architecture, None
-            for random ones.
+        architecture: an open_clip architecture, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
+        pretrained: tag or file of the weights; "" for weights that come with the architecture, None
+            for random initialisation.
     """
 
     architecture: str
@@ -58,7 +52,7 @@ class ClipName:
 
     @classmethod
     def parse(cls, name: str) -> ClipName:
-        """Takes a name apart; without a tag, the weights are OpenAI's (or the embedded ones)."""
+        """Parses a name; without a tag, the weights are OpenAI's (or the embedded ones)."""
         if name.endswith("__init__"):
             return cls(name.removesuffix("__init__"), None)
         architecture, _, tag = name.partition("__pretrained__")
@@ -68,28 +62,28 @@ class ClipName:
             return cls(architecture, tag or str(WEIGHTS))
         if architecture.startswith(PLACES):
             if tag:
-                raise UsageError(f"{architecture} has weights of its own, got {tag!r} as well")
+                raise UsageError(f"{architecture} has its own weights; remove __pretrained__{tag}")
             return cls(architecture, "")
         return cls(architecture, tag or "openai")
 
     @property
     def file(self) -> Path | None:
-        """The file of the weights, if they are named by one."""
+        """The file of the weights, if the name contains one."""
         path = expanded(self.pretrained or "")
-        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        with contextlib.suppress(OSError, ValueError):  # not a valid file name
             return path if self.pretrained and path.is_file() else None
         return None
 
     @property
     def folder(self) -> Path | None:
-        """The folder of a `local-dir:` model, absolute."""
+        """The absolute folder of a `local-dir:` model; None for other models."""
         if not self.architecture.startswith(FOLDER):
             return None
         return _absolute(self.architecture.removeprefix(FOLDER))
 
     @property
     def place(self) -> str:
-        """The architecture as open_clip is asked for it."""
+        """The architecture as open_clip expects it."""
         return f"{FOLDER}{self.folder}" if self.folder else self.architecture
 
 
@@ -98,37 +92,37 @@ def _absolute(path: str) -> Path:
 
 
 def canonical(name: str) -> str:
-    """The name as it is recorded and compared: the same from every working directory.
+    """The canonical form of a model's name, independent of the working directory.
 
-    Folders and files become absolute, and the home folder in them `~`.
+    Paths become absolute, with `~` for the home folder.
     """
     parsed, end = ClipName.parse(name), "__init__" if name.endswith("__init__") else ""
     if parsed.folder:
         return f"{FOLDER}{without_home(parsed.folder)}{end}"
     architecture, separator, tag = name.partition("__pretrained__")
-    if not end and ("/" in tag or "." in tag):  # a file, as tags have neither
+    if not end and ("/" in tag or "." in tag):  # a file: no tag contains these characters
         return f"{architecture}{separator}{without_home(_absolute(tag))}"
     return name
 
 
 def model_in(info: Mapping[str, Any], theta: Mapping[str, Tensor], source: str | Path) -> str:
-    """The model that a file of weights says it is of, checked before anything is built.
+    """The model that a file of weights states, validated before anything is built.
 
-    What a file says is a hint: it opens no folder and no file and asks no network. It may be a
-    name of open_clip's own architectures with a tag of its own weights, or any name that the user
-    has used in this process.
+    The name in a file is untrusted: it must not make us open other files or use the network. It may
+    be an architecture and tag that open_clip knows, or any name that the user has used in this
+    process.
 
     Args:
-        info: facts of the file.
-        theta: the vision tower's weights in it, which must have the model's names and shapes.
+        info: metadata of the file.
+        theta: the vision tower's weights in the file; names and shapes must be the model's.
         source: the file, for messages.
 
     Raises:
-        UsageError: if it names no model, one that is not followed, or one of other shapes.
+        UsageError: if the file states no model, an untrusted one, or one of other shapes.
     """
     name = info.get("model")
     if not isinstance(name, str):
-        raise UsageError(f"{source} does not say its model; name it: ImageEncoder.load(NAME, FILE)")
+        raise UsageError(f"{source} does not state its model; use ImageEncoder.load(NAME, FILE)")
     if canonical(name) not in _named:
         check_hint(name, source)
     check_fits(name, theta, source)
@@ -136,7 +130,7 @@ def model_in(info: Mapping[str, Any], theta: Mapping[str, Tensor], source: str |
 
 
 def check_hint(name: str, source: str | Path) -> None:
-    """Raises a UsageError unless a name from a file is one that needs no file and no network."""
+    """Raises a UsageError if a model name from a file would need other files or the network."""
     import open_clip
 
     architecture, _, tag = name.removesuffix("__init__").partition("__pretrained__")
@@ -149,42 +143,42 @@ def check_hint(name: str, source: str | Path) -> None:
         raise UsageError(f"{source}: {unknown('model', shown(architecture), near)}")
     if config is None or "hf_model_name" in text or (tag and tag not in tags):
         raise UsageError(
-            f"{source} says that it is of {shown(name)}. A file's word opens no folder, no other "
-            "file and no network; if it is right, name the model yourself: --model=NAME, or "
-            "ImageEncoder.load(NAME, FILE)"
+            f"{source} states the model {shown(name)}, which needs other files or the network; "
+            "names in files are not trusted with these. If it is right, name the model yourself: "
+            "--model=NAME, or ImageEncoder.load(NAME, FILE)"
         )
 
 
 def check_fits(name: str, theta: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raises a UsageError unless weights have the names and shapes of a model's vision tower."""
-    wanted = shapes(name)
-    found = {key: tuple(value.shape) for key, value in theta.items()}
+    """Raises a UsageError if weights differ from a model's vision tower in names or shapes."""
+    expected = shapes(name)
+    actual = {key: tuple(value.shape) for key, value in theta.items()}
     wrong = [
-        f"{shown(key)}: {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}"
-        for key in [*wanted, *(key for key in found if key not in wanted)]
-        if found.get(key) != wanted.get(key)
+        f"{shown(key)}: {actual.get(key, 'missing')}, expected {expected.get(key, 'none')}"
+        for key in [*expected, *(key for key in actual if key not in expected)]
+        if actual.get(key) != expected.get(key)
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UsageError(
-            f"{source} does not fit {shown(name)}: {'; '.join(wrong[:5])}{more}. Is it of another "
-            "--model?"
+            f"{source} does not fit {shown(name)}: {'; '.join(wrong[:5])}{more}. Does it belong to "
+            "another --model?"
         )
 
 
 def named_models() -> list[str]:
-    """The models that were built in this process, since its user named them."""
+    """The models that were built in this process at the user's request."""
     return sorted(_named)
 
 
 @cache
 def outlined(name: str) -> nn.Module:
-    """`outline`, kept."""
+    """Cached `outline`."""
     return outline(name)
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of a model's vision tower, as our checkpoints have them."""
+    """Names and shapes of a model's vision tower, with the names used in our checkpoints."""
     state = outlined(name).get_submodule("visual").state_dict()
     return {f"{VISUAL}{key}": tuple(value.shape) for key, value in state.items()}
 
@@ -204,21 +198,21 @@ def create_clip(
 ) -> tuple[nn.Module, Transform, Transform]:
     """Builds a CLIP and its two image transforms.
 
-    Weights that were trained with QuickGELU (OpenAI's among them) get it, whatever the
-    architecture's name says. The model carries its name, and, unless it is only to be filled, its
-    tokenizer, as `.tokenizer`.
+    Weights that were trained with QuickGELU (among them OpenAI's) are used with it, whatever the
+    architecture's name says. The model gets its name as `.name` and, if `weights`, its tokenizer as
+    `.tokenizer`.
 
     Args:
         name: see `ClipName`.
-        cache_dir: where open_clip keeps downloaded weights.
+        cache_dir: folder for weights that open_clip downloads.
         weights: whether to load the pre-trained weights.
 
     Returns:
         The model in eval mode, the training transform, the evaluation transform.
 
     Raises:
-        UsageError: for a model or weights that are not known, cannot be had or do not fit, or that
-            need a package that is not installed.
+        UsageError: if the model or its weights are unknown, unavailable or do not fit, or need a
+            package that is not installed.
     """
     import open_clip
 
@@ -235,27 +229,24 @@ def create_clip(
                 pretrained=(str(parsed.file or parsed.pretrained or "") or None) if load else None,
                 load_weights=load,
                 cache_dir=folder,
-                pretrained_text=False,  # a text tower's own weights are replaced by the CLIP's
+                pretrained_text=False,  # the CLIP's weights replace those of the text tower
                 **_options(parsed),
             )
-        if weights:  # what is only filled needs no tokenizer, which may have to be downloaded
+        if weights:  # otherwise no tokenizer is needed, which might have to be downloaded
             model.tokenizer = _tokenizer(parsed, folder)
     _named.add(canonical(name))
     model.name = name
-    for transform, training in (
-        (train, True),
-        (val, False),
-    ):  # see tangent_arithmetic.arithmetic.features
+    for transform, training in ((train, True), (val, False)):  # see arithmetic/features.py
         transform.recipe = {"open_clip": model.visual.preprocess_cfg, "training": training}
     return model.eval(), train, val
 
 
 def outline(name: str, cache_dir: str | None = None) -> nn.Module:
-    """A CLIP without storage for its weights, for their names, order and shapes.
+    """A CLIP on the meta device: names, order and shapes of its weights, without storage.
 
     Args:
-        name: see `ClipName`; its weights do not matter.
-        cache_dir: where open_clip keeps what it downloads.
+        name: see `ClipName`; the part that names the weights is ignored.
+        cache_dir: folder for files that open_clip downloads.
     """
     import open_clip
 
@@ -275,11 +266,11 @@ def outline(name: str, cache_dir: str | None = None) -> nn.Module:
 
 
 def _own_config(parsed: ClipName, cache_dir: str | None) -> dict[str, Any]:
-    """The configuration that a model brings along, checked: it executes and builds nothing odd.
+    """The validated configuration of a hub or folder model.
 
     Raises:
         MissingFileError: if there is none.
-        UsageError: for one that asks for code, for another model, or for more layers than any has.
+        UsageError: if it would execute code, refers to another model, or has too many layers.
     """
     from open_clip.pretrained import download_pretrained_from_hf
 
@@ -299,32 +290,34 @@ def _own_config(parsed: ClipName, cache_dir: str | None) -> dict[str, Any]:
     if isinstance(config, dict):
         towers = [config.get(key, {}) for key in keys]
     if not all(isinstance(tower, dict) for tower in towers):
-        raise UsageError(f"{path} has no model_cfg, expected one with vision_cfg and text_cfg")
+        raise UsageError(f"{path}: expected a model_cfg with vision_cfg and text_cfg, got none")
     options = towers[1].get("tokenizer_kwargs") or {}
     strange = sorted(set(options) - TOKENIZER_OPTIONS) if isinstance(options, dict) else ["it"]
     if strange:
         raise UsageError(
-            f"{path} is refused: its tokenizer_kwargs has {', '.join(map(shown, strange))}, "
-            f"expected some of {', '.join(sorted(TOKENIZER_OPTIONS))}; no code is executed"
+            f"{path} is refused: its tokenizer_kwargs contain {', '.join(map(shown, strange))}, "
+            f"which may execute code; allowed are {', '.join(sorted(TOKENIZER_OPTIONS))}"
         )
     timm = towers[0].get("timm_model_name")
     if timm is not None and (not isinstance(timm, str) or ":" in timm or "/" in timm):
-        raise UsageError(f"{path} is refused: its timm_model_name {shown(timm)} is another place")
+        raise UsageError(
+            f"{path} is refused: timm_model_name {shown(timm)} is not a timm architecture"
+        )
     layers = [tower.get("layers", 0) for tower in towers]
     counts = [n for part in layers for n in (part if isinstance(part, list) else [part])]
     if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) > MOST_LAYERS:
         raise UsageError(
-            f"{path} is refused: it asks for {shown(layers)} layers, expected at most {MOST_LAYERS}"
+            f"{path} is refused: expected at most {MOST_LAYERS} layers, got {shown(layers)}"
         )
     return dict(config)
 
 
 def _check_size(parsed: ClipName, cache_dir: str | None, weights: bool) -> None:
-    """Checks that a model is no larger than its weights, before it is built.
+    """Checks, before a model is built, that it is not larger than its file of weights.
 
     Raises:
-        MissingFileError: if it has no weights, and they are wanted.
-        UsageError: if its configuration asks for more.
+        MissingFileError: if `weights` and there is no such file.
+        UsageError: if the configuration describes a larger model.
     """
     from open_clip.pretrained import download_pretrained_from_hf
 
@@ -336,7 +329,7 @@ def _check_size(parsed: ClipName, cache_dir: str | None, weights: bool) -> None:
             for path in parsed.folder.glob(f"*.{kind}")
         ]
         if weights and not files:
-            raise MissingFileError(f"{parsed.folder} has no weights, *.safetensors, *.bin or *.pth")
+            raise MissingFileError(f"no weights (*.safetensors, *.bin or *.pth) in {parsed.folder}")
     elif weights:
         hub = parsed.architecture.removeprefix(HUB)
         files = [Path(download_pretrained_from_hf(hub, cache_dir=cache_dir))]
@@ -344,13 +337,13 @@ def _check_size(parsed: ClipName, cache_dir: str | None, weights: bool) -> None:
     most = max((file.stat().st_size for file in files), default=MOST_NUMBERS) + SPARE_NUMBERS
     if size > most:
         raise UsageError(
-            f"{parsed.architecture} is refused: its configuration asks for {size:,} numbers, and "
-            f"its weights hold at most {most:,}"
+            f"{parsed.architecture} is refused: its configuration describes {size:,} weights, but "
+            f"its file holds at most {most:,}"
         )
 
 
 def _tokenizer(parsed: ClipName, cache_dir: str | None) -> Any:
-    """The model's tokenizer; one of the hub's library executes no code of its own."""
+    """The model's tokenizer; never executes code from the hub."""
     import open_clip
 
     own = parsed.architecture.startswith(PLACES)
@@ -364,9 +357,9 @@ def _tokenizer(parsed: ClipName, cache_dir: str | None) -> Any:
 
 @contextlib.contextmanager
 def _safely(parsed: ClipName) -> Iterator[None]:
-    """Within the block, open_clip reads files of weights with our readers, which execute nothing.
+    """Makes open_clip read files of weights with our readers, which execute nothing.
 
-    `torch.load` reads tensors alone as well, but open_clip falls back to reading everything.
+    open_clip tries `torch.load(weights_only=True)`, but falls back to full unpickling.
     """
     from open_clip import factory
 
@@ -380,9 +373,7 @@ def _safely(parsed: ClipName) -> Iterator[None]:
         if not isinstance(content, Stub):
             return unwrapped(content, path).tensors
         own = outlined(f"{parsed.architecture}__init__").state_dict()
-        state = unwrapped(
-            {"model": content}, path
-        ).tensors  # an archive has masks and sizes as well
+        state = unwrapped({"model": content}, path).tensors  # with masks and sizes, too
         return {name: value for name, value in state.items() if name in own}
 
     with patch.object(factory, "load_state_dict", load_state_dict):
@@ -391,7 +382,7 @@ def _safely(parsed: ClipName) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """open_clip warns of random weights; ours come from a file, or do not matter."""
+    """Silences open_clip's warning about random weights, which are replaced or not used."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -401,14 +392,14 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _check(parsed: ClipName) -> None:
-    """Raises a UsageError unless open_clip has the architecture and the weights exist."""
+    """Raises a UsageError unless open_clip knows the architecture and the weights."""
     import open_clip
 
     architecture, tag = parsed.architecture, parsed.pretrained
     if parsed.folder is not None and not parsed.folder.is_dir():
         raise MissingFileError(
-            f"the folder {parsed.folder} of {architecture} is not there. Put it back, or name the "
-            "folder in which the model is now: --model=local-dir:FOLDER"
+            f"no folder at {parsed.folder}, the place of {architecture}. Put it back, or name the "
+            "model's new folder: --model=local-dir:FOLDER"
         )
     if architecture.startswith(PLACES):
         return
@@ -424,7 +415,7 @@ def _check(parsed: ClipName) -> None:
 
 
 def _options(parsed: ClipName) -> dict[str, Any]:
-    """Activation and transforms that go with the weights, whether they are loaded or not."""
+    """The activation and transforms that belong to the weights."""
     import open_clip
 
     architecture, tag = parsed.architecture, parsed.pretrained
@@ -438,9 +429,9 @@ def _options(parsed: ClipName) -> dict[str, Any]:
     if tag in tags:
         config = open_clip.get_pretrained_cfg(architecture, tag)
         return {**_transform_of(config), "force_quick_gelu": bool(config.get("quick_gelu", False))}
-    # random weights, or a file: what all published weights of the architecture agree on
-    found = [_transform_of(open_clip.get_pretrained_cfg(architecture, tag)) for tag in tags]
-    agreed = found[0] if found and all(one == found[0] for one in found) else {}
+    # random weights, or a file: use what all published weights of the architecture share
+    options = [_transform_of(open_clip.get_pretrained_cfg(architecture, tag)) for tag in tags]
+    agreed = options[0] if options and all(each == options[0] for each in options) else {}
     return {**agreed, "force_quick_gelu": bool(parsed.file and is_openai(parsed.file))}
 
 
@@ -450,10 +441,10 @@ def _transform_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_openai(path: Path) -> bool:
-    """Whether a file of weights is OpenAI's: a TorchScript archive, or so named.
+    """Whether a file of weights is OpenAI's, judging by its format or name.
 
-    OpenAI published TorchScript archives; the copies on the Hugging Face hub lie in repositories
-    such as `timm/vit_base_patch32_clip_224.openai`.
+    OpenAI published TorchScript archives; copies on the Hugging Face hub are in repositories such
+    as `timm/vit_base_patch32_clip_224.openai`.
     """
     folders = path.absolute().parts[:-1]
     named = "openai" in path.name.lower() or any(part.endswith(".openai") for part in folders)
@@ -470,7 +461,7 @@ def is_torchscript(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _not_at_hand(parsed: ClipName, folder: str | None) -> Iterator[None]:
-    """Turns whatever goes wrong while a model is had into an error of ours."""
+    """Turns any error while a model is built into a `UsageError`."""
     try:
         yield
     except UsageError as error:
@@ -485,7 +476,7 @@ def _not_at_hand(parsed: ClipName, folder: str | None) -> Iterator[None]:
 
 
 def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageError:
-    """What was looked for, why it was not found, and where a file may be put."""
+    """The error for a model that cannot be built: the cause, and where to put its files."""
     import open_clip
     from huggingface_hub import constants
 
@@ -494,17 +485,17 @@ def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageErro
     reason = f"{type(error).__name__}: {reason}"
     if parsed.file:
         return UsageError(
-            f"{parsed.file} does not hold the weights of a whole {architecture} ({reason}). The "
-            "text tower is needed for the heads; an image encoder alone goes to --load"
+            f"{parsed.file} does not hold the weights of a full {architecture} ({reason}). "
+            "Building heads needs the text tower; pass an image encoder alone with --load"
         )
     caches = f"{folder or 'the cache of the Hugging Face hub'}"
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     if architecture.startswith("hf-hub:"):
         wanted = architecture.removeprefix("hf-hub:")
         return UsageError(
-            f"{architecture} cannot be had{offline}: looked for open_clip_config.json and "
+            f"{architecture} is unavailable{offline}: looked for open_clip_config.json and "
             f"open_clip_model.safetensors of {wanted} in {caches} and on the hub ({reason}). "
-            "Without a network put both into a folder and say --model=local-dir:FOLDER"
+            "Without a network, put both into a folder and use --model=local-dir:FOLDER"
         )
     if architecture.startswith("local-dir:"):
         return UsageError(
@@ -517,9 +508,9 @@ def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageErro
     sources = [f"{config['hf_hub'].strip('/')} on the Hugging Face hub"] if config["hf_hub"] else []
     sources += [config["url"]] if config["url"] else []
     return UsageError(
-        f"the weights {tag} of {architecture} are not at hand{offline}: looked in {caches} and for "
-        f"{' and '.join(sources)} ({reason}). Without a network copy the file from a machine that "
-        f"has it and say --model={architecture}__pretrained__FILE, or copy that cache and name it "
+        f"the weights {tag} of {architecture} are unavailable{offline}: looked in {caches} and for "
+        f"{' and '.join(sources)} ({reason}). Without a network, copy the file from a machine that "
+        f"has it and use --model={architecture}__pretrained__FILE, or copy that cache and name it "
         f"with --openclip-cachedir. Other weights: "
         f"{', '.join(open_clip.list_pretrained_tags_by_model(architecture))}; "
         f"random ones: --model={architecture}__init__"

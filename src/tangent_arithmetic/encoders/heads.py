@@ -1,4 +1,4 @@
-"""Zero-shot classification heads from the text tower, built once and cached on disk."""
+"""Zero-shot classification heads, built from the text tower."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.runtime.errors import UsageError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +31,7 @@ def zeroshot_weights(
     classnames: Sequence[str],
     templates: Sequence[Callable[[str], str]],
     device: torch.device,
-) -> Tensor:
+) -> Float[Tensor, "classes features"]:
     r"""Rows \(w_c = s \cdot \mathrm{norm}(\mathrm{mean}_t\, \mathrm{norm}(g(t(c))))\).
 
     Args:
@@ -38,16 +41,16 @@ def zeroshot_weights(
         device: where to run the text tower g.
 
     Returns:
-        float32 tensor of shape (classes, features); s is `exp(logit_scale)`.
+        The matrix W in float32; s is `exp(logit_scale)`.
 
     Source: Radford et al., arXiv:2103.00020, section 3.1.4.
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise UsageError(
-            "the CLIP model carries no tokenizer; build it with "
+            "expected a CLIP with a tokenizer, got one without; build it with "
             "tangent_arithmetic.encoders.clip.create_clip, or set model.tokenizer to the "
-            "one it was trained with"
+            "tokenizer it was trained with"
         )
     model.eval().to(device)
     rows = []
@@ -70,13 +73,13 @@ def build_classification_head(
     """The zero-shot head of a data set.
 
     Args:
-        model: a CLIP that carries its tokenizer, for instance `ImageEncoder(args, True).model`.
+        model: a CLIP with its tokenizer, for instance `ImageEncoder(args, keep_lang=True).model`.
         dataset_name: the data set, for its class names.
         template: prompts, see `tangent_arithmetic.data.templates.get_templates`.
-        data_location: root of the data sets' folders.
+        data_location: the folder that contains the data sets.
         device: where to run the text tower.
-        suite: where the name resolves, see `get_dataset`.
-        cache_dir: where drawn pictures are kept.
+        suite: the suite of the data set, see `get_dataset`.
+        cache_dir: folder for generated images.
     """
     classnames = get_classnames(dataset_name, data_location, suite, cache_dir)
     weights = zeroshot_weights(model, classnames, template, torch.device(device))
@@ -86,17 +89,17 @@ def build_classification_head(
 def recipe_hash(
     model: str, classnames: Sequence[str], templates: Sequence[Callable[[str], str]]
 ) -> str:
-    """A hash of what a zero-shot head is made of: the model's name and the prompts."""
+    """A hash of what determines a zero-shot head: the model's name and the prompts."""
     prompts = [template(name) for name in classnames for template in templates]
     return hashlib.sha256(json.dumps([canonical(model), prompts]).encode()).hexdigest()
 
 
 def is_current(path: Path, recipe: str) -> bool:
-    """Whether there is a head at `path` made by this recipe."""
+    """Whether `path` holds a head with this hash, see `recipe_hash`."""
     if not path.is_file():
         return False
     try:
         return bool(read_facts(path)["info"].get("recipe") == recipe)
     except UsageError:
-        logger.warning("%s is damaged and built again", path)
+        logger.warning("%s is damaged; building it again", path)
         return False

@@ -1,28 +1,24 @@
-"""CLIP image encoders, classification heads and the two together."""
+"""CLIP image encoders, classification heads, and classifiers made of both."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangent_arithmetic.encoders.base import Transform
-from tangent_arithmetic.encoders.clip import (
-    ClipName,
-    canonical,
-    check_fits,
-    create_clip,
-    model_in,
-)
+from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.encoders.clip import ClipName, canonical, check_fits, create_clip, model_in
 from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import ENCODERS, Checkpoint, save_tensors
-from tangent_arithmetic.storage.statedict import copy_into
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +26,7 @@ VISUAL = "model.visual."
 
 
 class ModelSettings(Protocol):
-    """The settings that an encoder is made of, such as a parsed command line."""
+    """The settings that determine an encoder, such as a parsed command line."""
 
     model: str
     openclip_cachedir: str
@@ -38,7 +34,7 @@ class ModelSettings(Protocol):
 
 
 class VisionTower(nn.Module):
-    """The vision tower of a CLIP under the name it has in the whole model, and nothing else."""
+    """The vision tower of a CLIP, under the name that it has in the full model."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -46,37 +42,39 @@ class VisionTower(nn.Module):
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Features of images, as `open_clip.CLIP.encode_image`."""
-        found = self.visual(images)
-        features: Tensor = found[0] if isinstance(found, tuple) else found  # CoCa gives tokens too
+        out = self.visual(images)
+        features: Tensor = out[0] if isinstance(out, tuple) else out  # CoCa returns tokens too
         return F.normalize(features, dim=-1) if normalize else features
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(ModuleEncoder):
     r"""A CLIP image encoder, \(f(x; \theta)\).
 
     Args:
-        args: the model's name, or settings as the public projects have them: an object whose
-            `model` is that name, `openclip_cachedir` a folder for downloaded weights, and `load` a
-            checkpoint to take the weights from.
-        keep_lang: keeps the whole CLIP as `.model`, to build heads. The vision tower alone is saved
-            and summed all the same.
+        args: the model's name, or settings as in the public projects: an object with the attributes
+            `model` (that name), `openclip_cachedir` (a folder for downloaded weights) and `load` (a
+            checkpoint to read the weights from).
+        keep_lang: keeps the full CLIP as `.model`, to build heads. Only the vision tower is saved
+            and edited.
 
     Attributes:
         train_preprocess: transform of a PIL image for training.
         val_preprocess: transform of a PIL image for evaluation.
-        model: the vision tower, or with `keep_lang` the whole CLIP.
+        model: the vision tower, or the full CLIP with `keep_lang`.
     """
 
-    train_preprocess: Transform | None
-    val_preprocess: Transform | None
+    kind = "image_encoder"
 
     def __init__(self, args: str | ModelSettings, keep_lang: bool = False) -> None:
         super().__init__()
         if isinstance(args, str):
             self._fill(args, None, None, keep_lang)
-        else:
-            load = args.load[0] if isinstance(args.load, list) else args.load
-            self._fill(args.model, args.openclip_cachedir, load, keep_lang)
+            return
+        paths = [args.load] if isinstance(args.load, str) else args.load or []
+        if len(paths) > 1:
+            names = ", ".join(map(str, paths))
+            raise UsageError(f"--load takes one checkpoint, got {len(paths)}: {names}")
+        self._fill(args.model, args.openclip_cachedir, paths[0] if paths else None, keep_lang)
 
     @classmethod
     def named(
@@ -86,66 +84,42 @@ class ImageEncoder(nn.Module):
 
         Args:
             model: the model's name.
-            cache_dir: folder for downloaded weights; None for open_clip's own.
-            load: a checkpoint to take the weights from; None for the published ones.
+            cache_dir: folder for downloaded weights; None for open_clip's default.
+            load: a checkpoint to read the weights from; None for the published weights.
             keep_lang: as for the class.
         """
         encoder = cls.__new__(cls)
-        nn.Module.__init__(encoder)
+        ModuleEncoder.__init__(encoder)
         encoder._fill(model, cache_dir, load, keep_lang)
         return encoder
 
-    def _fill(self, model: str, cache_dir: str | None, load: str | None, keep_lang: bool) -> None:
-        published = load is None or keep_lang  # the text tower is always the published one
-        self._build(model, cache_dir, keep_lang, published)
+    def _fill(
+        self, model: str, cache_dir: str | None, load: str | None, keep_lang: bool,
+        weights: bool = True,
+    ) -> None:  # fmt: skip
+        published = weights and (load is None or keep_lang)  # the text tower is always published
+        self.model_name = canonical(model)
+        clip, self.train_preprocess, self.val_preprocess = create_clip(model, cache_dir, published)
+        self.model: Any = clip if keep_lang else VisionTower(clip.get_submodule("visual"))
         if load is not None:
-            state = load_checkpoint(load, kinds=ENCODERS, model=model)
-            _check_model(state, load, self.model_name)
-            self.load_weights(state.theta)
+            checkpoint = load_checkpoint(load, kinds=ENCODERS, model=model)
+            _check_model(checkpoint, load, self.model_name)
+            self.load_weights(checkpoint.theta)
 
-    def _build(
-        self, model_name: str, cache_dir: str | None, keep_lang: bool, weights: bool
-    ) -> None:
-        self.model_name = canonical(model_name)
-        self.cache_dir = cache_dir
-        model, train, val = create_clip(model_name, cache_dir, weights)
-        self.train_preprocess, self.val_preprocess = train, val
-        self.model: Any = model if keep_lang else VisionTower(model.get_submodule("visual"))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of images, shape (batch, features), not normalised."""
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Features of images, not normalised."""
         features: Tensor = self.model.encode_image(images)
         return features
 
     def weights(self) -> dict[str, Tensor]:
-        """theta: the vision tower's parameters and buffers, by name (not copied)."""
-        state: dict[str, Tensor] = self.state_dict()
-        return {name: value for name, value in state.items() if name.startswith(VISUAL)}
-
-    def load_weights(self, theta: Mapping[str, Tensor]) -> None:
-        """Copies theta into the vision tower.
-
-        Raises:
-            ValueError: if names or shapes differ, listing all differences.
-        """
-        copy_into(self.weights(), theta, f"weights of {self.model_name} and the checkpoint")
+        """theta: the vision tower's parameters and buffers by name, not copied."""
+        return {name: v for name, v in self.state_dict().items() if name.startswith(VISUAL)}
 
     def identity(self) -> str:
         """The model's name."""
         return self.model_name
-
-    def save(self, filename: str | Path, **info: Any) -> str:
-        """Writes the encoder to a file and returns the content hash of theta.
-
-        Args:
-            filename: file to write; `.pt` becomes `.safetensors`.
-            **info: facts to keep with the weights; `theta0_hash` is kept as such.
-        """
-        theta0_hash = info.pop("theta0_hash", None)
-        info = {"model": self.model_name, **info}
-        return save_tensors(
-            filename, self.weights(), "image_encoder", theta0_hash=theta0_hash, info=info
-        )
 
     @classmethod
     def load(
@@ -154,54 +128,54 @@ class ImageEncoder(nn.Module):
         """Reads an encoder from a file.
 
         Args:
-            model_name: the model's name, or the file if that is the only argument.
+            model_name: the model's name, or the file if it is the only argument.
             filename: the file.
-            made_by: the command that makes the file, for the message if it is missing.
+            made_by: the command that makes the file, for the error if it is missing.
         """
         path = model_name if filename is None else filename
-        named = None if filename is None else str(model_name)
-        state = load_checkpoint(path, made_by, ENCODERS, named)
-        name = named or model_in(state.info, state.theta, path)
-        _check_model(state, path, canonical(name))
-        check_fits(name, state.theta, path)
+        given = None if filename is None else str(model_name)
+        checkpoint = load_checkpoint(path, made_by, ENCODERS, given)
+        name = given or model_in(checkpoint.info, checkpoint.theta, path)
+        _check_model(checkpoint, path, canonical(name))
+        check_fits(name, checkpoint.theta, path)
         encoder = cls.without_weights(name)
-        encoder.load_weights(state.theta)
+        encoder.load_weights(checkpoint.theta)
         return encoder
 
     @classmethod
     def without_weights(cls, model_name: str) -> ImageEncoder:
-        """An encoder of this architecture, to be filled; nothing is downloaded."""
+        """An encoder of this architecture with arbitrary weights; downloads nothing."""
         encoder = cls.__new__(cls)
-        nn.Module.__init__(encoder)
-        encoder._build(model_name, None, keep_lang=False, weights=False)
+        ModuleEncoder.__init__(encoder)
+        encoder._fill(model_name, None, None, keep_lang=False, weights=False)
         return encoder
 
 
-def _check_model(state: Checkpoint, path: str | Path, own: str) -> None:
-    """Checks that a checkpoint is of the model that it is read for.
+def _check_model(checkpoint: Checkpoint, path: str | Path, expected: str) -> None:
+    """Checks that a checkpoint belongs to a model.
 
-    A folder that is gone may lie elsewhere by now: shapes decide, and a warning tells.
+    If the model's folder was moved, a warning says so, and the shapes decide.
 
     Args:
-        state: the checkpoint.
+        checkpoint: the checkpoint.
         path: its file, for messages.
-        own: the model's name, see `canonical`.
+        expected: the model's name, see `canonical`.
 
     Raises:
-        UsageError: if it is of another one.
+        UsageError: if it belongs to another model.
     """
-    found = canonical(str(state.info.get("model", own)))
-    one, other = ClipName.parse(found), ClipName.parse(own)
-    if "published" in state.info:  # by its shapes: of the architecture, whatever its weights
-        plain = [name.architecture.removesuffix("-quickgelu") for name in (one, other)]
+    name = canonical(str(checkpoint.info.get("model", expected)))
+    one, other = ClipName.parse(name), ClipName.parse(expected)
+    if "published" in checkpoint.info:  # identified by its shapes: any weights of the architecture
+        plain = [clip.architecture.removesuffix("-quickgelu") for clip in (one, other)]
         fits = plain[0] == plain[1]
     else:
-        fits = found == own
+        fits = name == expected
     if not fits and one.folder and other.folder and not one.folder.is_dir():
         logger.warning("%s: its model was in %s, now in %s", path, one.folder, other.folder)
     elif not fits:
         raise UsageError(
-            f"{path} holds weights of {shown(found)}, expected {own}; add --model={shown(found)}"
+            f"{path} holds weights of {shown(name)}, expected {expected}; add --model={shown(name)}"
         )
 
 
@@ -210,16 +184,16 @@ class ClassificationHead(nn.Linear):
 
     Args:
         normalize: whether to normalise the features.
-        weights: shape (classes, features).
-        biases: shape (classes,); zero if None.
-        classnames: a phrase a class, kept for the reader.
+        weights: W, one row per class.
+        biases: b; zero if None.
+        classnames: one phrase per class; not used in the computation.
     """
 
     def __init__(
         self,
         normalize: bool,
-        weights: Tensor,
-        biases: Tensor | None = None,
+        weights: Float[Tensor, "classes features"],
+        biases: Float[Tensor, " classes"] | None = None,
         classnames: Sequence[str] = (),
     ) -> None:
         biases = torch.zeros(weights.shape[:1]) if biases is None else biases
@@ -237,29 +211,29 @@ class ClassificationHead(nn.Linear):
             self.weight.copy_(weights)
             self.bias.copy_(biases)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, shape (batch, classes), of features, shape (batch, features)."""
+    def forward(self, inputs: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits of features."""
         if self.normalize:
             inputs = F.normalize(inputs, dim=-1)
         return super().forward(inputs)
 
     def save(self, filename: str | Path, **info: Any) -> None:
-        """Writes the head to a file, with facts to keep beside it."""
+        """Writes the head to a file, with `info` as JSON metadata."""
         info = {"normalize": self.normalize, "classnames": list(self.classnames), **info}
         save_tensors(filename, dict(self.state_dict()), "head", info=info)
 
     @classmethod
     def load(cls, filename: str | Path) -> ClassificationHead:
         """Reads a head from a file."""
-        state = load_checkpoint(filename, kinds=("head",))
-        theta, normalize = state.theta, state.info.get("normalize")
-        names = state.info.get("classnames", [])
-        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if set(theta) != {"weight", "bias"} or not isinstance(normalize, bool) or not texts:
+        checkpoint = load_checkpoint(filename, kinds=("head",))
+        theta, normalize = checkpoint.theta, checkpoint.info.get("normalize")
+        names = checkpoint.info.get("classnames", [])
+        strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if set(theta) != {"weight", "bias"} or not isinstance(normalize, bool) or not strings:
             raise UsageError(
-                f"{filename} is no whole head: it has {shown(', '.join(theta)) or 'no tensors'}, "
-                f"normalize {shown(normalize)}, classnames {shown(names)}; expected weight and "
-                "bias, true or false, and texts"
+                f"{filename} is not a complete head: it has tensors "
+                f"{shown(', '.join(theta)) or '(none)'}, normalize {shown(normalize)}, classnames "
+                f"{shown(names)}; expected weight and bias, true or false, and a list of strings"
             )
         try:
             return cls(normalize, theta["weight"], theta["bias"], names)
@@ -267,42 +241,44 @@ class ClassificationHead(nn.Linear):
             raise UsageError(f"{filename} holds {error}") from error
 
 
-class ImageClassifier(nn.Module):
-    """An image encoder with a classification head."""
-
-    def __init__(self, image_encoder: nn.Module, classification_head: nn.Module) -> None:
+class _Classifier(nn.Module):
+    def __init__(self, image_encoder: nn.Module) -> None:
         super().__init__()
         self.image_encoder = image_encoder
-        self.classification_head = classification_head
         self.train_preprocess = getattr(image_encoder, "train_preprocess", None)
         self.val_preprocess = getattr(image_encoder, "val_preprocess", None)
 
+
+class ImageClassifier(_Classifier):
+    """An image encoder with a classification head."""
+
+    def __init__(self, image_encoder: nn.Module, classification_head: nn.Module) -> None:
+        super().__init__(image_encoder)
+        self.classification_head = classification_head
+
     def freeze_head(self) -> None:
-        """Stops training the head."""
+        """Excludes the head from training."""
         self.classification_head.requires_grad_(False)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, shape (batch, classes), of images."""
+    def forward(self, inputs: Tensor) -> Float[Tensor, "batch classes"]:
+        """Logits of images."""
         logits: Tensor = self.classification_head(self.image_encoder(inputs))
         return logits
 
 
-class MultiHeadImageClassifier(nn.Module):
-    """An image encoder with one classification head a task; the heads are frozen."""
+class MultiHeadImageClassifier(_Classifier):
+    """An image encoder with one frozen classification head per task."""
 
     def __init__(self, image_encoder: nn.Module, classification_heads: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.image_encoder = image_encoder
+        super().__init__(image_encoder)
         self.classification_heads = nn.ModuleList(classification_heads)
-        self.train_preprocess = getattr(image_encoder, "train_preprocess", None)
-        self.val_preprocess = getattr(image_encoder, "val_preprocess", None)
         self.freeze_head()
 
     def freeze_head(self) -> None:
-        """Stops training the heads."""
+        """Excludes the heads from training."""
         self.classification_heads.requires_grad_(False)
 
-    def forward(self, inputs: Tensor, head_idx: int) -> Tensor:
-        """Logits of images for the task of this index."""
+    def forward(self, inputs: Tensor, head_idx: int) -> Float[Tensor, "batch classes"]:
+        """Logits of images for the task with index `head_idx`."""
         logits: Tensor = self.classification_heads[head_idx](self.image_encoder(inputs))
         return logits

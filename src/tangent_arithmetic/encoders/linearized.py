@@ -1,36 +1,104 @@
-"""The linearisation of a CLIP image encoder."""
+"""Linearised encoders."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tangent_arithmetic.encoders.base import Transform
+from tangent_arithmetic.encoders.base import Encoder, LinearEncoder, ModuleEncoder, is_linear
 from tangent_arithmetic.encoders.clip import check_fits, model_in
 from tangent_arithmetic.encoders.images import ImageEncoder, ModelSettings, VisionTower
 from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.storage import statedict
-from tangent_arithmetic.storage.checkpoints import ENCODERS, save_tensors
+from tangent_arithmetic.storage.checkpoints import ENCODERS
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-class LinearizedImageEncoder(nn.Module):
-    """A linearised CLIP image encoder with the manners of an `ImageEncoder`.
+
+class LinearizedEncoder(ModuleEncoder):
+    """The linearisation of any `ModuleEncoder`, itself an encoder.
 
     Args:
-        args: what to build an `ImageEncoder` from, if none is given.
-        keep_lang: accepted as `ImageEncoder` does; the text tower takes no part in the expansion.
+        encoder: the encoder; its weights are the initial theta.
+        init_encoder: the encoder whose weights are theta0; `encoder` itself if None.
+    """
+
+    def __init__(self, encoder: ModuleEncoder, init_encoder: ModuleEncoder | None = None) -> None:
+        super().__init__()
+        self._identity = encoder.identity()
+        self._kind = f"linearized_{encoder.kind}"
+        self.train_preprocess = encoder.train_preprocess
+        self.val_preprocess = encoder.val_preprocess
+        self.model = LinearizedModel(encoder, init_encoder)
+
+    def forward(self, inputs: Tensor) -> Float[Tensor, "batch features"]:
+        """Linearised features of a batch."""
+        features: Tensor = self.model(inputs)
+        return features
+
+    def weights(self) -> dict[str, Tensor]:
+        """Theta and the persistent buffers, under the names of the standard encoder."""
+        return self.model.weights()
+
+    def weights0(self) -> dict[str, Tensor]:
+        """The weights at theta0, under the same names: theta0 and the persistent buffers."""
+        return self.model.weights0()
+
+    def theta0(self) -> dict[str, Tensor]:
+        """The point of expansion: parameters by name, not copied."""
+        return self.model.theta0()
+
+    def identity(self) -> str:
+        """The name of the architecture, that of the standard encoder."""
+        return self._identity
+
+    def standard(self) -> ModuleEncoder:
+        """A copy of the encoder at theta, not linearised."""
+        encoder = self.model.standard()
+        assert isinstance(encoder, ModuleEncoder)
+        encoder.load_weights(self.weights())
+        return encoder
+
+    def tangents(
+        self, inputs: Tensor, vectors: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch features"]]]:
+        """f(x; theta0) and J(x; theta0) tau for each vector, see `LinearizedModel.tangents`."""
+        return self.model.tangents(inputs, vectors)
+
+    def displacement(self) -> dict[str, Tensor]:
+        """`theta - theta0` by name of parameter, in at least float32."""
+        with torch.no_grad():
+            return statedict.difference(self.model.theta(), self.model.theta0())
+
+    def save(self, filename: str | Path, **info: Any) -> str:
+        """Writes theta, and theta0 unless a zero-shot file near `filename` holds the same.
+
+        Args:
+            filename: file to write; `.pt` becomes `.safetensors`.
+            **info: metadata, JSON-serialisable; `theta0_hash` is ignored, since theta0 is known.
+
+        Returns:
+            The content hash of theta.
+        """
+        return self._save(filename, self._kind, info, self.weights0())
+
+
+class LinearizedImageEncoder(LinearizedEncoder):
+    """A linearised CLIP image encoder, with the constructor of the public projects.
+
+    Args:
+        args: what to build an `ImageEncoder` from; needed if `image_encoder` is None.
+        keep_lang: ignored, since the text tower is not linearised.
         image_encoder: the encoder; its weights are the initial theta.
         init_encoder: the encoder whose weights are theta0; `image_encoder` itself if None.
     """
-
-    train_preprocess: Transform | None
-    val_preprocess: Transform | None
 
     def __init__(
         self,
@@ -39,84 +107,23 @@ class LinearizedImageEncoder(nn.Module):
         image_encoder: ImageEncoder | None = None,
         init_encoder: ImageEncoder | None = None,
     ) -> None:
-        super().__init__()
         if image_encoder is None:
             if args is None:
                 raise ValueError("expected args or image_encoder, got neither")
             image_encoder = ImageEncoder(args, keep_lang=False)
-        tower = _without_text(image_encoder)
         init = None if init_encoder is None else _without_text(init_encoder)
-        self.model_name = tower.model_name
-        self.train_preprocess = tower.train_preprocess
-        self.val_preprocess = tower.val_preprocess
-        self.cache_dir = tower.cache_dir
-        self.model = LinearizedModel(tower, init)
+        super().__init__(_without_text(image_encoder), init)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Linearised features of images, shape (batch, features)."""
-        features: Tensor = self.model(images)
-        return features
-
-    def weights(self) -> dict[str, Tensor]:
-        """Theta and the persistent buffers, under the names of the standard encoder."""
-        return self.model.weights()
-
-    def weights0(self) -> dict[str, Tensor]:
-        """theta0 and the persistent buffers, under the names of the standard encoder."""
-        return self.model.weights0()
-
-    def theta0(self) -> dict[str, Tensor]:
-        """The point of expansion: parameters by name, not copied."""
-        return self.model.theta0()
-
-    def identity(self) -> str:
+    @property
+    def model_name(self) -> str:
         """The model's name."""
-        return self.model_name
+        return self.identity()
 
     def standard(self) -> ImageEncoder:
-        """The encoder at theta, not linearised: a copy."""
-        encoder = ImageEncoder.without_weights(self.model_name)
-        encoder.load_weights(self.weights())
+        """A copy of the encoder at theta, not linearised."""
+        encoder = super().standard()
+        assert isinstance(encoder, ImageEncoder)
         return encoder
-
-    def tangents(
-        self, images: Tensor, vectors: Sequence[Mapping[str, Tensor]]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """f(x; theta0) and J(x; theta0) tau for each vector, see `LinearizedModel.tangents`."""
-        return self.model.tangents(images, vectors)
-
-    def displacement(self) -> dict[str, Tensor]:
-        """`theta - theta0` by name of parameter, in at least float32."""
-        with torch.no_grad():
-            return statedict.difference(self.model.theta(), self.model.theta0())
-
-    def load_weights(self, theta: Mapping[str, Tensor]) -> None:
-        """Copies theta into the encoder; theta0 stays.
-
-        Raises:
-            ValueError: if names or shapes differ, listing all differences.
-        """
-        what = f"weights of {self.model_name} and the checkpoint"
-        statedict.copy_into(self.weights(), theta, what)
-
-    def save(self, filename: str | Path, **info: Any) -> str:
-        """Writes theta, and theta0 unless a zero-shot file near `filename` holds the same.
-
-        Args:
-            filename: file to write; `.pt` becomes `.safetensors`.
-            **info: facts to keep with the weights.
-
-        Returns:
-            The content hash of theta.
-        """
-        info.pop("theta0_hash", None)  # follows from theta0
-        return save_tensors(
-            filename,
-            self.weights(),
-            "linearized_image_encoder",
-            theta0=self.weights0(),
-            info={"model": self.model_name, **info},
-        )
 
     @classmethod
     def load(
@@ -126,36 +133,55 @@ class LinearizedImageEncoder(nn.Module):
 
         Args:
             filename: the file.
-            made_by: the command that makes the file, for the message if it is missing.
-            model_name: the model's name; None for what the file says.
+            made_by: the command that makes the file, for the error if it is missing.
+            model_name: the model's name; None for the one in the file.
         """
-        state = load_checkpoint(filename, made_by, ENCODERS, model_name)
-        name = model_name or model_in(state.info, state.theta, filename)
-        check_fits(name, state.theta, filename)
-        init = ImageEncoder.without_weights(name)
-        init.load_weights(state.theta if state.theta0 is None else state.theta0)
-        encoder = cls(image_encoder=init)
-        encoder.load_weights(state.theta)
-        return encoder
+        checkpoint = load_checkpoint(filename, made_by, ENCODERS, model_name)
+        name = model_name or model_in(checkpoint.info, checkpoint.theta, filename)
+        check_fits(name, checkpoint.theta, filename)
+        encoder = ImageEncoder.without_weights(name)
+        encoder.load_weights(checkpoint.theta0 or checkpoint.theta)
+        linear = cls(image_encoder=encoder)
+        linear.load_weights(checkpoint.theta)
+        return linear
 
 
 ImageEncoders = ImageEncoder | LinearizedImageEncoder
 
 
-def linearized(encoder: ImageEncoders) -> LinearizedImageEncoder:
-    """The linearisation of an encoder at its own weights; a linear one itself."""
-    if isinstance(encoder, LinearizedImageEncoder):
+@overload
+def linearized(encoder: ImageEncoders) -> LinearizedImageEncoder: ...
+@overload
+def linearized(encoder: Encoder) -> LinearEncoder: ...
+def linearized(encoder: Encoder) -> LinearEncoder:
+    """The linearisation of an encoder at its own weights; a linear encoder is returned as it is.
+
+    Raises:
+        TypeError: if the encoder is not a `ModuleEncoder`.
+    """
+    if is_linear(encoder):
         return encoder
-    return LinearizedImageEncoder(image_encoder=encoder)
+    if isinstance(encoder, ImageEncoder):
+        return LinearizedImageEncoder(image_encoder=encoder)
+    if isinstance(encoder, ModuleEncoder):
+        return LinearizedEncoder(encoder)
+    raise TypeError(
+        f"expected an encoder that subclasses ModuleEncoder, got {type(encoder).__name__}; "
+        "linearise any other module with LinearizedModel"
+    )
 
 
-def standard(encoder: ImageEncoders) -> ImageEncoder:
-    """The encoder at its theta, not linearised; a standard one itself."""
-    return encoder.standard() if isinstance(encoder, LinearizedImageEncoder) else encoder
+@overload
+def standard(encoder: ImageEncoders) -> ImageEncoder: ...
+@overload
+def standard(encoder: Encoder) -> Encoder: ...
+def standard(encoder: Encoder) -> Encoder:
+    """The encoder at its theta, not linearised; a standard encoder is returned as it is."""
+    return encoder.standard() if is_linear(encoder) else encoder
 
 
 def _without_text(encoder: ImageEncoder) -> ImageEncoder:
-    """The encoder; one built with `keep_lang` as a copy reduced to its vision tower."""
+    """The encoder reduced to its vision tower, sharing its weights."""
     if isinstance(encoder.model, VisionTower):
         return encoder
     bare = copy.copy(encoder)

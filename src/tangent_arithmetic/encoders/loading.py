@@ -1,4 +1,4 @@
-"""Checkpoints of this project and of others, found by name and read as one."""
+"""Checkpoints of this project and of others, in one representation."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ logger = logging.getLogger(__name__)
 
 
 def published_candidates(path: str | Path) -> list[Path]:
-    """Where a checkpoint of another project may lie that is named in one of these ways."""
-    found = [Path(path).absolute()]
+    """The paths at which a published checkpoint with this name may lie."""
+    paths = [Path(path).absolute()]
     for ours in candidates(path):
         for name in (ours.name, f"nonlinear_{ours.name}"):
-            found.append(ours.with_name(name).with_suffix(".pt"))
-    return list(dict.fromkeys(found))
+            paths.append(ours.with_name(name).with_suffix(".pt"))
+    return list(dict.fromkeys(paths))
 
 
 def resolve(path: str | Path, made_by: str | None = None) -> Path:
-    """The existing file that `path` means: the one that it names, if it is there.
+    """The existing file that a path stands for.
 
-    Beside a file of another format that is named, ours of that name is meant, since `save` writes
-    it in its place; a warning says so.
+    If `path` names a file of another format and one of ours with the same stem lies beside it, ours
+    is used, with a warning: `save` has written it in place of the other.
 
     Args:
-        path: a path in our way or that of the public projects, or `hf-hub:ORG/NAME`.
-        made_by: the command that makes the file, for the message.
+        path: a path in our naming scheme or that of the public projects, or `hf-hub:ORG/NAME`.
+        made_by: the command that makes the file, for the error.
 
     Raises:
-        MissingFileError: if there is none.
+        MissingFileError: if there is no such file.
     """
     if hub.is_hub(path):
         return hub.fetch(path)
@@ -63,7 +63,7 @@ def resolve(path: str | Path, made_by: str | None = None) -> Path:
 
 
 def _ours_beside(named: Path) -> Path | None:
-    """The file of ours that `save` writes where `named` is named, if there is one."""
+    """The file that `save` writes for the name `named`, if it exists and differs from it."""
     ours = as_safetensors(named)
     if ours == named or not ours.is_file():
         return None
@@ -71,24 +71,24 @@ def _ours_beside(named: Path) -> Path | None:
         if read_header(ours) is None:
             return None
     except UsageError as error:
-        logger.warning("%s; %s is read, which is beside it", error, named)
+        logger.warning("%s; reading %s beside it instead", error, named)
         return None
-    logger.warning("%s is read, which this project wrote, not %s beside it", ours, named.name)
+    logger.warning("reading %s, written by this project, instead of %s", ours, named.name)
     return ours
 
 
 def read_facts(path: Path, model: str | None = None) -> dict[str, Any]:
-    """What a checkpoint is: kind, hash, theta0_hash, info. Of ours only the header is read.
+    """A checkpoint's metadata: kind, hash, theta0_hash, info. Of our files, reads the header only.
 
     Raises:
-        UsageError: if the file is damaged or of no known kind.
+        UsageError: if the file is damaged or of an unknown kind.
     """
     facts = read_header(path)
     if facts is not None:
         return facts
-    found = load(path, model)
-    facts = {"kind": found.kind, "hash": found.hash, "info": found.info}
-    return {**facts, "theta0_hash": found.theta0_hash or ""}
+    checkpoint = load(path, model)
+    facts = {name: getattr(checkpoint, name) for name in ("kind", "hash", "info")}
+    return {**facts, "theta0_hash": checkpoint.theta0_hash or ""}
 
 
 def load_checkpoint(
@@ -100,19 +100,19 @@ def load_checkpoint(
     """Reads and checks a checkpoint.
 
     Args:
-        path: a path in our way or that of the public projects, see `candidates`, or a name on the
-            Hugging Face hub, `hf-hub:ORG/NAME`.
-        made_by: the command that makes the file, for the message.
-        kinds: what it may hold; None for anything.
-        model: the model's name, for a published file that does not tell; the user's word counts.
+        path: a path in our naming scheme or that of the public projects, see `candidates`, or a
+            name on the Hugging Face hub, `hf-hub:ORG/NAME`.
+        made_by: the command that makes the file, for the error.
+        kinds: the kinds to accept; None for all.
+        model: the model's name; overrides the one that a published file states.
 
     Raises:
-        MissingFileError: if it is not there, or if it needs a zero-shot file that is not.
-        UsageError: if it is damaged or holds something else.
+        MissingFileError: if the file, or a zero-shot file that it depends on, does not exist.
+        UsageError: if it is damaged or of another kind.
     """
     path = resolve(path, made_by)
     kind = read_facts(path, model)["kind"]
     if kinds is not None and kind not in kinds:
-        wanted = "an encoder" if kinds == ENCODERS else f"a {' or '.join(kinds)}"
+        wanted = "an encoder" if set(kinds) >= set(ENCODERS) else f"a {' or '.join(kinds)}"
         raise UsageError(f"{path} holds a {kind}, expected {wanted}")
     return read_checkpoint(path) or load(path, model)

@@ -1,12 +1,12 @@
-r"""The study's models: an MLP of ten hidden layers and a transition, and a head of three layers.
+r"""The MLPs of the study on artificial data: a backbone of eleven layers, and a head of three.
 
-Names of parameters are those of the public project (`block1.block.0.weight`, ...).
+Parameter names are those of the public project (`block1.block.0.weight`, ...).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,15 @@ from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.checkpoints import BACKBONE, save_tensors
 from tangent_arithmetic.storage.reading import readable
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 HEAD = "mlp_head"
 Saved = TypeVar("Saved", bound="_Saved")
 
 
 class _Saved(nn.Module):
-    """A module that writes itself to a file and is read from one."""
+    """A module with `save` and `load`."""
 
     kind: str
 
@@ -34,8 +37,8 @@ class _Saved(nn.Module):
 
         Args:
             filename: file to write; `.pth` becomes `.safetensors`.
-            theta0_hash: content hash of the weights that they were fine-tuned from.
-            **info: facts to keep with them.
+            theta0_hash: content hash of the weights that these were fine-tuned from.
+            **info: metadata, JSON-serialisable.
         """
         facts = {**self.sizes, **info}
         state = dict(self.state_dict())
@@ -43,36 +46,37 @@ class _Saved(nn.Module):
 
     @classmethod
     def load(cls: type[Saved], filename: str | Path, made_by: str | None = None) -> Saved:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Args:
             filename: the file.
-            made_by: the command that makes it, for the message if it is missing.
+            made_by: the command that makes it, for the error if it is missing.
 
         Raises:
-            MissingFileError: if it is not there.
-            UsageError: if it is damaged or holds something else, or if a weight is missing, unknown
-                or of another shape, listing all.
+            MissingFileError: if it does not exist.
+            UsageError: if it is damaged or of another kind, or if a weight is missing, unknown or
+                of another shape; lists all differences.
         """
-        found = load_checkpoint(filename, made_by, kinds=(cls.kind,))
-        sizes = {n: found.info[n] for n in ("input_dim", "output_dim") if n in found.info}
+        checkpoint = load_checkpoint(filename, made_by, kinds=(cls.kind,))
+        info, theta = checkpoint.info, checkpoint.theta
+        sizes = {name: info[name] for name in ("input_dim", "output_dim") if name in info}
         what = f"{cls.__name__} and {filename}"
         with readable(filename, f"a {cls.kind}"):
             if not all(type(size) is int and size > 0 for size in sizes.values()):
                 raise ValueError(f"its sizes are {sizes}")
-            with torch.device("meta"):  # the file's word is compared with its shapes first
-                statedict.check_same(cls(**sizes).state_dict(), found.theta, what)
+            with torch.device("meta"):  # check the stated sizes before allocating memory
+                statedict.check_same(cls(**sizes).state_dict(), theta, what)
             module = cls(**sizes)
-        statedict.copy_into(module.state_dict(), found.theta, what)
+        statedict.copy_into(module.state_dict(), theta, what)
         return module
 
 
 class MLPBlock(nn.Module):
-    """`num_layers` times a linear layer and ReLU.
+    """`num_layers` linear layers, each followed by ReLU.
 
     Args:
-        input_dim: features that come in.
-        output_dim: features of every layer.
+        input_dim: number of input features.
+        output_dim: number of features of every layer.
         num_layers: number of linear layers.
     """
 
@@ -83,8 +87,8 @@ class MLPBlock(nn.Module):
             layers += [nn.Linear(input_dim if i == 0 else output_dim, output_dim), nn.ReLU()]
         self.block = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, input_dim) -> (batch, output_dim)."""
+    def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        """Features of the last layer."""
         out: Tensor = self.block(x)
         return out
 
@@ -107,11 +111,11 @@ class BackBone(_Saved):
         initialize(self)
 
     def get_output_dim(self) -> int:
-        """The number of features that come out, d/2."""
+        """The number of output features, d/2."""
         return self.transition.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, d) -> (batch, d/2)."""
+    def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch half"]:
+        """Features of the last layer."""
         out: Tensor = self.block2(self.transition(self.block1(x)))
         return out
 
@@ -120,7 +124,7 @@ class Head(_Saved):
     """The classifier: three linear layers with ReLU between them.
 
     Args:
-        input_dim: features of the backbone.
+        input_dim: number of features of the backbone.
         output_dim: number of classes.
     """
 
@@ -136,8 +140,8 @@ class Head(_Saved):
         )  # fmt: skip
         initialize(self)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(batch, features) -> logits (batch, classes)."""
+    def forward(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits of features."""
         logits: Tensor = self.layers(features)
         return logits
 
@@ -150,17 +154,17 @@ class ClassificationModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, d) -> logits (batch, classes)."""
+    def forward(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch classes"]:
+        """Logits of inputs."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
 
 
 def initialize(module: nn.Module) -> None:
-    r"""Draws the weights of all linear layers from \(N(0, 2 / fan_{in})\), biases 0.
+    r"""Draws the weights of all linear layers from \(N(0, 2 / fan_{in})\) and sets biases to 0.
 
-    PyTorch's default would shrink the signal by about \(\sqrt{6}\) at each of thirteen layers with
-    ReLU, until the classes cannot be told apart; this keeps its size.
+    This preserves the scale of the signal. PyTorch's default would shrink it by about
+    \(\sqrt{6}\) at each of thirteen ReLU layers, until the classes cannot be told apart.
 
     Source: He et al., "Delving Deep into Rectifiers", arXiv:1502.01852, equation (10).
     """

@@ -1,20 +1,24 @@
-"""The methods as objects: options first, models later, as users of FusionBench know them.
+"""The merging methods as classes, in the form of FusionBench: options first, models later.
 
 merged = TaskArithmeticAlgorithm(scaling_factor=0.5).run(models)
+
+Each registered method has a class, made from its registration; see `algorithm_class`.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tangent_arithmetic.merging.methods import METHODS, get_method
 from tangent_arithmetic.merging.pool import Model, ModelPool, as_pool
-from tangent_arithmetic.merging.registry import get_method
+from tangent_arithmetic.merging.registry import OWN, Method
 from tangent_arithmetic.merging.saving import SHARD, save_merged
 from tangent_arithmetic.merging.stream import Merge, merged_state
-from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.errors import UsageError, unknown
 
 
 class Algorithm:
@@ -22,8 +26,8 @@ class Algorithm:
 
     Args:
         *values: options in the method's order.
-        inplace: only for FusionBench's signature; a new model is made in any case.
-        **options: options by name; see the method's function for what they are.
+        inplace: accepted for compatibility with FusionBench; the result is always a new model.
+        **options: options by name, see the method's function.
 
     Raises:
         UsageError: for an option that the method does not have.
@@ -40,24 +44,23 @@ class Algorithm:
         if twice := given.keys() & options.keys():
             raise UsageError(f"{', '.join(sorted(twice))} given twice")
         self.options = {**given, **options}
-        empty = inspect.Parameter.empty
         for name, value in method.options(self.options).items():
-            if value is not empty:
-                setattr(self, name, value)
+            setattr(self, name, value)
 
     def merge(self, modelpool: ModelPool | Mapping[str, Model], show: bool = False) -> Merge:
-        """The merging of these models, not begun."""
+        """The merge of these models, not yet computed."""
         return Merge(as_pool(modelpool), get_method(self.method), self.options, show)
 
     def run(self, modelpool: ModelPool | Mapping[str, Model]) -> Any:
-        """Merges and returns a new model; the models are left as they are.
+        """Merges the models into a new one and leaves them unchanged.
 
         Args:
-            modelpool: name -> module, state dict or path, the pre-trained model under
+            modelpool: name -> module, state dict or path, with the pre-trained model under
                 `_pretrained_`; or a `ModelPool` of them.
 
         Returns:
-            What the models are: a module, a dict of tensors, or for paths of encoders an encoder.
+            A module for modules, a state dict for state dicts and files of weights, an encoder for
+            checkpoints of encoders.
 
         Raises:
             UsageError: if names, shapes or kinds differ, or weights are not finite.
@@ -82,49 +85,26 @@ class Algorithm:
         return f"{type(self).__name__}({options})"
 
 
-class SimpleAverageAlgorithm(Algorithm):
-    """`tangent_arithmetic.merging.simple_average`."""
+def algorithm_class(name: str) -> type[Algorithm]:
+    """The class of a registered method.
 
-    method = "simple_average"
+    Args:
+        name: the name of the class, such as "TaskArithmeticAlgorithm".
 
-
-class WeightedAverageAlgorithm(Algorithm):
-    """`tangent_arithmetic.merging.weighted_average`."""
-
-    method = "weighted_average"
-
-
-class TaskArithmeticAlgorithm(Algorithm):
-    """`tangent_arithmetic.merging.task_arithmetic`."""
-
-    method = "task_arithmetic"
+    Raises:
+        UsageError: if no method has a class of this name.
+    """
+    for method in METHODS.values():
+        if method.algorithm == name:
+            return _class_of(method)
+    raise unknown("merging algorithm", name, (method.algorithm for method in METHODS.values()))
 
 
-class TiesMergingAlgorithm(Algorithm):
-    """`tangent_arithmetic.merging.ties`."""
-
-    method = "ties"
-
-
-class DareTaskArithmetic(Algorithm):
-    """`tangent_arithmetic.merging.dare.dare_task_arithmetic`."""
-
-    method = "dare_task_arithmetic"
-
-
-class DareTiesMerging(Algorithm):
-    """`tangent_arithmetic.merging.dare.dare_ties`."""
-
-    method = "dare_ties"
-
-
-class SlerpMergeAlgorithm(Algorithm):
-    """`tangent_arithmetic.merging.slerp`."""
-
-    method = "slerp"
-
-
-class DummyAlgorithm(Algorithm):
-    """`tangent_arithmetic.merging.dummy`."""
-
-    method = "dummy"
+@functools.cache
+def _class_of(method: Method) -> type[Algorithm]:
+    facts = {
+        "method": method.name,
+        "__module__": OWN.rstrip("."),
+        "__doc__": inspect.getdoc(method.function),
+    }
+    return type(method.algorithm, (Algorithm,), facts)

@@ -1,4 +1,4 @@
-"""The text tower of a CLIP of Hugging Face, for zero-shot heads (needs `transformers`)."""
+"""The text tower of a Hugging Face CLIP, for zero-shot heads (needs `transformers`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 
 class TextTower(nn.Module):
-    """The text tower with the names that `encoders.heads.zeroshot_weights` asks for."""
+    """A text tower with the interface that `encoders.heads.zeroshot_weights` expects."""
 
     def __init__(self, tower: Any, tokenizer: Any, logit_scale: Tensor) -> None:
         super().__init__()
@@ -21,21 +21,21 @@ class TextTower(nn.Module):
         self.register_buffer("logit_scale", logit_scale.float())
 
     def tokenizer(self, texts: list[str]) -> Any:
-        """Token ids and their mask, padded to the longest text."""
+        """Token ids and their attention mask, padded to the longest text."""
         return self.words(texts, padding=True, truncation=True, return_tensors="pt")
 
     def encode_text(self, tokens: Any) -> Tensor:
-        """Features of texts, shape (batch, features), not normalised."""
+        """Text features, not normalised, shape (batch, features)."""
         features: Tensor = self.tower(**tokens).text_embeds
         return features
 
 
 class HuggingFaceText:
-    """Reads the text tower of a whole CLIP when it is first called.
+    """The text tower of a complete CLIP, read at the first call.
 
     Args:
-        place: the CLIP's folder or name on the hub.
-        device: where it runs.
+        place: the folder of the CLIP, or its name on the hub.
+        device: the device to run on.
     """
 
     def __init__(self, place: str, device: torch.device) -> None:
@@ -46,8 +46,8 @@ class HuggingFaceText:
         """The tower.
 
         Raises:
-            MissingFileError: if `transformers` is not installed, or the CLIP is not there.
-            UsageError: if it is not a whole CLIP.
+            MissingFileError: if `transformers` is not installed, or the CLIP is missing.
+            UsageError: if it is not a complete CLIP.
         """
         if self._tower is None:
             self._tower = self._read().to(self.device).eval()
@@ -57,15 +57,15 @@ class HuggingFaceText:
         weights = open_weights(self.place)
         if weights.folder is None or "logit_scale" not in weights.outline:
             raise UsageError(
-                f"base_model={self.place} is not the folder of a whole CLIP (CLIPModel), whose "
-                "text tower makes the heads"
+                f"base_model={self.place}: expected the folder of a complete CLIP (CLIPModel), "
+                "whose text tower makes the zero-shot heads"
             )
         try:
             from transformers import AutoTokenizer, CLIPTextModelWithProjection
         except ImportError as error:
             raise MissingFileError(
-                "heads of a CLIP of Hugging Face need the library transformers, which is not "
-                'installed (pip install -e ".[hub]")'
+                "zero-shot heads of a Hugging Face CLIP need the library transformers; install it "
+                'with pip install -e ".[hub]"'
             ) from error
         folder = str(weights.folder)
         try:
@@ -73,7 +73,5 @@ class HuggingFaceText:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # of transformers, tokenizers, safetensors, the file system
             reason = f"{type(error).__name__}: {error}"
-            raise UsageError(
-                f"base_model={self.place} cannot be read as a CLIP ({reason})"
-            ) from error
+            raise UsageError(f"cannot read base_model={self.place} as a CLIP ({reason})") from error
         return TextTower(tower, tokenizer, weights.read("logit_scale"))

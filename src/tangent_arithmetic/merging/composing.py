@@ -1,26 +1,34 @@
-"""Hydra held to composing configurations: it runs nothing that one of them names.
+"""Hydra restricted to composing configurations: it runs nothing that a configuration names.
 
-Hydra calls what `hydra.callbacks`, `hydra.launcher`, `hydra.sweeper` and the logging nodes name,
-imports what its search path names, and sets the environment. Any group may set these, by
-`# @package _global_`. So every configuration, of a single run and of each job of a sweep, is
-compared with what is fixed, before Hydra acts on it.
+By itself, Hydra calls the targets of `hydra.callbacks`, `hydra.launcher`, `hydra.sweeper` and the
+logging nodes, imports packages in its search path, and sets environment variables. Any group may
+set these, through `# @package _global_`. Here each configuration, of a single run and of every job
+of a sweep, is compared with fixed values before Hydra acts on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+import hydra.version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.utils import get_args_parser
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.runtime.errors import UsageError, shown
 
 PLUGINS = "hydra._internal.core_plugins"
@@ -33,68 +41,172 @@ FIXED: dict[str, Any] = {
     "hydra_logging": QUIET,
     "job": {"env_set": {}},
 }
-NAMED = ("main", "command-line", "hydra.searchpath")  # who may add to the search path
+USERS = ("main", "command-line", "hydra.searchpath")  # providers that users add folders by
 
 
-@contextmanager
-def composing_only() -> Iterator[None]:
-    """Within the block, Hydra refuses configurations that choose what it runs or imports."""
-    compose, open_sources = ConfigLoaderImpl.load_configuration, ConfigRepository.initialize_sources
+def run_hydra(task: TaskFunction, folder: Path, name: str, words: Sequence[str]) -> None:
+    """Composes configurations from command-line words and runs a task on each.
 
-    def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+    It accepts the flags of Hydra's own applications: `--multirun`, `--cfg`, `--help` and so on.
+
+    Args:
+        task: is called with the configuration of a run, or of each job of a sweep.
+        folder: the folder of the configurations.
+        name: the primary configuration, which also names the job.
+        words: flags and overrides.
+
+    Raises:
+        UsageError: for a configuration that `check` refuses, or flags that contradict each other.
+    """
+    hydra.version.setbase("1.3")
+    parser = get_args_parser()
+    args = parser.parse_args(list(words))
+    if args.experimental_rerun is not None:
+        raise UsageError("--experimental-rerun is refused: it would execute code from a pickle")
+    commands = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
+    if sum(bool(command) for command in commands) > 1:
+        raise UsageError("choose one of --run, --multirun, --cfg, --info and --shell-completion")
+    if args.resolve and not (args.cfg or args.help):
+        raise UsageError("--resolve needs --cfg or --help")
+    application = Hydra(task_name=name, config_loader=_Loader(_search_path(args, folder)))
+    GlobalHydra.instance().initialize(application)
+    try:
+        _execute(application, args, parser, args.config_name or name, task)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _search_path(args: argparse.Namespace, folder: Path) -> ConfigSearchPath:
+    """The folders of configurations: Hydra's, ours or `--config-path`, and `--config-dir`."""
+    main = str(folder) if args.config_path is None else args.config_path
+    path = create_config_search_path(main if "://" in main else _existing("config-path", main))
+    if args.config_dir is not None:
+        own = _existing("config-dir", args.config_dir)
+        path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
+    return path
+
+
+def _existing(flag: str, folder: str) -> str:
+    if not Path(folder).is_dir():
+        raise UsageError(f"--{flag}: expected a folder, found none at {shown(folder)}")
+    return str(Path(folder).resolve())
+
+
+def _execute(
+    application: Hydra,
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    name: str,
+    task: TaskFunction,
+) -> None:
+    words = args.overrides
+    if args.help:
+        application.app_help(name, parser, args)
+    elif args.hydra_help:
+        config = application.compose_config(name, words, RunMode.RUN)
+        settings = application.get_sanitized_hydra_cfg(config)
+        text = application.get_help(config.hydra.hydra_help, settings, parser, resolve=False)
+        sys.stdout.write(f"{text}\n")
+    elif args.cfg:
+        application.show_cfg(name, words, args.cfg, args.package, args.resolve)
+    elif args.info:
+        application.show_info(args.info, name, words)
+    elif args.shell_completion:
         try:
-            config = compose(self, *args, **kwargs)
+            application.shell_completion(name, words)
+        except ValueError as error:
+            raise UsageError(f"--shell-completion: {error}") from error
+    else:
+        mode = application.get_mode(name, words)
+        if mode is None or (args.multirun and mode == RunMode.RUN):
+            mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
+            words = [*words, f"hydra.mode={mode.name}"]
+        start = application.run if mode == RunMode.RUN else application.multirun
+        start(config_name=name, task_function=task, overrides=words)
+
+
+class _Methods(StructuredConfigSource):
+    """The group `method`, made from the registered merging methods."""
+
+    def __init__(self) -> None:
+        super().__init__("methods", "structured://")
+        self.store = ConfigStore.__new__(ConfigStore)  # not the one that all of Hydra shares
+        self.store.repo = {}
+        for name, node in configurations().items():
+            group, _, leaf = f"method/{name}".rpartition("/")
+            self.store.store(leaf, node, group)
+
+
+class _Repository(ConfigRepository):
+    """The sources of configurations, of which none imports a package that a user names."""
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Opens the sources of a search path.
+
+        Raises:
+            UsageError: if a user's entry is a package.
+        """
+        for element in config_search_path.get_path():
+            scheme, separator, _ = str(element.path).partition("://")
+            if separator and scheme != "file" and str(element.provider).startswith(USERS):
+                raise UsageError(
+                    f"{shown(element.path)} in the search path of configurations is refused: it "
+                    "would import a package; name a folder instead"
+                )
+        super().initialize_sources(config_search_path)
+        self.sources.insert(-1, _Methods())  # Hydra expects its schema source to be the last
+
+
+class _Loader(ConfigLoaderImpl):
+    """Composes configurations and checks each of them."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        self.config_search_path = config_search_path
+        self.repository = _Repository(config_search_path)
+
+    def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """A composed configuration.
+
+        Raises:
+            UsageError: if it cannot be read, or `check` refuses it.
+        """
+        try:
+            config = super().load_configuration(*args, **kwargs)
         except (HydraException, OmegaConfBaseException, UsageError):
             raise
         except Exception as error:  # of the YAML reader, of the file system, of a nested file
             reason = f"{type(error).__name__}: {shown(error, 500)}"
-            raise UsageError(f"the configuration cannot be read ({reason})") from error
+            raise UsageError(f"cannot read the configuration ({reason})") from error
         check(config)
         return config
 
-    def initialize_sources(self: ConfigRepository, config_search_path: ConfigSearchPath) -> None:
-        for element in config_search_path.get_path():
-            scheme, separator, _ = str(element.path).partition("://")
-            if separator and scheme != "file" and str(element.provider).startswith(NAMED):
-                raise UsageError(
-                    f"{shown(element.path)} in the search path of configurations is refused, since "
-                    "a package would be imported; name a folder"
-                )
-        open_sources(self, config_search_path)
-
-    with (
-        patch.object(ConfigLoaderImpl, "load_configuration", load_configuration),
-        patch.object(ConfigRepository, "initialize_sources", initialize_sources),
-    ):
-        yield
-
 
 def check(config: DictConfig) -> None:
-    """Checks that a configuration leaves to us what Hydra runs.
+    """Checks that a configuration does not change what Hydra itself runs.
 
-    Nothing is resolved: an interpolation where something is fixed is refused as such, so that it
-    cannot become something else afterwards.
+    Interpolations are not resolved: where a value is fixed, an interpolation is refused as such, so
+    that it cannot become something else later.
 
     Raises:
-        UsageError: naming what it sets.
+        UsageError: naming the value that is not allowed.
     """
     node: Any = OmegaConf.to_container(config, resolve=False)
-    hydra = node.get("hydra")
-    if not isinstance(hydra, Mapping):
-        raise _refused("hydra", hydra)
+    settings = node.get("hydra")
+    if not isinstance(settings, Mapping):
+        raise _refused("hydra", settings)
     for part, wanted in FIXED.items():
-        found = hydra.get(part)
-        if part == "job" and isinstance(found, Mapping):
-            found = {"env_set": found.get("env_set")}
-        if part == "sweeper" and isinstance(found, Mapping):
-            _check_grid(found.get("params"))
-            found = {key: v for key, v in found.items() if key not in ("params", "max_batch_size")}
-        if found != wanted:
-            raise _refused(*_difference(f"hydra.{part}", found, wanted))
+        value = settings.get(part)
+        if part == "job" and isinstance(value, Mapping):
+            value = {"env_set": value.get("env_set")}
+        if part == "sweeper" and isinstance(value, Mapping):
+            _check_grid(value.get("params"))
+            value = {key: v for key, v in value.items() if key not in ("params", "max_batch_size")}
+        if value != wanted:
+            raise _refused(*_difference(f"hydra.{part}", value, wanted))
 
 
 def _check_grid(params: Any) -> None:
-    """Checks that `hydra.sweeper.params`, what a sweep goes over, holds plain values."""
+    """Checks that `hydra.sweeper.params`, the grid of a sweep, holds plain values."""
     plain = isinstance(params, Mapping | type(None)) and all(
         not key.startswith("_")
         and (value is None or isinstance(value, bool | int | float | str))
@@ -105,29 +217,19 @@ def _check_grid(params: Any) -> None:
         raise _refused("hydra.sweeper.params", params)
 
 
-def _difference(path: str, found: Any, wanted: Any) -> tuple[str, Any]:
-    """The first value that is not the wanted one, with its path."""
-    if isinstance(found, Mapping):
+def _difference(path: str, value: Any, wanted: Any) -> tuple[str, Any]:
+    """The first inner value that differs from the fixed one, with its path."""
+    if isinstance(value, Mapping):
         inner = wanted if isinstance(wanted, Mapping) else {}
-        for key, value in found.items():
-            if key not in inner or inner[key] != value:
-                return _difference(f"{path}.{key}", value, inner.get(key))
-    return path, found
+        for key, own in value.items():
+            if key not in inner or inner[key] != own:
+                return _difference(f"{path}.{key}", own, inner.get(key))
+    return path, value
 
 
 def _refused(path: str, value: Any) -> UsageError:
     return UsageError(
         f"the configuration sets {shown(path)} to {shown(value)}, which is refused: what Hydra "
         "itself runs (launcher, sweeper, callbacks, logging, environment) is fixed. Remove it; "
-        "sweeps are -m key=1,2,3"
+        "for a sweep use -m key=1,2,3"
     )
-
-
-def check_flags(words: list[str]) -> None:
-    """Checks the flags of the command line, before Hydra reads them again.
-
-    Raises:
-        UsageError: for the flag that runs a pickle.
-    """
-    if get_args_parser().parse_args(words).experimental_rerun is not None:
-        raise UsageError("--experimental-rerun is refused: it would execute what a pickle says")

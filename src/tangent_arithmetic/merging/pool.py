@@ -1,4 +1,4 @@
-"""The models to merge, by name, and what the merged weights become."""
+"""Model pools: the models to merge, by name."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Model = nn.Module | Mapping[str, Tensor] | str | Path | Weights
 
 
 class ModelPool:
-    """Models of one architecture, opened when they are needed and read a tensor at a time.
+    """Models of one architecture, opened at first use and read one tensor at a time.
 
     Args:
-        models: name -> a module, a state dict, or the path of weights, see `open_weights`. The
+        models: name -> a module, a state dict, or a path of weights, see `open_weights`. The
             pre-trained model is named `_pretrained_`.
-        allow_base_mismatch: whether models may have been fine-tuned from other weights than
-            `_pretrained_`'s, where their files record it.
+        allow_base_mismatch: accept models whose files say that they were fine-tuned from other
+            weights than those of `_pretrained_`.
 
     Attributes:
         model_names: the names without `_pretrained_`.
@@ -50,38 +50,39 @@ class ModelPool:
     def weights(self, name: str) -> Weights:
         """The weights of a model."""
         if name not in self._open:
-            model = self.models[name]
-            if isinstance(model, Weights):
-                found = model
-            elif isinstance(model, nn.Module):
-                found = held(_state_of(model))
-            elif isinstance(model, Mapping):
-                found = held(model)
-            elif isinstance(model, str | Path):
-                found = type(self).opened_by(model)
-            else:
-                raise UsageError(
-                    f"the model {name} must be a module, a state dict or a path, got a "
-                    f"{type(model).__name__}"
-                )
-            self._open[name] = found
+            self._open[name] = self._opened(name)
         return self._open[name]
+
+    def _opened(self, name: str) -> Weights:
+        model = self.models[name]
+        if isinstance(model, Weights):
+            return model
+        if isinstance(model, nn.Module):
+            return held(_state_of(model))
+        if isinstance(model, Mapping):
+            return held(model)
+        if isinstance(model, str | Path):
+            return type(self).opened_by(model)
+        raise UsageError(
+            f"the model {name} must be a module, a state dict or a path, got a "
+            f"{type(model).__name__}"
+        )
 
     @property
     def base_name(self) -> str:
-        """The model whose types, and tensors that are not merged, the result has."""
+        """The model that gives the result its dtypes, and the tensors that are not merged."""
         return PRETRAINED if self.has_pretrained else self.model_names[0]
 
     @property
     def base(self) -> Weights:
-        """Its weights."""
+        """The weights of that model."""
         return self.weights(self.base_name)
 
     def check(self) -> None:
         """Checks that the models can be merged.
 
         Raises:
-            UsageError: if names or shapes differ (all differences are listed), if one was
+            UsageError: if names or shapes differ (all differences are listed), if a model was
                 fine-tuned from other weights, or if linear and standard models are mixed.
         """
         problems = []
@@ -99,6 +100,10 @@ class ModelPool:
         kinds = {self.weights(name).kind for name in self.model_names}
         if len(kinds) > 1:
             raise UsageError(f"expected models of one kind, got {', '.join(sorted(kinds))}")
+        self._check_start()
+
+    def _check_start(self) -> None:
+        """Checks that all models were fine-tuned from the pre-trained one, if files say so."""
         if self.allow_base_mismatch or not self.has_pretrained:
             return
         base = self.base.facts.get("hash")
@@ -107,16 +112,16 @@ class ModelPool:
             if base and start and base != start:
                 raise UsageError(
                     f"{name} was fine-tuned from weights {start[:12]}..., but {PRETRAINED} has "
-                    f"{base[:12]}...: their task vectors do not start at one point. Name the right "
-                    "pre-trained model, or pass allow_base_mismatch=true"
+                    f"{base[:12]}...: the task vectors have different origins. Choose the matching "
+                    "pre-trained model, or set allow_base_mismatch=true"
                 )
 
     def build(self, state: dict[str, Tensor]) -> Any:
-        """A new model with merged weights, of the kind that the pool's models are.
+        """A new model with merged weights, of the same kind as the models of the pool.
 
         Returns:
-            A module like the base model, an `ImageEncoder` or a `LinearizedImageEncoder` for their
-            checkpoints, else the state dict.
+            A module like the base model; for checkpoints of encoders an `ImageEncoder` or a
+            `LinearizedImageEncoder`; else the state dict.
         """
         base = self.models[self.base_name]
         if isinstance(base, nn.Module):
@@ -145,34 +150,34 @@ class ModelPool:
 
 
 class CLIPVisionModelPool(ModelPool):
-    """Vision towers of CLIPs of Hugging Face; whole CLIPs are reduced to them."""
+    """Vision towers of Hugging Face CLIPs; of a complete CLIP only the tower is used."""
 
     opened_by = staticmethod(open_clip_vision)
 
 
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
-    """The module's weights: of an encoder those of the vision tower."""
+    """The weights of a module; for an encoder those of the vision tower."""
     weights = getattr(module, "weights", None)
     state = weights() if callable(weights) else module.state_dict()
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def as_pool(models: ModelPool | Mapping[str, Model]) -> ModelPool:
-    """The pool, or a pool of these models."""
+    """The models as a pool."""
     return models if isinstance(models, ModelPool) else ModelPool(models)
 
 
 def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> ModelPool:
-    """The encoders of a run of `finetune.py`: its zero-shot file and one model a task.
+    """The encoders of a run of `finetune.py`: the pre-trained one and one per task.
 
     Args:
         run: the run's folder, `checkpoints/MODEL`.
-        tasks: the tasks, in the order in which they are merged.
+        tasks: the tasks, in merging order.
         mode: "standard" or "linear".
 
     Raises:
-        UsageError: for another mode.
-        MissingFileError: if a model is not there; the message names the command that makes it.
+        UsageError: for an unknown mode.
+        MissingFileError: if a model is missing; the message names the command that makes it.
     """
     if mode not in ("standard", "linear"):
         raise UsageError(f"unknown mode {mode!r} of a pool; choose from standard, linear")

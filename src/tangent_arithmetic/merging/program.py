@@ -1,4 +1,4 @@
-"""One run of `merge.py`: composed configuration in, merged model and report out."""
+"""One job of `merge.py`: composed configuration in, merged model and report out."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.algorithms import Algorithm
+from tangent_arithmetic.merging.methods import get_method
 from tangent_arithmetic.merging.pool import ModelPool
-from tangent_arithmetic.merging.registry import get_method
 from tangent_arithmetic.merging.saving import SHARD, check_target, recipe, save_merged
-from tangent_arithmetic.merging.stream import merged_state
+from tangent_arithmetic.merging.stream import Merge, merged_state
 from tangent_arithmetic.merging.targets import (
     algorithm_of,
     data_folder,
@@ -29,10 +30,85 @@ from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.storage.reading import read_json
 
+if TYPE_CHECKING:
+    from tangent_arithmetic.merging.results import Record
+    from tangent_arithmetic.merging.taskpools import TaskPool
+
 logger = logging.getLogger(__name__)
 AUTO = "auto"
 POINTS = 21  # coefficients that scaling_factor=auto chooses from
 SAVING = ("max_shard_size", "fsync")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration, resolved.
+
+    Attributes:
+        algorithm: the method with its options; its scaling factor is 1 if it is to be chosen.
+        auto: whether to choose the scaling factor on validation splits.
+        pool: the models.
+        tasks: evaluates the merged model; None for no evaluation.
+        target: where to save the merged model; None to keep it in memory.
+        saving: further arguments of `save_merged`.
+        report_path: where to write the report, or None.
+    """
+
+    algorithm: Algorithm
+    auto: bool
+    pool: ModelPool
+    tasks: TaskPool | None
+    target: str | None
+    saving: Mapping[str, Any]
+    report_path: Path | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Job:
+        """The job of a composed configuration.
+
+        Raises:
+            UsageError: if something in it is not supported.
+        """
+        with _understood():
+            settings = device_settings(config["fabric"])
+            settings["data_location"] = data_folder(config["path"])
+            node = dict(config["method"])
+            if auto := node.get("scaling_factor") == AUTO:
+                node["scaling_factor"] = 1.0
+            algorithm, pool = algorithm_of(node, config.get("seed")), pool_of(config["modelpool"])
+            tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
+            target = config.get("merged_model_save_path") or None
+            report_path, saving = _report_path(config), _saving(config)
+            return cls(algorithm, auto, pool, tasks, target, saving, report_path)
+
+    def check(self, merge: Merge) -> Record | None:
+        """Checks, before the work, that all results can be written.
+
+        Returns:
+            The place of the merge among the results of a run, if it belongs there.
+
+        Raises:
+            UsageError: if they cannot.
+        """
+        place = None
+        if self.target is not None:
+            place = check_target(merge, self.target, self.saving.get("max_shard_size", SHARD))
+        if self.report_path is not None:
+            _check_report(self.report_path, place)
+        record = self.tasks.record(merge, self.auto) if self.tasks is not None else None
+        if record is not None:
+            record.check()
+        return record
+
+    def merged(self, merge: Merge) -> Mapping[str, Tensor] | None:
+        """Merges, and saves if a path is given; the merged weights, if they are to be evaluated."""
+        if self.target is None:
+            return None if self.tasks is None else merged_state(merge)
+        written = save_merged(merge, self.target, **self.saving)
+        logger.info("wrote %s", written)
+        if self.tasks is None:
+            return None
+        return dict(type(self.pool).opened_by(written).tensors)  # evaluate what was written
 
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,88 +118,68 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the composed configuration, see `config/merge.yaml`.
 
     Returns:
-        The report: {"model_info", one entry a task, "average", "merge", "seconds"}; of a dry run
+        The report: {"model_info", an entry per task, "average", "merge", "seconds"}; of a dry run
         {"dry_run", "method", "models"}.
 
     Raises:
         UsageError: if something in it is not supported, or the models cannot be merged.
     """
-    with _understood():
-        settings = {
-            **device_settings(config["fabric"]), "data_location": data_folder(config["path"])
-        }  # fmt: skip
-        node, seed = dict(config["method"]), config.get("seed")
-        auto = node.get("scaling_factor") == AUTO
-        if auto:
-            node["scaling_factor"] = 1.0
-        algorithm, pool = algorithm_of(node, seed), pool_of(config["modelpool"])
-        tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
-        saving, target = _saving(config), _report_path(config)
+    job = Job.of(config)
     if config.get("dry_run"):
-        return {"dry_run": True, "method": repr(algorithm), "models": list(pool.models)}
-    merge = algorithm.merge(pool, show=True)
-    place = None
-    if config.get("merged_model_save_path"):
-        shards = saving.get("max_shard_size", SHARD)
-        place = check_target(merge, config["merged_model_save_path"], shards)
-    if target is not None:
-        _check_report(target, place)
-    report: dict[str, Any] = {"model_info": _model_info(pool)}
-    if auto:
-        if tasks is None:
+        return {"dry_run": True, "method": repr(job.algorithm), "models": list(job.pool.models)}
+    merge = job.algorithm.merge(job.pool, show=True)
+    record = job.check(merge)
+    report: dict[str, Any] = {"model_info": _model_info(job.pool)}
+    if job.auto:
+        if job.tasks is None:
             raise UsageError(
                 "scaling_factor=auto is chosen on validation data; name a taskpool, or a number"
             )
-        report["scaling_factor"] = choose_scaling_factor(algorithm, pool, tasks)
-        node["scaling_factor"] = report["scaling_factor"]["coefficient"]
-        merge = algorithm_of(node, seed).merge(pool, show=True)
+        chosen = choose_scaling_factor(job.algorithm, job.pool, job.tasks)
+        report["scaling_factor"] = chosen
+        options = {**job.algorithm.options, "scaling_factor": chosen["coefficient"]}
+        merge = type(job.algorithm)(**options).merge(job.pool, show=True)
     seconds: dict[str, float] = {}
-    state: Mapping[str, Tensor] | None = None
     with _timed(seconds, "merge"):
-        if config.get("merged_model_save_path"):
-            written = save_merged(merge, config["merged_model_save_path"], **saving)
-            logger.info("wrote %s", written)
-            if tasks is not None:  # what is evaluated is what was written
-                found = type(pool).opened_by(written)
-                state = dict(found.tensors)
-        elif tasks is not None:
-            state = merged_state(merge)
-    if tasks is not None and state is not None:
+        state = job.merged(merge)
+    if job.tasks is not None and state is not None:
         with _timed(seconds, "evaluate"):
-            report |= tasks.evaluate(tasks.encoder(pool, state))
+            report |= job.tasks.evaluate(job.tasks.encoder(job.pool, state))
     report |= {"merge": recipe(merge), "seconds": seconds}
-    if target is not None:
-        write_json(target, report)
-        logger.info("wrote %s", target)
+    if job.report_path is not None:
+        write_json(job.report_path, report)
+        logger.info("wrote %s", job.report_path)
+    if record is not None:
+        record.write(merge, report)
     return report
 
 
 @contextlib.contextmanager
 def _understood() -> Iterator[None]:
-    """Makes an error of ours of what goes wrong while a configuration is taken apart."""
+    """Turns any error while a configuration is resolved into a `UsageError`."""
     try:
         yield
     except UsageError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise UsageError(
-            f"the configuration is not understood ({type(error).__name__}: {shown(error)}); see "
-            "the groups in config/ for what it may hold"
+            f"invalid configuration ({type(error).__name__}: {shown(error)}); --cfg job prints it, "
+            "--help lists the groups"
         ) from error
 
 
 def _saving(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `save_merged` that `merged_model_save_kwargs` names."""
-    found = dict(config.get("merged_model_save_kwargs") or {})
-    if strange := sorted(map(str, set(found) - set(SAVING))):
+    """The arguments of `save_merged` in `merged_model_save_kwargs`."""
+    saving = dict(config.get("merged_model_save_kwargs") or {})
+    if strange := sorted(map(str, set(saving) - set(SAVING))):
         raise UsageError(
-            f"merged_model_save_kwargs has {', '.join(strange)}; it knows {', '.join(SAVING)}"
+            f"merged_model_save_kwargs has {', '.join(strange)}; its keys are {', '.join(SAVING)}"
         )
-    if not isinstance(found.get("fsync", True), bool):
+    if not isinstance(saving.get("fsync", True), bool):
         raise UsageError(
-            f"merged_model_save_kwargs.fsync must be true or false, got {found['fsync']!r}"
+            f"merged_model_save_kwargs.fsync must be true or false, got {saving['fsync']!r}"
         )
-    return found
+    return saving
 
 
 def _model_info(pool: ModelPool) -> dict[str, float]:
@@ -147,27 +203,34 @@ def _report_path(config: Mapping[str, Any]) -> Path | None:
 
 
 def _check_report(path: Path, place: Path | None) -> None:
-    """Checks that the report can be written, and takes the place of nothing but a report.
+    """Checks that the report can be written, and that it replaces only another report.
 
     Args:
-        path: the report's.
-        place: the merged model's.
+        path: the path of the report.
+        place: the path of the merged model, or None.
 
     Raises:
         UsageError: if it cannot.
     """
     if place is not None and path.resolve() == place.resolve():
-        raise UsageError(f"report_save_path={path} is where the merged model goes; name another")
+        raise UsageError(
+            f"report_save_path={path} is also the path of the merged model; choose another"
+        )
     check_writable(path)
     if path.exists() and not {"merge", "model_info"} <= read_json(path).keys():
-        raise UsageError(f"report_save_path={path} is no report; name another file")
+        raise UsageError(f"report_save_path={path} is not a report; choose another file")
 
 
-def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: Any) -> dict[str, Any]:
+def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool) -> dict[str, Any]:
     """The coefficient from 0 to 1 with the best mean accuracy on the tasks' validation splits.
 
-    Accuracies are normalised by those of the pool's own model of the task, where each task has one;
-    ties go to the smallest coefficient.
+    Accuracies are normalised by those of the pool's own model of each task, if every task has one.
+    The smallest of several best coefficients is chosen.
+
+    Args:
+        algorithm: the method, with scaling factor 1.
+        pool: the models.
+        tasks: the tasks.
 
     Returns:
         {"coefficient", "metric", "validation": {coefficient: mean}}.
@@ -180,21 +243,19 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: Any) -> 
     method = get_method(algorithm.method)
     if "scaling_factor" not in method.defaults:
         raise UsageError(f"{method.name} has no scaling_factor to choose")
-    theta0 = dict(pool.base.tensors)
+    encoder = tasks.encoder(pool, dict(pool.base.tensors))
     merged = merged_state(algorithm.merge(pool, show=True))
-    encoder = tasks.encoder(pool, theta0)
     tau = _difference(tasks.encoder(pool, merged), encoder)
     coefs = coefficients(POINTS)
-    found = tasks.sweep(encoder, tau, coefs)
-    own = set(found) <= set(pool.model_names)
-    best = {name: 1.0 for name in found}
-    if own:
-        for name in found:
-            state = {key: pool.weights(name).read(key) for key in pool.base.outline}
-            step = _difference(tasks.encoder(pool, state), encoder)
-            best[name] = tasks.measure(encoder, name, step, [1.0], True)[0]["accuracy"]
+    swept = tasks.sweep(encoder, tau, coefs)
+    own = set(swept) <= set(pool.model_names)
+    best = dict.fromkeys(swept, 1.0)
+    for name in swept if own else ():
+        state = {key: pool.weights(name).read(key) for key in pool.base.outline}
+        step = _difference(tasks.encoder(pool, state), encoder)
+        best[name] = tasks.measure(encoder, name, step, [1.0], True)[0]["accuracy"]
     means = {
-        str(coef): {"mean": sum(found[n][i] / best[n] for n in found if best[n]) / len(found)}
+        str(coef): {"mean": sum(swept[n][i] / best[n] for n in swept if best[n]) / len(swept)}
         for i, coef in enumerate(coefs)
     }
     return {
@@ -215,11 +276,12 @@ def _difference(moved: Any, start: Any) -> dict[str, Tensor]:
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """The report's accuracies as lines for the screen."""
-    rows = {name: found for name, found in report.items()
-            if isinstance(found, Mapping) and "accuracy" in found}  # fmt: skip
+    """The accuracies of a report, as lines to print."""
+    rows = {
+        name: row for name, row in report.items() if isinstance(row, Mapping) and "accuracy" in row
+    }
     width = max([len(name) for name in rows], default=0)
     return [
-        f"{name:<{width}}  {100 * found['accuracy']:5.1f} %  loss {found['loss']:.4f}"
-        for name, found in rows.items()
+        f"{name:<{width}}  {100 * row['accuracy']:5.1f} %  loss {row['loss']:.4f}"
+        for name, row in rows.items()
     ]

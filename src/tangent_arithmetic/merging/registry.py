@@ -1,15 +1,18 @@
-r"""What a merging method is, and the table of them.
+r"""Merging methods: their form, and the table of them.
 
-A method is a pure function of one *piece*: the same stretch of one tensor in every model. Whoever
-merges (`merging/stream.py`) cuts the tensors into pieces and puts the results together, so that
-a method never holds a model, and knows nothing of files.
+A method is a pure function of one *piece*: the same part of one tensor in every model. The caller
+(`merging/stream.py`) cuts tensors into pieces and joins the results, so that a method never holds a
+model and knows nothing about files.
 
     @merging_method("simple_average", source="arXiv:2203.05482")
     def simple_average(piece: Piece) -> Tensor:
         return sum(piece.thetas) / len(piece.thetas)
 
-A method that needs to know more than a piece (a threshold over the whole vector) has a `prepare`,
-which goes over the weights beforehand and whose result the function gets as `statistics`.
+Its keyword arguments are its options: names, defaults and types are read from the signature, and so
+are the class in `tangent_arithmetic.merging` and the configuration in the group `method`.
+
+A method that needs more than a piece (a threshold over the whole vector) has a `prepare`, which
+reads the weights beforehand; the function gets its result as `statistics`.
 """
 
 from __future__ import annotations
@@ -18,27 +21,29 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tangent_arithmetic.runtime.errors import UsageError, closest, unknown
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PRETRAINED = "_pretrained_"
 RESERVED = ("statistics",)
-Function = TypeVar("Function", bound=Callable[..., Tensor])
+OWN = "tangent_arithmetic.merging."  # where the classes of the methods are found
+Function = TypeVar("Function", bound="Callable[..., Tensor]")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The same stretch of one tensor in every model, as vectors of one floating-point type.
+    """The same part of one tensor in every model, as vectors of one floating-point type.
 
     Attributes:
         name: the tensor's name.
         shape: the shape of the whole tensor.
-        start: where in the flattened tensor the piece begins.
-        theta0: the piece in the pre-trained model; None if there is none.
-        thetas: in the models to merge, in their order. None of these may be changed.
+        start: the index in the flattened tensor at which the piece starts.
+        theta0: the piece of the pre-trained model, or None.
+        thetas: the pieces of the models to merge, in order. They must not be modified.
         models: the names of the models.
     """
 
@@ -64,22 +69,24 @@ class Piece:
 Pieces = Callable[[], Iterator[Piece]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """A registered merging method.
 
     Attributes:
         name: its name.
         function: (piece, **options[, statistics]) -> the merged piece.
-        source: the paper.
-        prepare: (pieces, **options) -> statistics; `pieces()` goes over all weights once.
-        passes: how many times at most the weights are read, the merging itself included.
-        needs_pretrained: whether there has to be a pre-trained model.
-        num_models: how many models it merges, without the pre-trained one unless `ordered`; None
-            for any number.
+        source: the paper that defines it.
+        algorithm: the name of its class, such as "TaskArithmeticAlgorithm".
+        config: the name of its configuration in the group `method`.
+        prepare: (pieces, **options) -> statistics; `pieces()` reads all weights once.
+        passes: the most times that the weights are read, merging included.
+        needs_pretrained: whether the pre-trained model is required.
+        num_models: the number of models that it merges, without the pre-trained one unless
+            `ordered`; None for any number.
         ordered: whether the pre-trained model counts as the first of the models.
         drops: whether weights may be left out, so that a NaN in one need not show in the result.
-        needs_data: whether it looks at data.
+        needs_data: whether it needs data.
         needs_models: whether it runs whole models.
         defaults: option -> its default.
         types: option -> its annotation.
@@ -88,6 +95,8 @@ class Method:
     name: str
     function: Callable[..., Tensor]
     source: str
+    algorithm: str
+    config: str
     prepare: Callable[..., Any] | None = None
     passes: int = 1
     needs_pretrained: bool = True
@@ -100,11 +109,10 @@ class Method:
     types: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of the method, given ones over defaults.
+        """All options of the method: the given ones, and defaults for the others.
 
         Raises:
-            UsageError: for an option that it does not have, one that is missing, or one of another
-                type than its annotation says.
+            UsageError: for an unknown option, a missing one, or one of the wrong type.
         """
         for name in given:
             if name not in self.defaults:
@@ -114,13 +122,17 @@ class Method:
                     f"{self.name} has no option {name!r}; its options are "
                     f"{', '.join(closest(name, self.defaults))}"
                 )
-        found = {**self.defaults, **given}
-        if missing := [name for name, value in found.items() if value is inspect.Parameter.empty]:
+        options = {**self.defaults, **given}
+        if missing := [name for name, v in options.items() if v is inspect.Parameter.empty]:
             raise UsageError(f"{self.name} needs {', '.join(missing)}")
-        return {name: self._typed(name, value) for name, value in found.items()}
+        return {name: self._typed(name, value) for name, value in options.items()}
+
+    def changed(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        return {n: value for n, value in options.items() if value != _plain(self.defaults[n])}
 
     def _typed(self, name: str, value: Any) -> Any:
-        """An option as plain Python has it, which a recipe can keep."""
+        """An option as a plain Python value of its annotated type."""
         kind = self.types.get(name)
         plain = _plain(value)
         if get_origin(kind) is Literal and plain not in (choices := get_args(kind)):
@@ -131,11 +143,12 @@ class Method:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and lists of torch, NumPy and OmegaConf as Python's own."""
-    if isinstance(value, Tensor) and value.requires_grad:
+    """Numbers and lists of PyTorch, NumPy and OmegaConf as Python's own."""
+    if getattr(value, "requires_grad", False):
         raise UsageError(
-            "merging writes numbers, through which no derivatives go; where these are wanted, "
-            "apply a task vector to a state dict, see tangent_arithmetic.TaskVector.apply_to"
+            "options of a merging method are plain numbers without gradients; to differentiate "
+            "through a merge, apply a task vector to a state dict, see "
+            "tangent_arithmetic.TaskVector.apply_to"
         )
     if hasattr(value, "tolist"):
         return value.tolist()
@@ -154,20 +167,45 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 EXPECTED: dict[Any, str] = {
-    float: "a number", int: "a whole number", bool: "true or false", str: "a text",
+    float: "a number", int: "an integer", bool: "true or false", str: "a string",
     Sequence[float]: "a list of numbers", Sequence[str]: "a list of names",
 }  # fmt: skip
 METHODS: dict[str, Method] = {}
 
 
-def merging_method(name: str, *, source: str, **facts: Any) -> Callable[[Function], Function]:
-    """Registers a function as the merging method of this name; its keywords are its options.
+def algorithm_name(method: str) -> str:
+    """The default name of a method's class: "task_arithmetic" has `TaskArithmeticAlgorithm`."""
+    return "".join(word.capitalize() for word in method.split("_")) + "Algorithm"
+
+
+def merging_method(
+    name: str,
+    *,
+    source: str,
+    algorithm: str | None = None,
+    config: str | None = None,
+    **facts: Any,
+) -> Callable[[Function], Function]:
+    """Registers a function as a merging method; its keyword arguments are its options.
 
     Args:
-        name: the name.
+        name: the name of the method.
         source: the paper that defines it.
+        algorithm: the name of its class, by default `algorithm_name(name)`.
+        config: the name of its configuration in the group `method`, by default `name`.
         **facts: the other attributes of `Method`.
+
+    Raises:
+        UsageError: if another method has a class or a configuration of this name.
     """
+    names = {"algorithm": algorithm or algorithm_name(name), "config": config or name}
+    for other in METHODS.values():
+        for kind, value in names.items():
+            if other.name != name and getattr(other, kind) == value:
+                raise UsageError(
+                    f"the merging methods {other.name} and {name} share the {kind} name "
+                    f"{value!r}; pass {kind}= to merging_method to choose another"
+                )
 
     def register(function: Function) -> Function:
         defaults = {
@@ -176,20 +214,12 @@ def merging_method(name: str, *, source: str, **facts: Any) -> Callable[[Functio
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in RESERVED
         }
         types: dict[str, Any] = {}
-        with contextlib.suppress(NameError):  # an annotation that is only there for type checkers
+        with contextlib.suppress(NameError):  # an annotation imported for type checkers only
             types = get_type_hints(function)
-        METHODS[name] = Method(name, function, source, defaults=defaults, types=types, **facts)
+        label, path = names["algorithm"], names["config"]
+        METHODS[name] = Method(
+            name, function, source, label, path, defaults=defaults, types=types, **facts
+        )
         return function
 
     return register
-
-
-def get_method(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    if name not in METHODS:
-        raise unknown("merging method", name, METHODS)
-    return METHODS[name]

@@ -1,4 +1,4 @@
-"""Merges straight into files: our checkpoints, folders of Hugging Face, or plain safetensors."""
+"""Merging into files: our checkpoints, Hugging Face folders, or plain safetensors."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ SHARD = "5GB"
 
 
 def recipe(merge: Merge) -> dict[str, Any]:
-    """What it takes to merge again: method, options, and which models they were.
+    """The recipe of a merge: method, options, and the identity of the models.
 
-    It is shared with the merged model and names no home folder.
+    It is stored in the merged model and contains no home folder.
     """
     models = [*([PRETRAINED] if merge.theta0 else []), *merge.pool.model_names]
-    found: dict[str, Any] = without_home({
+    content: dict[str, Any] = without_home({
         "method": merge.method.name,
         "source": merge.method.source,
         "options": merge.options,
         "models": {name: merge.pool.weights(name).identity() for name in models},
         "version": __version__,
     })  # fmt: skip
-    return found
+    return content
 
 
 def save_merged(
@@ -65,22 +65,22 @@ def save_merged(
 ) -> Path:
     """Merges into a file or folder, without holding the result in memory.
 
-    Encoders of ours give a checkpoint of ours, `.safetensors`; anything else a file if the name
-    ends in `.safetensors`, otherwise a folder of Hugging Face with the base model's configuration.
-    Either is there as a whole or not at all; the recipe is kept in it. Only what an earlier merge
-    wrote is replaced: whatever else a folder holds stays.
+    Our encoders give a checkpoint of ours, `.safetensors`; other models a file if the name ends in
+    `.safetensors`, else a Hugging Face folder with the base model's configuration. The result is
+    written completely or not at all, with its recipe. Only files of an earlier merge are replaced;
+    other files in a folder stay.
 
     Args:
-        merge: what to merge.
-        path: where to.
-        max_shard_size: size of a file of a folder, such as "5GB".
-        fsync: whether to wait until the disk has it.
+        merge: the merge.
+        path: the file or folder to write.
+        max_shard_size: the largest size of a file in a folder, such as "5GB".
+        fsync: wait until the result is on the disk.
 
     Returns:
         The file or folder that was written.
 
     Raises:
-        UsageError: if the path is taken by something else or one of the models, or cannot be
+        UsageError: if the path belongs to one of the models or to other content, or cannot be
             written.
     """
     path = check_target(merge, path, max_shard_size)
@@ -96,19 +96,22 @@ def save_merged(
 
 
 def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHARD) -> Path:
-    """Checks, before the work, that the result can be written without loss, and says where to.
+    """Checks, before the work, that the result can be written without losing other files.
 
     Args:
-        merge: what to merge.
-        path: where to.
-        max_shard_size: size of a file of a folder.
+        merge: the merge.
+        path: the file or folder to write.
+        max_shard_size: the largest size of a file in a folder.
+
+    Returns:
+        The path that will be written, with its suffix.
 
     Raises:
-        UsageError: if it cannot.
+        UsageError: if it cannot be written.
     """
     named, limit = expanded(path), size_of(max_shard_size)
     path = named
-    with readable(path, "a place for the merged model"), disk_errors(path):
+    with readable(path, "a path for the merged model"), disk_errors(path):
         if merge.thetas[-1].kind in ENCODERS or _is_file(path):
             path = as_safetensors(path.with_suffix("") if path.suffix == ".bin" else path)
             _refuse_inputs(merge, path, [named, path])
@@ -128,84 +131,84 @@ def _is_file(path: Path) -> bool:
 
 
 def _refuse_inputs(merge: Merge, path: Path, outputs: Sequence[Path]) -> None:
-    """Refuses to write over, or into the folder of, one of the models that are merged.
+    """Refuses to overwrite one of the merged models, or to write into its folder.
 
-    Nor is a file written that would be read in the place of one of them, since `.safetensors` goes
-    before `.pt`.
+    A file that would be read instead of one of them is refused too: `.safetensors` takes
+    precedence over `.pt`.
     """
     target, existing = path.resolve(), [each for each in outputs if each.exists()]
     for name in merge.pool.models:
         weights = merge.pool.weights(name)
         same = any(each.samefile(file) for each in existing for file in weights.files)
         if same or target in [as_safetensors(file).resolve() for file in weights.files]:
-            raise UsageError(f"{path} is the model {name} itself; name another place")
+            raise UsageError(f"{path} is the model {name} itself; choose another path")
         folder = weights.folder.resolve() if weights.folder else None
         if folder in (target, *target.parents):
-            raise UsageError(f"{path} lies in the folder of the model {name}; name another place")
+            raise UsageError(f"{path} is in the folder of the model {name}; choose another path")
         if target in [file.resolve().parent for file in weights.files]:
-            raise UsageError(f"{path} holds the model {name}; name another folder")
+            raise UsageError(f"{path} holds the model {name}; choose another folder")
 
 
 def _check_file(path: Path) -> None:
-    """Refuses a path at which there is something that no merge wrote."""
+    """Refuses an existing path that no merge has written."""
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, expected a file or a name that is free")
+        raise UsageError(f"{path} is a folder; expected a file or a new path")
     if path.exists():
         try:
             written_recipe(path)
         except UsageError as error:
             raise UsageError(
-                f"{path} exists and is no result of a merge, which alone is replaced; name another "
-                "file, or remove it"
+                f"{path} exists and is not the result of a merge, so it is not replaced; choose "
+                "another file, or remove it"
             ) from error
 
 
 def _file_names(merge: Merge, limit: int) -> list[str]:
-    """The names of all files of the merged model's folder."""
+    """The names of all files in the folder of the merged model."""
     count = len(plan_shards(merge.pool.base.outline, limit))
     copied = [file.name for file in _configuration(merge.pool.base.folder)]
     return [*shard_names(count), *([INDEX] if count > 1 else []), *copied, RECIPE]
 
 
 def _others(path: Path, names: Sequence[str]) -> list[str]:
-    """The names in a folder that are not of an earlier merge, and therefore stay.
+    """The names in a folder that do not belong to an earlier merge, and therefore stay.
 
     Args:
         path: the folder; it need not exist.
-        names: the files that are to be written in it.
+        names: the files to write into it.
 
     Raises:
-        UsageError: if it holds other things than an earlier merge's, and no such merge; or if one
-            of the files would take the place of something else.
+        UsageError: if the folder has content but no earlier merge, or if one of the files would
+            replace a file that is not of that merge.
     """
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, expected a folder or a name that is free")
-    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    own = _own_files(path) if found else set()
-    if found and not own:
+        raise UsageError(f"{path} is a file; expected a folder or a new path")
+    present = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    own = _own_files(path) if present else set()
+    if present and not own:
         raise UsageError(
-            f"{path} holds other files, expected a new folder, an empty one, or one that an "
-            "earlier merge wrote; name another one"
+            f"{path} holds other files; expected a new folder, an empty one, or the result of an "
+            "earlier merge. Choose another folder"
         )
-    others = [name for name in found if name not in own]
+    others = [name for name in present if name not in own]
     if taken := [name for name in others if name in names]:
         raise UsageError(
             f"{path} holds {', '.join(map(shown, taken))}, which an earlier merge did not write or "
-            "which was changed since; move it away, or name another folder"
+            "which has changed since; move it away, or choose another folder"
         )
     return others
 
 
 def _own_files(folder: Path) -> set[str]:
-    """The files of a folder that are as an earlier merge wrote them; none if there was no merge."""
+    """The files in a folder that are unchanged since an earlier merge wrote them."""
     try:
-        found = read_json(folder / RECIPE)
+        content = read_json(folder / RECIPE)
     except UsageError:
         return set()
-    if not {"method", "models"} <= found.keys():
+    if not {"method", "models"} <= content.keys():
         return set()
-    listed = found.get("files")
-    if not isinstance(listed, dict):  # of an earlier version, which kept no list
+    listed = content.get("files")
+    if not isinstance(listed, dict):  # of an earlier version, without a list
         listed = {file.name: None for file in folder.glob("model*.safetensors")}
         listed[INDEX] = _digest(folder / INDEX)
     return {RECIPE, *(name for name in listed if _is_own(folder / name, listed[name]))}
@@ -222,7 +225,7 @@ def _is_own(file: Path, digest: Any) -> bool:
 
 
 def _digest(file: Path) -> str | None:
-    """What tells whether a file was changed; None for weights, whose header holds the recipe."""
+    """The hash of a file; None for weights, whose header holds the recipe."""
     if file.suffix == ".safetensors" or not file.is_file():
         return None
     return hashlib.sha256(file.read_bytes()).hexdigest()
@@ -233,13 +236,13 @@ def _metadata(merge: Merge) -> dict[str, str]:
 
 
 def _write_encoder(merge: Merge, path: Path, kind: str, fsync: bool) -> None:
-    """A checkpoint of ours; a linear one holds the point of expansion too."""
+    """Writes one of our checkpoints; a linear one also holds the expansion point."""
     outline, parts = dict(merge.pool.base.outline), merge.parts()
     base = merge.theta0
     info = {"model": merge.pool.base.facts.get("model"), "merge_recipe": recipe(merge)}
     if kind == "linearized_image_encoder":
         if base is None:
-            raise UsageError(f"linear models need the pre-trained one, named {PRETRAINED}")
+            raise UsageError(f"linear models need the pre-trained model, named {PRETRAINED}")
         outline |= {THETA0 + name: value for name, value in base.outline.items()}
         parts = chain(parts, _copied(base))
     facts = {
@@ -267,7 +270,7 @@ def _write_folder(merge: Merge, path: Path, limit: int, fsync: bool) -> None:
 
 
 def _configuration(folder: Path | None) -> list[Path]:
-    """What a folder of Hugging Face has beside its weights: configuration and tokenizer."""
+    """The files of a Hugging Face folder beside its weights: configuration and tokenizer."""
     return [
         file
         for file in (sorted(folder.iterdir()) if folder is not None else ())
@@ -277,42 +280,42 @@ def _configuration(folder: Path | None) -> list[Path]:
 
 
 def _copy_configuration(source: Path, target: Path, vision: bool) -> None:
-    """Copies it, without home folders; of a whole CLIP the vision tower's part."""
+    """Copies the configuration without home folders; of a complete CLIP the vision part."""
     for file in _configuration(source):
         shutil.copyfile(file, target / file.name)
         if file.suffix == ".json":
-            with contextlib.suppress(UsageError):  # no text
+            with contextlib.suppress(UsageError):  # not a text file
                 text = read_text(file)
                 if (shared := without_home(text)) != text:
                     write_text(target / file.name, shared)
     config = target / "config.json"
     if not vision or not config.is_file():
         return
-    found = read_json(config)
-    if found.get("model_type") == "clip":
-        given = found.get("vision_config")
+    content = read_json(config)
+    if content.get("model_type") == "clip":
+        given = content.get("vision_config")
         inner = dict(given) if isinstance(given, dict) else {}
-        inner.setdefault("projection_dim", found.get("projection_dim", 512))
-        found = {**inner, "model_type": "clip_vision_model"}
-    found["architectures"] = ["CLIPVisionModel"]
-    write_text(config, json.dumps(found, indent=2, sort_keys=True) + "\n")
+        inner.setdefault("projection_dim", content.get("projection_dim", 512))
+        content = {**inner, "model_type": "clip_vision_model"}
+    content["architectures"] = ["CLIPVisionModel"]
+    write_text(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def written_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe that a merged file or folder carries.
+    """The recipe in a merged file or folder.
 
     Raises:
-        UsageError: if it carries none.
+        UsageError: if there is none.
     """
     path = Path(path)
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
-    found: Any = None
+    content: Any = None
     if files and (own := checkpoints.read_header(files[0])) is not None:
-        found = own["info"].get("merge_recipe")
+        content = own["info"].get("merge_recipe")
     elif files:
         damaged = (ValueError, RecursionError, OSError, SafetensorError)
         with contextlib.suppress(*damaged), safe_open(files[0], "pt") as opened:
-            found = json.loads((opened.metadata() or {}).get("merge_recipe", "null"))
-    if not isinstance(found, dict):
+            content = json.loads((opened.metadata() or {}).get("merge_recipe", "null"))
+    if not isinstance(content, dict):
         raise UsageError(f"{path} was not written by a merge")
-    return found
+    return content

@@ -1,4 +1,4 @@
-"""Merges piece by piece: memory is a piece of each model, whatever their size."""
+"""Piecewise merging: memory is one piece of each model, whatever their size."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.logs import byte_progress
 from tangent_arithmetic.storage import statedict
 
-PIECE = 2**18  # numbers; a matter of speed alone
+PIECE = 2**18  # numbers; affects speed only
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a merged tensor, from `start` on; of type and device of the base model."""
+    """A part of a merged tensor, from index `start`, with dtype and device of the base model."""
 
     name: str
     start: int
@@ -35,16 +35,16 @@ def is_finite(values: Tensor) -> bool:
 
 
 class Merge:
-    """One merging of one pool by one method.
+    """The merge of a pool of models by a method.
 
     Args:
         pool: the models.
         method: the method.
-        options: its options; those not given have their defaults.
-        show: whether to show progress, with bytes a second.
+        options: options of the method; the others have their defaults.
+        show: show progress in bytes per second.
 
     Raises:
-        UsageError: if the models do not fit each other or the method, or an option is unknown.
+        UsageError: if the models do not match each other or the method, or an option is unknown.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class Merge:
         self.bytes = sum(weights.nbytes for weights in self._read())
 
     def _read(self) -> list[Weights]:
-        """The models that a pass reads."""
+        """The models that one pass reads."""
         apart = self.theta0 is not None and PRETRAINED not in self.models
         return [*([self.theta0] if apart and self.theta0 else []), *self.thetas]
 
     def parts(self) -> Iterator[Part]:
-        """The merged tensors in the order of their names, each with at least one part.
+        """The merged tensors in the order of their names, each in one or several parts.
 
-        A parameter of several names is merged under the first of them, and given under all. Tensors
-        that are not of real floating-point numbers are the base model's; those that differ are
-        named in the log.
+        A tied parameter is merged under its first name and yielded under all. Tensors that are not
+        real floating-point numbers are copied from the base model; if they differ between models,
+        the log names them.
 
         Raises:
-            UsageError: if weights are NaN or infinite, in a model or after merging, or too large
-                for their type.
+            UsageError: if weights are NaN or infinite, in a model or after merging, or out of the
+                range of their dtype.
         """
         self._say_left_out()
         given = dict(self.options)
@@ -122,17 +122,17 @@ class Merge:
         for piece in self._pieces(name):
             if checked:
                 self._is_finite(piece)
-            found = self.method.function(piece, **given)
-            if not is_finite(found):
-                found = self._not_finite(piece)
-            if found.dtype != dtype:
-                found = statedict.stored(found, dtype, name, start=piece.start)
-            yield Part(name, piece.start, found)
-            advance(len(found) * dtype.itemsize * len(self._read()))
+            merged = self.method.function(piece, **given)
+            if not is_finite(merged):
+                merged = self._not_finite(piece)
+            if merged.dtype != dtype:
+                merged = statedict.stored(merged, dtype, name, start=piece.start)
+            yield Part(name, piece.start, merged)
+            advance(len(merged) * dtype.itemsize * len(self._read()))
 
     def _looked_at(self) -> Iterator[Piece]:
-        """One pass over the weights for `prepare`."""
-        with self._progress("looking") as advance:
+        """One pass over the weights, for `prepare`."""
+        with self._progress("reading") as advance:
             for name in (name for name in self.floating if name not in self.ties):
                 size = self.pool.base.outline[name].dtype.itemsize * len(self._read())
                 for piece in self._pieces(name):
@@ -158,7 +158,7 @@ class Merge:
             yield Piece(first, tuple(base.shape), start, theta0, thetas, tuple(self.models))
 
     def _is_finite(self, piece: Piece) -> bool:
-        """Whether a piece is finite in all models; an error if it is not, and differs in them."""
+        """Whether a piece is finite in all models; an error if it is not and the models differ."""
         everyone = [*piece.thetas, *([] if piece.theta0 is None else [piece.theta0])]
         if all(map(is_finite, everyone)):
             return True
@@ -166,7 +166,11 @@ class Merge:
         return False
 
     def _not_finite(self, piece: Piece) -> Tensor:
-        """The base model's piece where all models have the same, such as a mask of -inf."""
+        """The piece itself if it is the same in all models, such as a mask of -inf.
+
+        Raises:
+            UsageError: if it is not; the message names the model, or the options.
+        """
         named = dict(zip(piece.models, piece.thetas, strict=True))
         if piece.theta0 is not None:
             named[PRETRAINED] = piece.theta0
@@ -178,12 +182,12 @@ class Merge:
             if bool(wrong.any()):
                 at = piece.start + int(wrong.nonzero()[0])
                 raise UsageError(
-                    f"{model} has {values[wrong][0].item()} at number {at} of {shown(piece.name)}, "
-                    "expected finite weights; is its checkpoint of a run that diverged?"
+                    f"{model} has {values[wrong][0].item()} at index {at} of {shown(piece.name)}, "
+                    "expected finite weights; did the training of this model diverge?"
                 )
         raise UsageError(
-            f"merging by {self.method.name} gives numbers that are not finite in "
-            f"{shown(piece.name)}; are its options right? {self.options}"
+            f"{self.method.name} gives weights that are not finite in {shown(piece.name)}; check "
+            f"its options: {self.options}"
         )
 
     def _progress(self, label: str) -> AbstractContextManager[Callable[[int], Any]]:
@@ -194,14 +198,14 @@ class Merge:
 
 def merged_state(merge: Merge) -> dict[str, Tensor]:
     """The merged weights, in memory."""
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for part in merge.parts():
-        if part.name not in found:
+        if part.name not in state:
             outline = merge.pool.base.outline[part.name]
             device = merge.pool.base.read(part.name).device
-            found[part.name] = torch.empty(outline.shape, dtype=outline.dtype, device=device)
-        found[part.name].view(-1)[part.start : part.start + len(part.values)] = part.values
+            state[part.name] = torch.empty(outline.shape, dtype=outline.dtype, device=device)
+        state[part.name].view(-1)[part.start : part.start + len(part.values)] = part.values
     for name, first in merge.ties.items():
         if name in merge.pool.base.ties:
-            found[name] = found[first]
-    return found
+            state[name] = state[first]
+    return state

@@ -1,6 +1,6 @@
-"""Configurations as objects: a table of the names that may stand behind `_target_`.
+"""Objects of a configuration: tables of the names that are allowed as `_target_`.
 
-A target that the table does not have is refused and never called, whatever the configuration says.
+A target is looked up, never imported or called; one that is not in the tables is refused.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tangent_arithmetic import merging
-from tangent_arithmetic.merging.algorithms import Algorithm
+from tangent_arithmetic.merging.algorithms import Algorithm, algorithm_class
+from tangent_arithmetic.merging.methods import METHODS
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
+from tangent_arithmetic.merging.registry import OWN
 from tangent_arithmetic.runtime.errors import UsageError, unknown
 from tangent_arithmetic.runtime.private import expanded
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from tangent_arithmetic.merging.taskpools import HubRows, TaskPool
 
 Node = Mapping[str, Any]
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    kind.__name__: kind for kind in Algorithm.__subclasses__()
-}
-OWN = "tangent_arithmetic.merging."
 METHODS_OF = ("fusion_bench.method.", OWN)
 POOLS: dict[str, type[ModelPool]] = {
     "fusion_bench.modelpool.BaseModelPool": ModelPool,
@@ -48,7 +45,7 @@ TASK_POOLS = {
 }
 ROWS = "datasets.load_dataset"
 HELD_OUT = "fusion_bench.utils.data.train_validation_split"
-IGNORED = {  # of FusionBench's configurations: no part in what we do
+IGNORED = {  # keys of FusionBench's configurations without a role here
     "_target_", "_recursive_", "_usage_", "platform", "processor", "train_datasets",
     "test_datasets", "val_datasets", "data_processor",
 }  # fmt: skip
@@ -56,15 +53,15 @@ OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose"}
 
 
 def target_of(node: Node, what: str) -> str:
-    """The `_target_` of a part of the configuration.
+    """The `_target_` of a group of the configuration.
 
     Raises:
-        UsageError: if it has none.
+        UsageError: if there is none.
     """
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str):
-        raise UsageError(f"{what} has no _target_, expected one of the groups in config/{what}")
-    return re.sub(r"^src\.merging\.", OWN, target)  # as before there was a package
+        raise UsageError(f"{what} has no _target_; choose one of the {what}s that --help lists")
+    return re.sub(r"^src\.merging\.", OWN, target)  # the name in earlier versions
 
 
 def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
@@ -72,21 +69,17 @@ def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
 
     Args:
         node: the group `method`.
-        seed: of random masks, where the group does not name one.
+        seed: the seed of random masks, if the group does not set one.
     """
     target = target_of(node, "method")
+    methods = {method.algorithm: method for method in METHODS.values()}
     name = target.rpartition(".")[2]
-    if not target.startswith(METHODS_OF) or name not in ALGORITHMS:
-        raise unknown(
-            "method._target_",
-            target,
-            (f"{OWN}{known}" for known in ALGORITHMS),
-        )
+    if not target.startswith(METHODS_OF) or name not in methods:
+        raise unknown("method._target_", target, (f"{OWN}{known}" for known in methods))
     options = {key: value for key, value in node.items() if key not in OPTIONS_IGNORED}
-    kind = ALGORITHMS[name]
-    if seed is not None and "seed" in merging.get_method(kind.method).defaults:
+    if seed is not None and "seed" in methods[name].defaults:
         options.setdefault("seed", seed)
-    return kind(**options)
+    return algorithm_class(name)(**options)
 
 
 def pool_of(node: Node) -> ModelPool:
@@ -121,7 +114,7 @@ def place_of(model: Any, where: str) -> str:
     """The path or hub name of a model in a configuration.
 
     Raises:
-        UsageError: for a `_target_` that is not one of `LOADERS`, or no path.
+        UsageError: for a `_target_` that is not one of `LOADERS`, or if there is no path.
     """
     if isinstance(model, str):
         return model
@@ -138,18 +131,18 @@ def place_of(model: Any, where: str) -> str:
 def _refuse_unknown(node: Node, known: set[str], group: str) -> None:
     if strange := sorted(set(node) - known):
         raise UsageError(
-            f"{group} has {', '.join(strange)}, which is not supported; it knows "
+            f"{group} has {', '.join(strange)}, which is not supported; its keys are "
             f"{', '.join(sorted(known - IGNORED))}"
         )
 
 
 def task_pool_of(node: Node, settings: Node, fast_dev_run: bool = False) -> TaskPool | None:
-    """The task pool of a configuration; None for the dummy, which evaluates nothing.
+    """The task pool of a configuration; None for the dummy pool, which evaluates nothing.
 
     Args:
         node: the group `taskpool`.
-        settings: device, precision, where data are, by the names of the flags.
-        fast_dev_run: one batch of each task only.
+        settings: device, precision and data folder, by the names of the flags.
+        fast_dev_run: evaluate one batch per task.
     """
     target = target_of(node, "taskpool")
     if target not in TASK_POOLS:
@@ -160,7 +153,8 @@ def task_pool_of(node: Node, settings: Node, fast_dev_run: bool = False) -> Task
     from tangent_arithmetic.merging import taskpools
 
     if kind == "suite":
-        known = {"_target_", "model", "suite", "run", "tasks", "batch_size", "num_workers"}
+        known = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size",
+                 "num_workers"}  # fmt: skip
         _refuse_unknown(node, known, "taskpool")
         own = {key: value for key, value in node.items() if key != "_target_" and value is not None}
         return taskpools.SuiteTaskPool(**{**settings, **own}, fast_dev_run=fast_dev_run)
@@ -195,7 +189,7 @@ def rows_of(node: Any, where: str) -> HubRows:
     """The data set of a configuration.
 
     Raises:
-        UsageError: for another `_target_` than `datasets.load_dataset`, or a held-out part of it.
+        UsageError: for a `_target_` other than `datasets.load_dataset` and its held-out tenth.
     """
     from tangent_arithmetic.merging.taskpools import HubRows
 
@@ -205,8 +199,8 @@ def rows_of(node: Any, where: str) -> HubRows:
         part = node.get("validation_fraction"), node.get("random_seed"), node.get("return_split")
         if part != (0.1, 0, "val"):
             raise UsageError(
-                f"{where} holds out another part than a tenth with seed 0, got {part}; that part "
-                "alone is supported"
+                f"{where} holds out {part}; only a tenth with seed 0 is supported: "
+                "validation_fraction=0.1, random_seed=0, return_split=val"
             )
         return HubRows(inner.path, inner.config, inner.split, validation=True)
     if target != ROWS:
@@ -215,16 +209,16 @@ def rows_of(node: Any, where: str) -> HubRows:
     path = node.get("path", words[0] if words else None)
     config = node.get("name", words[1] if len(words) > 1 else None)
     if not isinstance(path, str):
-        raise UsageError(f"{where} names no path of a data set, got {path!r}")
+        raise UsageError(f"{where} needs the path of a data set, got {path!r}")
     _refuse_unknown(node, {"_target_", "_args_", "path", "name", "split"}, where)
     return HubRows(path, config, str(node.get("split", "test")))
 
 
 def device_settings(fabric: Node) -> dict[str, Any]:
-    """The flags that the group `fabric` stands for.
+    """The settings of the group `fabric`, by the names of the flags.
 
     Raises:
-        UsageError: for what we do not do there, such as several devices.
+        UsageError: for unsupported values, such as several devices.
     """
     accelerator = str(fabric.get("accelerator", "auto"))
     devices = {"auto": None, "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
@@ -244,5 +238,5 @@ def device_settings(fabric: Node) -> dict[str, Any]:
 
 
 def data_folder(path: Node) -> str:
-    """Where data sets are, of the group `path`."""
+    """The folder of the data sets, from the group `path`."""
     return str(expanded(str(path.get("data_dir", "data"))))

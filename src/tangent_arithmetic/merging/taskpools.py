@@ -1,9 +1,11 @@
-"""What a merged model is evaluated on: the tasks of our suites, or sets of Hugging Face."""
+"""Task pools, which evaluate merged models: tasks of our suites, or data sets of Hugging Face."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from tangent_arithmetic.encoders.images import VISUAL, ClassificationHead, Image
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.encoders.published import huggingface
 from tangent_arithmetic.merging.pool import ModelPool
+from tangent_arithmetic.merging.results import Record, record_of
+from tangent_arithmetic.merging.stream import Merge
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.models import classification_head, split_of
 from tangent_arithmetic.run.run import Run
@@ -37,9 +41,9 @@ class Task:
     """One data set of a pool.
 
     Attributes:
-        pictures: gives the pictures to report on, or, with True, those to choose a coefficient on;
-            None where there are none of the latter.
-        head: gives the classification head.
+        pictures: (validation) -> the images of the validation or the test split; None if there is
+            no validation split.
+        head: makes the classification head.
     """
 
     pictures: Callable[[bool], Pictures | None]
@@ -52,7 +56,7 @@ class TaskPool:
     Args:
         run: gives device, precision, batch size and workers.
         tasks: name -> data set.
-        fast_dev_run: whether one batch of each is enough, to see whether all works.
+        fast_dev_run: evaluate one batch per task, as a smoke test.
     """
 
     def __init__(self, run: Run, tasks: Mapping[str, Task], fast_dev_run: bool = False) -> None:
@@ -65,24 +69,27 @@ class TaskPool:
         Raises:
             UsageError: if the pool's models are not image encoders.
         """
-        found = pool.build(dict(state))
-        if isinstance(found, nn.Module):
-            return found
+        encoder = pool.build(dict(state))
+        if isinstance(encoder, nn.Module):
+            return encoder
         raise UsageError(
-            f"the models of the pool are no image encoders ({pool.weights(pool.base_name).place}); "
-            "they can be merged with taskpool=dummy, not evaluated"
+            f"expected image encoders, got other models ({pool.base.place}); merge them with "
+            "taskpool=dummy, which evaluates nothing"
         )
+
+    def record(self, merge: Merge, auto: bool) -> Record | None:
+        """The place of a merge among the results of a run, if it belongs there: by default not."""
+        return None
 
     def _batches(self, encoder: Any, name: str, validation: bool) -> EvalBatches:
         pictures = self.tasks[name].pictures(validation)
         if pictures is None:
             raise UsageError(
-                f"{name} has no validation split here, on which scaling_factor=auto is chosen; "
-                "name a number"
+                f"{name} has no validation split to choose scaling_factor=auto on; give a number"
             )
         if not len(pictures):
             split = "validation" if validation else "test"
-            raise UsageError(f"the {split} split of {name} has no pictures")
+            raise UsageError(f"the {split} split of {name} is empty")
         size = self.run.data.batch_size
         if self.fast_dev_run:
             pictures = SubsetPictures(pictures, range(min(size, len(pictures))))
@@ -101,21 +108,20 @@ class TaskPool:
         coefs: Sequence[float],
         validation: bool,
     ) -> list[dict[str, float]]:
-        """Accuracy and mean cross-entropy at theta + coef * tau for each coefficient.
+        """Accuracy and mean cross-entropy on one task at theta + coef * tau for each coefficient.
 
-        Whatever happens, the encoder is at theta again in the end.
+        The encoder is at theta again afterwards, even after an error.
         """
-        batches = self._batches(encoder, name, validation)
-        hits, losses, counts = (np.zeros(len(coefs)) for _ in range(3))
+        batches, head = self._batches(encoder, name, validation), self._head(name)
+        totals = np.zeros((len(coefs), 3))  # correct, loss, images
         points = [[(coef, tau)] if tau else [] for coef in coefs]
-        head = self._head(name)
         for i, logits, labels in logits_at(encoder, points, head, batches, self.run.compute):
-            hits[i] += int((logits.argmax(dim=1) == labels).sum())
-            losses[i] += float(F.cross_entropy(logits, labels, reduction="sum"))
-            counts[i] += len(labels)
+            correct = int((logits.argmax(dim=1) == labels).sum())
+            loss = float(F.cross_entropy(logits, labels, reduction="sum"))
+            totals[i] += (correct, loss, len(labels))
         return [
-            {"accuracy": float(hit / n), "loss": float(loss / n), "num_images": int(n)}
-            for hit, loss, n in zip(hits, losses, counts, strict=True)
+            {"accuracy": float(correct / n), "loss": float(loss / n), "num_images": int(n)}
+            for correct, loss, n in totals
         ]
 
     def evaluate(self, encoder: Any) -> dict[str, dict[str, float]]:
@@ -126,7 +132,7 @@ class TaskPool:
         """
         report = {name: self.measure(encoder, name, {}, [1.0], False)[0] for name in self.tasks}
         average = {
-            key: float(np.mean([found[key] for found in report.values()]))
+            key: float(np.mean([row[key] for row in report.values()]))
             for key in ("accuracy", "loss")
         }
         return {**report, "average": average}
@@ -134,7 +140,7 @@ class TaskPool:
     def sweep(self, encoder: Any, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
         """Validation accuracy of each task at theta + coef * tau, a list over coefficients."""
         return {
-            name: [found["accuracy"] for found in self.measure(encoder, name, tau, coefs, True)]
+            name: [point["accuracy"] for point in self.measure(encoder, name, tau, coefs, True)]
             for name in self.tasks
         }
 
@@ -144,9 +150,12 @@ class SuiteTaskPool(TaskPool):
 
     Args:
         model: the run's model.
-        run: the run's folder; None for `checkpoints/MODEL`.
+        run: the run's folder; None for `checkpoints/MODEL`. In `checkpoints_S/MODEL`, S is its
+            seed.
         tasks: names of tasks; None for all of the suite.
-        fast_dev_run: one batch of each only.
+        fast_dev_run: evaluate one batch per task.
+        results: the root folder of results in which merges of the run's models are kept; None to
+            keep none.
         **settings: further settings by the names of the flags, such as `data_location`.
     """
 
@@ -156,10 +165,16 @@ class SuiteTaskPool(TaskPool):
         run: str | None = None,
         tasks: Sequence[str] | None = None,
         fast_dev_run: bool = False,
+        results: str | None = None,
         **settings: Any,
     ) -> None:
         names = None if tasks is None else list(tasks)
+        if seed := re.fullmatch(r"checkpoints_(\d+)", Path(run or "").parent.name):
+            settings.setdefault("seed", int(seed[1]))
+        if results is not None:
+            settings["results"] = results
         own = Run.of(Config(model=model, save=run, tasks=names, **settings))
+        self.keeps = results is not None and not fast_dev_run
 
         def pictures(name: str) -> Callable[[bool], Pictures]:
             return lambda validation: own.data.dataset(f"{name}{'Val' if validation else ''}").test
@@ -167,28 +182,32 @@ class SuiteTaskPool(TaskPool):
         def head(name: str) -> Callable[[], nn.Module]:
             return lambda: classification_head(own, name)
 
-        found = {name: Task(pictures(name), head(name)) for name in own.tasks}
-        super().__init__(own, found, fast_dev_run)
+        named = {name: Task(pictures(name), head(name)) for name in own.tasks}
+        super().__init__(own, named, fast_dev_run)
+
+    def record(self, merge: Merge, auto: bool) -> Record | None:
+        """The place of a merge among the results of the run, if they are kept."""
+        return record_of(self.run, merge, auto) if self.keeps else None
 
     def sweep(self, encoder: Any, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
-        """As `TaskPool.sweep`; of a linear encoder from one pass over the pictures."""
+        """As `TaskPool.sweep`; for a linear encoder from one pass over the images."""
         if self.fast_dev_run or not isinstance(encoder, LinearizedImageEncoder):
             return super().sweep(encoder, tau, coefs)
         step = {name: tau[name] for name in encoder.model.theta()}
         splits = [split_of(self.run, encoder, f"{name}Val") for name in self.tasks]
-        found = [split.sweep(encoder, step, coefs) for split in splits]
-        return dict(zip(self.tasks, found, strict=True))
+        swept = [split.sweep(encoder, step, coefs) for split in splits]
+        return dict(zip(self.tasks, swept, strict=True))
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """A data set as a configuration names it: the arguments of `datasets.load_dataset`.
+    """A data set in a configuration: the arguments of `datasets.load_dataset`.
 
     Attributes:
         path: the repository, or a folder that the library can load.
-        config: which of its configurations.
-        split: which split.
-        validation: whether the seeded tenth of the training split is meant.
+        config: the name of its configuration.
+        split: the name of the split.
+        validation: whether it is the held-out tenth of the training split.
     """
 
     path: str
@@ -197,7 +216,7 @@ class HubRows:
     validation: bool = False
 
     def known(self) -> str | None:
-        """The name of the set in our registry; None for another one."""
+        """The name of the data set in our registry, or None."""
         from tangent_arithmetic.data.clip8 import CLIP8_SETS
 
         names = {entry.hub.repo: name for name, entry in CLIP8_SETS.items() if entry.hub}
@@ -205,15 +224,16 @@ class HubRows:
 
 
 class CLIPVisionModelTaskPool(TaskPool):
-    """Image classification by CLIPs of Hugging Face, as FusionBench's pool of this name.
+    """Image classification with CLIPs of Hugging Face, as FusionBench's pool of this name.
 
-    Data sets that we know are taken from local folders where they are there, else from the hub; for
-    others classes are those of the label column, in the prompt "a photo of a {}.".
+    Data sets of our registry come from local folders if they exist, else from the hub. Others take
+    their classes from the label column, with the prompt "a photo of a {}.".
 
     Args:
-        test_datasets: name -> rows.
-        base_model: the whole CLIP whose text tower makes the heads, and whose projection is used.
-        fast_dev_run: one batch of each only.
+        test_datasets: name -> data set.
+        base_model: the complete CLIP that provides the text tower for the heads, and the image
+            projection.
+        fast_dev_run: evaluate one batch per task.
         **settings: further settings by the names of the flags.
     """
 
@@ -252,7 +272,7 @@ class CLIPVisionModelTaskPool(TaskPool):
         super().__init__(run, tasks, fast_dev_run)
 
     def encoder(self, pool: ModelPool, state: State) -> Any:
-        """The tower with the base model's projection, as an `ImageEncoder`."""
+        """The vision tower with the base model's projection, as an `ImageEncoder`."""
         if pool.base.kind in ENCODERS or any(name.startswith(VISUAL) for name in state):
             return super().encoder(pool, state)
         from tangent_arithmetic.encoders.published.formats import from_huggingface
@@ -261,14 +281,14 @@ class CLIPVisionModelTaskPool(TaskPool):
         base = open_weights(self.base_model)
         if huggingface.PROJECTION not in base.outline or base.folder is None:
             raise UsageError(
-                f"base_model={self.base_model} has no {huggingface.PROJECTION}, expected the "
-                "folder of a whole CLIP (CLIPModel)"
+                f"base_model={self.base_model} has no {huggingface.PROJECTION}; expected the "
+                "folder of a complete CLIP (CLIPModel)"
             )
         config = huggingface.read_config(base.folder)
         proj = base.read(huggingface.PROJECTION).T.float()
-        found = from_huggingface(base.folder, state, config, None, lambda: {f"{VISUAL}proj": proj})
-        encoder = ImageEncoder.without_weights(str(found.info["model"]))
-        encoder.load_weights(found.theta)
+        read = from_huggingface(base.folder, state, config, None, lambda: {f"{VISUAL}proj": proj})
+        encoder = ImageEncoder.without_weights(str(read.info["model"]))
+        encoder.load_weights(read.theta)
         return encoder
 
 
@@ -277,7 +297,7 @@ def generic_task(
     rows: HubRows,
     head: Callable[[Sequence[str], Sequence[Callable[[str], str]]], nn.Module],
 ) -> Task:
-    """A set of the hub that we do not know otherwise: its classes are those of its label column."""
+    """A data set of the hub that is not in our registry, with the classes of its label column."""
     from tangent_arithmetic.data.hub import HubSet, classes_of, load_rows, pictures_of
 
     def read() -> tuple[Pictures, tuple[str, ...]]:

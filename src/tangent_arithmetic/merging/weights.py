@@ -1,4 +1,4 @@
-"""The weights of one model, read a tensor at a time, from memory or from mapped files."""
+"""The weights of one model, read one tensor at a time, from memory or from mapped files."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-SAMPLE = 256  # numbers of each tensor that a fingerprint looks at
+SAMPLE = 256  # numbers of each tensor in a fingerprint
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors that are read when they are asked for.
+    """Named tensors that are read on demand.
 
     Attributes:
-        outline: name -> a tensor without memory (device "meta") of the type and shape.
-        read: gives a tensor by name; of a file it is mapped, not copied, and must not be changed.
-        kind: "image_encoder" and so on for our checkpoints and published encoders, "" for others.
-        facts: what is known of the model: "hash", "theta0_hash", "model".
-        place: the path it was read from, as the user named it; None for memory.
-        folder: the folder of Hugging Face that it was read from.
-        files: the files that it was read from.
+        outline: name -> a tensor without memory (device "meta") of the same dtype and shape.
+        read: reads a tensor by name; in a file it is mapped, not copied, and must not be modified.
+        kind: "image_encoder" and so on for our checkpoints and published encoders, else "".
+        facts: known facts about the model: "hash", "theta0_hash", "model".
+        place: the path as the user wrote it; None for weights in memory.
+        folder: the Hugging Face folder of the weights, or None.
+        files: the files of the weights.
         ties: other names of tied parameters, see `tangent_arithmetic.storage.statedict.ties`.
     """
 
@@ -56,19 +56,19 @@ class Weights:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The tensors by name, each read when it is asked for."""
+        """The tensors by name, each read on demand."""
         return _Tensors(self.outline, self.read)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(value.nbytes for value in self.outline.values())
 
     def identity(self) -> dict[str, Any]:
-        """What tells this model from others: its place, its hash if it records one, a fingerprint.
+        """The identity of the model: its place, its hash if its file has one, a fingerprint.
 
-        The fingerprint is of names, shapes and the first numbers of each tensor; it tells models
-        apart, but is no checksum.
+        The fingerprint covers names, shapes and the first numbers of each tensor; it distinguishes
+        models, but is not a checksum.
         """
         digest = hashlib.sha256()
         for name, value in sorted(self.outline.items()):
@@ -98,7 +98,7 @@ def held(state: Mapping[str, Tensor], **facts: Any) -> Weights:
     """Weights in memory.
 
     Raises:
-        UsageError: if there is something else than tensors.
+        UsageError: if the state holds anything but tensors.
     """
     state = dict(state)
     statedict.check_tensors(state, str(facts.get("place") or "a model"))
@@ -109,8 +109,8 @@ def held(state: Mapping[str, Tensor], **facts: Any) -> Weights:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Makes an error of ours of what goes wrong while a file of safetensors is read."""
-    with readable(path, "a file of safetensors"):
+    """Turns errors while a safetensors file is read into a `UsageError`."""
+    with readable(path, "a safetensors file"):
         try:
             yield
         except (SafetensorError, RuntimeError) as error:
@@ -122,10 +122,10 @@ def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> d
 
     Args:
         files: one file, or the shards of a model.
-        names: the name under which a tensor of the file goes; None to leave it out.
+        names: (name in the file) -> name in the model, or None to skip the tensor.
 
     Raises:
-        UsageError: for a damaged file, or a type of numbers that we do not know.
+        UsageError: for a damaged file, or an unknown dtype.
     """
     outline: dict[str, Tensor] = {}
     keys: dict[str, tuple[Path, Any, str]] = {}
@@ -140,7 +140,7 @@ def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> d
                 part = file.get_slice(key)
                 if part.get_dtype() not in DTYPES:
                     raise UsageError(
-                        f"{path} holds {shown(key)} as {shown(part.get_dtype())}, which is unknown"
+                        f"{path}: {shown(key)} has the unknown dtype {shown(part.get_dtype())}"
                     )
                 dtype = DTYPES[part.get_dtype()]
                 outline[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
@@ -149,8 +149,8 @@ def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> d
     def read(name: str) -> Tensor:
         path, file, key = keys[name]
         with _reading(path):
-            found: Tensor = file.get_tensor(key)
-        return found
+            value: Tensor = file.get_tensor(key)
+        return value
 
     return {"outline": outline, "read": read, "files": tuple(files)}
 
@@ -159,13 +159,13 @@ def open_weights(place: str | Path) -> Weights:
     """The weights at a place.
 
     Args:
-        place: a file of safetensors, one of our checkpoints (named in our way or that of the
-            public projects), a published `.pt`, a folder of Hugging Face (sharded or not), or
+        place: a safetensors file, one of our checkpoints (under our name or that of the public
+            projects), a published `.pt`, a Hugging Face folder (sharded or not), or
             `hf-hub:ORG/NAME`.
 
     Raises:
-        MissingFileError: if there is nothing.
-        UsageError: if it is damaged or no weights.
+        MissingFileError: if nothing is there.
+        UsageError: if it is damaged or does not hold weights.
     """
     with readable(place, "the weights of a model"):
         path = _find(place)
@@ -177,25 +177,24 @@ def open_weights(place: str | Path) -> Weights:
 
 
 def open_clip_vision(place: str | Path) -> Weights:
-    """The vision tower of a CLIP of Hugging Face, whole or not, under the names of its files.
+    """The vision tower of a Hugging Face CLIP, complete or not, under its names there.
 
-    Names have the prefix `vision_model.`, which some versions leave away. The integer buffer
-    `position_ids` of old files and the projection, which `CLIPVisionModel` does not have, are left
-    out.
+    Names have the prefix `vision_model.`, which some versions omit. The integer buffer
+    `position_ids` of old files and the projection, which `CLIPVisionModel` lacks, are skipped.
 
     Args:
-        place: a folder, a file of safetensors, or `[hf-hub:]ORG/NAME`.
+        place: a folder, a safetensors file, or `[hf-hub:]ORG/NAME`.
     """
     with readable(place, "the weights of a model"):
         path = _find(place)
         folder = path.is_dir()
-        found = _folder(path, str(place), _vision) if folder else _named(path, place, _vision)
-    if not found.outline:
+        tower = _folder(path, str(place), _vision) if folder else _named(path, place, _vision)
+    if not tower.outline:
         raise UsageError(
             f"{place} has no vision tower of a CLIP, expected names such as "
             f"{huggingface.PREFIX}embeddings.class_embedding"
         )
-    return found
+    return tower
 
 
 def _vision(key: str) -> str | None:
@@ -207,11 +206,9 @@ def _vision(key: str) -> str | None:
 
 
 def _find(place: str | Path) -> Path:
-    """The file or folder; a name such as ORG/NAME that is no path is looked for on the hub."""
+    """The file or folder of a place; a name ORG/NAME that is not a path is resolved on the hub."""
     path = expanded(place)
-    if path.is_file():
-        return path
-    if path.is_dir():
+    if path.is_file() or path.is_dir():
         return path
     text = str(place)
     if not hub.is_hub(text) and hub.NAME.fullmatch(text):
@@ -253,7 +250,7 @@ def _renamed(
 
 
 def _safetensors(path: Path, place: str) -> Weights:
-    """A file of safetensors; one of ours only if its content is that of its checksum."""
+    """A safetensors file; one of ours must match its checksum."""
     facts = checkpoints.read_header(path)
     if facts is None:
         return Weights(**mapped([path]), place=place)
@@ -262,14 +259,14 @@ def _safetensors(path: Path, place: str) -> Weights:
     def own(key: str) -> str | None:
         return None if key.startswith(checkpoints.THETA0) else key
 
-    found = Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
-    if statedict.content_hash(found.tensors) != facts["hash"]:
+    weights = Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
+    if statedict.content_hash(weights.tensors) != facts["hash"]:
         raise UsageError(f"{path} is damaged (its checksum differs); {checkpoints.AGAIN}")
-    return found
+    return weights
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled state dict, which may lie in an entry `state_dict`."""
+    """The tensors of a pickled state dict, which may be nested under `state_dict`."""
     from tangent_arithmetic.storage.unpickler import read_pickle, tensors_of
 
     content = read_pickle(path)
@@ -279,12 +276,12 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 
 def _pickled(path: Path, place: str) -> Weights:
-    """A published encoder under our names; any other state dict under its own."""
+    """A published encoder under our names; any other state dict under its own names."""
     state = _state(path)
     if state and not any("visual." in name or name.startswith("model.params") for name in state):
         return held(state, place=place, files=(path,))
     from tangent_arithmetic.encoders.published.loading import load
 
-    found = load(path)
-    known = {**found.info, "hash": found.hash, "theta0_hash": found.theta0_hash}
-    return held(found.theta, kind=found.kind, facts=known, place=place, files=(path,))
+    encoder = load(path)
+    known = {**encoder.info, "hash": encoder.hash, "theta0_hash": encoder.theta0_hash}
+    return held(encoder.theta, kind=encoder.kind, facts=known, place=place, files=(path,))

@@ -1,7 +1,7 @@
-"""Writes safetensors piece by piece, header first, in one file or several.
+"""Piecewise writing of safetensors, header first, to one file or several.
 
-Source of the format: https://github.com/huggingface/safetensors (8 bytes of length, a JSON header
-of types, shapes and offsets, the numbers); of the index of several files: `transformers`.
+Formats: https://github.com/huggingface/safetensors (8 bytes of length; a JSON header of dtypes,
+shapes and offsets; the numbers); the index of several files is that of `transformers`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Outline = Mapping[str, Tensor]
 
 
 def size_of(text: str | int) -> int:
-    """Bytes of a size such as "5GB" or "200MB".
+    """The number of bytes of a size such as "5GB" or "200MB".
 
     Raises:
-        UsageError: for another text.
+        UsageError: for an invalid size.
     """
     if isinstance(text, int) and text > 0 and not isinstance(text, bool):
         return text
@@ -51,19 +51,19 @@ def size_of(text: str | int) -> int:
 
 
 class TensorFile:
-    """A file of safetensors under way: its header is written, the numbers are put in place.
+    """A safetensors file that is being written: the header is there, the numbers follow.
 
     Args:
-        path: the file, which is there and is overwritten.
+        path: an existing file, which is overwritten.
         outline: the tensors.
-        metadata: facts to keep in the header.
+        metadata: metadata of the header.
     """
 
     def __init__(self, path: Path, outline: Outline, metadata: Mapping[str, str]) -> None:
         self.outline, self.metadata = outline, dict(metadata)
         self.offsets: dict[str, int] = {}
         end = 0
-        # wide numbers first, so that all lie at multiples of their size
+        # wide dtypes first, so that all are aligned
         for name in sorted(outline, key=lambda n: (-outline[n].dtype.itemsize, n)):
             self.offsets[name] = end
             end += outline[name].nbytes
@@ -83,7 +83,7 @@ class TensorFile:
             value = self.outline[name]
             if value.dtype not in CODES:
                 raise UsageError(
-                    f"{shown(name)} has type {value.dtype}, which cannot be written here"
+                    f"{shown(name)} has dtype {value.dtype}, which safetensors files cannot hold"
                 )
             entries[name] = {
                 "dtype": CODES[value.dtype],
@@ -95,10 +95,10 @@ class TensorFile:
         return len(text).to_bytes(8, "little") + text
 
     def _reserve(self) -> None:
-        """Takes the whole size at once, so that a full disk is noticed before the work."""
+        """Allocates the whole file at once, so that a full disk is noticed before the work."""
         try:
             os.posix_fallocate(self.file.fileno(), 0, self.length)
-        except AttributeError:  # macOS has none
+        except AttributeError:  # not on macOS
             pass
         except OSError as error:
             if error.errno in FULL:
@@ -112,7 +112,7 @@ class TensorFile:
             view, offset = view[done:], offset + done
 
     def write(self, part: Part) -> Any:
-        """Puts a part in its place and returns its bytes."""
+        """Writes a part at its offset and returns its bytes."""
         values = part.values.detach().cpu().contiguous()
         data = values.view(torch.uint8).numpy().data if len(values) else memoryview(b"")
         at = self.start + self.offsets[part.name] + part.start * values.itemsize
@@ -120,11 +120,11 @@ class TensorFile:
         return data
 
     def close(self, **facts: str) -> None:
-        """Closes the file; facts that were not known before replace ones of the same length."""
+        """Closes the file; late facts replace placeholders of the same length."""
         if facts:
             self.metadata |= facts
             header = self._header()
-            assert len(header) == self.start, "a fact of another length was written beforehand"
+            assert len(header) == self.start, "a placeholder has another length"
             self._put(0, header)
         self.file.close()
 
@@ -137,16 +137,16 @@ def write_file(
     hashed: bool = False,
     fsync: bool = True,
 ) -> None:
-    """Writes one file atomically: it is there as a whole or not at all.
+    """Writes one file atomically: completely or not at all.
 
     Args:
         path: the file.
         outline: all its tensors.
-        parts: what to write; those hashed come first, in the order of their names.
-        metadata: facts to keep in the header.
-        hashed: whether to keep, as "hash", the content hash of the parts whose names are in the
-            order, see `storage.statedict.content_hash`. A name with "/" is not counted.
-        fsync: whether to wait until the disk has it.
+        parts: the parts to write; hashed ones come first, in the order of their names.
+        metadata: metadata of the header.
+        hashed: store the content hash of the tensors as "hash", see
+            `storage.statedict.content_hash`. Names with "/" are not hashed.
+        fsync: wait until the file is on the disk.
     """
     digest = hashlib.sha256()
     empty = {"hash": "0" * 64, "check": "0" * 64} if hashed else {}
@@ -170,7 +170,7 @@ def write_file(
 
 
 def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
-    """The names of each file, in their order; a file exceeds the size only by a single tensor."""
+    """The names of the tensors of each file; only a single large tensor exceeds the size."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(outline):
@@ -184,7 +184,7 @@ def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
 
 
 def shard_names(count: int) -> list[str]:
-    """The names of the files of a model in so many parts."""
+    """The names of the files of a model with this number of shards."""
     if count == 1:
         return [SINGLE]
     return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
@@ -192,12 +192,12 @@ def shard_names(count: int) -> list[str]:
 
 @contextlib.contextmanager
 def new_folder(path: Path, others: Callable[[], Iterable[str]]) -> Iterator[Path]:
-    """Gives a temporary folder, which takes the place of `path` if the block succeeds.
+    """A temporary folder that replaces `path` if the block succeeds.
 
     Args:
         path: the folder.
-        others: gives the names in `path` that are kept: the new folder has them too. Asked when the
-            block has succeeded; what it raises leaves everything as it was.
+        others: lists the names in `path` to keep in the new folder. It is called after the block;
+            if it raises, nothing changes.
     """
     with part_folder(path) as around:
         temporary = around / path.name
@@ -216,14 +216,14 @@ def new_folder(path: Path, others: Callable[[], Iterable[str]]) -> Iterator[Path
             path.replace(old)
             temporary.replace(path)
         for entry in list(old.iterdir()):
-            if entry.name not in known:  # came in the meantime
+            if entry.name not in known:  # created in the meantime
                 entry.replace(path / entry.name)
         if old != temporary:
             shutil.rmtree(old)
 
 
 def _keep(source: Path, target: Path) -> None:
-    """Gives a file or folder a second place, as a link where the file system has such."""
+    """Copies a file or folder, by hard links if the file system has them."""
     if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, target, symlinks=True, copy_function=_link)
     else:
@@ -238,7 +238,7 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two folders at once, if the system can; says whether it did."""
+    """Exchanges two folders atomically, if the system can; returns whether it did."""
     if sys.platform != "linux":
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
@@ -259,16 +259,16 @@ def write_shards(
     Args:
         folder: an existing folder.
         outline: all tensors.
-        parts: what to write, in the order of the names.
-        metadata: facts to keep in each header.
-        max_bytes: the size of a file.
-        fsync: whether to wait until the disk has it.
+        parts: the parts to write, in the order of the names.
+        metadata: metadata of each header.
+        max_bytes: the largest size of a file.
+        fsync: wait until the files are on the disk.
     """
     shards, stream = plan_shards(outline, max_bytes), iter(parts)
     files = shard_names(len(shards))
     pending: list[Part] = []
 
-    def those_of(names: set[str]) -> Iterator[Part]:
+    def parts_of(names: set[str]) -> Iterator[Part]:
         while True:
             part = pending.pop() if pending else next(stream, None)
             if part is None:
@@ -280,7 +280,7 @@ def write_shards(
 
     for file, names in zip(files, shards, strict=True):
         inside = {name: outline[name] for name in names}
-        write_file(folder / file, inside, those_of(set(names)), metadata, fsync=fsync)
+        write_file(folder / file, inside, parts_of(set(names)), metadata, fsync=fsync)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(value.nbytes for value in outline.values())},

@@ -1,9 +1,8 @@
-r"""The tangent explorer: a page with one slider a task vector, exact at every position.
+r"""The tangent explorer: an HTML page with one slider per task vector.
 
-The page holds \(W f_0\) and \(W d_1, ..., W d_T\) of each image (see `arithmetic.logits`) and
-adds them up itself: what it shows for coefficients \(a\) is the accuracy of the linear model at
-\(\theta_0 + \sum_t a_t \tau_t\), as an evaluation finds it on the same images. It needs no network
-and no server.
+The page contains \(W f_0\) and \(W d_1, ..., W d_T\) of each image (see `arithmetic.logits`), from
+which it computes the exact accuracy of the linear model at \(\theta_0 + \sum_t a_t \tau_t\) for any
+coefficients a. It works offline.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -34,32 +34,32 @@ logger = logging.getLogger(__name__)
 
 START, END = "<!-- tangent explorer: {} -->", "<!-- end of the tangent explorer -->"
 DATA = re.compile(r'<script type="application/json" id="explorer-data">(.*?)</script>', re.DOTALL)
-FORMAT = 1  # of the data; another one than the script's is not kept
+FORMAT = 1  # version of the data; explorers of other versions are not reused
 KINDS = {"base": "<f4", "steps": "<f4", "labels": "<i2", "bias": "<f4", "gram": "<f8"}
 Presets = Mapping[str, Mapping[str, float]]
 
 
 def build(
-    found: Mapping[str, Logits],
+    logits: Mapping[str, Logits],
     singles: Mapping[str, float] | None = None,
     presets: Presets | None = None,
     control: str | None = None,
     mode: str = "linear",
     key: str = "",
 ) -> str:
-    """The explorer, as a piece of HTML that works in any page and in a notebook.
+    """The explorer as an HTML fragment for any page or notebook.
 
     Args:
-        found: logits by data set, X for the test split and XVal for the validation split, all of
-            the same task vectors.
-        singles: what accuracies are normalised by, by data set.
-        presets: coefficients by name of the vector, by name of the preset; those left out are 0.
-        control: the data set that is no task, and not averaged.
+        logits: by data set (X for the test split, XVal for the validation split), all of the same
+            task vectors.
+        singles: reference accuracies for the normalisation, by data set.
+        presets: name -> coefficients by name of the vector; missing ones are 0.
+        control: the control set, which is excluded from means.
         mode: "linear" or "posthoc".
-        key: what the logits are of, see `key_of`.
+        key: identifies the data, see `key_of`.
     """
-    (vectors,) = {logits.vectors for logits in found.values()}
-    splits = [_packed(name, logits) for name, logits in found.items()]
+    (vectors,) = {each.vectors for each in logits.values()}
+    splits = [_packed(name, each) for name, each in logits.items()]
     data = {
         "vectors": vectors,
         "splits": splits,
@@ -74,7 +74,7 @@ def build(
 
 
 def _framed(data: Any, mode: str, key: str) -> str:
-    """Data as the page's script reads it, with the script and what it shows."""
+    """The HTML fragment of an explorer's data."""
     page = asset("explorer.html.j2").render(
         data=json_in_page(data), style=text("explorer.css"), script=text("explorer.js"), mode=mode
     )
@@ -82,19 +82,19 @@ def _framed(data: Any, mode: str, key: str) -> str:
 
 
 def json_in_page(data: Any) -> str:
-    """JSON that is nothing but JSON in a page: no tag, comment or entity begins or ends in it."""
-    written = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII alone
+    """JSON that is safe to embed in HTML: it cannot start or end a tag, comment or entity."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only
     for character in "<>&":
-        written = written.replace(character, f"\\u{ord(character):04x}")
-    return written
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def accuracies(page: str, coefs: Mapping[str, float]) -> dict[str, float]:
-    """What a page shows at these coefficients, by data set, computed from the page's own data.
+    """The accuracies that a page shows at some coefficients, by data set, from the page's data.
 
     Args:
-        page: of `build`, or one that contains it.
-        coefs: coefficients by name of the vector; those left out are 0.
+        page: HTML that contains an explorer.
+        coefs: coefficients by name of the vector; missing ones are 0.
     """
     match = DATA.search(page)
     if match is None:
@@ -108,20 +108,20 @@ def accuracies(page: str, coefs: Mapping[str, float]) -> dict[str, float]:
 
 
 def part_of(page: str, key: str, mode: str = "linear") -> str | None:
-    """The explorer in a page, if it is there and of this key; its data with today's script."""
+    """The explorer with this key in a page, if there is one, with the current script."""
     start = page.find(START.format(key)) if key else -1
     match = DATA.search(page, start) if start >= 0 else None
     try:
         return None if match is None else _framed(json.loads(match[1]), mode, key)
     except (ValueError, RecursionError):
-        logger.warning("the tangent explorer of the page is damaged and left out")
+        logger.warning("the page's tangent explorer is damaged and left out")
         return None
 
 
 def key_of(run: Run, mode: str) -> str:
-    """What an explorer's data depends on, as 16 hexadecimal digits: weights, pictures, presets.
+    """A hash of what determines an explorer's data: weights, images, presets.
 
-    Empty where the mode's single tasks have not been evaluated.
+    Empty if the mode's single tasks have not been evaluated.
     """
     digest = hashlib.sha256()
     paths = [accuracies_path(run, mode), accuracies_path(run, "none")]
@@ -141,8 +141,8 @@ def key_of(run: Run, mode: str) -> str:
 def explore(run: Run, mode: str) -> str:
     """The explorer of a run: its task vectors on its tasks and control set, validation and test.
 
-    Where all pictures do not fit into `--explorer-megabytes`, each split's sample is the largest
-    that does; `--sample` of this size evaluates on the same pictures.
+    If not all images fit into `--explorer-megabytes`, it uses the largest sample of each split that
+    does, the same images as `--sample` with this size.
 
     Args:
         run: the run.
@@ -152,17 +152,19 @@ def explore(run: Run, mode: str) -> str:
     names = [f"{name}{end}" for end in ("Val", "") for name in dict.fromkeys([*tasks, control])]
     sample = sample_size(run, names, len(tasks))
     if sample is not None:
-        logger.info("explorer: %d pictures of each split", sample)
+        logger.info("explorer: %d images of each split", sample)
     edits = Edits(run.with_(sample=sample), mode, tasks)
-    found = {name: gathered(edits.logits(name)) for name in names}
-    known = results_if_any(accuracies_path(run, mode))
-    singles = {name: known[name] for name in names if name in known}
-    key = key_of(run, mode)
-    return build(found, singles, presets_of(run, mode), control, mode, key)
+    logits = {
+        name: replace(gathered(edits.logits(name)), of=len(run.data.dataset(name).test))
+        for name in names
+    }
+    results = results_if_any(accuracies_path(run, mode))
+    singles = {name: results[name] for name in names if name in results}
+    return build(logits, singles, presets_of(run, mode), control, mode, key_of(run, mode))
 
 
 def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
-    """Where the sliders can be put at once; the best points are those of the results."""
+    """Named positions of the sliders; the best points are taken from the results."""
     tasks = run.tasks
     presets: dict[str, dict[str, float]] = {"Zero-shot": {}}
     added = results_if_any(arithmetic_path(run, mode, "additions"))
@@ -180,7 +182,7 @@ def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
 
 
 def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
-    """The most images of each split whose logits fit into the page; None if all of them do."""
+    """The largest number of images per split that fits into the page; None if all images do."""
     sizes, each = [], []
     for name in names:
         head = classification_head(run, name)
@@ -188,7 +190,7 @@ def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
         gram = 8 * (1 + vectors) ** 2 if normalises else 0
         each.append(4 * (1 + vectors) * head.weight.shape[0] + 2 + gram)
         sizes.append(len(run.data.dataset(name).test))
-    limit = run.config.explorer_megabytes * 1e6 * 3 / 4  # base64 makes four bytes of three
+    limit = run.config.explorer_megabytes * 1e6 * 3 / 4  # base64 turns 3 bytes into 4
     asked = run.config.sample
     most = max(sizes) if asked is None else min(asked, max(sizes))
 
@@ -205,7 +207,7 @@ def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
 
 
 def _packed(name: str, logits: Logits) -> dict[str, Any]:
-    """The logits of a split, as the page's script reads them."""
+    """The logits of a split, in the format of the page's script."""
     parts = {kind: getattr(logits, kind) for kind in KINDS}
     return {
         "name": name,
@@ -223,7 +225,7 @@ def _written(value: torch.Tensor, kind: str) -> str:
 
 
 def _unpacked(split: Mapping[str, Any], vectors: Sequence[str]) -> Logits:
-    """The reverse of `_packed`."""
+    """The inverse of `_packed`."""
     n, classes, t = split["images"], split["classes"], len(vectors)
     shapes = {
         "base": (n, classes), "steps": (t, n, classes), "labels": (n,), "bias": (classes,),
@@ -241,7 +243,7 @@ def _unpacked(split: Mapping[str, Any], vectors: Sequence[str]) -> Logits:
 
 
 def text(name: str) -> str:
-    """A file of the folder assets."""
+    """The text of a file in `assets`."""
     return (
         resources.files("tangent_arithmetic.report")
         .joinpath("assets", name)
@@ -251,7 +253,7 @@ def text(name: str) -> str:
 
 @functools.cache
 def asset(name: str) -> jinja2.Template:
-    """A template of the folder assets; what is put in is escaped, unless it is marked safe."""
+    """A template in `assets`; values are escaped unless marked safe."""
     return jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(text(name))

@@ -1,7 +1,7 @@
-"""The report of a run: one page, offline, with its tables, figures, provenance and explorer.
+"""The report of a run: one offline page with tables, figures, provenance and explorer.
 
-It is made of the files in the run's results folder alone, and anew after each evaluation. The
-tangent explorer takes a pass over the pictures, and is kept from page to page while it is true.
+It is built from the files in the run's results folder, after each evaluation. The tangent explorer
+needs a pass over the images, and is reused until the results change.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CAPTIONS = {
     "single": "One task alone: standard fine-tuning against its linearisation and linear "
     "fine-tuning",
     "subsets": "Sums of task vectors over subsets of the tasks, by their number",
-    "disentanglement": "Disentanglement error of pairs of tasks; the frame is where coefficients "
-    "are looked for",
+    "disentanglement": "Disentanglement error of pairs of tasks; the frame is the search range of "
+    "coefficients",
     "similarity": "Cosine similarity of the task vectors",
     "layers": "Share of the task vectors' squared norm by layer",
-    "negation": "What forgetting costs: the task and the control set along negation",
+    "negation": "The cost of forgetting: the task and the control set along negation",
     "negation_random": "Negation against random vectors of the same norm in each weight",
     "analogies": "Analogies: a task from three others, without its data",
-    "analogies_few": "Analogies as a start where there are few pictures of the task",
+    "analogies_few": "Analogies as a starting point for few-shot fine-tuning",
 }
 
 
@@ -47,10 +47,10 @@ class Line:
     """A row of a table.
 
     Attributes:
-        label: what it is of.
-        cells: accuracies in percent, as text.
+        label: the label of the row.
+        cells: accuracies in percent, formatted.
         published: whether it comes from a paper or another project.
-        note: said below the table.
+        note: a note below the table.
     """
 
     label: str
@@ -69,12 +69,12 @@ class Table:
 
     @property
     def notes(self) -> list[str]:
-        """What is said below it, once each."""
+        """The distinct notes below the table."""
         return list(dict.fromkeys(line.note for line in self.lines if line.note))
 
     @property
     def unverified(self) -> bool:
-        """Whether a cell carries the mark of figures that were recalled."""
+        """Whether a cell is marked as unverified."""
         return any(cell.endswith(UNVERIFIED) for line in self.lines for cell in line.cells)
 
 
@@ -82,17 +82,17 @@ UNVERIFIED = " †"
 
 
 def report_path(run: Run) -> Path:
-    """The page of a run."""
+    """The path of a run's page."""
     return run.results / "report.html"
 
 
 def write_report(run: Run, explored: str | None = None) -> Path:
-    """Writes the page; on the first rank only.
+    """Writes the page, on rank 0.
 
     Args:
         run: the run.
-        explored: the tangent explorer to put in, see `report.explorer.explore`; without it
-            the page keeps the one that it has, if that is still of these results.
+        explored: the tangent explorer, see `report.explorer.explore`; None to reuse the one in the
+            existing page if it belongs to the current results.
     """
     path = report_path(run)
     if ddp.is_main_process():
@@ -104,7 +104,7 @@ def write_report(run: Run, explored: str | None = None) -> Path:
 
 
 def page_of(run: Run, explored: str | None) -> str:
-    """The page."""
+    """The HTML of the page."""
     seed = "" if run.config.seed is None else f", seed {run.seed}"
     return explorer.asset("report.html.j2").render(
         title=without_home(f"{run.config.model}, suite {run.suite.name}{seed}"),
@@ -125,40 +125,43 @@ def _kept(run: Run, path: Path) -> str | None:
     except MissingFileError:
         return None
     except UsageError as error:
-        logger.warning("its tangent explorer is not kept: %s", error)
+        logger.warning("its tangent explorer is not reused: %s", error)
         return None
     parts = (explorer.part_of(page, explorer.key_of(run, m), m) for m in linear())
     return next((part for part in parts if part), None)
 
 
 def tables_of(run: Run) -> list[Table]:
-    """Single tasks, addition and negation, by mode, with what is published of the model."""
+    """Tables of single tasks, addition and negation, with published rows of the model; of merges."""
     model, control = str(run.config.model), run.control
     single, tasks = _single(run, control)
-    found = [single, _addition(run, tasks), _negation(run, tasks, control)]
-    places: list[dict[str, str]] = [
-        {},
-        {"mean": "absolute"},
-        {"mean": "target", f"control {control}": "control"},
-    ]
-    for kind, table, names in zip(("single", "addition", "negation"), found, places, strict=True):
+    tables = {  # kind -> table, and its columns' names in published rows
+        "single": (single, {}),
+        "addition": (_addition(run, tasks), {"mean": "absolute"}),
+        "negation": (
+            _negation(run, tasks, control),
+            {"mean": "target", f"control {control}": "control"},
+        ),
+    }
+    for kind, (table, names) in tables.items():
         if table.lines:
             table.lines += [_published(row, table.columns, names) for row in rows(kind, model)]
-    return found
+    merging = _merging(run, tasks)
+    return [*(table for table, _ in tables.values()), *([merging] if merging.lines else [])]
 
 
 def _single(run: Run, control: str) -> tuple[Table, list[str]]:
-    """The table of single tasks, and the tasks that there are results of."""
-    held = {mode: results_if_any(accuracies_path(run, mode)) for mode in MODES}
-    known = [t for t in run.suite.tasks if any(t in results for results in held.values())]
-    table = Table("Single-task accuracy", [*known, "mean"])
-    for mode, results in held.items():
-        if any(task in results for task in known):
-            values = [results.get(task) for task in known]
+    """The table of single tasks, and the tasks with results."""
+    by_mode = {mode: results_if_any(accuracies_path(run, mode)) for mode in MODES}
+    tasks = [t for t in run.suite.tasks if any(t in results for results in by_mode.values())]
+    table = Table("Single-task accuracy", [*tasks, "mean"])
+    for mode, results in by_mode.items():
+        if any(task in results for task in tasks):
+            values = [results.get(task) for task in tasks]
             table.lines.append(
                 Line(MODES[mode].label, [*map(percent, values), percent(mean(values))])
             )
-    return table, known
+    return table, tasks
 
 
 def _addition(run: Run, tasks: Sequence[str]) -> Table:
@@ -170,14 +173,27 @@ def _addition(run: Run, tasks: Sequence[str]) -> Table:
             if not {"test", "coefficient"} <= set(results):
                 continue
             of = path.stem.partition("-")[2]
-            test = results["test"]
-            values = [test.get(f"{task}:top1") for task in tasks]
-            means = [test.get("avg_top1"), test.get("avg_normalized_top1")]
-            cells = [*map(percent, [*values, *means]), f"{results['coefficient']:g}"]
-            table.lines.append(
-                Line(f"{MODES[mode].label}, {of}" if of else MODES[mode].label, cells)
-            )
+            label = f"{MODES[mode].label}, {of}" if of else MODES[mode].label
+            table.lines.append(Line(label, _sum_cells(results, tasks)))
     return table
+
+
+def _merging(run: Run, tasks: Sequence[str]) -> Table:
+    table = Table("Merging", [*tasks, "mean", "normalised", "coefficient"])
+    for path in sorted(run.results.glob("merging-*.json")):
+        results = results_if_any(path)
+        if "test" in results:
+            label = results.get("merge", {}).get("label") or path.stem.removeprefix("merging-")
+            table.lines.append(Line(str(label), _sum_cells(results, tasks)))
+    return table
+
+
+def _sum_cells(results: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    """Accuracies by task, their means, and the coefficient of a sum or a merge."""
+    test, coef = results["test"], results.get("coefficient")
+    values = [test.get(f"{task}:top1") for task in tasks]
+    means = [test.get("avg_top1"), test.get("avg_normalized_top1")]
+    return [*map(percent, [*values, *means]), "-" if coef is None else f"{coef:g}"]
 
 
 def _negation(run: Run, tasks: Sequence[str], control: str) -> Table:
@@ -201,7 +217,7 @@ def _negation(run: Run, tasks: Sequence[str], control: str) -> Table:
 
 
 def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Line:
-    """A row of another's figures, in the columns of our table."""
+    """A published row, in the columns of our table."""
     cells = []
     for column in columns:
         cell = row.cells.get(names.get(column, column))
@@ -212,7 +228,7 @@ def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Li
 
 
 def _figures(folder: Path) -> Iterable[dict[str, str]]:
-    """The figures of a folder, the analyses' first, as data in the page."""
+    """The figures of a folder as data URLs, those of the analyses first."""
     paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
     for name in [*(n for n in CAPTIONS if n in paths), *(n for n in paths if n not in CAPTIONS)]:
         try:
@@ -224,7 +240,7 @@ def _figures(folder: Path) -> Iterable[dict[str, str]]:
 
 
 def _origins(folder: Path) -> Iterable[dict[str, str]]:
-    """What made each file of results."""
+    """The provenance of each file of results."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("analysis/*.json")]):
         results = results_if_any(path)
         origin = results.get("provenance", results)

@@ -1,11 +1,11 @@
-"""Published figures of OpenAI's ViT-B-32, ViT-B-16 and ViT-L-14, on the eight data sets of clip8.
+"""Published results of OpenAI's ViT-B-32, ViT-B-16 and ViT-L-14 on the eight data sets of clip8.
 
-A cell is verified if it was read in a public text, and unverified if it was only recalled; whoever
-shows one says which.
+A cell is verified if it was read in a public text, and unverified if it was quoted from memory; the
+report marks the latter.
 
 Sources: arXiv:2212.04089 (task arithmetic), arXiv:2305.12827 (tangent space); reproductions of the
-same protocol by the projects aTLAS, tau-Jp, OrthoReg and TAK. Where a figure of a paper was read in
-another project's text, that is named.
+same protocol by the projects aTLAS, tau-Jp, OrthoReg and TAK. Notes name other texts in which a
+paper's result was read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ COLUMNS = {
 ARITHMETIC, TANGENT = "arXiv:2212.04089", "arXiv:2305.12827"
 VAL_CONTROL = "its zero-shot control is on ImageNetVal (held-out training pictures), not on test"
 VAL_BUT_ONE = f"{VAL_CONTROL}; ViT-B-16 agrees with the test split"
-NOTED = "what is verified was read in a note on the paper"
+NOTED = "verified values were read in a note on the paper"
 CHOSEN = "coefficient chosen on validation"
 
-# kind, label, source, note, and by model the columns in percent: "?" marks what is unverified
+# kind, label, source, note; per model the columns in percent, with "?" after unverified values
 _ROWS = (
     ("single", "zero-shot", "aTLAS", "", (
         "59.7 44.0 45.2 32.6 48.2 60.7 63.2 31.6 48.14",
@@ -92,7 +92,7 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure in percent, and whether it was read in a public text."""
+    """A value in percent, and whether it was read in a public text."""
 
     value: float
     verified: bool
@@ -103,10 +103,10 @@ class Row:
     """One published row.
 
     Attributes:
-        label: what it is of, in our words for the modes.
+        label: the method, with our names of modes.
         source: the paper or project.
-        note: what has to be known of it.
-        cells: by column, see `COLUMNS`; those that were not published are left out.
+        note: remarks on protocol or provenance.
+        cells: by column, see `COLUMNS`; unpublished ones are missing.
     """
 
     label: str
@@ -116,24 +116,23 @@ class Row:
 
 
 def rows(kind: str, model: str) -> list[Row]:
-    """What is published of a model; nothing if its weights are not OpenAI's.
+    """The published rows of a model; none if its weights are not OpenAI's.
 
     Args:
         kind: "single", "addition" or "negation".
-        model: as `--model` has it; ViT-B-32 stands for OpenAI's weights, as in `encoders.clip`, and
-            so do ViT-B-32-quickgelu and ViT-B-32__pretrained__openai. Files and hubs are not
-            looked into.
+        model: the value of `--model`. ViT-B-32, ViT-B-32-quickgelu and ViT-B-32__pretrained__openai
+            all mean OpenAI's weights; files and hub names are not recognised.
     """
     name = model.removesuffix("__pretrained__openai").removesuffix("-quickgelu")
     if name not in MODELS:
         return []
     columns, which = COLUMNS[kind], MODELS.index(name)
-    found = [
+    published = [
         Row(label, source, note, _cells(columns, texts[which]))
-        for own, label, source, note, texts in _ROWS
-        if own == kind
+        for row_kind, label, source, note, texts in _ROWS
+        if row_kind == kind
     ]
-    return [row for row in found if row.cells]
+    return [row for row in published if row.cells]
 
 
 def _cells(columns: tuple[str, ...], text: str) -> dict[str, Cell]:

@@ -1,24 +1,28 @@
-"""Every flag of every script, once.
+"""The flags of every command: `Config`, whose fields are the flags.
 
-`parse_arguments(argv)` gives a `Config`. A field is a flag: `--batch-size` and `--batch_size` are
-both `Config.batch_size`. Whatever follows from several fields (folders, epochs, the suite) is
-computed at use, by the functions in `run/settings.py`, so that `args.model = "ViT-L-14"` after
-parsing means what it says. What values a field can have is said here, and checked by `checked`:
-for a flag when it is parsed, for an attribute when it is used.
+`parse_arguments(argv)` returns a `Config`; `--batch-size` and `--batch_size` both set
+`Config.batch_size`. Settings that follow from several fields (folders, epochs, the suite) are
+resolved later, in `run/run.py`, so that `args.model = "ViT-L-14"` after parsing takes effect. A
+field holds its help, default and range; `checked` applies the range, to a flag when it is parsed
+and to an attribute when it is used.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
+import operator
 import os
+import sys
 import typing
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.runtime.errors import UsageError, printable, shown, unknown
 from tangent_arithmetic.runtime.ranges import in_range, number, refused
 
@@ -26,13 +30,22 @@ LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 LONGEST_PART = 255  # bytes of a file's name
 LONGEST_PATH = 4095
 
-Mode = Literal["none", "standard", "linear", "posthoc"]
 Precision = Literal["fp32", "bf16"]
 DataSource = Literal["auto", "folder", "torchvision", "hub"]
 Names = list[str]
 
 
+class _Text(str):
+    """The text of a number on the command line."""
+
+
 def _flag(default: Any, text: str, **metadata: Any) -> Any:
+    """A field of `Config` with its help; None as default leaves the value to another setting.
+
+    Metadata: "least", "most" and "below", the range of a number or of the numbers in a list;
+    "choices", a table by name; "path"; "distinct" and "whole", of the parts of a list; "metavar";
+    "hidden" for a field that is no flag.
+    """
     if isinstance(default, dict | list):
         return field(default_factory=default.copy, metadata={"help": text, **metadata})
     return field(default=default, metadata={"help": text, **metadata})
@@ -43,8 +56,8 @@ class Config:
     """The settings of a run. Assigning an attribute that does not exist raises `UsageError`."""
 
     # what
-    finetuning_mode: Mode | None = _flag(
-        None, "none, standard, linear or posthoc; each script says which it has"
+    finetuning_mode: str | None = _flag(
+        None, "how weights are fine-tuned and edited; each command has some modes", choices=MODES
     )
     model: str = _flag(
         EMBEDDED_MODEL,
@@ -207,13 +220,16 @@ class Config:
 
 
 def checked(name: str, value: Any) -> Any:
-    """The value of a setting, if it can have that value: a flag's, or an attribute's of any object.
+    """Returns a setting's value in its plain form.
 
-    A number becomes a plain one, a text with commas a list where it means one, and `~` in a path
-    the home folder.
+    A number becomes an int or a float, a comma list a list, and `~` in a path the home folder.
+
+    Args:
+        name: the setting.
+        value: what a flag, or an attribute of any object, was set to.
 
     Raises:
-        UsageError: otherwise; the message names the flag.
+        UsageError: if the setting cannot have this value; the message names the flag.
     """
     try:
         return _value(name, value)
@@ -225,26 +241,34 @@ def checked(name: str, value: Any) -> Any:
 def _settings() -> dict[str, tuple[Field[Any], Any, bool]]:
     """Each setting's field, its type without None, and whether it may be None."""
     hints = typing.get_type_hints(Config)
-    found = {}
+    settings = {}
     for item in fields(Config):
         parts = typing.get_args(hints[item.name])
         optional = type(None) in parts
         kind = next(p for p in parts if p is not type(None)) if optional else hints[item.name]
-        found[item.name] = (item, kind, optional)
-    return found
+        settings[item.name] = (item, kind, optional)
+    return settings
+
+
+def _choices(item: Field[Any], kind: Any) -> tuple[str, ...]:
+    """The names that a setting can have; empty if it is not restricted to some."""
+    literal = typing.get_origin(kind) is Literal
+    return typing.get_args(kind) if literal else tuple(item.metadata.get("choices", ()))
 
 
 def _value(name: str, value: Any) -> Any:
     item, kind, optional = _settings()[name]
     if value is None and optional:
         return None
-    if typing.get_origin(kind) is Literal:
-        if value not in (choices := typing.get_args(kind)):
+    if choices := _choices(item, kind):
+        if value not in choices:
             raise refused(f"one of {', '.join(choices)}", value)
         return value
     if kind in (int, float):
+        if isinstance(value, _Text):
+            return number(kind, **_bounds(item))(value)
         return in_range(kind, value, value, **_bounds(item))
-    if typing.get_origin(kind) is list:
+    if kind == Names:
         return _list(item, value)
     if item.metadata.get("path"):
         return pathname(value)
@@ -258,32 +282,29 @@ def _bounds(item: Field[Any]) -> dict[str, float | None]:
 
 
 def _list(item: Field[Any], value: Any) -> Names:
-    """The parts of a comma list, or of a list; each of them as a setting of its kind."""
+    """The parts of a comma list, or of a list, each checked."""
     if not isinstance(value, str | list | tuple):
         raise refused("a comma list", repr(value))
     parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
-    found = [part.strip() for part in parts if part.strip()]
-    if not found:
+    names = [part.strip() for part in parts if part.strip()]
+    if not names:
         raise argparse.ArgumentTypeError("names nothing; leave it out for the default")
     if item.metadata.get("path"):
-        found = [pathname(part) for part in found]
+        names = [pathname(part) for part in names]
     if item.metadata.get("whole"):
-        try:
-            found = [str(number(int, **_bounds(item))(part)) for part in found]
-        except ValueError as error:
-            raise refused("whole numbers", repr(value)) from error
-    if item.metadata.get("distinct") and (twice := _twice(found)):
+        names = [str(number(int, **_bounds(item))(part)) for part in names]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None and item.metadata.get("distinct"):
         raise argparse.ArgumentTypeError(f"names {shown(twice)} twice")
-    return found
-
-
-def _twice(names: Sequence[str]) -> str | None:
-    """The first of the names that comes twice."""
-    return next((name for i, name in enumerate(names) if name in names[:i]), None)
+    return names
 
 
 def pathname(value: Any) -> str:
-    """A path that a file can have, with the home folder for `~`; `type=` of argparse."""
+    """Returns a path that the file system allows, with the home folder for `~`.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not one.
+    """
     if not isinstance(value, str | os.PathLike):
         raise refused("a path", repr(value))
     text = os.fspath(value)
@@ -308,51 +329,83 @@ def pathname(value: Any) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that leaves by `UsageError`-like messages, with the nearest flag for a typo."""
+    """A parser for commands with a few flags of their own; its errors are `parse_arguments`'s."""
 
-    def error(self, message: str) -> typing.NoReturn:
+    def __init__(self, **options: Any) -> None:
+        plain = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**{**plain, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses as argparse does, with dashes for the underscores of flags."""
+        return super().parse_known_args(_dashed(args), namespace)
+
+    def error(self, message: str) -> NoReturn:
         """Prints what is wrong with the command line, and ends with code 2."""
-        if message.startswith("unrecognized arguments: --"):
-            flag = message.split()[2].partition("=")[0]
-            options = [
-                o for o in self._option_string_actions if o.startswith("--") and "_" not in o
-            ]
-            message = str(unknown("flag", flag, options))
-        self.exit(2, f"error: {printable(message)}\n")
+        if message.startswith("unrecognized arguments: "):
+            _refuse_words(message.split()[2:], self._option_string_actions)
+        _refuse(message)
 
 
-def make_parser(description: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all flags, generated from the fields of `Config`."""
-    parser = Parser(
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _refuse(message: object) -> NoReturn:
+    """Ends the program with code 2 and a message."""
+    print(f"error: {printable(str(message))}", file=sys.stderr)  # noqa: T201 - the command's
+    raise SystemExit(2)
+
+
+def _refuse_words(words: Sequence[str], options: Iterable[str]) -> NoReturn:
+    """Ends the program because of unknown arguments; the message names the nearest flag."""
+    flag = next((word for word in words if word.startswith("--")), None)
+    if flag is None:
+        _refuse(f"unrecognized arguments: {' '.join(words)}")
+    known = [option for option in options if option.startswith("--")]
+    _refuse(unknown("flag", flag.partition("=")[0], known))
+
+
+def _dashed(argv: Sequence[str] | None) -> list[str]:
+    """The arguments, `sys.argv[1:]` if None, with dashes for the underscores of flags."""
+    parts = [word.partition("=") for word in (sys.argv[1:] if argv is None else argv)]
+    return [(n.replace("_", "-") if n.startswith("--") else n) + e + v for n, e, v in parts]
+
+
+def _metavar(item: Field[Any], kind: Any) -> str:
+    choices, usual = _choices(item, kind), {int: "N", float: "N", Names: "A,B"}
+    named = item.metadata.get("metavar") or usual.get(kind, item.name.upper())
+    return f"{{{','.join(choices)}}}" if choices else named
+
+
+def _numeral(words: list[str]) -> str:
+    return _Text(words[0])
+
+
+def flags() -> type:
+    """The flags as a class for tyro, which reads their text; `checked` makes values of it."""
+    import tyro
+
+    members = []
     for item, kind, _ in _settings().values():
         if item.metadata.get("hidden"):
             continue
-        dashed = "--" + item.name.replace("_", "-")
-        flags = [dashed] if "_" not in item.name else [dashed, "--" + item.name]
-        made = item.default_factory
-        default = item.default if made is MISSING else made()
-        said = ",".join(default) if isinstance(default, list) else default
-        text = item.metadata["help"] + (
-            "" if default is None or default is False else f" (default: {said})"
-        )
-        options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is Literal:
-            options["choices"] = typing.get_args(kind)
-        elif typing.get_origin(kind) is list:
-            metavar = item.metadata.get("metavar", "A,B")
-            options.update(type=functools.partial(_value, item.name), metavar=metavar)
-        elif kind in (int, float):
-            options.update(type=number(kind, **_bounds(item)), metavar="N")
-        else:
-            options.update(type=functools.partial(_value, item.name), metavar=item.name.upper())
-        parser.add_argument(*flags, dest=item.name, **options)
-    return parser
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        told = ",".join(default) if isinstance(default, list) else default
+        hint = "" if default is None else f"(default: {told})"
+        about = tyro.conf.arg(help=item.metadata["help"], help_behavior_hint=hint)
+        made: Any = Annotated[bool, about]
+        if kind is not bool:
+            parser = tyro.constructors.PrimitiveConstructorSpec[str](
+                nargs=1,
+                metavar=_metavar(item, kind),
+                instance_from_str=_numeral if kind in (int, float) else operator.itemgetter(0),
+                is_instance=lambda value: True,
+                str_from_instance=lambda value: [value],
+            )
+            made = Annotated[Any, parser, about]
+        members.append((item.name, made, copy.copy(item)))
+    return make_dataclass("Flags", members)
+
+
+def paragraphs(text: str | None) -> str:
+    """A command's description for tyro, which keeps the ends of indented lines only."""
+    return "\n".join(f" {line}" for line in (text or "").strip().splitlines())
 
 
 def parse_arguments(argv: Sequence[str] | None = None, description: str | None = None) -> Config:
@@ -360,58 +413,57 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
 
     Args:
         argv: the arguments without the program's name; `sys.argv[1:]` if None.
-        description: the script's own sentence for `--help`.
+        description: the command's own text for `--help`.
 
     Returns:
         The settings; paths have `~` expanded, comma lists are lists.
 
     Raises:
-        SystemExit: with code 2 and a message, for a flag or value that does not exist.
+        SystemExit: with code 2 and a message, for an unknown flag or an invalid value.
     """
-    return Config(**vars(make_parser(description).parse_args(argv)))
+    return parse_names((), "", argv, description)[1]
 
 
 def parse_names(
-    known: Sequence[str],
+    known: Sequence[str] | None,
     noun: str,
     argv: Sequence[str] | None = None,
     description: str | None = None,
+    prog: str | None = None,
 ) -> tuple[list[str], Config]:
-    """Parses a command line that has names beside its flags, in any order.
+    """Parses a command line with names among its flags, in any order.
 
     Args:
-        known: the names that there are.
-        noun: what a name is of.
+        known: the names to choose from; None if any name will do.
+        noun: what they name, for messages.
         argv: as in `parse_arguments`.
         description: as there.
+        prog: the command in the help; the program's name if None.
 
     Returns:
-        The names as given, and the settings.
+        The names in the order of the command line, and the settings.
 
     Raises:
         UsageError: if a name is not known.
-        SystemExit: as in `parse_arguments`.
     """
-    parser = make_parser(description)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
-    found = parser.parse_intermixed_args(argv)
-    names = vars(found).pop("names")
+    import tyro
+
+    parsed: Any
+    parsed, names = tyro.cli(
+        flags(),
+        prog=prog or Path(sys.argv[0]).name,
+        description=paragraphs(description),
+        args=_dashed(argv),
+        return_unknown_args=True,
+    )
+    no_names = known is not None and not known
+    if names and (no_names or any(name.startswith("-") for name in names)):
+        _refuse_words(names, _dashed([f"--{name}" for name in vars(parsed)]))
+    try:
+        config = Config(**{name: checked(name, value) for name, value in vars(parsed).items()})
+    except UsageError as error:
+        _refuse(error)
     for name in names:
-        if name not in known:
+        if known is not None and name not in known:
             raise unknown(noun, name, known)
-    return names, Config(**vars(found))
-
-
-def require_mode(args: Config, script: str, modes: Sequence[str]) -> str:
-    """The fine-tuning mode, if `script` has it.
-
-    Raises:
-        UsageError: if it is not given or not one of `modes`.
-    """
-    mode = args.finetuning_mode
-    choices = ", ".join(f"--finetuning-mode={m}" for m in modes)
-    if mode is None:
-        raise UsageError(f"{script} needs a fine-tuning mode; choose {choices}")
-    if mode not in modes:
-        raise UsageError(f"{script} has no fine-tuning mode {mode!r}; choose {choices}")
-    return mode
+    return names, config

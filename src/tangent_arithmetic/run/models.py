@@ -23,6 +23,7 @@ from tangent_arithmetic.encoders.linearized import ImageEncoders, LinearizedImag
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts, resolve
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.modes import get_mode
+from tangent_arithmetic.run.results import ROOT
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError
@@ -31,6 +32,10 @@ from tangent_arithmetic.storage.statedict import content_hash
 
 logger = logging.getLogger(__name__)
 
+SUBCOMMANDS = {
+    "finetune": "finetune", "eval_single_task": "evaluate", "eval_task_addition": "add",
+    "eval_task_negation": "negate", "analyze": "analyze",
+}  # fmt: skip
 # what a command needs to be told of this run for its files to be found again
 COMMAND_FLAGS = (
     "model", "suite", "data_source", "save", "results", "seed", "load", "precision", "sample",
@@ -41,13 +46,14 @@ def command(script: str, run: Run, mode: str | None = None, name: str | None = N
     """The command line that makes what is missing, with this run's settings.
 
     Args:
-        script: without its ending.
+        script: of a clone, without its ending; without a clone its subcommand is named.
         run: the run.
         mode: a fine-tuning mode.
         name: of what the script is to make, for one that takes names.
     """
     defaults = Config()
-    words = [f"python src/{script}.py"]
+    clone = (ROOT / "src" / f"{script}.py").is_file()
+    words = [f"python src/{script}.py" if clone else f"tangent-arithmetic {SUBCOMMANDS[script]}"]
     if name is not None:
         words.append(name)
     if mode is not None:
@@ -70,7 +76,7 @@ def zeroshot_encoder(run: Run) -> tuple[ImageEncoder, str]:
         UsageError: if the file holds other weights than the model's own or those of `--load`.
     """
     path = run.zeroshot_path
-    missing = ddp.all_agree(not path.is_file())
+    missing = ddp.broadcast(not path.is_file())
     kept = None if missing else read_facts(path)["hash"]
     override = run.load
     model = run.model
@@ -115,7 +121,7 @@ def published_zeroshot(run: Run) -> Path | None:
     return None
 
 
-def check_start(path: Path, run: Run, theta0_hash: str) -> None:
+def check_start(path: Path, run: Run, mode: str, theta0_hash: str) -> None:
     """Checks that a fine-tuned checkpoint started from the run's zero-shot weights.
 
     Raises:
@@ -128,7 +134,7 @@ def check_start(path: Path, run: Run, theta0_hash: str) -> None:
         raise UsageError(
             f"{path} was fine-tuned from weights {found[:12]}..., expected those of "
             f"{run.zeroshot_path} ({theta0_hash[:12]}...). Delete it and run: "
-            f"{command('finetune', run, 'linear' if 'linear' in path.name else 'standard')}"
+            f"{command('finetune', run, mode)}"
         )
 
 
@@ -177,7 +183,7 @@ def finetuned_checkpoint(run: Run, task: str, mode: str, theta0_hash: str) -> Pa
     """
     made_by = command("finetune", run, get_mode(mode).training.name)
     path = resolve(run.finetuned_path(task, mode), made_by)
-    check_start(path, run, theta0_hash)
+    check_start(path, run, get_mode(mode).training.name, theta0_hash)
     check_split(path, run, task)
     return path
 
@@ -254,7 +260,7 @@ def classification_head(run: Run, dataset: str) -> ClassificationHead:
     path, name = run.head_path(dataset), run.suite.check(dataset).removesuffix("Val")
     classnames, templates = run.data.classnames(name), get_templates(name, run.suite.name)
     recipe = recipe_hash(run.model, classnames, templates)
-    if not ddp.all_agree(is_current(path, recipe)):
+    if not ddp.broadcast(is_current(path, recipe)):
         if ddp.is_main_process():
             logger.info("building the zero-shot head of %s", name)
             cache, override = run.config.openclip_cachedir, run.load

@@ -117,7 +117,7 @@ def check_targets(run: Run, *paths: Path) -> None:
             check_database(run)
         except UsageError as error:
             refused = str(error)
-    if (reason := ddp.all_agree(refused)) is not None:
+    if (reason := ddp.broadcast(refused)) is not None:
         raise UsageError(reason)
 
 

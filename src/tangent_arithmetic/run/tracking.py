@@ -66,7 +66,7 @@ def check_database(run: Run) -> None:
     path = Path(name)
     with disk_errors(path):
         if path.exists() and not path.is_file():
-            raise UnwritableError(path, "it exists and is no file")
+            raise UnwritableError(path, "it exists and is not a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b"):
             pass

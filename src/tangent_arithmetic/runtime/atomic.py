@@ -20,7 +20,7 @@ from tangent_arithmetic.runtime.errors import UnwritableError
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.processes import fcntl, lock
 
-LONGEST_STEM = 200  # bytes of a file's name that its temporary folder has; a name has 255 at most
+LONGEST_STEM = 200  # bytes of a file name that are used in its temporary folder's name
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
@@ -29,14 +29,14 @@ UNWRITABLE = {
 
 @contextlib.contextmanager
 def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, and moves it there if the block succeeds.
+    """Yields a temporary path beside `path`, and renames it to `path` if the block succeeds.
 
-    A reader sees the old file or the whole new one, never a part; after a power cut too, unless
-    `fsync` is false. What a process that was killed in such a block left half written is removed
-    by the next one that writes the same file.
+    Readers see the old file or the complete new one, even after a power failure unless `fsync` is
+    false. Partial files of killed processes are removed by the next process that writes the same
+    file.
 
     Raises:
-        UnwritableError: if the disk is full, or nothing can be written there.
+        UnwritableError: if the disk is full or the place is not writable.
     """
     with disk_errors(path), part_folder(path) as folder:
         temporary = folder / path.name
@@ -53,10 +53,10 @@ def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def part_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`, which exists during the block.
+    """Yields a temporary folder beside `path`, and deletes it after the block.
 
-    It is locked, so that others can tell it from one that a killed process left; those for the same
-    `path` are removed first.
+    The folder is locked, which distinguishes it from folders of killed processes; such folders for
+    the same `path` are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_parts(path.parent, path.name)
@@ -70,7 +70,7 @@ def part_folder(path: Path) -> Iterator[Path]:
 
 
 def _new_part(path: Path) -> tuple[Path, int | None]:
-    """A new folder, and the handle of the lock on it where the system has locks."""
+    """A new folder, and the handle of its lock where the system supports locks."""
     prefix = f".{_stem(path.name)}."
     while True:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".part"))
@@ -81,7 +81,7 @@ def _new_part(path: Path) -> tuple[Path, int | None]:
             lock(handle)
             if folder.is_dir():
                 return folder, handle
-            os.close(handle)  # taken for left behind before it was locked
+            os.close(handle)  # removed by another process before it was locked
 
 
 def _stem(name: str) -> str:
@@ -90,7 +90,7 @@ def _stem(name: str) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Makes an `UnwritableError` of what a full or read-only disk says while `path` is written."""
+    """Turns errors of a full or read-only disk while `path` is written into `UnwritableError`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -109,20 +109,23 @@ def _sync(path: Path) -> None:
 
 
 def _unwritable(error: Exception) -> str | None:
-    """What keeps a file from being written, if that is what an error says."""
+    """The reason why a file cannot be written; None if an error has another cause."""
     if isinstance(error, UnwritableError):
         return error.reason
     code = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
-        code = int(found[1])
+    if isinstance(error, SafetensorError) and (match := re.search(r"os error (\d+)", str(error))):
+        code = int(match[1])
     return os.strerror(code) if code in UNWRITABLE else None
 
 
 def remove_parts(folder: Path, name: str = "") -> None:
-    """Removes what killed processes left half written in a folder, of a file or of all.
+    """Removes partial files of killed processes from a folder.
 
-    What a living process is writing is locked and stays; so does everything on a file system
-    without locks.
+    Files that a running process is writing are locked and kept; without locks, all are kept.
+
+    Args:
+        folder: the folder.
+        name: the file that they are parts of; "" for all files.
     """
     for part in folder.glob(f".{glob.escape(_stem(name))}*.part"):
         with contextlib.suppress(OSError):  # another process has just removed it
@@ -135,24 +138,24 @@ def remove_parts(folder: Path, name: str = "") -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Checks that a file can be written, before the work whose result it is to hold.
+    """Checks that a file can be written, before a long computation of its content.
 
     Raises:
-        UnwritableError: if it cannot, or something else than a file is there.
+        UnwritableError: if it cannot, or the path exists and is not a file.
     """
     with disk_errors(path):
         if path.exists() and not path.is_file():
-            raise UnwritableError(path, "it exists and is no file")
+            raise UnwritableError(path, "it exists and is not a file")
         with part_folder(path) as folder:
             (folder / path.name).write_bytes(bytes(4096))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically; what UTF-8 has no bytes for is spelt out."""
+    """Writes a text file atomically; escapes characters that UTF-8 cannot encode."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically, without home folders, see `runtime.private.without_home`."""
+    """Writes a JSON file atomically; home folders become `~`, see `private.without_home`."""
     write_text(path, json.dumps(without_home(value), indent=2) + "\n")

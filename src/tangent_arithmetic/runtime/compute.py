@@ -1,4 +1,4 @@
-"""The device and the precision that a computation runs in."""
+"""The device and the precision of a computation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Compute:
     """A device and a precision.
 
     Attributes:
-        device: where modules and batches are moved.
-        precision: "fp32", or "bf16" for autocast over float32 weights.
+        device: the device of modules and batches.
+        precision: "fp32", or "bf16" for autocast with float32 weights.
     """
 
     device: torch.device
@@ -30,23 +30,23 @@ class Compute:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Compute:
-        """The device of these weights, in float32."""
+        """float32 on the device of these weights."""
         first = next(iter(weights.values()), None)
         return cls(torch.device("cpu") if first is None else first.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """A context that computes in this precision; weights stay in float32."""
+        """A context that computes in this precision; weights stay float32."""
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device of this name; without one CUDA, MPS or the CPU, the first available.
+    """The device with this name; by default the first available of CUDA, MPS and CPU.
 
-    In a process group each local rank has its own CUDA device.
+    In a process group, each local rank gets its own CUDA device.
 
     Raises:
-        UsageError: if the name is unknown, or PyTorch sees no such device.
+        UsageError: if the name is unknown, or PyTorch finds no such device.
     """
     if name is None:
         if torch.cuda.is_available():
@@ -66,7 +66,7 @@ def find_device(name: str | None = None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
         raise UsageError(
             f"--device={device}, but this PyTorch sees {torch.cuda.device_count()} CUDA devices, "
-            "counted from 0"
+            "numbered from 0"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device=mps, but this PyTorch sees no MPS device; try --device=cpu")

@@ -1,4 +1,4 @@
-"""Process groups: one process, processes that we start (`--world-size`), or torchrun's."""
+"""Process groups: one process, processes started here (`--world-size`), or torchrun's."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from tangent_arithmetic.runtime.processes import (
     deferred_signals,
     die_with_parent,
     ignore_interrupts,
-    starting_deaf,
+    interrupts_blocked,
 )
 from tangent_arithmetic.runtime.ranges import number
 
 logger = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
-TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while the first draws data or writes
-MEETING = datetime.timedelta(minutes=10)  # until all have joined; they are started together
-GRACE = 10.0  # seconds that the other processes have to end once one has failed
-TEXT = 15_000  # characters of an error, which a pipe takes in without a reader
+TIMEOUT = datetime.timedelta(hours=2)  # other ranks wait while rank 0 generates data or writes
+MEETING = datetime.timedelta(minutes=10)  # for all ranks to join
+GRACE = 10.0  # seconds for the other processes to end after one has failed
+TEXT = 15_000  # characters of an error that fit into a pipe without a reader
 
 
 def world_size() -> int:
-    """Number of processes of the group, 1 without a group."""
+    """Number of processes in the group; 1 without a group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Rank of this process, 0 without a group."""
+    """Rank of this process; 0 without a group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -58,15 +58,15 @@ def local_rank() -> int:
 
 
 def local_world_size() -> int:
-    """Number of processes of the group on this machine."""
+    """Number of processes in the group on this machine."""
     return _variable("LOCAL_WORLD_SIZE", 1, None, world_size())
 
 
 def _variable(name: str, least: int, most: int | None, default: int | None = None) -> int:
-    """An environment variable of a process group, which torchrun sets.
+    """The integer value of an environment variable that torchrun sets.
 
     Raises:
-        UsageError: if it is not a whole number of the range, or not set and without a default.
+        UsageError: if it is not an integer in the range, or not set and without a default.
     """
     text = os.environ.get(name)
     try:
@@ -81,12 +81,12 @@ def _variable(name: str, least: int, most: int | None, default: int | None = Non
         return default
     raise UsageError(
         f"environment variable {name}: {reason}; start with torchrun, or unset RANK and WORLD_SIZE "
-        "for a run without it"
+        "to run without it"
     )
 
 
 def is_main_process() -> bool:
-    """Whether this process is rank 0, which writes files, logs and prints."""
+    """Whether this process is rank 0, the one that writes files and logs."""
     return rank() == 0
 
 
@@ -97,50 +97,50 @@ def barrier() -> None:
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """The sum over all processes, on every process."""
+    """The sum over all processes, on every process; in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def gather(value: Answer) -> list[Answer]:
-    """Every process's value, by rank, on every process; a CPU object of any kind."""
-    found: list[Any] = [value] * world_size()
+def gather(value: Value) -> list[Value]:
+    """The values of all processes, by rank, on every process; any picklable CPU object."""
+    values: list[Any] = [value] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
-def any_of(*questions: bool, device: torch.device | None = None) -> list[bool]:
-    """For each question whether any process says yes, on every process.
+def any_of(*flags: bool, device: torch.device | None = None) -> list[bool]:
+    """For each flag, whether it is set on any process; on every process.
 
     Args:
-        *questions: the answers of this process.
-        device: of the model; nccl talks on it alone.
+        *flags: the flags of this process.
+        device: the model's device; nccl requires it.
     """
     if world_size() == 1:
-        return list(questions)
-    answers = torch.tensor(questions, dtype=torch.float32, device=device)
-    dist.all_reduce(answers, op=dist.ReduceOp.MAX)
-    return [bool(answer) for answer in answers.tolist()]
+        return list(flags)
+    values = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
 
 
-def all_agree(value: Answer) -> Answer:
-    """The first process's answer, on every process."""
+def broadcast(value: Value) -> Value:
+    """The value of rank 0, on every process; any picklable CPU object."""
     if world_size() == 1:
         return value
-    answer = [value]
-    dist.broadcast_object_list(answer, src=0)
-    return answer[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def setup_ddp(rank: int, world_size: int, port: int = 12357) -> None:
-    """Joins a process group on this machine: nccl where CUDA has a device a rank, else gloo.
+    """Joins a process group on this machine: nccl if each rank has a CUDA device, else gloo.
 
     Args:
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
-        port: where they meet.
+        port: TCP port of rank 0.
     """
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["MASTER_PORT"] = str(port)
@@ -149,7 +149,7 @@ def setup_ddp(rank: int, world_size: int, port: int = 12357) -> None:
 
 
 def _join(rank: int | None = None, world_size: int | None = None) -> None:
-    if rank is None or world_size is None:  # torchrun's variables say both
+    if rank is None or world_size is None:  # set by torchrun
         world_size = _variable("WORLD_SIZE", 1, None)
         rank = _variable("RANK", 0, world_size - 1)
     host, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT", 1, 65_535)
@@ -160,7 +160,7 @@ def _join(rank: int | None = None, world_size: int | None = None) -> None:
     backend = "nccl" if nccl else "gloo"
     if nccl:
         torch.cuda.set_device(local)
-    else:  # processes that share a machine's cores share its threads
+    else:  # divide the cores among the processes on this machine
         on_this_machine = _variable("LOCAL_WORLD_SIZE", 1, None, world_size)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // on_this_machine))
     try:
@@ -171,9 +171,9 @@ def _join(rank: int | None = None, world_size: int | None = None) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(
-            f"rank {rank} of {world_size} processes did not meet the others at "
-            f"{shown(host)}:{port} ({shown(error, 300)}); see MASTER_ADDR, MASTER_PORT, RANK and "
-            "WORLD_SIZE, each rank being one process"
+            f"rank {rank} of {world_size} could not connect to the other processes at "
+            f"{shown(host)}:{port} ({shown(error, 300)}); check MASTER_ADDR, MASTER_PORT, RANK and "
+            "WORLD_SIZE, and that each rank is one process"
         ) from error
 
 
@@ -184,47 +184,45 @@ def cleanup_ddp() -> None:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there, else another free port; 0 wants any."""
+    """The port `wanted` if it is free, else another free port; 0 for any."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError:
             probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-    if wanted not in (0, found):
-        logger.warning("port %d is taken; the processes meet at %d", wanted, found)
-    return found
+        port: int = probe.getsockname()[1]
+    if wanted not in (0, port):
+        logger.warning("port %d is in use; using port %d", wanted, port)
+    return port
 
 
 def _member(
-    work: Callable[[], None],
-    join: Callable[[], None],
-    told: Connection | None = None,
+    work: Callable[[], None], join: Callable[[], None], errors: Connection | None = None
 ) -> None:
     """Runs one process of a group.
 
     Args:
-        work: called once the process has joined.
+        work: called after the process has joined.
         join: joins the group.
-        told: where to tell of an error, before the others notice that this process leaves.
+        errors: pipe for an error, sent before the other processes notice this one's end.
     """
     try:
         join()
         work()
         barrier()
     except Exception as error:
-        if told is not None:
+        if errors is not None:
             if isinstance(error, OSError) and not isinstance(error, UsageError):
                 error = system_failure(error)
             mistake = isinstance(error, UsageError)
-            whole = mistake or isinstance(error, RunError)
-            text = str(error) if whole else traceback.format_exc()
-            told.send((time.time(), mistake, text[-TEXT:]))
+            expected = mistake or isinstance(error, RunError)
+            text = str(error) if expected else traceback.format_exc()
+            errors.send((time.time(), mistake, text[-TEXT:]))
             raise SystemExit(2 if mistake else 1) from None
         raise
     except KeyboardInterrupt:
-        if told is not None:
+        if errors is not None:
             raise SystemExit(128 + signal.SIGINT) from None
         raise
     finally:
@@ -232,29 +230,28 @@ def _member(
 
 
 def _spawned(
-    work: Callable[[], None], rank: int, world_size: int, port: int, told: Connection
+    work: Callable[[], None], rank: int, world_size: int, port: int, errors: Connection
 ) -> None:
     ignore_interrupts()
     die_with_parent()
-    _member(work, functools.partial(setup_ddp, rank, world_size, port), told)
+    _member(work, functools.partial(setup_ddp, rank, world_size, port), errors)
 
 
 def run(work: Callable[[], None], world_size: int = 1, port: int = 12355) -> None:
     """Calls `work()` in every process of a run.
 
-    Under torchrun this process is one of them; with a `world_size` above 1 they are started here;
-    otherwise this process is all there is.
+    Under torchrun this process is one of several; with a `world_size` above 1 they are started
+    here; otherwise this process is the only one.
 
     Args:
-        work: picklable, since other processes import it: a function at the top level of a module,
-            or a `functools.partial` of one.
-        world_size: processes to start on this machine.
-        port: where they meet.
+        work: a picklable function, such as a module-level function or a `functools.partial` of one.
+        world_size: number of processes to start on this machine.
+        port: TCP port of rank 0.
 
     Raises:
-        UsageError: if that is what ended one of the processes.
-        RunError: if one of them failed or was killed, with the cause; none is left.
-        Stopped: if a signal asked the run to stop.
+        UsageError: if one of the processes raised it.
+        RunError: if a process failed or was killed; all others have been ended.
+        Stopped: if a signal stopped the run.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -272,38 +269,38 @@ def _spawn(work: Callable[[], None], world_size: int, port: int) -> None:
     ranks: list[BaseProcess] = []
     pipes: list[Connection] = []
 
-    def ask(signum: int) -> None:
+    def terminate(signum: int) -> None:
         for process in ranks:
             process.terminate()
 
-    with deferred_signals(ask) as asked:
+    with deferred_signals(terminate) as stop_signal:
         for rank in range(world_size):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_spawned, args=(work, rank, world_size, port, theirs))
-            with starting_deaf():
+            with interrupts_blocked():
                 process.start()
             theirs.close()
             ranks.append(process)
             pipes.append(ours)
-        if asked():
-            ask(asked())
+        if stop_signal():
+            terminate(stop_signal())
         try:
             failed = _wait(ranks)
-        except KeyboardInterrupt:  # the second
+        except KeyboardInterrupt:  # a second Ctrl-C
             for member in ranks:
                 member.kill()
             raise
-        if failed and asked():
-            raise Stopped(asked())
+        if failed and stop_signal():
+            raise Stopped(stop_signal())
     if failed:
         raise _cause(failed, pipes)
 
 
 def _wait(processes: Sequence[BaseProcess]) -> dict[int, int]:
-    """Waits for all. Once one has failed, the others have `GRACE` seconds to end, and are ended.
+    """Waits for all processes; after one has failed, ends the others within `GRACE` seconds.
 
     Returns:
-        The exit codes of those that failed of themselves, by rank.
+        The exit codes of the processes that failed by themselves, by rank.
     """
     alive = list(processes)
     while alive and not any(process.exitcode for process in processes):
@@ -325,29 +322,29 @@ def _wait(processes: Sequence[BaseProcess]) -> dict[int, int]:
 
 
 def _cause(failed: dict[int, int], pipes: Sequence[Connection]) -> BaseException:
-    """What ended a run: a process that was killed, else the first to fail."""
+    """The cause of a failed run: a process that was killed, else the first to fail."""
     for rank, code in failed.items():
         if code < 0:
-            memory = ", out of memory perhaps" if code == -signal.SIGKILL else ""
+            memory = ", possibly out of memory" if code == -signal.SIGKILL else ""
             return RunError(
                 f"the process of rank {rank} was killed ({signal.Signals(-code).name}{memory}), "
-                "and with it the run; the same command continues it"
+                "which ended the run; the same command resumes it"
             )
-    told: list[tuple[float, int, bool, str]] = []
+    reports: list[tuple[float, int, bool, str]] = []
     for rank, pipe in enumerate(pipes):
         with contextlib.suppress(EOFError, OSError):
             if pipe.poll():
                 when, mistake, text = pipe.recv()
-                told.append((when, rank, mistake, text))
-    if told:
-        _, rank, mistake, text = min(told)
+                reports.append((when, rank, mistake, text))
+    if reports:
+        _, rank, mistake, text = min(reports)
         return (
             UsageError(text) if mistake else RunError(f"the process of rank {rank} failed:\n{text}")
         )
     rank, code = next(iter(failed.items()))
     if code > 128:  # see Stopped
         return Stopped(code - 128)
-    return RunError(f"the process of rank {rank} ended with code {code}")
+    return RunError(f"the process of rank {rank} exited with code {code}")
 
 
 def _warn_of_shared_devices(world_size: int) -> None:

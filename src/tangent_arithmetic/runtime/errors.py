@@ -1,4 +1,4 @@
-"""Errors whose message is all a user needs: what was expected, what was got, the way out."""
+"""Errors for users, whose messages say what was expected, what was got, and what to do."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LONGEST_NAME = 120
 
 
 def printable(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    """The text as a terminal can safely show it: control characters escaped, the middle cut out.
+    """The text made safe for a terminal: control characters escaped, the middle of long text cut.
 
     Args:
-        text: any text, for instance with names from a file that somebody else made.
-        longest: characters to keep; line breaks are kept as well.
+        text: any text, for instance with names from untrusted files.
+        longest: number of characters to keep. Line breaks are kept.
     """
     if len(text) > longest:
         head, tail = text[: longest * 3 // 4], text[len(text) - longest // 4 :]
@@ -35,7 +35,7 @@ def printable(text: str, longest: int = LONGEST_MESSAGE) -> str:
 
 
 def shown(name: object, longest: int = LONGEST_NAME) -> str:
-    """A name from a file, for a message: on one line, printable, cut where it is long."""
+    """An untrusted name made safe for a message: one printable line, truncated if long."""
     text = str(name)
     cut = text if len(text) <= longest else f"{text[:longest]}..."
     return "".join(c if c.isprintable() else _escaped(c) for c in cut)
@@ -46,10 +46,10 @@ def _escaped(character: str) -> str:
 
 
 class UsageError(ValueError):
-    """A user's mistake. Entry points print the message without a trace and end with code 2.
+    """A user's mistake. Commands print its message without a traceback and exit with code 2.
 
     Args:
-        message: what was expected, what was got, the way out; kept as `printable` gives it.
+        message: what was expected, what was got, what to do; stored after `printable`.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -57,17 +57,17 @@ class UsageError(ValueError):
 
 
 class MissingFileError(UsageError, FileNotFoundError):
-    """A file that a command needs is not there; the message names the command that makes it."""
+    """A required file does not exist; the message names the command that makes it."""
 
     __str__ = ValueError.__str__
 
 
 class UnwritableError(UsageError, OSError):
-    """A file cannot be written, for instance since the disk is full.
+    """A file cannot be written, for instance because the disk is full.
 
     Args:
         path: the file.
-        reason: what keeps it from being written.
+        reason: why it cannot be written.
     """
 
     __str__ = ValueError.__str__
@@ -75,15 +75,15 @@ class UnwritableError(UsageError, OSError):
     def __init__(self, path: Path, reason: str) -> None:
         self.reason = reason
         super().__init__(
-            f"cannot write {path}: {reason}; make room there or name another folder. What was "
-            "there before is unchanged"
+            f"cannot write {path}: {reason}; make room there or name another folder. Existing "
+            "files are unchanged"
         )
 
 
 class PictureError(UsageError):
-    """A picture cannot be read, or its label is none; the message names the file.
+    """An image cannot be read, or its label is invalid; the message names the file.
 
-    A data-loading process hands its errors on as the text of a trace; the message is its end.
+    Data-loading processes pass errors on as the text of a traceback; this extracts the message.
     """
 
     def __init__(self, message: str) -> None:
@@ -91,14 +91,14 @@ class PictureError(UsageError):
 
 
 class DivergedError(UsageError, FloatingPointError):
-    """Training came to a loss or a gradient that is no finite number."""
+    """Training diverged: the loss or a gradient is not finite."""
 
 
 class RunError(RuntimeError):
-    """A process of the run came to an end; entry points print the message and end with code 1.
+    """A process of the run failed. Commands print its message and exit with code 1.
 
     Args:
-        message: what happened to it, perhaps with its trace; kept as `printable` gives it.
+        message: the cause, possibly with a traceback; stored after `printable`.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -106,12 +106,12 @@ class RunError(RuntimeError):
 
 
 def closest(name: str, choices: Iterable[str]) -> list[str]:
-    """The choices, those spelt most like `name` first."""
+    """The choices, sorted by similarity to `name`, most similar first."""
 
-    def likeness(choice: str) -> float:
+    def similarity(choice: str) -> float:
         return difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio()
 
-    return sorted(choices, key=lambda choice: (-likeness(choice), choice))
+    return sorted(choices, key=lambda choice: (-similarity(choice), choice))
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
@@ -121,18 +121,16 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
 
 
 def hub_failure(error: Exception) -> str:
-    """Why the Hugging Face hub did not answer, in brackets, and whether it is asked at all."""
+    """Why a request to the Hugging Face hub failed, for the end of a message."""
     from huggingface_hub import constants
 
     reason = str(error).strip().partition("\n")[0] or "no reason given"
-    offline = (
-        ". The hub is not asked, since HF_HUB_OFFLINE is set: unset it where there is a network"
-    )
+    offline = ". HF_HUB_OFFLINE is set: unset it to use the network"
     return f"({type(error).__name__}: {reason}){offline if constants.HF_HUB_OFFLINE else ''}"
 
 
 def system_failure(error: OSError) -> UsageError:
-    """The error of ours for what the system says of a file, a device or a connection."""
+    """The `UsageError` for a system error about a file, a device or a connection."""
     names = [shown(name) for name in (error.filename, error.filename2) if name is not None]
     reason = error.strerror if error.errno is not None and error.strerror else str(error)
     return UsageError(
@@ -141,67 +139,66 @@ def system_failure(error: OSError) -> UsageError:
 
 
 def entry_point(main: Main) -> Main:
-    """Decorates a script's `main(argv)`: errors that say it all become a message and an exit code.
+    """Decorates a command's `main(argv)`: expected errors become a message and an exit code.
 
-    2 for a `UsageError` and for what the system refuses (`OSError`), 1 for a `RunError` and where
-    memory does not suffice, 130 for Ctrl-C, of which the first process of a group tells, and 141
-    where nobody reads the output any more.
+    2 for `UsageError` and `OSError`, 1 for `RunError` and out of memory, 130 for Ctrl-C (reported
+    by rank 0), 141 for a closed output pipe.
     """
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
         try:
-            _write_anything()
+            _escape_output()
             code = int(main(argv))
             if sys.stdout is not None:
                 sys.stdout.flush()
             return code
         except UsageError as error:
-            return _told(f"error: {error}", 2)
+            return _report(f"error: {error}", 2)
         except KeyboardInterrupt:
-            return _told("interrupted", 128 + signal.SIGINT, first_only=True)
+            return _report("interrupted", 128 + signal.SIGINT, rank0_only=True)
         except Stopped as stopped:
-            _told(f"stopped by {signal.Signals(stopped.signum).name}", 0, first_only=True)
+            _report(f"stopped by {signal.Signals(stopped.signum).name}", 0, rank0_only=True)
             raise
         except OSError as error:
-            if isinstance(error, BrokenPipeError) and _unread():
-                return 128 + 13  # as if by SIGPIPE, which Windows has not
-            return _told(f"error: {system_failure(error)}", 2)
+            if isinstance(error, BrokenPipeError) and _pipe_closed():
+                return 128 + 13  # SIGPIPE, which Windows does not define
+            return _report(f"error: {system_failure(error)}", 2)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RunError):
-                return _told(f"error: {error}", 1)
+                return _report(f"error: {error}", 1)
             if not _is_out_of_memory(error):
                 raise
             advice = "try a smaller --batch-size, or another --device"
-            return _told(f"error: out of memory ({shown(error, 300)}); {advice}", 1)
+            return _report(f"error: out of memory ({shown(error, 300)}); {advice}", 1)
 
     return cast(Main, guarded)
 
 
-def _told(message: str, code: int, first_only: bool = False) -> int:
-    if not first_only or os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)  # noqa: T201 - a script's own message
+def _report(message: str, code: int, rank0_only: bool = False) -> int:
+    if not rank0_only or os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)  # noqa: T201 - a command's message
     return code
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether that is what Python or PyTorch says; on a CPU it has no type of its own."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
+    """Whether Python or PyTorch ran out of memory; on CPU, PyTorch has no error type for it."""
+    typed = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return typed or "can't allocate memory" in str(error)
 
 
-def _write_anything() -> None:
-    """Has letters that the output's encoding does not know escaped, instead of an error."""
+def _escape_output() -> None:
+    """Escapes characters that stdout cannot encode, instead of raising an error."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
 
 
-def _unread() -> bool:
-    """Whether the reader of the output has gone; what is left of the output is then dropped."""
-    if not hasattr(select, "poll"):  # Windows, where pipes break otherwise
+def _pipe_closed() -> bool:
+    """Whether the reader of stdout has closed it; the remaining output is then discarded."""
+    if not hasattr(select, "poll"):  # Windows
         return False
-    with contextlib.suppress(AttributeError, OSError):  # no output, or one that is no file
+    with contextlib.suppress(AttributeError, OSError):  # stdout is missing or not a file
         output, poll = sys.stdout.fileno(), select.poll()
         poll.register(output, 0)
         if any(event & select.POLLERR for _, event in poll.poll(0)):

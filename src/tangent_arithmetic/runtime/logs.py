@@ -1,4 +1,4 @@
-"""Logging, progress bars, W&B."""
+"""Logging, progress bars, and tracking with Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Item = TypeVar("Item")
 
 
 class _Printable(logging.Formatter):
-    """Messages as a terminal can safely show them: names from files may hold anything.
+    """A formatter that makes messages safe for terminals, and hides home folders.
 
-    A log may be kept in a file and shared, so that home folders are not named.
+    Messages may contain names from untrusted files, and logs may be shared.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -29,17 +29,17 @@ class _Printable(logging.Formatter):
 
 
 def setup_logging() -> None:
-    """Sends this project's messages to stderr; other ranks than the first only warn."""
+    """Logs this project's messages to stderr; ranks above 0 log warnings only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler])
     level = logging.INFO if ddp.is_main_process() else logging.WARNING
-    for name in ("tangent_arithmetic", "__main__"):  # a script's own logger is named __main__
+    for name in ("tangent_arithmetic", "__main__"):  # a script's logger is named __main__
         logging.getLogger(name).setLevel(level)
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yields the items under a bar with ETA; no bar on other ranks or where stderr is a file."""
+    """Yields the items with a progress bar on rank 0, if stderr is a terminal."""
     quiet = not ddp.is_main_process() or not sys.stderr.isatty()
     with logging_redirect_tqdm():
         yield from tqdm(
@@ -49,7 +49,7 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
 
 @contextmanager
 def byte_progress(description: str, total: int) -> Iterator[Callable[[int], Any]]:
-    """Gives a function to call with the bytes done; shows a bar with bytes a second, as above."""
+    """Yields a function that advances a progress bar by a number of bytes."""
     quiet = not ddp.is_main_process() or not sys.stderr.isatty()
     with tqdm(desc=shown(description), total=total, unit="B", unit_scale=True, unit_divisor=1024,
               disable=quiet, dynamic_ncols=True) as bar:  # fmt: skip
@@ -57,12 +57,12 @@ def byte_progress(description: str, total: int) -> Iterator[Callable[[int], Any]
 
 
 class Tracker:
-    """Logs numbers to a W&B run, or nowhere without one."""
+    """Logs numbers to a W&B run; does nothing without one."""
 
     def __init__(self, wandb_run: Any = None) -> None:
         self._run = wandb_run
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        """Logs numbers, optionally at a step."""
+        """Logs values by name, at a step if given."""
         if self._run is not None:
             self._run.log(values, step=step)

@@ -1,4 +1,4 @@
-"""Paths as they may be shared: without the home folder of who ran a command."""
+"""Hides home folders in paths that are written or shared."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# a home does not begin inside a longer path (but the file in a model's name), nor end inside a name
+# a match must not start inside a longer path (except after __pretrained__), nor end inside a name
 BEFORE, AFTER = r"(?:(?<![\w.~-])|(?<=__pretrained__))", r"(?=$|[^\w.@+-]|\.(?:\s|$))"
 
 
 def without_home(value: Any) -> Any:
-    """A value as it is written to results, recipes, logs and services: home folders become `~`.
+    """Replaces the home folder by `~` in strings and paths, also inside lists and mappings.
 
-    Texts, paths, and whatever lists and mappings of them hold; everything else is left as it is.
-    A home folder is replaced only where its name ends, so that `/home/ann` does not touch
-    `/home/anna`; the root folder is no one's home.
+    `/home/ann` does not match in `/home/anna`, and a home folder of `/` is ignored.
 
     Args:
-        value: JSON-like data, in which paths (`Path`) become texts.
+        value: JSON-like data; `Path`s become strings, other types are returned unchanged.
     """
     if isinstance(value, str):
         return _shortened(value)
@@ -34,23 +32,23 @@ def without_home(value: Any) -> Any:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with the home folder for `~`; one of an unknown user stays as it is written."""
+    """The path with `~` expanded; `~user` of an unknown user is left unchanged."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises there
 
 
 def _shortened(text: str) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()  # a name on disk may be any bytes
+    text = text.encode("utf-8", "backslashreplace").decode()  # file names may be arbitrary bytes
     for home in _homes():
         text = re.sub(rf"{BEFORE}{re.escape(home)}{AFTER}", "~", text)
     return text
 
 
 def _homes() -> list[str]:
-    """The home folder, as it is named and where links in it lead; the longer one first."""
+    """The home folder, as named and with links resolved; the longer path first."""
     try:
-        named = Path.home()
-        found = {str(home).rstrip("/\\") for home in (named, named.resolve())}
-    except (RuntimeError, OSError):  # no home folder at all, or links in a circle
+        home = Path.home()
+        paths = {str(path).rstrip("/\\") for path in (home, home.resolve())}
+    except (RuntimeError, OSError):  # no home folder, or circular links
         return []
-    homes = (home for home in found if Path(home).is_absolute() and len(Path(home).parts) > 1)
+    homes = (home for home in paths if Path(home).is_absolute() and len(Path(home).parts) > 1)
     return sorted(homes, key=len, reverse=True)

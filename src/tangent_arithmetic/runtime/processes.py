@@ -1,4 +1,4 @@
-"""What a process owes to others: stop when asked, end with its parent, write one at a time."""
+"""Signals, locks and the lifetime of worker processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from types import FrameType
 
 try:
     import fcntl
-except ImportError:  # Windows, where processes are not kept apart
+except ImportError:  # Windows: no locking
     fcntl = None  # type: ignore[assignment]
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-WORKER_SECONDS = 60  # what a training run's worker goes on for after SIGTERM, if not ended before
+WORKER_SECONDS = 60  # how long a data-loading worker of training survives SIGTERM
 
 
 class Stopped(SystemExit):
-    """A signal asked the process to stop, and it did so in good order: exit code 128 + signal."""
+    """The process stopped cleanly on a signal; the exit code is 128 + its number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -33,31 +33,31 @@ class Stopped(SystemExit):
 
 @contextlib.contextmanager
 def deferred_signals(then: Callable[[int], None] | None = None) -> Iterator[Callable[[], int]]:
-    """Notes SIGTERM and SIGINT in the block instead of ending there and then.
+    """Records SIGTERM and SIGINT during the block instead of terminating.
 
-    A second SIGINT (Ctrl-C) interrupts as usual. SIGTERM may come again: launchers repeat it.
+    A second SIGINT (Ctrl-C) raises `KeyboardInterrupt`. SIGTERM may be repeated, as launchers do.
 
     Args:
         then: called with each signal.
 
     Yields:
-        A function that gives the signal that came first, 0 if none did.
+        A function that returns the first signal, or 0 if there was none.
     """
-    noted: list[int] = []
+    received: list[int] = []
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and signal.SIGINT in noted:
+    def record(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and signal.SIGINT in received:
             raise KeyboardInterrupt
-        noted.append(signum)
+        received.append(signum)
         if then is not None:
             then(signum)
 
-    if threading.current_thread() is not threading.main_thread():  # only there can it be done
+    if threading.current_thread() is not threading.main_thread():  # handlers need the main thread
         yield lambda: 0
         return
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    before = {s: signal.signal(s, record) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: noted[0] if noted else 0
+        yield lambda: received[0] if received else 0
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -65,10 +65,10 @@ def deferred_signals(then: Callable[[int], None] | None = None) -> Iterator[Call
 
 @contextlib.contextmanager
 def one_at_a_time(place: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block for the same place, and keeps others out.
+    """Ensures that one process at a time runs such a block for the same place.
 
-    The lock is on the folder or file itself; nothing is left behind, however a process ends. Where
-    the file system has no locks the block runs unguarded.
+    The folder or file itself is locked, so nothing is left behind however a process ends. On file
+    systems without locks the block runs unprotected.
 
     Args:
         place: an existing folder or file.
@@ -85,15 +85,15 @@ def one_at_a_time(place: Path) -> Iterator[None]:
 
 
 def lock(handle: int, wait: bool = True) -> bool:
-    """Locks an open file against other processes that do the same, until it is closed.
+    """Acquires an exclusive advisory lock on an open file, released when it is closed.
 
     Args:
-        handle: the file's descriptor.
-        wait: whether to wait for the process that has the lock.
+        handle: the file descriptor.
+        wait: whether to wait for the process that holds the lock.
 
     Returns:
-        Whether it is locked now; False where another process has the lock, and where the file
-        system has no locks.
+        Whether the lock was acquired; False if another process holds it, or if the file system
+        does not support locks.
     """
     if fcntl is None:
         return False
@@ -104,15 +104,15 @@ def lock(handle: int, wait: bool = True) -> bool:
 
 
 @contextlib.contextmanager
-def starting_deaf() -> Iterator[None]:
-    """Has processes that are spawned in the block not hear Ctrl-C before they `ignore_interrupts`.
+def interrupts_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C in processes spawned in the block until they call `ignore_interrupts`.
 
-    A terminal sends it to every process of a job, also to one that still imports what it needs.
+    A terminal sends it to all processes of a job, including those that are still importing.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # it unblocks the signal when it is started
+    resource_tracker.ensure_running()  # its start unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -121,44 +121,41 @@ def starting_deaf() -> Iterator[None]:
 
 
 def ignore_interrupts() -> None:
-    """Leaves it to the parent of this process to act on Ctrl-C."""
+    """Makes this process ignore Ctrl-C, which its parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when its parent ends, however that ends.
-
-    On Linux; elsewhere it does nothing.
-    """
+    """Makes the kernel kill this process when its parent ends (on Linux only)."""
     if sys.platform != "linux":
         return
     started_by = multiprocessing.parent_process()
     parent = os.getppid() if started_by is None else started_by.pid
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
+    if os.getppid() != parent:  # the parent has already ended
         os._exit(1)
 
 
 def prepare_worker(index: int) -> None:
-    """Makes a data-loading worker end with its parent, and leaves Ctrl-C to the parent.
+    """Initialises a data-loading worker: it ends with its parent and ignores Ctrl-C.
 
     Args:
-        index: of the worker.
+        index: index of the worker.
     """
     die_with_parent()
     ignore_interrupts()
 
 
 def prepare_training_worker(index: int) -> None:
-    """Makes a worker end with its parent, and leaves it to the parent to act on signals.
+    """Initialises a data-loading worker of training, which also survives SIGTERM for a while.
 
-    A cluster sends SIGTERM, and a terminal Ctrl-C, to every process of a job. The parent still
-    needs its workers to finish the step; then it ends them.
+    Clusters send SIGTERM to all processes of a job. The parent still needs its workers to finish
+    the step, and then ends them.
 
     Args:
-        index: of the worker.
+        index: index of the worker.
     """
     prepare_worker(index)
     if hasattr(signal, "alarm"):
@@ -166,7 +163,7 @@ def prepare_training_worker(index: int) -> None:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, which may be fewer than the machine has."""
+    """The number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

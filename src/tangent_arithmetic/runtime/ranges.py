@@ -1,4 +1,4 @@
-"""Numbers of a range, and the messages for others."""
+"""Range checks for numbers, and the error messages for values outside."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ def in_range(
     most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """The value as a plain int or float, if it is one, finite and in the range."""
+    """Returns a number of any type as a plain int or float, if it is finite and in the range.
+
+    The range is from `least` to `most`, and below `below`; errors show `got`, the value as written.
+    """
     wanted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise refused("a whole number" if kind is int else "a number", repr(got))
     try:
-        found = kind(value)
+        plain = kind(value)
     except OverflowError as error:
         raise refused("a number of ordinary size", got) from error
-    if kind is float and not math.isfinite(found):
+    if kind is float and not math.isfinite(plain):
         raise refused("a finite number", got)
-    if least is not None and found < least:
+    if least is not None and plain < least:
         raise refused(f"at least {least}", got)
-    if most is not None and found > most:
+    if most is not None and plain > most:
         raise refused(f"at most {most:.10g}", got)
-    if below is not None and found >= below:
+    if below is not None and plain >= below:
         raise refused(f"a number below {below}", got)
-    return found
+    return plain
 
 
 def number(
@@ -49,17 +52,13 @@ def number(
     most: float | None = None,
     below: float | None = None,
 ) -> Callable[[str], Any]:
-    """What a flag's text is turned into a number of a range by, `type=` of argparse.
-
-    Args:
-        kind: int or float.
-        least: the smallest number.
-        most: the largest.
-        below: what it must be smaller than.
-    """
+    """Returns a parser of numbers in a range as `in_range` has it, for argparse's `type`."""
 
     def parse(text: str) -> Any:
-        return in_range(kind, kind(text), text, least, most, below)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text
+        return in_range(kind, value, text, least, most, below)
 
-    parse.__name__ = kind.__name__  # for argparse's message
     return parse

@@ -1,7 +1,8 @@
-"""The software that numbers depend on: this project's sources and the libraries below them."""
+"""Identifies the software that results depend on: our sources and library versions."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from importlib import metadata
@@ -17,13 +18,13 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm"
 
 @functools.cache
 def sources_hash(patterns: tuple[str, ...] = SOURCES) -> str:
-    """SHA-256 of sources of this project.
+    """SHA-256 of source files of this project.
 
-    By default of those that decide what is computed: engine, models, pictures, training. Commands,
-    tables and pages are not among them, so that a change there invalidates nothing.
+    The default set determines numerical results: engine, models, images, training. A change of
+    commands, tables or pages does not alter the hash.
 
     Args:
-        patterns: files and folders of the package; of a folder all Python files count.
+        patterns: files and folders of the package; a folder stands for all its Python files.
     """
     root = Path(__file__).parent.parent
     files = {
@@ -42,20 +43,18 @@ def sources_hash(patterns: tuple[str, ...] = SOURCES) -> str:
 
 
 def software(patterns: tuple[str, ...] = SOURCES) -> dict[str, Any]:
-    """What tells whether numbers were computed by the same software, as JSON.
+    """A JSON-serialisable record that is equal for equal software.
 
     Args:
-        patterns: the sources that count, see `sources_hash`.
+        patterns: the source files to include, see `sources_hash`.
     """
     return {"sources": sources_hash(patterns), "libraries": libraries()}
 
 
 def libraries() -> dict[str, str]:
-    """The versions of the libraries that numbers depend on, as far as they are installed."""
-    found = {}
+    """Versions of the installed libraries that results depend on."""
+    versions = {}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

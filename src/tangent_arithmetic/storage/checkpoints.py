@@ -1,8 +1,8 @@
-"""Checkpoints of this project: safetensors with JSON metadata, checked when read.
+"""This project's checkpoints: safetensors files with JSON metadata, verified when read.
 
-One key space: a standard and a linear checkpoint hold the same names (`model.visual...`); the mode
-is metadata. A linear checkpoint holds theta, and theta0 (under `theta0/...`) unless a zero-shot
-file of the same content lies beside it or one folder up.
+Standard and linear checkpoints use the same parameter names (`model.visual...`); the mode is
+metadata. A linear checkpoint holds theta, and theta0 (as `theta0/...`) unless a zero-shot file with
+the same content lies in its folder or one folder up.
 
 Files of other projects are read by `tangent_arithmetic.encoders.loading`.
 """
@@ -34,21 +34,21 @@ ZEROSHOT = "zeroshot.safetensors"
 STATE = "run_state"  # see storage/states.py
 ENCODERS = ("image_encoder", "linearized_image_encoder")
 BACKBONE = "mlp_backbone"  # of encoders/mlp.py
-FOLDERS = ("config.json", "adapter_config.json")  # one of these is in a folder of Hugging Face
-AGAIN = "delete it and make it again"
+FOLDERS = ("config.json", "adapter_config.json")  # one of these is in a Hugging Face folder
+AGAIN = "delete it and create it again"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file says.
+    """The content of a checkpoint file.
 
     Attributes:
         theta: the weights, by name.
-        kind: "image_encoder", "linearized_image_encoder", "head" or another word.
+        kind: type of the model, for instance "image_encoder", "linearized_image_encoder" or "head".
         hash: content hash of theta.
-        theta0: the point of expansion of a linear checkpoint.
+        theta0: expansion point of a linear checkpoint.
         theta0_hash: content hash of the pre-trained weights that theta was fine-tuned from.
-        info: everything else, for instance the model's name and how it was trained.
+        info: further metadata, for instance the model's name and the training settings.
     """
 
     theta: dict[str, Tensor]
@@ -60,7 +60,7 @@ class Checkpoint:
 
 
 def as_safetensors(path: str | Path) -> Path:
-    """The path that we write to when a user names `path`: `.pt` becomes `.safetensors`."""
+    """The path to write for a path given by the user: `.pt` becomes `.safetensors`."""
     path = Path(path)
     if path.suffix in (".pt", ".pth", ".safetensors"):
         return path.with_suffix(".safetensors")
@@ -68,25 +68,24 @@ def as_safetensors(path: str | Path) -> Path:
 
 
 def candidates(path: str | Path) -> list[Path]:
-    """Where a checkpoint may lie that is named in our way or that of the public projects.
+    """Possible locations of a checkpoint named in our convention or that of the public projects.
 
-    `.pt` is `.safetensors`, folder X is XVal and back, `linear_zeroshot` is `zeroshot`, and the
-    zero-shot file of a task is that of the run, one folder up.
+    `.pt` also means `.safetensors`, folder X means XVal and vice versa, `linear_zeroshot` means
+    `zeroshot`, and a task's zero-shot file is that of the run, one folder up.
     """
     ours = as_safetensors(Path(path).absolute())
     name = ours.name.removeprefix("linear_") if "zeroshot" in ours.name else ours.name
     folder = ours.parent
     twin = folder.name.removesuffix("Val") if folder.name.endswith("Val") else f"{folder.name}Val"
-    found = [ours, folder / name]
+    paths = [ours, folder / name]
     if folder.name:
-        found.append(folder.with_name(twin) / name)
+        paths.append(folder.with_name(twin) / name)
     if name == ZEROSHOT:
-        found.append(folder.parent / name)
+        paths.append(folder.parent / name)
     if name.startswith("head_"):
-        stem = name.removesuffix(".safetensors")
-        plain = stem.removesuffix("Val")
-        found += [folder / f"{plain}.safetensors", folder / f"{plain}Val.safetensors"]
-    return list(dict.fromkeys(found))
+        plain = name.removesuffix(".safetensors").removesuffix("Val")
+        paths += [folder / f"{plain}.safetensors", folder / f"{plain}Val.safetensors"]
+    return list(dict.fromkeys(paths))
 
 
 def save_tensors(
@@ -102,19 +101,19 @@ def save_tensors(
     Args:
         path: file to write; `.pt` becomes `.safetensors`.
         theta: the weights.
-        kind: what they are the weights of.
-        theta0: the point of expansion; stored unless a zero-shot file holds the same.
-        theta0_hash: content hash of the pre-trained weights; computed from theta0 if that is given.
-        info: JSON-serialisable facts to keep with the weights.
+        kind: type of the model.
+        theta0: expansion point; stored unless a zero-shot file holds the same weights.
+        theta0_hash: content hash of the pre-trained weights; computed from theta0 if given.
+        info: JSON-serialisable metadata.
 
     Raises:
-        UsageError: if a weight is not finite; only a `run_state` may hold such.
-        UnwritableError: if it cannot be written.
+        UsageError: if a weight is not finite (allowed in a `run_state` only).
+        UnwritableError: if the file cannot be written.
     """
     path = as_safetensors(path)
     if kind != STATE and (bad := not_finite(theta)):
         raise UsageError(
-            f"{path} is not written: {len(bad)} of {len(theta)} tensors are not finite "
+            f"{path} was not written: {len(bad)} of {len(theta)} tensors are not finite "
             f"({', '.join(map(shown, bad[:3]))}{', ...' if len(bad) > 3 else ''}); expected finite "
             "weights"
         )
@@ -140,42 +139,42 @@ def save_tensors(
 
 
 def not_finite(state: State) -> list[str]:
-    """The names of the tensors that hold NaN, or infinity where it is no mask of attention."""
-    found = []
+    """The names of the tensors that hold NaN or infinity; attention masks may hold infinity."""
+    names = []
     for name, value in state.items():
         if value.is_floating_point() or value.is_complex():
             bad = value.isnan() if name.endswith("mask") else ~value.isfinite()
             if bool(bad.any()):
-                found.append(name)
-    return found
+                names.append(name)
+    return names
 
 
 def checksum(facts: Mapping[str, str]) -> str:
-    """Checksum of what a file says of itself; that of its tensors is `hash`."""
-    kept = {name: facts[name] for name in sorted(facts) if name != "check"}
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    """Checksum of a file's metadata; `hash` covers its tensors."""
+    covered = {name: facts[name] for name in sorted(facts) if name != "check"}
+    return hashlib.sha256(json.dumps(covered).encode()).hexdigest()
 
 
 def _storable(state: State) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: on the CPU, contiguous, no two in one storage.
+    """The tensors as safetensors requires them: on the CPU, contiguous, without shared storages.
 
-    Only what is not so is copied, tied weights for instance.
+    Copies only where necessary, for instance tied weights.
     """
-    found: dict[str, Tensor] = {}
-    taken: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
     for name, value in state.items():
         dense = value.detach().cpu().contiguous()
         storage = dense.untyped_storage().data_ptr()
-        found[name] = dense.clone() if storage in taken else dense
-        taken.add(storage)
-    return found
+        tensors[name] = dense.clone() if storage in storages else dense
+        storages.add(storage)
+    return tensors
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """What one of our files says of itself, see `read_facts`; None for a file of another project.
+    """The metadata of one of our files, see `read_facts`; None for a file of another project.
 
     Raises:
-        UsageError: if the file is damaged, or of another version of this project.
+        UsageError: if the file is damaged, or from another version of this project.
     """
     if path.suffix != ".safetensors":
         return None
@@ -185,13 +184,13 @@ def read_header(path: Path) -> dict[str, Any] | None:
             facts: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
-    found = facts.get("format", "")
-    if found.startswith(PROJECT) and found != FORMAT:
+    file_format = facts.get("format", "")
+    if file_format.startswith(PROJECT) and file_format != FORMAT:
         raise UsageError(
-            f"{path} has format {found!r}, expected {FORMAT!r}: another version of this project "
-            "wrote it"
+            f"{path} has format {file_format!r}, expected {FORMAT!r}: it was written by another "
+            "version of this project"
         )
-    if found != FORMAT:
+    if file_format != FORMAT:
         return None
     if facts.get("check", checksum(facts)) != checksum(facts):
         raise UsageError(f"{path} is damaged (its header's checksum differs); {AGAIN}")
@@ -199,14 +198,15 @@ def read_header(path: Path) -> dict[str, Any] | None:
         info = json.loads(facts["info"])
         if not isinstance(info, dict):
             raise TypeError(f"info is a {type(info).__name__}")
-        named = {name: facts[name] for name in ("format", "kind", "hash", "theta0_hash")}
-        return {**named, "info": info}
+        return {name: facts[name] for name in ("format", "kind", "hash", "theta0_hash")} | {
+            "info": info
+        }
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, of ours or of others.
+    """All tensors of a safetensors file, whoever wrote it.
 
     Raises:
         UsageError: if the file is damaged.
@@ -219,10 +219,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """Reads and checks one of our files; None for a file of another project.
+    """Reads and verifies one of our files; returns None for a file of another project.
 
     Raises:
-        MissingFileError: if it needs a zero-shot file that is not there.
+        MissingFileError: if it needs a zero-shot file that does not exist.
         UsageError: if it is damaged.
     """
     facts = read_header(path)
@@ -236,7 +236,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     theta0_hash = facts["theta0_hash"] or None
     if theta0 and content_hash(theta0) != theta0_hash:
         raise UsageError(f"{path} is damaged (theta0's checksum differs); {AGAIN}")
-    if facts["kind"] == "linearized_image_encoder" and not theta0:
+    if facts["kind"].startswith("linearized_") and not theta0:
         theta0 = _read_zeroshot(path, str(theta0_hash))
     return Checkpoint(
         theta, facts["kind"], facts["hash"], theta0 or None, theta0_hash, facts["info"]
@@ -258,10 +258,10 @@ def _find_zeroshot(path: Path, theta0_hash: str) -> Path | None:
 
 def _read_zeroshot(path: Path, theta0_hash: str) -> dict[str, Tensor]:
     zeroshot = _find_zeroshot(path, theta0_hash)
-    found = None if zeroshot is None else read_checkpoint(zeroshot)
-    if found is None:
+    checkpoint = None if zeroshot is None else read_checkpoint(zeroshot)
+    if checkpoint is None:
         raise MissingFileError(
             f"{path} was linearised at weights {theta0_hash[:12]}..., expected in {ZEROSHOT} "
-            "beside it or one folder up, where they are not; put that file back"
+            "in its folder or one folder up, but neither has them; put that file back"
         )
-    return found.theta
+    return checkpoint.theta

@@ -1,4 +1,4 @@
-"""The boundary to files of others: what cannot be read is an error of ours that names the file."""
+"""Reading files that others wrote: every failure becomes a `UsageError` that names the file."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 from tangent_arithmetic.runtime.errors import MissingFileError, RunError, UsageError, shown
 
 LONGEST_PATH = 1000
-LONGEST_JSON = 16 << 20  # bytes, which may take 25 times as many in memory
-LONGEST_HEADER = 1 << 20  # bytes of one of safetensors, which may take 50 times as many in memory
+LONGEST_JSON = 16 << 20  # bytes; parsed, they may take 25 times as much memory
+LONGEST_HEADER = 1 << 20  # bytes of a safetensors header; parsed, 50 times as much memory
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
 def readable(path: str | Path, expected: str) -> Iterator[None]:
-    """Turns what goes wrong while a file is read and parsed into a `UsageError` that names it.
+    """Turns any failure to read or parse a file into a `UsageError` that names it.
 
     Args:
         path: the file.
         expected: what it should be, with its article, for instance "a JSON object".
 
     Raises:
-        MissingFileError: if it is not there.
-        UsageError: if it cannot be read as that; errors of ours pass through.
+        MissingFileError: if it does not exist.
+        UsageError: if it cannot be read as `expected`; our own errors pass through.
     """
     try:
         yield
     except (UsageError, RunError):
         raise
-    except Exception as error:  # whatever a parser says: each has exceptions of its own
+    except Exception as error:  # every parser has its own exceptions
         if isinstance(error, FileNotFoundError) and not os.path.exists(path):  # noqa: PTH110
             raise MissingFileError(f"{path} does not exist, expected {expected}") from error
         refuse_pointer(path)
@@ -43,7 +43,7 @@ def readable(path: str | Path, expected: str) -> Iterator[None]:
 
 
 def _reason(path: str | Path, error: BaseException) -> str:
-    """What an error says, in short; of a file in a folder that is read, which one."""
+    """A short reason, which names the file if it is another one, as in a folder that is read."""
     if not isinstance(error, OSError) or not error.strerror:
         return shown(error)
     of_another = error.filename is not None and str(error.filename) != str(path)
@@ -51,11 +51,7 @@ def _reason(path: str | Path, error: BaseException) -> str:
 
 
 def refuse_pointer(path: str | Path) -> None:
-    """Refuses what Git LFS leaves in place of a file.
-
-    Raises:
-        UsageError: if that is what it is.
-    """
+    """Raises a UsageError if the file is a Git LFS pointer."""
     if is_lfs_pointer(path):
         raise UsageError(
             f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
@@ -63,7 +59,7 @@ def refuse_pointer(path: str | Path) -> None:
 
 
 def is_lfs_pointer(path: str | Path) -> bool:
-    """Whether a file is the small text that Git LFS leaves in place of a large file."""
+    """Whether a file is the placeholder that Git LFS leaves for a file it has not fetched."""
     try:
         with Path(path).open("rb") as file:
             return file.read(len(LFS_POINTER)) == LFS_POINTER
@@ -75,8 +71,8 @@ def read_text(path: str | Path, expected: str = "a text in UTF-8") -> str:
     """The text of a UTF-8 file, with or without a byte-order mark.
 
     Raises:
-        MissingFileError: if it is not there.
-        UsageError: if it cannot be read, for instance since it is UTF-16, or a Git LFS pointer.
+        MissingFileError: if it does not exist.
+        UsageError: if it cannot be read, for instance because it is UTF-16 or a Git LFS pointer.
     """
     with readable(path, expected):
         refuse_pointer(path)
@@ -84,27 +80,27 @@ def read_text(path: str | Path, expected: str = "a text in UTF-8") -> str:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """The JSON object in a file.
 
     Raises:
-        MissingFileError: if it is not there.
-        UsageError: if it is no JSON, nested too deeply, longer than `LONGEST_JSON`, or holds
-            something else than an object.
+        MissingFileError: if it does not exist.
+        UsageError: if it is not valid JSON or not an object, too deeply nested, or longer than
+            `LONGEST_JSON`.
     """
     with readable(path, "a JSON object"):
         if (size := Path(path).stat().st_size) > LONGEST_JSON:
             raise ValueError(f"it has {size:,} bytes, expected at most {LONGEST_JSON:,}")
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        if not isinstance(found, dict):
-            raise TypeError(f"it holds a {type(found).__name__}")
-        return found
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if not isinstance(value, dict):
+            raise TypeError(f"it holds a {type(value).__name__}")
+        return value
 
 
 def check_header(path: str | Path) -> None:
-    """Refuses a file of safetensors most of which is its header, before that is parsed.
+    """Refuses a safetensors file with an oversized header, before the header is parsed.
 
     Raises:
-        UsageError: if the header has more than `LONGEST_HEADER` and an eighth of the file.
+        UsageError: if the header exceeds `LONGEST_HEADER` plus an eighth of the file.
         OSError: if the file cannot be read.
     """
     refuse_pointer(path)
@@ -113,19 +109,19 @@ def check_header(path: str | Path) -> None:
     if length > LONGEST_HEADER + Path(path).stat().st_size // 8:
         raise UsageError(
             f"{path} is damaged: its header has {length:,} bytes, expected at most "
-            f"{LONGEST_HEADER:,} and an eighth of the file"
+            f"{LONGEST_HEADER:,} plus an eighth of the file"
         )
 
 
 def inside(source: str | Path, name: str) -> PurePosixPath:
-    """A path that a list or an archive names, which stays below any folder that it is joined to.
+    """A relative path from a list or archive that stays below any folder it is joined to.
 
     Args:
         source: the list or archive, for the message.
-        name: as it is written there.
+        name: the path as written there.
 
     Raises:
-        UsageError: if it is absolute, empty, or has a step up.
+        UsageError: if it is absolute or empty, or contains `..` or a null byte.
     """
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     if path.is_absolute() or windows.anchor or ".." in windows.parts or not path.parts:
@@ -133,5 +129,7 @@ def inside(source: str | Path, name: str) -> PurePosixPath:
             f"{source} is refused: it names {shown(name)!r}, which leads out of its folder"
         )
     if "\0" in name:
-        raise UsageError(f"{source} is refused: it names {shown(name)!r}, which no file is called")
+        raise UsageError(
+            f"{source} is refused: it names {shown(name)!r}, which cannot be read as a path"
+        )
     return path

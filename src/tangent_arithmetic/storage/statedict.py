@@ -1,9 +1,9 @@
 r"""Pure arithmetic on named tensors.
 
-A state is a mapping from names to tensors, such as \(\theta\) or \(\tau = \theta - \theta_0\).
-Nothing but `copy_into` and `move_into` changes its inputs; two states are paired by name, never by
-position, and must have the same names and shapes. A parameter that has several names (a tied
-weight) counts and moves once, see `ties`.
+A state maps names to tensors, for instance \(\theta\) or \(\tau = \theta - \theta_0\). Only
+`copy_into` and `move_into` change their inputs; two states are paired by name, never by position,
+and must have the same names and shapes. A parameter with several names (tied weights) is counted
+and moved once, see `ties`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ NARROW = (
 )  # fmt: skip
 NARROW_OR_FULL = {*NARROW, *FULL}
 MOVED = "weights and task vector"
-TIES = "ties"  # the entry of a file's facts that says which names are one parameter
-NAMED = 8  # names that a message lists
+TIES = "ties"  # metadata entry: which names are one parameter
+LISTED = 8  # names in a message
 
 
 def check_tensors(state: State, what: str = "the state") -> None:
-    """Checks that a state holds dense tensors and nothing else.
+    """Checks that a state holds only dense tensors.
 
     Raises:
-        UsageError: naming what it holds instead.
+        UsageError: listing everything else.
     """
     wrong = [
         f"{shown(name)}: {_described(name, value)}"
@@ -81,7 +81,7 @@ def check_same(a: State, b: State, what: str = "states") -> None:
 
 
 def check_part(whole: State, part: State, what: str) -> None:
-    """Checks that a state has no other names than another one, and its shapes.
+    """Checks that the names of `part` are in `whole`, with the same shapes.
 
     Raises:
         UsageError: listing all differences, sorted.
@@ -90,22 +90,18 @@ def check_part(whole: State, part: State, what: str) -> None:
 
 
 def ties(state: State) -> dict[str, str]:
-    """The other names of parameters that have several: name -> the first name of the same memory.
+    """Names that share memory with an earlier one: name -> the first name of the same tensor.
 
     Args:
         state: weights in memory, such as the state dict of a module.
     """
     first: dict[Any, str] = {}
-    found: dict[str, str] = {}
-    for name, value in state.items():
-        before = first.setdefault(_memory(value), name)
-        if before != name:
-            found[name] = before
-    return found
+    firsts = {name: first.setdefault(_memory(value), name) for name, value in state.items()}
+    return {name: other for name, other in firsts.items() if other != name}
 
 
 def _memory(value: Tensor) -> Any:
-    """What two names of one tensor have in common."""
+    """Equal for two names of the same tensor."""
     if value.is_meta or not value.numel():
         return id(value)
     try:
@@ -116,7 +112,7 @@ def _memory(value: Tensor) -> Any:
 
 
 def joined(*several: Ties) -> dict[str, str]:
-    """The ties of several states as one, other name -> name; the first state's choice wins."""
+    """Merges the ties of several states; the first state decides which name represents the rest."""
     first: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -124,8 +120,8 @@ def joined(*several: Ties) -> dict[str, str]:
             name = first[name]
         return name
 
-    for found in several:
-        for other, name in found.items():
+    for tied in several:
+        for other, name in tied.items():
             a, b = root(other), root(name)
             if a != b:
                 first[a] = b
@@ -133,7 +129,7 @@ def joined(*several: Ties) -> dict[str, str]:
 
 
 def agreed(tied: Ties, *states: State) -> dict[str, str]:
-    """Those ties by whose names no state has different numbers."""
+    """The ties whose two names hold the same numbers in every state."""
     return {
         name: first
         for name, first in tied.items()
@@ -142,72 +138,72 @@ def agreed(tied: Ties, *states: State) -> dict[str, str]:
 
 
 def once(state: State, tied: Ties, what: str) -> dict[str, Tensor]:
-    """The state with one name a parameter.
+    """The state with one name per parameter.
 
     Raises:
         UsageError: if the names of one parameter hold different numbers.
     """
-    found: dict[str, Tensor] = {}
+    untied: dict[str, Tensor] = {}
     for name, value in state.items():
         first = tied.get(name, name)
-        if first in found and not equal(found[first], value):
+        if first in untied and not equal(untied[first], value):
             raise UsageError(
                 f"{shown(first)} and {shown(name)} are one parameter (tied), but {what} has "
                 "different numbers for the two; clone one of them in the weights to untie them"
             )
-        found.setdefault(first, value)
-    return found
+        untied.setdefault(first, value)
+    return untied
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, whatever their types and devices."""
+    """Whether two tensors hold the same numbers, regardless of dtype and device."""
     if a.shape != b.shape or a.is_complex() != b.is_complex():
         return False
     if a is b or a.is_meta or b.is_meta:
         return True
-    if a.dtype == b.dtype and a.element_size() == 1:  # torch compares no float8
+    if a.dtype == b.dtype and a.element_size() == 1:  # torch cannot compare float8
         a, b = a.view(torch.uint8), b.view(torch.uint8)
     elif a.dtype != b.dtype and {a.dtype, b.dtype} <= NARROW_OR_FULL:
         a, b = a.double(), b.double()
     return torch.equal(a, b.to(a.device))
 
 
-def copy_into(own: State, theta: State, what: str) -> None:
-    """Copies the tensors of theta into those of `own`, in place.
+def copy_into(target: State, theta: State, what: str) -> None:
+    """Copies the tensors of theta into those of `target`, in place.
 
     Args:
-        own: what is overwritten; keeps its types and devices.
-        theta: what is copied.
-        what: the two of them, for the message.
+        target: the tensors to overwrite; they keep their dtypes and devices.
+        theta: the tensors to copy.
+        what: describes the two, for messages.
 
     Raises:
         UsageError: if names or shapes differ (all differences are listed), if theta has different
-            numbers for two names of one parameter, or numbers that a type of `own` cannot hold.
+            numbers for two names of one parameter, or numbers that a dtype of `target` cannot hold.
     """
-    check_same(own, theta, what)
-    once(theta, ties(own), "what is copied")
+    check_same(target, theta, what)
+    once(theta, ties(target), "the copied state")
     with torch.no_grad():
-        ready = {name: stored(theta[name], value.dtype, name) for name, value in own.items()}
-        for name, value in own.items():
+        ready = {name: stored(theta[name], value.dtype, name) for name, value in target.items()}
+        for name, value in target.items():
             value.copy_(ready[name])
 
 
 def takes_part(value: Tensor) -> bool:
-    """Whether arithmetic applies to a tensor: real floating-point numbers, not scales of blocks."""
+    """Whether arithmetic applies to a tensor: real floating-point numbers, not block scales."""
     return value.dtype in NARROW_OR_FULL
 
 
 @functools.cache  # once, not for every vector
 def say_left_out(what: str, names: tuple[str, ...]) -> None:
-    """Names the tensors that differ between models but take no part in the arithmetic.
+    """Warns of tensors that differ between models but are excluded from the arithmetic.
 
     Args:
         what: the models.
-        names: the tensors; nothing is said if there are none.
+        names: the tensors; without any, nothing is logged.
     """
     if names:
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        listed = ", ".join(shown(name) for name in names[:NAMED])
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        listed = ", ".join(shown(name) for name in names[:LISTED])
         logger.warning(
             "%s differ in %s%s, which take no part in the arithmetic: they do not hold real "
             "floating-point numbers in each of them", what, listed, more,
@@ -215,7 +211,7 @@ def say_left_out(what: str, names: tuple[str, ...]) -> None:
 
 
 def _calculated_in(dtype: torch.dtype) -> torch.dtype:
-    """The type that numbers of a type are calculated with."""
+    """The dtype in which numbers of a dtype are computed."""
     if dtype in FULL:
         return dtype
     if dtype in NARROW:
@@ -232,60 +228,60 @@ def _at_least_float32(value: Tensor) -> Tensor:
 def stored(
     value: Tensor, dtype: torch.dtype, name: str, *sources: Tensor, start: int = 0
 ) -> Tensor:
-    """The numbers in the type that they are kept in, rounded once.
+    """Rounds numbers once, to the dtype in which they are stored.
 
     Args:
         value: the numbers.
-        dtype: the type.
-        name: what they are called, for the message.
-        *sources: what they were calculated from: where all of it is finite, they have to be.
-        start: number of the first of them in the whole tensor, for the message.
+        dtype: the dtype.
+        name: of the tensor, for the message.
+        *sources: the operands; where all of them are finite, the result must be, too.
+        start: index of the first number in the whole tensor, for the message.
 
     Raises:
-        UsageError: if the type cannot hold one of them.
+        UsageError: if the dtype cannot hold one of them.
     """
     if value.is_complex() and not dtype.is_complex:
         raise UsageError(f"{shown(name)} is complex, which {dtype} cannot hold")
-    found = value if value.dtype == dtype else value.to(dtype)
-    if (found is value and not sources) or value.is_meta or _vectorized():
-        return found
+    rounded = value if value.dtype == dtype else value.to(dtype)
+    if (rounded is value and not sources) or value.is_meta or _vectorized():
+        return rounded
     if dtype in NARROW_OR_FULL and value.dtype in NARROW_OR_FULL:
-        wrong = _out_of_range(value.detach(), found.detach(), sources)
+        wrong = _out_of_range(value.detach(), rounded.detach(), sources)
     else:
-        wrong = found.detach().to(value.dtype) != value.detach()
+        wrong = rounded.detach().to(value.dtype) != value.detach()
     if wrong is not None and bool(wrong.any()):
         at = int(wrong.reshape(-1).nonzero()[0])
         number = value.detach().reshape(-1)[at].item()
         reason = (
-            "which is no finite number" if not math.isfinite(abs(number))
-            else f"which {dtype} cannot hold; keep the weights in a wider type, such as float32"
+            "which is not finite" if not math.isfinite(abs(number))
+            else f"which {dtype} cannot hold; store the weights in a wider dtype, such as float32"
         )  # fmt: skip
-        raise UsageError(f"{shown(name)} would get {number:.6g} at number {start + at}, {reason}")
-    return found
+        raise UsageError(f"{shown(name)} would be {number:.6g} at index {start + at}, {reason}")
+    return rounded
 
 
-def _out_of_range(value: Tensor, found: Tensor, sources: Sequence[Tensor]) -> Tensor | None:
-    """Which numbers the type that they were rounded to does not reach; None if it holds all."""
+def _out_of_range(value: Tensor, rounded: Tensor, sources: Sequence[Tensor]) -> Tensor | None:
+    """A mask of the numbers outside the range of the dtype they were rounded to; None if empty."""
     wide = value if value.dtype in FULL else value.float()
     if not wide.numel():
         return None
     least, greatest = torch.aminmax(wide)
-    most = torch.finfo(found.dtype).max
+    most = torch.finfo(rounded.dtype).max
     if bool((least >= -most) & (greatest <= most)):
         return None
-    back = found if found.dtype in FULL else found.float()
-    beyond = ~torch.isfinite(back) | (wide.abs() > _largest(found.dtype))
+    back = rounded if rounded.dtype in FULL else rounded.float()
+    beyond = ~torch.isfinite(back) | (wide.abs() > _largest(rounded.dtype))
     wrong = torch.isfinite(wide) & beyond
     wrong |= torch.isinf(wide) & ~torch.isinf(back)
     if sources:
-        sound = [torch.isfinite(_at_least_float32(source.detach())) for source in sources]
-        wrong |= functools.reduce(torch.logical_and, sound) & ~torch.isfinite(wide)
+        finite = [torch.isfinite(_at_least_float32(source.detach())) for source in sources]
+        wrong |= functools.reduce(torch.logical_and, finite) & ~torch.isfinite(wide)
     return wrong
 
 
 @functools.cache
 def _largest(dtype: torch.dtype) -> float:
-    """The largest number that rounds to one of the type; torch lets some types saturate."""
+    """The largest number that rounds to a finite one; torch lets some dtypes saturate."""
     info = torch.finfo(dtype)
     if dtype == torch.float64:
         return info.max
@@ -293,13 +289,13 @@ def _largest(dtype: torch.dtype) -> float:
 
 
 def _vectorized() -> bool:
-    """Whether `torch.vmap` is at work, under which no number can be looked at."""
+    """Whether `torch.vmap` is active, under which no value can be inspected."""
     levels = retrieve_all_functorch_interpreters()
     return any(level.key() == TransformType.Vmap for level in levels)
 
 
 def add(a: State, b: State) -> dict[str, Tensor]:
-    """`a + b`; finite numbers give finite ones, or an error."""
+    """`a + b`; raises an error if finite numbers overflow."""
     check_same(a, b)
     return {name: _finite(name, value + b[name], value, b[name]) for name, value in a.items()}
 
@@ -310,25 +306,25 @@ def subtract(a: State, b: State) -> dict[str, Tensor]:
     return {name: _finite(name, value - b[name], value, b[name]) for name, value in a.items()}
 
 
-def _finite(name: str, found: Tensor, *sources: Tensor) -> Tensor:
-    return stored(found, found.dtype, name, *sources)
+def _finite(name: str, value: Tensor, *sources: Tensor) -> Tensor:
+    return stored(value, value.dtype, name, *sources)
 
 
 def widened(state: State) -> dict[str, Tensor]:
-    """The tensors, those of half precision in float32.
+    """The tensors in at least float32.
 
     Raises:
-        UsageError: if there is something else than real numbers.
+        UsageError: if a tensor does not hold real numbers.
     """
     check_tensors(state, "a vector")
     return {name: _at_least_float32(value) for name, value in state.items()}
 
 
 def combined(theta: State, theta0: State, operation: str = "subtract") -> dict[str, Tensor]:
-    """What is formed of the floating-point tensors, in at least float32, where theta is.
+    """Combines the floating-point tensors elementwise, in at least float32, on theta's device.
 
-    Other tensors are left out; those that differ are named in the log. What is the same in both,
-    such as a mask of -inf, has difference 0.
+    Other tensors are left out; those that differ are logged. Equal entries, such as the -inf of an
+    attention mask, have difference 0.
 
     Args:
         theta: fine-tuned weights.
@@ -336,7 +332,7 @@ def combined(theta: State, theta0: State, operation: str = "subtract") -> dict[s
         operation: "subtract", "add", "multiply" or "divide". A quotient that is not finite is 0.
 
     Raises:
-        UsageError: if names or shapes differ, or what is formed of finite numbers is not finite.
+        UsageError: if names or shapes differ, or finite numbers overflow.
     """
     check_same(theta, theta0, "fine-tuned and pre-trained weights")
     rest = (n for n in theta if not (takes_part(theta[n]) and takes_part(theta0[n])))
@@ -350,25 +346,24 @@ def combined(theta: State, theta0: State, operation: str = "subtract") -> dict[s
         "multiply": torch.mul,
         "divide": _quotient,
     }
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     for name, value in theta.items():
         if takes_part(value) and takes_part(theta0[name]):
             a, b = _at_least_float32(value), _at_least_float32(theta0[name].to(value.device))
-            formed = form[operation](a, b)
-            found[name] = _finite(name, formed, a, b)
-    return found
+            results[name] = _finite(name, form[operation](a, b), a, b)
+    return results
 
 
 def difference(theta: State, theta0: State) -> dict[str, Tensor]:
-    """`tau = theta - theta0` of the floating-point tensors, in at least float32, where theta is."""
+    """`tau = theta - theta0` of the floating-point tensors, see `combined`."""
     return combined(theta, theta0)
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    found = a - b
-    if found.is_meta or bool(torch.isfinite(found.sum())):
-        return found
-    return torch.where(a == b, torch.zeros_like(found), found)
+    tau = a - b
+    if tau.is_meta or bool(torch.isfinite(tau.sum())):
+        return tau
+    return torch.where(a == b, torch.zeros_like(tau), tau)
 
 
 def _quotient(a: Tensor, b: Tensor) -> Tensor:
@@ -381,7 +376,7 @@ def scale(a: State, factor: float | Tensor) -> dict[str, Tensor]:
 
 
 def power(a: State, exponent: float) -> dict[str, Tensor]:
-    """`a ** exponent`, by element, likewise."""
+    """`a ** exponent`, elementwise, likewise."""
     return {name: _finite(name, value**exponent, value) for name, value in a.items()}
 
 
@@ -405,20 +400,20 @@ def norm(a: State) -> Tensor:
 def move(
     theta: State, tau: State, scaling_coef: float | Tensor = 1.0, tied: Ties | None = None
 ) -> dict[str, Tensor]:
-    """`theta + scaling_coef * tau`, in theta's types; what tau does not have stays as it is.
+    """`theta + scaling_coef * tau`, in theta's dtypes; tensors that tau lacks are unchanged.
 
     A parameter moves under all its names, and names that share memory in theta share it again.
-    Derivatives go through all three.
+    Differentiable in all three.
 
     Args:
         theta: the weights.
         tau: the task vector, with one or all of the names of a parameter.
-        scaling_coef: the coefficient, a number or a tensor without dimensions.
-        tied: further names of tau's parameters, see `ties`; those that theta shows are known.
+        scaling_coef: the coefficient, a number or a scalar tensor.
+        tied: further names of tau's parameters, see `ties`; the ties of theta are detected.
 
     Raises:
-        UsageError: if tau has a tensor that theta does not have, of another shape, or two steps for
-            one parameter, or if a type of theta cannot hold where a number goes.
+        UsageError: if tau has a tensor that theta lacks, or of another shape, or two steps for one
+            parameter, or if a dtype of theta cannot hold a result.
     """
     first = joined(ties(theta), tied or {})
     steps = once(tau, first, "the task vector")
@@ -442,55 +437,57 @@ def _moved(name: str, base: Tensor, step: Tensor, scaling_coef: float | Tensor) 
     step = step.to(base.device, torch.promote_types(wide.dtype, _calculated_in(step.dtype)))
     if isinstance(scaling_coef, Tensor):
         wide = wide.to(step.dtype)
-        found = torch.addcmul(wide, step, scaling_coef.to(step.device, step.dtype))
+        moved = torch.addcmul(wide, step, scaling_coef.to(step.device, step.dtype))
     else:
-        found = torch.add(wide, step, alpha=scaling_coef)
-    return stored(found, base.dtype, name, base)
+        moved = torch.add(wide, step, alpha=scaling_coef)
+    return stored(moved, base.dtype, name, base)
 
 
 @torch.no_grad()
-def move_into(own: State, theta: State, tau: State, scaling_coef: float) -> None:
-    """Makes the tensors of `own` those of `move(theta, tau, scaling_coef)`, in their own memory.
+def move_into(target: State, theta: State, tau: State, scaling_coef: float) -> None:
+    """Writes `move(theta, tau, scaling_coef)` into the tensors of `target`, in place.
 
     Args:
-        own: the weights to overwrite, of theta's types and on its device.
-        theta: the weights to start from; not `own` itself.
-        tau: the task vector; what it does not have is left alone in `own`.
+        target: the weights to overwrite, with theta's dtypes and device.
+        theta: the weights to start from; not `target` itself.
+        tau: the task vector; tensors of `target` that it lacks are left alone.
         scaling_coef: the coefficient.
 
     Raises:
-        UsageError: if a type of `own` cannot hold where a number goes; `own` is changed by then.
+        UsageError: if a dtype of `target` cannot hold a result; `target` has changed by then.
     """
     sums: list[Tensor] = []
     for name, step in tau.items():
         base = theta[name]
         if base.dtype == step.dtype and base.dtype in FULL:
-            torch.add(base, step, alpha=scaling_coef, out=own[name])
-            sums.append(own[name].sum().to(sums[0].device if sums else base.device, torch.float32))
+            torch.add(base, step, alpha=scaling_coef, out=target[name])
+            sums.append(
+                target[name].sum().to(sums[0].device if sums else base.device, torch.float32)
+            )
         else:
-            own[name].copy_(_moved(name, base, step, scaling_coef))
+            target[name].copy_(_moved(name, base, step, scaling_coef))
     if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
         for name in tau:
-            stored(own[name], own[name].dtype, name, theta[name])
+            stored(target[name], target[name].dtype, name, theta[name])
 
 
 def content_hash(state: State) -> str:
-    """Hash of what a state contains: sorted names, types, shapes and bytes.
+    """Hash of the content of a state: sorted names, dtypes, shapes and bytes.
 
     Args:
-        state: the tensors, each of which is asked for once.
+        state: the tensors; each is read once.
 
     Returns:
         64 hexadecimal digits (SHA-256), the same on every machine.
 
     Raises:
-        UsageError: if there is something else than dense tensors with memory.
+        UsageError: if a value is not a dense tensor with memory.
     """
     digest = hashlib.sha256()
     for name in sorted(state, key=str):
         check_tensors({name: (value := state[name])})
         if value.is_meta:
-            raise UsageError(f"{shown(name)} is on the device meta and has no numbers")
+            raise UsageError(f"{shown(name)} is on the meta device, which holds no numbers")
         value = value.detach().cpu()
         head = f"{name}|{value.dtype}|{tuple(value.shape)}|"
         digest.update(head.encode(errors="surrogatepass"))

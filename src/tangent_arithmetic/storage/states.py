@@ -1,8 +1,8 @@
-"""The state of a run under way, kept so that the same command continues it exactly.
+"""Resume states: with them the same command continues an interrupted run exactly.
 
-A state is a checkpoint file (see `storage/checkpoints.py`) with everything that the steps to come
-depend on: weights, buffers, what the optimizer remembers, the number of steps done. The states of
-one run lie in a folder of their own, which one process at a time may use.
+A state is a checkpoint file (see `storage/checkpoints.py`) with everything that the remaining steps
+depend on: weights, buffers, the optimizer's state, the number of steps done. The states of a run
+lie in a folder of their own, which one process at a time may use.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from tangent_arithmetic.storage.statedict import copy_into
 logger = logging.getLogger(__name__)
 
 KEPT = 2
-SHARE = 0.02  # of a run's time that keeping states may take
+SHARE = 0.02  # of a run's time that writing states may take
 LEAST_SECONDS = 10.0  # between two states, however little one costs
-BYTES_A_SECOND = 200e6  # what a disk is taken to write, until it has been seen
+BYTES_A_SECOND = 200e6  # a disk's assumed speed, until a state has been written
 
 
 @dataclass(frozen=True)
 class State:
-    """A state as it was read.
+    """A resume state as read from its file.
 
     Attributes:
         tensors: by name, see `pack`.
-        done: steps, or epochs, that are behind it.
-        facts: what else the run wanted to keep.
+        done: steps, or epochs, done.
+        facts: further facts of the run.
     """
 
     tensors: dict[str, Tensor]
@@ -56,9 +56,9 @@ class RunStates:
     """The states of one run.
 
     Args:
-        checkpoint: the file that the run will end in; the states are in a folder beside it.
-        made: everything that the run's result depends on, JSON-serialisable; the state of a run
-            that depends on something else is neither continued nor replaced.
+        checkpoint: the file that the run will write; the states are in a folder beside it.
+        made: everything that the run's result depends on, JSON-serialisable; a state with another
+            `made` is neither continued nor replaced.
         every: steps (or epochs) between two states; 0 or less for none, None for as often as takes
             at most `SHARE` of the time.
         flag: the flag that starts the run anew, if its command has one.
@@ -81,10 +81,10 @@ class RunStates:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other runs out during the block; the lock ends with this process at the latest.
+        """Locks the states for the block; the lock ends with this process at the latest.
 
         Raises:
-            UsageError: if another run is at work here.
+            UsageError: if another run holds the lock.
         """
         handle = self._lock()
         _HELD.add(handle)
@@ -103,7 +103,7 @@ class RunStates:
         return self.folder / "lock"
 
     def _owns(self, handle: int) -> bool:
-        """Whether a lock is on the file that is there, not on one that was removed."""
+        """Whether a lock is on the current lock file, not on a removed one."""
         try:
             return os.path.samestat(os.fstat(handle), self._lock_path.stat())
         except FileNotFoundError:
@@ -145,11 +145,11 @@ class RunStates:
         return time.monotonic() - self._last >= pause
 
     def expect(self, size: int) -> None:
-        """Tells the size of a state in bytes: its cost is estimated until one is written."""
+        """Estimates the cost of a state from its size in bytes, until one is written."""
         self._cost, self._last = size / BYTES_A_SECOND, time.monotonic()
 
     def save(self, tensors: Mapping[str, Tensor], done: int, facts: Mapping[str, Any]) -> bool:
-        """Writes a state; the newest `KEPT` stay. A disk that is full is warned of, no more.
+        """Writes a state and removes all but the newest `KEPT`; warns if the disk is full.
 
         Returns:
             Whether it was written.
@@ -173,61 +173,83 @@ class RunStates:
         return True
 
     def newest(self) -> State | None:
-        """The newest state of this run that can be read; None if there is none.
+        """The newest readable state of this run, or None.
 
         Raises:
-            UsageError: if it is of a run with other settings, naming what differs. It is kept.
+            UsageError: if its run had other settings, naming what differs. The state is kept.
         """
         for path in sorted(self.folder.glob("*.safetensors"), reverse=True):
             try:
-                found = read_checkpoint(path)
-                if found is None or found.kind != STATE:
+                state = read_checkpoint(path)
+                if state is None or state.kind != STATE:
                     raise UsageError(f"{path} is not a resume state")
-                made, done, facts = (found.info[key] for key in ("made", "done", "facts"))
+                made, done, facts = (state.info[key] for key in ("made", "done", "facts"))
             except UsageError as error:
-                logger.warning("%s; the state before it is taken", error)
+                logger.warning("%s; trying the state before it", error)
                 continue
             except KeyError as error:
-                logger.warning("%s lacks %s; the state before it is taken", path, error)
+                logger.warning("%s lacks %s; trying the state before it", path, error)
                 continue
             if differ := differences(made, self.made):
                 raise UsageError(
-                    f"{path} is the state of an interrupted run that was started otherwise: "
-                    f"{'; '.join(differ)}. Run it again as it was started to continue it, name "
-                    f"another folder, or start anew by {self.anew}"
+                    f"{path} is the state of an interrupted run with other settings: "
+                    f"{'; '.join(differ)}. Use the same settings to continue it, name another "
+                    f"folder, or start anew by {self.anew}"
                 )
             self._kept = [path]
-            return State(found.theta, done, facts)
+            return State(state.theta, done, facts)
         return None
 
     def clear(self) -> None:
-        """Removes the states, so that the run starts anew; a lock on them stays."""
+        """Removes the states, so that the run starts anew; a lock stays."""
         for path in self.folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes the states, and what killed runs left half written of them and their result."""
+        """Removes the states, and partial files that killed runs left of them and the result."""
         shutil.rmtree(self.folder, ignore_errors=True)
         remove_parts(self.checkpoint.parent, self.checkpoint.name)
 
     def clean_up(self) -> None:
-        """Removes what a run left that was killed after it had written its checkpoint."""
+        """Removes what a run left that was killed after writing its checkpoint."""
         remove_parts(self.checkpoint.parent, self.checkpoint.name)
         if self.folder.is_dir():
             with contextlib.suppress(UsageError), self.locked():  # else that run is about to
                 self.remove()
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two records of how something was made, in words.
+def check_made(
+    path: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], how: str, flag: str
+) -> None:
+    """Checks that a finished file was made as it would be made now.
 
     Args:
-        found: how it was made.
+        path: the file.
+        made: how it was made; only the names in `wanted` are compared.
+        wanted: how it would be made now.
+        how: the message's word for the difference, "with other settings" for instance.
+        flag: the flag that names another folder.
+
+    Raises:
+        UsageError: naming what differs; the file stays.
+    """
+    if differ := differences({name: made.get(name) for name in wanted}, wanted):
+        raise UsageError(
+            f"{path} exists and was made {how} ({'; '.join(differ)}). Keep it and name another "
+            f"folder with {flag}, or delete it"
+        )
+
+
+def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The differences between two records of how something was made, in words.
+
+    Args:
+        made: how it was made.
         wanted: how it would be made now.
     """
     differ = []
-    for name in sorted(found.keys() | wanted.keys()):
-        old, new = found.get(name), wanted.get(name)
+    for name in sorted(made.keys() | wanted.keys()):
+        old, new = made.get(name), wanted.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             differ += [f"{name} {inner}" for inner in differences(old, new)]
         elif old != new:
@@ -236,12 +258,12 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 
 def _brief(value: Any) -> str:
-    """A value for a message; of a hash its first digits."""
+    """A value for a message; a hash shortened to its first digits."""
     digits = isinstance(value, str) and len(value) == 64
     return f"{value[:12]}..." if digits else "not recorded" if value is None else shown(value)
 
 
-_HELD: set[int] = set()  # locks of this process; its children, workers for instance, own none
+_HELD: set[int] = set()  # locks of this process; its children (workers) close theirs
 
 
 def _close_in_child() -> None:
@@ -255,35 +277,68 @@ if hasattr(os, "register_at_fork"):
 
 
 def pack(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """What training changes: trainable parameters, buffers, what the optimizer keeps of each."""
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    found: dict[str, Tensor] = {f"params/{name}": p.detach() for name, p in trained.items()}
-    found |= {f"buffers/{name}": b for name, b in model.named_buffers()}
-    for name, parameter in trained.items():
+    """What training changes: trainable parameters, buffers, and the optimizer's state.
+
+    The latter is each parameter's (`optimizer/KEY/PARAMETER`) and the numbers of each group
+    (`group/INDEX/KEY`); Python numbers have the prefix `number/` before a parameter's.
+
+    Raises:
+        TypeError: if an optimizer keeps something else than tensors and numbers.
+    """
+    packed = {name: value.detach() for name, value in _weights(model).items()}
+    for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            found[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-    return found
+            if isinstance(value, Tensor):
+                packed[f"optimizer/{key}/{name}"] = value
+            elif isinstance(value, int | float):
+                packed[f"number/{key}/{name}"] = _exact(value)
+            elif value is not None:
+                raise TypeError(
+                    f"expected a {type(optimizer).__name__} with tensors and numbers as its state, "
+                    f"got {key}: {type(value).__name__}, which a resume state cannot hold"
+                )
+    for i, group in enumerate(optimizer.param_groups):
+        numbers = {key: value for key, value in group.items() if isinstance(value, int | float)}
+        packed |= {f"group/{i}/{key}": _exact(value) for key, value in numbers.items()}
+    return packed
 
 
 def unpack(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
-    """Puts back what `pack` gave, in place.
+    """Restores what `pack` gave, in place.
 
     Args:
         tensors: of a model and an optimizer made in the same way.
         model: gets its parameters and buffers.
-        optimizer: gets its memory; its settings stay.
+        optimizer: gets its state, and the numbers of its groups.
     """
-    own: dict[str, Tensor] = {}
-    own |= {f"params/{n}": p for n, p in model.named_parameters() if p.requires_grad}
-    own |= {f"buffers/{n}": b for n, b in model.named_buffers()}
-    copy_into(own, {n: v for n, v in tensors.items() if not n.startswith("optimizer/")}, "state")
-    memory: dict[str, dict[str, Tensor]] = {}
+    weights, memory = dict[str, Tensor](), dict[str, dict[str, Tensor]]()
+    numbers, groups = dict[tuple[str, str], Any](), optimizer.state_dict()["param_groups"]
     for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, key, parameter = name.split("/", 2)
-            memory.setdefault(f"params/{parameter}", {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    order = {id(p): name for name, p in own.items()}
-    names = [order[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    kept = {i: memory[name] for i, name in enumerate(names) if name in memory}
-    optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        kind, key, *rest = name.split("/", 2)
+        if kind == "optimizer":
+            memory.setdefault(rest[0], {})[key] = value
+        elif kind == "number":
+            numbers[rest[0], key] = value.item()
+        elif kind == "group":
+            groups[int(key)][rest[0]] = value.item()
+        else:
+            weights[name] = value
+    copy_into(_weights(model), weights, "state")
+    own = dict(model.named_parameters())
+    names = {id(p): name for name, p in own.items()}
+    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    state = {i: memory[name] for i, name in enumerate(order) if name in memory}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for (name, key), number in numbers.items():
+        optimizer.state[own[name]][key] = number
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and all buffers, by their names in a state."""
+    trained = {f"params/{n}": p for n, p in model.named_parameters() if p.requires_grad}
+    return {**trained, **{f"buffers/{n}": b for n, b in model.named_buffers()}}
+
+
+def _exact(number: float) -> Tensor:
+    """A Python number as a tensor whose `item()` is the same number."""
+    return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else None)

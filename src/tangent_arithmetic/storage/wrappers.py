@@ -1,8 +1,8 @@
-"""The tensors of a checkpoint that training programs wrapped: by key, by prefix, or both.
+"""Unwraps the tensors of checkpoints from the keys and prefixes that training frameworks add.
 
 Known wrappers: DistributedDataParallel and DataParallel (`module.`), torch.compile (`_orig_mod`),
 FSDP and activation checkpointing, Lightning, open_clip's training checkpoints, and dicts with
-`state_dict`, `model`, an average (`ema`) and the like. They may lie in each other.
+`state_dict`, `model`, an average (`ema`) and the like. They may be nested.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ LIGHTNING = "pytorch-lightning_version"
 PREFIXES = (
     "model.", "net.", "network.", "encoder.", "image_encoder.", "backbone.", "clip.", "clip_model.",
 )  # fmt: skip
-INSIDE = {  # reserved names, which may stand anywhere in a path
+INSIDE = {  # reserved names, anywhere in a path
     "_orig_mod": "torch.compile", "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
 }  # fmt: skip
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its `module.`
-ADAPTER = ("lora_", "loha_", "hada_w", "lokr_w", "ia3_l", "oft_r")  # how their tensors are named
+ADAPTER = ("lora_", "loha_", "hada_w", "lokr_w", "ia3_l", "oft_r")  # prefixes of adapter tensors
 ADAPTER_CONFIG = "adapter_config.json"
-DEEPEST = 8  # wrappers in each other
+DEEPEST = 8  # nested wrappers
 
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """What lies in the wrappers.
+    """The content of the wrappers.
 
     Attributes:
         tensors: by name, without the wrappers' prefixes.
-        names: the name that each has in the content it was given in.
-        facts: the other entries beside the tensors.
-        steps: what was taken off, in words; outermost first.
+        names: name without prefixes -> original name.
+        facts: the entries beside the tensors.
+        steps: a description of each wrapper removed, outermost first.
     """
 
     tensors: dict[str, Tensor]
@@ -56,10 +56,10 @@ class Unwrapped:
 
 
 def unwrapped(content: Any, source: str | Path = "the mapping") -> Unwrapped:
-    """Takes the known wrappers off a model's weights, and says which.
+    """Removes all known wrappers from a model's weights.
 
     Args:
-        content: a mapping of names to tensors, wrapped or not, with whatever lies beside them.
+        content: a mapping of names to tensors, wrapped or not; other entries are allowed.
         source: where it comes from, for messages.
 
     Raises:
@@ -76,7 +76,7 @@ def unwrapped(content: Any, source: str | Path = "the mapping") -> Unwrapped:
         content = content[key]
     tensors, facts = _tensors(content)
     if not tensors:
-        raise _nothing(source, content)
+        raise _no_tensors(source, content)
     refuse_adapter(source, tensors)
     names, prefixes = _without_prefixes(source, tensors, lightning)
     steps += prefixes
@@ -87,7 +87,7 @@ def unwrapped(content: Any, source: str | Path = "the mapping") -> Unwrapped:
 
 
 def refuse_adapter(source: str | Path, names: Iterable[str]) -> None:
-    """Raises a UsageError if these are names of a LoRA adapter, not of a whole model."""
+    """Raises a UsageError if these are the names of a LoRA adapter, not of a complete model."""
     for name in names:
         parts = name.split(".")
         if parts[:2] == ["base_model", "model"] or any(part.startswith(ADAPTER) for part in parts):
@@ -97,14 +97,14 @@ def refuse_adapter(source: str | Path, names: Iterable[str]) -> None:
 def adapter_error(source: str | Path, evidence: str) -> UsageError:
     """The error for an adapter where a model is expected."""
     return UsageError(
-        f"{source} is a LoRA adapter, as PEFT saves it ({evidence}): it holds changes to a base "
+        f"{source} is a LoRA adapter saved by PEFT ({evidence}): it holds changes to a base "
         "model, not a model's weights. Merge it into the base model first (in PEFT: "
-        "model.merge_and_unload()), save that and name its file"
+        "model.merge_and_unload()), save the result and use that file"
     )
 
 
 def _tensors(content: Any) -> tuple[dict[str, Tensor], Mapping[Any, Any]]:
-    """The named tensors of a mapping or a module, and what else lies there."""
+    """The named tensors of a mapping or a module, and the remaining entries."""
     if isinstance(content, Stub):
         return dict(state_of(content)), content.state
     if isinstance(content, nn.Module):
@@ -116,25 +116,24 @@ def _tensors(content: Any) -> tuple[dict[str, Tensor], Mapping[Any, Any]]:
 
 
 def _key(content: Any) -> str | None:
-    """The key under which a wrapper keeps the model; None if this is no wrapper."""
+    """The key of a wrapper's model; None if this is not a wrapper."""
     if not isinstance(content, Mapping):
         return None
-    known = (key for key in (*KEYS, *AVERAGES) if _is_model(content.get(key)))
-    return next(known, None)
+    return next((key for key in (*KEYS, *AVERAGES) if _is_model(content.get(key))), None)
 
 
 def _is_model(value: Any) -> bool:
-    """Whether a value holds tensors, or looks like one more wrapper."""
+    """Whether a value holds tensors, or looks like another wrapper."""
     if isinstance(value, Mapping):
         inner = [value[key] for key in (*KEYS, *AVERAGES) if key in value]
-        return any(isinstance(held, Tensor) for held in value.values()) or any(
-            isinstance(held, Mapping) or _is_module(held) for held in inner
+        return any(isinstance(entry, Tensor) for entry in value.values()) or any(
+            isinstance(entry, Mapping) or _is_module(entry) for entry in inner
         )
     return _is_module(value)
 
 
 def _is_module(value: Any) -> bool:
-    """Whether a value is a module, or stands for a pickled one."""
+    """Whether a value is a module, or the stub of a pickled one."""
     if isinstance(value, Stub):
         return "_modules" in value.state or value.path().startswith("__torch__.")
     return isinstance(value, nn.Module)
@@ -142,15 +141,15 @@ def _is_module(value: Any) -> bool:
 
 def _step(key: str, content: Mapping[Any, Any]) -> str:
     if key in AVERAGES:
-        return f"{key!r} (an average of the weights; others are not there)"
+        return f"{key!r} (an average of the weights; there are no others)"
     averages = [repr(name) for name in AVERAGES if _is_model(content.get(name))]
-    return f"{key!r} (not {', '.join(averages)}, which is there too)" if averages else repr(key)
+    return f"{key!r} (not {', '.join(averages)}, also present)" if averages else repr(key)
 
 
 def _without_prefixes(
     source: str | Path, tensors: Iterable[str], lightning: bool
 ) -> tuple[dict[str, str], list[str]]:
-    """Shorter names -> the names given, and which prefixes they are without."""
+    """A map from names without prefixes to the original names, and the prefixes removed."""
     full = list(tensors)
     parts = [name.split(".") for name in full]
     steps = [
@@ -172,17 +171,17 @@ def _without_prefixes(
             prefixes = ["module."]
     if len(set(short)) < len(short) or "" in short:
         raise UsageError(
-            f"{source} holds tensors whose names are the same without {', '.join(steps)}; name a "
-            "file that holds one model"
+            f"{source} holds tensors whose names coincide without {', '.join(steps)}; expected a "
+            "file with a single model"
         )
     return dict(zip(short, full, strict=True)), steps
 
 
-def _nothing(source: str | Path, content: Any) -> UsageError:
-    """The error for what holds no tensors, with what it holds instead."""
+def _no_tensors(source: str | Path, content: Any) -> UsageError:
+    """The error for content without tensors; lists its keys."""
     if not isinstance(content, Mapping):
         return UsageError(f"{source} holds a {type(content).__name__}, expected named tensors")
     inner = [key for key, value in content.items() if _is_model(value)]
-    found = ", ".join(shown(key, 40) for key in list(inner or content)[:8]) or "nothing"
-    way_out = f"tensors lie under {found}: give one of these" if inner else f"it holds {found}"
-    return UsageError(f"{source} has no tensors under its names, as a state dict has; {way_out}")
+    keys = ", ".join(shown(key, 40) for key in list(inner or content)[:8]) or "nothing"
+    hint = f"tensors lie under {keys}: pass one of these" if inner else f"it holds {keys}"
+    return UsageError(f"{source} is not a state dict: its values are not tensors; {hint}")

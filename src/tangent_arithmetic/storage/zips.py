@@ -1,4 +1,4 @@
-"""Zip archives opened within bounds: a directory that is not too long, members side by side."""
+"""Zip archives with bounds: a central directory of limited size, members that do not overlap."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST_DIRECTORY = (
-    4 << 20
-)  # bytes; a member has 46 and its name there, and 10 times that in memory
+LONGEST_DIRECTORY = 4 << 20  # bytes; an entry is 46 plus its name, and 10 times that in memory
 LOCAL_HEADER = 30  # bytes before the name of a member
 
 
-class _Sparing(io.BufferedReader):
-    """A file from which no more than so many bytes are read at once.
+class _BoundedReader(io.BufferedReader):
+    """A file that limits the size of a single read.
 
     Attributes:
-        longest: bytes; the directory is read at once, whatever length the archive claims.
+        longest: bytes; `zipfile` reads the directory at once, whatever size the archive claims.
     """
 
     longest = 0
@@ -27,7 +25,7 @@ class _Sparing(io.BufferedReader):
         """Reads as usual.
 
         Raises:
-            zipfile.BadZipFile: for more bytes than that.
+            zipfile.BadZipFile: for more than `longest` bytes.
         """
         if size is not None and size > self.longest:
             raise zipfile.BadZipFile(f"its directory is longer than {self.longest:,} bytes")
@@ -36,17 +34,17 @@ class _Sparing(io.BufferedReader):
 
 @contextmanager
 def open_zip(path: Path, longest: int = LONGEST_DIRECTORY) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive whose members can be read one by one in no more bytes than it has.
+    """Opens an archive; reading all its members takes no more bytes than it has.
 
     Args:
         path: the archive.
-        longest: bytes that its directory may have.
+        longest: maximum size of its directory in bytes.
 
     Raises:
         zipfile.BadZipFile: if its directory is longer, or members overlap. Other errors of
             `zipfile` pass through.
     """
-    with _Sparing(io.FileIO(path)) as file:
+    with _BoundedReader(io.FileIO(path)) as file:
         file.longest = longest
         with zipfile.ZipFile(file) as archive:
             file.longest = path.stat().st_size

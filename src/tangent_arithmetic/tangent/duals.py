@@ -1,9 +1,9 @@
-"""Dual numbers: pairs of a value and its tangents, and what functionals make of them.
+"""Dual numbers: values with tangents, and how functionals act on them.
 
-The pairs are those of PyTorch's forward AD, so that whatever no rule covers (views, in-place
-operations, a user's `autograd.Function`) keeps PyTorch's own exact meaning. A
-`TorchFunctionMode` sees each functional; where there is a rule it computes the value on values
-alone, as the ordinary model does, and the tangent beside it, outside of the graph.
+They are the dual tensors of PyTorch's forward AD, so operations without a rule (views, in-place
+operations, a user's `autograd.Function`) keep PyTorch's exact semantics. A `TorchFunctionMode`
+intercepts each functional; if there is a rule, it computes the value from values only, as in the
+ordinary model, and the tangent separately, outside the autograd graph.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tangent_arithmetic.tangent.replay import random_states, set_random_states
 from tangent_arithmetic.tangent.rules import COMPOSITES, RULES, keywords
 
 IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")} | {"__setitem__"}
-MORE = "_tangents_after_the_first"  # where a pair of several tangents keeps the others
+MORE = "_tangents_after_the_first"  # attribute of a dual tensor with several tangents
 
 
 class CannotShare(Exception):
-    """Several tangents cannot go through this module side by side."""
+    """This module cannot propagate several tangents in one pass."""
 
 
 class Duals(TorchFunctionMode):
-    """Applies the rules to whatever functional meets a pair.
+    """Applies the rules to all functionals of dual tensors.
 
     Args:
-        count: tangents of each pair.
+        count: number of tangents per dual tensor.
         learnt: whether the primal pass is recorded for a backward pass.
     """
 
@@ -43,19 +43,19 @@ class Duals(TorchFunctionMode):
         self.count, self.learnt = count, learnt
 
     def pair(self, primal: Tensor, tangents: Sequence[Tensor | None]) -> Tensor:
-        """A value with its tangents; None is zero."""
+        """The dual tensor of a value and its tangents; None is a zero tangent."""
         if all(tangent is None for tangent in tangents):
             return primal
-        known = [
+        first, *others = (
             torch.zeros_like(primal) if t is None else t.to(primal.dtype).detach() for t in tangents
-        ]
-        dual = forward_ad.make_dual(primal, known[0])
+        )
+        dual = forward_ad.make_dual(primal, first)
         if self.count > 1:
-            setattr(dual, MORE, known[1:])
+            setattr(dual, MORE, others)
         return dual
 
     def split(self, value: Any) -> tuple[Any, list[Tensor] | None]:
-        """A value and its tangents; None if it has none."""
+        """The value and tangents of an argument; None for no tangents."""
         if not isinstance(value, Tensor):
             return value, None
         primal, tangent = forward_ad.unpack_dual(value)
@@ -65,7 +65,7 @@ class Duals(TorchFunctionMode):
             return primal, [tangent]
         more = getattr(value, MORE, None)
         if more is None:
-            raise CannotShare("an operation that our rules do not see keeps one tangent only")
+            raise CannotShare("an operation without a rule keeps only one tangent")
         return primal, [tangent, *more]
 
     def __torch_function__(
@@ -92,42 +92,42 @@ class Duals(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """The functional by its rule."""
+        """Evaluates a functional by its rule."""
         tangents: dict[int, list[Tensor]] = {}
-        pairs: dict[int, Tensor] = {}  # primal -> the pair that it is of
+        pairs: dict[int, Tensor] = {}  # primal -> its dual tensor
 
         def value_of(arg: Any) -> Any:
-            primal, found = self.split(arg)
-            if found is not None:
-                tangents[id(primal)], pairs[id(primal)] = found, arg
+            primal, parts = self.split(arg)
+            if parts is not None:
+                tangents[id(primal)], pairs[id(primal)] = parts, arg
             return primal
 
         values = tuple(value_of(arg) for arg in args)
         named = {name: value_of(arg) for name, arg in kwargs.items()}
         if not tangents:
             return func(*args, **kwargs)
-        answer = rule(*values, **named)
-        if answer is NotImplemented:
+        result = rule(*values, **named)
+        if result is NotImplemented:
             return self.native(func, args, kwargs)
-        out, push = answer
+        out, push = result
         with torch.no_grad():
-            found = []
+            steps = []
             for k in range(self.count):
 
                 def d(primal: Any, k: int = k) -> Tensor | None:
-                    known = tangents.get(id(primal))
-                    return None if known is None else known[k]
+                    parts = tangents.get(id(primal))
+                    return None if parts is None else parts[k]
 
-                found.append(_fresh(push(d), tangents.values()))
+                steps.append(_fresh(push(d), tangents.values()))
             if id(out) in pairs:  # in place
-                for own, new in zip(tangents[id(out)], found, strict=True):
-                    assert new is not None
-                    own.copy_(new)
+                for tangent, step in zip(tangents[id(out)], steps, strict=True):
+                    assert step is not None
+                    tangent.copy_(step)
                 return pairs[id(out)]
-        return self.pair(out, found)
+        return self.pair(out, steps)
 
     def native(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """The functional by PyTorch's own forward AD."""
+        """Evaluates a functional by PyTorch's own forward AD."""
         try:
             with differentiable(func):
                 if self.count > 1:
@@ -138,7 +138,7 @@ class Duals(TorchFunctionMode):
         return self._without_graph(out) if self.learnt else out
 
     def _without_graph(self, out: Any) -> Any:
-        """The output with tangents that are constants: nobody differentiates through them."""
+        """The output with detached tangents, which are never differentiated."""
 
         def cut(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -153,13 +153,13 @@ class Duals(TorchFunctionMode):
         return pytree.tree_map(cut, out) if isinstance(out, tuple | list | dict) else out
 
     def _native_shared(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """The functional once a tangent, each time as if for the first time."""
+        """Evaluates a functional once per tangent, with identical random numbers."""
         inputs, spec = pytree.tree_flatten((args, kwargs))
         parts = [self.split(value) for value in inputs]
         if all(tangents is None for _, tangents in parts):
             return func(*args, **kwargs)
         if _in_place(func, kwargs) or _keeps_statistics(func, args, kwargs):
-            raise CannotShare(f"{getattr(func, '__name__', func)} works in place")
+            raise CannotShare(f"{getattr(func, '__name__', func)} modifies a tensor in place")
         states = random_states()
         out = func(*args, **kwargs)
         outputs = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor)]
@@ -167,7 +167,7 @@ class Duals(TorchFunctionMode):
             return out
         more: list[list[Tensor | None]] = [[] for _ in outputs]
         for k in range(1, self.count):
-            again, others = pytree.tree_unflatten(
+            new_args, new_kwargs = pytree.tree_unflatten(
                 [
                     primal if tangents is None else forward_ad.make_dual(primal, tangents[k])
                     for primal, tangents in parts
@@ -175,37 +175,35 @@ class Duals(TorchFunctionMode):
                 spec,
             )
             set_random_states(states)
-            other = func(*again, **others)
-            for found, value in zip(more, pytree.tree_leaves(other), strict=False):
-                found.append(forward_ad.unpack_dual(value).tangent)
-        for value, found in zip(outputs, more, strict=True):
-            tangent = forward_ad.unpack_dual(value).tangent
-            if tangent is not None:
-                setattr(value, MORE, [torch.zeros_like(value) if t is None else t for t in found])
+            other = func(*new_args, **new_kwargs)
+            for tangents, value in zip(more, pytree.tree_leaves(other), strict=False):
+                tangents.append(forward_ad.unpack_dual(value).tangent)
+        for value, tangents in zip(outputs, more, strict=True):
+            if forward_ad.unpack_dual(value).tangent is not None:
+                others = [torch.zeros_like(value) if t is None else t for t in tangents]
+                setattr(value, MORE, others)
         return out
 
 
 def _knows(rule: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a rule takes these keywords; some functionals have several names for an argument."""
-    known = keywords(rule)
-    return "out" not in kwargs and (known is None or kwargs.keys() <= known)
+    names = keywords(rule)
+    return "out" not in kwargs and (names is None or kwargs.keys() <= names)
 
 
-def _fresh(tangent: Tensor | None, known: Iterable[Sequence[Tensor]]) -> Tensor | None:
-    """A tangent in memory of its own: what works in place on the output must not reach others."""
+def _fresh(tangent: Tensor | None, inputs: Iterable[Sequence[Tensor]]) -> Tensor | None:
+    """A tangent that shares no memory with the inputs', so that it may be modified in place."""
     if tangent is None:
         return None
     place = tangent.untyped_storage().data_ptr()
-    shared = any(
-        place == own.untyped_storage().data_ptr() for tangents in known for own in tangents
-    )
+    shared = any(place == t.untyped_storage().data_ptr() for tangents in inputs for t in tangents)
     return tangent.clone() if shared else tangent
 
 
 def _keeps_statistics(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
-    """Whether a normalisation may update running statistics."""
+    """Whether a functional is a normalisation that may update running statistics."""
     if func not in (F.batch_norm, F.instance_norm):
         return False
     return (args[1] if len(args) > 1 else kwargs.get("running_mean")) is not None

@@ -1,7 +1,7 @@
-"""A module and its derivative along some directions, from one pass.
+"""`jvp` and `jvps`: a module's output and its derivative along directions, from one pass.
 
-`duals.py` says what happens at each functional; here is which way a call takes, what the weights
-are, and what becomes of the outputs.
+This module chooses the method, sets the weights and processes the outputs; `duals.py` defines what
+happens at each functional.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ def jvp(
     r"""\(f(x; \theta_0)\) and \(J(x; \theta_0)\, v\) from one pass of a module.
 
     Args:
-        model: the module f; its own weights and flags are as before on exit.
-        params0: theta0 by name; may name buffers too. What is missing is the module's own.
-        tangents: v, by names of parameters; what is missing is zero. A `Displacement` stands for
+        model: the module f; its weights and flags are restored on exit.
+        params0: theta0 by name, possibly with buffers; missing tensors are the module's own.
+        tangents: v by name of parameter; missing tensors are zero. A `Displacement` stands for
             theta - theta0.
         *args: inputs of the module.
         **kwargs: keyword inputs of the module.
 
     Returns:
-        Two trees like the module's output. The first carries no gradient to the tangents; the
-        second is differentiable in them, once. Where inputs, buffers or theta0 require grad, both
-        are differentiable in these too, by PyTorch's own forward AD, more slowly.
+        Two trees with the structure of the module's output. The first has no gradient with respect
+        to the tangents; the second is once differentiable in them. If inputs, buffers or theta0
+        require grad, both are differentiable in these too, by PyTorch's slower forward AD.
 
     Raises:
         ValueError: for names that the module does not have.
-        NotImplementedError: for an operation without forward-mode derivative, naming it and the
-            module it is in.
-        RuntimeError: inside other forward-mode AD, or if the output lost the tangent on the way.
+        NotImplementedError: for an operation without a forward-mode derivative; names it and its
+            module.
+        RuntimeError: inside other forward-mode AD, or if the forward pass discards the tangents.
     """
     out, (d_out,) = jvps(model, params0, [tangents], *args, **kwargs)
     return out, d_out
@@ -63,7 +63,7 @@ def jvps(
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Any, list[Any]]:
-    """As `jvp`, for several directions that share one pass of the primal where they can.
+    """As `jvp`, for several directions, which share one primal pass if possible.
 
     Returns:
         The output, and its derivative along each of the directions.
@@ -83,19 +83,19 @@ def _choose(
     args: Any,
     kwargs: Any,
 ) -> tuple[Any, list[Any]]:
-    """One shared pass where it can be, otherwise one a direction or PyTorch's own forward AD."""
+    """Chooses one shared pass, a pass per direction, or PyTorch's own forward AD."""
     transforms = [level.key() for level in retrieve_all_functorch_interpreters()]
     if TransformType.Jvp in transforms or forward_ad._current_level >= 0:
         raise RuntimeError(
             "expected no forward-mode AD around this call, got torch.func.jvp, jacfwd, hessian or "
-            "a forward_ad.dual_level: nested, PyTorch's own is wrong for some operations, such as "
-            "layer_norm. Take reverse mode outside: torch.func.vjp, grad, jacrev"
+            "a forward_ad.dual_level: PyTorch's nested forward mode is wrong for some operations, "
+            "such as layer_norm. Use reverse mode outside: torch.func.vjp, grad, jacrev"
         )
     if transforms or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         return _each(plain_jvp, model, values, vectors, args, kwargs)
     recording = torch.is_grad_enabled()
     if recording and _requires_grad((values, args, kwargs, dict(model.named_buffers()))):
-        _say_once("inputs, buffers or theta0 require grad", "PyTorch's forward AD, slower")
+        _log_once("inputs, buffers or theta0 require grad", "using PyTorch's slower forward AD")
         return _each(plain_jvp, model, values, vectors, args, kwargs)
     learnt = recording and any(leaf(v, name).requires_grad for v in vectors for name in v)
     if len(vectors) == 1:
@@ -106,7 +106,7 @@ def _choose(
     try:
         return _run(model, values, vectors, learnt, args, kwargs)
     except CannotShare as reason:
-        _say_once(str(reason), "a pass each for several directions")
+        _log_once(str(reason), "using one pass per direction")
     replay.restore()
     return _each(jvp, model, values, vectors, args, kwargs)
 
@@ -119,15 +119,15 @@ def _each(
     args: Any,
     kwargs: Any,
 ) -> tuple[Any, list[Any]]:
-    """A pass a direction, with the same random numbers and statistics in each."""
+    """Runs one pass per direction, each with the same random numbers and statistics."""
     if len(vectors) == 1:
         out, d_out = one(model, values, vectors[0], *args, **kwargs)
         return out, [d_out]
-    replay, found = _replay(model, values), []
+    replay, results = _replay(model, values), []
     for v in vectors:
         replay.restore()
-        found.append(one(model, values, v, *args, **kwargs))
-    return found[0][0], [d_out for _, d_out in found]
+        results.append(one(model, values, v, *args, **kwargs))
+    return results[0][0], [d_out for _, d_out in results]
 
 
 def _replay(model: nn.Module, values: Mapping[str, Tensor]) -> Replay:
@@ -135,8 +135,8 @@ def _replay(model: nn.Module, values: Mapping[str, Tensor]) -> Replay:
 
 
 @functools.cache
-def _say_once(reason: str, instead: str) -> None:
-    logger.info("%s: %s", reason, instead)
+def _log_once(reason: str, consequence: str) -> None:
+    logger.info("%s: %s", reason, consequence)
 
 
 def _check_names(
@@ -144,15 +144,15 @@ def _check_names(
 ) -> None:
     if not vectors:
         raise ValueError("expected at least one direction, got none")
-    known = {name for name, _ in model.named_parameters()}
-    strange = {name for v in vectors for name in v if name not in known}
-    if strange:
+    parameters = {name for name, _ in model.named_parameters()}
+    unknown = {name for v in vectors for name in v} - parameters
+    if unknown:
         raise ValueError(
-            f"expected a direction over parameters, got also {', '.join(sorted(strange))}"
+            f"expected a direction over parameters, got also {', '.join(sorted(unknown))}"
         )
-    strange = params0.keys() - known - {name for name, _ in model.named_buffers()}
-    if strange:
-        raise ValueError(f"params0 has names that the module has not: {', '.join(sorted(strange))}")
+    unknown = params0.keys() - parameters - {name for name, _ in model.named_buffers()}
+    if unknown:
+        raise ValueError(f"params0 has names unknown to the module: {', '.join(sorted(unknown))}")
 
 
 def _requires_grad(tree: Any) -> bool:
@@ -160,7 +160,7 @@ def _requires_grad(tree: Any) -> bool:
 
 
 def _is_cache(value: Any) -> bool:
-    """Whether a value is a cache of keys and values of transformers, which is no tree."""
+    """Whether a value is a key-value cache of transformers, which is not a pytree."""
     return any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__)
 
 
@@ -169,7 +169,7 @@ def _refuse_caches(inputs: Any) -> None:
         if _is_cache(value) and value.get_seq_length() > 0:
             raise TypeError(
                 f"expected no cached keys and values, got a filled {type(value).__name__}: it has "
-                "no tangents, so the expansion would be wrong; pass the whole sequence"
+                "no tangents, so the result would be wrong; pass the whole sequence"
             )
 
 
@@ -181,19 +181,19 @@ def _run(
     args: Any,
     kwargs: Any,
 ) -> tuple[Any, list[Any]]:
-    """One pass; the graph of the primal is recorded only if a tangent requires grad."""
-    own = dict(model.named_parameters())
+    """Runs one pass; records the primal graph only if a tangent requires grad."""
+    parameters = dict(model.named_parameters())
     duals = Duals(len(vectors), learnt)
 
     def make(name: str) -> Tensor:
-        value = values[name] if name in values else usable(own[name].detach())
+        value = values[name] if name in values else usable(parameters[name].detach())
         if not any(name in v for v in vectors):
             return value
         with torch._C.DisableTorchFunction():
-            known = [v[name].detach().to(value) if name in v else None for v in vectors]
+            parts = [v[name].detach().to(value) if name in v else None for v in vectors]
             if learnt and leaf(vectors[0], name).requires_grad:
                 value = AtTheta0.apply(leaf(vectors[0], name), value)
-            return duals.pair(value, known)
+            return duals.pair(value, parts)
 
     with torch.set_grad_enabled(learnt), forward_ad.dual_level():
         with locating(model), swapped(model, values, make), duals:
@@ -208,21 +208,21 @@ def _run(
 
 
 def _check_zero(model: nn.Module, vectors: Sequence[Tangents]) -> None:
-    """Raises if directions are not zero; called where no output carries a tangent."""
+    """Raises if directions are not zero; called if no output has a tangent."""
     if any(bool(v[name].any()) for v in vectors for name in v):
         raise RuntimeError(
             f"expected an output of {type(model).__name__} that depends on the parameters, got one "
-            "without tangents; the forward pass cuts them off (detach, .data, a NumPy round trip, "
+            "without tangents; the forward pass discards them (detach, .data, a NumPy round trip, "
             "or an argmax as the only output)"
         )
 
 
 def _checked(value: Any) -> Any:
-    """An output; refused if it hides tensors from us, and so from linearisation."""
+    """An output leaf; raises if it contains tensors that are hidden from the pytree."""
     if isinstance(value, Tensor):
         return value
     if _is_cache(value):
-        _say_once(f"{type(value).__name__} holds no tangents", "None in its place")
+        _log_once(f"{type(value).__name__} has no tangents", "replaced by None")
         return None
     hidden = [name for name, v in getattr(value, "__dict__", {}).items() if isinstance(v, Tensor)]
     if hidden:
@@ -243,7 +243,7 @@ def _step(value: Any, tangents: Sequence[Tensor] | None, k: int) -> Any:
 
 
 class _Carry(torch.autograd.Function):
-    """The tangent in the forward pass; in the backward pass, the way into the primal's graph."""
+    """Returns the tangent in the forward pass; backpropagates into the primal's graph."""
 
     @staticmethod
     def forward(ctx: Any, primal: Tensor, tangent: Tensor) -> Tensor:

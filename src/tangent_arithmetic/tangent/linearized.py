@@ -33,7 +33,7 @@ def _warn_once(message: str) -> None:
 
 
 @torch.compiler.disable
-def _say_not_compiled() -> None:
+def _warn_not_compiled() -> None:
     _warn_once(
         "torch.compile: the linearised module runs uncompiled, since the compiler cannot trace "
         "forward-mode differentiation; what surrounds it is compiled"
@@ -76,21 +76,25 @@ def _sum(out: Any, d_out: Any) -> Any:
     if not (isinstance(out, Tensor) and out.is_floating_point()):
         return out
     wide = torch.promote_types(out.dtype, torch.float32)
-    found = out.to(wide) + d_out.to(wide)
-    return found if torch.is_autocast_enabled(out.device.type) else found.to(out.dtype)
+    total = out.to(wide) + d_out.to(wide)
+    return total if torch.is_autocast_enabled(out.device.type) else total.to(out.dtype)
 
 
 class LinearizedModel(nn.Module):
     r"""The linearisation of a module, itself a module.
 
-    Its parameters are \(\theta\), under the names and in the order of the module's own
-    `named_parameters()`. \(\theta_0\) is frozen: no parameter, not broadcast by DDP, but moved by
-    `.to()` and kept in the state dict under `theta0.`. The module is deep-copied, so the caller's
-    is never touched, and behaves as in eval mode whatever `train()` says: batch statistics would
-    make the expansion depend on the batch.
+    Its parameters are \(\theta\), under the names, in the order and with the `requires_grad` of the
+    module's own `named_parameters()`. Frozen parameters that equal theta0 have no tangent and cost
+    nothing beyond the forward pass, so freezing all but the attention or the adapters makes a
+    cheaper expansion; those that differ from theta0 take part without a gradient.
+
+    \(\theta_0\) is a constant: no parameter, not broadcast by DDP, but moved by `.to()` and kept in
+    the state dict under `theta0.`. The module is deep-copied, so the caller's is never touched, and
+    behaves as in eval mode whatever `train()` says: batch statistics would make the expansion
+    depend on the batch.
 
     Args:
-        model: the module; its weights are the initial theta.
+        model: the module; its weights are the initial theta, its flags those of theta.
         init_model: a module of the same shape whose weights are theta0; `model` itself if None.
 
     Raises:
@@ -120,7 +124,7 @@ class LinearizedModel(nn.Module):
         self._names = list(theta)
         for name, value in theta.items():
             place, leaf = self._place(name)
-            place._parameters[leaf] = nn.Parameter(value.detach().clone(), requires_grad=True)
+            place._parameters[leaf] = nn.Parameter(value.detach().clone(), value.requires_grad)
         kept = skeleton.state_dict(keep_vars=True)
         self._buffer_names = [name for name, _ in skeleton.named_buffers()]
         for name, value in skeleton.named_buffers():
@@ -130,10 +134,9 @@ class LinearizedModel(nn.Module):
                 place._non_persistent_buffers_set.add(leaf)
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
-        """The holder of a dotted name, made as needed, and the name's last part.
+        """The submodule that holds a dotted name, created as needed, and the name's last part.
 
-        It looks into the modules' dictionaries, past attributes: the module's own names may be
-        those of our methods.
+        Looks in `_modules`, not at attributes: a submodule may have the name of one of our methods.
         """
         *parts, leaf = name.split(".")
         place: Any = self
@@ -161,6 +164,10 @@ class LinearizedModel(nn.Module):
         """theta0, in the same order."""
         return list(self.theta0().values())
 
+    def module0(self) -> nn.Module:
+        """The module at theta0 (not copied): its structure is that of theta."""
+        return self._skeleton
+
     def theta(self) -> dict[str, Tensor]:
         """`theta` by name (not copied)."""
         return {name: self._parameter(name) for name in self._names}
@@ -175,19 +182,19 @@ class LinearizedModel(nn.Module):
 
     def aliases(self) -> dict[str, str]:
         """The other names of tied parameters and buffers -> the name that they have here."""
-        module, found = self._skeleton, dict[str, str]()
+        module, aliases = self._skeleton, dict[str, str]()
         for named in (module.named_parameters, module.named_buffers):
             first = {id(value): name for name, value in named()}
             every = {name: first[id(value)] for name, value in named(remove_duplicate=False)}
-            found |= {name: own for name, own in every.items() if name != own}
-        return found
+            aliases |= {name: own for name, own in every.items() if name != own}
+        return aliases
 
     def weights(self) -> dict[str, Tensor]:
-        """Theta and the persistent buffers, by all names of the standard module's state dict."""
+        """Theta and persistent buffers, under all names in the standard module's state dict."""
         return self._by_all_names({**self.theta(), **self.module_buffers()})
 
     def weights0(self) -> dict[str, Tensor]:
-        """theta0 and the persistent buffers, likewise."""
+        """theta0 and persistent buffers, under the same names."""
         return self._by_all_names({**self.theta0(), **self.module_buffers()})
 
     def _by_all_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,10 +203,32 @@ class LinearizedModel(nn.Module):
         return {name: state[aliases.get(name, name)].detach() for name in kept}
 
     def standard(self) -> nn.Module:
-        """The module itself, not linearised, at theta: a copy."""
-        module = copy.deepcopy(self._skeleton)
-        statedict.copy_into(dict(module.named_parameters()), self.theta(), "module and theta")
-        return module.requires_grad_(True)
+        """A copy of the module itself, not linearised, at theta and with theta's flags."""
+        module, theta = copy.deepcopy(self._skeleton), self.theta()
+        statedict.copy_into(dict(module.named_parameters()), theta, "module and theta")
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(theta[name].requires_grad)
+        return module
+
+    def _displacement(self) -> Displacement:
+        r"""\(\theta - \theta_0\) without the frozen parameters that equal theta0.
+
+        They are compared in every call: a write through `.data` leaves no trace in `_version`.
+        Tensors that `functional_call` puts in place of parameters always take part.
+        """
+        theta, theta0 = self.theta(), self.theta0()
+        frozen = [
+            name
+            for name, value in theta.items()
+            if isinstance(value, nn.Parameter) and not (value.requires_grad or value.is_meta)
+        ]
+        if frozen:
+            device = theta[frozen[0]].device  # one synchronisation, not one a parameter
+            differ = [(theta[name] != theta0[name]).any().to(device) for name in frozen]
+            moved = torch.stack(differ).tolist()
+            for name in (n for n, has_moved in zip(frozen, moved, strict=True) if not has_moved):
+                del theta[name]
+        return Displacement(theta, theta0)
 
     def primal_and_tangent(
         self, *args: Any, tangent: Mapping[str, Tensor] | None = None, **kwargs: Any
@@ -217,9 +246,9 @@ class LinearizedModel(nn.Module):
         Raises:
             ValueError: if v has a name that no parameter has.
         """
-        theta0 = self.theta0()
-        step = Displacement(self.theta(), theta0) if tangent is None else tangent
-        return jvp(self._skeleton, {**theta0, **self.module_buffers()}, step, *args, **kwargs)
+        step = self._displacement() if tangent is None else tangent
+        state = {**self.theta0(), **self.module_buffers()}
+        return jvp(self._skeleton, state, step, *args, **kwargs)
 
     def tangents(
         self, x: Any, vectors: Sequence[Mapping[str, Tensor]], **kwargs: Any
@@ -243,7 +272,7 @@ class LinearizedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """f_lin of the module's own inputs, of the shape of the module's own outputs."""
         if torch.compiler.is_compiling():
-            _say_not_compiled()
+            _warn_not_compiled()
         return self._expand(*args, **kwargs)
 
     @torch.compiler.disable

@@ -1,4 +1,4 @@
-"""PyTorch's own forward-mode AD: exact wherever PyTorch has a rule, composable, and slow."""
+"""PyTorch's own forward-mode AD: exact where PyTorch has a rule, composable, but slow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FUSED_RNN = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 @functools.cache
 def load_forward_rules() -> None:
-    """Loads PyTorch's forward-mode rules, which warn about PyTorch's own use of torch.jit."""
+    """Loads PyTorch's forward-mode rules, silencing a warning about torch.jit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
@@ -33,9 +33,9 @@ def load_forward_rules() -> None:
 
 @contextlib.contextmanager
 def no_fast_path() -> Iterator[None]:
-    """Switches off the inference fast path of `nn.MultiheadAttention`, which has no forward AD.
+    """Disables the inference fast path of `nn.MultiheadAttention`, which has no forward AD.
 
-    The block also leaves `torch.inference_mode`, in which tangents would be lost without a word.
+    It also leaves `torch.inference_mode`, which would silently discard tangents.
     """
     load_forward_rules()
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -50,10 +50,7 @@ def no_fast_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forward_ad_backends() -> Iterator[None]:
-    """Switches off the kernels that have no forward-mode rule, and puts them back on exit.
-
-    These are the inference fast path of `nn.MultiheadAttention` and fused attention.
-    """
+    """Disables kernels without a forward-mode rule: fused attention and the fast path."""
     with no_fast_path(), sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -67,7 +64,7 @@ def named(error: NotImplementedError, func: Callable[..., Any]) -> NotImplemente
 
 @contextlib.contextmanager
 def locating(model: nn.Module) -> Iterator[None]:
-    """Says of an operation without forward-mode derivative what it is and where in the model."""
+    """Adds the operation and its module to errors about a missing forward-mode derivative."""
     try:
         yield
     except NotImplementedError as error:
@@ -77,7 +74,7 @@ def locating(model: nn.Module) -> Iterator[None]:
 
 
 def _located(error: NotImplementedError, model: nn.Module) -> NotImplementedError:
-    """The error with the name of the operation and of the innermost module that it arose in."""
+    """The error with the names of the operation and of the innermost module that raised it."""
     modules = {id(module): path for path, module in model.named_modules()}
     path, kind, operation = "", type(model).__name__, getattr(error, "operation", "")
     trace: types.TracebackType | None = error.__traceback__
@@ -91,13 +88,13 @@ def _located(error: NotImplementedError, model: nn.Module) -> NotImplementedErro
     place = f"module {path!r} ({kind})" if path else f"the module itself ({kind})"
     return NotImplementedError(
         f"{operation or 'an operation'} in {place} has no forward-mode derivative: "
-        f"{str(error).splitlines()[0]} Give it one: a `jvp` of its autograd.Function, or a rule "
+        f"{str(error).splitlines()[0]} Define one: a `jvp` of its autograd.Function, or a rule "
         "with tangent_arithmetic.tangent.rule"
     )
 
 
 def differentiable(func: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
-    """Keeps a functional from kernels that have no forward AD: fused attention and fused RNNs."""
+    """Disables kernels of a functional without forward AD: fused attention and fused RNNs."""
     name = getattr(func, "__name__", "")
     if name in FUSED_ATTENTION:
         return sdpa_kernel(SDPBackend.MATH)
@@ -117,11 +114,10 @@ def _no_fused_rnn() -> Iterator[None]:
 
 
 class Unfused(TorchFunctionMode):
-    """Takes normalisations apart.
+    """Decomposes fused normalisations.
 
-    PyTorch's forward AD of its fused normalisations treats their statistics as constants when it is
-    differentiated again (PyTorch 2.14): gradients with respect to inputs and theta0 would be wrong
-    without a word.
+    Differentiating PyTorch's forward AD of fused normalisations treats their statistics as
+    constants (PyTorch 2.14): gradients with respect to inputs and theta0 would be silently wrong.
     """
 
     def __torch_function__(
@@ -203,9 +199,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if training:
-        raise NotImplementedError(
-            "batch statistics are differentiated wrongly by PyTorch's forward AD"
-        )
+        raise NotImplementedError("PyTorch's forward AD differentiates batch statistics wrongly")
     return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
@@ -227,12 +221,12 @@ def plain_jvp(
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """As `tangent.jvp`, by `torch.func.jvp`: the reference, and the way under `torch.func`."""
+    """As `tangent.jvp`, by `torch.func.jvp`: the reference, also used inside `torch.func`."""
     leaves: list[Any] = []
     spec: Any = None
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     fixed = {name: value for name, value in params0.items() if name not in tangents}
-    moving = {name: params0.get(name, own[name].detach()) for name in tangents}
+    moving = {name: params0.get(name, parameters[name].detach()) for name in tangents}
 
     def f(params: dict[str, Tensor]) -> list[Tensor]:
         nonlocal leaves, spec
@@ -242,12 +236,12 @@ def plain_jvp(
 
     with locating(model), forward_ad_backends(), Unfused():
         steps = {name: tangents[name].to(value) for name, value in moving.items()}
-        found, d_found = torch.func.jvp(f, (moving,), (steps,))[:2]
+        out, d_out = torch.func.jvp(f, (moving,), (steps,))[:2]
 
     def tree(tensors: Iterable[Tensor]) -> Any:
-        """The module's output with these tensors; what is no tensor stays as it is."""
+        """The module's output with its tensors replaced."""
         rest = iter(tensors)
         filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return pytree.tree_unflatten(filled, spec)
 
-    return tree(found), tree(d_found)
+    return tree(out), tree(d_out)

@@ -1,4 +1,4 @@
-"""What a pass changes besides its output, so that it can be run again as if for the first time."""
+"""Saves and restores the state that a pass changes, so that it can be repeated exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def random_states() -> dict[str, Tensor]:
-    """The states of the generators that operations draw from, by device."""
+    """The states of PyTorch's random number generators, by device."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -19,7 +19,7 @@ def random_states() -> dict[str, Tensor]:
 
 
 def set_random_states(states: dict[str, Tensor]) -> None:
-    """Puts the generators back."""
+    """Restores the states of the generators."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
@@ -28,20 +28,20 @@ def set_random_states(states: dict[str, Tensor]) -> None:
 
 
 class Replay:
-    """The random states and some tensors, as they are now.
+    """A copy of the current random states and of some tensors.
 
     Args:
-        tensors: what a pass may change in place, such as batch statistics.
+        tensors: tensors that a pass may modify in place, such as batch statistics.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        # batch normalisation changes its statistics without raising their version
-        self._kept = [(tensor, tensor.clone()) for tensor in tensors]
+        # batch normalisation updates its statistics without incrementing their version
+        self._saved = [(tensor, tensor.clone()) for tensor in tensors]
         self._states = random_states()
 
     def restore(self) -> None:
-        """Puts them back."""
+        """Restores the random states and the tensors."""
         set_random_states(self._states)
         with torch.no_grad():
-            for tensor, value in self._kept:
+            for tensor, value in self._saved:
                 tensor.copy_(value)

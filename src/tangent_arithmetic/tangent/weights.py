@@ -1,4 +1,4 @@
-"""The weights of a run: pairs of a value and its tangent, made when a module reads them."""
+"""Replaces a module's parameters by dual tensors, created when the module reads them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-KEPT = 8  # pairs that stay alive after a read: a module may read a weight several times
+CACHED = 8  # dual tensors kept after a read, since a module may read a weight several times
 
 
 class Displacement(Mapping[str, Tensor]):
-    r"""The tangents \(\theta - \theta_0\), each formed when it is read and never kept.
+    r"""The tangents \(\theta - \theta_0\), computed on access and never stored.
 
-    Differences are formed in at least float32 and then cast to the type of theta0. A gradient with
-    respect to a difference is one with respect to theta.
+    Differences are computed in at least float32 and cast to the dtype of theta0. Gradients with
+    respect to a difference accumulate in theta.
 
     Args:
         theta: the weights, by name.
@@ -32,6 +32,9 @@ class Displacement(Mapping[str, Tensor]):
         wide = torch.promote_types(theta.dtype, torch.float32)
         return (usable(theta).to(wide) - usable(theta0).to(wide)).to(theta0.dtype)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.theta  # without forming the difference
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.theta)
 
@@ -40,45 +43,45 @@ class Displacement(Mapping[str, Tensor]):
 
 
 def usable(value: Any) -> Any:
-    """A tensor made under `torch.inference_mode` as one that forward-mode AD may use."""
+    """The value, cloned if it is an inference tensor, which forward-mode AD cannot use."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def leaf(tangents: Mapping[str, Tensor], name: str) -> Tensor:
-    """The tensor that the gradient with respect to a tangent belongs to."""
+    """The tensor that receives the gradient with respect to a tangent."""
     return tangents.theta[name] if isinstance(tangents, Displacement) else tangents[name]
 
 
 class AtTheta0(torch.autograd.Function):
     r"""\(\theta_0\) in the forward pass, the identity in the backward pass.
 
-    The graph of the primal pass then ends in the tangent: what flows back to it is
+    The graph of the primal pass then ends in the tangent, which receives
     \(J(x; \theta_0)^\top g\), the gradient of \(g^\top J v\) with respect to v.
     """
 
     @staticmethod
     def forward(ctx: Any, tangent: Tensor, theta0: Tensor) -> Tensor:
-        """The value of theta0, without a copy."""
+        """theta0, not copied."""
         ctx.dtype = tangent.dtype
         return theta0.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradient with respect to theta0 is that with respect to the tangent."""
+        """Passes the gradient with respect to theta0 on to the tangent."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "expected a backward pass without create_graph: second derivatives of a "
-                "linearised model go through torch.func.jacrev or grad, nested, of "
-                "torch.func.functional_call, which takes PyTorch's own forward AD"
+                "expected a backward pass without create_graph; for second derivatives of a "
+                "linearised model, nest torch.func.jacrev or grad around "
+                "torch.func.functional_call, which uses PyTorch's own forward AD"
             )
         return grad.to(ctx.dtype), None
 
 
 class _Pairs(dict[str, Any]):
-    """A module's own parameters; reading one gives what `make` makes of it."""
+    """A module's parameters; reading one returns `make` of it."""
 
-    def __init__(self, own: Mapping[str, Any], make: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(own)
+    def __init__(self, parameters: Mapping[str, Any], make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(parameters)
         self._make = make
 
     def __getitem__(self, name: str) -> Any:
@@ -86,7 +89,7 @@ class _Pairs(dict[str, Any]):
         return value if value is None else self._make(value)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default  # noqa: SIM401 - dict.get passes us by
+        return self[name] if name in self else default  # noqa: SIM401 - dict.get would bypass __getitem__
 
     def items(self) -> Any:
         return ((name, self[name]) for name in self)
@@ -99,26 +102,26 @@ class _Pairs(dict[str, Any]):
 def swapped(
     model: nn.Module, values: Mapping[str, Tensor], make: Callable[[str], Tensor]
 ) -> Iterator[None]:
-    """Gives the modules other weights inside the block.
+    """Replaces the weights of a module inside the block.
 
     Args:
-        model: whose modules they are; its own weights are back on exit.
-        values: buffers by name; those of others stay. Names of parameters are passed over.
-        make: gives a parameter by its name; called when a module reads it. Tied parameters have
+        model: the module; its weights are restored on exit.
+        values: buffers by name; missing ones stay. Names of parameters are ignored.
+        make: returns the parameter with a name; called when a module reads it. Tied parameters have
             one name.
     """
     names = {id(value): name for name, value in model.named_parameters()}
-    kept: OrderedDict[str, Tensor] = OrderedDict()
+    cached: OrderedDict[str, Tensor] = OrderedDict()
 
-    def read(own: Tensor) -> Tensor:
-        name = names.get(id(own))
-        if name is None:  # made by the forward pass itself
-            return own
-        if name not in kept:
-            kept[name] = make(name)
-            if len(kept) > KEPT:
-                kept.popitem(last=False)
-        return kept[name]
+    def read(parameter: Tensor) -> Tensor:
+        name = names.get(id(parameter))
+        if name is None:  # created by the forward pass itself
+            return parameter
+        if name not in cached:
+            cached[name] = make(name)
+            if len(cached) > CACHED:
+                cached.popitem(last=False)
+        return cached[name]
 
     originals: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
     try:
@@ -131,7 +134,7 @@ def swapped(
             buffers.update({n: values[prefix + n] for n in buffers if prefix + n in values})
         yield
     finally:
-        kept.clear()
+        cached.clear()
         for module, parameters, buffers in originals:
             module.__dict__["_parameters"] = parameters
             module.__dict__["_buffers"].update(buffers)

@@ -1,7 +1,7 @@
-"""The CLIP suite: the eight tasks of the papers, ImageNet as the control, and three more.
+"""The data sets of suite clip8: the papers' eight tasks, ImageNet as the control, and three more.
 
-To add a set: a file that reads its folders, and an entry here with its sources. Its prompts are in
-`data/templates.py`; the suites it belongs to are in `data/suites.py`.
+Prompts are in `data/templates.py`, tasks and training settings in `data/suites.py`. To add a data
+set of your own, use `data.suites.register_dataset`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tangent_arithmetic.data.clip8 import (
 from tangent_arithmetic.data.hub import HubSet
 from tangent_arithmetic.data.sources import Layout, PublicSet
 
-PARQUET = "data/{}-*"  # leaves aside the corrupted copies of test splits that some of them hold
+PARQUET = "data/{}-*"  # excludes the corrupted copies of test splits in some repositories
 DIGITS = tuple("0123456789")
 
 CLIP8_SETS: dict[str, PublicSet] = {
@@ -63,8 +63,7 @@ CLIP8_SETS: dict[str, PublicSet] = {
         HubSet("tanganke/gtsrb", gtsrb.CLASSES, files=PARQUET),
     ),
     "ImageNet": PublicSet(
-        Layout(imagenet.load, ("imagenet",)),
-        Layout(imagenet.load_torchvision, ("meta.bin",)),
+        Layout(imagenet.load, ("imagenet",)), Layout(imagenet.load_torchvision, ("meta.bin",))
     ),
     "MNIST": PublicSet(Layout(mnist.load, ("MNIST/raw",)), "same", HubSet("ylecun/mnist", DIGITS)),
     "RESISC45": PublicSet(
@@ -91,6 +90,6 @@ CLIP8_SETS: dict[str, PublicSet] = {
 
 
 def classnames(name: str) -> tuple[str, ...]:
-    """The classes of a set, in the order of the labels, for which no picture is needed."""
+    """The class names of a data set, in the order of the labels; needs no files."""
     hub = CLIP8_SETS[name].hub
     return imagenet.classes() if hub is None else hub.classnames

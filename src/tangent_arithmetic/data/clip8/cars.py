@@ -87,7 +87,7 @@ FILES = (
 )
 LAYOUT = (
     "stanford_cars/ with devkit/{cars_meta,cars_train_annos}.mat, cars_test_annos_withlabels.mat "
-    "and the pictures directly in cars_train/ and cars_test/"
+    "and the images directly in cars_train/ and cars_test/"
 )
 
 
@@ -102,7 +102,7 @@ def load(location: Path) -> Splits:
 
 
 def _read(location: Path, split: str) -> ListedPictures:
-    """The pictures that the developer kit lists, by torchvision's reader of it."""
+    """The images listed in the developer kit, read by torchvision."""
     from torchvision.datasets import StanfordCars
 
     kit = StanfordCars(location, split)

@@ -1,4 +1,4 @@
-"""CIFAR-10: ten kinds of objects, 32 x 32 pixels.
+"""CIFAR-10: ten types of objects, 32 x 32 pixels.
 
 Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 """

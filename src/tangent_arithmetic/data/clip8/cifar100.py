@@ -1,4 +1,4 @@
-"""CIFAR-100: a hundred kinds of objects, 32 x 32 pixels; the fine labels.
+"""CIFAR-100: a hundred types of objects, 32 x 32 pixels; the fine labels.
 
 Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 """

@@ -22,7 +22,7 @@ CLASSES = listed(
 )
 FOLDERS = ClassFolders(
     "DTD",
-    "dtd/{train,val} with one folder of pictures a texture (train: the official train1 and val1; "
+    "dtd/{train,val} with one folder of images per texture (train: the official train1 and val1; "
     "val: the official test1)",
     47,
     r"[a-z]+([-_][a-z]+)?",

@@ -1,4 +1,4 @@
-"""EuroSAT: ten kinds of land use in Sentinel-2 pictures (RGB). It has a validation split.
+"""EuroSAT: ten types of land use in Sentinel-2 images (RGB). It has a validation split.
 
 Source: Helber et al., "EuroSAT: a novel dataset and deep learning benchmark for land use and land
 cover classification", 2019 (arXiv:1709.00029).
@@ -27,7 +27,7 @@ PHRASES = {  # folder -> the wording of OpenAI's prompts for CLIP
 CLASSES = tuple(PHRASES.values())
 FOLDERS = ClassFolders(
     "EuroSAT",
-    "EuroSAT_splits/{train,val,test} with one folder of pictures a class",
+    "EuroSAT_splits/{train,val,test} with one folder of images per class",
     len(PHRASES),
     "|".join(PHRASES),
 )
@@ -41,12 +41,13 @@ def load(location: Path) -> Splits:
 
 
 def load_torchvision(location: Path) -> Splits:
-    """Refuses: what torchvision leaves has no split, and any made here would be another one.
+    """Raises an error, since torchvision's EuroSAT has no splits.
 
     Raises:
         MissingFileError: always.
     """
     raise MissingFileError(
-        "data set EuroSAT: torchvision's eurosat/2750 has no training and test split, and one made "
-        f"up here could be compared with no published figure. Expected: {FOLDERS.layout}"
+        "data set EuroSAT: torchvision's eurosat/2750 has no training and test split, and results "
+        "on an arbitrary one are not comparable with published ones. Expected: "
+        f"{FOLDERS.layout}"
     )

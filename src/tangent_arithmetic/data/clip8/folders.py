@@ -1,4 +1,4 @@
-"""What the loaders share: checks of files and class folders before torchvision reads them."""
+"""Shared by the loaders: checks of files and class folders before torchvision reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def spaced(name: str) -> str:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The class names in a text, with commas between them; lines may break anywhere."""
+    """The comma-separated class names in a text, which may contain line breaks."""
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
@@ -42,21 +42,21 @@ def require_all(folder: Path, files: Iterable[str], name: str, layout: str) -> N
 
 
 def read_checked(name: str, path: Path, read: Callable[[], Read]) -> Read:
-    """Returns `read()`; what torchvision says of damaged files becomes a UsageError.
+    """Returns `read()`; torchvision's errors about damaged files become a UsageError.
 
     Args:
         name: the data set, for the message.
-        path: where its files are, for the message.
-        read: calls a reader of torchvision; its files exist.
+        path: of its files, for the message.
+        read: calls a torchvision reader; the files must exist.
 
     Raises:
-        UsageError: if a file is not what it should be, for instance after a broken download.
+        UsageError: if a file is invalid, for instance after a broken download.
     """
     try:
         return read()
     except UsageError:
         raise
-    except Exception as error:  # of torchvision, SciPy, pickle, which have many of their own
+    except Exception as error:  # torchvision, SciPy and pickle raise many types
         reason = str(error).partition(" You can use download")[0] or type(error).__name__
         raise UsageError(
             f"data set {name} cannot be read from {path}: {reason.rstrip('.')}. A file there is "
@@ -66,13 +66,13 @@ def read_checked(name: str, path: Path, read: Callable[[], Read]) -> Read:
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """How a data set lies on disk that has one folder of pictures a class.
+    """The layout of a data set with one folder of images per class.
 
     Attributes:
         name: the data set, for messages.
-        layout: what is expected below the data root, in words.
+        layout: description of the expected files below the data root.
         count: number of classes.
-        pattern: regular expression that every folder name matches.
+        pattern: regular expression that every folder name must match.
     """
 
     name: str
@@ -85,8 +85,8 @@ class ClassFolders:
 
         Raises:
             MissingFileError: if `path` does not exist.
-            UsageError: if a folder is not a class, or a class has no folder: labels are counted
-                along the folders, so that either would shift them.
+            UsageError: if a folder is not a class or a class has no folder; labels are positions
+                among the folders, so either would shift them.
         """
         names = class_folders(require(path, self.name, self.layout))
         strange = [name for name in names if not re.fullmatch(self.pattern, name)]
@@ -100,22 +100,22 @@ class ClassFolders:
         return names
 
     def check_same(self, paths: Iterable[Path]) -> list[str]:
-        """Like `check` for the folders of several splits, which must have the same classes."""
+        """Like `check`, for several splits, which must have the same classes."""
         first, *others = paths
         names = self.check(first)
         for other in others:
             if differing := sorted(set(names) ^ set(self.check(other))):
                 raise UsageError(
                     f"data set {self.name}: {first} and {other} must hold the same class folders, "
-                    f"got one without the other: {', '.join(differing[:10])}"
+                    f"but these are in one only: {', '.join(differing[:10])}"
                 )
         return names
 
     def pictures(self, path: Path) -> ListedPictures:
-        """The pictures below `path`, sorted by class, then by file name.
+        """The images below `path`, sorted by class, then by file name.
 
         Raises:
-            MissingFileError: if a class has no picture.
+            MissingFileError: if a class has no image.
         """
         try:
             return class_pictures(path)
@@ -129,27 +129,27 @@ class ClassFolders:
         """Reads the splits of a data set.
 
         Raises:
-            MissingFileError: if a folder or the pictures of a class are missing.
+            MissingFileError: if a folder or the images of a class are missing.
             UsageError: if the classes are not as expected.
         """
         self.check_same(paths)
         return [self.pictures(path) for path in paths]
 
     def read_lists(self, root: Path, *splits: tuple[Path, ...]) -> list[ListedPictures]:
-        """Reads splits that are lists of files, in the order that class folders would give.
+        """Reads splits defined by lists of files, in the order that class folders would have.
 
         Args:
-            root: the folder below which the files are.
-            splits: for each split the lists that it consists of; a line is a path below `root`,
-                for instance banded/banded_0002.jpg.
+            root: the folder that holds the files.
+            splits: the lists of each split; a line is a path below `root`, for instance
+                banded/banded_0002.jpg.
 
         Raises:
-            MissingFileError: if a list or a picture that it names is missing.
+            MissingFileError: if a list or a listed image is missing.
             UsageError: if a list cannot be read or leads out of `root`, or the classes are not as
                 expected.
         """
-        found = [self._listed_files(root, lists) for lists in splits]
-        return [self._labelled(root, files) for files in found]
+        listings = [self._listed_files(root, lists) for lists in splits]  # check all, then read
+        return [self._labelled(root, files) for files in listings]
 
     def _listed_files(self, root: Path, lists: tuple[Path, ...]) -> list[str]:
         lines = [
@@ -181,19 +181,19 @@ def _strange(names: list[str]) -> str:
 
 
 def _class_then_name(file: str) -> tuple[str, str]:
-    """The class and the name of a listed file: a/abbey/x.jpg is x.jpg of a_abbey."""
+    """The class and the name of a listed file: a/abbey/x.jpg is x.jpg of class a_abbey."""
     *folders, name = file.split("/")
     return "_".join(folders), name
 
 
 @dataclass(frozen=True)
 class LazyPictures:
-    """The pictures of a folder that is so large that it is only listed when first used.
+    """The images of a very large folder, which is listed only when first used.
 
     Attributes:
-        folders: how it lies on disk.
+        folders: its layout.
         path: the folder.
-        others: splits of the same set; none may share a picture with it.
+        others: splits of the same data set; none may share an image with it.
     """
 
     folders: ClassFolders
@@ -202,16 +202,16 @@ class LazyPictures:
 
     @cached_property
     def listing(self) -> ListedPictures:
-        """The pictures, listed at the first use."""
+        """The images, listed at the first use."""
         listing = self.folders.pictures(self.path)
         for other in self.others:
             refuse_pair(listing, other)
         return listing
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self.listing)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """A picture and its label."""
+        """An image and its label."""
         return self.listing[index]

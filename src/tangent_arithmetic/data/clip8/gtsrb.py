@@ -72,8 +72,8 @@ def load(location: Path) -> Splits:
 
     Raises:
         MissingFileError: if a file or folder is missing.
-        UsageError: if the classes are not 43, or the table of the test labels does not fit the
-            test pictures.
+        UsageError: if there are not 43 classes, or the table of test labels does not match the test
+            images.
     """
     folder = location / "gtsrb"
     table, images = folder / "GT-final_test.csv", folder / "GTSRB" / "Final_Test" / "Images"
@@ -85,7 +85,7 @@ def load(location: Path) -> Splits:
     names = [path.name for path in images.glob("*.ppm") if not is_hidden(path.name)]
     if len(samples) != len(names):
         raise UsageError(
-            f"data set GTSRB: {table} lists {len(samples)} pictures, but {images} holds "
+            f"data set GTSRB: {table} lists {len(samples)} images, but {images} holds "
             f"{len(names)}; both must be complete (12,630 in the published set)"
         )
     require_files((path for path, _ in samples), table, "GTSRB")
@@ -93,6 +93,6 @@ def load(location: Path) -> Splits:
 
 
 def _listed(table: Path, images: Path) -> list[tuple[str, int]]:
-    """Path and label of the pictures in the table, which has a head and semicolons."""
+    """Path and label of the images in the table, which has a header and semicolons."""
     rows = csv.DictReader(read_text(table).splitlines(), delimiter=";", skipinitialspace=True)
     return [(str(images / inside(table, row["Filename"])), int(row["ClassId"])) for row in rows]

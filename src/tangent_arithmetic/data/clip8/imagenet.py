@@ -1,4 +1,4 @@
-"""ImageNet-1k, the control set: a thousand classes, the validation pictures as the test split.
+"""ImageNet-1k, the control set: a thousand classes, the validation images as the test split.
 
 Source: Russakovsky et al., "ImageNet large scale visual recognition challenge", IJCV 2015
 (arXiv:1409.0575).
@@ -14,14 +14,14 @@ from tangent_arithmetic.data.clip8.folders import ClassFolders, LazyPictures
 FOLDERS = ClassFolders(
     "ImageNet",
     "imagenet/train and imagenet/val_in_folder (or imagenet/val), each with one folder of "
-    "pictures a synset, for instance n01440764",
+    "images per synset, for instance n01440764",
     1000,
     r"n\d{8}",
 )
 
 
 def classes() -> tuple[str, ...]:
-    """OpenAI's names of the classes, as open_clip has them."""
+    """OpenAI's class names, from open_clip."""
     from open_clip import IMAGENET_CLASSNAMES
 
     return tuple(IMAGENET_CLASSNAMES)
@@ -30,8 +30,8 @@ def classes() -> tuple[str, ...]:
 def load(location: Path) -> Splits:
     """Reads `imagenet/train` and `imagenet/{val_in_folder,val}` below `location`.
 
-    The classes are the sorted synsets, hence all thousand folders must be there. The training
-    pictures, 1.3 million files, are only listed when they are first used.
+    Labels are positions among the sorted synsets, so all thousand folders must exist. The training
+    images, 1.3 million files, are listed only when first used.
     """
     return _read(location / "imagenet")
 

@@ -1,4 +1,4 @@
-"""MNIST: handwritten digits, 28 x 28 grey pixels.
+"""MNIST: handwritten digits, 28 x 28 greyscale pixels.
 
 Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998.
 """

@@ -1,4 +1,4 @@
-"""RESISC45: 45 kinds of scenes from the air, with published lists of the splits.
+"""RESISC45: 45 types of aerial scenes, with published lists of the splits.
 
 Source: Cheng et al., "Remote sensing image scene classification: benchmark and state of the art",
 2017 (arXiv:1703.00121); splits of Neumann et al., 2019 (arXiv:1911.06721).
@@ -36,8 +36,8 @@ FOLDERS = ClassFolders(
 def load(location: Path) -> Splits:
     """Reads `resisc45/` below `location`.
 
-    The published list `resisc45-val.txt` is left aside, as in the public projects: their RESISC45
-    validation pictures are a part of the training list.
+    The published list `resisc45-val.txt` is not used: as in the public projects, validation images
+    are held out from the training list.
     """
     root = location / "resisc45"
     pictures = _pictures(root)
@@ -46,14 +46,14 @@ def load(location: Path) -> Splits:
 
 
 def read_list(root: Path, list_name: str) -> ListedPictures:
-    """The pictures that one list names.
+    """The images of one list.
 
     Args:
         root: the folder `resisc45`.
-        list_name: of the list in it.
+        list_name: file name of the list in it.
 
     Raises:
-        MissingFileError: if the list or one of its pictures is missing.
+        MissingFileError: if the list or one of its images is missing.
         UsageError: if the list cannot be read or names a class without a folder.
     """
     return _chosen(root / list_name, _pictures(root))
@@ -67,18 +67,18 @@ def _pictures(root: Path) -> ListedPictures:
 def _chosen(listing: Path, pictures: ListedPictures) -> ListedPictures:
     names = read_text(require(listing, FOLDERS.name, FOLDERS.layout)).split()
     wanted = {f"{name.rpartition('_')[0]}/{name}" for name in names}
-    if strange := sorted({name.partition("/")[0] for name in wanted} - set(pictures.classes)):
+    if unknown := sorted({name.partition("/")[0] for name in wanted} - set(pictures.classes)):
         raise UsageError(
-            f"data set RESISC45: {listing} names classes that have no folder in {pictures.root}: "
-            f"{', '.join(repr(shown(name)) for name in strange[:5])}; expected lines such as "
+            f"data set RESISC45: {listing} names classes without a folder in {pictures.root}: "
+            f"{', '.join(repr(shown(name)) for name in unknown[:5])}; expected lines such as "
             "airplane_001.jpg"
         )
     samples = {"/".join(Path(path).parts[-2:]): (path, label) for path, label in pictures.samples}
     if missing := sorted(wanted - samples.keys()):
         raise MissingFileError(
-            f"data set RESISC45 is not complete: of the {len(wanted)} pictures in {listing}, "
+            f"data set RESISC45 is not complete: of the {len(wanted)} images in {listing}, "
             f"{len(missing)} are not in {pictures.root}, the first {shown(missing[0])}. Expected "
             f"below --data-location: {FOLDERS.layout}."
         )
-    chosen = [sample for name, sample in samples.items() if name in wanted]
-    return ListedPictures(chosen, pictures.classes, pictures.root).with_every_class()
+    listed_samples = [sample for name, sample in samples.items() if name in wanted]
+    return ListedPictures(listed_samples, pictures.classes, pictures.root).with_every_class()

@@ -1,4 +1,4 @@
-"""STL-10: ten kinds of objects, 96 x 96 pixels; the labelled pictures.
+"""STL-10: ten types of objects, 96 x 96 pixels; the labelled images.
 
 Source: Coates et al., "An analysis of single-layer networks in unsupervised feature learning",
 AISTATS 2011.
@@ -17,7 +17,7 @@ CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "
 def load(location: Path) -> Splits:
     """Reads `stl10/stl10_binary/` below `location`.
 
-    torchvision compares checksums of all the files, the unlabelled pictures' too.
+    torchvision verifies the checksums of all files, including the unlabelled images'.
     """
     return _read(location / "stl10", "stl10/")
 

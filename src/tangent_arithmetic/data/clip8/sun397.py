@@ -1,4 +1,4 @@
-"""SUN397: 397 kinds of scenes. Its `val` folder holds the test split.
+"""SUN397: 397 types of scenes. Its `val` folder holds the test split.
 
 Source: Xiao et al., "SUN database: large-scale scene recognition from abbey to zoo", CVPR 2010.
 """
@@ -77,7 +77,7 @@ CLASSES = listed(
 )
 FOLDERS = ClassFolders(
     "SUN397",
-    "sun397/{train,val} with one folder of pictures a scene, for instance a_abbey or "
+    "sun397/{train,val} with one folder of images per scene, for instance a_abbey or "
     "a_apartment_building_outdoor (the first official partition)",
     397,
     r"[a-z]_\w+",

@@ -1,4 +1,4 @@
-"""The embedded suite: eight small tasks, a control set and a model that need no download."""
+"""The embedded suite: eight small tasks and a control set, generated or bundled: no download."""
 
 from __future__ import annotations
 

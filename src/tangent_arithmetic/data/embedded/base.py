@@ -1,4 +1,4 @@
-"""What an embedded data set is: class names, prompt templates and three fixed splits of arrays."""
+"""Definition of an embedded data set: class names, prompt templates and three fixed splits."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class EmbeddedSet:
     """One data set of the embedded suite.
 
     Attributes:
-        name: as users type it, for instance "Textures".
-        classnames: one phrase a class; the label is the index.
+        name: as flags spell it, for instance "Textures".
+        classnames: one phrase per class; the label is the index.
         templates: prompts with one `{}` for the class name.
-        build: makes the arrays of a split.
-        source: where the pictures come from and under which licence.
-        version: raised when the pictures change, so that rendered caches are not mixed.
+        build: returns the arrays of a split.
+        source: origin and licence of the images.
+        version: increased when the images change, which invalidates cached ones.
     """
 
     name: str
@@ -41,26 +41,23 @@ class EmbeddedSet:
 
     @cached_property
     def prompts(self) -> list[Callable[[str], str]]:
-        """The templates as functions of the class name, as open_clip spells them."""
+        """The templates as functions of the class name, as in open_clip."""
         return [template.format for template in self.templates]
 
 
 def render_split(
-    render: Callable[[Rng, int], np.ndarray],
-    num_classes: int,
-    seed: int,
-    sizes: dict[Split, int],
+    render: Callable[[Rng, int], np.ndarray], num_classes: int, seed: int, sizes: dict[Split, int]
 ) -> Callable[[Split], Arrays]:
     """The `build` function of a synthetic set.
 
-    Picture i of a split is drawn by a generator seeded with (seed, split, i), and classes take
-    turns, so that any picture can be drawn alone and every split is balanced.
+    Image i of a split is drawn with a generator seeded with (seed, split, i), and classes
+    alternate, so that any image can be drawn alone and every split is balanced.
 
     Args:
-        render: draws one picture of a class, uint8 (32, 32, 3).
+        render: draws one image of a class, uint8 (32, 32, 3).
         num_classes: number of classes.
-        seed: the data set's own number; two sets must not share it.
-        sizes: number of pictures a split.
+        seed: unique to the data set.
+        sizes: number of images per split.
     """
 
     def build(split: Split) -> Arrays:

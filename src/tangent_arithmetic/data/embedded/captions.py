@@ -1,19 +1,18 @@
-"""What the pool's captions say: often less, sometimes otherwise, now and then the wrong thing.
+"""Noisy captions of the pre-training pool.
 
-As on the web, a caption may use a synonym, name only the kind of thing, or belong to another
-picture. Pictures that look as those of the tasks are rare in the pool and mostly described vaguely:
-pre-training sees what they have in common, but ties it to words only loosely, and something is left
-that fine-tuning can sharpen.
+As on the web, a caption may use a synonym, name only the category, or belong to another image.
+Images in the style of the tasks are rare in the pool and mostly have vague captions: pre-training
+sees their features but associates them only loosely with words, which leaves room for fine-tuning.
 """
 
 from __future__ import annotations
 
 from tangent_arithmetic.data.embedded.drawing import Rng, pick
 
-WRONG = 0.03  # share of captions that belong to another picture
-VAGUE = 0.12  # share of captions that name only the kind of thing
-RARE = 0.15  # share of a family's pictures that have the look of a task
-VAGUE_IF_RARE = 0.6  # share of vague captions among those
+WRONG = 0.03  # fraction of captions that belong to another image
+VAGUE = 0.12  # fraction of captions that name only the category
+RARE = 0.15  # fraction of a family's images in the style of a task
+VAGUE_IF_RARE = 0.6  # fraction of vague captions among those
 
 OPENINGS = (
     "a photo of {}.",
@@ -61,7 +60,7 @@ SYNONYMS = {
     "turn right": ("turn right", "right turn"),
     "go straight": ("go straight", "straight ahead"),
 }
-KINDS = {  # what a vague caption says instead
+KINDS = {  # word -> categories used in vague captions
     "t-shirt": ("top", "piece of clothing"),
     "trousers": ("piece of clothing", "something to wear"),
     "pullover": ("top", "piece of clothing"),
@@ -105,17 +104,17 @@ def say(rng: Rng, word: str) -> str:
 
 
 def kind_of(rng: Rng, word: str) -> str:
-    """The kind of thing that the word names."""
+    """A category of the word."""
     return pick(rng, KINDS[word])
 
 
 def is_rare(rng: Rng) -> bool:
-    """Whether the next picture has the look of a task."""
+    """Draws whether the next image has the style of a task."""
     return bool(rng.random() < RARE)
 
 
 def is_vague(rng: Rng, rare: bool = False) -> bool:
-    """Whether the next caption names only the kind of thing."""
+    """Draws whether the next caption names only the category."""
     return bool(rng.random() < (VAGUE_IF_RARE if rare else VAGUE))
 
 
@@ -125,5 +124,5 @@ def caption(rng: Rng, *phrases: str) -> str:
 
 
 def plural(phrase: str) -> str:
-    """Several of it."""
+    """The plural."""
     return phrase + ("es" if phrase.endswith(("s", "x")) else "s")

@@ -1,9 +1,9 @@
 """Drawing primitives shared by the synthetic data sets and the pre-training pool.
 
-Everything is drawn with Pillow at twice the final size, distorted, and reduced by a box filter to
-32 x 32 pixels of RGB. A `Style` says how hard a picture is to read: the pre-training pool uses the
-plain ones mostly, the tasks wider ones with other fonts and each a look of its own, so that a task
-is a shift of the pool and not a slice of it.
+Images are drawn with Pillow at twice the final size, distorted, and box-filtered to 32 x 32 RGB
+pixels. A `Style` sets how hard they are to recognise: the pre-training pool mostly uses plain
+styles, the tasks stronger ones, with other fonts and an appearance of their own, so that a task is
+a distribution shift from the pool and not a subset of it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import map_coordinates
 
-SIZE = 32  # pixels a side of every image of the suite
-CANVAS = 64  # pixels a side while drawing
+SIZE = 32  # side of every image of the suite in pixels
+CANVAS = 64  # side of the canvas in pixels
 
 Rng = np.random.Generator
 Colour = tuple[int, int, int]
@@ -60,7 +60,7 @@ COLOURS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How far a picture is distorted after it has been drawn.
+    """Strength of the distortions applied to an image after drawing.
 
     Attributes:
         fonts: names of Matplotlib's TrueType fonts to draw text with.
@@ -114,7 +114,7 @@ def random_colour(rng: Rng, low: int = 0, high: int = 256) -> Colour:
 
 
 def jitter(rng: Rng, colour: Colour, amount: int = 22) -> Colour:
-    """`colour` moved by at most `amount` grey levels a channel."""
+    """`colour` moved by at most `amount` grey levels per channel."""
     r, g, b = (
         min(max(value + step, 0), 255)
         for value, step in zip(colour, rng.integers(-amount, amount + 1, 3).tolist(), strict=True)
@@ -160,7 +160,7 @@ def clouds(rng: Rng, cells: int, octaves: int = 3) -> np.ndarray:
 
 
 def blend(mask: np.ndarray, one: Colour, other: Colour) -> Image.Image:
-    """The picture that is `one` where `mask` is 0 and `other` where it is 1."""
+    """An image that is `one` where `mask` is 0 and `other` where it is 1."""
     mixed = np.asarray(one) * (1 - mask[..., None]) + np.asarray(other) * mask[..., None]
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8), "RGB")
 
@@ -187,7 +187,7 @@ def write(
 
 
 def wobble(rng: Rng, image: Image.Image, strength: float) -> Image.Image:
-    """Shifts every pixel by smooth noise of at most `strength` pixels, as an unsteady hand does."""
+    """Shifts every pixel by smooth noise of at most `strength` pixels, like an unsteady hand."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
     dx, dy = ((clouds(rng, 3, 2) - 0.5) * 2 * strength for _ in range(2))
     pixels = np.asarray(image)
@@ -199,7 +199,7 @@ def wobble(rng: Rng, image: Image.Image, strength: float) -> Image.Image:
 
 
 def distort(rng: Rng, image: Image.Image, style: Style, fill: Colour | None = None) -> Image.Image:
-    """Rotates, shears, scales and shifts the picture; uncovered parts become `fill`."""
+    """Rotates, shears, scales and shifts the image; uncovered parts become `fill`."""
     angle = np.deg2rad(rng.uniform(-style.rotation, style.rotation))
     zoom = rng.uniform(*style.zoom)
     shear = rng.uniform(-style.shear, style.shear)
@@ -238,7 +238,7 @@ def finish(rng: Rng, image: Image.Image, style: Style) -> np.ndarray:
 
 
 def from_grey(images: np.ndarray) -> np.ndarray:
-    """Centres grey images in 32 x 32 RGB.
+    """Centres greyscale images in 32 x 32 RGB images.
 
     Args:
         images: uint8 array of shape (n, side, side), side <= 32, bright on black.

@@ -1,7 +1,7 @@
 """Letters and digits: printed ones for the pool; outlined and street ones as tasks.
 
-Two looks by two label sets make four related sets (Letters, Digits, StreetLetters, StreetDigits),
-on which analogies can be tried.
+Two styles times two label sets make four related data sets (Letters, Digits, StreetLetters,
+StreetDigits) for task analogies.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LETTER_TEMPLATES = (
 def draw_glyph(
     rng: Rng, text: str, style: Style, coloured: bool = True, hand: float = 0.0
 ) -> np.ndarray:
-    """One character in the middle of a plain background; `hand` is how far its lines wobble."""
+    """One character on a plain background; `hand` is the amplitude of its wobble in pixels."""
     background = random_colour(rng) if coloured else jitter(rng, (250, 250, 250))
     ink = contrasting(rng, background) if coloured else jitter(rng, (20, 20, 20))
     if not coloured and rng.random() < 0.5:
@@ -62,7 +62,7 @@ def draw_glyph(
 
 
 def draw_outlined(rng: Rng, text: str, style: Style, contrast: float = 80.0) -> np.ndarray:
-    """A hollow character on a shaded ground; its line differs by at least `contrast` of 255."""
+    """An outlined character on a gradient, with a contrast of at least `contrast` of 255."""
     ground = random_colour(rng, 30, 226)
     image = gradient(rng, ground)
     face, ink = pick(rng, style.fonts), contrasting(rng, ground, contrast)
@@ -78,9 +78,9 @@ def draw_on_street(
     crowd: float = 0.6,
     gap: tuple[float, float] = (0.52, 0.7),
 ) -> np.ndarray:
-    """A character on a shaded wall, with parts of others left and right of it.
+    """A character on a gradient, with parts of others to its left and right.
 
-    `crowd` is how likely each neighbour is there, `gap` its distance in widths of the picture.
+    `crowd` is the probability of each neighbour, `gap` its distance as a fraction of the width.
     """
     wall = random_colour(rng, 30, 226)
     image = gradient(rng, wall)
@@ -95,7 +95,7 @@ def draw_on_street(
 
 
 def _set(name: str, texts: Sequence[str], seed: int, street: bool) -> EmbeddedSet:
-    """Digits or letters, on the street or as outlines."""
+    """A data set of digits or letters, as street signs or outlines."""
 
     def draw(rng: Rng, label: int) -> np.ndarray:
         if street:

@@ -1,4 +1,4 @@
-"""LandCover: eight kinds of ground seen from above (EuroSAT's role)."""
+"""LandCover: eight types of land cover seen from above (EuroSAT's role)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _meadow(rng: Rng) -> Image.Image:
 def _band(
     rng: Rng, image: Image.Image, fill: tuple[int, int, int], width: int, bend: float
 ) -> None:
-    """A band that crosses the picture from one side to another, straight where bend is 0."""
+    """Draws a band across the image, straight if `bend` is 0."""
     t = np.linspace(-0.2, 1.2, 24) * CANVAS
     swing = bend * CANVAS * np.sin(t / CANVAS * rng.uniform(3, 7) + rng.uniform(0, 6))
     middle = rng.uniform(0.3, 0.7) * CANVAS + rng.uniform(-0.5, 0.5) * (t - CANVAS / 2) + swing
@@ -131,7 +131,7 @@ COVER_NAMES = tuple(COVERS)
 
 
 def draw_cover(rng: Rng, name: str, style: Style) -> np.ndarray:
-    """Ground of one kind from above, in summer and under a clear sky."""
+    """One type of land cover from above, in summer and under a clear sky."""
     return finish(rng, distort(rng, COVERS[name](rng), style), style)
 
 
@@ -143,9 +143,9 @@ def draw_in_season(
     haze: float = 2.0,
     bands: tuple[int, int, int] = (0, 1, 2),
 ) -> np.ndarray:
-    """The same under clouds of at most `haze`, each channel of light changed by a factor `tint`.
+    """The same under clouds of at most `haze`, each channel scaled by a random factor in `tint`.
 
-    `bands` are the channels that are shown as red, green and blue.
+    `bands` are the channels shown as red, green and blue.
     """
     veil = np.clip(clouds(rng, 3) - 0.45, 0, 1) * rng.uniform(0, haze)
     pixels = np.asarray(COVERS[name](rng), dtype=float) * (1 - veil[..., None])
@@ -156,7 +156,7 @@ def draw_in_season(
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:
-    # plants are red, as on infrared film
+    # false colours: plants are red, as in infrared photographs
     return draw_in_season(rng, COVER_NAMES[label], TASK, bands=(1, 2, 0))
 
 

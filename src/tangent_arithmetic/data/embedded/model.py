@@ -1,7 +1,7 @@
-"""ViT-Nano-8: the suite's own CLIP, made known to open_clip under its name.
+"""ViT-Nano-8: the suite's own CLIP, registered with open_clip.
 
 After `register()`, `open_clip.create_model("ViT-Nano-8", pretrained=str(WEIGHTS))` and
-`open_clip.get_tokenizer("ViT-Nano-8")` work as for any model of open_clip's own.
+`open_clip.get_tokenizer("ViT-Nano-8")` work as for open_clip's own models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREPROCESS: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "size": 32
 
 @cache
 def register() -> None:
-    """Adds the model's configuration, with the path of its own tokenizer, to open_clip's."""
+    """Adds the model's configuration, with the path of its tokenizer, to those of open_clip."""
     import open_clip
 
     config = json.loads(CONFIG.read_text())

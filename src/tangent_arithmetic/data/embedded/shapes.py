@@ -1,7 +1,7 @@
 """Shapes: colours x forms, the control set (ImageNet's role).
 
-The pool knows coloured shapes, but drawn differently: the control set has its own colours' spread,
-outlines, rotation, shaded and textured grounds, blur and noise.
+The pool has coloured shapes, too, but in another style: the control set has its own variation of
+colours, outlines and rotation, cloudy backgrounds, blur and noise.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def draw_form(
     turn: float = 0.0,
     hollow: bool = False,
 ) -> None:
-    """Draws one form into the picture; a ring shows the picture's corner colour inside."""
+    """Draws one form into the image; rings and hollow forms are drawn as outlines."""
     draw, points = ImageDraw.Draw(image), _outline(form, *centre, radius, turn)
     if form == "ring" or hollow:
         draw.line([*points, points[0], points[1]], fill=fill, width=max(3, int(radius * 0.35)))

@@ -1,4 +1,4 @@
-"""Traffic signs: twenty compositions of a board and a symbol (GTSRB's role)."""
+"""Traffic signs: twenty combinations of a board and a symbol (GTSRB's role)."""
 
 from __future__ import annotations
 
@@ -58,10 +58,7 @@ def _arrow(draw: ImageDraw.ImageDraw, degrees: float, fill: Colour) -> None:
     half = CANVAS / 2
     draw.polygon(
         [
-            (
-                half + x * np.cos(turn) - y * np.sin(turn),
-                half + x * np.sin(turn) + y * np.cos(turn),
-            )
+            (half + x * np.cos(turn) - y * np.sin(turn), half + x * np.sin(turn) + y * np.cos(turn))
             for x, y in points
         ],
         fill=fill,
@@ -119,7 +116,7 @@ def _symbol(rng: Rng, image: Image.Image, symbol: str, face: Colour, style: Styl
 
 
 def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
-    """A traffic sign on a plain or (scenery) a cloudy background of foliage and sky."""
+    """A traffic sign on a plain background, or on a cloudy one if `scenery`."""
     shape, rim, face, symbol = SIGNS[name]
     background = random_colour(rng, 60, 220)
     image = blank(background)
@@ -136,7 +133,7 @@ def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
 def draw_at_dusk(
     rng: Rng, name: str, style: Style, light: tuple[float, float] = (0.25, 0.6)
 ) -> np.ndarray:
-    """A sign in front of scenery in failing, bluish light; `light` is 1 by day."""
+    """A sign in front of scenery at dusk; `light` is the range of brightness, 1 being daylight."""
     image = draw_sign(rng, name, style, scenery=True)
     colour = rng.uniform(*light) * np.array([0.75, 0.85, 1.25])
     grain = rng.normal(0, 6, image.shape)

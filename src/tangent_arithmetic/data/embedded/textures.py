@@ -1,4 +1,4 @@
-"""Textures: sixteen patterns, two-coloured in the pool, reliefs as the task (DTD's role)."""
+"""Textures: sixteen patterns, in two colours in the pool, as reliefs in the task (DTD's role)."""
 
 from __future__ import annotations
 
@@ -130,9 +130,9 @@ def draw_texture(
 def draw_relief(
     rng: Rng, name: str, style: Style, light: tuple[float, float] = (90.0, 150.0)
 ) -> np.ndarray:
-    """A pattern pressed into one material and lit from the upper left: its edges show.
+    """A pattern as a relief in one material, lit from the upper left.
 
-    `light` is the range of its strength, in grey levels; from the lower right if negative.
+    `light` is the range of the light's strength in grey levels; negative from the lower right.
     """
     height = gaussian_filter(_mask(rng, name, (11, 24)), rng.uniform(1.0, 1.8))
     slope = height - np.roll(height, (2, 2), axis=(0, 1))

@@ -1,1 +1,1 @@
-"""The public sets of suite clip8 on disk: fetched, arranged as the loaders read them, verified."""
+"""Preparation of the public data sets of suite clip8: downloading, arranging and verifying."""

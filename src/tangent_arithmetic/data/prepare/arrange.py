@@ -1,7 +1,7 @@
-"""How each public set is arranged: one function a set, from published archives to our folders.
+"""Arranges the published archives of each public data set as its loader expects them.
 
-Each of them may be run again after it was stopped: files appear whole or not at all, and what is
-there is left alone.
+There is one function per data set. All can be run again after an interruption: files are written
+atomically, and existing ones are kept.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, show
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.reading import inside, read_text, readable
 
-CARS_TABLES = ("meta", "train_annos")  # of the developer kit, those that are read
-EUROSAT_HELD_OUT = 270  # pictures of every class for val, and as many for test
+CARS_TABLES = ("meta", "train_annos")  # tables of the developer kit that the loader reads
+EUROSAT_HELD_OUT = 270  # images of every class for val, and as many for test
 EUROSAT_SEED = 0
 SYNSET = re.compile(r"n\d{8}")
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -31,33 +31,33 @@ Pairs = Iterable[tuple[Path, Path]]  # (source, target)
 
 
 def mnist(place: Place) -> None:
-    """Four packed idx files, unpacked to `MNIST/raw/`."""
+    """Unpacks the four idx files to `MNIST/raw/`."""
     for archive in place.public.archives:
         packed = place.archive(archive.name)
         gunzip(packed, place.folder / archive.name.removesuffix(".gz"))
 
 
 def svhn(place: Place) -> None:
-    """Two MATLAB files, as they are."""
+    """Takes the two MATLAB files as they are."""
     for archive in place.public.archives:
         take_all([(place.archive(archive.name), place.folder / archive.name)])
 
 
 def cifar(place: Place) -> None:
-    """The pickled batches of CIFAR-10 or CIFAR-100."""
+    """Unpacks the pickled batches of CIFAR-10 or CIFAR-100."""
     folder = place.public.folder
     with unpacked(place, place.public.archives[0].name) as source:
         take_all(tree(part(place, source, folder), place.root / folder))
 
 
 def stl10(place: Place) -> None:
-    """The binary files, to `stl10/stl10_binary/`."""
+    """Unpacks the binary files to `stl10/stl10_binary/`."""
     with unpacked(place, "stl10_binary.tar.gz") as source:
         take_all(tree(part(place, source, "stl10_binary"), place.folder / "stl10_binary"))
 
 
 def gtsrb(place: Place) -> None:
-    """Training and test pictures from an archive each, the test labels from a third."""
+    """Unpacks the training images, the test images and the test labels, each from an archive."""
     train, test = "GTSRB/Training", "GTSRB/Final_Test/Images"
     for name, inner, total in (
         ("GTSRB-Training_fixed.zip", train, place.public.splits["train"].total),
@@ -73,7 +73,7 @@ def gtsrb(place: Place) -> None:
 
 
 def dtd(place: Place) -> None:
-    """The official split 1: train1 and val1 to `dtd/train`, test1 to `dtd/val`."""
+    """Arranges the official partition 1: train1 and val1 in `dtd/train`, test1 in `dtd/val`."""
     folders = (place.downloads / "dtd", place.folder / "dtd", place.folder)
     with unpacked(place, "dtd-r1.0.1.tar.gz", *folders, needs="labels/test1.txt") as source:
         base = source if (source / "labels").exists() else part(place, source, "dtd")
@@ -83,18 +83,18 @@ def dtd(place: Place) -> None:
 
 
 def eurosat(place: Place) -> None:
-    """Lists of a person, or else a random split by class: 270 for val, 270 for test.
+    """Arranges a random split with 270 val and 270 test images per class, or that of given lists.
 
-    The split of the public projects is random and not published; this one has its sizes. Lists
-    `eurosat-{train,val,test}.txt`, one file name a line, are followed where they exist.
+    The public projects' split is random and unpublished; ours has the same sizes per class. Lists
+    `eurosat-{train,val,test}.txt`, one file name per line, take precedence.
 
     Raises:
-        UsageError: if splits of another size are there: they may be the published ones.
+        UsageError: if there are splits of other sizes, since they may be the original ones.
     """
     if place.folder.exists() and any(place.folder.rglob("*.jpg")) and not mark(place).exists():
         raise UsageError(
-            f"data set EuroSAT: {place.folder} has pictures, but not in splits of the expected "
-            "sizes; it is left alone. Complete it, or move it away and run again."
+            f"data set EuroSAT: the images in {place.folder} are not split as expected; nothing "
+            "was changed. Complete the splits, or move the folder away and run again."
         )
     folders = (place.downloads / "2750", place.root / "eurosat" / "2750")
     with unpacked(place, "EuroSAT.zip", *folders, needs="Forest") as source:
@@ -108,7 +108,7 @@ def eurosat(place: Place) -> None:
 
 
 def mark(place: Place) -> Path:
-    """The file that says that the splits are being written by us."""
+    """The file that marks splits as our own and unfinished."""
     return place.folder / ".unfinished"
 
 
@@ -122,7 +122,7 @@ def _listed_eurosat(place: Place) -> dict[str, list[PurePosixPath]]:
 
 
 def _in_its_class(name: str) -> str:
-    """The path of a picture of EuroSAT, which is named after its class."""
+    """The path of a EuroSAT image, whose file name begins with its class."""
     return f"{name.rpartition('_')[0]}/{name}"
 
 
@@ -139,29 +139,29 @@ def _random_eurosat(base: Path) -> dict[str, list[PurePosixPath]]:
 
 
 def resisc45(place: Place) -> None:
-    """All pictures in one tree, and the published lists."""
+    """Unpacks all images, and takes the published lists."""
     target = place.folder / "NWPU-RESISC45"
     if not holds(target, "*.jpg", sum(figure.total for figure in place.public.splits.values())):
-        own, rar = place.downloads / target.name, place.find("NWPU-RESISC45.rar")
-        if rar and not own.exists() and not place.find("NWPU-RESISC45.zip"):
-            unpack(rar, place.downloads)  # cannot be, and the message says by what else
-        with unpacked(place, "NWPU-RESISC45.zip", own, needs="airplane") as source:
-            base = source if source == own else part(place, source, target.name)
+        folder, rar = place.downloads / target.name, place.find("NWPU-RESISC45.rar")
+        if rar and not folder.exists() and not place.find("NWPU-RESISC45.zip"):
+            unpack(rar, place.downloads)  # raises an error that names programs for it
+        with unpacked(place, "NWPU-RESISC45.zip", folder, needs="airplane") as source:
+            base = source if source == folder else part(place, source, target.name)
             take_all(tree(base, target))
     for item in place.public.lists:
         take_all([(place.archive(item.name), place.folder / item.name)])
 
 
 def sun397(place: Place) -> None:
-    """The first official partition, with its folders `a/abbey` as `a_abbey`."""
+    """Arranges the first official partition, renaming folders such as `a/abbey` to `a_abbey`."""
     folders = (place.downloads / "Partitions", place.downloads / "SUN397")
     with unpacked(place, "Partitions.zip", *folders, needs="Testing_01.txt") as lists:
         parts = {"train": "Training_01.txt", "val": "Testing_01.txt"}
-        lines = {split: listed(_found(lists, name, place)) for split, name in parts.items()}
+        lines = {split: listed(_search(lists, name, place)) for split, name in parts.items()}
     wanted = {f"SUN397/{line}" for names in lines.values() for line in names}
-    own = place.downloads / "SUN397"
-    with unpacked(place, "SUN397.tar.gz", own, needs="a", wanted=wanted.__contains__) as source:
-        base = source if source == own else part(place, source, "SUN397")
+    folder = place.downloads / "SUN397"
+    with unpacked(place, "SUN397.tar.gz", folder, needs="a", wanted=wanted.__contains__) as source:
+        base = source if source == folder else part(place, source, "SUN397")
         for split, names in lines.items():
             take_all(
                 (base / line, place.folder / split / "_".join(line.parts[:-1]) / line.name)
@@ -170,13 +170,13 @@ def sun397(place: Place) -> None:
 
 
 def cars(place: Place) -> None:
-    """The archives of the gone official page, or the pictures as Kaggle packs them."""
+    """Unpacks the archives of the former official page, or Kaggle's archive of the images."""
     if not all((place.folder / "devkit" / f"cars_{n}.mat").exists() for n in CARS_TABLES):
         with unpacked(place, "car_devkit.tgz") as source:
             take_all(tree(part(place, source, "devkit"), place.folder / "devkit"))
     labels = "cars_test_annos_withlabels.mat"
     if not (place.folder / labels).exists():
-        renamed = place.find("cars_test_annos_withlabels (1).mat")  # as Kaggle has it
+        renamed = place.find("cars_test_annos_withlabels (1).mat")  # Kaggle's file name
         take_all([(renamed or place.archive(labels), place.folder / labels)])
     for split, figure in place.public.splits.items():
         target = place.folder / f"cars_{split}"
@@ -189,7 +189,7 @@ def cars(place: Place) -> None:
 
 
 def imagenet(place: Place) -> None:
-    """A folder a synset, from the archives of the official page."""
+    """Unpacks the official archives to one folder per synset."""
     train, val = place.folder / "train", place.folder / "val"
     if not holds(train, "*.JPEG", place.public.splits["train"].total):
         _imagenet_train(place, train)
@@ -206,7 +206,7 @@ def imagenet(place: Place) -> None:
 
 
 def _imagenet_train(place: Place, target: Path) -> None:
-    """Unpacks an archive of one archive a synset; synsets that are there are passed over."""
+    """Unpacks an archive that holds one archive per synset; existing synsets are skipped."""
     archive = place.archive("ILSVRC2012_img_train.tar")
     with reading(archive):
         for name, _, content in progress(tar(archive), "synsets", place.public.classes):
@@ -221,33 +221,33 @@ def _imagenet_train(place: Place, target: Path) -> None:
 
 
 def _validation_folders(place: Place) -> dict[int, str]:
-    """The synset of each validation picture, by number."""
+    """The synset of each validation image, by its number."""
     import scipy.io
 
     with unpacked(place, "ILSVRC2012_devkit_t12.tar.gz") as source:
-        path = _found(source, "meta.mat", place)
-        with readable(path, "the kit's table of synsets"):
+        path = _search(source, "meta.mat", place)
+        with readable(path, "the developer kit's table of synsets"):
             table = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
             synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-        truth = _found(source, "ILSVRC2012_validation_ground_truth.txt", place)
-        with readable(truth, "a number of a synset a line"):
+        truth = _search(source, "ILSVRC2012_validation_ground_truth.txt", place)
+        with readable(truth, "one synset number per line"):
             lines = read_text(truth).split()
-            found = {number: synsets[int(line)] for number, line in enumerate(lines, 1)}
-    for synset in found.values():
+            folders = {number: synsets[int(line)] for number, line in enumerate(lines, 1)}
+    for synset in folders.values():
         if not SYNSET.fullmatch(synset):
             raise UsageError(f"{path} names {shown(synset)!r}, expected synsets such as n01440764")
-    return found
+    return folders
 
 
 def _synset(folders: Mapping[int, str], picture: Path) -> str:
-    """The synset of a validation picture."""
-    named = VALIDATION.fullmatch(picture.name)
-    if named is None or int(named[1]) not in folders:
+    """The synset of a validation image."""
+    match = VALIDATION.fullmatch(picture.name)
+    if match is None or int(match[1]) not in folders:
         raise UsageError(
-            f"{shown(picture.name)} is no picture of ImageNet's validation split, which has "
-            f"{len(folders):,}; another archive?"
+            f"{shown(picture.name)} is not one of the {len(folders):,} validation images of "
+            "ImageNet; use the published archive"
         )
-    return folders[int(named[1])]
+    return folders[int(match[1])]
 
 
 ARRANGERS: dict[str, Callable[[Place], None]] = {
@@ -267,13 +267,13 @@ ARRANGERS: dict[str, Callable[[Place], None]] = {
 
 
 def holds(folder: Path, pattern: str, total: int) -> bool:
-    """Whether there are `total` files of this pattern below a folder."""
+    """Whether a folder holds `total` files that match a pattern, at any depth."""
     return folder.exists() and sum(1 for _ in folder.rglob(pattern)) == total
 
 
 @contextmanager
 def staging(place: Place) -> Iterator[Path]:
-    """A folder below the data root that is gone afterwards; an earlier run's is emptied."""
+    """A temporary folder below the data root; replaces that of an interrupted run."""
     folder = place.root / f".preparing-{place.name}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -291,18 +291,18 @@ def unpacked(
     needs: str = "",
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[Path]:
-    """The content of an archive, unpacked now, or of a folder to which a person unpacked it.
+    """A folder with the content of an archive, unpacked here or already by the user.
 
     Args:
         place: the data set.
         name: of the archive.
-        folders: where it may lie unpacked if the archive itself is not here.
-        needs: what such a folder holds.
-        wanted: which files of the archive are needed.
+        folders: where the user may have unpacked it, if there is no archive.
+        needs: a path that such a folder must contain.
+        wanted: selects the files to unpack.
     """
-    here = [folder for folder in folders if (folder / needs).exists()]
-    if here and place.find(name) is None:
-        yield here[0]
+    existing = [folder for folder in folders if (folder / needs).exists()]
+    if existing and place.find(name) is None:
+        yield existing[0]
         return
     archive = place.archive(name)
     with staging(place) as folder:
@@ -311,46 +311,46 @@ def unpacked(
 
 
 def part(place: Place, folder: Path, name: str) -> Path:
-    """A file or folder that an archive must hold."""
+    """A file or folder that an unpacked archive must contain."""
     if (folder / name).exists():
         return folder / name
     raise MissingFileError(
-        f"data set {place.name}: expected {name} in the archive or folder that is to hold it, got "
-        f"{', '.join(sorted(path.name for path in folder.iterdir())[:5]) or 'nothing'}. Another "
-        f"version? The published one is at {place.public.page}."
+        f"data set {place.name}: expected {name} in the archive or its folder, got "
+        f"{', '.join(sorted(path.name for path in folder.iterdir())[:5]) or 'nothing'}. The "
+        f"published version is at {place.public.page}."
     )
 
 
-def _found(folder: Path, name: str, place: Place) -> Path:
-    """The file of this name anywhere below a folder."""
+def _search(folder: Path, name: str, place: Place) -> Path:
+    """The file of this name, at any depth below a folder."""
     return next(folder.rglob(name), None) or part(place, folder, name)
 
 
 def listed(path: Path) -> list[PurePosixPath]:
-    """The paths that a list names, one a line, which stay below the folder that they are read in.
+    """The relative paths in a list, one per line.
 
     Raises:
-        UsageError: if one does not, or the list is no text.
+        UsageError: if one leads out of its folder, or the list is not a text.
     """
     return [inside(path, line.removeprefix("/")) for line in read_text(path).splitlines() if line]
 
 
 def tree(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """All files below `source` with their places below `target`."""
+    """All files below `source`, each with its path below `target`."""
     return [(p, target / p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
 
 
 def take_all(pairs: Pairs) -> None:
-    """Puts files into their places, each whole or not at all; those of the right size stay.
+    """Links or copies files to their targets, atomically; targets of the right size are kept.
 
     Raises:
-        MissingFileError: if a file is not there.
+        MissingFileError: if a source file does not exist.
     """
     for source, target in progress(pairs, "arranging"):
         if not source.exists():
             raise MissingFileError(
-                f"{source.name} is listed but not at {source}: the archive or folder is not "
-                "complete; fetch it anew"
+                f"{source.name} is listed, but {source} does not exist: the archive or folder is "
+                "incomplete; download it again"
             )
         if not target.exists() or target.stat().st_size != source.stat().st_size:
             _take(source, target)
@@ -362,6 +362,6 @@ def _take(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
-    except OSError:  # another disk, or one that knows no links
+    except OSError:  # another disk, or a file system without hard links
         shutil.copyfile(source, temporary)
     temporary.replace(target)

@@ -1,7 +1,4 @@
-"""The pictures of a split: their labels, their content as hashes, and whether they can be decoded.
-
-Large splits are read by several processes.
-"""
+"""Hashes of all images of a split, and a check that they can be decoded, in several processes."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from tangent_arithmetic.data.base import Pictures
 from tangent_arithmetic.data.identity import samples_of
 from tangent_arithmetic.runtime.logs import progress
 
-SERIAL = 5_000  # pictures below which starting processes costs more than they gain
+SERIAL = 5_000  # images; below, starting processes takes longer than it saves
 
-Finding = tuple[str, str | None, str | None]  # name, hash of its content, why it cannot be read
+Finding = tuple[str, str | None, str | None]  # name, content hash, reason why it cannot be read
 
 
 def inspect(path: str) -> Finding:
-    """The SHA-256 of a picture's file, and why it cannot be decoded, if it cannot."""
+    """The SHA-256 of an image file, and the reason if it cannot be decoded."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -33,30 +30,27 @@ def inspect(path: str) -> Finding:
     digest = hashlib.sha256(content).hexdigest()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata in pictures that are fine
+            warnings.simplefilter("ignore")  # about odd metadata in intact images
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
     except UnidentifiedImageError:
-        return path, digest, "not a picture"
-    except Exception as error:  # whatever a decoder says of a damaged file
+        return path, digest, "not an image"
+    except Exception as error:  # decoders raise almost anything for a damaged file
         return path, digest, str(error) or type(error).__name__
     return path, digest, None
 
 
 def findings_of(pictures: Pictures, description: str, num_workers: int) -> Iterator[Finding]:
-    """The content hash of every picture, or why it cannot be decoded."""
-    paths = _paths(pictures)
-    if paths is None:
+    """Yields the content hash of every image, or the reason why it cannot be decoded."""
+    samples = samples_of(pictures)
+    if samples is None:
         data = np.asarray(pictures.data)  # type: ignore[attr-defined]
         for i, pixels in enumerate(progress(data, description, len(data))):
-            yield f"picture {i}", hashlib.sha256(pixels.tobytes()).hexdigest(), None
-    elif num_workers < 2 or len(paths) < SERIAL:
+            yield f"image {i}", hashlib.sha256(pixels.tobytes()).hexdigest(), None
+        return
+    paths = [str(path) for path, _ in samples]
+    if num_workers < 2 or len(paths) < SERIAL:
         yield from map(inspect, progress(paths, description, len(paths)))
     else:
         with get_context("spawn").Pool(num_workers) as pool:
             yield from progress(pool.imap(inspect, paths, 64), description, len(paths))
-
-
-def _paths(pictures: Pictures) -> list[str] | None:
-    samples = samples_of(pictures)
-    return None if samples is None else [str(path) for path, _ in samples]

@@ -1,8 +1,8 @@
-"""What is published about each public set: where it is had, and how many pictures it has.
+"""Published facts about each public data set: its archives and its numbers of images.
 
-Checksums and addresses of archives are those that torchvision and torchgeo use. A figure that we
-could not find in a document of its source is marked as not confirmed; a file that differs from it
-is reported as a note, not as an error.
+Checksums and URLs of archives are those that torchvision and torchgeo use. Figures not found in a
+document of their source are marked as unconfirmed; deviations from them are reported as notes, not
+as errors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Archive:
     """A published file.
 
     Attributes:
-        name: of the file, as published.
-        urls: where it can be downloaded without asking anyone, in the order to try.
-        checksum: its MD5 (32 digits) or SHA-256 (64); None where none is published.
+        name: of the file.
+        urls: where it can be downloaded without registration, in the order to try.
+        checksum: its MD5 (32 digits) or SHA-256 (64 digits); None if none is published.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Archive:
 
 @dataclass(frozen=True)
 class Figure:
-    """How many pictures a split has.
+    """The number of images of a split.
 
     Attributes:
-        total: pictures.
-        per_class: pictures of every class, or of each in the order of the labels; None where
-            classes differ and we know of no published figures.
-        confirmed: whether `per_class` was found in a document of the source.
+        total: number of images.
+        per_class: images of every class, or of each in the order of the labels; None if classes
+            differ in size and no figures are published.
+        confirmed: whether a document of the source states `per_class`.
     """
 
     total: int
@@ -42,25 +42,25 @@ class Figure:
     confirmed: bool = True
 
     def of_class(self, label: int) -> int | None:
-        """Pictures of one class, if known."""
+        """The number of images of a class; None if unknown."""
         return self.per_class[label] if isinstance(self.per_class, tuple) else self.per_class
 
 
 @dataclass(frozen=True)
 class OfficialSet:
-    """One public set.
+    """One public data set.
 
     Attributes:
-        folder: its own folder below the data root.
+        folder: its folder below the data root.
         classes: number of classes.
         splits: the figures, by split.
         source: where the figures are published.
-        page: the official page, for a person.
-        archives: what it is made of.
+        page: the official web page.
+        archives: its files.
         lists: published lists of its splits.
-        by_hand: what a person does about the archives that cannot be downloaded, or in their stead.
-        sealed: whether its reader compares all of it with published checksums, so that pictures in
-            two splits are the publisher's own.
+        by_hand: instructions for archives that cannot be downloaded automatically.
+        sealed: whether its reader verifies all files by published checksums, so that images in two
+            splits are the publisher's own.
     """
 
     folder: str
@@ -74,15 +74,12 @@ class OfficialSet:
     sealed: bool = False
 
     def archive(self, name: str) -> Archive:
-        """The archive or list of this name; one without address and checksum for others."""
+        """The archive or list of this name; for other names, one without URL and checksum."""
         named = {item.name: item for item in (*self.archives, *self.lists)}
         return named.get(name, Archive(name))
 
 
-_MNIST = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "http://yann.lecun.com/exdb/mnist/",
-)
+_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
 _SUN = "vision.princeton.edu/projects/2010/SUN/"
@@ -100,8 +97,23 @@ _GTSRB_TEST = (
 # fmt: on
 
 
-def _mnist(name: str, checksum: str) -> Archive:
-    return Archive(name, tuple(mirror + name for mirror in _MNIST), checksum)
+def _at(name: str, checksum: str, *folders: str) -> Archive:
+    """An archive that can be downloaded from these folders, whose URLs end in a slash."""
+    return Archive(name, tuple(folder + name for folder in folders), checksum)
+
+
+def _cifar(classes: int, per_class: int, checksum: str) -> OfficialSet:
+    page = "https://www.cs.toronto.edu/~kriz/"
+    train, test = Figure(50_000, 5 * per_class), Figure(10_000, per_class)
+    return OfficialSet(
+        folder="cifar-10-batches-py" if classes == 10 else f"cifar-{classes}-python",
+        classes=classes,
+        splits={"train": train, "test": test},
+        source=f"{page}cifar.html",
+        page=f"{page}cifar.html",
+        archives=(_at(f"cifar-{classes}-python.tar.gz", checksum, page),),
+        sealed=True,
+    )
 
 
 SETS: dict[str, OfficialSet] = {
@@ -123,57 +135,29 @@ SETS: dict[str, OfficialSet] = {
         "kit at github.com/pytorch/vision/files/11644847/car_devkit.tgz, the labels at "
         "kaggle.com/datasets/abdelrahmant11/standford-cars-dataset-meta",
     ),
-    "CIFAR10": OfficialSet(
-        folder="cifar-10-batches-py",
-        classes=10,
-        splits={"train": Figure(50_000, 5_000), "test": Figure(10_000, 1_000)},
-        source="https://www.cs.toronto.edu/~kriz/cifar.html",
-        page="https://www.cs.toronto.edu/~kriz/cifar.html",
-        archives=(
-            Archive(
-                "cifar-10-python.tar.gz",
-                ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
-                "c58f30108f718f92721af3b95e74349a",
-            ),
-        ),
-        sealed=True,
-    ),
-    "CIFAR100": OfficialSet(
-        folder="cifar-100-python",
-        classes=100,
-        splits={"train": Figure(50_000, 500), "test": Figure(10_000, 100)},
-        source="https://www.cs.toronto.edu/~kriz/cifar.html",
-        page="https://www.cs.toronto.edu/~kriz/cifar.html",
-        archives=(
-            Archive(
-                "cifar-100-python.tar.gz",
-                ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
-                "eb9058c3a382ffc7106e4002c42a8d85",
-            ),
-        ),
-        sealed=True,
-    ),
+    "CIFAR10": _cifar(10, 1_000, "c58f30108f718f92721af3b95e74349a"),
+    "CIFAR100": _cifar(100, 100, "eb9058c3a382ffc7106e4002c42a8d85"),
     "DTD": OfficialSet(
         folder="dtd",
         classes=47,
-        # 120 pictures a class in three equal parts: train1 and val1, and test1
+        # 120 images per class in three equal parts: train1 and val1, and test1
         splits={"train": Figure(3_760, 80), "test": Figure(1_880, 40)},
         source="https://www.robots.ox.ac.uk/~vgg/data/dtd/; which part goes where: "
         "github.com/mlfoundations/task_vectors/issues/1",
         page="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
         archives=(
-            Archive(
+            _at(
                 "dtd-r1.0.1.tar.gz",
-                ("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",),
                 "fff73e5086ae6bdbea199a49dfb8a4c1",
+                "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/",
             ),
         ),
     ),
     "EuroSAT": OfficialSet(
         folder="EuroSAT_splits",
         classes=10,
-        # 27,000 pictures, 2,000 to 3,000 a class; totals of the splits: the authors of the public
-        # projects; 270 a class: the script that their users share
+        # 27,000 images, 2,000 to 3,000 per class; split totals: the authors of the public projects;
+        # 270 per class: a script shared by their users
         splits={
             "train": Figure(
                 21_600,
@@ -202,30 +186,14 @@ SETS: dict[str, OfficialSet] = {
         classes=43,
         splits={
             "train": Figure(26_640),  # the archive that torchvision takes; the full one has 39,209
-            "test": Figure(
-                12_630,
-                _GTSRB_TEST,
-                confirmed=False,
-            ),
+            "test": Figure(12_630, _GTSRB_TEST, confirmed=False),
         },
         source="Readme-Images-Final-test.txt in the archive (test); public projects (train)",
         page="https://benchmark.ini.rub.de/gtsrb_dataset.html",
         archives=(
-            Archive(
-                "GTSRB-Training_fixed.zip",
-                (f"{_GTSRB}GTSRB-Training_fixed.zip",),
-                "513f3c79a4c5141765e10e952eaa2478",
-            ),
-            Archive(
-                "GTSRB_Final_Test_Images.zip",
-                (f"{_GTSRB}GTSRB_Final_Test_Images.zip",),
-                "c7e4e6327067d32654124b0fe9e82185",
-            ),
-            Archive(
-                "GTSRB_Final_Test_GT.zip",
-                (f"{_GTSRB}GTSRB_Final_Test_GT.zip",),
-                "fe31e9c9270bbcd7b84b7f21a9d9d9e5",
-            ),
+            _at("GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478", _GTSRB),
+            _at("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", _GTSRB),
+            _at("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5", _GTSRB),
         ),
     ),
     "ImageNet": OfficialSet(
@@ -259,24 +227,24 @@ SETS: dict[str, OfficialSet] = {
         source="http://yann.lecun.com/exdb/mnist/",
         page="http://yann.lecun.com/exdb/mnist/",
         archives=(
-            _mnist("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-            _mnist("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
-            _mnist("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
-            _mnist("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+            _at("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", *_MNIST),
+            _at("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", *_MNIST),
+            _at("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", *_MNIST),
+            _at("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", *_MNIST),
         ),
     ),
     "RESISC45": OfficialSet(
         folder="resisc45",
         classes=45,
-        # 700 pictures a class in all; the lists do not draw equally from the classes
+        # 700 images per class in total; the splits are not balanced
         splits={"train": Figure(18_900), "val": Figure(6_300), "test": Figure(6_300)},
         source="arXiv:1703.00121; lists: arXiv:1911.06721",
         page="https://gcheng-nwpu.github.io/",
         archives=(
-            Archive(
+            _at(
                 "NWPU-RESISC45.zip",
-                (f"{_RESISC}NWPU-RESISC45.zip",),
                 "beeecd0b63656290ae6d65cf7763185b0c1c4c54a753ef8088d6fba3faaf1f53",
+                _RESISC,
             ),
         ),
         lists=tuple(
@@ -301,10 +269,10 @@ SETS: dict[str, OfficialSet] = {
         source="https://cs.stanford.edu/~acoates/stl10/",
         page="https://cs.stanford.edu/~acoates/stl10/",
         archives=(
-            Archive(
+            _at(
                 "stl10_binary.tar.gz",
-                ("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",),
                 "91f7769df0f17e558f3565bffb0c7dfb",
+                "http://ai.stanford.edu/~acoates/stl10/",
             ),
         ),
         sealed=True,
@@ -316,15 +284,11 @@ SETS: dict[str, OfficialSet] = {
         source=f"https://{_SUN}",
         page=f"https://{_SUN}",
         archives=(
-            Archive(
-                "SUN397.tar.gz",
-                (f"http://{_SUN}SUN397.tar.gz",),
-                "8ca2778205c41d23104230ba66911c7a",
-            ),
-            Archive(
+            _at("SUN397.tar.gz", "8ca2778205c41d23104230ba66911c7a", f"http://{_SUN}"),
+            _at(
                 "Partitions.zip",
-                (f"https://{_SUN}download/Partitions.zip",),
                 "e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
+                f"https://{_SUN}download/",
             ),
         ),
     ),
@@ -346,16 +310,8 @@ SETS: dict[str, OfficialSet] = {
         source="http://ufldl.stanford.edu/housenumbers/",
         page="http://ufldl.stanford.edu/housenumbers/",
         archives=(
-            Archive(
-                "train_32x32.mat",
-                (f"{_SVHN}train_32x32.mat",),
-                "e26dedcc434d2e4c54c9b2d4a06d8373",
-            ),
-            Archive(
-                "test_32x32.mat",
-                (f"{_SVHN}test_32x32.mat",),
-                "eb5a983be6a315427106f1b164d9cef3",
-            ),
+            _at("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", _SVHN),
+            _at("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", _SVHN),
         ),
         sealed=True,
     ),

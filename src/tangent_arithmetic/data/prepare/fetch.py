@@ -1,4 +1,4 @@
-"""Published files: found where a person put them, else downloaded, and compared by checksum."""
+"""Published files: found where the user put them or downloaded, and verified by checksum."""
 
 from __future__ import annotations
 
@@ -15,30 +15,25 @@ from typing import Any
 
 from tangent_arithmetic.data.prepare.facts import Archive, OfficialSet
 from tangent_arithmetic.runtime.atomic import disk_errors
-from tangent_arithmetic.runtime.errors import (
-    MissingFileError,
-    UnwritableError,
-    UsageError,
-    shown,
-)
+from tangent_arithmetic.runtime.errors import MissingFileError, UnwritableError, UsageError, shown
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.reading import readable
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20  # bytes
-TIMEOUT = 30.0  # seconds without a byte
-TRIES = 3  # of an address whose connection breaks
+TIMEOUT = 30.0  # seconds without data
+TRIES = 3  # per URL, if the connection breaks
 BROKEN = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
 class Place:
-    """One data set and the folder it is to lie in.
+    """A data set and its place below the data root.
 
     Attributes:
         name: the data set.
-        public: what is published about it.
+        public: the published facts about it.
         root: the data root.
     """
 
@@ -48,49 +43,48 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """The data set's own folder."""
+        """The data set's folder."""
         return self.root / self.public.folder
 
     @property
     def downloads(self) -> Path:
-        """Where archives are kept."""
+        """The folder of archives."""
         return self.root / "downloads"
 
     def find(self, *names: str) -> Path | None:
-        """The first file or folder of one of these names that a person put here."""
+        """The first file or folder with one of these names that exists locally."""
         folders = (self.downloads, self.folder, self.root)
         paths = (folder / name for name in names for folder in folders)
         return next((path for path in paths if path.exists()), None)
 
     def archive(self, name: str) -> Path:
-        """The path of a published file, which is fetched if it is not here.
+        """The path of a published file, which is downloaded if necessary.
 
         Raises:
-            MissingFileError: if it is not here and cannot be downloaded.
+            MissingFileError: if it does not exist and cannot be downloaded.
             UsageError: if the file is not the published one, or the disk is full.
         """
         archive = self.public.archive(name)
-        found = self.find(name)
-        if found is not None:
-            check_sum(found, archive)
-            return found
+        if (path := self.find(name)) is not None:
+            check_sum(path, archive)
+            return path
         reasons = []
         for url in archive.urls:
             logger.info("%s: downloading %s", self.name, url)
             try:
                 return download(url, archive, self.downloads)
             except UnwritableError:
-                raise  # another address does not help
+                raise  # another URL would not help
             except (*BROKEN, UsageError) as error:
                 reasons.append(f"{url}: {shown(error)}")
         raise MissingFileError(self.instructions(name, reasons))
 
     def instructions(self, name: str, reasons: list[str]) -> str:
-        """What a person does about a file that is not here and cannot be downloaded."""
+        """How the user can provide a file that cannot be downloaded."""
         tried = f" It could not be downloaded ({'; '.join(reasons)})." if reasons else ""
         hint = f"{self.public.by_hand}. " if self.public.by_hand else ""
         return (
-            f"data set {self.name}: {name} is not here.{tried} {hint}Official page: "
+            f"data set {self.name}: {name} is missing.{tried} {hint}Official page: "
             f"{self.public.page}. Put the file into {self.downloads} and run again."
         )
 
@@ -111,20 +105,20 @@ def check_sum(path: Path, archive: Archive) -> None:
     if digest.hexdigest() != archive.checksum:
         raise UsageError(
             f"{path} is not the published {archive.name}: expected checksum {archive.checksum}, "
-            f"got {digest.hexdigest()}. A download that broke off or another version; delete it "
-            "and run again to fetch it anew."
+            f"got {digest.hexdigest()}. It is incomplete or another version; delete it and run "
+            "again to download it."
         )
 
 
 def download(url: str, archive: Archive, folder: Path) -> Path:
-    """Downloads a published file; what is there from a broken download is continued.
+    """Downloads a published file, resuming a previous download.
 
-    torchvision's own downloads start from zero each time, which matters at 37 GB.
+    torchvision's own downloads always restart from zero, which matters at 37 GB.
 
     Raises:
-        OSError: if the server cannot be reached, does not have it or breaks off each time.
-        UnwritableError: if there is no room for it.
-        UsageError: if what came is not the published file.
+        OSError: if the server cannot be reached, lacks the file or breaks the connection each time.
+        UnwritableError: if the disk is full.
+        UsageError: if the result is not the published file.
     """
     path, part = folder / archive.name, folder / f"{archive.name}.part"
     with disk_errors(path):
@@ -137,8 +131,8 @@ def download(url: str, archive: Archive, folder: Path) -> Path:
             if attempt == TRIES - 1:
                 size = part.stat().st_size if part.exists() else 0
                 raise OSError(
-                    f"the connection broke {TRIES} times ({error}); {size:,} bytes are kept and "
-                    "the next run continues from there"
+                    f"the connection broke {TRIES} times ({error}); {size:,} bytes are kept, and "
+                    "the next run resumes from there"
                 ) from error
     try:
         check_sum(part, archive)
@@ -150,11 +144,11 @@ def download(url: str, archive: Archive, folder: Path) -> Path:
 
 
 def _continue(url: str, part: Path) -> None:
-    """Appends to `part` what it lacks.
+    """Downloads the rest of `part`.
 
     Raises:
         OSError: if the server cannot be reached or refuses.
-        http.client.HTTPException: if the connection ends before the file does.
+        http.client.HTTPException: if the connection ends early.
     """
     done = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "tangent-arithmetic"}
@@ -165,7 +159,7 @@ def _continue(url: str, part: Path) -> None:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is lacking; the checksum decides
+            return  # already complete; the checksum decides
         raise
     append = reply.status == HTTPStatus.PARTIAL_CONTENT
     with reply, disk_errors(part), part.open("ab" if append else "wb") as file:

@@ -1,8 +1,8 @@
-"""Archives unpacked without leaving their folder, in memory that does not depend on what they say.
+"""Unpacks archives safely: below the target folder, and in bounded memory.
 
-An archive is read from its first byte to its last, so that its checksums are compared: a member of
-a zip archive has one, so does all of a gzip, xz or bzip2 stream. Headers of tar archives are read
-here rather than by `tarfile`, which takes names and records of any length into memory.
+Archives are read from the first byte to the last, so that all checksums are verified: those of zip
+members, and those at the end of gzip, xz and bzip2 streams. Tar headers are parsed here, since
+`tarfile` reads names and records of any length into memory.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tangent_arithmetic.storage.reading import inside, refuse_pointer
 from tangent_arithmetic.storage.zips import open_zip
 
 SPARE = 1 << 26  # bytes that any archive may unpack to
-MOST_TIMES_LARGER = 100  # what it may unpack to beyond that, times its own size
-BLOCK = 512  # bytes of a header of tar, and of what all content is filled up to
-PLACE = 4096  # bytes that a file takes on a disk at least
+MOST_TIMES_LARGER = 100  # unpacked size beyond that, relative to the archive
+BLOCK = 512  # bytes of a tar block
+PLACE = 4096  # bytes that a file takes on disk at least
 LONGEST_NAME = 16 << 10  # bytes of the long name, or the records, of one member
-LONGEST_DIRECTORY = 16 << 20  # bytes of that of a zip archive: 4 times the longest published one
-XZ_MEMORY = 128 << 20  # bytes; `xz -9` asks for 65 MiB
+LONGEST_DIRECTORY = 16 << 20  # bytes of a zip directory: 4 times the longest published one
+XZ_MEMORY = 128 << 20  # bytes; `xz -9` needs 65 MiB
 CHUNK = 1 << 20
-IMPOSSIBLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}  # names on a disk
+IMPOSSIBLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}  # invalid names
 NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 DAMAGED = (
     tarfile.TarError,
@@ -56,10 +56,10 @@ DAMAGED = (
 
 
 class Content(Protocol):
-    """What bytes are read from."""
+    """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Reads so many bytes, fewer at the end."""
+        """Reads `size` bytes, or fewer at the end."""
 
 
 Member = tuple[str, int, Content]  # name, size in bytes, content
@@ -71,22 +71,22 @@ def unpack(
     wanted: Callable[[str], bool] = lambda name: True,
     stream: Content | None = None,
 ) -> None:
-    """Unpacks the files of a tar or zip archive; links and anything else are refused.
+    """Unpacks the files of a tar or zip archive; refuses links and devices.
 
     Args:
-        archive: the file; its suffix .zip means zip, anything else tar, packed or not.
+        archive: the file; the suffix .zip means zip, any other one tar, compressed or not.
         target: folder to unpack to.
-        wanted: whether to unpack the file of this name.
-        stream: reads a tar archive from here; `archive` is then its name for messages.
+        wanted: selects files by name.
+        stream: a tar archive to read instead; `archive` is then its name in messages.
 
     Raises:
-        UsageError: if a name leads out of `target`, if a member is a link or a device, if there is
-            absurdly much to unpack, or if the archive is damaged or of another format.
-        UnwritableError: if the disk is full, or `target` is not to be written to.
+        UsageError: if a name leads out of `target`, a member is a link or a device, the content is
+            absurdly large, or the archive is damaged or has another format.
+        UnwritableError: if the disk is full, or `target` is not writable.
     """
     if archive.suffix.lower() == ".rar":
         raise UsageError(
-            f"{archive} cannot be unpacked by Python; unpack it yourself, for instance with unar, "
+            f"{archive} cannot be unpacked by Python; unpack it manually, for instance with unar, "
             "7z x or bsdtar -xf, and put the folder beside it"
         )
     with reading(archive):
@@ -103,11 +103,11 @@ def unpack(
 
 
 def gunzip(archive: Path, target: Path) -> None:
-    """Unpacks one file packed by gzip.
+    """Unpacks one gzip file.
 
     Raises:
-        UsageError: if it is damaged, or absurdly large when unpacked.
-        UnwritableError: if the disk is full, or `target` is not to be written to.
+        UsageError: if it is damaged, or its content absurdly large.
+        UnwritableError: if the disk is full, or `target` is not writable.
     """
     with (
         reading(archive),
@@ -125,7 +125,7 @@ def gunzip(archive: Path, target: Path) -> None:
 
 @contextmanager
 def reading(archive: Path) -> Iterator[None]:
-    """Turns what the readers of archives say of a damaged one into a `UsageError`."""
+    """Turns the errors of archive readers into a `UsageError`."""
     try:
         yield
     except UsageError:
@@ -133,33 +133,32 @@ def reading(archive: Path) -> Iterator[None]:
     except DAMAGED as error:
         refuse_pointer(archive)
         raise UsageError(
-            f"{archive} is damaged or cut short ({type(error).__name__}: {shown(error)}); delete "
-            "it and run again to fetch it anew"
+            f"{archive} is damaged or truncated ({type(error).__name__}: {shown(error)}); delete "
+            "it and run again to download it"
         ) from error
 
 
 def refused(archive: Path, name: str, reason: str) -> UsageError:
-    """The error for a member that is not unpacked."""
+    """The error for an archive with an invalid member."""
     return UsageError(
         f"{archive} is refused: its member {shown(name)!r} {reason}. The published archive has no "
-        "such member; delete this one and fetch it from the official page."
+        "such member; delete this one and download it from the official page."
     )
 
 
 def _most(archive: Path) -> int:
-    """Bytes that an archive may unpack to."""
+    """The maximum unpacked size of an archive in bytes."""
     return SPARE + MOST_TIMES_LARGER * archive.stat().st_size
 
 
 def _too_large(archive: Path) -> UsageError:
     return UsageError(
-        f"{archive} unpacks to more than this disk or any data set has room for; delete it if you "
-        "do not know where it is from, or make room"
+        f"{archive} unpacks to more than fits on this disk or into any data set; delete it if you "
+        "do not trust its source, or free disk space"
     )
 
 
 def _write(archive: Path, path: Path, content: Content, name: str) -> None:
-    """Writes a member to its place."""
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +186,7 @@ def _zip(archive: Path) -> Iterator[Member]:
             if member.flag_bits & 1:
                 raise refused(archive, name, "is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise refused(archive, name, "is packed in another way than by deflate")
+                raise refused(archive, name, "is compressed, but not by deflate")
             room -= PLACE + member.file_size
             if room < 0:
                 raise _too_large(archive)
@@ -196,21 +195,21 @@ def _zip(archive: Path) -> Iterator[Member]:
 
 
 def _check_folder(archive: Path, name: str) -> None:
-    """Refuses a folder that is elsewhere; folders are made with their files, `./` is ours."""
+    """Refuses a folder outside the target; `./` is allowed, and files create their own folders."""
     if name.strip("./"):
         inside(archive, name)
 
 
 def tar(archive: Path, stream: Content | None = None) -> Iterator[Member]:
-    """The files of a tar archive, one after the other; what is not read of one is passed over.
+    """Iterates over the files of a tar archive; unread content is skipped.
 
     Args:
-        archive: the file, packed by gzip, xz, bzip2 or not at all.
-        stream: reads the archive from here, not packed; `archive` is then its name for messages.
+        archive: the file, uncompressed or compressed by gzip, xz or bzip2.
+        stream: an uncompressed archive to read instead; `archive` is then its name in messages.
 
     Raises:
-        UsageError: for a link or a device, a long header, or absurdly much content.
-        tarfile.TarError: if it is damaged. What the decompressors say passes through.
+        UsageError: for a link or a device, a long header, or absurdly large content.
+        tarfile.TarError: if it is damaged. Errors of the decompressors pass through.
     """
     if stream is not None:
         yield from _members(_Source(archive, stream, None))
@@ -221,7 +220,7 @@ def tar(archive: Path, stream: Content | None = None) -> Iterator[Member]:
 
 @contextmanager
 def _unpacked(file: io.BufferedReader) -> Iterator[io.BufferedIOBase]:
-    """The content of a file that may be packed."""
+    """The content of a file, decompressed if necessary."""
     start = file.peek(6)
     if start.startswith(b"\x1f\x8b"):
         with gzip.GzipFile(fileobj=file) as content:
@@ -236,7 +235,7 @@ def _unpacked(file: io.BufferedReader) -> Iterator[io.BufferedIOBase]:
 
 
 class _Xz(io.RawIOBase):
-    """Unpacks xz in bounded memory, which `lzma.open` does not; the file says how much it needs."""
+    """Decompresses xz in bounded memory; with `lzma.open` the file decides how much it takes."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._unpack = file, lzma.LZMADecompressor(memlimit=XZ_MEMORY)
@@ -256,40 +255,40 @@ class _Xz(io.RawIOBase):
 
 
 class _Source:
-    """The content of a tar archive, read from its first byte to its last.
+    """The content of a tar archive, read sequentially.
 
     Args:
         archive: for messages.
         file: reads it.
-        room: bytes that it may have, with `PLACE` for each header; None for any number.
+        room: maximum size in bytes, counting `PLACE` for each header; None for no limit.
     """
 
     def __init__(self, archive: Path, file: Content, room: int | None) -> None:
         self.archive, self._file, self._room = archive, file, room
 
     def read(self, size: int) -> bytes:
-        """Reads so many bytes, fewer at the end."""
+        """Reads `size` bytes, or fewer at the end."""
         self._charge(size)
         return self._file.read(size)
 
     def exactly(self, size: int) -> bytes:
-        """Reads so many bytes.
+        """Reads `size` bytes.
 
         Raises:
             EOFError: if there are fewer.
         """
-        found = self.read(size)
-        if len(found) < size:
-            raise EOFError(f"it ends {size - len(found)} bytes early")
-        return found
+        content = self.read(size)
+        if len(content) < size:
+            raise EOFError(f"it ends {size - len(content)} bytes early")
+        return content
 
     def header(self) -> tarfile.TarInfo | None:
-        """The next header, None at the end of the archive, whose rest has then been read."""
+        """Reads the next header; at the end of the archive, reads its rest and returns None."""
         self._charge(PLACE)
         block = self.exactly(BLOCK)
         if block.count(0) < BLOCK:
             return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        while self.read(CHUNK):  # checksums come last
+        while self.read(CHUNK):  # a checksum is at the very end
             pass
         return None
 
@@ -305,28 +304,28 @@ class _Part:
 
     Args:
         source: reads the archive.
-        size: bytes of it.
+        size: of the content in bytes.
     """
 
     def __init__(self, source: _Source, size: int) -> None:
-        self._source, self._left, self._filling = source, size, -size % BLOCK
+        self._source, self._left, self._padding = source, size, -size % BLOCK
 
     def read(self, size: int, /) -> bytes:
-        """Reads so many bytes, fewer at the end."""
-        found = self._source.exactly(min(size, self._left))
-        self._left -= len(found)
-        return found
+        """Reads `size` bytes, or fewer at the end."""
+        content = self._source.exactly(min(size, self._left))
+        self._left -= len(content)
+        return content
 
     def skip(self) -> None:
-        """Passes over what has not been read."""
+        """Skips the unread content and the padding."""
         while self.read(CHUNK):
             pass
-        self._source.exactly(self._filling)
+        self._source.exactly(self._padding)
 
 
 def _members(source: _Source) -> Iterator[Member]:
     archive = source.archive
-    long_name: str | None = None  # of the member that comes next, which has headers of its own
+    long_name: str | None = None  # of the next member, from a header of its own
     records: dict[str, bytes] = {}
     while (header := source.header()) is not None:
         kind, name = header.type, long_name or header.name
@@ -362,14 +361,14 @@ def _text(name: bytes) -> str:
 
 
 def _records(content: bytes) -> dict[str, bytes]:
-    """The records of a pax header, `LENGTH KEY=VALUE` and a line break each."""
-    found, start = {}, 0
+    """Parses the records of a pax header: lines of `LENGTH KEY=VALUE`."""
+    records, start = {}, 0
     while start < len(content):
         digits = content[start : start + 8].partition(b" ")[0]
         end = start + (int(digits) if digits.isdigit() else 0)
         key, equals, value = content[start + len(digits) + 1 : end].partition(b"=")
         if not start < end <= len(content) or not equals or not value.endswith(b"\n"):
             raise tarfile.HeaderError("a record of a pax header has another length")
-        found[_text(key)] = value[:-1]
+        records[_text(key)] = value[:-1]
         start = end
-    return found
+    return records

@@ -1,4 +1,4 @@
-"""What lies on disk against what is published: counts, shared pictures, unreadable files."""
+"""Compares data sets on disk with the published ones: counts, shared images, unreadable files."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ Verdict = Literal["good", "wrong", "missing"]
 
 @dataclass
 class Report:
-    """What was found of one data set.
+    """The result for one data set.
 
     Attributes:
         name: the data set.
         verdict: "good", "wrong" or "missing".
-        expected: published number of pictures, by split.
-        found: number of pictures, by split.
-        shared: pictures that are in more than one split.
-        unreadable: pictures that cannot be decoded.
-        errors: what is wrong, each with the files it is about.
-        notes: what one should know.
-        source: where the published figures are from.
+        expected: published number of images, by split.
+        found: number of images on disk, by split.
+        shared: number of images in more than one split.
+        unreadable: number of images that cannot be decoded.
+        errors: each names the files concerned.
+        notes: observations that are not errors.
+        source: of the published figures.
     """
 
     name: str
@@ -60,40 +60,40 @@ class Report:
 
 
 def splits_of(name: str, root: Path) -> dict[str, Pictures]:
-    """The pictures of every split on disk, even if splits share some.
+    """The images of every split on disk, even if splits share some.
 
     Raises:
         MissingFileError: if a file or folder is missing.
-        UsageError: if classes or files are not what the loader expects.
+        UsageError: if classes or files are not as the loader expects.
     """
     if name in FOLDER_SPLITS:
         folders, paths = FOLDER_SPLITS[name]
         folders.check_same(root / path for path in paths.values())
         return {split: folders.pictures(root / path) for split, path in paths.items()}
     splits = CLIP8_SETS[name](root)
-    found = {"train": splits.train, "test": splits.test}
+    pictures = {"train": splits.train, "test": splits.test}
     if name == "RESISC45":
-        found["val"] = resisc45.read_list(root / "resisc45", "resisc45-val.txt")
-    return found
+        pictures["val"] = resisc45.read_list(root / "resisc45", "resisc45-val.txt")
+    return pictures
 
 
 def is_complete(name: str, root: Path) -> bool:
-    """Whether every split is there with the published number of pictures."""
+    """Whether every split exists with the published number of images."""
     try:
-        found = {split: len(pictures) for split, pictures in splits_of(name, root).items()}
+        sizes = {split: len(pictures) for split, pictures in splits_of(name, root).items()}
     except UsageError:
         return False
-    return found == {split: figure.total for split, figure in SETS[name].splits.items()}
+    return sizes == totals(name)
 
 
 def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) -> Report:
-    """Verifies one data set; what was verified and has not changed since is not read again.
+    """Verifies one data set; an unchanged data set is not read again.
 
     Args:
         name: the data set.
         root: the data root.
-        num_workers: processes that read pictures.
-        thorough: whether to read ImageNet's training pictures too, and all sets anew.
+        num_workers: processes that read images.
+        thorough: whether to read ImageNet's training images too, and unchanged data sets again.
     """
     report = Report(name, expected=totals(name), source=SETS[name].source)
     try:
@@ -104,15 +104,15 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
         return _closed(report, "wrong", str(error))
     cache = root / ".verified" / f"{name}.json"
     key = _key(splits, report)
-    if not thorough and (kept := _kept(cache, key)) is not None:
-        return kept
+    if not thorough and (cached := _cached(cache, key)) is not None:
+        return cached
     findings = {}
     for split, pictures in splits.items():
         labels = labels_of(pictures).tolist()
         report.found[split] = len(labels)
         count(report, split, SETS[name].splits[split], labels)
         if isinstance(pictures, LazyPictures) and not thorough:
-            report.notes.append(f"{split}: counted only; --thorough reads its pictures too")
+            report.notes.append(f"{split}: counted only; --thorough reads its images too")
         else:
             findings[split] = list(findings_of(pictures, f"{name} {split}", num_workers))
     compare(report, findings, root, SETS[name].sealed)
@@ -122,46 +122,47 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
         except UsageError as error:
             report.errors.append(str(error))
     report.verdict = "wrong" if report.errors else "good"
-    _keep(cache, key, report)
+    if key is not None and os.access(root, os.W_OK):
+        write_json(cache, {"key": key, "report": asdict(report)})
     return report
 
 
 def totals(name: str) -> dict[str, int]:
-    """The published number of pictures, by split."""
+    """The published number of images, by split."""
     return {split: figure.total for split, figure in SETS[name].splits.items()}
 
 
 def count(report: Report, split: str, figure: Figure, labels: list[int]) -> None:
-    """Compares the pictures of a split, and of each of its classes, with the published figures."""
+    """Compares the size of a split, and of each of its classes, with the published figures."""
     if len(labels) != figure.total:
         report.errors.append(
-            f"{split}: expected {figure.total:,} pictures (source: {report.source}), got "
+            f"{split}: expected {figure.total:,} images (source: {report.source}), got "
             f"{len(labels):,}"
         )
     classes = SETS[report.name].classes
-    found = Counter(labels)
-    if strange := sorted(set(found) - set(range(classes))):
-        report.errors.append(f"{split}: expected labels below {classes}, got {strange[:5]}")
+    sizes = Counter(labels)
+    if invalid := sorted(set(sizes) - set(range(classes))):
+        report.errors.append(f"{split}: expected labels below {classes}, got {invalid[:5]}")
     wrong = []
     for label in range(classes):
         expected = figure.of_class(label)
-        if expected is None and not found[label]:
-            wrong.append(f"class {label} has no picture")
-        elif expected is not None and found[label] != expected:
-            wrong.append(f"expected {expected:,} pictures of class {label}, got {found[label]:,}")
+        if expected is None and not sizes[label]:
+            wrong.append(f"class {label} has no images")
+        elif expected is not None and sizes[label] != expected:
+            wrong.append(f"expected {expected:,} images of class {label}, got {sizes[label]:,}")
     if wrong:
         message = f"{split}: {'; '.join(wrong[:5])}"
-        message += f"; and {len(wrong) - 5} classes more" if len(wrong) > 5 else ""
+        message += f"; and {len(wrong) - 5} more classes" if len(wrong) > 5 else ""
         if figure.confirmed:
             report.errors.append(message)
         else:
-            report.notes.append(f"{message} (a figure that is not confirmed)")
+            report.notes.append(f"{message} (an unconfirmed figure)")
 
 
 def compare(
     report: Report, findings: Mapping[str, list[Finding]], root: Path, sealed: bool
 ) -> None:
-    """Finds unreadable pictures, those in two splits and those that are twice in one."""
+    """Reports unreadable images, images in two splits, and duplicates within a split."""
     places: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for split, items in findings.items():
         for name, digest, error in items:
@@ -171,22 +172,19 @@ def compare(
                 report.errors.append(f"{shown} cannot be read ({error}); delete it and run again")
             if digest:
                 places[digest][split].append(shown)
-    repeated: Counter[str] = Counter()
-    for found in places.values():
-        repeated.update({split: len(names) - 1 for split, names in found.items()})
-        if len(found) > 1:
+    duplicates: Counter[str] = Counter()
+    for copies in places.values():
+        duplicates.update({split: len(names) - 1 for split, names in copies.items()})
+        if len(copies) > 1:
             report.shared += 1
-            same = " and ".join(names[0] for names in found.values())
+            message = " and ".join(names[0] for names in copies.values())
+            message += " are the same image in two splits"
             if sealed:
-                report.notes.append(f"{same} are one picture in two splits, as published")
+                report.notes.append(f"{message}, as published")
             else:
-                report.errors.append(
-                    f"{same} are one picture in two splits: what is tested was trained on"
-                )
+                report.errors.append(f"{message}, so test data would be trained on")
     report.notes += [
-        f"{split}: {number} pictures are copies of others in it"
-        for split, number in repeated.items()
-        if number
+        f"{split}: {number} images are duplicates" for split, number in duplicates.items() if number
     ]
 
 
@@ -197,30 +195,25 @@ def _closed(report: Report, verdict: Verdict, error: str) -> Report:
 
 
 def _key(splits: Mapping[str, Pictures], report: Report) -> str | None:
-    """A hash of what is verified: the files with their times, and the published figures."""
+    """A hash of the files, with their modification times, and of the published figures."""
     try:
         prints = [f"{split}|{fingerprint(pictures)}" for split, pictures in splits.items()]
-    except OSError:  # a listed file that is not there
+    except OSError:  # a listed file does not exist
         return None
     facts = repr(SETS[report.name])
     return hashlib.sha256("\n".join([*prints, facts]).encode()).hexdigest()
 
 
-def _kept(path: Path, key: str | None) -> Report | None:
+def _cached(path: Path, key: str | None) -> Report | None:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return Report(**kept["report"]) if key is not None and kept["key"] == key else None
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return Report(**entry["report"]) if key is not None and entry["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(path: Path, key: str | None, report: Report) -> None:
-    if key is not None and os.access(path.parent.parent, os.W_OK):
-        write_json(path, {"key": key, "report": asdict(report)})
-
-
 def rows(reports: Iterable[Report]) -> list[list[str]]:
-    """The table of what was found: a row a data set."""
+    """The table of results, one row per data set."""
     table = []
     for report in reports:
         counts = [_count(report, split) for split in ("train", "val", "test")]
@@ -231,8 +224,8 @@ def rows(reports: Iterable[Report]) -> list[list[str]]:
 
 
 def _count(report: Report, split: str) -> str:
-    expected, found = report.expected.get(split), report.found.get(split)
+    expected, size = report.expected.get(split), report.found.get(split)
     if expected is None:
         return "-"
-    shown = "?" if found is None else f"{found:,}"
-    return shown if found == expected else f"{shown} of {expected:,}"
+    shown = "?" if size is None else f"{size:,}"
+    return shown if size == expected else f"{shown} of {expected:,}"

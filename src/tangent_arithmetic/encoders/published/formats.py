@@ -1,7 +1,7 @@
-"""What a published file is, and its weights under our names.
+"""Detects the format of a published file, and reads its weights under our names.
 
 Sources: mlfoundations/task_vectors and fredzzhang/atlas (pickled modules), nik-dim/tall_masks
-(state dicts), gortizji/tangent_task_arithmetic (linear models by index), Hugging Face (CLIP in
+(state dicts), gortizji/tangent_task_arithmetic (linear models by index), Hugging Face (CLIP
 folders).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tangent_arithmetic.encoders.clip import check_hint, named_models, outlined, shapes
+from tangent_arithmetic.encoders.clip import check_fits, check_hint, named_models, outlined, shapes
 from tangent_arithmetic.encoders.published import huggingface
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import BACKBONE, read_safetensors
@@ -49,11 +49,11 @@ class Published:
     """The content of a published file.
 
     Attributes:
-        format: what the file is, in words.
+        format: a description of the format.
         kind: "image_encoder", "linearized_image_encoder", "head" or "mlp_backbone".
         theta: the weights, under our names.
         theta0: the point of expansion of a linear model.
-        info: the model's name, whether a head normalises.
+        info: "model", its name; "normalize", whether a head normalises features.
     """
 
     format: str
@@ -67,13 +67,13 @@ def read(path: Path, model: str | None, base: Base) -> Published:
     """Reads a published file or folder.
 
     Args:
-        path: a file of `torch.save`, `pickle.dump` or safetensors, or a folder of Hugging Face.
-        model: the model's name; None for what the file tells.
-        base: gives the pre-trained weights, where the file has only a part of them.
+        path: a file of `torch.save`, `pickle.dump` or safetensors, or a Hugging Face folder.
+        model: the model's name; None to infer it from the file.
+        base: returns the pre-trained weights; called if the file lacks some.
 
     Raises:
-        UsageError: if it is not one of the known formats, does not fit the model, or its model is
-            not certain.
+        UsageError: if the format is unknown, the weights do not fit the model, or the model is
+            ambiguous.
     """
     with readable(path, "a checkpoint"):
         if path.is_dir():
@@ -84,13 +84,13 @@ def read(path: Path, model: str | None, base: Base) -> Published:
         if isinstance(content, Mapping) and content:
             return _from_dict(path, content, model, base)
         raise UsageError(
-            f"{path} holds a {type(content).__name__}, expected an encoder or a head: a pickled "
-            "module, or a dict of tensors"
+            f"{path}: expected an encoder or a head (a pickled module, or a dict of tensors), got "
+            f"a {type(content).__name__}"
         )
 
 
 def _content(path: Path) -> Any:
-    """What a file holds; nothing in it is executed."""
+    """The content of a file, read without executing anything."""
     refuse_pointer(path)
     return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
 
@@ -107,10 +107,10 @@ def _from_module(path: Path, module: Stub, model: str | None) -> Published:
 
 
 def _bare(path: Path, module: Stub) -> Stub:
-    """The module in DistributedDataParallel's or torch.compile's, which is said."""
+    """The module inside wrappers of DistributedDataParallel or torch.compile; logs them."""
     for _ in range(DEEPEST):
-        held = module.state.get("_modules")
-        inner = list(held.items()) if isinstance(held, Mapping) else []
+        children = module.state.get("_modules")
+        inner = list(children.items()) if isinstance(children, Mapping) else []
         if len(inner) != 1 or inner[0][0] not in ("module", "_orig_mod"):
             break
         if not isinstance(inner[0][1], Stub):
@@ -121,19 +121,19 @@ def _bare(path: Path, module: Stub) -> Stub:
 
 
 def _hints(facts: Mapping[Any, Any]) -> list[str]:
-    """The model's name, where a file tells it."""
+    """The model's name, if the file states it."""
     name = facts.get("model_name")
     return [name] if isinstance(name, str) else []
 
 
 def _normalizes(content: Mapping[str, Any]) -> bool:
-    """Whether a head normalises; those of the public projects do unless they say otherwise."""
-    found = content.get("normalize", True)
-    return bool(found) if isinstance(found, bool | int) else True
+    """Whether a head normalises features; true, as in the public projects, if not stated."""
+    flag = content.get("normalize", True)
+    return bool(flag) if isinstance(flag, bool | int) else True
 
 
 def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: Base) -> Published:
-    """A state dict, whose tensors may lie among other things or in wrappers."""
+    """A state dict, possibly in wrappers and among other entries."""
     inner = unwrapped(content, path)
     tensors = inner.tensors
     if set(tensors) == HEAD:
@@ -149,12 +149,12 @@ def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: 
 
 
 def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Published:
-    """The MLP of the study on artificial data."""
+    """The backbone of the study on artificial data."""
     theta = {name: in_float32(value) for name, value in tensors.items()}
     matrix = theta["transition.weight"]
     if matrix.ndim != 2:
         raise UsageError(
-            f"{path} has transition.weight of shape {tuple(matrix.shape)}, expected a matrix"
+            f"{path}: expected transition.weight to be a matrix, got shape {tuple(matrix.shape)}"
         )
     info = {"input_dim": matrix.shape[1]}
     return Published("backbone of the artificial-data study", BACKBONE, theta, info=info)
@@ -163,18 +163,18 @@ def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Published:
 def _encoder(
     path: Path, label: str, state: dict[str, Tensor], model: str | None, hints: list[str]
 ) -> Published:
-    """The vision tower of a whole CLIP or of an encoder, or of a model that has one of these."""
+    """The vision tower of a full CLIP, of an encoder, or of a model that contains one of these."""
     towers = sorted({before for n in state for before in [_before_tower(n)] if before is not None})
     if len(towers) > 1:
         raise UsageError(
-            f"{path} holds {len(towers)} image encoders, {', '.join(map(shown, towers))}; expected "
-            "one"
+            f"{path}: expected one image encoder, got {len(towers)}: "
+            f"{', '.join(map(shown, towers))}"
         )
     if not towers:
         names = ", ".join(shown(name, 60) for name in list(state)[:3]) or "none"
         raise UsageError(
-            f"{path} holds tensors such as {names}, expected "
-            "an image encoder (model.visual.* or visual.*), a head (weight, bias) or a linear model"
+            f"{path}: expected tensors of an image encoder (model.visual.* or visual.*), a head "
+            f"(weight, bias) or a linear model, got {names}"
         )
     theta = {
         f"{VISUAL}{name.removeprefix(towers[0])}": in_float32(value)
@@ -186,23 +186,23 @@ def _encoder(
 
 
 def _before_tower(name: str) -> str | None:
-    """The beginning of a tensor's name up to that of a vision tower; None for one of no tower."""
+    """The prefix of a tensor's name up to and including `visual.`; None if it has none."""
     before, separator, _ = f".{name}".partition(".visual.")
     return f"{before}{separator}"[1:] if separator else None
 
 
 def in_float32(value: Tensor) -> Tensor:
-    """The tensor in float32, in which we keep weights; numbers that count are left."""
+    """The tensor in float32, our precision for weights; integer tensors are left unchanged."""
     return value.float() if value.is_floating_point() else value
 
 
 def _indexed(
     path: Path, facts: Mapping[Any, Any], tensors: dict[str, Tensor], model: str | None
 ) -> Published:
-    """A linear model of the tangent project, whose tensors are numbered."""
+    """A linear model of the tangent project, with tensors named by index."""
     name = model or facts.get("model_name")
     if not isinstance(name, str):
-        raise UsageError(f"{path} does not say its model; name it with --model")
+        raise UsageError(f"{path} does not state its model; name it with --model")
     if model is None:
         check_hint(name, path)
     parts: dict[str, list[Tensor]] = {}
@@ -213,7 +213,9 @@ def _indexed(
             if key.startswith(f"model.{part}.") and INDEXED.fullmatch(key)
         }
         if sorted(numbered) != list(range(len(numbered))):
-            raise UsageError(f"{path} lacks some of model.{part}.0 ... {max(numbered, default=0)}")
+            raise UsageError(
+                f"{path}: expected model.{part}.0 to {max(numbered, default=0)}, some are missing"
+            )
         parts[part] = [numbered[i] for i in range(len(numbered))]
     fitting = [
         names
@@ -223,17 +225,17 @@ def _indexed(
     if len(fitting) != 1:
         counts = " or ".join(str(len(names)) for names in _orders(name))
         raise UsageError(
-            f"{path} has {len(parts['params'])} and {len(parts['params0'])} numbered tensors, "
-            f"which do not fit the parameters of {name} ({counts}, in order and shape); is it of "
-            "another model? Name it with --model"
+            f"{path}: expected the parameters of {name} ({counts}) in order and shape, got "
+            f"{len(parts['params'])} and {len(parts['params0'])} numbered tensors that do not fit. "
+            "Does it belong to another model? Name it with --model"
         )
     named = [dict(zip(fitting[0], values, strict=True)) for values in parts.values()]
     theta, theta0 = ({n: v for n, v in one.items() if n.startswith(VISUAL)} for one in named)
     buffers = sorted(set(shapes(name)) - set(theta))
     if buffers:
         raise UsageError(
-            f"{path} is a linear {name}, whose buffers ({', '.join(buffers[:3])}, ...) such "
-            "files do not hold; fine-tune it again"
+            f"{path} is a linear {name} without its buffers ({', '.join(buffers[:3])}, ...), which "
+            "this format cannot store; fine-tune it again"
         )
     return Published(
         "linear model by index", "linearized_image_encoder", theta, theta0, {"model": name}
@@ -248,7 +250,7 @@ def _from_folder(path: Path, model: str | None, base: Base) -> Published:
     for file in huggingface.weight_files(path):
         content = _content(file)
         if not isinstance(content, Mapping):
-            raise UsageError(f"{file} holds a {type(content).__name__}, expected a state dict")
+            raise UsageError(f"{file}: expected a state dict, got a {type(content).__name__}")
         tensors |= unwrapped(content, file).tensors
     return from_huggingface(path, tensors, config, model, base)
 
@@ -260,48 +262,48 @@ def from_huggingface(
     model: str | None,
     base: Base,
 ) -> Published:
-    """The vision tower of a CLIP of Hugging Face as an encoder of ours; arguments as `read`.
+    """The vision tower of a Hugging Face CLIP as one of our image encoders.
 
     Args:
-        path: where it comes from, for messages.
-        tensors: its weights, under its names.
+        path: the file or folder, for messages.
+        tensors: its weights, under Hugging Face's names.
         config: its configuration.
-        model: our name of the architecture; None to find it by the shapes.
-        base: gives pre-trained weights of ours, for the projection where it is missing.
+        model: our name of the architecture; None to infer it from the shapes.
+        base: returns our pre-trained weights; called if the projection is missing.
 
     Raises:
-        UsageError: if it does not fit an architecture.
+        UsageError: if it fits no architecture.
     """
     theta = huggingface.to_open_clip(tensors, path)
     projection = f"{VISUAL}proj"
     if projection not in theta:
-        width, found = theta[f"{VISUAL}conv1.weight"].shape[:1], base().get(projection)
-        if found is None or found.shape[:1] != width:
-            takes = "is not there" if found is None else f"takes {shown(tuple(found.shape[:1]))}"
+        width, matrix = theta[f"{VISUAL}conv1.weight"].shape[:1], base().get(projection)
+        if matrix is None or matrix.shape[:1] != width:
+            got = "is missing" if matrix is None else f"takes {shown(tuple(matrix.shape[:1]))}"
             raise UsageError(
-                f"{path} is {shown(tuple(width))} wide, but the base model's projection {takes}; "
-                "name the right one with --theta0"
+                f"{path} has width {shown(tuple(width))}, but the base model's projection {got}; "
+                "name the right base model with --theta0"
             )
-        theta[projection] = found.clone()
+        theta[projection] = matrix.clone()
     quick = huggingface.activation(config) in (None, "quick_gelu")
     name = model_of(path, theta, model, [])
     if not quick and name in OPENAI:
         raise UsageError(
-            f"{path} computes with {huggingface.activation(config)!r}, but {name} with OpenAI's "
-            f"weights with 'quick_gelu'; is it of other weights? Name them with --model, such as "
-            f"{name}__pretrained__laion2b_s34b_b79k"
+            f"{path} uses the activation {huggingface.activation(config)!r}, but {name} with "
+            "OpenAI's weights uses 'quick_gelu'. Does it belong to other weights? Name them with "
+            f"--model, such as {name}__pretrained__laion2b_s34b_b79k"
         )
     theta = fitted(path, theta, name)
     return Published("Hugging Face CLIP", "image_encoder", theta, info={"model": name})
 
 
-# Which model it is
+# The model that weights belong to
 
 
 def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
-    """Parameters of a whole CLIP in their order: without its text transformer, and with it.
+    """Parameters of a full CLIP in order: without its text transformer, and with it.
 
-    The tangent project deletes `transformer` alone from the text side, and numbers what is left.
+    The tangent project deletes only `transformer` from the text side, and numbers the rest.
     """
     whole = {f"model.{name}": tuple(p.shape) for name, p in outlined(model).named_parameters()}
     without = {n: shape for n, shape in whole.items() if not n.startswith("model.transformer.")}
@@ -311,11 +313,11 @@ def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
 def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: list[str]) -> str:
     """The name of the model that weights belong to.
 
-    The user's word counts; otherwise what the file says, then the architecture of OpenAI's that has
-    these shapes. A folder on the way that is named like another architecture contradicts it.
+    It is `model` if given, else the name in the file, else the OpenAI architecture with these
+    shapes. It must agree with any architecture that a folder of the path is named after.
 
     Raises:
-        UsageError: if nothing fits, or several do, or the folder says otherwise.
+        UsageError: if no model fits, or several do, or the folder disagrees.
     """
     if model is not None:
         return model
@@ -328,59 +330,49 @@ def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: 
     folder = folders[-1] if folders else None
     if not fitting and folder is None:
         raise UsageError(
-            f"{path}: the shapes of its weights fit none of {', '.join(OPENAI)}; name the model "
-            "with --model"
+            f"{path}: the weights' shapes fit none of {', '.join(OPENAI)}; name the model with "
+            "--model"
         )
     if folder is not None and fitting and folder.partition("__")[0] not in fitting:
         raise UsageError(
-            f"{path} lies in a folder {folder}, but its weights are those of "
-            f"{' or '.join(fitting)}; name the model with --model, or move the file"
+            f"{path} is in a folder {folder}, but its weights belong to {' or '.join(fitting)}; "
+            "name the model with --model, or move the file"
         )
     if folder is not None:
         return folder
     if len(fitting) > 1:
-        raise UsageError(f"{path} may be {' or '.join(fitting)}; say which with --model")
+        raise UsageError(f"{path} may be {' or '.join(fitting)}; choose one with --model")
     return fitting[0]
 
 
 def fitting_models(known: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """OpenAI's models that have these shapes, or else those that the user has named before."""
+    """OpenAI's models with these shapes; if there are none, models built in this process."""
     if fitting := [name for name in OPENAI if _fits(shapes(name), known)]:
         return fitting
     for name in named_models():
-        with contextlib.suppress(UsageError):  # its folder may be gone by now
+        with contextlib.suppress(UsageError):  # its folder may have been deleted
             if _fits(shapes(name), known):
                 fitting.append(name)
     return fitting
 
 
-def _fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> bool:
-    return all(found.get(name) == shape for name, shape in wanted.items())
+def _fits(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(actual.get(name) == shape for name, shape in expected.items())
 
 
 def fitted(path: Path, theta: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
-    """The weights that the model has, in its order; what it does not have is dropped.
+    """The model's weights, in its order; other tensors are dropped, with a log message.
 
     Raises:
-        UsageError: if some are missing or of another shape; all are listed.
+        UsageError: if some are missing or of another shape; lists them.
     """
-    wanted = shapes(model)
-    wrong = [
-        f"{name}: {tuple(theta[name].shape) if name in theta else 'missing'}, expected {shape}"
-        for name, shape in wanted.items()
-        if name not in theta or tuple(theta[name].shape) != shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UsageError(
-            f"{path} does not fit {model}: {'; '.join(wrong[:5])}{more}. {_way_out(theta)}"
-        )
-    if dropped := sorted(set(theta) - set(wanted)):
-        logger.info("%s: not a part of %s, dropped: %s", path, model, ", ".join(dropped[:5]))
-    return {name: theta[name].contiguous() for name in wanted}
-
-
-def _way_out(theta: Mapping[str, Tensor]) -> str:
-    """The model that weights are of instead, as advice."""
-    like = fitting_models({name: tuple(value.shape) for name, value in theta.items()})
-    return f"Add --model={like[0]}" if like else "Is it of another --model?"
+    expected = shapes(model)
+    kept = {name: theta[name].contiguous() for name in expected if name in theta}
+    try:
+        check_fits(model, kept, path)
+    except UsageError as error:
+        like = fitting_models({name: tuple(value.shape) for name, value in theta.items()})
+        raise UsageError(f"{error} Add --model={like[0]}" if like else str(error)) from None
+    if dropped := sorted(set(theta) - set(expected)):
+        logger.info("%s: dropped tensors not in %s: %s", path, model, ", ".join(dropped[:5]))
+    return kept

@@ -1,7 +1,8 @@
-"""CLIP as Hugging Face's `transformers` keeps it, under open_clip's names.
+"""Converts CLIP checkpoints of Hugging Face's `transformers` to open_clip's parameter names.
 
-Source of the correspondence: the two libraries' module names; `transformers` keeps a query, key and
-value matrix where open_clip keeps the three as one.
+`transformers` stores separate query, key and value matrices, open_clip their concatenation.
+
+Source: the two libraries' module names.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, show
 from tangent_arithmetic.storage.reading import read_json
 
 VISUAL = "model.visual."
-PREFIX = "vision_model."  # transformers 5 leaves it away in memory
+PREFIX = "vision_model."  # transformers 5 drops it in memory
 NAMES = {
     "embeddings.class_embedding": "class_embedding",
     "embeddings.position_embedding.weight": "positional_embedding",
     "embeddings.patch_embedding.weight": "conv1.weight",
-    "pre_layrnorm.weight": "ln_pre.weight",  # sic
+    "pre_layrnorm.weight": "ln_pre.weight",  # [sic]
     "pre_layrnorm.bias": "ln_pre.bias",
     "post_layernorm.weight": "ln_post.weight",
     "post_layernorm.bias": "ln_post.bias",
@@ -39,7 +40,7 @@ PROJECTION = "visual_projection.weight"
 
 
 def is_clip(names: Mapping[str, Any]) -> bool:
-    """Whether these are the names of a CLIP of `transformers`."""
+    """Whether these are the parameter names of a CLIP of `transformers`."""
     return any(name.removeprefix(PREFIX).startswith("embeddings.patch_embedding") for name in names)
 
 
@@ -47,19 +48,21 @@ def to_open_clip(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
     """The vision tower under open_clip's names; without `proj` if there is no projection.
 
     Raises:
-        UsageError: for a name that has no counterpart, or a query without its key and value.
+        UsageError: if a name has no counterpart, or queries, keys and values do not match.
     """
-    found: dict[str, Tensor] = {}
+    tower: dict[str, Tensor] = {}
     attention: dict[tuple[str, str], dict[str, Tensor]] = {}
     for full, value in tensors.items():
         name = full.removeprefix(PREFIX)
         layer = LAYER.fullmatch(name)
         if full == PROJECTION:
             if value.ndim != 2:
-                raise UsageError(f"{path} has {full} of shape {tuple(value.shape)}, not a matrix")
-            found["proj"] = value.T.contiguous()
+                raise UsageError(
+                    f"{path}: expected {full} to be a matrix, got {tuple(value.shape)}"
+                )
+            tower["proj"] = value.T.contiguous()
         elif name in NAMES:
-            found[NAMES[name]] = value
+            tower[NAMES[name]] = value
         elif layer:
             number, rest = layer.groups()
             part, _, kind = rest.rpartition(".")
@@ -68,41 +71,44 @@ def to_open_clip(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
                 group = attention.setdefault((block, kind), {})
                 group[part.removeprefix("self_attn.")] = value
             elif part in PARTS:
-                found[f"{block}{PARTS[part]}.{kind}"] = value
+                tower[f"{block}{PARTS[part]}.{kind}"] = value
             else:
-                raise UsageError(
-                    f"{path} has {shown(full)!r}, which a CLIP's vision tower does not have"
-                )
+                raise _unexpected(path, full)
         elif name not in DROPPED and not full.startswith(("text_", "logit_scale")):
-            raise UsageError(
-                f"{path} has {shown(full)!r}, which a CLIP's vision tower does not have"
-            )
+            raise _unexpected(path, full)
     for (block, kind), group in attention.items():
         if set(group) != set(QKV):
-            raise UsageError(f"{path} has only {', '.join(group)} of {shown(block)}attn.{kind}")
+            raise UsageError(
+                f"{path}: expected {', '.join(QKV)} for {shown(block)}attn.{kind}, got only "
+                f"{', '.join(group)}"
+            )
         shapes = {name: tuple(group[name].shape) for name in QKV}
         if len(set(shapes.values())) > 1 or () in shapes.values():
             raise UsageError(
-                f"{path} has different shapes in {shown(block)}attn.{shown(kind)}: {shapes}"
+                f"{path}: expected equal shapes in {shown(block)}attn.{shown(kind)}, got {shapes}"
             )
-        found[f"{block}attn.in_proj_{kind}"] = torch.cat([group[name] for name in QKV])
-    if "conv1.weight" not in found:
-        raise UsageError(f"{path} has no patch embedding, expected a CLIP's vision tower")
-    return {f"{VISUAL}{name}": value.float() for name, value in found.items()}
+        tower[f"{block}attn.in_proj_{kind}"] = torch.cat([group[name] for name in QKV])
+    if "conv1.weight" not in tower:
+        raise UsageError(f"{path}: expected a CLIP's vision tower, got no patch embedding")
+    return {f"{VISUAL}{name}": value.float() for name, value in tower.items()}
+
+
+def _unexpected(path: Path, name: str) -> UsageError:
+    return UsageError(f"{path}: unexpected tensor {shown(name)!r} in a CLIP's vision tower")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's configuration.
+    """The configuration of a CLIP in a folder.
 
     Raises:
-        MissingFileError: if it has none.
-        UsageError: if it is not that of a CLIP.
+        MissingFileError: if there is none.
+        UsageError: if it belongs to another kind of model.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise MissingFileError(
-            f"{folder} is a folder without config.json, expected a checkpoint or a CLIP as "
-            "transformers saves it (config.json and model.safetensors)"
+            f"{folder} is a folder without config.json; expected a checkpoint file, or a CLIP "
+            "saved by transformers (config.json and model.safetensors)"
         )
     config = read_json(path)
     if config.get("model_type") not in ("clip", "clip_vision_model"):
@@ -114,18 +120,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def activation(config: Mapping[str, Any]) -> str | None:
-    """The activation of the vision tower; `transformers` leaves the default, quick_gelu, away."""
+    """The vision tower's activation; None means the default of `transformers`, quick_gelu."""
     vision = config.get("vision_config")
     inner = vision if isinstance(vision, dict) else config
-    found = inner.get("hidden_act", config.get("hidden_act"))
-    return None if found is None else str(found)
+    name = inner.get("hidden_act", config.get("hidden_act"))
+    return None if name is None else str(name)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The folder's files of weights, several if they are sharded.
+    """The weight files of a folder; several if they are sharded.
 
     Raises:
-        MissingFileError: if there are none, or some of several are missing.
+        MissingFileError: if there are none, or a shard is missing.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
@@ -134,13 +140,13 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
-                raise UsageError(f"{index} has no weight_map, which says what each file holds")
+                raise UsageError(f"{index}: expected a weight_map from tensors to files, got none")
             listed = {Path(str(file)).name for file in weight_map.values()}
             files = [folder / file for file in sorted(listed)]
             if missing := [file.name for file in files if not file.is_file()]:
                 names = ", ".join(shown(name) for name in missing[:5])
-                raise MissingFileError(f"{index} names {names}, which is not there")
+                raise MissingFileError(f"{index} lists missing files: {names}")
             return files
     raise MissingFileError(
-        f"{folder} has no weights, expected model.safetensors or pytorch_model.bin"
+        f"no weights in {folder}; expected model.safetensors or pytorch_model.bin"
     )

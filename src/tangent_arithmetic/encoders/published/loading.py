@@ -1,4 +1,4 @@
-"""Published files as checkpoints of ours: their weights, what they are, where they started from."""
+"""Reads published files as our `Checkpoint`s, theta0 included."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tangent_arithmetic.storage.statedict import content_hash
 
 logger = logging.getLogger(__name__)
 
-STARTS = ("zeroshot.pt", "nonlinear_zeroshot.pt", "linear_zeroshot.pt")
+ZEROSHOTS = ("zeroshot.pt", "nonlinear_zeroshot.pt", "linear_zeroshot.pt")
 _recent: OrderedDict[tuple[Any, ...], Checkpoint] = OrderedDict()
-KEPT = 2  # files whose content is kept, since facts and weights are asked for one after the other
+KEPT = 2  # files in the cache: metadata and weights are read in separate calls
 
 
 def load(path: Path, model: str | None = None, theta0: Path | None = None) -> Checkpoint:
     """Reads a published file or folder; nothing in it is executed.
 
     Args:
-        path: a pickle, a file of `torch.save`, safetensors, or a folder of Hugging Face.
-        model: the model's name, if the file does not tell.
-        theta0: the pre-trained weights it was fine-tuned from; None for the published zero-shot
-            file beside it or one folder up, if there is one.
+        path: a pickle, a file of `torch.save`, safetensors, or a Hugging Face folder.
+        model: the model's name, if the file does not state it.
+        theta0: file of the pre-trained weights; None for the published zero-shot file in the same
+            folder or its parent, if there is one.
 
     Raises:
-        UsageError: if it is not one of the known formats; the message says what was found.
+        UsageError: if it is not in a known format; says what it contains.
     """
     path = path.absolute()
     with readable(path, "a published checkpoint"):
@@ -41,7 +41,7 @@ def load(path: Path, model: str | None = None, theta0: Path | None = None) -> Ch
         stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     key = (path, stamps, model, theta0)
     if key not in _recent:
-        _recent[key] = _load(path, model, theta0 or _near(path, STARTS))
+        _recent[key] = _load(path, model, theta0 or _near(path, ZEROSHOTS))
         while len(_recent) > KEPT:
             _recent.popitem(last=False)
     _recent.move_to_end(key)
@@ -53,33 +53,32 @@ def _load(path: Path, model: str | None, start: Path | None) -> Checkpoint:
         near = start or _near(path, (ZEROSHOT,))
         if near is None:
             raise UsageError(
-                f"{path} is a CLIPVisionModel without a projection, which is the base model's. Put "
-                "the base model's zeroshot file beside it, or convert it and name the base model: "
-                f"python -m tangent_arithmetic.storage.checkpoints convert {path} OUT --theta0=FILE"
+                f"{path} is a CLIPVisionModel, which lacks the base model's projection. Put the "
+                "base model's zeroshot file beside it, or name it: tangent-arithmetic checkpoint "
+                f"convert {path} OUT --theta0=FILE"
             )
         return _starting_point(near)
 
-    found: Published = read(path, model, base)
-    info = {**found.info, "published": found.format}
+    file: Published = read(path, model, base)
+    info = {**file.info, "published": file.format}
     theta0_hash = None
-    if found.theta0 is not None:
-        theta0_hash = content_hash(found.theta0)
-    elif found.kind == "image_encoder" and start is not None:
+    if file.theta0 is not None:
+        theta0_hash = content_hash(file.theta0)
+    elif file.kind == "image_encoder" and start is not None:
         theta0_hash = content_hash(_starting_point(start))
-    logger.info("%s: %s", path, found.format)
-    return Checkpoint(
-        found.theta, found.kind, content_hash(found.theta), found.theta0, theta0_hash, info
-    )
+    logger.info("%s: %s", path, file.format)
+    theta_hash = content_hash(file.theta)
+    return Checkpoint(file.theta, file.kind, theta_hash, file.theta0, theta0_hash, info)
 
 
 def _starting_point(path: Path) -> dict[str, Tensor]:
-    """The pre-trained weights of a zero-shot file; of a linear one, its point of expansion."""
-    state = read_checkpoint(path) or load(path)
-    return state.theta0 or state.theta
+    """theta0: the weights of a zero-shot file, or the point of expansion of a linear one."""
+    checkpoint = read_checkpoint(path) or load(path)
+    return checkpoint.theta0 or checkpoint.theta
 
 
 def _near(path: Path, names: Sequence[str]) -> Path | None:
-    """The zero-shot file beside a published file, or one folder up."""
+    """The zero-shot file in the folder of a published file, or in its parent."""
     if path.stem.endswith("zeroshot") or path.stem.startswith("head_"):
         return None
     for folder in (path.parent, path.parent.parent):

@@ -1,22 +1,9 @@
-"""The derivatives of functionals, one rule each; importing this registers them all."""
+"""The derivatives of functionals, one rule each; importing this package registers them."""
 
 from tangent_arithmetic.tangent.rules import attention, elementwise, normalization, products
-from tangent_arithmetic.tangent.rules.registry import (
-    COMPOSITES,
-    RULES,
-    composite,
-    keywords,
-    rule,
-)
+from tangent_arithmetic.tangent.rules.registry import COMPOSITES, RULES, composite, keywords, rule
 
 __all__ = [
-    "COMPOSITES",
-    "RULES",
-    "attention",
-    "composite",
-    "elementwise",
-    "keywords",
-    "normalization",
-    "products",
-    "rule",
-]
+    "COMPOSITES", "RULES", "attention", "composite", "elementwise", "keywords", "normalization",
+    "products", "rule",
+]  # fmt: skip

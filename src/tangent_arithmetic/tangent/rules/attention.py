@@ -3,8 +3,8 @@ r"""Attention: \(o = P v\), \(P = \mathrm{softmax}(S)\), \(S = s\, q k^\top + m\
 \[ dS = s\,(dq\, k^\top + q\, dk^\top), \quad dP = P \circ (dS - \Sigma (P \circ dS)), \quad
    do = dP\, v + P\, dv \]
 
-The value comes from PyTorch's fused kernel, which keeps no probabilities; the tangent forms them
-anew, for a part of the batch at a time, and drops them.
+PyTorch's fused kernel computes the value and stores no probabilities; the tangent recomputes them,
+for a chunk of the batch at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from tangent_arithmetic.tangent.rules.registry import Tangent, composite, rule
 
-# Letters: B batch, H heads, L queries, S keys, E features a head, D features
-CHUNK = 2**19  # probabilities that are held at once; their work fits a cache
+# Letters: B batch, H heads, L queries, S keys, E features per head, D features
+CHUNK = 2**19  # probabilities in memory at once, so that they fit into the cache
 
 
 @rule(F.scaled_dot_product_attention)
@@ -38,7 +38,7 @@ def scaled_dot_product_attention(
     if dropout_p > 0:
         return NotImplemented
     options: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
-    if enable_gqa:  # PyTorch 2.4 does not know it
+    if enable_gqa:  # not an argument in PyTorch 2.4
         options["enable_gqa"] = True
     out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -63,14 +63,14 @@ def scaled_dot_product_attention(
 
 
 def _broadcast(x: Tensor, lead: Sequence[int], like: Tensor) -> Tensor:
-    """(..., L, E) as (*lead, L, E), where a head of keys may serve several heads of queries."""
+    """(..., L, E) as (*lead, L, E), repeating heads of keys for grouped queries."""
     if x.ndim >= 3 and 1 < x.shape[-3] != lead[-1]:
         x = x.repeat_interleave(lead[-1] // x.shape[-3], -3)
     return x.to(like.dtype).expand(*lead, *x.shape[-2:])
 
 
 def _additive(mask: Tensor | None, is_causal: bool, out: Tensor, num_keys: int) -> Tensor | None:
-    """The mask as numbers to add, of a shape that broadcasts to (..., L, S); None for no mask."""
+    """The additive mask, broadcastable to (..., L, S); None for no mask."""
     if is_causal:
         mask = out.new_ones(out.shape[-2], num_keys, dtype=torch.bool).tril()
     if mask is None:
@@ -81,7 +81,7 @@ def _additive(mask: Tensor | None, is_causal: bool, out: Tensor, num_keys: int) 
 
 
 def _forbidding(where: Tensor, dtype: torch.dtype) -> Tensor:
-    """Minus infinity where attention is forbidden, zero elsewhere."""
+    """The additive mask of a boolean one that is true where attention is forbidden."""
     return torch.zeros_like(where, dtype=dtype).masked_fill_(where, -math.inf)
 
 
@@ -97,13 +97,13 @@ def _tangent(
     *,
     factor: float,
 ) -> Tensor:
-    """The tangent of attention over (B * H, L, E) without its graph."""
+    """The tangent of attention over (B * H, L, E)."""
     if mask is None:
         scores = torch.bmm(q, k.mT).mul_(factor)
     else:
         scores = torch.baddbmm(mask, q, k.mT, alpha=factor)
     p = scores.softmax(-1)  # (B * H, L, S)
-    if mask is not None:  # a row without any key gives nothing, as in PyTorch
+    if mask is not None:  # a fully masked row gives 0, as in PyTorch
         p = p.nan_to_num_(0.0)
     step = None if dv is None else torch.bmm(p, dv)
     ds = None if dq is None else torch.bmm(dq, k.mT)
@@ -157,7 +157,7 @@ def multi_head_attention_forward(
         return NotImplemented
     batch, width = query.shape[1:]
     bias: Sequence[Any] = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-    # in the layout of a batch-first module nothing needs to be copied
+    # in the layout of a batch-first module this copies nothing
     query, key, value = _batch_first(query, key, value)
     matrices: Sequence[Any] = (q_proj_weight, k_proj_weight, v_proj_weight)
     if in_proj_weight is not None and query is key and key is value:  # one product, not three
@@ -194,7 +194,7 @@ def _is_usual(
     padding: Tensor | None,
     is_causal: bool,
 ) -> bool:
-    """Whether the masks have the shapes that PyTorch accepts; for others it has its own errors."""
+    """Whether the masks have valid shapes; for others PyTorch raises its own errors."""
     (queries, batch, _), keys = query.shape, len(key)
     shapes = ((queries, keys), (batch * num_heads, queries, keys))
     if attn_mask is None:
@@ -203,15 +203,15 @@ def _is_usual(
 
 
 def _batch_first(*tensors: Tensor) -> list[Tensor]:
-    """(L, B, D) as (B, L, D); one object stays one object."""
-    known = {id(x): x.transpose(0, 1) for x in tensors}
-    return [known[id(x)] for x in tensors]
+    """(L, B, D) as (B, L, D); identical objects stay identical."""
+    transposed = {id(x): x.transpose(0, 1) for x in tensors}
+    return [transposed[id(x)] for x in tensors]
 
 
 def _merged_mask(
     attn_mask: Tensor | None, padding: Tensor | None, batch: int, num_heads: int, q: Tensor
 ) -> Tensor | None:
-    """Both masks as numbers to add, of a shape that broadcasts to (B, H, L, S)."""
+    """The sum of both masks, additive and broadcastable to (B, H, L, S)."""
 
     def numbers(mask: Tensor) -> Tensor:
         return _forbidding(mask, q.dtype) if mask.dtype == torch.bool else mask.to(q.dtype)

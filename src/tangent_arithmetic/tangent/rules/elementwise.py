@@ -1,6 +1,6 @@
 r"""Elementwise functionals: \(dy = f'(x)\, dx\), and products.
 
-A diagonal Jacobian is its own transpose, so PyTorch's fused backward kernels give it.
+Their Jacobian is diagonal, hence symmetric: PyTorch's fused backward kernels compute dy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _diagonal(y: Tensor, x: Tensor, backward: Callable[[Tensor], Tensor]) -> tup
 
 @rule(F.gelu)
 def gelu(input: Tensor, *, approximate: str = "none") -> tuple[Tensor, Push]:
-    """GELU, exact or by tanh."""
+    """GELU, exact or with the tanh approximation."""
     y = F.gelu(input, approximate=approximate)
     x = input.to(y.dtype)
     return _diagonal(y, input, lambda dx: aten.gelu_backward(dx, x, approximate=approximate))
@@ -71,7 +71,7 @@ def tanh(input: Tensor) -> tuple[Tensor, Push]:
 
 @rule(torch.softmax, Tensor.softmax)
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> tuple[Tensor, Push]:
-    r"""Softmax: \(dy = y \circ (dx - \sum y \circ dx)\), its Jacobian being symmetric."""
+    r"""Softmax: \(dy = y \circ (dx - \sum y \circ dx)\); its Jacobian is symmetric."""
     y = torch.softmax(input, dim, dtype=dtype)
     return _diagonal(y, input, lambda dx: aten._softmax_backward_data(dx, y, dim, y.dtype))
 
@@ -80,7 +80,7 @@ def softmax(input: Tensor, dim: int, dtype: Any = None) -> tuple[Tensor, Push]:
 def functional_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Any:
-    """Softmax as `torch.nn.functional` spells it."""
+    """Softmax with the signature of `torch.nn.functional`."""
     return NotImplemented if dim is None else softmax(input, dim, dtype)
 
 

@@ -1,7 +1,7 @@
 r"""Normalisations: \(y = \hat x\, w + b\), \(\hat x = (x - \mu) / \sigma\).
 
-\(dy = d\hat x\, w + \hat x\, dw + db\). The Jacobian of \(\hat x\) in \(x\) is symmetric where the
-statistics are those of x, so PyTorch's backward kernel gives \(d\hat x\).
+\(dy = d\hat x\, w + \hat x\, dw + db\). If the statistics are those of x, the Jacobian of
+\(\hat x\) in \(x\) is symmetric, and PyTorch's backward kernel computes \(d\hat x\).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tangent_arithmetic.tangent.rules.registry import Push, Tangent, composite, 
 def _standardized(
     x: Tensor, dx: Tensor | None, shape: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor | None]:
-    """`x` with mean 0 and variance 1 over its last dimensions, of `shape`; the tangent of that."""
+    """`x` standardised over its last dimensions, of `shape`, and the tangent."""
     xhat, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
     if dx is None:
         return xhat, None
     backward = torch.ops.aten.native_layer_norm_backward
-    flags = [True, False, False]  # the gradient in x alone
+    flags = [True, False, False]  # only the gradient in x
     return xhat, backward(dx.to(x.dtype), x, shape, mean, rstd, None, None, flags)[0]
 
 
@@ -131,7 +131,7 @@ def batch_norm(
 
 @composite(torch._weight_norm)
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """Weight normalisation, `g * v / |v|`; the norm leaves out dimension `dim`, -1 for none."""
+    """Weight normalisation, `g * v / |v|`; norms are over all dimensions but `dim`, -1 for all."""
     norm = torch.linalg.vector_norm(v, dim=[i for i in range(v.ndim) if i != dim], keepdim=True)
     return v * (g / norm)
 

@@ -1,4 +1,4 @@
-r"""Bilinear functionals: \(d(x W) = dx\, W + x\, dW\). Dense layers multiply 2-D matrices."""
+r"""Bilinear and linear functionals: \(d(x W) = dx\, W + x\, dW\)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm
 )  # fmt: skip
 def matmul(input: Tensor, other: Tensor) -> tuple[Tensor, Push]:
-    """A matrix product, of batches too."""
+    """A matrix product, possibly batched."""
     y = torch.matmul(input, other)
 
     def push(d: Tangent) -> Tensor | None:
@@ -94,7 +94,7 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    """Rows of a table, which the table's tangent has too. Gradients are dense, `sparse` or not."""
+    """Rows of a table; the tangent is the same rows of its tangent. Gradients are always dense."""
     if max_norm is not None or scale_grad_by_freq:
         return NotImplemented
     y = F.embedding(input, weight, padding_idx)

@@ -1,4 +1,4 @@
-"""Where the rules are registered, and what a rule is."""
+"""The registry of differentiation rules."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 def rule(*functionals: Callable[..., Any]) -> Callable[[Rule], Rule]:
     r"""Registers the derivative of functionals.
 
-    A rule has the signature of its functional and is called with the values of its tensors. It
-    returns the functional's value, computed by differentiable operations as the ordinary model
-    would, and a function `push`: given `d`, which maps each input to its tangent (None where it has
-    none), `push(d)` is the tangent of the value, \(\sum_i \partial_i f \, d(x_i)\). `push` runs
-    without a graph and may run once for each of several directions. A rule returns
-    `NotImplemented` for a case that it leaves to PyTorch's forward AD. If the value is one of the
-    inputs the functional works in place.
+    A rule has the signature of its functional and is called with primal tensors. It returns the
+    functional's value, computed by differentiable operations as in the ordinary model, and a
+    function `push`: given `d`, which maps each input to its tangent (None for zero), `push(d)` is
+    the tangent of the value, \(\sum_i \partial_i f \, d(x_i)\). `push` runs without autograd, once
+    per direction. For unsupported arguments a rule returns `NotImplemented`, which falls back to
+    PyTorch's forward AD. If the value is one of the inputs, the functional is in place.
 
     Args:
-        *functionals: what `torch.overrides` calls the functional: `F.linear`, `torch.Tensor.mul`.
+        *functionals: the functional under its names in `torch.overrides`, such as `F.linear` or
+            `torch.Tensor.mul`.
 
     Example:
         >>> import torch
@@ -46,10 +46,10 @@ def rule(*functionals: Callable[..., Any]) -> Callable[[Rule], Rule]:
 
 
 def composite(*functionals: Callable[..., Any]) -> Callable[[Rule], Rule]:
-    """Registers a functional as a composition of others, which then meet their own rules.
+    """Registers a functional as a composition of others, to which their own rules apply.
 
-    The composition has the functional's signature, is called with pairs, and returns
-    `NotImplemented` for a case that it leaves to PyTorch's forward AD.
+    The composition has the functional's signature and is called with dual tensors. For unsupported
+    arguments it returns `NotImplemented`, which falls back to PyTorch's forward AD.
     """
 
     def register(function: Rule) -> Rule:
@@ -61,7 +61,7 @@ def composite(*functionals: Callable[..., Any]) -> Callable[[Rule], Rule]:
 
 @functools.cache
 def keywords(function: Callable[..., Any]) -> frozenset[str] | None:
-    """The names of a rule's arguments; None if it takes any."""
+    """The names of a rule's arguments; None if it takes arbitrary keywords."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -69,11 +69,6 @@ def keywords(function: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def total(*terms: Tensor | None) -> Tensor | None:
-    """The sum of what is not None; None if there is nothing."""
-    known = [term for term in terms if term is not None]
-    if not known:
-        return None
-    first, *others = known
-    for term in others:
-        first = first + term
-    return first
+    """The sum of the terms that are not None; None if there are none."""
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None

@@ -1,4 +1,4 @@
-r"""Spherical linear interpolation of two models, tensor by tensor."""
+"""Spherical linear interpolation of two models, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tangent_arithmetic.runtime.errors import UsageError
 
 
 def products(pieces: Pieces, **_options: Any) -> dict[str, tuple[float, float, float]]:
-    """For each tensor u of the first and v of the second model: u.u, v.v and u.v, in float64."""
-    found: dict[str, tuple[float, float, float]] = {}
+    """The products u.u, v.v and u.v of each tensor of the two models, in float64."""
+    sums: dict[str, tuple[float, float, float]] = {}
     for piece in pieces():
         u, v = (theta.double() for theta in piece.thetas)
         here = (float(u @ u), float(v @ v), float(u @ v))
-        before = found.get(piece.name, (0.0, 0.0, 0.0))
-        found[piece.name] = (before[0] + here[0], before[1] + here[1], before[2] + here[2])
-    return found
+        before = sums.get(piece.name, (0.0, 0.0, 0.0))
+        sums[piece.name] = (before[0] + here[0], before[1] + here[1], before[2] + here[2])
+    return sums
 
 
 def factors(
@@ -29,8 +29,8 @@ def factors(
     r"""The factors of u and v.
 
     With the angle \(\omega\) between the two: \(\sin((1-t)\omega)/\sin\omega\) and
-    \(\sin(t\omega)/\sin\omega\). Where \(|\cos\omega|\) exceeds the threshold, \(1 - t\) and t. A
-    vector not longer than epsilon is taken as it is, not normalised.
+    \(\sin(t\omega)/\sin\omega\); where \(|\cos\omega|\) exceeds the threshold, \(1 - t\) and t. A
+    vector not longer than epsilon is not normalised.
     """
     norm_u, norm_v = math.sqrt(sums[0]), math.sqrt(sums[1])
     length_u, length_v = (n if n > epsilon else 1.0 for n in (norm_u, norm_v))
@@ -43,6 +43,8 @@ def factors(
 
 @merging_method(
     "slerp",
+    algorithm="SlerpMergeAlgorithm",
+    config="slerp/slerp",
     source="Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985",
     prepare=products,
     passes=2,
@@ -58,14 +60,14 @@ def slerp(
     epsilon: float = 1e-8,
     statistics: dict[str, tuple[float, float, float]],
 ) -> Tensor:
-    r"""\(\frac{\sin((1-t)\omega)}{\sin\omega} u + \frac{\sin(t\omega)}{\sin\omega} v\) a tensor.
+    r"""\(\frac{\sin((1-t)\omega)}{\sin\omega} u + \frac{\sin(t\omega)}{\sin\omega} v\).
 
     Args:
-        piece: what to merge; u and v are its two models, the pre-trained one first if there is one.
+        piece: one piece of the two models u and v; u is the pre-trained one if there is one.
         t: 0 gives u, 1 gives v.
-        DOT_THRESHOLD: above this cosine of the angle omega, interpolation is linear.
-        epsilon: a tensor not longer than this counts as having no direction.
-        statistics: of `products`.
+        DOT_THRESHOLD: interpolation is linear if the cosine of the angle omega exceeds this.
+        epsilon: a tensor not longer than this is not normalised.
+        statistics: the result of `products`.
 
     Source: Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985; the fallbacks
     are those of fusion-bench 0.2.33 and mergekit 0.1.5.

@@ -1,9 +1,9 @@
-r"""DARE: task vectors lose weights at random, the rest is scaled up, then they are merged.
+r"""DARE: drop weights of each task vector at random, rescale the rest, then merge.
 
-The masks follow from (seed, model, tensor) alone, whatever the machine, the files' order, the
-number of threads and the size of the pieces: each `MASK_BLOCK` of a tensor has a generator of its
-own. mergekit rescales to the L1 norm that the tensor had; here, as in the paper and
-in fusion-bench, by \(1 / (1 - p)\).
+The masks depend on (seed, model, tensor) only, not on the machine, the order of the files, the
+number of threads or the size of the pieces: each `MASK_BLOCK` of a tensor has its own generator.
+The paper and fusion-bench rescale by \(1 / (1 - p)\), as here; mergekit restores the L1 norm of the
+tensor.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method
-from tangent_arithmetic.merging.ties import Elected, elect, kept, merge_agreeing
+from tangent_arithmetic.merging.trimming import Elected, elect, merge_agreeing
 from tangent_arithmetic.runtime.errors import UsageError
 
-MASK_BLOCK = 2**18  # numbers; part of what DARE is here, since another value gives other masks
+MASK_BLOCK = 2**18  # numbers; the masks depend on it
 
 
 def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
-    """The random numbers in [0, 1) of a stretch of one model's tensor, shape (size,)."""
+    """Random numbers in [0, 1) for a piece of a model's tensor, shape (size,)."""
     end = start + size
     blocks = range(start - start % MASK_BLOCK, end, MASK_BLOCK)
     parts = [_block(seed, model, name, first, end)[max(0, start - first) :] for first in blocks]
@@ -31,21 +31,26 @@ def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
 
 
 def _block(seed: int, model: str, name: str, first: int, end: int) -> Tensor:
-    """The numbers of the block that begins at `first`, no further than `end`."""
+    """The numbers of the block that starts at `first`, up to `end`."""
     digest = hashlib.sha256(f"{seed}|{model}|{name}|{first}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(min(MASK_BLOCK, end - first), generator=generator)
 
 
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is taken for the matrix of a linear layer, by its name and shape."""
+    """Whether a tensor is the weight matrix of a linear layer, judged by its name and shape."""
     return len(shape) == 2 and name.endswith(".weight") and "embed" not in name.lower()
 
 
 def dropped(
-    piece: Piece, sparsity_ratio: float, only_on_linear_weights: bool, rescale: bool, seed: int
+    piece: Piece,
+    sparsity_ratio: float,
+    only_on_linear_weights: bool,
+    rescale: bool,
+    seed: int,
+    **_others: Any,
 ) -> Iterator[Tensor]:
-    """The pieces of the task vectors with a share of their weights at 0.
+    """The pieces of the task vectors with a random share of their weights set to 0.
 
     Raises:
         UsageError: if `sparsity_ratio` is not in [0, 1).
@@ -62,7 +67,13 @@ def dropped(
         yield tau
 
 
-@merging_method("dare_task_arithmetic", source="arXiv:2311.03099", drops=True)
+@merging_method(
+    "dare_task_arithmetic",
+    source="arXiv:2311.03099",
+    algorithm="DareTaskArithmetic",
+    config="dare/task_arithmetic",
+    drops=True,
+)
 def dare_task_arithmetic(
     piece: Piece,
     *,
@@ -75,12 +86,12 @@ def dare_task_arithmetic(
     r"""\(\theta = \theta_0 + \lambda \sum_t m_t \odot \tau_t / (1 - p)\).
 
     Args:
-        piece: what to merge.
+        piece: one piece of every model.
         scaling_factor: lambda.
-        sparsity_ratio: p, the chance of a weight to be dropped, where m is 0.
-        only_on_linear_weights: drop in matrices of linear layers alone, see `is_linear_weight`.
-        rescale: whether to divide by 1 - p.
-        seed: of the masks m.
+        sparsity_ratio: p, the probability that a weight is dropped (m is 0).
+        only_on_linear_weights: drop only weights of linear layers, see `is_linear_weight`.
+        rescale: divide by 1 - p.
+        seed: seed of the masks m.
 
     Source: Yu et al., "Language Models are Super Mario", arXiv:2311.03099, section 3.
     """
@@ -91,28 +102,20 @@ def dare_task_arithmetic(
     return total.mul_(scaling_factor).add_(piece.base)
 
 
-def prepare(
-    pieces: Pieces,
-    *,
-    sparsity_ratio: float,
-    only_on_linear_weights: bool,
-    rescale: bool,
-    seed: int,
-    threshold: float,
-    scope: str,
-    zero_sign: str,
-    remove_keys: Sequence[str],
-    **_options: Any,
-) -> Elected:
-    """Thresholds and sign for `dare_ties`, of what was not dropped."""
-
-    def taus(piece: Piece) -> Iterator[Tensor]:
-        return dropped(piece, sparsity_ratio, only_on_linear_weights, rescale, seed)
-
-    return elect(kept(pieces, remove_keys), taus, threshold, scope, zero_sign)
+def prepare(pieces: Pieces, **options: Any) -> Elected:
+    """Thresholds and majority sign of the task vectors after dropping."""
+    return elect(pieces, lambda piece: dropped(piece, **options), **options)
 
 
-@merging_method("dare_ties", source="arXiv:2311.03099", prepare=prepare, passes=5, drops=True)
+@merging_method(
+    "dare_ties",
+    source="arXiv:2311.03099",
+    algorithm="DareTiesMerging",
+    config="dare/ties_merging",
+    prepare=prepare,
+    passes=5,
+    drops=True,
+)
 def dare_ties(
     piece: Piece,
     *,
@@ -128,7 +131,7 @@ def dare_ties(
     seed: int = 0,
     statistics: Elected,
 ) -> Tensor:
-    """`ties` of task vectors that lost weights as in `dare_task_arithmetic`, with their options.
+    """`ties` applied after the dropping of `dare_task_arithmetic`, with the options of both.
 
     Source: Yu et al., "Language Models are Super Mario", arXiv:2311.03099, section 4.
     """

@@ -1,4 +1,4 @@
-r"""Task arithmetic: the pre-trained model and the scaled sum of the task vectors."""
+r"""Task arithmetic: the pre-trained model plus the scaled sum of the task vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def task_arithmetic(piece: Piece, *, scaling_factor: float = 0.3) -> Tensor:
     r"""\(\theta = \theta_0 + \lambda \sum_t (\theta_t - \theta_0)\).
 
     Args:
-        piece: what to merge.
+        piece: one piece of every model.
         scaling_factor: lambda.
 
     Source: Ilharco et al., "Editing Models with Task Arithmetic", arXiv:2212.04089, section 2.

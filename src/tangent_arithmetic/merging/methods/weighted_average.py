@@ -17,7 +17,8 @@ def shares(weights: tuple[float, ...], normalize: bool, models: tuple[str, ...])
     """The factor of each model.
 
     Raises:
-        UsageError: if there is not one weight a model, or they cannot be normalised.
+        UsageError: if the number of weights is not that of the models, or they cannot be
+            normalised.
     """
     if len(weights) != len(models):
         raise UsageError(
@@ -28,18 +29,25 @@ def shares(weights: tuple[float, ...], normalize: bool, models: tuple[str, ...])
         raise UsageError(f"weights must be finite, got {list(weights)}")
     total = sum(weights)
     if normalize and not total:
-        raise UsageError("weights with sum 0 cannot be normalised; add normalize=false")
+        raise UsageError("weights that sum to 0 cannot be normalised; add normalize=false")
     return [weight / total if normalize else weight for weight in weights]
 
 
-@merging_method("weighted_average", source="arXiv:2203.05482", needs_pretrained=False)
-def weighted_average(piece: Piece, *, weights: Sequence[float], normalize: bool = True) -> Tensor:
-    r"""\(\theta = \sum_t w_t \theta_t\), the weights divided by their sum if `normalize`.
+@merging_method(
+    "weighted_average",
+    source="arXiv:2203.05482",
+    config="linear/weighted_average",
+    needs_pretrained=False,
+)
+def weighted_average(
+    piece: Piece, *, weights: Sequence[float] = (0.5, 0.5), normalize: bool = True
+) -> Tensor:
+    r"""\(\theta = \sum_t w_t \theta_t\), with the weights divided by their sum if `normalize`.
 
     Args:
-        piece: what to merge.
-        weights: w, one a model.
-        normalize: whether they are made to sum to 1.
+        piece: one piece of every model.
+        weights: w, one per model.
+        normalize: divide the weights by their sum.
 
     Source: Wortsman et al., "Model soups", arXiv:2203.05482.
     """

@@ -9,5 +9,5 @@ from tangent_arithmetic.merging.registry import Piece, merging_method
 
 @merging_method("dummy", source="none", needs_pretrained=False, ordered=True)
 def dummy(piece: Piece) -> Tensor:
-    r"""\(\theta = \theta_0\), or \(\theta_1\) where there is no pre-trained model."""
+    r"""\(\theta = \theta_0\), or \(\theta_1\) without a pre-trained model."""
     return piece.thetas[0].clone()

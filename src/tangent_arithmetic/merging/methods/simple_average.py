@@ -9,7 +9,7 @@ from tangent_arithmetic.merging.registry import Piece, merging_method
 
 @merging_method("simple_average", source="arXiv:2203.05482", needs_pretrained=False)
 def simple_average(piece: Piece) -> Tensor:
-    r"""\(\theta = \frac{1}{T} \sum_t \theta_t\); the pre-trained model takes no part.
+    r"""\(\theta = \frac{1}{T} \sum_t \theta_t\), without the pre-trained model.
 
     Source: Wortsman et al., "Model soups", arXiv:2203.05482, section 2.
     """

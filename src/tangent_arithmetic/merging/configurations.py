@@ -1,0 +1,64 @@
+"""The configurations of the merging methods: the class, the options and their defaults.
+
+They are read from the source of the methods, so that composing a configuration, or `--help`, does
+not import PyTorch. Methods registered elsewhere come from the registry.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tangent_arithmetic.merging.registry import METHODS, OWN, RESERVED, algorithm_name
+
+FOLDER = Path(__file__).parent / "methods"
+MISSING = "???"  # Hydra's mark of a value that has to be set
+OF_THE_RUN = "seed"  # an option that is set by the key of this name beside the group `method`
+
+
+def configurations() -> dict[str, dict[str, Any]]:
+    """The configuration of each method, by its name in the group `method`."""
+    try:
+        nodes = {name: node for path in sorted(FOLDER.glob("*.py")) for name, node in _read(path)}
+    except ValueError:  # a default that is not a literal
+        importlib.import_module(f"{OWN}methods")
+        nodes = {}
+    for method in METHODS.values():
+        nodes[method.config] = _node(method.algorithm, method.defaults)
+    return nodes
+
+
+def _node(algorithm: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    options = {
+        name: MISSING if value is inspect.Parameter.empty else value
+        for name, value in defaults.items()
+        if name != OF_THE_RUN
+    }
+    return {"_target_": f"{OWN}{algorithm}", **options}
+
+
+def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the configuration of each method in a source file."""
+    for function in ast.parse(path.read_text(encoding="utf-8")).body:
+        for call in getattr(function, "decorator_list", ()):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "merging_method":
+                name = ast.literal_eval(call.args[0])
+                names = {
+                    word.arg: ast.literal_eval(word.value)
+                    for word in call.keywords
+                    if word.arg in ("algorithm", "config")
+                }
+                algorithm = names.get("algorithm") or algorithm_name(name)
+                yield names.get("config") or name, _node(algorithm, _defaults(function))
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    return {
+        option.arg: inspect.Parameter.empty if default is None else ast.literal_eval(default)
+        for option, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+        if option.arg not in RESERVED
+    }

@@ -1,0 +1,141 @@
+"""Results of merges, kept among those of the run whose models were merged.
+
+A merge has a file of its own, `merging-<label>.json`, in the format of the task additions: "test",
+"coefficient", "val" and "provenance", and in addition "merge", the label and the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tangent_arithmetic.arithmetic.metrics import normalized
+from tangent_arithmetic.encoders.loading import read_facts
+from tangent_arithmetic.merging.registry import PRETRAINED
+from tangent_arithmetic.merging.stream import Merge
+from tangent_arithmetic.run.models import command
+from tangent_arithmetic.run.results import (
+    accuracies_path,
+    check_targets,
+    provenance,
+    require_results,
+    write_results,
+)
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import UsageError
+
+logger = logging.getLogger(__name__)
+LONGEST = 120  # characters of a label in a file's name
+
+
+@dataclass(frozen=True)
+class Record:
+    """The place of a merge among the results of a run.
+
+    Attributes:
+        run: the run.
+        label: a description of the merge, the same for every seed.
+        theta0_hash: the content hash of the run's pre-trained encoder.
+    """
+
+    run: Run
+    label: str
+    theta0_hash: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        slug = re.sub(r"[^\w.=+]+", "-", self.label).strip("-")
+        if len(slug) > LONGEST:
+            slug = f"{slug[:LONGEST]}-{hashlib.sha256(self.label.encode()).hexdigest()[:8]}"
+        return self.run.results / f"merging-{slug}.json"
+
+    def check(self) -> None:
+        """Checks that the file can be written; a `UsageError` if not."""
+        check_targets(self.run, self.path)
+
+    def write(self, merge: Merge, report: Mapping[str, Any]) -> None:
+        """Writes the results of a merge, as its report has them."""
+        write_results(self.path, self._results(merge, report), self.run)
+        logger.info("wrote %s", self.path)
+
+    def _results(self, merge: Merge, report: Mapping[str, Any]) -> dict[str, Any]:
+        run, weights = self.run, merge.pool.weights
+        hashes = {name: str(weights(name).facts["hash"]) for name in merge.pool.model_names}
+        test = {f"{task}:top1": report[task]["accuracy"] for task in run.tasks}
+        test |= {"avg_top1": report["average"]["accuracy"]}
+        results: dict[str, Any] = {"test": normalized(test, self._references(merge, hashes))}
+        if chosen := report.get("scaling_factor"):
+            metric = "avg_normalized_top1" if "normalised" in chosen["metric"] else "avg_top1"
+            results["val"] = {coef: {metric: v} for coef, v in chosen["validation"].items()}
+        if "scaling_factor" in merge.options:
+            results["coefficient"] = merge.options["scaling_factor"]
+        results["merge"] = {"label": self.label, **report["merge"]}
+        results["provenance"] = provenance(
+            run,
+            sum(report["seconds"].values()),
+            theta0_hash=self.theta0_hash,
+            checkpoints=hashes,
+            splits=run.data.split_hashes(run.tasks),
+        )
+        return results
+
+    def _references(self, merge: Merge, hashes: Mapping[str, str]) -> dict[str, float]:
+        """Accuracies of the single-task encoders, if they were evaluated; else nothing."""
+        run, mode = self.run, "linear" if is_linear(merge) else "standard"
+        if not set(run.tasks) <= hashes.keys():
+            return {}
+        own, made_by = {t: hashes[t] for t in run.tasks}, command("eval_single_task", run, mode)
+        path = accuracies_path(run, mode)
+        try:
+            singles = require_results(path, run, self.theta0_hash, made_by, own, run.tasks)
+        except UsageError as error:
+            logger.info("accuracies are not normalised: %s", error)
+            return {}
+        return {task: singles[task] for task in run.tasks}
+
+
+def record_of(run: Run, merge: Merge, auto: bool) -> Record | None:
+    """The place of a merge among the results of a run; None if its models are not of this run.
+
+    Args:
+        run: the run on whose tasks the merge is evaluated.
+        merge: the merge.
+        auto: whether the scaling factor is chosen on validation splits.
+    """
+    starts = {
+        merge.pool.weights(name).facts.get("hash" if name == PRETRAINED else "theta0_hash")
+        for name in merge.pool.models
+    }
+    theta0_hash = read_facts(run.zeroshot_path)["hash"] if run.zeroshot_path.is_file() else None
+    if starts != {theta0_hash} or theta0_hash is None:
+        logger.info("not kept in %s: these are not models of %s", run.results, run.folder)
+        return None
+    return Record(run, label_of(run, merge, auto), theta0_hash)
+
+
+def label_of(run: Run, merge: Merge, auto: bool) -> str:
+    """The method, options that differ from their defaults, the mode, and tasks if only a part."""
+    options = merge.method.changed(merge.options)
+    if auto:
+        options = {**options, "scaling_factor": "auto"}
+    words = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    parts = [merge.method.name + (f" ({words})" if words else "")]
+    if is_linear(merge):
+        parts.append("linear")
+    tasks = list(run.suite.tasks)
+    if merge.pool.model_names != tasks:
+        parts.append(f"of {'+'.join(merge.pool.model_names)}")
+    if run.tasks != tasks:
+        parts.append(f"on {'+'.join(run.tasks)}")
+    return ", ".join(parts)
+
+
+def is_linear(merge: Merge) -> bool:
+    """Whether the merged models are linear."""
+    return merge.thetas[-1].kind == "linearized_image_encoder"

@@ -1,0 +1,184 @@
+"""Trimming and sign election of TIES, over weights that are read piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.merging.registry import Piece, Pieces
+from tangent_arithmetic.runtime.errors import UsageError
+
+Taus = Callable[[Piece], Iterable[Tensor]]
+DIGIT = {"global": 16, "tensor": 11}  # bits; a histogram of 2**DIGIT for each threshold sought
+WHOLE = ""  # the key of a threshold over the whole vector
+
+
+@dataclass
+class Selection:
+    """The k-th smallest of a stream of magnitudes, found digit by digit without storing them.
+
+    Non-negative floating-point numbers are ordered like their bits.
+
+    Attributes:
+        rank: (number of magnitudes) -> k, from 1.
+        prefix: the leading bits found so far.
+        before: the number of magnitudes with smaller leading bits.
+    """
+
+    rank: Callable[[int], int]
+    dtype: torch.dtype | None = None
+    prefix: int = 0
+    before: int = 0
+    counts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    number: int = 0
+
+    @staticmethod
+    def bits(values: Tensor) -> Tensor:
+        """The bits of magnitudes, as integers."""
+        return values.abs().view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+
+    def count(self, values: Tensor, high: int, low: int) -> None:
+        """Counts the digits from bit `low` to `high` of the magnitudes with the prefix."""
+        bits = self.bits(values)
+        self.dtype = values.dtype
+        if high < (63 if bits.dtype == torch.int64 else 31):
+            bits = bits[(bits >> high) == self.prefix]
+        digits = (bits >> low) & ((1 << (high - low)) - 1)
+        size = 1 << (high - low)
+        counts = torch.bincount(digits, minlength=size)
+        self.counts = counts if not len(self.counts) else self.counts + counts
+
+    def settle(self, high: int, low: int) -> None:
+        """Fixes the digit from its counts."""
+        if not self.number:
+            self.number = int(self.counts.sum())
+        wanted = self.rank(self.number) - self.before
+        upto = self.counts.cumsum(0)
+        digit = int(torch.searchsorted(upto, wanted))
+        self.before += int(upto[digit - 1]) if digit else 0
+        self.prefix = (self.prefix << (high - low)) | digit
+        self.counts = torch.zeros(0, dtype=torch.int64)
+
+    def value(self) -> float:
+        """The magnitude, after all digits are fixed."""
+        integer = torch.int64 if self.dtype == torch.float64 else torch.int32
+        return float(torch.tensor(self.prefix, dtype=integer).view(self.dtype or torch.float32))
+
+
+def _rank(threshold: float, scope: str) -> Callable[[int], int]:
+    share = threshold / 100 if threshold > 1 else threshold
+
+    def rank(number: int) -> int:
+        if scope == "tensor":
+            return number - max(1, int(share * number)) + 1
+        return max(1, number - int(share * number))
+
+    return rank
+
+
+def find_thresholds(
+    pieces: Pieces, taus: Taus, threshold: float, scope: str
+) -> list[dict[str, float]]:
+    """The smallest magnitude that stays in each model, by tensor or, under `WHOLE`, overall."""
+    searches: list[dict[str, Selection]] = []
+    high: int | None = None
+    while high != 0:
+        low = 0
+        for piece in pieces():
+            key = piece.name if scope == "tensor" else WHOLE
+            for model, tau in enumerate(taus(piece)):
+                if high is None:
+                    high = 63 if tau.dtype == torch.float64 else 31
+                low = max(0, high - DIGIT[scope])
+                if model == len(searches):
+                    searches.append({})
+                if key not in searches[model]:
+                    searches[model][key] = Selection(_rank(threshold, scope))
+                searches[model][key].count(tau, high, low)
+        if high is None:
+            return []  # no weights at all
+        for selections in searches:
+            for selection in selections.values():
+                selection.settle(high, low)
+        high = low
+    return [{key: s.value() for key, s in selections.items()} for selections in searches]
+
+
+@dataclass(frozen=True)
+class Elected:
+    """Statistics of the whole vectors: thresholds, and the sign to use where a sum is 0."""
+
+    thresholds: list[dict[str, float]]
+    zero_sign: float
+
+    def trimmed(self, name: str, taus: Iterable[Tensor]) -> Tensor:
+        """The task vectors with entries below the threshold set to 0, shape (models, weights)."""
+        rows = []
+        for tau, least in zip(taus, self.thresholds, strict=True):
+            bound = least[name] if name in least else least[WHOLE]
+            rows.append(torch.where(tau.abs() >= bound, tau, torch.zeros_like(tau)))
+        return torch.stack(rows)
+
+
+def elect(
+    pieces: Pieces,
+    taus: Taus,
+    *,
+    threshold: float,
+    scope: str,
+    zero_sign: str,
+    remove_keys: Collection[str] = (),
+    **_others: Any,
+) -> Elected:
+    """The thresholds, from passes over the weights, and the majority sign if it is needed.
+
+    Args:
+        pieces: starts a pass over the weights.
+        taus: gives the pieces of the task vectors, one per model.
+        threshold: how many of the weights stay: a percentage if above 1, else a fraction.
+        scope: "global" or "tensor", the range of a threshold.
+        zero_sign: "majority" or "positive", the sign where the sum is 0.
+        remove_keys: tensors to ignore.
+        **_others: options of the method that play no role here.
+
+    Raises:
+        UsageError: if the threshold is out of range.
+    """
+    if not 0 < threshold <= 100:
+        raise UsageError(f"threshold must be above 0 and at most 100 (percent), got {threshold}")
+
+    def kept() -> Iterator[Piece]:
+        return (piece for piece in pieces() if piece.name not in remove_keys)
+
+    thresholds = find_thresholds(kept, taus, threshold, scope)
+    elected = Elected(thresholds, 1.0)
+    if zero_sign == "positive":
+        return elected
+    signs = 0
+    for piece in kept():
+        total = elected.trimmed(piece.name, taus(piece)).sum(dim=0)
+        signs += int(total.sign().sum(dtype=torch.int64))
+    return Elected(thresholds, float((signs > 0) - (signs < 0)))
+
+
+def merge_agreeing(trimmed: Tensor, zero_sign: float, merge_func: str) -> Tensor:
+    """The sum, mean or largest magnitude of the entries that have the sign of their sum.
+
+    Args:
+        trimmed: shape (models, weights).
+        zero_sign: the sign where the sum is 0.
+        merge_func: "sum", "mean" or "max".
+    """
+    sign = trimmed.sum(dim=0).sign()
+    sign[sign == 0] = zero_sign
+    agreeing = trimmed * torch.where(sign > 0, trimmed > 0, trimmed < 0)
+    if merge_func == "max":
+        return agreeing.abs().amax(dim=0) * sign
+    total = agreeing.sum(dim=0)
+    if merge_func == "mean":
+        total /= (agreeing != 0).sum(dim=0).clamp(min=1)
+    return total

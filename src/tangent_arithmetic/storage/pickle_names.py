@@ -1,0 +1,288 @@
+"""The names a pickle may use, and what stands for each: our own functions, dtypes or inert stubs.
+
+Nothing named in a pickle is imported. Exact names (tensors, storages, plain containers) map to
+functions of this module, names below known prefixes become stubs that only hold a state, and all
+others are refused. Every object is charged to the `Budget` of its file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.runtime.errors import UsageError
+
+PREFIXES = (
+    "torch.nn", "torch.optim", "torchvision", "open_clip", "timm", "src", "clip", "functorch",
+    "torch._functorch", "__torch__", "transformers",
+)  # fmt: skip
+NAMES = {
+    ("torch._C._nn", "gelu"), ("torch.serialization", "_get_layout"), ("argparse", "Namespace"),
+    ("torch", "device"), ("torch", "strided"), ("builtins", "object"), ("__builtin__", "object"),
+    ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
+    ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib._local", "PosixPath"),
+}  # fmt: skip
+STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
+}  # fmt: skip
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
+
+# the budget: bytes of objects and of copies, steps of the machine (about 1 microsecond each)
+TIMES_SIZE, SPARE_BYTES = 6, 32 << 20
+MOST_STEPS, SPARE_STEPS = 20_000_000, 500_000
+MOST_TIMES_STORED, SPARE_NAMED = 4, 16 << 20  # bytes of tensors by name, relative to those stored
+TENSOR, OBJECT, ENTRY = 2000, 250, 200  # bytes charged; an entry as in a table that has just grown
+PROBES, COMPARED = 512, 64  # table slots, and keys of equal hash, that one step may visit
+MODULUS = 2**61 - 1  # integers from here on share their hashes
+
+
+class Refused(UsageError):
+    """The file asks for something that is not allowed, or is inconsistent."""
+
+
+def quoted(value: Any, inside: bool = False) -> str:
+    """A value for a message: numbers and strings in full, anything else by its type.
+
+    The full text of a hostile value may be endless.
+    """
+    if isinstance(value, tuple) and len(value) < 8 and not inside:
+        return f"({', '.join(quoted(part, inside=True) for part in value)})"
+    if value is None or type(value) in (str, bool, float):
+        return repr(value)[:60]
+    if type(value) is int and value.bit_length() < 128:
+        return str(value)
+    return f"a {type(value).__name__}"
+
+
+@dataclass(frozen=True, eq=False)
+class StubClass:
+    """Stands for a class that is not imported.
+
+    Attributes:
+        path: its name, as `module.name`.
+    """
+
+    __slots__ = ("path",)
+    path: str
+
+
+class Stub:
+    """Stands for an instance of a class that is not imported.
+
+    Args:
+        of: its class.
+
+    Attributes:
+        state: the attributes that the pickle gives it.
+    """
+
+    __slots__ = ("of", "state")
+
+    def __init__(self, of: StubClass) -> None:
+        self.of, self.state = of, dict[Any, Any]()
+
+    def path(self) -> str:
+        """The name of its class, as `module.name`."""
+        return self.of.path
+
+
+@dataclass(frozen=True, eq=False)
+class Dtype:
+    """Stands for a storage class or a dtype."""
+
+    dtype: torch.dtype
+
+
+KEYS = (int, float, type(None), Stub, StubClass, Dtype, FunctionType, Tensor)
+
+
+class Budget:
+    """The memory and time that one file may still use.
+
+    Nothing is credited back: creating an object and dropping it takes time, too.
+
+    Args:
+        size: bytes of the file.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.bytes_left = TIMES_SIZE * size + SPARE_BYTES
+        self.steps_left = min(size, MOST_STEPS) + SPARE_STEPS
+        self.named_left = MOST_TIMES_STORED * size + SPARE_NAMED
+
+    def keep(self, count: int) -> None:
+        """Charges bytes.
+
+        Raises:
+            Refused: if fewer are left.
+        """
+        self.bytes_left -= count
+        if self.bytes_left < 0:
+            raise Refused("it takes more memory than a file of its size may")
+
+    def work(self, count: int = 1) -> None:
+        """Charges steps.
+
+        Raises:
+            Refused: if fewer are left.
+        """
+        self.steps_left -= count
+        if self.steps_left < 0:
+            raise Refused("it takes more steps than a file of its size may")
+
+    def name(self, value: Any) -> None:
+        """Charges a tensor that a dict names, since readers may copy it, for instance to cast it.
+
+        Raises:
+            Refused: if the file names the same numbers too often.
+        """
+        if type(value) is Tensor:
+            self.named_left -= value.nbytes
+            if self.named_left < 0:
+                raise Refused(
+                    f"its tensors are more than {MOST_TIMES_STORED} times as large as the file, "
+                    "because many names share the same numbers; save a copy of each"
+                )
+
+    def key(self, key: Any, count: int) -> None:
+        """Charges a dict key or set item: its hash, its entry and the keys it is compared with.
+
+        Hashes of strings and bytes are randomised; hashes of numbers are under the control of
+        whoever writes the file, who can make them all collide.
+
+        Args:
+            key: the key.
+            count: how many keys the container already has.
+
+        Raises:
+            Refused: if it costs too much, or cannot be a key.
+        """
+        self.keep(ENTRY)
+        if type(key) not in (str, bytes):
+            self.work(1 + count // (PROBES if type(key) is int else COMPARED))
+            if type(key) is int and abs(key) >= MODULUS:
+                raise Refused(f"it has a key of {key.bit_length()} bits")
+            if type(key) is tuple:
+                for part in key:
+                    self.key(part, count)
+            elif not isinstance(key, KEYS):
+                raise Refused(f"it has a key that is a {type(key).__name__}")
+
+
+def _shape(values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, tuple) or len(values) > 64:
+        raise Refused(f"a tensor of shape {quoted(values)}")
+    return values
+
+
+# The functions a pickle may call
+
+
+def _rebuild_tensor(
+    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_: Any
+) -> Tensor:
+    """A view of a storage, which must contain all of it."""
+    budget.keep(TENSOR)
+    if not isinstance(storage, Tensor) or storage.ndim != 1:
+        raise Refused("a tensor without a storage")
+    numbers = (offset, *_shape(size), *_shape(stride))
+    if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(size) != len(stride):
+        raise Refused(
+            f"a tensor of size {quoted(size)}, stride {quoted(stride)} at {quoted(offset)}"
+        )
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count and (last >= len(storage) or count > len(storage)):
+        raise Refused(
+            f"a tensor of size {size} and stride {stride} at {offset} in a storage of "
+            f"{len(storage)} numbers"
+        )
+    if not count:
+        return storage.new_empty(size)
+    return storage.as_strided(size, stride, offset)
+
+
+def _rebuild_parameter(budget: Budget, data: Any, *_: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise Refused("a parameter that is not a tensor")
+    return data
+
+
+def _attribute(budget: Budget, of: Any, name: Any) -> Stub:
+    """An attribute of a stub class, as a stub: how Python 3.11.0 to 3.11.3 pickle enum members."""
+    if not isinstance(of, StubClass) or not isinstance(name, str):
+        raise Refused(f"it asks for attribute {quoted(name)} of a {type(of).__name__}")
+    budget.keep(OBJECT)
+    return Stub(of)
+
+
+def _collection(kind: type[set[Any]] | type[frozenset[Any]]) -> Callable[..., Any]:
+    def build(budget: Budget, items: Any = ()) -> Any:
+        if not isinstance(items, list | tuple | set | dict):
+            raise Refused(f"a {kind.__name__} of a {type(items).__name__}")
+        budget.keep(OBJECT)
+        for count, item in enumerate(items):
+            budget.key(item, count)
+        return kind(items)
+
+    return build
+
+
+def _ordered_dict(budget: Budget, items: Any = ()) -> OrderedDict[Any, Any]:
+    if not isinstance(items, list | tuple | dict):
+        raise Refused(f"an OrderedDict of a {type(items).__name__}")
+    budget.keep(2 * OBJECT)
+    pairs = list(items.items() if isinstance(items, dict) else items)
+    for count, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise Refused("an OrderedDict of something other than pairs")
+        budget.key(pair[0], count)
+        budget.name(pair[1])
+    return OrderedDict(pairs)
+
+
+def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
+    """Bytes, as protocol 2 writes them."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise Refused(f"bytes of a {type(text).__name__} in {quoted(encoding)}")
+    budget.keep(OBJECT + len(text))
+    return text.encode("latin1")
+
+
+build_set, build_frozenset = _collection(set), _collection(frozenset)
+Names = dict[tuple[str, str], Any]
+KNOWN: Names = {
+    **{("torch", name): Dtype(dtype) for name, dtype in STORAGES.items()},
+    **{("torch.storage", name): Dtype(dtype) for name, dtype in STORAGES.items()},
+    **{("torch", name): Dtype(getattr(torch, name)) for name in DTYPES},
+    ("builtins", "getattr"): _attribute,
+    ("__builtin__", "getattr"): _attribute,
+    ("builtins", "set"): build_set,
+    ("__builtin__", "set"): build_set,
+    ("builtins", "frozenset"): build_frozenset,
+    ("__builtin__", "frozenset"): build_frozenset,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("_codecs", "encode"): _encode,
+    ("torch", "Size"): lambda budget, values=(): _shape(values),
+    ("torch.jit._pickle", "restore_type_tag"): lambda budget, value=None, *_: value,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+}
+
+
+def allows_stub(module: str, name: str) -> bool:
+    """Whether a class or function of this name may appear as a stub."""
+    below = any(module == prefix or module.startswith(f"{prefix}.") for prefix in PREFIXES)
+    return below or (module, name) in NAMES

@@ -1,0 +1,137 @@
+"""What is kept of a run on the way: snapshots of its model, and states for an exact resume."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.checkpoints import not_finite
+from tangent_arithmetic.storage.states import RunStates, differences, pack, unpack
+from tangent_arithmetic.training.objectives.base import Objective
+
+logger = logging.getLogger(__name__)
+OBJECTIVE = "objective/"  # prefix of an objective's tensors in a state
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """What is kept of a run on the way.
+
+    Attributes:
+        states: where its states are kept until it ends; a state found there is continued, exactly.
+        every: optimizer steps between snapshots of the model; -1 for none.
+        save: writes a snapshot; called with the number of steps done.
+    """
+
+    states: RunStates | None = None
+    every: int = -1
+    save: Callable[[int], None] | None = None
+
+    def due(self, done: int) -> bool:
+        """Whether a snapshot is due after `done` steps."""
+        return self.save is not None and self.every > 0 and done % self.every == 0
+
+    def keep(self, done: int) -> None:
+        """Writes a snapshot."""
+        if self.save is not None:
+            self.save(done)
+
+
+class Keeper:
+    """Writes and reads the states of a run: rank 0 writes, all ranks read.
+
+    Args:
+        states: where; None keeps nothing.
+        model: the model in training.
+        optimizer: its optimizer.
+        objective: its objective, if that may have a state.
+        unit: what the run counts, for messages.
+
+    Attributes:
+        losses: the mean loss of each step so far.
+    """
+
+    def __init__(
+        self,
+        states: RunStates | None,
+        model: nn.Module,
+        optimizer: Optimizer,
+        objective: Objective | None = None,
+        unit: str = "step",
+    ) -> None:
+        self.states, self.model, self.optimizer = states, model, optimizer
+        self.objective, self.unit = objective, unit
+        self.losses = list[float]()
+        self._before, self._start = 0.0, time.monotonic()
+        device = next(model.parameters()).device.type
+        self.where = {"processes": ddp.world_size(), "device": device}
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+        return len(self.losses)
+
+    def seconds(self) -> float:
+        """Time spent in training, interrupted runs included."""
+        return self._before + time.monotonic() - self._start
+
+    def due(self) -> bool:
+        """Whether it is time for a state."""
+        return self.states is not None and ddp.is_main_process() and self.states.due(self.done)
+
+    def save(self) -> None:
+        """Writes the current state, unless its weights are not finite."""
+        if self.states is not None and ddp.is_main_process() and is_finite(self.model):
+            tensors = pack(self.model, self.optimizer)
+            extra = {} if self.objective is None else self.objective.state_dict()
+            tensors |= {f"{OBJECTIVE}{name}": value for name, value in extra.items()}
+            tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+            self.states.save(tensors, self.done, {"seconds": self.seconds(), **self.where})
+        ddp.barrier()
+
+    def resume(self) -> None:
+        """Continues the newest state, if there is one.
+
+        Raises:
+            UsageError: if not all ranks see the same states.
+        """
+        if self.states is None:
+            return
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.states.expect(12 * trained)  # weights and two moments, in float32
+        state = self.states.newest()
+        done = 0 if state is None else state.done
+        if done != (first := ddp.broadcast(done)):
+            raise UsageError(
+                f"rank {ddp.rank()} finds the run at {self.unit} {done} in {self.states.folder}, "
+                f"rank 0 at {self.unit} {first}; --save must be a folder that all machines share"
+            )
+        if state is None:
+            return
+        tensors = dict(state.tensors)
+        self.losses = tensors.pop("losses").tolist()
+        extra = {n: tensors.pop(n) for n in list(tensors) if n.startswith(OBJECTIVE)}
+        if self.objective is not None:
+            self.objective.load_state_dict({n[len(OBJECTIVE) :]: v for n, v in extra.items()})
+        unpack(tensors, self.model, self.optimizer)
+        self._before = state.facts["seconds"]
+        logger.info("continuing after %s %d (%s)", self.unit, self.done, self.states.folder)
+        if differ := differences({k: state.facts.get(k) for k in self.where}, self.where):
+            logger.warning(
+                "%s: the weights will equal those of an uninterrupted run up to rounding, not bit "
+                "for bit", "; ".join(differ),
+            )  # fmt: skip
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether what training changes, trained weights and buffers, is finite."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return not not_finite({**trained, **dict(model.named_buffers())})
