@@ -56,8 +56,8 @@ from tangent_arithmetic.storage.reading import read_json, read_text
 from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.storage.unpickler import read_pickle
 from tests.archives import tar_bytes, zip_bytes
+from tests.encoders.makers import PublishedHead, named, small_models, write_encoder
 from tests.miniatures import MAKERS, picture
-from tests.published.makers import PublishedHead, named, small_models, write_encoder
 
 Make = Callable[[Path], Path]
 Read = Callable[[Path], Any]

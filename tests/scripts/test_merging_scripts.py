@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from tests.scripts.test_reproduce import script
+from tests.commands.test_reproduce import script
 
 
 def test_the_benchmark_s_files_are_those_of_a_clip() -> None:

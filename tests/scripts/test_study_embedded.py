@@ -12,7 +12,7 @@ from src.eval import eval_single_dataset, evaluate_task_vector
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.run.models import finetuned_encoder, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
-from tests.scripts.test_reproduce import script
+from tests.commands.test_reproduce import script
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tangent_arithmetic.report import explorer
 from tangent_arithmetic.report.published import Row, rows
@@ -132,7 +133,7 @@ def _kept(run: Run, path: Path) -> str | None:
 
 
 def tables_of(run: Run) -> list[Table]:
-    """Tables of single tasks, addition and negation, with published rows of the model; of merges."""
+    """Tables of single tasks, addition, negation and merges, with published rows of the model."""
     model, control = str(run.config.model), run.control
     single, tasks = _single(run, control)
     tables = {  # kind -> table, and its columns' names in published rows

@@ -17,7 +17,7 @@ from tangent_arithmetic.run.results import require_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
-COMMITTED = sorted(Path(__file__).parent.parent.glob("results/embedded/ViT-*/**/*.json"))
+COMMITTED = sorted(Path(__file__).parents[2].glob("results/embedded/ViT-*/**/*.json"))
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -32,7 +32,7 @@ from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.states import RunStates
 from tests.small_suite import TASKS, flags, small_suite
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("finetune", "eval_single_task", "eval_task_addition", "eval_task_negation")
 
 

@@ -13,8 +13,8 @@ import pytest
 from tangent_arithmetic.data.prepare.facts import SETS
 from tangent_arithmetic.data.suites import SUITES
 from tests.archives import Server, publish, put, serving
+from tests.commands.test_reproduce import ROOT, script
 from tests.miniatures import picture
-from tests.scripts.test_reproduce import ROOT, script
 
 Patch = pytest.MonkeyPatch
 

@@ -38,8 +38,7 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.reading import LFS_POINTER
 from tangent_arithmetic.storage.statedict import content_hash
 from tangent_arithmetic.storage.unpickler import read_pickle, state_of
-from tests.loopback_hub import elsewhere, hub
-from tests.published.makers import (
+from tests.encoders.makers import (
     SMALL,
     WRITERS,
     PublishedHead,
@@ -48,6 +47,7 @@ from tests.published.makers import (
     small_models,
     write_encoder,
 )
+from tests.loopback_hub import elsewhere, hub
 from tests.small_suite import TASKS, flags, small_suite
 
 pytestmark = pytest.mark.clip
@@ -653,7 +653,7 @@ def test_an_unknown_start_is_warned_of_once(
 FROM_HUB = """
 from pathlib import Path
 from tangent_arithmetic.commands.checkpoint import main
-from tests.published.makers import small_models
+from tests.encoders.makers import small_models
 with small_models(Path({folder!r})):
     for arguments in {commands!r}:
         assert main(arguments) == 0

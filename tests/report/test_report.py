@@ -25,8 +25,8 @@ from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, loa
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import write_summary
 from tests.browser import browsing, opened
+from tests.run.test_results_schema import damaged
 from tests.small_suite import TASKS
-from tests.test_results_schema import damaged
 
 
 def rows_of(page: str, title: str) -> dict[str, list[str]]:

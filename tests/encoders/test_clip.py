@@ -194,7 +194,7 @@ def test_a_folder_with_configuration_and_weights(published: Path) -> None:
 DESCRIBE = """
 import json, sys
 from pathlib import Path
-from tests.test_clip import described
+from tests.encoders.test_clip import described
 print(json.dumps(described("hf-hub:org/tiny", Path({cache!r}))))
 """
 

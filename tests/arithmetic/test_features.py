@@ -40,7 +40,7 @@ from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tests.miniatures import Opaque
 from tests.small_suite import SIZES, random_vector, small_config, small_suite
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Patch = pytest.MonkeyPatch
 State = dict[str, Tensor]
 COEF = st.floats(-2, 2, allow_subnormal=False)
@@ -532,7 +532,7 @@ from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.encoders.images import ImageEncoder
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.run.args import Config
-from tests.test_features import folder_of
+from tests.arithmetic.test_features import folder_of
 linear = LinearizedImageEncoder(image_encoder=ImageEncoder(Config()))
 args = Config(device="cpu", cache_dir=sys.argv[1])
 pictures = ArrayPictures(np.zeros((2, 4, 4, 3), dtype=np.uint8), np.arange(2))

@@ -24,7 +24,7 @@ from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import write_summary
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.storage.checkpoints import save_tensors
-from tests.scripts.test_reproduce import script
+from tests.commands.test_reproduce import script
 
 HOME = "/home/ann"
 

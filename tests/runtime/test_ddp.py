@@ -24,7 +24,7 @@ import sys
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.runtime.errors import entry_point
-from tests.test_ddp import wait_long
+from tests.runtime.test_ddp import wait_long
 
 @entry_point
 def main(argv=None):
@@ -192,7 +192,7 @@ def test_ctrl_c_while_a_script_imports_is_a_line_too(when: float) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     ) as script:
         assert script.stdout is not None and script.stdout.readline() == "importing\n"
         time.sleep(when)
