@@ -352,7 +352,7 @@ def test_places_that_cannot_be_are_said_before_the_work(
         "long folder": str(tmp_path / ("y" * 300) / "merged"), "null": str(tmp_path / "a\0b"),
     }[kind] + suffix  # fmt: skip
     monkeypatch.setattr("tangent_arithmetic.merging.stream.Merge.parts", lambda self: 1 / 0)
-    with pytest.raises(UsageError, match=r"cannot (write|be read)|which no file is called"):
+    with pytest.raises(UsageError, match=r"cannot (write|be read)"):
         merge(files, place)
 
 
@@ -400,7 +400,7 @@ def test_reports_replace_reports_alone(files: dict[str, Path], tmp_path: Path) -
     before = content(tmp_path / "in")
     for wrong in (files["a"], tmp_path / "notes.json", tmp_path):
         (tmp_path / "notes.json").write_text('{"mine": 1}')
-        with pytest.raises(UsageError, match=r"is not a report|cannot be read|is no file"):
+        with pytest.raises(UsageError, match=r"is not a report|cannot be read|is not a file"):
             run(configuration(files, report_save_path=str(wrong)))
     assert content(tmp_path / "in") == before
     assert json.loads((tmp_path / "notes.json").read_text()) == {"mine": 1}

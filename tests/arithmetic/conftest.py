@@ -1,0 +1,5 @@
+"""The small run of the analyses."""
+
+from tests.analysis.conftest import made, run
+
+__all__ = ["made", "run"]
