@@ -66,4 +66,5 @@ def chosen_indices(labels: ArrayLike, shots: int, seed: int) -> list[int]:
     labels = np.asarray(labels)
     order = np.random.default_rng([seed, 19]).permutation(len(labels))
     chosen = [order[labels[order] == k][:shots] for k in np.unique(labels)]
-    return np.sort(np.concatenate(chosen)).tolist()
+    indices: list[int] = np.sort(np.concatenate(chosen)).tolist()
+    return indices

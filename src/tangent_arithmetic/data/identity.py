@@ -111,9 +111,12 @@ def _files(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
 def labels_of(pictures: Pictures) -> np.ndarray:
     """The label of every image, int64; images are decoded only if there is no list of labels."""
     if isinstance(pictures, SubsetPictures):
-        return labels_of(pictures.pictures)[np.asarray(pictures.indices, dtype=np.int64)]
+        part: np.ndarray = labels_of(pictures.pictures)[np.asarray(pictures.indices, np.int64)]
+        return part
     if isinstance(pictures, HubPictures):
-        return np.asarray(pictures.labels)[np.asarray(pictures.rows[pictures.label])]
+        rows = np.asarray(pictures.rows[pictures.label])
+        codes: np.ndarray = np.asarray(pictures.labels)[rows]
+        return codes
     if (samples := samples_of(pictures)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
     if (labels := getattr(pictures, "targets", getattr(pictures, "labels", None))) is not None:

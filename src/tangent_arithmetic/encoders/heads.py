@@ -58,7 +58,8 @@ def zeroshot_weights(
         tokens = tokenizer([template(classname) for template in templates]).to(device)
         embedding = F.normalize(model.encode_text(tokens).float(), dim=-1).mean(dim=0)
         rows.append(F.normalize(embedding, dim=-1))
-    return torch.stack(rows) * model.logit_scale.exp().float()
+    weights: Tensor = torch.stack(rows) * model.logit_scale.exp().float()
+    return weights
 
 
 def build_classification_head(

@@ -49,7 +49,7 @@ class Duals(TorchFunctionMode):
         first, *others = (
             torch.zeros_like(primal) if t is None else t.to(primal.dtype).detach() for t in tangents
         )
-        dual = forward_ad.make_dual(primal, first)
+        dual: Tensor = forward_ad.make_dual(primal, first)
         if self.count > 1:
             setattr(dual, MORE, others)
         return dual

@@ -281,7 +281,7 @@ class LinearizedModel(nn.Module):
         return pytree.tree_map(_sum, primal, d_primal)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearizedModel:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._skeleton._apply(fn, recurse)
         return self
 

@@ -30,7 +30,8 @@ class Displacement(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         theta, theta0 = self.theta[name], self.theta0[name]
         wide = torch.promote_types(theta.dtype, torch.float32)
-        return (usable(theta).to(wide) - usable(theta0).to(wide)).to(theta0.dtype)
+        step: Tensor = usable(theta).to(wide) - usable(theta0).to(wide)
+        return step.to(theta0.dtype)
 
     def __contains__(self, name: object) -> bool:
         return name in self.theta  # without forming the difference

@@ -156,7 +156,8 @@ def clouds(rng: Rng, cells: int, octaves: int = 3) -> np.ndarray:
         image = Image.fromarray(grid).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
         total += np.asarray(image) * 0.5**octave
     low, high = total.min(), total.max()
-    return (total - low) / max(high - low, 1e-6)
+    levels: np.ndarray = (total - low) / max(high - low, 1e-6)
+    return levels
 
 
 def blend(mask: np.ndarray, one: Colour, other: Colour) -> Image.Image:

@@ -81,7 +81,8 @@ def _cracked(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
     seeds = rng.uniform(0, CANVAS, (14, 2))
     distance = np.hypot(x[None] - seeds[:, 0, None, None], y[None] - seeds[:, 1, None, None])
     distance = np.partition(distance, 1, axis=0)
-    return ((distance[1] - distance[0]) > 2.6).astype(float)
+    inside: np.ndarray = (distance[1] - distance[0]) > 2.6
+    return inside.astype(float)
 
 
 def _triangles(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:

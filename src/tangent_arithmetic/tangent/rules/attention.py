@@ -169,7 +169,8 @@ def multi_head_attention_forward(
         q, k, v = map(F.linear, (query, key, value), matrices, bias)
 
     def heads(x: Tensor) -> Tensor:  # (B, L, D) -> (B, H, L, E)
-        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        split: Tensor = x.unflatten(-1, (num_heads, -1))
+        return split.transpose(1, 2)
 
     q, k, v = heads(q), heads(k), heads(v)
     mask = _merged_mask(attn_mask, key_padding_mask, batch, num_heads, q)

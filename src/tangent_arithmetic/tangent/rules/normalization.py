@@ -132,7 +132,8 @@ def batch_norm(
 @composite(torch._weight_norm)
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Weight normalisation, `g * v / |v|`; norms are over all dimensions but `dim`, -1 for all."""
-    norm = torch.linalg.vector_norm(v, dim=[i for i in range(v.ndim) if i != dim], keepdim=True)
+    others = [i for i in range(v.ndim) if i != dim]
+    norm: Tensor = torch.linalg.vector_norm(v, dim=others, keepdim=True)
     return v * (g / norm)
 
 
