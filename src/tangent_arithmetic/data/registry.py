@@ -28,14 +28,12 @@ from tangent_arithmetic.data.loading import (
 )
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.sources import load_public
-from tangent_arithmetic.data.suites import DATASETS, Suite
+from tangent_arithmetic.data.suites import DATASETS, DEFAULT_CACHE, Suite
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, unknown
 from tangent_arithmetic.runtime.private import expanded
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tangent_arithmetic.runtime.errors import UsageError, unknown
 if TYPE_CHECKING:
     from tangent_arithmetic.data.base import Splits
 
+DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
 EMBEDDED_MODEL = "ViT-Nano-8"
 BUILT_IN = ("clip8", "embedded")
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangent_arithmetic.data.suites import Suite, get_suite, suite_of_model
+from tangent_arithmetic.data.suites import DEFAULT_CACHE, Suite, get_suite, suite_of_model
 from tangent_arithmetic.run.args import LONGEST_PART, Config, checked
 from tangent_arithmetic.run.modes import Mode, get_mode
 from tangent_arithmetic.runtime import processes
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tangent_arithmetic.runtime.compute import Compute
     from tangent_arithmetic.training.recipe import Recipe
 
-DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
 EVAL_BATCH = 256
 LONGEST_SUFFIX = 40  # characters that a run adds to its model's name for its results
 
