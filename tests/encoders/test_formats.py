@@ -749,4 +749,4 @@ def test_as_a_module(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "x.pt is refused: it is no pickle of protocol 2 or newer" in done.stderr
+    assert "x.pt is refused: it is not a pickle of protocol 2 to 5" in done.stderr

@@ -163,6 +163,7 @@ def entry_point(main: Main) -> Main:
         except OSError as error:
             if isinstance(error, BrokenPipeError) and _pipe_closed():
                 return 128 + 13  # SIGPIPE, which Windows does not define
+            _discard_unwritable()
             return _report(f"error: {system_failure(error)}", 2)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RunError):
@@ -192,6 +193,15 @@ def _escape_output() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
+
+
+def _discard_unwritable() -> None:
+    """Discards output that cannot be written, which Python would try again when it exits."""
+    with contextlib.suppress(AttributeError, OSError):  # stdout is missing or not a file
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _pipe_closed() -> bool:
