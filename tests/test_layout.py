@@ -83,10 +83,6 @@ def test_importing_is_cheap(module: str, needs: str, free_of: list[str]) -> None
     wanted = {needs, *free_of}
     code = f"import sys, {module}; print(*sorted({wanted!r} & sys.modules.keys()))"
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [needs]

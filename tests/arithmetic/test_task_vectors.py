@@ -157,11 +157,7 @@ def test_vectors_of_different_models_do_not_mix() -> None:
     one = TaskVector(vector={"w": torch.ones(2), "x": torch.ones(1)})
     other = TaskVector(vector={"w": torch.ones(3), "y": torch.ones(1)})
     message = r"(?s)only in the first: x.*only in the second: y.*w: shape \(2,\) against \(3,\)"
-    for operation in (
-        lambda: one + other,
-        lambda: one - other,
-        lambda: one.dot(other),
-    ):
+    for operation in (lambda: one + other, lambda: one - other, lambda: one.dot(other)):
         with pytest.raises(ValueError, match=message):
             operation()
 

@@ -379,8 +379,7 @@ def test_the_pictures_are_ones_that_the_reader_of_eurosat_accepts(
 
 
 @pytest.mark.parametrize(
-    ("cores", "counts"),
-    [(1, [0, 1]), (2, [0, 1, 2]), (6, [0, 1, 2, 4, 6]), (8, [0, 1, 2, 4, 8])],
+    ("cores", "counts"), [(1, [0, 1]), (2, [0, 1, 2]), (6, [0, 1, 2, 4, 6]), (8, [0, 1, 2, 4, 8])]
 )
 def test_workers_double_up_to_the_cores(script: ModuleType, cores: int, counts: list[int]) -> None:
     assert script.worker_counts(cores) == counts

@@ -319,9 +319,7 @@ def test_the_mode_is_required(
     assert f"needs a fine-tuning mode; choose --finetuning-mode={modes}" in capsys.readouterr().err
 
 
-def test_a_mode_that_a_script_does_not_have_is_refused(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_mode_that_a_script_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune.main(["--finetuning-mode=posthoc"]) == 2
     assert "has no fine-tuning mode 'posthoc'" in capsys.readouterr().err
 

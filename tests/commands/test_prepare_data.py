@@ -69,10 +69,7 @@ def test_sets_are_fetched_arranged_and_verified(
 
 
 def test_one_set_that_fails_does_not_stop_the_others(
-    prepare_data: ModuleType,
-    tmp_path: Path,
-    monkeypatch: Patch,
-    capsys: pytest.CaptureFixture[str],
+    prepare_data: ModuleType, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish("Cars", tmp_path / "Cars", monkeypatch)
     put(publish("SVHN", tmp_path / "SVHN", monkeypatch), tmp_path / "data" / "downloads")
@@ -87,10 +84,7 @@ def test_one_set_that_fails_does_not_stop_the_others(
 
 
 def test_a_leak_ends_with_code_one_and_both_paths(
-    prepare_data: ModuleType,
-    tmp_path: Path,
-    monkeypatch: Patch,
-    capsys: pytest.CaptureFixture[str],
+    prepare_data: ModuleType, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish("DTD", tmp_path, monkeypatch)
     argv = [f"--data-location={tmp_path}", "--datasets=DTD", "--check"]

@@ -239,10 +239,7 @@ def over_white() -> dict[str, Callable[[], tuple[Image.Image, list[list[int]]]]]
             Image.open(png(8, 2, [bytes([*RED, *blue])], struct.pack(">3H", *RED), 2)),
             [WHITE, blue],
         ),
-        "GIF": lambda: (
-            saved(palette(1), "GIF", transparency=1),
-            [RED, WHITE, black],
-        ),
+        "GIF": lambda: (saved(palette(1), "GIF", transparency=1), [RED, WHITE, black]),
     }
 
 

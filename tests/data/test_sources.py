@@ -35,15 +35,7 @@ from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.conftest import MakeArgs
 from tests.data.test_clip8 import labels, levels
-from tests.miniatures import (
-    MAKERS,
-    SUN_FOLDERS,
-    SYNSETS,
-    TEXTURES,
-    make_folders,
-    picture,
-    write,
-)
+from tests.miniatures import MAKERS, SUN_FOLDERS, SYNSETS, TEXTURES, make_folders, picture, write
 
 Patch = pytest.MonkeyPatch
 SAME = ("Cars", "CIFAR10", "CIFAR100", "GTSRB", "MNIST")

@@ -106,11 +106,7 @@ def test_unknown_weights_of_the_embedded_model_are_refused_too() -> None:
     ],
 )
 def test_quick_gelu_goes_with_the_weights(
-    name: str,
-    pretrained: str | None,
-    quick: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, pretrained: str | None, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenAI's weights lose up to four points with the activation that the name stands for."""
     calls: list[tuple[str, dict[str, Any]]] = []

@@ -81,9 +81,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 @pytest.mark.parametrize("linear", [False, True])
 def test_an_encoder_of_texts_is_edited_and_evaluated(
-    linear: bool,
-    models: tuple[TextEncoder, TextEncoder],
-    batches: list[tuple[Tensor, Tensor]],
+    linear: bool, models: tuple[TextEncoder, TextEncoder], batches: list[tuple[Tensor, Tensor]]
 ) -> None:
     theta0, theta = models
     assert is_encoder(theta0) and not is_encoder(nn.Linear(1, 1))
@@ -150,9 +148,7 @@ def test_checkpoints_of_a_registered_kind_are_loaded(
 @torch.no_grad()
 @pytest.mark.parametrize("linear", [False, True])
 def test_analyses_take_an_encoder_of_texts(
-    linear: bool,
-    models: tuple[TextEncoder, TextEncoder],
-    batches: list[tuple[Tensor, Tensor]],
+    linear: bool, models: tuple[TextEncoder, TextEncoder], batches: list[tuple[Tensor, Tensor]]
 ) -> None:
     theta0, theta = models
     tau = NonLinearTaskVector(theta0, theta)
@@ -189,9 +185,7 @@ def test_the_study_s_backbone_is_a_registered_kind(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_task_vectors_of_checkpoints_of_a_registered_kind(
-    models: tuple[TextEncoder, TextEncoder],
-    batches: list[tuple[Tensor, Tensor]],
-    tmp_path: Path,
+    models: tuple[TextEncoder, TextEncoder], batches: list[tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
     theta0, theta = models
     linear = linearized(theta0)

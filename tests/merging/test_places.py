@@ -341,11 +341,7 @@ def test_checkpoints_are_known_under_their_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["", ".safetensors"])
 @pytest.mark.parametrize("kind", ["file above", "long", "long folder", "null"])
 def test_places_that_cannot_be_are_said_before_the_work(
-    suffix: str,
-    kind: str,
-    files: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    suffix: str, kind: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = {
         "file above": str(files["a"] / "merged"), "long": str(tmp_path / ("x" * 300)),
@@ -359,11 +355,7 @@ def test_places_that_cannot_be_are_said_before_the_work(
 @pytest.mark.parametrize("suffix", ["", ".safetensors"])
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
 def test_places_that_cannot_be_written_are_said(
-    suffix: str,
-    code: int,
-    files: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    suffix: str, code: int, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object, **options: object) -> str:
         raise OSError(code, os.strerror(code))
@@ -417,10 +409,7 @@ def test_all_places_are_checked_before_coefficients_are_tried(
 
     monkeypatch.setattr(program, "task_pool_of", lambda *_: object())
     monkeypatch.setattr(program, "choose_scaling_factor", lambda *_: 1 / 0)
-    auto = {
-        "_target_": "src.merging.TaskArithmeticAlgorithm",
-        "scaling_factor": "auto",
-    }
+    auto = {"_target_": "src.merging.TaskArithmeticAlgorithm", "scaling_factor": "auto"}
     for more in (
         {"merged_model_save_path": str(files["a"])},
         {"report_save_path": str(files["a"] / "x")},

@@ -73,10 +73,7 @@ def test_data_sets_of_their_own_win_over_tasks() -> None:
 
 
 def test_scripts_may_assign_a_comma_list_as_text() -> None:
-    assert Run.of(SimpleNamespace(eval_datasets="MNIST,Emoji")).eval_datasets == [
-        "MNIST",
-        "Emoji",
-    ]
+    assert Run.of(SimpleNamespace(eval_datasets="MNIST,Emoji")).eval_datasets == ["MNIST", "Emoji"]
 
 
 def test_training_on_tasks_drops_the_suffix_val() -> None:
@@ -279,10 +276,7 @@ def test_seed(seed: int | None, expected: int) -> None:
     assert Run.of(Config(seed=seed)).seed == expected
 
 
-@pytest.mark.parametrize(
-    ("load", "expected"),
-    [(None, None), (["a.pt"], "a.pt"), ("a.pt", "a.pt")],
-)
+@pytest.mark.parametrize(("load", "expected"), [(None, None), (["a.pt"], "a.pt"), ("a.pt", "a.pt")])
 def test_load_gives_one_checkpoint(load: Any, expected: str | None) -> None:
     assert Run.of(Config(load=load)).load == expected
 
@@ -372,8 +366,7 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "device"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+    ("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
 def test_device_is_the_best_there_is(
     cuda: bool, mps: bool, device: str, monkeypatch: pytest.MonkeyPatch

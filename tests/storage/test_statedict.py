@@ -48,10 +48,7 @@ def flat(state: State) -> np.ndarray[Any, np.dtype[np.float64]]:
 def test_addition_is_a_commutative_group(drawn: list[State]) -> None:
     a, b, c = drawn
     close(statedict.add(a, b), statedict.add(b, a), rtol=0, atol=0)
-    close(
-        statedict.add(statedict.add(a, b), c),
-        statedict.add(a, statedict.add(b, c)),
-    )
+    close(statedict.add(statedict.add(a, b), c), statedict.add(a, statedict.add(b, c)))
     close(statedict.add(statedict.subtract(a, b), b), a)
     assert np.array_equal(flat(statedict.subtract(a, a)), np.zeros_like(flat(a)))
     assert np.array_equal(flat(statedict.add(a, b)), flat(a) + flat(b))
@@ -299,9 +296,7 @@ def test_content_hash_does_not_depend_on_order(drawn: list[State], random: Any) 
         torch.arange(6.0).reshape(2, 3).T,
         torch.arange(6.0)[::2],
         torch.ones(()).expand(4),
-        pytest.param(
-            torch.arange(2.0)[::2],
-        ),
+        pytest.param(torch.arange(2.0)[::2]),
     ],
     ids=["transposed", "strided", "expanded", "one element"],
 )

@@ -79,13 +79,7 @@ def _vision_transformer() -> nn.Module:
 
     clip = CLIP(
         embed_dim=8,
-        vision_cfg={
-            "image_size": 8,
-            "patch_size": 4,
-            "width": 32,
-            "layers": 2,
-            "head_width": 16,
-        },
+        vision_cfg={"image_size": 8, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16},
         text_cfg={"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},
     )
     visual: nn.Module = clip.visual

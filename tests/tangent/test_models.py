@@ -44,13 +44,7 @@ def _clip(layers: Any = 2, quick_gelu: bool = False) -> nn.Module:
             "layers": layers,
             "head_width": 16,
         },
-        text_cfg={
-            "context_length": 8,
-            "vocab_size": 20,
-            "width": 16,
-            "heads": 2,
-            "layers": 2,
-        },
+        text_cfg={"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 2},
         quick_gelu=quick_gelu,
     )
 

@@ -931,13 +931,7 @@ def test_a_case_meets_its_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # PyTorch shows these under another name: x * y as Tensor.mul, F.tanh as Tensor.tanh
-SPELLINGS: set[Function] = {
-    Tensor.__mul__,
-    Tensor.__rmul__,
-    Tensor.__matmul__,
-    F.sigmoid,
-    F.tanh,
-}
+SPELLINGS: set[Function] = {Tensor.__mul__, Tensor.__rmul__, Tensor.__matmul__, F.sigmoid, F.tanh}
 
 
 def test_every_rule_has_a_case() -> None:

@@ -11,11 +11,7 @@ from typing import Any
 
 from tangent_arithmetic.data.identity import pictures_hash, times_hash
 from tangent_arithmetic.data.registry import ImageDataset, split_record
-from tangent_arithmetic.encoders.images import (
-    ClassificationHead,
-    ImageClassifier,
-    ImageEncoder,
-)
+from tangent_arithmetic.encoders.images import ClassificationHead, ImageClassifier, ImageEncoder
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.run.args import parse_arguments
 from tangent_arithmetic.run.launch import start

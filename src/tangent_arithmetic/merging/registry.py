@@ -179,12 +179,7 @@ def algorithm_name(method: str) -> str:
 
 
 def merging_method(
-    name: str,
-    *,
-    source: str,
-    algorithm: str | None = None,
-    config: str | None = None,
-    **facts: Any,
+    name: str, *, source: str, algorithm: str | None = None, config: str | None = None, **facts: Any
 ) -> Callable[[Function], Function]:
     """Registers a function as a merging method; its keyword arguments are its options.
 

@@ -101,12 +101,7 @@ class TaskPool:
         return self._heads[name]
 
     def measure(
-        self,
-        encoder: Any,
-        name: str,
-        tau: State,
-        coefs: Sequence[float],
-        validation: bool,
+        self, encoder: Any, name: str, tau: State, coefs: Sequence[float], validation: bool
     ) -> list[dict[str, float]]:
         """Accuracy and mean cross-entropy on one task at theta + coef * tau for each coefficient.
 
@@ -264,8 +259,7 @@ class CLIPVisionModelTaskPool(TaskPool):
                 return run.data.dataset(f"{ours}{'Val' if validation else split}").test
 
             return Task(
-                pictures,
-                lambda: head(run.data.dataset(ours).classnames, get_templates(ours)),
+                pictures, lambda: head(run.data.dataset(ours).classnames, get_templates(ours))
             )
 
         tasks = {name: task(name, rows) for name, rows in test_datasets.items()}

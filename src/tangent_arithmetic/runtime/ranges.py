@@ -47,10 +47,7 @@ def in_range(
 
 
 def number(
-    kind: type,
-    least: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    kind: type, least: float | None = None, most: float | None = None, below: float | None = None
 ) -> Callable[[str], Any]:
     """Returns a parser of numbers in a range as `in_range` has it, for argparse's `type`."""
 
