@@ -322,7 +322,7 @@ class Interrupted(nn.Module):
 def test_the_model_is_as_it_was_after_an_interruption(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = Interrupted(error)
+    encoder: Any = Interrupted(error)
     before = {name: value.clone() for name, value in encoder.weights().items()}
     tasks = TaskPool(
         Run.of(Config(model="x", device="cpu")), {"t": Task(lambda _: None, nn.Identity)}
@@ -340,5 +340,6 @@ def test_an_empty_split_is_named() -> None:
     tasks = TaskPool(
         Run.of(Config(model="x", device="cpu")), {"t": Task(lambda _: [], nn.Identity)}
     )
+    encoder: Any = Interrupted(RuntimeError())
     with pytest.raises(UsageError, match="the test split of t is empty"):
-        tasks.evaluate(Interrupted(RuntimeError()))
+        tasks.evaluate(encoder)

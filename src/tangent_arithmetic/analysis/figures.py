@@ -16,6 +16,8 @@ from tangent_arithmetic.runtime.atomic import atomic
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LAYERS = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999",
@@ -38,7 +40,7 @@ def plain(draw: Callable[..., Any], *values: Any) -> Any:
         return draw(*values)
 
 
-def save(figure: Any, folder: Path, stem: str, note: str = "") -> None:
+def save(figure: Figure, folder: Path, stem: str, note: str = "") -> None:
     """Writes a figure as PNG and SVG, with `note` as a line below it."""
     from matplotlib import pyplot as plt
     from matplotlib import rc_context
@@ -66,7 +68,7 @@ def panels(
 
 
 def heat(
-    axis: Any, square: pd.DataFrame, limits: tuple[float, float], written: bool = False
+    axis: Axes, square: pd.DataFrame, limits: tuple[float, float], written: bool = False
 ) -> Any:
     """A heat map of a table, with its first row at the bottom if row names are numbers.
 

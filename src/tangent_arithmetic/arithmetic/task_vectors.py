@@ -286,7 +286,7 @@ class TaskVector:
     def apply_to_nonlinear(
         self,
         pretrained_checkpoint: Source,
-        param_names: Any = None,
+        param_names: object = None,
         scaling_coef: float | Tensor = 1.0,
     ) -> Any:
         """The standard model at theta_0 + scaling_coef * tau.
@@ -301,7 +301,7 @@ class TaskVector:
             scaling_coef = param_names
         else:
             with contextlib.suppress(TypeError, ValueError):  # names are no number
-                scaling_coef = float(param_names)
+                scaling_coef = float(param_names)  # type: ignore[arg-type]
         if isinstance(pretrained_checkpoint, Mapping):
             coef = _number(scaling_coef, "scaling_coef")
             given = unwrapped(pretrained_checkpoint)
@@ -426,7 +426,7 @@ class LinearizedTaskVector(TaskVector):
         """The linearised model at theta_0 + scaling_coef * tau."""
         return self.apply_to_linear(pretrained_checkpoint, scaling_coef)
 
-    def get_named_parameters(self, param_names: Any = None) -> dict[str, Tensor]:
+    def get_named_parameters(self, param_names: object = None) -> dict[str, Tensor]:
         """`vector`, tau by name; `param_names` is ignored, the vector knows its names."""
         return dict(self.vector)
 
@@ -436,7 +436,7 @@ def nonlinear_to_linear(task_vector: TaskVector) -> LinearizedTaskVector:
     return _cast(task_vector.parameters_only(), LinearizedTaskVector)
 
 
-def linear_to_nonlinear(task_vector: TaskVector, param_names: Any = None) -> NonLinearTaskVector:
+def linear_to_nonlinear(task_vector: TaskVector, param_names: object = None) -> NonLinearTaskVector:
     """The same tau as a vector of the standard world; `param_names` is ignored."""
     return _cast(task_vector, NonLinearTaskVector)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +52,7 @@ def features(backbone: nn.Module, x: Tensor) -> Tensor:
 def eval_single_dataset(
     backbone: nn.Module,
     dataset: str,
-    device: Any = "cpu",
+    device: torch.device | str = "cpu",
     *,
     head: nn.Module | None = None,
     split: str = "test",

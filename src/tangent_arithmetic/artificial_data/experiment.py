@@ -36,6 +36,7 @@ from tangent_arithmetic.runtime.private import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -45,7 +46,7 @@ GRID = [round(0.05 * i, 2) for i in range(21)]  # coefficients of sums and negat
 ALPHAS = [round(0.1 * i, 1) for i in range(11)]
 
 
-def prepare(workspace: Workspace, device: Any = "cpu") -> None:
+def prepare(workspace: Workspace, device: torch.device | str = "cpu") -> None:
     """Makes data, base model and fine-tuned models, unless they exist."""
     preset = workspace.preset
     for name, spec in preset.datasets.items():
@@ -68,7 +69,7 @@ class Study:
         device: where to compute.
     """
 
-    def __init__(self, workspace: Workspace, device: Any = "cpu") -> None:
+    def __init__(self, workspace: Workspace, device: torch.device | str = "cpu") -> None:
         self.workspace = workspace
         self.device = device
         self.tasks = workspace.preset.tasks
@@ -177,7 +178,7 @@ TABLES = ("training", "operations", "sums", "negations", "interpolations")
 
 
 def run(
-    name: str, seeds: int, root: Path, results: Path, device: Any = "cpu"
+    name: str, seeds: int, root: Path, results: Path, device: torch.device | str = "cpu"
 ) -> dict[str, pd.DataFrame]:
     """Runs a preset for several seeds and writes its results.
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def finetune(
     recipe: Recipe,
     mode: Mode = "standard",
     freeze: Freeze = "none",
-    device: Any = "cpu",
+    device: torch.device | str = "cpu",
 ) -> Path:
     """Fine-tunes on a data set and writes what was trained, unless it exists.
 

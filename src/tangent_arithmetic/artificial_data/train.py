@@ -107,7 +107,9 @@ def fit(
     return keeper.losses
 
 
-def train(workspace: Workspace, recipe: Recipe | None = None, device: Any = "cpu") -> Path:
+def train(
+    workspace: Workspace, recipe: Recipe | None = None, device: torch.device | str = "cpu"
+) -> Path:
     """Trains the base model and writes backbone and head, unless they exist.
 
     Args:

@@ -88,7 +88,7 @@ class Workspace:
             words.append(f"--root={self.root}")
         return " ".join(words)
 
-    def data(self, dataset: str, split: str, device: Any = "cpu") -> Data:
+    def data(self, dataset: str, split: str, device: torch.device | str = "cpu") -> Data:
         """The rows of a split: x, shape (rows, features), float32, and y, shape (rows), int64.
 
         "train" and "val" are parts of the training file; "val" is a stratified tenth.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -20,6 +20,9 @@ from tangent_arithmetic.runtime.errors import (
     hub_failure,
     shown,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset as HubDataset
 
 TAIL = 1024  # bytes at the end of an image file that distinguish two of equal size
 
@@ -113,7 +116,7 @@ def load_hub(name: str, hub: HubSet) -> Splits:
 
 
 def load_rows(
-    name: str, repo: str, config: str | None, split: str | None = None, data_files: Any = None
+    name: str, repo: str, config: str | None, split: str | None = None, data_files: object = None
 ) -> Any:
     """Loads the rows of one split of a repository, or all splits.
 
@@ -137,12 +140,12 @@ def load_rows(
         ) from error
 
 
-def classes_of(name: str, repo: str, rows: Any) -> tuple[str, ...]:
+def classes_of(name: str, repo: str, rows: HubDataset) -> tuple[str, ...]:
     """The class names of rows, from their label column."""
     return tuple(rows.features[_column(name, repo, rows, "ClassLabel", None)].names)
 
 
-def pictures_of(name: str, hub: HubSet, rows: Any) -> HubPictures:
+def pictures_of(name: str, hub: HubSet, rows: HubDataset) -> HubPictures:
     """The images of rows, with our labels.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 class TextTower(nn.Module):
     """A text tower with the interface that `encoders.heads.zeroshot_weights` expects."""
 
-    def __init__(self, tower: Any, tokenizer: Any, logit_scale: Tensor) -> None:
+    def __init__(
+        self, tower: nn.Module, tokenizer: Callable[..., Any], logit_scale: Tensor
+    ) -> None:
         super().__init__()
         self.tower = tower
         self.words = tokenizer
@@ -24,7 +27,7 @@ class TextTower(nn.Module):
         """Token ids and their attention mask, padded to the longest text."""
         return self.words(texts, padding=True, truncation=True, return_tensors="pt")
 
-    def encode_text(self, tokens: Any) -> Tensor:
+    def encode_text(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Text features, not normalised, shape (batch, features)."""
         features: Tensor = self.tower(**tokens).text_embeds
         return features

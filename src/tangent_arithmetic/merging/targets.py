@@ -110,7 +110,7 @@ def _run_pool(node: Node) -> ModelPool:
     return run_pool(str(node["run"]), tasks, str(node.get("mode", "standard")))
 
 
-def place_of(model: Any, where: str) -> str:
+def place_of(model: object, where: str) -> str:
     """The path or hub name of a model in a configuration.
 
     Raises:

@@ -18,7 +18,7 @@ from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.templates import get_templates
 from tangent_arithmetic.encoders.heads import zeroshot_weights
 from tangent_arithmetic.encoders.images import VISUAL, ClassificationHead, ImageEncoder
-from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.linearized import ImageEncoders, LinearizedImageEncoder
 from tangent_arithmetic.encoders.published import huggingface
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.results import Record, record_of
@@ -101,7 +101,12 @@ class TaskPool:
         return self._heads[name]
 
     def measure(
-        self, encoder: Any, name: str, tau: State, coefs: Sequence[float], validation: bool
+        self,
+        encoder: ImageEncoders,
+        name: str,
+        tau: State,
+        coefs: Sequence[float],
+        validation: bool,
     ) -> list[dict[str, float]]:
         """Accuracy and mean cross-entropy on one task at theta + coef * tau for each coefficient.
 
@@ -119,7 +124,7 @@ class TaskPool:
             for correct, loss, n in totals
         ]
 
-    def evaluate(self, encoder: Any) -> dict[str, dict[str, float]]:
+    def evaluate(self, encoder: ImageEncoders) -> dict[str, dict[str, float]]:
         """Accuracy in [0, 1] and loss of each task, and their average.
 
         Returns:
@@ -132,7 +137,9 @@ class TaskPool:
         }
         return {**report, "average": average}
 
-    def sweep(self, encoder: Any, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
+    def sweep(
+        self, encoder: ImageEncoders, tau: State, coefs: Sequence[float]
+    ) -> dict[str, list[float]]:
         """Validation accuracy of each task at theta + coef * tau, a list over coefficients."""
         return {
             name: [point["accuracy"] for point in self.measure(encoder, name, tau, coefs, True)]
@@ -184,7 +191,9 @@ class SuiteTaskPool(TaskPool):
         """The place of a merge among the results of the run, if they are kept."""
         return record_of(self.run, merge, auto) if self.keeps else None
 
-    def sweep(self, encoder: Any, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
+    def sweep(
+        self, encoder: ImageEncoders, tau: State, coefs: Sequence[float]
+    ) -> dict[str, list[float]]:
         """As `TaskPool.sweep`; for a linear encoder from one pass over the images."""
         if self.fast_dev_run or not isinstance(encoder, LinearizedImageEncoder):
             return super().sweep(encoder, tau, coefs)

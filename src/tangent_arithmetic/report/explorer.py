@@ -81,7 +81,7 @@ def _framed(data: Any, mode: str, key: str) -> str:
     return f"{START.format(key)}\n{page}\n{END}"
 
 
-def json_in_page(data: Any) -> str:
+def json_in_page(data: object) -> str:
     """JSON that is safe to embed in HTML: it cannot start or end a tag, comment or entity."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only
     for character in "<>&":

@@ -213,13 +213,13 @@ class Config:
     # set by scripts, not flags
     finetuning_accuracies: dict[str, float] = _flag({}, "", hidden=True)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name not in type(self).__dataclass_fields__:
             raise unknown("setting", name, type(self).__dataclass_fields__)
         object.__setattr__(self, name, value)
 
 
-def checked(name: str, value: Any) -> Any:
+def checked(name: str, value: object) -> Any:
     """Returns a setting's value in its plain form.
 
     A number becomes an int or a float, a comma list a list, and `~` in a path the home folder.
@@ -299,7 +299,7 @@ def _list(item: Field[Any], value: Any) -> Names:
     return names
 
 
-def pathname(value: Any) -> str:
+def pathname(value: object) -> str:
     """Returns a path that the file system allows, with the home folder for `~`.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.run import Run
@@ -12,7 +11,7 @@ from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.logs import setup_logging
 
 
-def start(work: Callable[[Run], None], args: Any) -> None:
+def start(work: Callable[[Run], None], args: object) -> None:
     """Calls `work(run)` in every process of a run, see `ddp.run`.
 
     Args:

@@ -42,7 +42,7 @@ class Run:
     config: Config
 
     @classmethod
-    def of(cls, args: Any) -> Run:
+    def of(cls, args: object) -> Run:
         """The run of these settings.
 
         Args:

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -56,10 +56,17 @@ def byte_progress(description: str, total: int) -> Iterator[Callable[[int], Any]
         yield bar.update
 
 
+class LogsValues(Protocol):
+    """Takes values by name, as a W&B run does."""
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Logs values, at a step if given."""
+
+
 class Tracker:
     """Logs numbers to a W&B run; does nothing without one."""
 
-    def __init__(self, wandb_run: Any = None) -> None:
+    def __init__(self, wandb_run: LogsValues | None = None) -> None:
         self._run = wandb_run
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None:

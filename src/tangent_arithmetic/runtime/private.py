@@ -12,7 +12,7 @@ from typing import Any
 BEFORE, AFTER = r"(?:(?<![\w.~-])|(?<=__pretrained__))", r"(?=$|[^\w.@+-]|\.(?:\s|$))"
 
 
-def without_home(value: Any) -> Any:
+def without_home(value: object) -> Any:
     """Replaces the home folder by `~` in strings and paths, also inside lists and mappings.
 
     `/home/ann` does not match in `/home/anna`, and a home folder of `/` is ignored.

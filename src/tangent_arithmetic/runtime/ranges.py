@@ -11,15 +11,15 @@ from typing import Any
 from tangent_arithmetic.runtime.errors import shown
 
 
-def refused(expected: str, got: Any) -> argparse.ArgumentTypeError:
+def refused(expected: str, got: object) -> argparse.ArgumentTypeError:
     """The error for a value that is not what was expected."""
     return argparse.ArgumentTypeError(f"expected {expected}, got {shown(got)}")
 
 
 def in_range(
     kind: type,
-    value: Any,
-    got: Any,
+    value: object,
+    got: object,
     least: float | None = None,
     most: float | None = None,
     below: float | None = None,

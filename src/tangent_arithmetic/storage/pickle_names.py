@@ -50,7 +50,7 @@ class Refused(UsageError):
     """The file asks for something that is not allowed, or is inconsistent."""
 
 
-def quoted(value: Any, inside: bool = False) -> str:
+def quoted(value: object, inside: bool = False) -> str:
     """A value for a message: numbers and strings in full, anything else by its type.
 
     The full text of a hostile value may be endless.
@@ -140,7 +140,7 @@ class Budget:
         if self.steps_left < 0:
             raise Refused("it takes more steps than a file of its size may")
 
-    def name(self, value: Any) -> None:
+    def name(self, value: object) -> None:
         """Charges a tensor that a dict names, since readers may copy it, for instance to cast it.
 
         Raises:
@@ -154,7 +154,7 @@ class Budget:
                     "because many names share the same numbers; save a copy of each"
                 )
 
-    def key(self, key: Any, count: int) -> None:
+    def key(self, key: object, count: int) -> None:
         """Charges a dict key or set item: its hash, its entry and the keys it is compared with.
 
         Hashes of strings and bytes are randomised; hashes of numbers are under the control of

@@ -199,7 +199,7 @@ NAMES = {**KNOWN, ("torch.storage", "_load_from_bytes"): _load_from_bytes}
 _run = functools.partial(run_pickle, known=NAMES)
 
 
-def tensors_of(content: Any) -> dict[str, Tensor]:
+def tensors_of(content: object) -> dict[str, Tensor]:
     """The named tensors of a dict, without its other entries; empty for anything but a dict."""
     items = content.items() if isinstance(content, Mapping) else ()
     return {n: v for n, v in items if isinstance(n, str) and isinstance(v, Tensor)}

@@ -54,7 +54,7 @@ class Duals(TorchFunctionMode):
             setattr(dual, MORE, others)
         return dual
 
-    def split(self, value: Any) -> tuple[Any, list[Tensor] | None]:
+    def split(self, value: object) -> tuple[Any, list[Tensor] | None]:
         """The value and tangents of an argument; None for no tangents."""
         if not isinstance(value, Tensor):
             return value, None

@@ -43,7 +43,7 @@ class Displacement(Mapping[str, Tensor]):
         return len(self.theta)
 
 
-def usable(value: Any) -> Any:
+def usable(value: object) -> Any:
     """The value, cloned if it is an inference tensor, which forward-mode AD cannot use."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 

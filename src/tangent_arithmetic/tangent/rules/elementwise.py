@@ -70,7 +70,7 @@ def tanh(input: Tensor) -> tuple[Tensor, Push]:
 
 
 @rule(torch.softmax, Tensor.softmax)
-def softmax(input: Tensor, dim: int, dtype: Any = None) -> tuple[Tensor, Push]:
+def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Push]:
     r"""Softmax: \(dy = y \circ (dx - \sum y \circ dx)\); its Jacobian is symmetric."""
     y = torch.softmax(input, dim, dtype=dtype)
     return _diagonal(y, input, lambda dx: aten._softmax_backward_data(dx, y, dim, y.dtype))
@@ -78,14 +78,14 @@ def softmax(input: Tensor, dim: int, dtype: Any = None) -> tuple[Tensor, Push]:
 
 @rule(F.softmax)
 def functional_softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Any:
     """Softmax with the signature of `torch.nn.functional`."""
     return NotImplemented if dim is None else softmax(input, dim, dtype)
 
 
 @rule(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply)
-def mul(input: Any, other: Any) -> tuple[Tensor, Push]:
+def mul(input: Tensor | float, other: Tensor | float) -> tuple[Tensor, Push]:
     """A product with broadcasting; either factor may be a number."""
     y = torch.mul(input, other)
 
