@@ -124,12 +124,7 @@ def test_an_evaluation_of_the_edited_encoder_finds_the_same(run: Config) -> None
     vectors: dict[str, State] = {
         name: random_vector(theta0, seed=i) for i, name in enumerate(("one", "two"))
     }
-    logits: Logits = linear_logits(
-        linear,
-        vectors,
-        split_of(Run.of(run), linear, "EmojiVal"),
-        len(Run.of(run).data.dataset("EmojiVal").test),
-    )
+    logits: Logits = linear_logits(linear, vectors, split_of(Run.of(run), linear, "EmojiVal"))
     assert logits.of == len(logits.labels) == 40
     found = []
     for point in ((0.0, 0.0), (1.0, 0.0), (0.4, -0.8)):
@@ -142,12 +137,4 @@ def test_an_evaluation_of_the_edited_encoder_finds_the_same(run: Config) -> None
         assert logits.accuracy(point) == pytest.approx(found[-1], abs=1e-12)
     assert len(set(found)) > 1
     sample = replace(run, sample=15)
-    assert (
-        linear_logits(
-            linear,
-            vectors,
-            split_of(Run.of(sample), linear, "EmojiVal"),
-            len(Run.of(sample).data.dataset("EmojiVal").test),
-        ).of
-        == 40
-    )
+    assert linear_logits(linear, vectors, split_of(Run.of(sample), linear, "EmojiVal")).of == 40

@@ -209,6 +209,14 @@ def test_the_sample_is_the_largest_that_fits(args: Config) -> None:
     assert 0.1e6 * (1 - 2 / count) < numbers <= 0.1e6 + 6 * 3 * 4
 
 
+def test_a_sampled_explorer_says_how_many_images_its_splits_have(args: Config) -> None:
+    args.explorer_megabytes = 0.1
+    run = Run.of(args)
+    page = explorer.explore(run, "linear")
+    for split in json.loads(explorer.DATA.findall(page)[0])["splits"]:
+        assert split["images"] < split["of"] == len(run.data.dataset(split["name"]).test)
+
+
 def test_an_evaluation_of_the_same_sample_agrees(args: Config, words: list[str]) -> None:
     args.explorer_megabytes = 0.1
     page = explorer.explore(Run.of(args), "linear")

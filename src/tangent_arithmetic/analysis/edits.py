@@ -52,9 +52,7 @@ class EditedEncoder:
         """Logits of a linear model on a split, for all vectors; this rank's share."""
         if name not in self._logits:
             assert is_linear(self.base)
-            split = self.split(name)
-            size = split.num_images or 0
-            self._logits[name] = linear_logits(self.base, self.vectors, split, size)
+            self._logits[name] = linear_logits(self.base, self.vectors, self.split(name))
         return self._logits[name]
 
     def predictions(

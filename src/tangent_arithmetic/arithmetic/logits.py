@@ -108,21 +108,19 @@ def of_features(
     )
 
 
-def linear_logits(
-    encoder: LinearEncoder, vectors: Mapping[str, State], split: Split, whole: int
-) -> Logits:
+def linear_logits(encoder: LinearEncoder, vectors: Mapping[str, State], split: Split) -> Logits:
     """The logits of a linear encoder along task vectors, on one split.
 
     Args:
         encoder: gives f and theta0.
         vectors: task vectors by name.
         split: the images, and the head.
-        whole: images of the split, of which these may be a sample.
     """
     assert isinstance(split.head, ClassificationHead)
     taus = list(vectors.values())
     found = linear_features(encoder, taus, split.batches, split.compute, split.cache)
-    return replace(of_features(found, split.head, split.name, list(vectors)), of=whole)
+    logits = of_features(found, split.head, split.name, list(vectors))
+    return replace(logits, of=split.whole or split.num_images or logits.of)
 
 
 def gathered(found: Logits) -> Logits:

@@ -47,6 +47,7 @@ class Split:
         batches: (images, labels) of this rank.
         compute: device and precision; None for the encoder's device, in float32.
         cache: folder where features of linear models are kept; None keeps none.
+        whole: images of the split that these are a sample of; None if these are all.
     """
 
     name: str
@@ -54,10 +55,11 @@ class Split:
     batches: Batches
     compute: Compute | None = None
     cache: Path | None = None
+    whole: int | None = None
 
     @property
     def num_images(self) -> int | None:
-        """Images of the whole split, if known."""
+        """Images to evaluate on, over all ranks, if known."""
         return len(self.batches.pictures) if isinstance(self.batches, EvalBatches) else None
 
     def accuracy(self, encoder: Encoder) -> Accuracy:

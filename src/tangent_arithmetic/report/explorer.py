@@ -14,7 +14,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -154,10 +153,7 @@ def explore(run: Run, mode: str) -> str:
     if sample is not None:
         logger.info("explorer: %d images of each split", sample)
     edits = Edits(run.with_(sample=sample), mode, tasks)
-    logits = {
-        name: replace(gathered(edits.logits(name)), of=len(run.data.dataset(name).test))
-        for name in names
-    }
+    logits = {name: gathered(edits.logits(name)) for name in names}
     results = results_if_any(accuracies_path(run, mode))
     singles = {name: results[name] for name in names if name in results}
     return build(logits, singles, presets_of(run, mode), control, mode, key_of(run, mode))

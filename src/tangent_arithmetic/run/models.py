@@ -245,7 +245,8 @@ def split_of(run: Run, encoder: Encoder, name: str) -> Split:
     """
     head = classification_head(run, name)
     batches = run.data.batches(name, encoder.val_preprocess)
-    return Split(name, head, batches, run.compute, run.feature_cache)
+    whole = len(run.data.dataset(name).test)
+    return Split(name, head, batches, run.compute, run.feature_cache, whole)
 
 
 def classification_head(run: Run, dataset: str) -> ClassificationHead:
