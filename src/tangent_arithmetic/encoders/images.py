@@ -76,23 +76,6 @@ class ImageEncoder(ModuleEncoder):
             raise UsageError(f"--load takes one checkpoint, got {len(paths)}: {names}")
         self._fill(args.model, args.openclip_cachedir, paths[0] if paths else None, keep_lang)
 
-    @classmethod
-    def named(
-        cls, model: str, cache_dir: str | None, load: str | None, keep_lang: bool = False
-    ) -> ImageEncoder:
-        """The encoder of a model.
-
-        Args:
-            model: the model's name.
-            cache_dir: folder for downloaded weights; None for open_clip's default.
-            load: a checkpoint to read the weights from; None for the published weights.
-            keep_lang: as for the class.
-        """
-        encoder = cls.__new__(cls)
-        ModuleEncoder.__init__(encoder)
-        encoder._fill(model, cache_dir, load, keep_lang)
-        return encoder
-
     def _fill(
         self, model: str, cache_dir: str | None, load: str | None, keep_lang: bool,
         weights: bool = True,

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.weights import Weights, held, open_clip_vision, open_weights
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.models import command
+from tangent_arithmetic.run.modes import trained
+from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
-from tangent_arithmetic.storage.checkpoints import ENCODERS, ZEROSHOT
+from tangent_arithmetic.storage.checkpoints import ENCODERS
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path | Weights
 
@@ -179,11 +183,10 @@ def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> Model
         UsageError: for an unknown mode.
         MissingFileError: if a model is missing; the message names the command that makes it.
     """
-    if mode not in ("standard", "linear"):
-        raise UsageError(f"unknown mode {mode!r} of a pool; choose from standard, linear")
-    name = "linear_finetuned" if mode == "linear" else "finetuned"
-    folder = Path(run)
-    models = {task: folder / f"{task}Val" / f"{name}.safetensors" for task in tasks}
-    models = {PRETRAINED: folder / ZEROSHOT, **models}
-    made_by = f"python src/finetune.py --finetuning-mode={mode} --save={folder}"
+    if mode not in trained():
+        raise UsageError(f"unknown mode {mode!r} of a pool; choose from {', '.join(trained())}")
+    own = Run.of(Config(save=str(run)))
+    models = {task: own.finetuned_path(task, mode) for task in tasks}
+    models = {PRETRAINED: own.zeroshot_path, **models}
+    made_by = command("finetune", own, mode)
     return ModelPool({key: resolve(path, made_by) for key, path in models.items()})

@@ -93,7 +93,7 @@ def zeroshot_encoder(run: Run) -> tuple[ImageEncoder, str]:
     if published is not None:
         encoder = ImageEncoder.load(run.model, published)
     else:
-        encoder = ImageEncoder.named(run.model, run.config.openclip_cachedir, override)
+        encoder = ImageEncoder(run.config)
     found = content_hash(encoder.weights())
     if kept is not None and kept != found:
         raise UsageError(
@@ -181,9 +181,9 @@ def finetuned_checkpoint(run: Run, task: str, mode: str, theta0_hash: str) -> Pa
         MissingFileError: if it is not there, naming the command that makes it.
         UsageError: if it started from other weights.
     """
-    made_by = command("finetune", run, get_mode(mode).training.name)
-    path = resolve(run.finetuned_path(task, mode), made_by)
-    check_start(path, run, get_mode(mode).training.name, theta0_hash)
+    training = get_mode(mode).training.name
+    path = resolve(run.finetuned_path(task, mode), command("finetune", run, training))
+    check_start(path, run, training, theta0_hash)
     check_split(path, run, task)
     return path
 
@@ -218,9 +218,8 @@ def finetuned_encoder(
     """
     path = finetuned_checkpoint(run, task, mode, theta0_hash)
     kind = get_mode(mode)
-    if (
-        kind.linear and not kind.training.linear
-    ):  # the parameters move; buffers take no part in the expansion
+    if kind.linear and not kind.training.linear:
+        # the parameters move; buffers take no part in the expansion
         linear = LinearizedImageEncoder(image_encoder=encoder)
         theta = load_checkpoint(path, kinds=ENCODERS).theta
         own = linear.model.module_buffers()
@@ -264,8 +263,7 @@ def classification_head(run: Run, dataset: str) -> ClassificationHead:
     if not ddp.broadcast(is_current(path, recipe)):
         if ddp.is_main_process():
             logger.info("building the zero-shot head of %s", name)
-            cache, override = run.config.openclip_cachedir, run.load
-            encoder = ImageEncoder.named(run.model, cache, override, keep_lang=True)
+            encoder = ImageEncoder(run.config, keep_lang=True)
             _check_unchanged(run, encoder)
             weights = zeroshot_weights(encoder.model, classnames, templates, run.device)
             head = ClassificationHead(True, weights.cpu(), classnames=classnames)

@@ -75,8 +75,6 @@ def _variable(name: str, least: int, most: int | None, default: int | None = Non
         reason = "it is not set"
     except argparse.ArgumentTypeError as error:
         reason = str(error)
-    except ValueError:
-        reason = f"expected a whole number, got '{shown(text)}'"
     if text is None and default is not None:
         return default
     raise UsageError(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = (
-    "tangent", "encoders/clip.py", "encoders/images.py", "encoders/linearized.py",
-    "arithmetic/features.py", "training", "data/*.py", "data/clip8",
+    "tangent", "encoders/base.py", "encoders/clip.py", "encoders/images.py",
+    "encoders/linearized.py", "arithmetic/features.py", "training", "data/*.py", "data/clip8",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm")
 
