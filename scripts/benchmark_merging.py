@@ -82,41 +82,45 @@ with Watch():
 """
 )
 CONFIG = {  # of the vision tower of ViT-B/32
-    "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "hidden_size": 768,
-    "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "image_size": 224, "patch_size": 32, "projection_dim": 512, "hidden_act": "quick_gelu",
-}  # fmt: skip
+    "architectures": ["CLIPVisionModel"],
+    "model_type": "clip_vision_model",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "projection_dim": 512,
+    "hidden_act": "quick_gelu",
+}
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """The tensors of the vision tower of ViT-B/32, as `transformers` names them."""
     width, inner = 768, 3072
-    found: dict[str, tuple[int, ...]] = {
+    tensors: dict[str, tuple[int, ...]] = {
         "embeddings.class_embedding": (width,),
         "embeddings.patch_embedding.weight": (width, 3, 32, 32),
         "embeddings.position_embedding.weight": (50, width),
     }
     linear = {f"self_attn.{n}_proj": (width, width) for n in ("q", "k", "v", "out")}
     linear |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
-    for i in range(12):
+    layers = [f"encoder.layers.{i}." for i in range(12)]
+    for layer in layers:
         for name, shape in linear.items():
-            found[f"encoder.layers.{i}.{name}.weight"] = shape
-            found[f"encoder.layers.{i}.{name}.bias"] = shape[:1]
-        for norm in ("layer_norm1", "layer_norm2"):
-            for part in ("weight", "bias"):
-                found[f"encoder.layers.{i}.{norm}.{part}"] = (width,)
-    for norm in ("pre_layrnorm", "post_layernorm"):
-        for part in ("weight", "bias"):
-            found[f"{norm}.{part}"] = (width,)
-    return {f"vision_model.{name}": shape for name, shape in found.items()}
+            tensors[f"{layer}{name}.weight"] = shape
+            tensors[f"{layer}{name}.bias"] = shape[:1]
+    norms = [f"{layer}layer_norm{i}" for layer in layers for i in (1, 2)]
+    for norm in (*norms, "pre_layrnorm", "post_layernorm"):
+        tensors |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    return {f"vision_model.{name}": shape for name, shape in tensors.items()}
 
 
 def write_models(folder: Path) -> None:
     """Writes the nine folders, with random weights."""
     for seed, name in enumerate(NAMES):
         generator = torch.Generator().manual_seed(seed)
-        state = {key: torch.randn(shape, generator=generator) * 0.02
-                 for key, shape in shapes().items()}  # fmt: skip
+        state = {key: 0.02 * torch.randn(s, generator=generator) for key, s in shapes().items()}
         (folder / name).mkdir()
         save_file(state, str(folder / name / "model.safetensors"), metadata={"format": "pt"})
         (folder / name / "config.json").write_text(json.dumps(CONFIG))
@@ -126,10 +130,8 @@ def inside(python: str, code: str) -> Callable[[Path, Path], dict[str, float]]:
     """A turn that measures itself."""
 
     def turn(folder: Path, out: Path) -> dict[str, float]:
-        done = subprocess.run(
-            [python, "-c", code, str(folder), str(out)],
-            capture_output=True, text=True, check=True, cwd=ROOT,
-        )  # fmt: skip
+        command = [python, "-c", code, str(folder), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
         _, seconds, megabytes = line.split()
         return {"seconds": float(seconds), "anonymous MB": float(megabytes)}
@@ -151,9 +153,10 @@ def whole(words: Callable[[Path, Path], list[str]]) -> Callable[[Path, Path], di
 def our_command(folder: Path, out: Path) -> list[str]:
     """`merge.py` on the nine folders."""
     models = ", ".join(f"{name}: {folder / name}" for name in NAMES)
-    return [sys.executable, str(ROOT / "src" / "merge.py"), f"method.scaling_factor={FACTOR}",
-            "modelpool=CLIPVisionModelPool/_template", f"modelpool.models={{{models}}}",
-            f"merged_model_save_path={out}", f"path.output_dir={folder / 'outputs'}"]  # fmt: skip
+    words = ["modelpool=CLIPVisionModelPool/_template", f"modelpool.models={{{models}}}"]
+    words += [f"method.scaling_factor={FACTOR}", f"merged_model_save_path={out}"]
+    script = [sys.executable, str(ROOT / "src" / "merge.py")]
+    return [*script, *words, f"path.output_dir={folder / 'outputs'}"]
 
 
 def mergekit_command(command: str) -> Callable[[Path, Path], list[str]]:
@@ -162,10 +165,11 @@ def mergekit_command(command: str) -> Callable[[Path, Path], list[str]]:
     def words(folder: Path, out: Path) -> list[str]:
         file = {name: str(folder / name / "model.safetensors") for name in NAMES}
         config = {
-            "merge_method": "task_arithmetic", "base_model": file["_pretrained_"],
+            "merge_method": "task_arithmetic",
+            "base_model": file["_pretrained_"],
             "parameters": {"lambda": FACTOR, "normalize": False},
             "models": [{"model": file[n], "parameters": {"weight": 1.0}} for n in NAMES[1:]],
-        }  # fmt: skip
+        }
         (folder / "mergekit.yaml").write_text(json.dumps(config))
         return [command, str(folder / "mergekit.yaml"), str(out)]
 
@@ -194,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         variants["fusion-bench, in process"] = inside(args.fusion_bench, THEIRS)
     if args.mergekit:
         variants["mergekit, command"] = whole(mergekit_command(args.mergekit))
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+    turns_of: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_models(folder)
@@ -203,27 +207,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured = variants[variant](folder, folder / "out")
             shutil.rmtree(folder / "out", ignore_errors=True)
             if i:
-                found[variant].append(measured)
+                turns_of[variant].append(measured)
     medians = {
         variant: {key: round(median(turn[key] for turn in each), 3) for key in each[0]}
-        for variant, each in found.items()
+        for variant, each in turns_of.items()
     }
-    pairs = [("fusion-bench, in process", "ours, in process"),
-             ("fusion-bench, in process", "ours, in process, fsync"),
-             ("mergekit, command", "ours, command, fsync")]  # fmt: skip
+    pairs = [
+        ("fusion-bench, in process", "ours, in process"),
+        ("fusion-bench, in process", "ours, in process, fsync"),
+        ("mergekit, command", "ours, command, fsync"),
+    ]
     ratios = {
         f"{theirs} / {ours}": sorted(
             round(a["seconds"] / b["seconds"], 2)
-            for a, b in zip(found[theirs], found[ours], strict=True)
+            for a, b in zip(turns_of[theirs], turns_of[ours], strict=True)
         )
         for theirs, ours in pairs
-        if theirs in found
+        if theirs in turns_of
     }
     content: dict[str, Any] = {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "rounds": args.rounds, "commit": git_commit(),
-        "versions": versions(), "medians": medians, "ratios of each round": ratios,
-    }  # fmt: skip
+        "rounds": args.rounds,
+        "commit": git_commit(),
+        "versions": versions(),
+        "medians": medians,
+        "ratios of each round": ratios,
+    }
     print(json.dumps(content, indent=2))
     if args.output:
         args.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

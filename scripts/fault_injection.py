@@ -100,9 +100,19 @@ class Amounts:
 
 
 QUICK = Amounts(
-    kills=2, command_kills=0, ends=2, signals=1, writes=15, full=10, damages=100, other_damages=20,
-    hostile=500, epochs=1, tasks=1, groups=(("standard", 1), ("linear", 2)),
-)  # fmt: skip
+    kills=2,
+    command_kills=0,
+    ends=2,
+    signals=1,
+    writes=15,
+    full=10,
+    damages=100,
+    other_damages=20,
+    hostile=500,
+    epochs=1,
+    tasks=1,
+    groups=(("standard", 1), ("linear", 2)),
+)
 
 
 def fork(work: Callable[[], object], log: Path) -> int:
@@ -134,10 +144,13 @@ def fork_group(work: Callable[[], object], world_size: int, log: Path) -> list[i
 
     def member(rank: int) -> Callable[[], object]:
         environment = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-        }  # fmt: skip
+        }
 
         def joined() -> object:
             os.environ.update(environment)
@@ -243,12 +256,17 @@ class Runs:
     def flags(self, save: Path) -> list[str]:
         """The flags of a run."""
         return [
-            f"--finetuning-mode={self.mode}", f"--train-dataset={TASK}", f"--epochs={self.epochs}",
-            f"--batch-size={32 if self.how == 'forked' else 64}", "--state-every=2", "--seed=0",
+            f"--finetuning-mode={self.mode}",
+            f"--train-dataset={TASK}",
+            f"--epochs={self.epochs}",
+            f"--batch-size={32 if self.how == 'forked' else 64}",
+            "--state-every=2",
+            "--seed=0",
             f"--save={save}",
-            f"--cache-dir={self.place / 'cache'}", f"--results={save / 'results'}",
+            f"--cache-dir={self.place / 'cache'}",
+            f"--results={save / 'results'}",
             f"--num-workers={int(self.how == 'command')}",
-        ]  # fmt: skip
+        ]
 
     @property
     def save(self) -> Path:
@@ -274,9 +292,11 @@ class Runs:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with log.open("a") as file:
             process = subprocess.Popen(
-                [*script, f"--world-size={self.world_size}"], stdout=file, stderr=file,
+                [*script, f"--world-size={self.world_size}"],
+                stdout=file,
+                stderr=file,
                 env=environment,
-            )  # fmt: skip
+            )
         process.returncode = 0  # it is waited for here
         return [process.pid]
 
@@ -364,9 +384,12 @@ class Runs:
         names = ("hits", "continued", "trials", "identical", "failed", "leftovers", "outlived")
         counts = {name: self.counts[name] for name in names}
         return {
-            "mode": self.mode, "world_size": self.world_size, "how": self.how, **counts,
+            "mode": self.mode,
+            "world_size": self.world_size,
+            "how": self.how,
+            **counts,
             "slowest_end_seconds": round(self.slowest, 1),
-        }  # fmt: skip
+        }
 
 
 def shorten(task: str) -> None:
@@ -566,16 +589,21 @@ def read_archive(path: Path) -> dict[str, bytes]:
         unpack(path, Path(folder))
         return {
             file.relative_to(folder).as_posix(): file.read_bytes()
-            for file in Path(folder).rglob("*") if file.is_file()
-        }  # fmt: skip
+            for file in Path(folder).rglob("*")
+            if file.is_file()
+        }
 
 
 DAMAGED: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any], Any]] = {
-    "checkpoints": ("x.safetensors", partial(write_checkpoint, seed=1), read_checkpoint,
-                    same_checkpoint),
+    "checkpoints": (
+        "x.safetensors",
+        partial(write_checkpoint, seed=1),
+        read_checkpoint,
+        same_checkpoint,
+    ),
     "kept features": ("f0.safetensors", write_features, features._read, equal_states),
     ".tgz archives": ("x.tgz", write_archive, read_archive, operator.eq),
-}  # fmt: skip
+}
 
 
 def damaged(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
@@ -605,11 +633,15 @@ def hostile(amounts: Amounts, place: Path) -> dict[str, Any]:
     outcome = read_all(range(amounts.hostile), write_seeds(place / "seeds"), jobs=2)
     counts = {name: outcome.counts[name] for name in ("read", "refused", "executed", "crashed")}
     return {
-        "tried": amounts.hostile, **counts, "other_errors": outcome.counts["other error"],
-        "beyond_bounds": outcome.counts["beyond bounds"], "families": outcome.families,
-        "problems": outcome.problems[:20], "slowest_seconds": round(outcome.seconds, 2),
+        "tried": amounts.hostile,
+        **counts,
+        "other_errors": outcome.counts["other error"],
+        "beyond_bounds": outcome.counts["beyond bounds"],
+        "families": outcome.families,
+        "problems": outcome.problems[:20],
+        "slowest_seconds": round(outcome.seconds, 2),
         "most_memory_mib": round(outcome.memory / 2**20),
-    }  # fmt: skip
+    }
 
 
 # --- world sizes
@@ -680,8 +712,15 @@ def world_sizes(amounts: Amounts, place: Path) -> list[dict[str, Any]]:
                 worst = max(worst, (off / size) ** 0.5)
             both = read[0, 2]["seen"] + read[1, 2]["seen"]
             same &= sorted(both) == sorted(read[0, 1]["seen"]) and len(both) == 64
-        found.append({"mode": mode, "dtype": dtype, "tasks": len(tasks), "same_pictures": same,
-                      "worst_relative_distance": worst})  # fmt: skip
+        found.append(
+            {
+                "mode": mode,
+                "dtype": dtype,
+                "tasks": len(tasks),
+                "same_pictures": same,
+                "worst_relative_distance": worst,
+            }
+        )
     return found
 
 
@@ -700,40 +739,57 @@ def table(facts: dict[str, Any]) -> str:
         for run in facts[kind]:
             processes = "process" if run["world_size"] == 1 else "processes"
             how = ", by the command" if run["how"] == "command" else ""
-            rows.append([
-                f"{label}, {run['mode']}, {run['world_size']} {processes}{how}",
-                str(run["hits"]),
-                f"{'the checkpoint there' if kind == 'ends' else 'a state to continue'} after "
-                f"{run['continued']}; {run['identical']} of "
-                f"{run['trials']} runs ended in identical weights; "
-                f"{run['leftovers']} left files, {run['outlived']} left processes; "
-                f"all ended within {run['slowest_end_seconds']} s",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"{label}, {run['mode']}, {run['world_size']} {processes}{how}",
+                    str(run["hits"]),
+                    f"{'the checkpoint there' if kind == 'ends' else 'a state to continue'} after "
+                    f"{run['continued']}; {run['identical']} of "
+                    f"{run['trials']} runs ended in identical weights; "
+                    f"{run['leftovers']} left files, {run['outlived']} left processes; "
+                    f"all ended within {run['slowest_end_seconds']} s",
+                ]
+            )
     rows += [
-        [f"SIGKILL of writers of {w['what']}", str(w["kills"]),
-         f"old or new whole: {w['intact']} (a half-written copy beside it: {w['inside']})"]
+        [
+            f"SIGKILL of writers of {w['what']}",
+            str(w["kills"]),
+            f"old or new whole: {w['intact']} (a half-written copy beside it: {w['inside']})",
+        ]
         for w in facts["writes"]
-    ]  # fmt: skip
+    ]
     full, bad = facts["full_disk"], facts["hostile"]
     rows += [
-        [f"{w['what']} with a flipped bit, or cut short", str(w["tried"]),
-         f"refused: {w['refused']}; of no effect: {w['same']}; read wrongly: {w['wrong']}"]
+        [
+            f"{w['what']} with a flipped bit, or cut short",
+            str(w["tried"]),
+            f"refused: {w['refused']}; of no effect: {w['same']}; read wrongly: {w['wrong']}",
+        ]
         for w in facts["damaged"]
-    ]  # fmt: skip
+    ]
     rows += [
-        ["no room on the disk", str(full["tried"]),
-         f"told: {full['told']}; old file intact, nothing else there: {full['intact']}"],
-        ["hostile and mutated files", str(bad["tried"]),
-         f"executed: {bad['executed']}; crashed: {bad['crashed']}; other errors than ours: "
-         f"{bad['other_errors']} (refused: {bad['refused']}; read as data: {bad['read']}); at most "
-         f"{bad['slowest_seconds']} s and {bad['most_memory_mib']} MiB"],
-    ]  # fmt: skip
+        [
+            "no room on the disk",
+            str(full["tried"]),
+            f"told: {full['told']}; old file intact, nothing else there: {full['intact']}",
+        ],
+        [
+            "hostile and mutated files",
+            str(bad["tried"]),
+            f"executed: {bad['executed']}; crashed: {bad['crashed']}; other errors than ours: "
+            f"{bad['other_errors']} (refused: {bad['refused']}; read as data: {bad['read']}); "
+            f"at most {bad['slowest_seconds']} s and {bad['most_memory_mib']} MiB",
+        ],
+    ]
     rows += [
-        [f"gradients of 2 processes against 1, {w['mode']}, {w['dtype']}", f"{w['tasks']} tasks",
-         f"{'same' if w['same_pictures'] else 'OTHER'} pictures; distance, relative, at most "
-         f"{w['worst_relative_distance']:.1e}"]
+        [
+            f"gradients of 2 processes against 1, {w['mode']}, {w['dtype']}",
+            f"{w['tasks']} tasks",
+            f"{'same' if w['same_pictures'] else 'OTHER'} pictures; distance, relative, at most "
+            f"{w['worst_relative_distance']:.1e}",
+        ]
         for w in facts["world_sizes"]
-    ]  # fmt: skip
+    ]
     return markdown_table(["fault", "tried", "outcome"], rows)
 
 

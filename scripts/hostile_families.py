@@ -25,10 +25,12 @@ FAMILIES: dict[str, Family] = {}
 MODULUS = 2**61 - 1  # integers are hashed modulo this
 KINDS = {"HalfStorage": 2, "FloatStorage": 4, "ByteStorage": 1, "DoubleStorage": 8}
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    ".tar": bytes, ".tgz": lambda content: gzip.compress(content, 1),
-    ".tar.gz": lambda content: gzip.compress(content, 6), ".tar.bz2": bz2.compress,
+    ".tar": bytes,
+    ".tgz": lambda content: gzip.compress(content, 1),
+    ".tar.gz": lambda content: gzip.compress(content, 6),
+    ".tar.bz2": bz2.compress,
     ".tar.xz": lambda content: lzma.compress(content, preset=0),
-}  # fmt: skip
+}
 
 
 def family(write: Family) -> Family:
@@ -162,7 +164,7 @@ def overlapping_members(draw: random.Random, folder: Path) -> Path:
     steps = b"}(" + b"".join(
         text(f"visual.{i}") + view(storage(str(i), "ByteStorage", n), (n,), (1,))
         for i, n in enumerate(lengths)
-    )  # fmt: skip
+    )
     pickled = b"\x80\x02" + steps + b"u."
     main = (
         struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 33, 0, 0, 0, 16, 0) + b"archive/data.pkl"
@@ -178,11 +180,29 @@ def _directory(body: bytes, members: Iterable[tuple[str, int, int]], lie: int = 
     """The body of a zip archive with its directory; a lie is added to its length."""
     whole = memoryview(body)
     entries = b"".join(
-        struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33,
-                    zlib.crc32(whole[offset + 30 + len(key) :][:size]), size, size, len(key),
-                    0, 0, 0, 0, 0, offset) + key.encode()
+        struct.pack(
+            "<4s6H3I5H2I",
+            b"PK\1\2",
+            20,
+            20,
+            0,
+            0,
+            0,
+            33,
+            zlib.crc32(whole[offset + 30 + len(key) :][:size]),
+            size,
+            size,
+            len(key),
+            0,
+            0,
+            0,
+            0,
+            0,
+            offset,
+        )
+        + key.encode()
         for key, offset, size in members
-    )  # fmt: skip
+    )
     return (
         body
         + entries
@@ -262,14 +282,18 @@ def equal_hashes(draw: random.Random, folder: Path) -> Path:
     """Keys of one hash, or whose hashes meet in the same places of a table."""
     count = some(draw)
     shift = draw.randrange(1, 45)
-    keys: Callable[[], Iterable[bytes]] = draw.choice((
-        lambda: (number(i * MODULUS) for i in range(count)),
-        lambda: (number((i + 1) << shift) for i in range(count)),
-        lambda: (b"G" + struct.pack(">d", (i % 977 + 1) * 2.0 ** (61 * (i // 977 % 16)))
-                 for i in range(count)),
-        lambda: (number(a) + number(b) + b"\x86" for a, b in _colliding_pairs(count)),
-        lambda: (number(draw.choice((-1, -2))) + number(i) + b"\x86" for i in range(count)),
-    ))  # fmt: skip
+    keys: Callable[[], Iterable[bytes]] = draw.choice(
+        (
+            lambda: (number(i * MODULUS) for i in range(count)),
+            lambda: (number((i + 1) << shift) for i in range(count)),
+            lambda: (
+                b"G" + struct.pack(">d", (i % 977 + 1) * 2.0 ** (61 * (i // 977 % 16)))
+                for i in range(count)
+            ),
+            lambda: (number(a) + number(b) + b"\x86" for a, b in _colliding_pairs(count)),
+            lambda: (number(draw.choice((-1, -2))) + number(i) + b"\x86" for i in range(count)),
+        )
+    )
     made = b"".join(keys())
     form = draw.randrange(4)
     if form == 0:
@@ -302,32 +326,41 @@ def large_integers(draw: random.Random, folder: Path) -> Path:
     """One long integer, as a key again and again, or among others."""
     digits, count = some(draw, 1 << 16), some(draw)
     steps = number(draw.getrandbits(8 * digits)) + kept(0) + b"0"
-    return written(draw, folder, steps + pick(
+    return written(
         draw,
-        lambda: b"}(" + (got(0) + b"N") * count + b"u",
-        lambda: (b"}" + got(0) + b"Ns0") * count + b"N",
-        lambda: name("builtins", "set") + b"](" + got(0) * count + b"e\x85R",
-        lambda: b"}(" + (got(0) + number(1) + b"\x86N") * count + b"u",
-        lambda: b"L" + b"9" * digits + b"L\n",
-        lambda: b"F" + b"9" * digits + b"\n",
-        lambda: b"](" + got(0) * count + b"e",
-        lambda: storage("0", "FloatStorage", draw.getrandbits(8 * digits)),
-    ))  # fmt: skip
+        folder,
+        steps
+        + pick(
+            draw,
+            lambda: b"}(" + (got(0) + b"N") * count + b"u",
+            lambda: (b"}" + got(0) + b"Ns0") * count + b"N",
+            lambda: name("builtins", "set") + b"](" + got(0) * count + b"e\x85R",
+            lambda: b"}(" + (got(0) + number(1) + b"\x86N") * count + b"u",
+            lambda: b"L" + b"9" * digits + b"L\n",
+            lambda: b"F" + b"9" * digits + b"\n",
+            lambda: b"](" + got(0) * count + b"e",
+            lambda: storage("0", "FloatStorage", draw.getrandbits(8 * digits)),
+        ),
+    )
 
 
 @family
 def tables(draw: random.Random, folder: Path) -> Path:
     """The table of what is kept, far, long, or read again and again."""
     count = some(draw, 1 << 15)
-    return written(draw, folder, pick(
+    return written(
         draw,
-        lambda: b"N" + b"\x94" * count,
-        lambda: b"N" + b"".join(kept(draw.randrange(2**32)) for _ in range(count // 5)),
-        lambda: b"N" + b"".join(kept(i) for i in range(count // 5)),
-        lambda: b"]" + kept(0) + got(0) * (count // 5),
-        lambda: b"N" + b"2" * count,
-        lambda: b"]" + kept(0) + (got(0) + got(0) + b"a0") * (count // 9),
-    ))  # fmt: skip
+        folder,
+        pick(
+            draw,
+            lambda: b"N" + b"\x94" * count,
+            lambda: b"N" + b"".join(kept(draw.randrange(2**32)) for _ in range(count // 5)),
+            lambda: b"N" + b"".join(kept(i) for i in range(count // 5)),
+            lambda: b"]" + kept(0) + got(0) * (count // 5),
+            lambda: b"N" + b"2" * count,
+            lambda: b"]" + kept(0) + (got(0) + got(0) + b"a0") * (count // 9),
+        ),
+    )
 
 
 @family
@@ -335,19 +368,23 @@ def nested(draw: random.Random, folder: Path) -> Path:
     """Things in things, as deep as the file is long, or shared so that paths double."""
     count = some(draw, 1 << 14)
     objects, doubled = count // 20 + 1, b")" + b"2\x86" * min(count, 200)
-    return written(draw, folder, pick(
+    return written(
         draw,
-        lambda: b")" + b"\x85" * count,
-        lambda: b"]" * count + b"a" * (count - 1),
-        lambda: b"(" * count + b"t" * count,
-        lambda: b"(" * count + b"l" * count,
-        lambda: (name("torch.nn", "Module") + b")\x81") * objects + b"b" * (objects - 1),
-        lambda: b"}" + doubled + b"Ns",
-        lambda: name("builtins", "set") + b"](" + doubled + b"e\x85R",
-        lambda: doubled + b"Q",
-        lambda: b"\x8f" * count,
-        lambda: b"}" * count,
-    ))  # fmt: skip
+        folder,
+        pick(
+            draw,
+            lambda: b")" + b"\x85" * count,
+            lambda: b"]" * count + b"a" * (count - 1),
+            lambda: b"(" * count + b"t" * count,
+            lambda: b"(" * count + b"l" * count,
+            lambda: (name("torch.nn", "Module") + b")\x81") * objects + b"b" * (objects - 1),
+            lambda: b"}" + doubled + b"Ns",
+            lambda: name("builtins", "set") + b"](" + doubled + b"e\x85R",
+            lambda: doubled + b"Q",
+            lambda: b"\x8f" * count,
+            lambda: b"}" * count,
+        ),
+    )
 
 
 @family
@@ -370,18 +407,22 @@ def files_in_files(draw: random.Random, folder: Path) -> Path:
 def texts(draw: random.Random, folder: Path) -> Path:
     """Long texts, of wide letters, escaped, of Python 2."""
     count = some(draw, 1 << 18)
-    return written(draw, folder, pick(
+    return written(
         draw,
-        lambda: text("a" * count + "\U0001f600"),
-        lambda: text("\ud800" * (count // 3)),
-        lambda: b"S'" + b"\\x41" * (count // 4) + b"'\n",
-        lambda: b"V" + b"\\u0041" * (count // 6) + b"\n",
-        lambda: b"U\xff" + bytes(255),
-        lambda: b"T" + struct.pack("<i", count) + b"\xff" * count,
-        lambda: b"}" + text("a" * count) + b"Ns",
-        lambda: name("torch.nn", "a" * count) + b")\x81",
-        lambda: text("torch.nn" + ".a" * count) + text("b") + b"\x93",
-    ))  # fmt: skip
+        folder,
+        pick(
+            draw,
+            lambda: text("a" * count + "\U0001f600"),
+            lambda: text("\ud800" * (count // 3)),
+            lambda: b"S'" + b"\\x41" * (count // 4) + b"'\n",
+            lambda: b"V" + b"\\u0041" * (count // 6) + b"\n",
+            lambda: b"U\xff" + bytes(255),
+            lambda: b"T" + struct.pack("<i", count) + b"\xff" * count,
+            lambda: b"}" + text("a" * count) + b"Ns",
+            lambda: name("torch.nn", "a" * count) + b")\x81",
+            lambda: text("torch.nn" + ".a" * count) + text("b") + b"\x93",
+        ),
+    )
 
 
 @family
@@ -459,9 +500,29 @@ def bombs(draw: random.Random, folder: Path) -> Path:
 def archive_names(draw: random.Random, folder: Path) -> Path:
     """Members with names and kinds that lead elsewhere, or are none."""
     names = [
-        "../x", "/x", "a/../../x", "..\\x", "C:\\x", "", ".", "..", "a/b", "a", "a/b/c", "\0",
-        "a" * 300, "a/" * 300 + "b", "b" * 5000, "\ud800", "c", "c/", "nul", "\x1b[2J", "~/x", "-x",
-    ]  # fmt: skip
+        "../x",
+        "/x",
+        "a/../../x",
+        "..\\x",
+        "C:\\x",
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a",
+        "a/b/c",
+        "\0",
+        "a" * 300,
+        "a/" * 300 + "b",
+        "b" * 5000,
+        "\ud800",
+        "c",
+        "c/",
+        "nul",
+        "\x1b[2J",
+        "~/x",
+        "-x",
+    ]
     chosen = [draw.choice(names) for _ in range(draw.randrange(1, 6))]
     if draw.random() < 0.4:
         path = folder / "x.zip"
@@ -524,9 +585,12 @@ def long_headers(draw: random.Random, folder: Path) -> Path:
         lambda: ",".join(f'"a":{nothing}' for _ in range(count // 16 + 1)),
         lambda: f'"a":{nothing}' + " " * count,
         lambda: f'"{"a" * count}":{nothing}',
-        lambda: '"__metadata__":{"format":"tangent-arithmetic/1","kind":"head","hash":"","info":"'
-        + draw.choice(("[" * count, "[]," * count, "{}", "9" * count)) + '"}',
-    )  # fmt: skip
+        lambda: (
+            '"__metadata__":{"format":"tangent-arithmetic/1","kind":"head","hash":"","info":"'
+            + draw.choice(("[" * count, "[]," * count, "{}", "9" * count))
+            + '"}'
+        ),
+    )
     header = f"{{{inner}}}".encode()
     length = draw.choice((len(header),) * 5 + (2**63, 2**32, len(header) + 1))
     path = folder / "x.safetensors"

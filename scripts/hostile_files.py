@@ -63,9 +63,19 @@ MUTATED = "mutated"
 CANARY = "executed"
 BATCH = 500
 FORBIDDEN = {
-    "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect",
-    "exec", "compile", "import", "pickle.find_class", "shutil.rmtree", "ctypes.dlopen",
-}  # fmt: skip
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "socket.connect",
+    "exec",
+    "compile",
+    "import",
+    "pickle.find_class",
+    "shutil.rmtree",
+    "ctypes.dlopen",
+}
 Bytes = Callable[[bytes, random.Random], bytes]
 Made = TypeVar("Made", bound=nn.Module | dict[str, torch.Tensor])
 
@@ -124,7 +134,10 @@ class _Affine(nn.Module):
 
 
 def write_seeds(folder: Path) -> list[Path]:
-    """Small files, and a folder, of the formats that `load_checkpoint` reads; always the same."""
+    """Small files, and a folder, of the formats that `load_checkpoint` reads; always the same.
+
+    They are read once, so that all that is imported at first use is imported when processes fork.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     theta = {"model.visual.proj": torch.randn(4, 3), "model.visual.bias": torch.randn(3).half()}
@@ -143,7 +156,8 @@ def write_seeds(folder: Path) -> list[Path]:
     theirs = types.ModuleType("src.modeling")
     theirs.ClassificationHead = _Head  # type: ignore[attr-defined]
     modules = {"src": types.ModuleType("src"), "src.modeling": theirs}
-    with patch.dict(sys.modules, modules):  # pickled as the public projects' class of this name
+    with patch.dict(sys.modules, modules), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its source code cannot be stored
         torch.save(_Head(), folder / "head.pt")
         head = _settled(_Head)
         torch.save(head, folder / "head_legacy.pt", _use_new_zipfile_serialization=False)
@@ -157,15 +171,24 @@ def write_seeds(folder: Path) -> list[Path]:
         torch.jit.save(torch.jit.script(_Affine()), str(folder / "script.pt"))
     hub = folder / "hub"
     hub.mkdir(exist_ok=True)
-    config = {"model_type": "clip_vision_model", "hidden_size": 4, "architectures": ["X"],
-              "vision_config": {"hidden_size": 4, "num_hidden_layers": 1}}  # fmt: skip
+    config = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 4,
+        "architectures": ["X"],
+        "vision_config": {"hidden_size": 4, "num_hidden_layers": 1},
+    }
     (hub / "config.json").write_text(json.dumps(config))
     save_file({"vision_model.a": torch.ones(2)}, hub / "model-00001-of-00001.safetensors")
     for path in folder.rglob("*.safetensors"):
         path.write_bytes(_in_order(path.read_bytes()))
     index = {"weight_map": {"vision_model.a": "model-00001-of-00001.safetensors"}}
     (hub / "model.safetensors.index.json").write_text(json.dumps(index))
-    return sorted(folder.iterdir())
+    seeds = sorted(folder.iterdir())
+    for seed in seeds:
+        for reader in READERS:
+            with contextlib.suppress(UsageError):
+                reader(seed)
+    return seeds
 
 
 def _settled(make: Callable[[], Made]) -> Made:
@@ -200,9 +223,23 @@ def _in_order(content: bytes) -> bytes:
 
 NUMBERS = [0, 1, 255, 256, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64 - 1]
 JSONS = [
-    "null", "true", "-1", "1e308", str(2**63), '"x"', '"F64"', '"../../x"', '"/etc/passwd"', "{}",
-    "[]", "[[[]]]", "[0, 0]", "[-1]", f"[{2**40}, {2**40}]", "[" * 5000 + "]" * 5000,
-]  # fmt: skip
+    "null",
+    "true",
+    "-1",
+    "1e308",
+    str(2**63),
+    '"x"',
+    '"F64"',
+    '"../../x"',
+    '"/etc/passwd"',
+    "{}",
+    "[]",
+    "[[[]]]",
+    "[0, 0]",
+    "[-1]",
+    f"[{2**40}, {2**40}]",
+    "[" * 5000 + "]" * 5000,
+]
 
 
 def _flip(content: bytes, draw: random.Random) -> bytes:
@@ -231,12 +268,14 @@ def _cut(content: bytes, draw: random.Random) -> bytes:
 
 def _slice(content: bytes, draw: random.Random) -> bytes:
     a, b, c = sorted(draw.randrange(len(content) + 1) for _ in range(3))
-    return draw.choice((
-        content[:a] + content[b:],  # without a part
-        content[:b] + content[a:b] * draw.choice((1, 50)) + content[b:],  # with one more often
-        content[:a] + content[b:c] + content[a:b] + content[c:],  # with two exchanged
-        content + draw.randbytes(draw.randrange(1, 200)),
-    ))  # fmt: skip
+    return draw.choice(
+        (
+            content[:a] + content[b:],  # without a part
+            content[:b] + content[a:b] * draw.choice((1, 50)) + content[b:],  # with one more often
+            content[:a] + content[b:c] + content[a:b] + content[c:],  # with two exchanged
+            content + draw.randbytes(draw.randrange(1, 200)),
+        )
+    )
 
 
 ANYWHERE: list[Bytes] = [_flip, _flip, _overwrite, _number, _cut, _slice]
@@ -247,11 +286,17 @@ def payload(draw: random.Random) -> bytes:
     command = f"touch {CANARY}"
     code = f"__import__('os').system({command!r})"
     calls = [
-        ("os", "system", command), ("posix", "system", command), ("builtins", "eval", code),
-        ("builtins", "exec", code), ("__builtin__", "eval", code), ("runpy", "run_path", "x.py"),
-        ("subprocess", "getoutput", command), ("importlib", "import_module", "antigravity"),
-        ("torch.serialization", "load", "x.pt"), ("nt", "system", command),
-    ]  # fmt: skip
+        ("os", "system", command),
+        ("posix", "system", command),
+        ("builtins", "eval", code),
+        ("builtins", "exec", code),
+        ("__builtin__", "eval", code),
+        ("runpy", "run_path", "x.py"),
+        ("subprocess", "getoutput", command),
+        ("importlib", "import_module", "antigravity"),
+        ("torch.serialization", "load", "x.pt"),
+        ("nt", "system", command),
+    ]
     module, name, argument = draw.choice(calls)
     text = argument.encode()
     said = b"X" + struct.pack("<I", len(text)) + text
@@ -259,14 +304,16 @@ def payload(draw: random.Random) -> bytes:
     if draw.random() < 0.3:  # by name on the stack
         parts = [b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, name)]
         named = b"".join(parts) + b"\x93"
-    return draw.choice((
-        named + said + b"\x85R0",
-        named + b"(" + said + b"tR0",
-        b"(" + said + f"i{module}\n{name}\n".encode() + b"0",
-        b"(" + named + said + b"o0",
-        named + b")\x81" + said + b"b0",
-        b"(" * 3000 + named + said + b"\x85R" + b"t" * 3000 + b"0",
-    ))  # fmt: skip
+    return draw.choice(
+        (
+            named + said + b"\x85R0",
+            named + b"(" + said + b"tR0",
+            b"(" + said + f"i{module}\n{name}\n".encode() + b"0",
+            b"(" + named + said + b"o0",
+            named + b")\x81" + said + b"b0",
+            b"(" * 3000 + named + said + b"\x85R" + b"t" * 3000 + b"0",
+        )
+    )
 
 
 def _steps(content: bytes) -> list[int]:
@@ -530,8 +577,6 @@ def read_all(
         jobs: processes at once.
         share: of files that are of a family.
     """
-    for seed in seeds:  # whatever is imported at first use is so now
-        _attempt(seed)
     with ThreadPool(jobs) as pool:  # each of them waits for a process
         parts = pool.map(lambda part: _read_part(part, seeds, share), _parts(numbers, jobs))
     total = Outcome()

@@ -1,13 +1,13 @@
-"""Measures the criteria of the embedded suite for a recipe or for other pre-trained weights.
+"""Measures the criteria of the embedded suite for a recipe or other pre-trained weights.
 
     python scripts/study_embedded.py --lr=2e-4 --epochs=2 --save=checkpoints/study
     python scripts/study_embedded.py --model=ViT-Nano-8__pretrained__FILE --save=checkpoints/other
 
-Fine-tunes every task in both modes (what is done is skipped) and prints, for standard, linear and
-post-hoc models, accuracy of the single tasks, of the sums of all pairs and of all task vectors, and
-of the negations. Only validation splits are read, so that choices can be made here. With --test the
-coefficients come from validation all the same, and the accuracies from test: for the end.
-Flags are those of the scripts in src/; --output=FILE keeps the figures.
+Fine-tunes every task in both modes, skipping existing checkpoints, and prints, for standard, linear
+and post-hoc models, accuracy of the single tasks, of the sums of all pairs and of all task vectors,
+and of the negations. Only validation splits are read, so that choices can be made here. With --test
+coefficients still come from validation, but accuracies from test: for the end. Flags are those of
+the scripts in src/; --output=FILE sets the path of the JSON file.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ Measure = Callable[[Signs, str, Sequence[float]], list[float]]  # top-1 at each 
 
 
 def measure_of(run: Run, mode: str) -> Measure:
-    """What gives a data set's accuracies along a signed sum of task vectors.
+    """A function that returns accuracies on a data set along a signed sum of task vectors.
 
-    Linear models answer from their features, so that all sums together cost one pass a data set.
+    Linear models need one pass over a data set for all sums, since their features are affine.
     """
     encoder, theta0_hash = zeroshot_encoder(run)
     vectors = {t: task_vector(run, t, mode, encoder, theta0_hash) for t in run.tasks}
@@ -68,17 +68,17 @@ def measure_of(run: Run, mode: str) -> Measure:
 
     @torch.no_grad()
     def linear(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
-        head, found, accuracies = classification_head(run, name), features(name), []
+        head, split, accuracies = classification_head(run, name), features(name), []
         for coef in coefs:
-            logits = head(found.at([coef * signs.get(task, 0.0) for task in vectors]))
-            accuracies.append(float((logits.argmax(1) == found.labels).float().mean()))
+            logits = head(split.at([coef * signs.get(task, 0.0) for task in vectors]))
+            accuracies.append(float((logits.argmax(1) == split.labels).float().mean()))
         return accuracies
 
     return standard if mode == "standard" else linear
 
 
 class Study:
-    """One mode's figures: coefficients are chosen on validation, accuracies are those of a split.
+    """Results of one mode, with coefficients chosen on validation.
 
     Args:
         run: the run.
@@ -99,7 +99,7 @@ class Study:
         return self.measure(signs, f"{name}{self.split}", [coef])[0]
 
     def addition(self, tasks: Sequence[str]) -> tuple[dict[str, float], float]:
-        """Accuracies of the sum, and its coefficient: the best mean normalised one."""
+        """Accuracies of the sum, at the coefficient with the best mean normalised one."""
         signs = dict.fromkeys(tasks, 1.0)
         normalised = [
             np.asarray(self.measure(signs, f"{task}Val", self.coefs)) / self.val_singles[task]
@@ -109,7 +109,7 @@ class Study:
         return {task: self.report(signs, task, coef) for task in tasks}, coef
 
     def negation(self, task: str) -> dict[str, float]:
-        """The target's accuracy, the control set's as a share of zero-shot, the coefficient."""
+        """Target accuracy, control accuracy as a share of zero-shot, and the coefficient."""
         signs = {task: -1.0}
         target = self.measure(signs, f"{task}Val", self.coefs)
         kept = np.asarray(self.measure(signs, f"{self.control}Val", self.coefs))
@@ -119,14 +119,14 @@ class Study:
         return {"target": self.report(signs, task, coef), "control": share, "coefficient": coef}
 
     def figures(self, with_pairs: bool = True) -> dict[str, Any]:
-        """All figures, accuracies in [0, 1]."""
+        """All results; accuracies in [0, 1]."""
         first = self.tasks[0]
         zeroshot = {task: self.report({task: 1.0}, task, 0.0) for task in self.tasks}
         added, coef = self.addition(self.tasks)
         pairs = {}
         for pair in itertools.combinations(self.tasks, 2) if with_pairs else ():
-            found, _ = self.addition(pair)
-            pairs["+".join(pair)] = float(np.mean([found[t] - zeroshot[t] for t in pair]))
+            accuracies, _ = self.addition(pair)
+            pairs["+".join(pair)] = float(np.mean([accuracies[t] - zeroshot[t] for t in pair]))
         return {
             "zeroshot": zeroshot,
             "zeroshot control": self.report({first: 1.0}, self.control, 0.0),
@@ -138,9 +138,9 @@ class Study:
         }
 
 
-def table(found: dict[str, Any], tasks: Sequence[str]) -> str:
-    """The figures of all modes in points, as changes from zero-shot accuracy."""
-    first: dict[str, Any] = next(iter(found.values()))
+def table(results: dict[str, Any], tasks: Sequence[str]) -> str:
+    """The results of all modes in points, as changes from zero-shot accuracy."""
+    first: dict[str, Any] = next(iter(results.values()))
     zeroshot = {task: first["zeroshot"][task] for task in tasks}
 
     def row(label: str, values: dict[str, float], note: str = "") -> list[str]:
@@ -150,47 +150,45 @@ def table(found: dict[str, Any], tasks: Sequence[str]) -> str:
     def gains(values: dict[str, float]) -> dict[str, float]:
         return {task: values[task] - zeroshot[task] for task in tasks}
 
+    def of_pairs(pairs: dict[str, float], task: str) -> float:
+        return float(np.mean([gain for pair, gain in pairs.items() if task in pair.split("+")]))
+
     rows = [row("zero-shot", zeroshot, f"control {100 * first['zeroshot control']:.1f}")]
-    rows += [row(f"{mode}, one task", gains(one["single"])) for mode, one in found.items()]
-    for mode, one in found.items():
+    rows += [row(f"{mode}, one task", gains(one["single"])) for mode, one in results.items()]
+    for mode, one in results.items():
         rows.append(row(f"{mode}, all", gains(one["sum of all"]), f"coef {one['coefficient']}"))
-    for mode, one in found.items():
-        with_task = {
-            task: [gain for pair, gain in one["pairs"].items() if task in pair.split("+")]
-            for task in tasks
-        }
+    for mode, one in results.items():
         if one["pairs"]:
-            means = {task: float(np.mean(values)) for task, values in with_task.items()}
-            rows.append(row(f"{mode}, pairs", means))
-    for mode, one in found.items():
+            rows.append(row(f"{mode}, pairs", {t: of_pairs(one["pairs"], t) for t in tasks}))
+    for mode, one in results.items():
         lost = gains({task: one["negation"][task]["target"] for task in tasks})
         kept = 100 * float(np.mean([one["negation"][task]["control"] for task in tasks]))
-        rows.append(row(f"{mode}, negated", lost, f"control at {kept:.1f} % of its own"))
+        rows.append(row(f"{mode}, negated", lost, f"control at {kept:.1f} % of zero-shot"))
     return markdown_table(["points", *tasks, "mean", ""], rows)
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
+    """Fine-tunes, evaluates, prints the table and writes the results."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--test", action="store_true", help="report on the test splits")
-    parser.add_argument("--no-pairs", action="store_true", help="leave the sums of pairs out")
+    parser.add_argument("--no-pairs", action="store_true", help="leave out the sums of pairs")
     own, flags = parser.parse_known_args(argv)
     run = Run.of(parse_arguments(flags))
     setup_logging()
     path = own.output or run.folder / "study.json"
     check_writable(path)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     start = time.monotonic()
     for mode in MODES:
         if mode != "posthoc":
             for task in run.tasks:
                 finetune(run.with_(finetuning_mode=mode), task)
-        found[mode] = Study(run, mode, "" if own.test else "Val").figures(not own.no_pairs)
-    print(table(found, run.tasks))
+        results[mode] = Study(run, mode, "" if own.test else "Val").figures(not own.no_pairs)
+    print(table(results, run.tasks))
     seconds = time.monotonic() - start
-    write_json(path, {**found, "provenance": provenance(run, seconds)})
+    write_json(path, {**results, "provenance": provenance(run, seconds)})
     print(f"wrote {path}")
     return 0
 

@@ -61,7 +61,7 @@ METHODS: dict[str, tuple[type[Algorithm], dict[str, Any], str, tuple[str, ...]]]
     "dare_ties": (DareTiesMerging, {}, "standard", ()),
     "slerp (2 tasks)": (SlerpMergeAlgorithm, {}, "standard", PAIR),
     "task_arithmetic (2 tasks)": (TaskArithmeticAlgorithm, {}, "standard", PAIR),
-}  # fmt: skip
+}
 
 
 def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, dict[str, float]]:
@@ -93,8 +93,8 @@ def study(run: Path, seed: int) -> dict[str, Row]:
     names = list(suite.tasks)
     tasks = SuiteTaskPool(EMBEDDED_MODEL, str(run), names)
     pair = SuiteTaskPool(EMBEDDED_MODEL, str(run), list(PAIR))
-    own = {mode: accuracies(run_pool(run, names, mode), tasks, "test")
-           for mode in ("standard", "linear")}  # fmt: skip
+    modes = ("standard", "linear")
+    own = {mode: accuracies(run_pool(run, names, mode), tasks, "test") for mode in modes}
     on_val = accuracies(run_pool(run, names), tasks, "val")
     rows: dict[str, Row] = {
         "zero-shot": {"top1": own["standard"]["zero-shot"], "own": own["standard"]["own"]}
@@ -128,7 +128,7 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
     """A line per method: absolute and normalised accuracy (mean and deviation), coefficients."""
     lines = []
     for label in next(iter(seeds.values())):
-        rows = [found[label] for found in seeds.values()]
+        rows = [by_method[label] for by_method in seeds.values()]
         absolute = [100 * np.mean(list(row["top1"].values())) for row in rows]
         relative = [
             100 * np.mean([value / row["own"][task] for task, value in row["top1"].items()])
@@ -136,10 +136,8 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
         ]
         coefs = ", ".join(str(row["coefficient"]) for row in rows if "coefficient" in row)
         seconds = [row["seconds"] for row in rows if "seconds" in row]
-        lines.append([
-            label, spread(absolute), spread(relative), coefs or "-",
-            f"{np.median(seconds):.2f}" if seconds else "-",
-        ])  # fmt: skip
+        duration = f"{np.median(seconds):.2f}" if seconds else "-"
+        lines.append([label, spread(absolute), spread(relative), coefs or "-", duration])
     return lines
 
 
@@ -150,20 +148,20 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
-def write(folder: Path, found: Mapping[int, Mapping[str, Row]], seconds: float) -> str:
+def write(folder: Path, results: Mapping[int, Mapping[str, Row]], seconds: float) -> str:
     """Writes the results so far and returns the table."""
     header = ["method", "accuracy, %", "normalised, %", "scaling factor", "seconds to merge"]
-    table = markdown_table(header, summarize(found))
-    facts = {"commit": git_commit(), "versions": versions(), "seeds": len(found),
-             "seconds": round(seconds, 1)}  # fmt: skip
-    content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in found.items()}}
+    table = markdown_table(header, summarize(results))
+    facts: Row = {"commit": git_commit(), "versions": versions(), "seeds": len(results)}
+    facts["seconds"] = round(seconds, 1)
+    content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in results.items()}}
     write_json(folder / "merging.json", content)
     text = (
         "# Merging on the embedded suite\n\n"
-        f"`python scripts/study_merging.py --seeds={len(found)}`: mean test accuracy of the merged "
-        "tasks (eight unless said), absolute and divided by that of each task's own encoder; mean "
-        "and standard deviation over fine-tuning seeds. Scaling factors, one a seed, were chosen "
-        f"on validation.\n\n{table}\n"
+        f"`python scripts/study_merging.py --seeds={len(results)}`: mean test accuracy of the "
+        "merged tasks (eight unless said), absolute and divided by that of each task's own "
+        "encoder; mean and standard deviation over fine-tuning seeds. Scaling factors, one a seed, "
+        f"were chosen on validation.\n\n{table}\n"
     )
     write_text(folder / "merging.md", text)
     return table
@@ -178,15 +176,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
     args = parser.parse_args(argv)
     setup_logging()
-    begun, found, table = time.monotonic(), {}, ""
+    begun, results, table = time.monotonic(), {}, ""
     for seed in range(args.seeds):
         flags = [] if seed == 0 else [f"--seed={seed}"]  # seed 0 is the default run's
         for mode in ("standard", "linear"):
             code = finetune.main([f"--model={EMBEDDED_MODEL}", f"--finetuning-mode={mode}", *flags])
             if code:
                 return code
-        found[seed] = study(Run.of(Config(model=EMBEDDED_MODEL, seed=seed or None)).folder, seed)
-        table = write(args.results / "embedded", found, time.monotonic() - begun)
+        results[seed] = study(Run.of(Config(model=EMBEDDED_MODEL, seed=seed or None)).folder, seed)
+        table = write(args.results / "embedded", results, time.monotonic() - begun)
     print(table)
     return 0
 

@@ -104,7 +104,7 @@ def emoji(distance: float) -> dict[str, np.ndarray]:
     """Twemoji by group; for the pool, file names are stored, from which captions are derived."""
     rows = emoji_table()
     images = np.stack([emoji_image(path) for path, _, _ in rows])
-    labels = np.array([EMOJI_GROUPS.index(group) for _, _, group in rows])
+    labels = np.array([list(EMOJI_GROUPS).index(group) for _, _, group in rows])
     counts = np.minimum(np.bincount(labels), 260)
     sizes = {k: (counts * share).astype(int).tolist() for k, share in EMOJI_SHARES.items()}
     parts = cut(images, labels, sizes, distance, background=255)

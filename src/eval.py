@@ -10,14 +10,9 @@ from tangent_arithmetic.arithmetic.coefficients import coefficients, find_optima
 from tangent_arithmetic.arithmetic.metrics import nonlinear_advantage, normalized
 from tangent_arithmetic.arithmetic.sweeps import sweep_splits
 from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, Source, TaskVector
-from tangent_arithmetic.encoders.images import ImageEncoder
-from tangent_arithmetic.encoders.linearized import (
-    ImageEncoders,
-    LinearizedImageEncoder,
-    linearized,
-    standard,
-)
-from tangent_arithmetic.run.models import split_of
+from tangent_arithmetic.encoders.base import Encoder, is_encoder
+from tangent_arithmetic.encoders.linearized import linearized, standard
+from tangent_arithmetic.run.models import load_encoder, split_of
 from tangent_arithmetic.run.run import Run
 
 __all__ = [
@@ -31,15 +26,13 @@ __all__ = [
 ]
 
 
-def eval_single_dataset(
-    image_encoder: ImageEncoders, dataset_name: str, args: Any
-) -> dict[str, Any]:
+def eval_single_dataset(image_encoder: Encoder, dataset_name: str, args: Any) -> dict[str, Any]:
     """{"top1", "num_images"} of an encoder on X (test split) or XVal (validation split)."""
     split = split_of(Run.of(args), image_encoder, dataset_name)
     return {**split.accuracy(image_encoder)}
 
 
-def evaluate(image_encoder: ImageEncoders, args: Any) -> dict[str, float]:
+def evaluate(image_encoder: Encoder, args: Any) -> dict[str, float]:
     """{"<data set>:top1"} on `args.eval_datasets` and on `args.control_dataset`, if set."""
     run = Run.of(args)
     return {
@@ -57,8 +50,8 @@ def evaluate_task_vector_at_coef(
 ) -> dict[str, float]:
     """Metrics at one coefficient, see `evaluate_task_vector`."""
     coefs = [scaling_coef]
-    found = _sweep(task_vector, pretrained_checkpoint, args, coefs, posthoc_linearization)
-    return found[scaling_coef]
+    results = _sweep(task_vector, pretrained_checkpoint, args, coefs, posthoc_linearization)
+    return results[scaling_coef]
 
 
 def evaluate_task_vector(
@@ -72,8 +65,8 @@ def evaluate_task_vector(
     Normalised ones are added where `args.finetuning_accuracies` are set.
     """
     coefs = coefficients(Run.of(args).config.n_eval_points)
-    found = _sweep(task_vector, pretrained_checkpoint, args, coefs, posthoc_linearization)
-    return {str(coef): metrics for coef, metrics in found.items()}
+    results = _sweep(task_vector, pretrained_checkpoint, args, coefs, posthoc_linearization)
+    return {str(coef): metrics for coef, metrics in results.items()}
 
 
 def add_normalized_accuracy(results: Mapping[str, float], args: Any) -> dict[str, float]:
@@ -87,14 +80,14 @@ def _sweep(
     run = Run.of(args)
     base = _base(start, posthoc or isinstance(task_vector, LinearizedTaskVector))
     splits = [split_of(run, base, name) for name in run.evaluated]
-    found = sweep_splits(base, task_vector.vector, coefs, splits)
-    return {coef: add_normalized_accuracy(metrics, run) for coef, metrics in found.items()}
+    results = sweep_splits(base, task_vector.vector, coefs, splits)
+    return {coef: add_normalized_accuracy(metrics, run) for coef, metrics in results.items()}
 
 
-def _base(start: Source, linear: bool) -> ImageEncoders:
+def _base(start: Source, linear: bool) -> Encoder:
     """The pre-trained encoder to edit, linearised or not."""
-    if isinstance(start, ImageEncoder | LinearizedImageEncoder):
-        return linearized(start) if linear else standard(start)
-    if not isinstance(start, str | Path):
+    if isinstance(start, str | Path):
+        return load_encoder(start, linear)
+    if not is_encoder(start):
         raise TypeError(f"expected an image encoder, got {type(start).__name__}")
-    return (LinearizedImageEncoder if linear else ImageEncoder).load(start)
+    return linearized(start) if linear else standard(start)

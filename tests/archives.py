@@ -1,8 +1,7 @@
-"""The public sets as they are published, in miniature: archives, and a server to have them from."""
+"""The public data sets as they are published, in miniature: archives, and a server of them."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import re
@@ -59,22 +58,15 @@ def zip_bytes(files: Files) -> bytes:
 # From our layout back to what is published
 
 
-def publish_as_they_are(root: Path, *names: str) -> Files:
-    """Files that are published as they are read."""
-    return {Path(name).name: (root / name).read_bytes() for name in names}
-
-
 def publish_cars(root: Path) -> Files:
     """One archive a folder, the labels of the test pictures beside them."""
     folder = root / "stanford_cars"
     labels = "cars_test_annos_withlabels.mat"
     return {
         "car_devkit.tgz": tar_bytes(files_below(folder / "devkit", "devkit")),
+        "cars_train.tgz": tar_bytes(files_below(folder / "cars_train", "cars_train")),
+        "cars_test.tgz": tar_bytes(files_below(folder / "cars_test", "cars_test")),
         labels: (folder / labels).read_bytes(),
-        **{
-            f"{split}.tgz": tar_bytes(files_below(folder / split, split))
-            for split in ("cars_train", "cars_test")
-        },
     }
 
 
@@ -113,29 +105,26 @@ def publish_gtsrb(root: Path) -> Files:
 def publish_imagenet(root: Path) -> Files:
     """An archive of archives, flat validation pictures, and a kit that says which is what."""
     folder, synsets, val, truth = root / "imagenet", {}, {}, []
-    for number, synset in enumerate(sorted(p.name for p in (folder / "train").iterdir())):
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    for number, synset in enumerate(names):
         content = files_below(folder / "train" / synset, ".")
         synsets[f"{synset}.tar"] = tar_bytes({k[2:]: v for k, v in content.items()}, "w")
         for picture_bytes in files_below(folder / "val_in_folder" / synset, "x").values():
-            truth.append(f"{1000 - number}\n")
+            truth.append(f"{len(names) - number}\n")
             val[f"ILSVRC2012_val_{len(truth):08d}.JPEG"] = picture_bytes
-    names = [name.removesuffix(".tar") for name in synsets]
-    table = np.zeros((1000, 1), dtype=[("ILSVRC2012_ID", object), ("WNID", object)])
+    table = np.zeros((len(names), 1), dtype=[("ILSVRC2012_ID", object), ("WNID", object)])
     for row, name in zip(table[:, 0], reversed(names), strict=True):
         row["WNID"] = name
-    table["ILSVRC2012_ID"][:, 0] = range(1, 1001)
+    table["ILSVRC2012_ID"][:, 0] = range(1, len(names) + 1)
     meta = io.BytesIO()
     scipy.io.savemat(meta, {"synsets": table})
-    kit = "ILSVRC2012_devkit_t12/data"
+    kit = {"meta.mat": meta.getvalue()}
+    kit["ILSVRC2012_validation_ground_truth.txt"] = "".join(truth).encode()
+    kit = {f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in kit.items()}
     return {
         "ILSVRC2012_img_train.tar": tar_bytes(synsets, "w"),
         "ILSVRC2012_img_val.tar": tar_bytes(val, "w"),
-        "ILSVRC2012_devkit_t12.tar.gz": tar_bytes(
-            {
-                f"{kit}/meta.mat": meta.getvalue(),
-                f"{kit}/ILSVRC2012_validation_ground_truth.txt": "".join(truth).encode(),
-            }
-        ),
+        "ILSVRC2012_devkit_t12.tar.gz": tar_bytes(kit),
     }
 
 
@@ -168,39 +157,29 @@ def publish_sun397(root: Path) -> Files:
     return {"SUN397.tar.gz": tar_bytes(files), "Partitions.zip": zip_bytes(lists)}
 
 
-def publish_folder(root: Path, folder: str, inner: str, name: str) -> Files:
+def publish_svhn(root: Path) -> Files:
+    """Two files, as they are read."""
+    return {path.name: path.read_bytes() for path in (root / "svhn").glob("*_32x32.mat")}
+
+
+def publish_folder(folder: str, name: str) -> Callable[[Path], Files]:
     """One folder in one packed archive."""
-    return {name: tar_bytes(files_below(root / folder, inner))}
+    return lambda root: {name: tar_bytes(files_below(root / folder, Path(folder).name))}
 
 
 PUBLISHERS: dict[str, Callable[[Path], Files]] = {
     "Cars": publish_cars,
-    "CIFAR10": functools.partial(
-        publish_folder,
-        folder="cifar-10-batches-py",
-        inner="cifar-10-batches-py",
-        name="cifar-10-python.tar.gz",
-    ),
-    "CIFAR100": functools.partial(
-        publish_folder,
-        folder="cifar-100-python",
-        inner="cifar-100-python",
-        name="cifar-100-python.tar.gz",
-    ),
+    "CIFAR10": publish_folder("cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    "CIFAR100": publish_folder("cifar-100-python", "cifar-100-python.tar.gz"),
     "DTD": publish_dtd,
     "EuroSAT": publish_eurosat,
     "GTSRB": publish_gtsrb,
     "ImageNet": publish_imagenet,
     "MNIST": publish_mnist,
     "RESISC45": publish_resisc45,
-    "STL10": functools.partial(
-        publish_folder,
-        folder="stl10/stl10_binary",
-        inner="stl10_binary",
-        name="stl10_binary.tar.gz",
-    ),
+    "STL10": publish_folder("stl10/stl10_binary", "stl10_binary.tar.gz"),
     "SUN397": publish_sun397,
-    "SVHN": lambda root: publish_as_they_are(root, "svhn/train_32x32.mat", "svhn/test_32x32.mat"),
+    "SVHN": publish_svhn,
 }
 
 
@@ -213,11 +192,11 @@ class Server:
 
     Attributes:
         url: the address, ending with a slash.
-        files: what is served.
+        files: the served files.
         cut: bytes after which the connection breaks, as long as `cuts` is above zero.
         cuts: replies that break.
-        ranges: whether a part of a file can be asked for.
-        requests: (name, first byte asked for), in order.
+        ranges: whether a part of a file can be requested.
+        requests: (name, first byte requested), in order.
     """
 
     url: str = ""
@@ -281,13 +260,13 @@ def counted(pictures: Pictures, public: OfficialSet) -> Figure:
 
 
 def publish(name: str, origin: Path, patch: pytest.MonkeyPatch, url: str = "") -> Files:
-    """Makes a miniature in `origin`, and the table of facts say what is published of it.
+    """Makes a miniature in `origin` and describes its archives in the table of facts.
 
     Args:
         name: the data set.
-        origin: folder to lay the miniature out in.
+        origin: folder of the miniature.
         patch: undoes the change of the table.
-        url: where the archives can be downloaded; those that a person must fetch have no address.
+        url: the server of the archives; those that a person must fetch have no address.
 
     Returns:
         The archives.
@@ -305,9 +284,7 @@ def publish(name: str, origin: Path, patch: pytest.MonkeyPatch, url: str = "") -
         figures = {"train": Figure(20, 2), "val": Figure(20, 2), "test": Figure(20, 2)}
         patch.setattr("tangent_arithmetic.data.prepare.arrange.EUROSAT_HELD_OUT", 2)
     else:
-        figures = {
-            split: counted(found, public) for split, found in splits_of(name, origin).items()
-        }
+        figures = {split: counted(p, public) for split, p in splits_of(name, origin).items()}
     small = replace(
         public,
         splits={split: figures[split] for split in public.splits},

@@ -12,19 +12,17 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
+DISABLED = ("gpu", "quic", "sync", "background-networking", "component-update")
+FLAGS = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in DISABLED)]
 
 
 def require_browser() -> str:
-    """The path of a Chromium; the test is skipped, saying why, where there is none."""
+    """The path of a Chromium; skips the test if there is none."""
     pytest.importorskip("playwright", reason="playwright is not installed (extra: test)")
     named = os.environ.get("CHROMIUM")
     path = named or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        pytest.skip("no Chromium: apt-get install chromium, or name one by CHROMIUM=/path")
+        pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM=/path")
     return path
 
 
@@ -44,22 +42,22 @@ def browsing() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
-    """A page of a file; at the end it must have met no error and asked the network for nothing."""
+    """A page from a file; fails at the end if there was an error or a request to the network."""
     with contextlib.closing(browser.new_context(**context)) as own:
         page = own.new_page()
-        troubles: list[str] = []
+        problems: list[str] = []
 
-        def said(message: Any) -> None:
+        def log_error(message: Any) -> None:
             if message.type == "error":
-                troubles.append(message.text)
+                problems.append(message.text)
 
-        def asked(request: Any) -> None:
+        def log_request(request: Any) -> None:
             if not request.url.startswith(("file:", "data:", "blob:")):
-                troubles.append(request.url)
+                problems.append(request.url)
 
-        page.on("console", said)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", asked)
+        page.on("console", log_error)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", log_request)
         page.goto(path.as_uri())
         yield page
-        assert troubles == []
+        assert problems == []

@@ -12,6 +12,7 @@ import io
 import pickle
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from PIL import Image
 from torchvision import datasets
 
 from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.data.clip8 import imagenet
 
 Patch = pytest.MonkeyPatch
 
@@ -67,7 +69,7 @@ OBJECTS = [
 ]
 # fmt: on
 SUN_FOLDERS = ["a_abbey", *(f"b_place_{i:03d}" for i in range(395)), "y_youth_hostel"]
-SYNSETS = [f"n{1440764 + 7 * i:08d}" for i in range(1000)]
+SYNSETS = [f"n{1440764 + 7 * i:08d}" for i in range(20)]
 
 
 # Small files of the true formats
@@ -177,7 +179,8 @@ def make_sun397(root: Path, patch: Patch) -> None:
 
 
 def make_imagenet(root: Path, patch: Patch) -> None:
-    """Validation pictures in folders, beside the training ones."""
+    """Validation pictures in folders, beside the training ones; of 20 classes."""
+    patch.setattr(imagenet, "FOLDERS", replace(imagenet.FOLDERS, count=len(SYNSETS)))
     make_folders(root / "imagenet", {"train": 40, "val_in_folder": 80}, SYNSETS, ".JPEG")
 
 
@@ -250,17 +253,8 @@ def make_svhn(root: Path, patch: Patch) -> None:
     patch.setattr(datasets.SVHN, "split_list", split_list)
 
 
-MAKERS: dict[str, Callable[[Path, Patch], None]] = {
-    "Cars": make_cars,
-    "CIFAR10": make_cifar10,
-    "CIFAR100": make_cifar100,
-    "DTD": make_dtd,
-    "EuroSAT": make_eurosat,
-    "GTSRB": make_gtsrb,
-    "ImageNet": make_imagenet,
-    "MNIST": make_mnist,
-    "RESISC45": make_resisc45,
-    "STL10": make_stl10,
-    "SUN397": make_sun397,
-    "SVHN": make_svhn,
-}
+Maker = Callable[[Path, Patch], None]
+MAKERS: dict[str, Maker] = {"Cars": make_cars, "CIFAR10": make_cifar10, "CIFAR100": make_cifar100}
+MAKERS |= {"DTD": make_dtd, "EuroSAT": make_eurosat, "GTSRB": make_gtsrb, "MNIST": make_mnist}
+MAKERS |= {"ImageNet": make_imagenet, "RESISC45": make_resisc45, "STL10": make_stl10}
+MAKERS |= {"SUN397": make_sun397, "SVHN": make_svhn}

@@ -1,14 +1,13 @@
 """Each boundary to a file: whatever is wrong with it, the answer is a value or an error of ours.
 
-A boundary is a maker of a good file and what reads it. The good file is damaged at random: bytes
-are cut, flipped, overwritten, added; the JSON in it gets other values; it is replaced by a file of
-another kind, a folder, a link to itself. An error that is no `UsageError`, or that does not name
+A boundary is a maker of a good file and its reader. The good file is damaged at random: bytes are
+cut, flipped, overwritten, added; the JSON in it gets other values; it is replaced by a file of
+another kind, a folder, a link to itself. An error that is not a `UsageError`, or that does not name
 the file, is a failure.
 """
 
 from __future__ import annotations
 
-import functools
 import gzip
 import io
 import json
@@ -30,7 +29,7 @@ from safetensors.torch import save
 from torch import nn
 
 from tangent_arithmetic.analysis.tables import read_table, table_path
-from tangent_arithmetic.arithmetic.features import _read_all
+from tangent_arithmetic.arithmetic.features import _read_all, _write
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.artificial_data.workspace import Workspace
 from tangent_arithmetic.commands import merge
@@ -47,7 +46,7 @@ from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
 from tangent_arithmetic.merging.weights import open_clip_vision, open_weights
 from tangent_arithmetic.run.args import Config
-from tangent_arithmetic.run.results import found_results, load_results, results_if_any
+from tangent_arithmetic.run.results import complete_results, load_results, optional_results
 from tangent_arithmetic.run.results import merge as merged
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
@@ -58,14 +57,14 @@ from tangent_arithmetic.storage.unpickler import read_pickle
 from tests.archives import tar_bytes, zip_bytes
 from tests.encoders.makers import PublishedHead, named, small_models, write_encoder
 from tests.miniatures import MAKERS, picture
+from tests.towers import TOWERS
 
 Make = Callable[[Path], Path]
 Read = Callable[[Path], Any]
 GENERATOR = torch.Generator().manual_seed(0)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 350837024\n"
-
-
-DATA_SETS = {"ImageNet": 6, "SUN397": 10}  # examples, of those with a great many folders
+DATA_SETS = {"ImageNet": 1, "SUN397": 1}  # examples, of those with a great many folders
+SLOW = pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 
 
 @dataclass(frozen=True)
@@ -73,86 +72,61 @@ class Boundary:
     """Where a kind of file comes in.
 
     Attributes:
-        make: writes good files into a folder, and gives the one to damage.
-        read: reads it, all of it.
-        examples: of damage.
+        make: writes good files into a folder and returns the one to damage.
+        read: reads all of it.
+        examples: damaged files to try.
     """
 
     make: Make
     read: Read
-    examples: int = 60
+    examples: int = 10
 
 
 def tensors(*shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return {f"t{i}.weight": torch.randn(s, generator=GENERATOR) for i, s in enumerate(shapes)}
 
 
-def written(name: str, content: bytes | str) -> Make:
-    """A maker of one file."""
-
-    def make(folder: Path) -> Path:
-        path = folder / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return make
-
-
 # --- makers of good files
 
 
-def our_checkpoint(folder: Path) -> Path:
-    save_tensors(folder / "ours.safetensors", tensors((3, 4), (2,)), "task_vector", info={"a": [1]})
-    return folder / "ours.safetensors"
+def saved(name: str, write: Callable[[Path], object]) -> Make:
+    """A maker of one file."""
+
+    def make(folder: Path) -> Path:
+        write(folder / name)
+        return folder / name
+
+    return make
 
 
-def our_encoder(folder: Path) -> Path:
-    ImageEncoder(Config(model="ViT-Tiny__init__")).save(folder / "encoder.safetensors")
-    return folder / "encoder.safetensors"
+def written(name: str, content: bytes | str) -> Make:
+    data = content.encode() if isinstance(content, str) else content
+    return saved(name, lambda path: path.write_bytes(data))
 
 
-def our_linear_encoder(folder: Path) -> Path:
-    encoder = ImageEncoder(Config(model="ViT-Tiny__init__"))
-    LinearizedImageEncoder(image_encoder=encoder).save(folder / "linear.safetensors")
-    return folder / "linear.safetensors"
+def tiny() -> ImageEncoder:
+    return ImageEncoder(Config(model="ViT-Tiny__init__"))
 
 
 def published_encoder(writer: str) -> Make:
-    def make(folder: Path) -> Path:
-        write_encoder("ViT-Tiny", folder / "published.pt", writer)
-        return folder / "published.pt"
-
-    return make
+    return saved("published.pt", lambda path: write_encoder("ViT-Tiny", path, writer))
 
 
-def published_head(folder: Path) -> Path:
+def write_published_head(path: Path) -> None:
     with named(ClassificationHead=PublishedHead):
-        torch.save(PublishedHead(True, torch.randn(5, 8)), folder / "head_MNIST.pt")
-    return folder / "head_MNIST.pt"
+        torch.save(PublishedHead(True, torch.randn(5, 8)), path)
 
 
-def our_head(folder: Path) -> Path:
-    ClassificationHead(True, torch.randn(5, 8)).save(folder / "head_MNIST.safetensors")
-    return folder / "head_MNIST.safetensors"
-
-
-def our_vector(folder: Path) -> Path:
-    TaskVector(vector=tensors((2, 2), (3,))).save(folder / "vector.safetensors")
-    return folder / "vector.safetensors"
-
-
-def mlp(kind: type[Any], **sizes: int) -> Make:
-    def make(folder: Path) -> Path:
-        kind(**sizes).save(folder / "mlp.safetensors")
-        return folder / "mlp.safetensors"
-
-    return make
-
-
-HF_VISION: dict[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": 32, "patch_size": 8, "projection_dim": 8, "hidden_act": "quick_gelu",
-}  # fmt: skip  # ViT-Tiny's
+HF_VISION: dict[str, Any] = {  # ViT-Tiny's
+    "hidden_size": 16,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 8,
+    "hidden_act": "quick_gelu",
+}
 
 
 def hugging_face(damaged: str) -> Make:
@@ -174,14 +148,6 @@ def hugging_face(damaged: str) -> Make:
     return make
 
 
-def local_model(folder: Path) -> Path:
-    from tests.towers import TOWERS
-
-    path = folder / "open_clip_config.json"
-    path.write_text(json.dumps({"model_cfg": TOWERS["ViT-Tiny"], "preprocess_cfg": {}}))
-    return path
-
-
 def state_of_run(folder: Path) -> Path:
     states = RunStates(folder / "finetuned.safetensors", {"lr": 0.1})
     states.save(tensors((3,)), 7, {"seconds": 1.0})
@@ -192,27 +158,15 @@ def read_state(path: Path) -> Any:
     return RunStates(path.parent.parent / "finetuned.safetensors", {"lr": 0.1}).newest()
 
 
-def feature_cache(folder: Path) -> Path:
-    from tangent_arithmetic.arithmetic.features import _write
-
-    kept = {"features": torch.ones(3, 2), "labels": torch.arange(3)}
-    _write(folder / "f0.safetensors", kept)
-    return folder / "f0.safetensors"
-
-
-def results_file(folder: Path) -> Path:
-    path = folder / "ft_accuracies.json"
-    origin = {"theta0_hash": "a", "seed": 0, "config": {"precision": "fp32"}, "checkpoints": {}}
-    content = {"MNIST": 0.5, "MNISTVal": 0.5, "val": {"0.15": {"MNIST:top1": 0.5}}}
-    path.write_text(json.dumps({**content, "provenance": origin}))
-    return path
+ORIGIN = {"theta0_hash": "a", "seed": 0, "config": {"precision": "fp32"}, "checkpoints": {}}
+RESULTS = {"MNIST": 0.5, "MNISTVal": 0.5, "val": {"0.15": {"MNIST:top1": 0.5}}}
 
 
 def read_results(path: Path) -> Any:
-    results_if_any(path)
+    optional_results(path)
     new = {"DTD": 1.0, "provenance": {"theta0_hash": "a", "seed": 0, "suite": "s", "model": "m"}}
-    with_others = functools.partial(merged, path, new)
-    return load_results(path), found_results(path, "a command", ["MNIST"]), with_others()
+    with_others = merged(path, new)
+    return load_results(path), complete_results(path, "a command", ["MNIST"]), with_others
 
 
 def table_file(folder: Path) -> Path:
@@ -227,8 +181,7 @@ def read_table_file(path: Path) -> Any:
 
 
 def study_data(folder: Path) -> Path:
-    space = Workspace(folder)
-    path = space.csv("dataset1", "train")
+    path = Workspace(folder).csv("dataset1", "train")
     path.parent.mkdir()
     rows = {"0": [i / 40 for i in range(40)], "1": [1.0] * 40, "target": [0, 1] * 20}
     pd.DataFrame(rows).to_csv(path, index=False)
@@ -239,10 +192,6 @@ def class_folders(folder: Path) -> Path:
     for name in ("a/1.png", "a/2.png", "b/1.png"):
         picture(folder / name, 100)
     return folder / "a" / "1.png"
-
-
-def read_folders(path: Path) -> Any:
-    return read_all(class_pictures(path.parent.parent))
 
 
 def read_all(pictures: Any) -> Any:
@@ -276,46 +225,68 @@ def into(unpacker: Callable[[Path, Path], None]) -> Read:
     return read
 
 
+def below(read: Read) -> Read:
+    """Reads the folder of a file."""
+    return lambda path: read(path.parent)
+
+
+CACHE = {"features": torch.ones(3, 2), "labels": torch.arange(3)}
+TOWER = {"model_cfg": TOWERS["ViT-Tiny"], "preprocess_cfg": {}}
+CHECKPOINT = saved(
+    "ours.safetensors",
+    lambda path: save_tensors(path, tensors((3, 4), (2,)), "task_vector", info={"a": [1]}),
+)
+ENCODER = saved("encoder.safetensors", lambda path: tiny().save(path))
+LINEAR = saved(
+    "linear.safetensors", lambda path: LinearizedImageEncoder(image_encoder=tiny()).save(path)
+)
+HEAD = saved(
+    "head_MNIST.safetensors", lambda path: ClassificationHead(True, torch.randn(5, 8)).save(path)
+)
+VECTOR = saved(
+    "vector.safetensors", lambda path: TaskVector(vector=tensors((2, 2), (3,))).save(path)
+)
+BACKBONE = saved("mlp.safetensors", lambda path: models.BackBone(input_dim=8).save(path))
+MLP_HEAD = saved("mlp.safetensors", lambda path: models.Head(input_dim=4, output_dim=2).save(path))
+INDEX = "model.safetensors.index.json"
 BOUNDARIES = {
-    "our checkpoint": Boundary(our_checkpoint, load_checkpoint),
-    "its facts": Boundary(our_checkpoint, read_facts),
-    "our encoder": Boundary(our_encoder, ImageEncoder.load, 40),
-    "our linear encoder": Boundary(our_linear_encoder, LinearizedImageEncoder.load, 40),
-    "our head": Boundary(our_head, ClassificationHead.load),
-    "our task vector": Boundary(our_vector, TaskVector.load),
-    "a task vector of it": Boundary(our_encoder, lambda path: TaskVector(path, path), 30),
-    "a backbone": Boundary(mlp(models.BackBone, input_dim=8), models.BackBone.load),
-    "an MLP's head": Boundary(mlp(models.Head, input_dim=4, output_dim=2), models.Head.load),
-    "a published encoder": Boundary(published_encoder("zip"), load_checkpoint, 40),
-    "an old published encoder": Boundary(published_encoder("legacy"), load_checkpoint, 40),
-    "a plain pickle": Boundary(published_encoder("pickle 4"), load_checkpoint, 40),
-    "a pickle": Boundary(published_encoder("zip"), read_pickle, 40),
-    "a published head": Boundary(published_head, ClassificationHead.load),
-    "weights to merge": Boundary(our_checkpoint, open_weights),
-    "published weights to merge": Boundary(published_encoder("zip"), open_weights, 30),
-    "a folder's config": Boundary(
-        hugging_face("config.json"), lambda path: load_checkpoint(path.parent)
+    "our checkpoint": Boundary(CHECKPOINT, load_checkpoint),
+    "its facts": Boundary(CHECKPOINT, read_facts),
+    "our encoder": Boundary(ENCODER, ImageEncoder.load),
+    "our linear encoder": Boundary(LINEAR, LinearizedImageEncoder.load),
+    "our head": Boundary(HEAD, ClassificationHead.load),
+    "our task vector": Boundary(VECTOR, TaskVector.load),
+    "a task vector of it": Boundary(ENCODER, lambda path: TaskVector(path, path)),
+    "a backbone": Boundary(BACKBONE, models.BackBone.load),
+    "an MLP's head": Boundary(MLP_HEAD, models.Head.load),
+    "a published encoder": Boundary(published_encoder("zip"), load_checkpoint),
+    "an old published encoder": Boundary(published_encoder("legacy"), load_checkpoint),
+    "a plain pickle": Boundary(published_encoder("pickle 4"), load_checkpoint),
+    "a pickle": Boundary(published_encoder("zip"), read_pickle),
+    "a published head": Boundary(
+        saved("head_MNIST.pt", write_published_head), ClassificationHead.load
     ),
-    "a folder's weights": Boundary(
-        hugging_face("model.safetensors"), lambda path: load_checkpoint(path.parent)
-    ),
-    "a folder's index": Boundary(
-        hugging_face("model.safetensors.index.json"), lambda path: load_checkpoint(path.parent)
-    ),
-    "a folder to merge": Boundary(
-        hugging_face("model.safetensors.index.json"), lambda path: open_clip_vision(path.parent)
-    ),
+    "weights to merge": Boundary(CHECKPOINT, open_weights),
+    "published weights to merge": Boundary(published_encoder("zip"), open_weights),
+    "a folder's config": Boundary(hugging_face("config.json"), below(load_checkpoint)),
+    "a folder's weights": Boundary(hugging_face("model.safetensors"), below(load_checkpoint)),
+    "a folder's index": Boundary(hugging_face(INDEX), below(load_checkpoint)),
+    "a folder to merge": Boundary(hugging_face(INDEX), below(open_clip_vision)),
     "a folder's weights to merge": Boundary(
-        hugging_face("model.safetensors"), lambda path: open_clip_vision(path.parent)
+        hugging_face("model.safetensors"), below(open_clip_vision)
     ),
     "a local model": Boundary(
-        local_model, lambda path: create_clip(f"local-dir:{path.parent}__init__"), 30
+        written("open_clip_config.json", json.dumps(TOWER)),
+        lambda path: create_clip(f"local-dir:{path.parent}__init__"),
     ),
     "a state of a run": Boundary(state_of_run, read_state),
     "a cache of features": Boundary(
-        feature_cache, lambda path: _read_all(path.parent, ["f0"], torch.arange(3))
+        saved("f0.safetensors", lambda path: _write(path, CACHE)),
+        lambda path: _read_all(path.parent, ["f0"], torch.arange(3)),
     ),
-    "results": Boundary(results_file, read_results),
+    "results": Boundary(
+        written("ft_accuracies.json", json.dumps({**RESULTS, "provenance": ORIGIN})), read_results
+    ),
     "a table": Boundary(table_file, read_table_file),
     "a study's data": Boundary(
         study_data, lambda path: Workspace(path.parent.parent).data("dataset1", "val")
@@ -331,8 +302,10 @@ BOUNDARIES = {
         written("file.gz", gzip.compress(b"content" * 99)),
         into(lambda path, target: gunzip(path, target / "file")),
     ),
-    "a folder of pictures": Boundary(class_folders, read_folders),
-    "a group of a configuration": Boundary(config_group, compose, 20),
+    "a folder of pictures": Boundary(
+        class_folders, lambda path: read_all(class_pictures(path.parent.parent))
+    ),
+    "a group of a configuration": Boundary(config_group, compose, 2),
 }
 
 
@@ -356,10 +329,9 @@ ODD = [
     nn.Linear(2, 2),
     {"metadata": {"model_name": {}}, **{f"{i}": torch.ones(i) for i in range(3)}},
 ]
-JSON_VALUES: list[Any] = [
-    None, True, -1, 0, 2**70, 1e308, float("nan"), "", "x", "\x1b[31m", "../../x", [], [[]], {},
-    {"a": 1}, ["a", 1], "9" * 5000,
-]  # fmt: skip
+NUMBERS: list[Any] = [None, True, -1, 0, 2**70, 1e308, float("nan")]
+TEXTS: list[Any] = ["", "x", "\x1b[31m", "../../x", "9" * 5000]
+JSON_VALUES = [*NUMBERS, *TEXTS, [], [[]], {}, {"a": 1}, ["a", 1]]
 OTHERS: list[bytes] = [
     b"",
     b"\0" * 64,
@@ -424,7 +396,7 @@ def with_other_values(content: bytes, data: st.DataObject) -> bytes | None:
 
 
 def damage(path: Path, content: bytes, data: st.DataObject) -> None:
-    """Puts something damaged in place of a file."""
+    """Replaces a file with a damaged one."""
     size = len(content)
     kinds = ["cut", "flip", "overwrite", "add", "other", "values", "values", "values", "nothing"]
     kind = data.draw(st.sampled_from([*kinds, "folder", "loop"]))
@@ -442,11 +414,8 @@ def damage(path: Path, content: bytes, data: st.DataObject) -> None:
     if kind == "cut":
         content = content[:at]
     elif kind == "flip":
-        content = (
-            content[:at]
-            + bytes([content[at] ^ 1 << data.draw(st.integers(0, 7))])
-            + (content[at + 1 :])
-        )
+        flipped = bytes([content[at] ^ 1 << data.draw(st.integers(0, 7))])
+        content = content[:at] + flipped + content[at + 1 :]
     elif kind == "overwrite":
         junk = data.draw(st.binary(min_size=1, max_size=40))
         content = content[:at] + junk + content[at + len(junk) :]
@@ -458,9 +427,9 @@ def damage(path: Path, content: bytes, data: st.DataObject) -> None:
 
 
 def check(read: Read, path: Path, root: Path | None = None) -> None:
-    """Reads what is damaged: a value, or an error of ours that names the file, or its root."""
+    """Reads a damaged file: the result is a value or a UsageError that names the file or folder."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries, about what they read; errors are the matter
+        warnings.simplefilter("ignore")  # of libraries about the content; only errors matter here
         try:
             read(path)
         except UsageError as error:
@@ -475,39 +444,34 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def attack(make: Make, read: Read, examples: int, root: Path) -> None:
-    """Reads a good file, then as many damaged ones."""
-    good = root / "good"
-    good.mkdir()
-    inner = make(good).relative_to(good)
-    content = (good / inner).read_bytes()
-    read(good / inner)
-
-    @settings(max_examples=examples)
-    @given(st.data())
-    def attempt(data: st.DataObject) -> None:
-        place = root / "damaged"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(good, place)
-        damage(place / inner, content, data)
-        check(read, place / inner)
-
-    attempt()
-
-
-@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+@SLOW
 @pytest.mark.parametrize("name", BOUNDARIES)
 def test_no_damage_gets_past_a_boundary(
     name: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boundary = BOUNDARIES[name]
+    boundary, good = BOUNDARIES[name], tmp_path / "good"
     monkeypatch.chdir(tmp_path)
-    attack(boundary.make, boundary.read, times * boundary.examples, tmp_path)
+    good.mkdir()
+    inner = boundary.make(good).relative_to(good)
+    content = (good / inner).read_bytes()
+    boundary.read(good / inner)
+
+    @settings(max_examples=times * boundary.examples)
+    @given(st.data())
+    def attempt(data: st.DataObject) -> None:
+        place = tmp_path / "damaged"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(good, place)
+        damage(place / inner, content, data)
+        check(boundary.read, place / inner)
+
+    attempt()
 
 
+@SLOW
 @pytest.mark.parametrize("name", MAKERS)
 def test_no_damage_to_a_data_set_gets_past(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "good"
     root.mkdir()
@@ -521,7 +485,7 @@ def test_no_damage_to_a_data_set_gets_past(
             if pictures is not None:
                 read_all(pictures)
 
-    @settings(max_examples=DATA_SETS.get(name, 25))
+    @settings(max_examples=times * DATA_SETS.get(name, 4))
     @given(st.data())
     def attempt(data: st.DataObject) -> None:
         path = root / data.draw(st.sampled_from([*kinds.values(), *files]))

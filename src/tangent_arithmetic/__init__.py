@@ -32,19 +32,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "arithmetic.task_vectors": (
-        "LinearizedTaskVector", "NonLinearTaskVector", "TaskVector", "linear_to_nonlinear",
-        "nonlinear_to_linear",
-    ),
-    "encoders.images": (
-        "ClassificationHead", "ImageClassifier", "ImageEncoder", "MultiHeadImageClassifier",
-    ),
-    "encoders.linearized": ("LinearizedImageEncoder",),
-    "tangent": ("Displacement", "jvp", "jvps", "rule"),
-    "tangent.linearized": ("LinearizedModel", "linearize"),
-}  # fmt: skip
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# the modules of the public names, light ones first; the last ones import open_clip
+_HOMES = (
+    "tangent",
+    "tangent.linearized",
+    "arithmetic.task_vectors",
+    "encoders.images",
+    "encoders.linearized",
+)
 
 __all__ = [
     "ClassificationHead",
@@ -68,11 +63,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in __all__:
+        for home in _HOMES:
+            module = importlib.import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                globals()[name] = value = getattr(module, name)
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

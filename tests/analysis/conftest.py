@@ -1,66 +1,74 @@
-"""A small run, with both modes fine-tuned and everything evaluated that analyses read."""
+"""A small run, fine-tuned in both modes and evaluated, trained once per session for all rooms."""
 
 from __future__ import annotations
 
-import copy
+import functools
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tangent_arithmetic.commands import add as eval_task_addition
-from tangent_arithmetic.commands import evaluate as eval_single_task
-from tangent_arithmetic.commands import finetune
-from tangent_arithmetic.commands import negate as eval_task_negation
-from tangent_arithmetic.run.args import Config, parse_arguments
-from tests.small_suite import flags, small_suite
+from tangent_arithmetic.commands import add, evaluate, finetune, negate
+from tangent_arithmetic.run.run import Run
+from tests.small_suite import SIZES, flags, small_config, small_suite
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Settings of the run, whose files are there, in the home folder of who ran it."""
-    folder = tmp_path_factory.mktemp("analysis")
-    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+@contextmanager
+def smaller_suite() -> Iterator[None]:
+    """The small suite with fewer images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "val", 20)
+        patch.setitem(SIZES, "test", 24)
+        with small_suite(patch):
+            yield
+
+
+@functools.cache
+def trained(base: Path) -> Path:
+    """The folder of the run, which is also the home folder of the user who made it.
+
+    Args:
+        base: pytest's temporary folder of this session.
+    """
+    folder = base / "small_run"
+    folder.mkdir()
+    with smaller_suite(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
+        words, database = flags(folder), f"--results-db={folder / 'all.jsonl'}"
         for mode in ("standard", "linear"):
-            database = f"--results-db={folder / 'all.jsonl'}"
-            assert finetune.main([f"--finetuning-mode={mode}", database, *flags(folder)]) == 0
-        for mode in ("none", "standard", "linear", "posthoc"):
-            assert eval_single_task.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
+            assert finetune.main([f"--finetuning-mode={mode}", database, *words]) == 0
+        assert evaluate.main(["--finetuning-mode=none", *words]) == 0
         for mode in ("standard", "linear", "posthoc"):
-            assert eval_task_addition.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
-            assert eval_task_negation.main([f"--finetuning-mode={mode}", *flags(folder)]) == 0
-        return parse_arguments(flags(folder))
+            for command in (evaluate, add, negate):
+                assert command.main([f"--finetuning-mode={mode}", *words]) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
-def run(made: Config) -> Iterator[Config]:
-    """The run, with its small sets in place: for a module, for other tests need the true ones.
-
-    Its results are every test's; a test that writes results takes `args`.
-    """
-    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
-        before = _contents(made)
-        yield made
-        assert _contents(made) == before, "a test wrote results into the run that all tests share"
-
-
-@pytest.fixture
-def args(run: Config, tmp_path: Path) -> Config:
-    """The run's settings, with a copy of its results."""
-    own = copy.copy(run)
-    shutil.copytree(run.results, tmp_path / "results")
-    own.results = str(tmp_path / "results")
-    return own
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """The run and its suite; tests must not write into its results, see `own`."""
+    folder = trained(tmp_path_factory.getbasetemp())
+    with smaller_suite():
+        shared = Run.of(small_config(folder))
+        before = _contents(shared)
+        yield shared
+        assert _contents(shared) == before, "a test wrote into the results that all tests share"
 
 
 @pytest.fixture
-def words(made: Config, args: Config) -> list[str]:
-    """The command line of `args`."""
-    assert made.save is not None
-    return flags(Path(made.save).parent, args.results)
+def own(run: Run, tmp_path: Path) -> Run:
+    """The run with a copy of its results."""
+    shutil.copytree(run.config.results, tmp_path / "results")
+    return run.with_(results=str(tmp_path / "results"))
 
 
-def _contents(run: Config) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in Path(run.results).rglob("*") if path.is_file()}
+@pytest.fixture
+def words(own: Run, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command line of `own`."""
+    return flags(trained(tmp_path_factory.getbasetemp()), own.config.results)
+
+
+def _contents(run: Run) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.results.rglob("*") if path.is_file()}

@@ -1,8 +1,9 @@
-"""The analyses on a small run, against what the evaluation scripts and plain loops find."""
+"""The analyses on a small run, against the evaluation scripts and plain loops."""
 
 from __future__ import annotations
 
-import copy
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,122 +11,113 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot
 
 from src.eval import eval_single_dataset
 from tangent_arithmetic.analysis import (
     analogies,
     disentanglement,
+    fewshot,
     negation,
     similarity,
     single,
     subsets,
 )
 from tangent_arithmetic.analysis.edits import Edits
-from tangent_arithmetic.analysis.fewshot import chosen_indices, few_shot
+from tangent_arithmetic.analysis.figures import plain
 from tangent_arithmetic.analysis.tables import table_path
 from tangent_arithmetic.commands import analyze
 from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.run.args import Config
-from tangent_arithmetic.run.models import finetuned_encoder, split_of, task_vector, zeroshot_encoder
-from tangent_arithmetic.run.modes import edited
+from tangent_arithmetic.run.models import finetuned_encoder, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.results import arithmetic_path, load_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.small_suite import TASKS
 
 MODES = ("standard", "posthoc", "linear")
+DEFAULT = Run.of(Config())
 
 
-def changed(args: Config, **changes: Any) -> Config:
-    found = copy.copy(args)
-    for name, value in changes.items():
-        setattr(found, name, value)
-    return found
+@pytest.fixture(autouse=True)
+def figures_closed() -> Iterator[None]:
+    yield
+    pyplot.close("all")
 
 
-def test_no_file_of_a_run_names_the_home_folder(made: Config) -> None:
-    assert made.save is not None
-    home = Path(made.save).parent
+def test_no_file_of_a_run_names_the_home_folder(run: Run) -> None:
+    home = run.cache.parent
     written = [path for path in home.rglob("*") if path.is_file()]
     assert {".safetensors", ".json", ".html", ".jsonl"} <= {path.suffix for path in written}
     for path in written:
         assert str(home).encode() not in path.read_bytes(), path
 
 
-# --- edits
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_one_vector_is_what_the_sweep_finds(run: Config, mode: str) -> None:
-    edits = Edits(Run.of(run), mode, TASKS)
-    coefs = [-0.5, 0.0, 0.3, 1.0]
-    for task in TASKS:
-        tau = task_vector(Run.of(run), task, mode, edits.encoder, edits.theta0_hash)
-        expected = split_of(Run.of(run), edits.base, "Emoji").sweep(edits.base, tau.vector, coefs)
-        assert edits.accuracies("Emoji", [{task: c} for c in coefs]) == expected
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_several_vectors_are_the_model_at_their_sum(run: Config, mode: str) -> None:
-    edits = Edits(Run.of(run), mode, TASKS)
-    point = {"Emoji": 0.4, "FashionMNIST": -0.7}
-    encoder, theta0_hash = zeroshot_encoder(Run.of(run))
-    one, other = (task_vector(Run.of(run), t, mode, encoder, theta0_hash) for t in TASKS)
-    total = 0.4 * one + (-0.7) * other
-    model = (total.apply_to_linear if mode == "posthoc" else total.apply_to)(encoder)
-    for dataset in ("Emoji", "FashionMNISTVal"):
-        expected = eval_single_dataset(model, dataset, run)["top1"]
-        assert edits.accuracies(dataset, [{}, point, {}])[1] == expected
-
-
-def test_the_pretrained_weights_are_untouched(run: Config) -> None:
-    edits = Edits(Run.of(run), "standard", TASKS)
+def test_edits_evaluate_the_model_at_each_sum_of_vectors(run: Run, mode: str) -> None:
+    edits = Edits(run, mode, TASKS)
     before = {name: value.clone() for name, value in edits.base.weights().items()}
-    edits.accuracies("EmojiVal", [{"Emoji": 1.0}, {"FashionMNIST": 2.0}])
+    encoder, theta0_hash = zeroshot_encoder(run)
+    one, other = (task_vector(run, task, mode, encoder, theta0_hash) for task in TASKS)
+    both = {"Emoji": 0.4, "FashionMNIST": -0.7}
+    models = [
+        (tau.apply_to_linear if mode == "posthoc" else tau.apply_to)(encoder)
+        for tau in (-0.5 * one, 0.4 * one + (-0.7) * other)
+    ]
+    expected = [eval_single_dataset(model, "EmojiVal", run)["top1"] for model in models]
+    assert edits.accuracies("EmojiVal", [{"Emoji": -0.5}, both]) == expected
     assert all(torch.equal(value, before[n]) for n, value in edits.base.weights().items())
+    with pytest.raises(KeyError, match=r"no vectors \['Emojo'\]; there are \['Emoji', 'Fashion"):
+        edits.predictions("Emoji", [{"Emojo": 1.0}])
 
 
-def test_a_vector_that_is_not_there_is_named(run: Config) -> None:
-    with pytest.raises(KeyError, match=r"no vectors \['Emojo'\]; there are \['Emoji'\]"):
-        Edits(Run.of(run), "linear", ["Emoji"]).predictions("Emoji", [{"Emojo": 1.0}])
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_disentanglement_error_matches_its_definition(run: Run, mode: str) -> None:
+    of_pair = run.with_(pairs=["Emoji+FashionMNIST"], grid_points=3)
+    table = disentanglement.table(of_pair, [mode])
+    errors = table.set_index(["coef1", "coef2"])
+    assert sorted(errors.index) == list(itertools.product((-2.0, 0.0, 2.0), repeat=2))
+    edits, (a, b) = Edits(run, mode, TASKS), (-2.0, 2.0)
+    points = [{"Emoji": a, "FashionMNIST": b}, {"Emoji": a}, {"FashionMNIST": b}]
+    expected = []
+    for alone, task in enumerate(TASKS, 1):
+        classes, _ = edits.predictions(task, points)
+        expected.append(float((classes[0] != classes[alone]).double().mean()))
+    row = errors.loc[(a, b)]
+    assert [row["error1"], row["error2"]] == pytest.approx(expected, abs=1e-12)
+    assert row["error"] == row["error1"] + row["error2"]
+    for a in (-2.0, 2.0):  # without the other vector nothing changes
+        assert errors.loc[(a, 0.0)]["error1"] == 0 == errors.loc[(0.0, a)]["error2"]
+    assert errors.loc[(0.0, 0.0)]["error"] == 0 < errors["error"].max()
+    image = plain(disentanglement.draw, table, of_pair).axes[0].images[0].get_array()
+    assert image[2, 0] == row["error"]  # coef2 upwards, coef1 to the right
 
 
-# --- disentanglement
+def test_pairs_default_to_the_first_tasks() -> None:
+    first = [("Emoji", "FashionMNIST"), ("LandCover", "Letters"), ("MNIST", "Signs")]
+    assert disentanglement.pairs_of(DEFAULT) == first
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_disentanglement_is_its_definition(run: Config, mode: str) -> None:
-    args = changed(run, pairs=["Emoji+FashionMNIST"], grid_points=3)
-    found = disentanglement.table(Run.of(args), [mode]).set_index(["coef1", "coef2"])
-    assert sorted(found.index) == [(a, b) for a in (-2.0, 0.0, 2.0) for b in (-2.0, 0.0, 2.0)]
-    edits = Edits(Run.of(run), mode, TASKS)
-    for a, b in ((-2.0, 2.0), (2.0, -2.0), (0.0, 2.0)):
-        expected = []
-        for task, alone in zip(TASKS, ({"Emoji": a}, {"FashionMNIST": b}), strict=True):
-            (joint,), _ = edits.predictions(task, [{"Emoji": a, "FashionMNIST": b}])
-            (own,), _ = edits.predictions(task, [alone])
-            expected.append(float((joint != own).double().mean()))
-        row = found.loc[(a, b)]
-        assert [row["error1"], row["error2"]] == pytest.approx(expected, abs=1e-12)
-        assert row["error"] == row["error1"] + row["error2"]
-    for a in (-2.0, 2.0):  # where the other vector is not added, nothing changes
-        assert found.loc[(a, 0.0)]["error1"] == 0 == found.loc[(0.0, a)]["error2"]
-    assert found.loc[(0.0, 0.0)]["error"] == 0 < found["error"].max()
-
-
-@pytest.mark.parametrize("text", ["Emoji", "Emoji+Emoji", "Emoji+Signz"])
-def test_pairs_that_are_none_are_refused(run: Config, text: str) -> None:
-    with pytest.raises(UsageError, match=r"expected --pairs of two tasks|unknown data set"):
-        disentanglement.pairs_of(Run.of(changed(run, pairs=[text])))
-
-
-def test_the_pairs_of_a_suite_are_its_first_tasks() -> None:
-    assert disentanglement.pairs_of(Run.of(Config())) == [
-        ("Emoji", "FashionMNIST"), ("LandCover", "Letters"), ("MNIST", "Signs")
-    ]  # fmt: skip
-
-
-# --- subsets
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pairs": ["Emoji"]}, "expected --pairs of two tasks each"),
+        ({"pairs": ["Emoji+Emoji"]}, "expected --pairs of two tasks each"),
+        ({"pairs": ["Emoji+Signz"]}, "unknown data set"),
+        ({"pairs": ["Emoji+Signs", "Signs + EmojiVal"]}, "--pairs names Signs and Emoji twice"),
+        ({"analogies": ["A+B=C"]}, "expected an analogy such as"),
+        ({"analogies": ["Emoji+Signs-MNIST=Letterz"]}, "unknown data set"),
+        (
+            {"analogies": ["Emoji+Signs-MNIST=Letters", "Emoji + Signs - MNISTVal = Letters"]},
+            "--analogies names .* twice",
+        ),
+        ({"suite": "clip8", "model": "ViT-B-32"}, "has no analogies of its own"),
+    ],
+)
+def test_invalid_pairs_and_analogies_are_refused(settings: dict[str, Any], message: str) -> None:
+    of = disentanglement.pairs_of if "pairs" in settings else analogies.analogies_of
+    with pytest.raises(UsageError, match=message):
+        of(DEFAULT.with_(**settings))
 
 
 def test_all_subsets_and_a_sample() -> None:
@@ -139,44 +131,48 @@ def test_all_subsets_and_a_sample() -> None:
     assert sampled != subsets.subsets(tasks, 2, seed=2)
 
 
-def test_subsets_of_all_are_the_sum_that_addition_finds(run: Config) -> None:
-    found = subsets.table(Run.of(run), edited())
-    assert len(found) == 9 and set(found["num_vectors"]) == {1, 2}
-    for mode in ("posthoc", "linear"):  # the standard one looks at other coefficients
-        addition = load_results(arithmetic_path(Run.of(run), mode, "additions"))
-        row = found[(found["mode"] == mode) & (found["num_vectors"] == 2)].iloc[0]
+def test_the_full_subset_equals_the_sum_of_task_addition(run: Run) -> None:
+    table = subsets.table(run, ["posthoc", "linear"])
+    assert len(table) == 6 and set(table["num_vectors"]) == {1, 2}
+    for mode in ("posthoc", "linear"):
+        addition = load_results(arithmetic_path(run, mode, "additions"))
+        row = table[(table["mode"] == mode) & (table["num_vectors"] == 2)].iloc[0]
         assert row["coefficient"] == addition["coefficient"]
         assert row["absolute"] == pytest.approx(addition["test"]["avg_top1"], abs=1e-12)
         assert row["normalised"] == pytest.approx(addition["test"]["avg_normalized_top1"])
         assert row["own_absolute"] == row["absolute"]
+    figure = plain(subsets.draw, table, run)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["linear (3 subsets)", "post-hoc (3 subsets)"]
 
 
-# --- the rest
-
-
-def test_single_tasks_are_those_of_the_results(run: Config) -> None:
-    found = single.table(Run.of(run)).set_index("task")
-    encoder, theta0_hash = zeroshot_encoder(Run.of(run))
-    tuned = finetuned_encoder(Run.of(run), "Emoji", "posthoc", encoder, theta0_hash)
-    assert found.loc["Emoji", "posthoc"] == eval_single_dataset(tuned, "Emoji", run)["top1"]
-    row = found.loc["Emoji"]
+def test_single_tasks_are_read_from_the_results(run: Run) -> None:
+    row = single.table(run).set_index("task").loc["Emoji"]
+    encoder, theta0_hash = zeroshot_encoder(run)
+    tuned = finetuned_encoder(run, "Emoji", "posthoc", encoder, theta0_hash)
+    assert row["posthoc"] == eval_single_dataset(tuned, "Emoji", run)["top1"]
     gap = (row["standard"] - row["linear"]) / (1 - 1 / 9)
     assert row["advantage_linear"] == pytest.approx(gap)
 
 
-def test_cosines_norms_and_layers(run: Config) -> None:
-    found = similarity.table(Run.of(run)).set_index(["mode1", "task1", "mode2", "task2"])
-    encoder, theta0_hash = zeroshot_encoder(Run.of(run))
-    one, other = (task_vector(Run.of(run), t, "linear", encoder, theta0_hash) for t in TASKS)
-    row = found.loc[("linear", "Emoji", "linear", "FashionMNIST")]
+def test_cosines_norms_and_layers(run: Run) -> None:
+    table = similarity.table(run)
+    encoder, theta0_hash = zeroshot_encoder(run)
+    one, other = (task_vector(run, t, "linear", encoder, theta0_hash) for t in TASKS)
+    pairs = table.set_index(["mode1", "task1", "mode2", "task2"])
+    row = pairs.loc[("linear", "Emoji", "linear", "FashionMNIST")]
     assert row["cosine"] == pytest.approx(float(one.cosine_similarity(other)), abs=1e-6)
     norm = sum(float(v.double().square().sum()) for v in one.vector.values()) ** 0.5
     assert row["norm1"] == pytest.approx(norm)
-    shares = similarity.layers(Run.of(run))
+    shares = similarity.layers(run)
     assert len(shares["layer"].unique()) == 10
     assert np.allclose(shares.groupby(["mode", "task"])["share"].sum(), 1.0)
     linear = shares[(shares["mode"] == "linear") & (shares["task"] == "Emoji")]
     assert np.hypot.reduce(linear["norm"]) == pytest.approx(norm)
+    written = [text.get_text() for text in plain(similarity.draw, table, run).axes[1].texts]
+    assert written == ["1.00", ".00", ".00", "1.00"]  # the vectors are nearly orthogonal
+    bars = plain(similarity.draw_layers, shares, run).axes[0].containers
+    assert sum(bar[0].get_width() for bar in bars) == pytest.approx(100)
 
 
 def test_random_vectors_have_the_norms_of_the_task_vector() -> None:
@@ -192,134 +188,117 @@ def test_random_vectors_have_the_norms_of_the_task_vector() -> None:
         assert not torch.equal(negation.random_like(tau, seed, task)["a"], noise["a"])
 
 
-def test_negation_against_random_vectors(run: Config) -> None:
-    found = negation.against_random(Run.of(run), ["linear"])
-    assert list(found["vector"]) == ["task", "random"] * 2
-    known = load_results(arithmetic_path(Run.of(run), "linear", "negations"))["Emoji"]
-    row = found.iloc[0]
+def test_negation_against_random_vectors(run: Run) -> None:
+    table = negation.against_random(run, ["linear"])
+    assert list(table["vector"]) == ["task", "random"] * 2
+    known = load_results(arithmetic_path(run, "linear", "negations"))["Emoji"]
+    row = table.iloc[0]
     assert (row["target"], row["control"]) == (known["test"], known["test_control"])
-    curve = negation.curves(Run.of(run), ["linear"])
+    bars = plain(negation.draw_random, table, run).axes[0].containers
+    means = table.groupby("vector")["target"].mean()
+    heights = [bar[0].get_height() for bar in bars]
+    assert heights == pytest.approx([100 * means["task"], 100 * means["random"]])
+    curve = negation.curves(run, ["linear"])
     assert len(curve) == 6 and set(curve["coefficient"]) == {0.0, 0.5, 1.0}
+    lines = plain(negation.draw_curves, curve, run).axes[0].lines
+    assert len(lines[0].get_xdata()) == 3 and lines[1].get_label().endswith("the threshold")
 
 
-def test_analogies_are_evaluated_at_their_vectors(run: Config) -> None:
-    args = changed(run, analogies=["Emoji+FashionMNIST-Emoji=FashionMNIST"])  # c + b - c = b
-    found = analogies.table(Run.of(args), ["linear"]).set_index(["vector", "chosen"])
-    edits = Edits(Run.of(run), "linear", TASKS)
+def test_analogies_are_evaluated_at_their_vectors(run: Run) -> None:
+    of_run = run.with_(analogies=["Emoji+FashionMNIST-Emoji=FashionMNIST"])
+    (analogy,) = analogies.analogies_of(of_run)
+    assert analogy.point == {"Emoji": 0.0, "FashionMNIST": 1.0}  # c + b - c
+    table = analogies.table(of_run, ["linear"])
+    rows = table.set_index(["vector", "chosen"])
+    edits = Edits(run, "linear", TASKS)
     zero, target = edits.accuracies("FashionMNIST", [{}, {"FashionMNIST": 1.0}])
-    assert found.loc[("zero-shot", "-"), "accuracy"] == zero
-    assert found.loc[("target", "-"), "accuracy"] == target
+    assert rows.loc[("zero-shot", "-"), "accuracy"] == zero
+    assert rows.loc[("target", "-"), "accuracy"] == target
     for chosen in ("without target", "with target"):
-        row = found.loc[("c + b", chosen)]
-        coef = row["coefficient"]
-        (accuracy,) = edits.accuracies("FashionMNIST", [{"Emoji": coef, "FashionMNIST": coef}])
-        assert row["accuracy"] == accuracy
+        row = rows.loc[("c + b", chosen)]
+        point = dict.fromkeys(TASKS, row["coefficient"])
+        assert edits.accuracies("FashionMNIST", [point]) == [row["accuracy"]]
+    heights = [bar.get_height() for bar in plain(analogies.draw, table, of_run).axes[0].patches]
+    assert len(heights) == 7 and (heights[0], heights[-1]) == (100 * zero, 100 * target)
 
 
-def test_pairs_and_analogies_come_once() -> None:
-    with pytest.raises(UsageError, match="--pairs names Signs and Emoji twice"):
-        disentanglement.pairs_of(Run.of(Config(pairs=["Emoji+Signs", "Signs + EmojiVal"])))
-    twice = "Emoji+Signs-MNIST=Letters,Emoji + Signs - MNISTVal = Letters"
-    with pytest.raises(UsageError, match=r"--analogies names .* twice"):
-        analogies.analogies_of(Run.of(Config(analogies=twice.split(","))))
-    (analogy,) = analogies.analogies_of(Run.of(Config(analogies=["Emoji+Signs-Emoji=Signs"])))
-    assert analogy.point == {"Emoji": 0.0, "Signs": 1.0}  # c + b - c
-
-
-@pytest.mark.parametrize("text", ["A+B=C", "Emoji+FashionMNIST-MNIST=Letterz"])
-def test_analogies_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"expected an analogy such as|unknown data set"):
-        analogies.analogies_of(Run.of(Config(analogies=[text])))
-    with pytest.raises(UsageError, match="has no analogies of its own"):
-        analogies.analogies_of(Run.of(Config(suite="clip8", model="ViT-B-32")))
-
-
-def test_few_pictures_are_chosen_by_class(run: Config) -> None:
+def test_few_images_are_chosen_by_class() -> None:
     labels = np.array([0, 1, 1, 1, 2, 2, 0, 1])
-    chosen = chosen_indices(labels, 2, 0)
+    chosen = fewshot.chosen_indices(labels, 2, 0)
     assert np.bincount(labels[chosen]).tolist() == [2, 2, 2] and chosen == sorted(set(chosen))
-    assert chosen_indices(labels, 2, 0) == chosen and len(chosen_indices(labels, 9, 0)) == 8
-    train = Run.of(run).data.dataset("EmojiVal").train
-    assert labels_of(train).tolist() == [train[i][1] for i in range(len(train))]
+    assert fewshot.chosen_indices(labels, 2, 0) == chosen
+    assert len(fewshot.chosen_indices(labels, 9, 0)) == 8
 
 
-def test_few_pictures_improve_on_none(run: Config) -> None:
-    edits = Edits(Run.of(run), "standard", TASKS)
-    before, none = few_shot(Run.of(run), edits, {"Emoji": 0.5}, "FashionMNIST", 0)
-    (expected,) = edits.accuracies("FashionMNIST", [{"Emoji": 0.5}])
-    assert (before, none) == (expected, 0)
-    _, count = few_shot(Run.of(run), edits, {}, "FashionMNIST", 1)
-    assert count == len(np.unique(labels_of(Run.of(run).data.dataset("FashionMNISTVal").train)))
-    assert edits.accuracies("FashionMNIST", [{"Emoji": 0.5}]) == [expected]
+def test_few_shot_experiment(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fewshot, "STEPS", 2)
+    few = own.with_(analogies=["Emoji+FashionMNIST-Emoji=FashionMNIST"], shots=[1])
+    keys = ("mode", "target", "vector", "chosen", "coefficient", "accuracy")
+    row = ("standard", "FashionMNIST", "c + b - a", "without target", 0.5, 0.1)
+    table_path(few, "analogies").parent.mkdir()
+    pd.DataFrame([row], columns=keys).to_csv(table_path(few, "analogies"), index=False)
+    table = analogies.with_few_images(few)
+    labels = labels_of(few.data.dataset("FashionMNISTVal").train)
+    assert list(table["num_images"]) == [0, len(np.unique(labels))] * 2
+    edits = Edits(few, "standard", TASKS)
+    before = edits.accuracies("FashionMNIST", [{}, {"FashionMNIST": 0.5}])
+    assert list(table[table["shots"] == 0]["accuracy"]) == before
+    lines = plain(analogies.draw_few, table, few).axes[0].lines
+    assert [line.get_ydata()[0] for line in lines] == [100 * value for value in before]
 
 
-# --- the command
-
-
-@pytest.mark.parametrize(
-    "names", [["single", "similarity"], pytest.param([], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("names", [["single"], pytest.param([], marks=pytest.mark.slow)])
 def test_the_command_writes_tables_figures_and_provenance(
-    names: list[str], args: Config, words: list[str]
+    names: list[str], own: Run, words: list[str]
 ) -> None:
-    folder = Run.of(args).results
-    own = ["--grid-points=3", "--pairs=Emoji+FashionMNIST", "--shots=1"]
-    own += ["--analogies=Emoji+FashionMNIST-Emoji=FashionMNIST"]
-    assert analyze.main([*names, *words, *own]) == 0
+    extra = ["--grid-points=3", "--pairs=Emoji+FashionMNIST", "--shots=1"]
+    extra += ["--analogies=Emoji+FashionMNIST-Emoji=FashionMNIST"]
+    assert analyze.main([*names, *words, *extra]) == 0
     for analysis in names or analyze.ANALYSES:
         for name, _, _ in analyze.ANALYSES[analysis]:
-            found = pd.read_csv(folder / "analysis" / f"{name}.csv")
-            assert len(found) > 1 and not found.isna().any().any()
-            facts = load_results(folder / "analysis" / f"{name}.json")
+            table = pd.read_csv(table_path(own, name))
+            assert len(table) > 1 and not table.isna().any().any()
+            facts = load_results(own.results / "analysis" / f"{name}.json")
             assert facts["seed"] == 0 and facts["commit"]
-            png, svg = (folder / "figures" / f"{name}.{kind}" for kind in ("png", "svg"))
+            png, svg = (own.results / "figures" / f"{name}.{kind}" for kind in ("png", "svg"))
             assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
             text = svg.read_text(encoding="utf-8")
             assert "<svg" in text and "seed 0" in text
-    page = (folder / "report.html").read_text(encoding="utf-8")
+    page = (own.results / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure>") >= len(names or analyze.ANALYSES)
     assert ("explorer-data" in page) == (not names)
-
-
-def test_an_unknown_analysis_is_told_the_nearest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert analyze.main(["subset", f"--save={tmp_path}"]) == 2
-    assert "unknown analysis 'subset'; choose from subsets" in capsys.readouterr().err
-
-
-def test_figures_are_drawn_again_from_their_tables(args: Config) -> None:
-    analyze.analyze(Run.of(args), ["single"])
-    figure, table = (
-        Run.of(args).results / "figures" / "single.svg",
-        table_path(Run.of(args), "single"),
-    )
+    figure, path = own.results / "figures" / "single.svg", table_path(own, "single")
     before = figure.read_text(encoding="utf-8")
-    figure.unlink()
-    analyze.analyze(Run.of(args), ["figures"])
-    assert figure.read_text(encoding="utf-8") == before
-    changed = pd.read_csv(table)
+    changed = pd.read_csv(path)
     changed["linear"] = 0.1
-    changed.to_csv(table, index=False)
-    analyze.analyze(Run.of(args), ["figures"])
+    changed.to_csv(path, index=False)
+    analyze.analyze(own, ["figures"])
     assert figure.read_text(encoding="utf-8") != before
 
 
-def test_what_cannot_be_analysed_is_left_out_if_nothing_was_named(
-    run: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_missing_inputs_are_skipped_unless_named(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = copy.copy(run)
-    own.results, own.save = str(tmp_path / "results"), str(tmp_path / "save")
+    empty = run.with_(results=str(tmp_path / "results"), save=str(tmp_path / "save"))
     with pytest.raises(MissingFileError, match=r"python src/finetune\.py"):
-        analyze.analyze(Run.of(own), ["similarity"])
-    analyze.analyze(Run.of(own))
-    left = {r.getMessage().split(" is left")[0] for r in caplog.records if "left out" in r.msg}
-    assert {"similarity", "subsets", "analogies", "the explorer"} <= left
-    assert (Run.of(own).results / "report.html").is_file()
-
-
-def test_a_missing_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert analyze.main(["similarity", f"--save={tmp_path}", f"--cache-dir={tmp_path}"]) == 2
-    assert "Make it with: python src/finetune.py" in capsys.readouterr().err
+        analyze.analyze(empty, ["similarity"])
+    analyze.analyze(empty)
+    skipped = {r.getMessage().split(" is left")[0] for r in caplog.records if "left out" in r.msg}
+    assert {"similarity", "subsets", "analogies", "the explorer"} <= skipped
+    assert (empty.results / "report.html").is_file()
     with pytest.raises(MissingFileError, match=r"python src/analyze\.py analogies .*--seed=3"):
-        analogies.with_few_pictures(Run.of(Config(results=str(tmp_path), seed=3)))
+        analogies.with_few_images(empty.with_(seed=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("subset", "unknown analysis 'subset'; choose from subsets"),
+        ("similarity", "Make it with: python src/finetune.py"),
+    ],
+)
+def test_errors_name_the_way_out(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze.main([name, f"--save={tmp_path}", f"--cache-dir={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err

@@ -1,5 +1,5 @@
 """The small run of the analyses."""
 
-from tests.analysis.conftest import made, run
+from tests.analysis.conftest import run
 
-__all__ = ["made", "run"]
+__all__ = ["run"]

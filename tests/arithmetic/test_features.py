@@ -1,13 +1,14 @@
-"""Features of linear models: exact at every coefficient, computed once, found again."""
+"""Features of linear models: exact at every coefficient, computed once, then cached."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +17,81 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL.ImageOps import grayscale
-from safetensors.torch import load, save_file
-from torch import Tensor
-from torchvision.transforms import Compose, Normalize
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
 
-from src.heads import get_classification_head
 from tangent_arithmetic.arithmetic import features
-from tangent_arithmetic.arithmetic.features import Features
+from tangent_arithmetic.arithmetic.features import Features, linear_features
+from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.loading import EvalBatches
-from tangent_arithmetic.data.registry import ImageDataset, SuiteData
-from tangent_arithmetic.encoders.images import ImageEncoder
-from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
-from tangent_arithmetic.run.args import Config
-from tangent_arithmetic.run.models import split_of
+from tangent_arithmetic.encoders.linearized import LinearizedEncoder
+from tangent_arithmetic.run.models import base_encoder, split_of, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.runtime import ddp, software
+from tangent_arithmetic.runtime import software
 from tangent_arithmetic.runtime.atomic import atomic
-from tangent_arithmetic.runtime.compute import Compute
-from tangent_arithmetic.storage.statedict import move, scale
+from tangent_arithmetic.runtime.compute import Compute, Precision
+from tangent_arithmetic.storage.statedict import content_hash, move, scale
 from tangent_arithmetic.tangent.linearized import LinearizedModel
+from tests.arithmetic.tiny import Convolution, declared, pictures
 from tests.miniatures import Opaque
-from tests.small_suite import SIZES, random_vector, small_config, small_suite
+from tests.small_suite import random_vector
 
 ROOT = Path(__file__).resolve().parents[2]
 Patch = pytest.MonkeyPatch
+Log = pytest.LogCaptureFixture
 State = dict[str, Tensor]
 COEF = st.floats(-2, 2, allow_subnormal=False)
 
 
-@pytest.fixture(scope="module")
-def encoder() -> ImageEncoder:
-    return ImageEncoder(Config())
+@dataclass
+class Case:
+    """Everything that features depend on: 24 images in three batches, the last smaller."""
+
+    cache: Path
+    patch: Patch = field(default_factory=Patch)
+    linear: LinearizedEncoder = field(default_factory=lambda: LinearizedEncoder(Convolution()))
+    images: np.ndarray = field(default_factory=lambda: pictures().images)
+    labels: np.ndarray = field(default_factory=lambda: pictures().labels)
+    opaque: bool = False
+    precision: Precision = "fp32"
+    batch_size: int = 10
+    rank: int = 0
+    world_size: int = 1
+
+    def batches(self) -> EvalBatches:
+        arrays = ArrayPictures(self.images, self.labels)
+        split: Any = Opaque(arrays) if self.opaque else arrays
+        transform, share = self.linear.val_preprocess, (self.rank, self.world_size)
+        return EvalBatches(split, transform, self.batch_size, 0, "test", *share)
+
+    def features(self, *vectors: State, cached: bool = True) -> Features:
+        compute = Compute(torch.device("cpu"), self.precision)
+        cache = self.cache if cached else None
+        return linear_features(self.linear, vectors, self.batches(), compute, cache)
+
+    def vectors(self, count: int) -> list[State]:
+        return [random_vector(self.linear.weights0(), seed=seed) for seed in range(count)]
+
+    def files(self) -> set[Path]:
+        """The cached files."""
+        return set(self.cache.rglob("*.safetensors"))
+
+    def size(self) -> int:
+        """Their total size in bytes."""
+        return sum(path.stat().st_size for path in self.files())
+
+    def age(self) -> None:
+        """Makes all cached files older."""
+        for path in self.files():
+            times = path.stat()
+            os.utime(path, (times.st_atime - 100, times.st_mtime - 100))
 
 
 @pytest.fixture
-def linear(encoder: ImageEncoder) -> LinearizedImageEncoder:
-    return LinearizedImageEncoder(image_encoder=encoder)
-
-
-@pytest.fixture
-def args(tmp_path: Path, monkeypatch: Patch) -> Iterator[Config]:
-    """24 pictures in three batches, the last smaller; nothing is kept yet."""
-    for split in ("test", "val"):
-        monkeypatch.setitem(SIZES, split, 24)
-    with small_suite(monkeypatch):
-        config = small_config(tmp_path)
-        config.batch_size = 10
-        yield config
+def case(tmp_path: Path, monkeypatch: Patch) -> Case:
+    return Case(tmp_path / "features", monkeypatch)
 
 
 @pytest.fixture
@@ -81,32 +108,6 @@ def passes(monkeypatch: Patch) -> list[int]:
     return seen
 
 
-def linear_features(
-    linear: LinearizedImageEncoder, vectors: Sequence[State], name: str, args: Config
-) -> Features:
-    """The features of a split of the run, kept where the run keeps them."""
-    run = Run.of(args)
-    batches = run.data.batches(name, linear.val_preprocess)
-    return features.linear_features(linear, vectors, batches, run.compute, run.feature_cache)
-
-
-def folder_of(linear: LinearizedImageEncoder, pictures: Any, args: Config) -> Path | None:
-    """The folder of the features of these pictures."""
-    run = Run.of(args)
-    rank, size = ddp.rank(), ddp.world_size()
-    batches = EvalBatches(pictures, linear.val_preprocess, rank=rank, world_size=size)
-    return features._folder(run.cache / "features", linear, batches, run.compute)
-
-
-def vectors_of(linear: LinearizedImageEncoder, count: int) -> list[State]:
-    return [random_vector(linear.weights0(), seed=seed) for seed in range(count)]
-
-
-def kept(args: Config) -> set[Path]:
-    """The files of features."""
-    return set((Path(str(args.cache_dir)) / "features").rglob("*.safetensors"))
-
-
 def identical(a: Features, b: Features) -> bool:
     """Whether two features have the same bits."""
     pairs = zip((a.f0, a.labels, *a.directions), (b.f0, b.labels, *b.directions), strict=True)
@@ -117,71 +118,34 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def pictures_of(linear: LinearizedImageEncoder, data: ImageDataset) -> tuple[Tensor, Tensor]:
-    """All images of a split in one batch, and their labels."""
-    pairs = [data.test[i] for i in range(len(data.test))]
-    transform = linear.val_preprocess
-    assert transform is not None
-    images = torch.stack([transform(image) for image, _ in pairs])
-    return images, torch.tensor([label for _, label in pairs])
+# values
 
 
-def declared(recipe: Any, *steps: Any) -> Compose:
-    """A transform that says what it does."""
-    transform = Compose(steps)
-    transform.recipe = recipe
-    return transform
-
-
-def fresh(linear: LinearizedImageEncoder, vectors: list[State], args: Config) -> Features:
-    """The features of the test split, neither kept nor found."""
-    return linear_features(linear, vectors, "Emoji", replace(args, feature_cache=False))
-
-
-# what they are
-
-
-@pytest.mark.parametrize("name", ["Emoji", "EmojiVal"])
-def test_they_are_those_of_the_model_on_the_whole_split_in_order(
-    args: Config, linear: LinearizedImageEncoder, name: str
-) -> None:
-    vectors = vectors_of(linear, 2)
-    found = linear_features(linear, vectors, name, args)
-    images, labels = pictures_of(linear, Run.of(args).data.dataset(name))
+@pytest.mark.parametrize("cached", [False, True])
+def test_features_of_the_whole_split_in_order(case: Case, cached: bool) -> None:
+    one, other = case.vectors(2)
+    found = case.features(one, other, cached=cached)
+    images = torch.from_numpy(case.images).permute(0, 3, 1, 2) / 255
+    case.linear.eval()
+    theta0, names = case.linear.weights0(), case.linear.theta0()
+    one, other = ({name: tau[name] for name in names} for tau in (one, other))
     with torch.no_grad():
-        f0, steps = linear.model.tangents(images, vectors)
-    assert torch.equal(found.labels, labels) and found.labels.dtype == torch.int64
-    assert len(found.directions) == 2
+        f0, steps = case.linear.tangents(images, [one, other])
+    assert torch.equal(found.labels, torch.from_numpy(case.labels))
+    assert found.labels.dtype == torch.int64 and len(found.directions) == 2
     for mine, expected in zip((found.f0, *found.directions), (f0, *steps), strict=True):
         assert mine.dtype == torch.float32 and mine.shape == expected.shape
         assert distance(mine, expected) < 1e-5
-
-
-@pytest.mark.parametrize("coefs", [(0.0, 0.0), (1.0, 0.0), (0.3, -0.7), (1.0, 1.0)])
-def test_the_logits_at_any_coefficients_are_those_of_the_encoder_moved_there(
-    args: Config, linear: LinearizedImageEncoder, coefs: tuple[float, float]
-) -> None:
-    vectors = vectors_of(linear, 2)
-    found = linear_features(linear, vectors, "Emoji", args)
-    head = get_classification_head(args, "Emoji")
-    theta = linear.weights0()
-    for coef, tau in zip(coefs, vectors, strict=True):
-        theta = move(theta, tau, coef)
-    linear.load_weights(theta)
-    images, _ = pictures_of(linear, Run.of(args).data.dataset("Emoji"))
-    with torch.no_grad():
-        assert distance(head(found.at(coefs)), head(linear(images))) < 1e-5
-
-
-def test_the_encoders_own_theta_takes_no_part(args: Config, linear: LinearizedImageEncoder) -> None:
-    (tau,) = vectors_of(linear, 1)
-    before = fresh(linear, [tau], args)
-    linear.load_weights(move(linear.weights(), tau, 0.5))
-    assert identical(fresh(linear, [tau], args), before)
+    for a, b in ((0.0, 0.0), (1.0, 0.0), (0.3, -0.7)):
+        case.linear.load_weights(move(move(theta0, one, a), other, b))
+        with torch.no_grad():
+            assert distance(found.at((a, b)), case.linear(images)) < 1e-5
 
 
 @given(st.lists(st.tuples(COEF, COEF), min_size=2, max_size=2), COEF)
-def test_they_are_affine_in_the_coefficients(points: list[tuple[float, float]], t: float) -> None:
+def test_features_are_affine_in_the_coefficients(
+    points: list[tuple[float, float]], t: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     f0, one, other = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
     found = Features(f0, [one, other], torch.zeros(5, dtype=torch.int64))
@@ -194,388 +158,172 @@ def test_they_are_affine_in_the_coefficients(points: list[tuple[float, float]], 
     )
 
 
-@pytest.mark.parametrize("coefs", [(), (1.0, 2.0)])
-def test_each_direction_needs_its_coefficient(coefs: tuple[float, ...]) -> None:
+def test_each_direction_has_a_coefficient_and_moves_to_the_device() -> None:
     found = Features(torch.ones(2, 3), [torch.ones(2, 3)], torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        found.at(coefs)
-
-
-def test_to_another_device_goes_everything() -> None:
-    found = Features(torch.ones(2, 3), [torch.ones(2, 3)], torch.zeros(2, dtype=torch.int64))
+    for coefs in ((), (1.0, 2.0)):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            found.at(coefs)
     moved = found.to(torch.device("meta"))
     assert {v.device.type for v in (moved.f0, moved.labels, *moved.directions)} == {"meta"}
 
 
-def test_the_shares_of_the_ranks_make_the_whole(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    vectors = vectors_of(linear, 1)
-    whole = linear_features(linear, vectors, "Emoji", args)
-    monkeypatch.setattr(ddp, "world_size", lambda: 5)
-    for rank in range(5):
-        monkeypatch.setattr(ddp, "rank", lambda rank=rank: rank)
-        share = linear_features(linear, vectors, "Emoji", args)
-        assert torch.equal(share.labels, whole.labels[rank::5])
-        assert distance(share.f0, whole.f0[rank::5]) < 1e-5
-        assert distance(share.directions[0], whole.directions[0][rank::5]) < 1e-5
-
-
-def test_a_rank_without_pictures_has_no_features(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch, passes: list[int]
-) -> None:
-    vectors = vectors_of(linear, 2)
-    monkeypatch.setattr(ddp, "world_size", lambda: 60)
-    monkeypatch.setattr(ddp, "rank", lambda: 50)
-    for _ in ("computed", "found"):
-        share = linear_features(linear, vectors, "Emoji", args)
+def test_ranks_have_shares_of_the_whole_or_nothing(case: Case, passes: list[int]) -> None:
+    (tau,) = case.vectors(1)
+    whole = case.features(tau)
+    case.world_size = 5
+    for case.rank in range(5):
+        share = case.features(tau)
+        assert torch.equal(share.labels, whole.labels[case.rank :: 5])
+        assert distance(share.f0, whole.f0[case.rank :: 5]) < 1e-5
+        assert distance(share.directions[0], whole.directions[0][case.rank :: 5]) < 1e-5
+    passes.clear()
+    case.world_size, case.rank = 60, 50
+    for _ in ("computed", "read"):
+        share = case.features(tau, tau)
         assert len(share.labels) == len(share.f0) == 0 and share.labels.dtype == torch.int64
         assert [len(direction) for direction in share.directions] == [0, 0]
     assert passes == []
 
 
-@pytest.fixture
-def batchnorm(args: Config, resnet: str) -> LinearizedImageEncoder:
-    args.model, args.suite = resnet, "embedded"
-    encoder = LinearizedImageEncoder(image_encoder=ImageEncoder(args))
-    assert encoder.model.module_buffers()
-    return encoder
-
-
-def test_buffers_in_a_task_vector_are_passed_over(
-    args: Config, batchnorm: LinearizedImageEncoder, passes: list[int]
-) -> None:
-    tau = random_vector(batchnorm.weights0())
-    params = {name: tau[name] for name in batchnorm.model.theta0()}
-    assert len(params) < len(tau)
-    found = linear_features(batchnorm, [tau], "Emoji", args)
-    passes.clear()
-    assert identical(linear_features(batchnorm, [params], "Emoji", args), found)
-    assert passes == [] and len(kept(args)) == 2
-
-
-def test_buffers_of_the_encoder_count(
-    args: Config, batchnorm: LinearizedImageEncoder, passes: list[int]
-) -> None:
-    (tau,) = vectors_of(batchnorm, 1)
-    before = linear_features(batchnorm, [tau], "Emoji", args)
-    passes.clear()
-    name = next(n for n in batchnorm.model.module_buffers() if n.endswith("running_mean"))
-    batchnorm.model.module_buffers()[name].add_(1.0)
-    after = linear_features(batchnorm, [tau], "Emoji", args)
-    assert passes and not torch.equal(after.f0, before.f0)
-
-
-def test_bf16_gives_float32_features_near_those_of_float32(
-    args: Config, linear: LinearizedImageEncoder
-) -> None:
-    vectors = vectors_of(linear, 1)
-    wide = fresh(linear, vectors, args)
-    args.precision = "bf16"
-    narrow = fresh(linear, vectors, args)
+def test_bf16_gives_float32_features_near_those_of_float32(case: Case) -> None:
+    (tau,) = case.vectors(1)
+    wide = case.features(tau)
+    case.precision = "bf16"
+    narrow = case.features(tau)
     pairs = zip((narrow.f0, *narrow.directions), (wide.f0, *wide.directions), strict=True)
     for mine, expected in pairs:
         assert mine.dtype == torch.float32
         assert 1e-5 < distance(mine, expected) < 0.05
 
 
-# what is kept
+# the cache
 
 
-def test_what_is_kept_is_read_and_nothing_is_computed(
-    args: Config,
-    linear: LinearizedImageEncoder,
-    passes: list[int],
-    caplog: pytest.LogCaptureFixture,
+def test_cached_features_are_read_and_only_missing_vectors_computed(
+    case: Case, passes: list[int], caplog: Log
 ) -> None:
-    vectors = vectors_of(linear, 2)
-    first = linear_features(linear, vectors, "Emoji", args)
-    assert passes == [2, 2, 2] and len(kept(args)) == 3
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]  # a file to be made
+    one, other, third = case.vectors(3)
+    alone = case.features(one)
+    assert passes == [1, 1, 1] and len(case.files()) == 2
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     passes.clear()
-    again = linear_features(linear, vectors, "Emoji", args)
-    assert passes == []
-    assert identical(again, first) and identical(again, fresh(linear, vectors, args))
-
-
-def test_a_second_vector_is_the_only_one_computed(
-    args: Config, linear: LinearizedImageEncoder, passes: list[int]
-) -> None:
-    one, other, third = vectors_of(linear, 3)
-    alone = linear_features(linear, [one], "Emoji", args)
-    assert passes == [1, 1, 1]
-    passes.clear()
-    both = linear_features(linear, [other, one], "Emoji", args)
-    assert passes == [1, 1, 1]
-    assert torch.equal(both.directions[1], alone.directions[0])
-    passes.clear()
-    found = linear_features(linear, [one, other, third], "Emoji", args)
-    assert passes == [1, 1, 1]
-    expected = fresh(linear, [one, other, third], args)
-    for mine, true in zip(found.directions, expected.directions, strict=True):
+    assert identical(case.features(one), alone) and passes == []
+    more = case.features(other, one, third)
+    assert passes == [2, 2, 2] and torch.equal(more.directions[1], alone.directions[0])
+    expected = case.features(other, one, third, cached=False)
+    for mine, true in zip(more.directions, expected.directions, strict=True):
         assert distance(mine, true) < 1e-5
+    for path in case.files():
+        path.write_bytes(b"unreadable")
+    passes.clear()
+    assert identical(case.features(one, cached=False), alone) and passes == [1, 1, 1]
 
 
-def test_a_vector_and_its_opposite_share_a_file(
-    args: Config, linear: LinearizedImageEncoder, passes: list[int]
-) -> None:
-    (tau,) = vectors_of(linear, 1)
-    for first, second in ((tau, scale(tau, -1.0)), (scale(tau, -1.0), tau)):
-        one = linear_features(linear, [first], "Emoji", args)
+def test_a_vector_and_its_opposite_share_a_file(case: Case, passes: list[int]) -> None:
+    (tau,) = case.vectors(1)
+    first = sorted(case.linear.theta0())[0]
+    tau[first].view(-1)[:3] = 0.0  # leading zeros do not hide the sign
+    for one, other in ((tau, scale(tau, -1.0)), (scale(tau, -1.0), tau)):
+        direction = case.features(one).directions[0]
         passes.clear()
-        other = linear_features(linear, [second], "Emoji", args)
-        assert passes == [] and len(kept(args)) == 2
-        assert torch.equal(other.directions[0], -one.directions[0])
-        assert distance(one.directions[0], fresh(linear, [first], args).directions[0]) < 1e-6
-    both = linear_features(linear, [scale(tau, -1.0), tau], "Emoji", args)
+        assert torch.equal(case.features(other).directions[0], -direction)
+        assert passes == [] and len(case.files()) == 2
+        assert distance(direction, case.features(one, cached=False).directions[0]) < 1e-6
+    both = case.features(scale(tau, -1.0), tau)
     assert torch.equal(both.directions[0], -both.directions[1])
 
 
-def test_leading_zeros_do_not_hide_the_sign(args: Config, linear: LinearizedImageEncoder) -> None:
-    (tau,) = vectors_of(linear, 1)
-    names = sorted(tau)
-    sparse = {name: torch.zeros_like(tau[name]) for name in names[:2]}
-    sparse |= {name: tau[name] for name in names[2:]}
-    sparse[names[2]].view(-1)[:3] = 0.0
-    linear_features(linear, [sparse], "Emoji", args)
-    linear_features(linear, [scale(sparse, -1.0)], "Emoji", args)
-    assert len(kept(args)) == 2
-
-
-def test_a_zero_vector_has_a_zero_direction(args: Config, linear: LinearizedImageEncoder) -> None:
-    (tau,) = vectors_of(linear, 1)
+def test_a_zero_vector_has_a_zero_direction(case: Case) -> None:
+    (tau,) = case.vectors(1)
     for vector in ({}, scale(tau, 0.0)):
-        for _ in ("computed", "found"):
-            found = linear_features(linear, [vector], "Emoji", args)
+        for _ in ("computed", "read"):
+            found = case.features(vector)
             assert found.directions[0].shape == found.f0.shape
             assert not found.directions[0].any() and found.f0.any()
 
 
-def test_without_the_cache_nothing_is_written_or_read(
-    args: Config, linear: LinearizedImageEncoder, passes: list[int]
-) -> None:
-    vectors = vectors_of(linear, 1)
-    args.feature_cache = False
-    first = linear_features(linear, vectors, "Emoji", args)
-    assert not kept(args)
-    args.feature_cache = True
-    linear_features(linear, vectors, "Emoji", args)
-    for path in kept(args):
-        path.write_bytes(b"nobody reads this")
-    args.feature_cache = False
+# the key
+
+
+def normalised(recipe: str) -> Compose:
+    return declared(recipe, ToTensor(), Normalize((0.5,) * 3, (1.0,) * 3))
+
+
+CHANGES: dict[str, Callable[[Case], Any]] = {
+    "theta0": lambda case: next(iter(case.linear.theta0().values())).view(-1)[-1].add_(1e-2),
+    "a buffer": lambda case: case.linear.weights()["before.1.running_mean"].add_(1.0),
+    "an image": lambda case: np.put(case.images, -1, 7),
+    "a label": lambda case: np.put(case.labels, -1, 0),
+    "the order": lambda case: vars(case).update(
+        images=case.images[::-1].copy(), labels=case.labels[::-1].copy()
+    ),
+    "the recipe": lambda case: setattr(case.linear, "val_preprocess", normalised("other")),
+    "a step": lambda case: setattr(case.linear, "val_preprocess", normalised("pixels")),
+    "the precision": lambda case: setattr(case, "precision", "bf16"),
+    "the number of ranks": lambda case: setattr(case, "world_size", 2),
+    "the model": lambda case: case.patch.setattr(LinearizedEncoder, "identity", lambda _: "other"),
+    "the sources": lambda case: case.patch.setattr(software, "sources_hash", lambda _: "0" * 64),
+    "a library": lambda case: case.patch.setattr(software, "libraries", lambda: {"torch": "0.0"}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_key_depends_on(case: Case, passes: list[int], name: str) -> None:
+    (tau,) = case.vectors(1)
+    case.features(tau)
+    before = case.files()
+    CHANGES[name](case)
     passes.clear()
-    assert identical(linear_features(linear, vectors, "Emoji", args), first)
-    assert passes == [1, 1, 1]
-
-
-# what they are kept under
-
-
-@dataclass
-class Case:
-    """What features are asked for with."""
-
-    args: Config
-    linear: LinearizedImageEncoder
-    tau: State
-    patch: Patch
-
-    def show(self, pictures: Any) -> None:
-        """Puts other pictures in the place of the test split."""
-
-        def other(data: SuiteData, name: str) -> ImageDataset:
-            return replace(data.dataset(name), test=pictures)
-
-        self.patch.setattr(SuiteData, "evaluated", other)
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of the test split's images and labels."""
-        test = Run.of(self.args).data.dataset("Emoji").test
-        assert isinstance(test, ArrayPictures)
-        return test.images.copy(), test.labels.copy()
-
-
-def another_theta0(case: Case) -> None:
-    list(case.linear.model.theta0().values())[-1].view(-1)[-1].add_(1e-2)
-
-
-def another_tau(case: Case) -> None:
-    name = max(case.tau)
-    case.tau = {**case.tau, name: case.tau[name].clone()}
-    case.tau[name].view(-1)[-1].add_(1e-2)
-
-
-def another_picture(case: Case) -> None:
-    images, labels = case.arrays()
-    images[-1, -1, -1, -1] ^= 128
-    case.show(ArrayPictures(images, labels))
-
-
-def another_label(case: Case) -> None:
-    images, labels = case.arrays()
-    labels[-1] += 1
-    case.show(ArrayPictures(images, labels))
-
-
-def another_order(case: Case) -> None:
-    images, labels = case.arrays()
-    case.show(ArrayPictures(images[::-1].copy(), labels[::-1].copy()))
-
-
-def another_preprocessing(case: Case) -> None:
-    after = Normalize((0.5,) * 3, (1.0,) * 3)
-    case.linear.val_preprocess = declared("other", case.linear.val_preprocess, after)
-
-
-def another_step_under_the_same_recipe(case: Case) -> None:
-    own: Any = case.linear.val_preprocess
-    after = Normalize((0.5,) * 3, (1.0,) * 3)
-    case.linear.val_preprocess = declared(own.recipe, *own.transforms, after)
-
-
-def another_precision(case: Case) -> None:
-    case.args.precision = "bf16"
-
-
-def another_source(case: Case) -> None:
-    case.patch.setattr(software, "sources_hash", lambda _: "0" * 64)
-
-
-def another_pytorch(case: Case) -> None:
-    others = {**software.libraries(), "torch": "0.0"}
-    case.patch.setattr(software, "libraries", lambda: others)
-
-
-def another_world_size(case: Case) -> None:
-    case.patch.setattr(ddp, "world_size", lambda: 2)
-
-
-CHANGES: list[Callable[[Case], None]] = [
-    another_theta0,
-    another_tau,
-    another_picture,
-    another_label,
-    another_order,
-    another_preprocessing,
-    another_step_under_the_same_recipe,
-    another_precision,
-    another_source,
-    another_pytorch,
-    another_world_size,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_they_depend_on_is_in_the_key(
-    args: Config,
-    linear: LinearizedImageEncoder,
-    monkeypatch: Patch,
-    passes: list[int],
-    change: Callable[[Case], None],
-) -> None:
-    case = Case(args, linear, vectors_of(linear, 1)[0], monkeypatch)
-    linear_features(linear, [case.tau], "Emoji", args)
-    before = kept(args)
-    change(case)
-    passes.clear()
-    after = linear_features(linear, [case.tau], "Emoji", args)
+    after = case.features(tau)
     assert passes
-    assert kept(args) > before  # the old ones are still those of the old key
-    assert identical(after, fresh(linear, [case.tau], args))
+    assert case.files() > before  # the old ones still belong to the old key
+    assert identical(after, case.features(tau, cached=False))
 
 
-def test_rank_and_model_and_device_are_in_the_key(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    pictures = Run.of(args).data.dataset("Emoji").test
-
-    def key() -> str:
-        return str(folder_of(linear, pictures, args))
-
-    keys = [key()]
-    with monkeypatch.context() as patch:
-        patch.setattr(ddp, "world_size", lambda: 2)
-        for rank in (0, 1):
-            patch.setattr(ddp, "rank", lambda rank=rank: rank)
-            keys.append(key())
-    with monkeypatch.context() as patch:
-        patch.setattr(LinearizedImageEncoder, "identity", lambda _: "another")
-        keys.append(key())
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "compute", Compute(torch.device("cuda", 1)))
-        keys.append(key())
-    assert len(set(keys)) == 5
-    assert key() == keys[0]
-
-
-def test_what_they_do_not_depend_on_is_not_in_the_key(
-    args: Config, linear: LinearizedImageEncoder, passes: list[int], tmp_path: Path
-) -> None:
-    (tau,) = vectors_of(linear, 1)
-    first = linear_features(linear, [tau], "Emoji", args)
+def test_the_key_does_not_depend_on_other_things(case: Case, passes: list[int]) -> None:
+    (tau,) = case.vectors(1)
+    before = case.features(tau)
     passes.clear()
-    linear.load_weights(move(linear.weights(), tau, 0.5))
-    linear.train()
-    args.batch_size, args.num_workers, args.seed = 7, 1, 5
-    args.save = args.results = str(tmp_path / "elsewhere")
-    reordered = {name: tau[name] for name in reversed(tau)}
-    assert identical(linear_features(linear, [reordered], "Emoji", args), first)
+    parameters = {name: tau[name] for name in case.linear.theta0()}
+    case.linear.load_weights(move(case.linear.weights(), parameters, 0.5))
+    case.linear.train()
+    case.batch_size = 7
+    assert len(parameters) < len(tau)  # buffers of a vector are ignored
+    for vector in (tau, parameters, {name: tau[name] for name in reversed(tau)}):
+        assert identical(case.features(vector), before)
     assert passes == []
 
 
-KEYS = """
-import sys
-import numpy as np
-from PIL.ImageOps import grayscale
-from torchvision.transforms import Compose
-from tangent_arithmetic.data.base import ArrayPictures
-from tangent_arithmetic.encoders.images import ImageEncoder
-from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
-from tangent_arithmetic.run.args import Config
-from tests.arithmetic.test_features import folder_of
-linear = LinearizedImageEncoder(image_encoder=ImageEncoder(Config()))
-args = Config(device="cpu", cache_dir=sys.argv[1])
-pictures = ArrayPictures(np.zeros((2, 4, 4, 3), dtype=np.uint8), np.arange(2))
-print(folder_of(linear, pictures, args))
-linear.val_preprocess = Compose([grayscale, linear.val_preprocess])
-linear.val_preprocess.recipe = "grey"
-print(folder_of(linear, pictures, args))
-"""
-PICTURES = ArrayPictures(np.zeros((2, 4, 4, 3), dtype=np.uint8), np.arange(2))
+def shift(by: float) -> Callable[[Tensor], Tensor]:
+    """A function whose repr holds its address."""
+    return lambda images: images + by
 
 
-@pytest.fixture(scope="module")
-def keys_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The keys as another process makes them: with the model's transform, and with a function."""
-    folder = tmp_path_factory.mktemp("cache")
-    done = subprocess.run(
-        [sys.executable, "-c", KEYS, str(folder)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
+def test_the_address_of_a_function_is_not_in_the_key(case: Case, passes: list[int]) -> None:
+    keep = [shift(0.5), shift(0.5)]
+    for step in keep:
+        case.linear.val_preprocess = declared("shifted by 0.5", ToTensor(), step)
+        case.features()
+    assert repr(keep[0]) != repr(keep[1]) and len(passes) == 3
+
+
+@pytest.mark.slow
+def test_another_process_has_the_same_key(case: Case) -> None:
+    torch.manual_seed(0)
+    code = (
+        "import sys, torch; from pathlib import Path; torch.manual_seed(0)\n"
+        "from tests.arithmetic.test_features import Case; Case(Path(sys.argv[1])).features()"
     )
-    return [Path(line).name for line in done.stdout.split()]
-
-
-def test_another_process_finds_them(
-    args: Config, linear: LinearizedImageEncoder, keys_elsewhere: list[str]
-) -> None:
-    folder = folder_of(linear, PICTURES, args)
-    assert folder is not None and folder.name == keys_elsewhere[0]
-
-
-def test_another_process_finds_those_of_a_declared_recipe(
-    args: Config, linear: LinearizedImageEncoder, keys_elsewhere: list[str]
-) -> None:
-    # the address of a function in repr(transform) is no part of the key
-    linear.val_preprocess = declared("grey", grayscale, linear.val_preprocess)
-    folder = folder_of(linear, PICTURES, args)
-    assert folder is not None and folder.name == keys_elsewhere[1]
+    subprocess.run([sys.executable, "-c", code, str(case.cache)], cwd=ROOT, check=True)
+    torch.manual_seed(0)
+    before = case.files()
+    case.linear = LinearizedEncoder(Convolution())
+    case.features()
+    assert len(before) == 1 and case.files() == before
 
 
 class Shift:
-    """A transform that does not say what it does."""
+    """A transform whose repr does not tell what it does."""
 
     def __init__(self, by: float) -> None:
         self.by = by
@@ -587,272 +335,184 @@ class Shift:
         return "Shift()"
 
 
-def shift(by: float) -> Callable[[Tensor], Tensor]:
-    return lambda images: images + by
-
-
 @pytest.mark.parametrize("make", [Shift, shift])
-def test_transforms_that_declare_no_recipe_are_not_taken_for_one_another(
-    args: Config,
-    linear: LinearizedImageEncoder,
-    make: Callable[[float], Any],
-    caplog: pytest.LogCaptureFixture,
+def test_without_a_recipe_nothing_is_cached(
+    case: Case, make: Callable[[float], Any], caplog: Log
 ) -> None:
-    (tau,) = vectors_of(linear, 1)
-    own, found = linear.val_preprocess, []
+    (tau,) = case.vectors(1)
+    found = []
     with caplog.at_level(logging.INFO, logger="tangent_arithmetic"):
         for by in (0.0, 1.0):
-            linear.val_preprocess = Compose([own, make(by)])
-            found.append(linear_features(linear, [tau], "Emoji", args))
-            assert identical(found[-1], fresh(linear, [tau], args))
+            case.linear.val_preprocess = Compose([ToTensor(), make(by)])
+            found.append(case.features(tau))
+            assert identical(found[-1], case.features(tau, cached=False))
     assert not identical(*found)
-    assert not kept(args) and "preprocessing declares no recipe" in caplog.text
+    assert not case.files() and "preprocessing declares no recipe" in caplog.text
 
 
-def test_features_that_cannot_be_kept_are_no_error(
-    args: Config, linear: LinearizedImageEncoder, caplog: pytest.LogCaptureFixture, tmp_path: Path
+def test_features_of_images_without_identity_are_not_cached(
+    case: Case, passes: list[int], caplog: Log
 ) -> None:
-    (tau,) = vectors_of(linear, 1)
-    blocked = tmp_path / "file"
-    blocked.write_text("in the place of the folder")
-    own = folder_of(linear, PICTURES, args)
-    assert own is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "_folder", lambda *_: blocked / own.name)
-        found = linear_features(linear, [tau], "Emoji", args)
-    assert identical(found, fresh(linear, [tau], args))
-    assert "features are not kept" in caplog.text
-
-
-def test_features_of_pictures_without_identity_are_not_kept(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch, passes: list[int]
-) -> None:
-    case = Case(args, linear, vectors_of(linear, 1)[0], monkeypatch)
-    case.show(Opaque(ArrayPictures(*case.arrays())))
-    for _ in range(2):
-        passes.clear()
-        found = linear_features(linear, [case.tau], "Emoji", args)
-        assert passes == [1, 1, 1] and not kept(args)
-    assert identical(found, fresh(linear, [case.tau], args))
+    case.opaque = True
+    with caplog.at_level(logging.INFO, logger="tangent_arithmetic"):
+        case.features()
+    case.features()
+    assert len(passes) == 6 and not case.files() and "images have no identity" in caplog.text
 
 
 # damage and size
 
 
-def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value[:-1] for name, value in tensors.items()}
+def flip(at: int) -> Callable[[bytes], bytes]:
+    return lambda content: bytes(byte ^ (i == at % len(content)) for i, byte in enumerate(content))
 
 
-def narrower(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**tensors, "features": tensors["features"][:, :-1].contiguous()}
+def overwrite(change: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
-def without_features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"other": tensors["features"]}
-
-
-def mislabelled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**tensors, "labels": tensors["labels"] + 1}
-
-
-def flip(content: bytes, at: int) -> bytes:
-    damaged = bytearray(content)
-    damaged[at] ^= 1
-    return bytes(damaged)
-
-
-def written_again(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Any:
-    """A file of other tensors with a checksum that is right."""
+def rewrite(change: Callable[[State], State]) -> Callable[[Path], None]:
+    """A file of other tensors, with their checksum."""
 
     def damage(path: Path) -> None:
-        features._write(path, change(features._read(path)))
+        tensors = change(load_file(path))
+        save_file(tensors, path, metadata={"hash": content_hash(tensors)})
 
     return damage
 
 
-def overwritten(change: Callable[[bytes], bytes]) -> Any:
-    return lambda path: path.write_bytes(change(path.read_bytes()))
-
-
 DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "empty": overwritten(lambda content: b""),
-    "garbage": overwritten(lambda content: b"no tensors" * 9),
-    "cut short": overwritten(lambda content: content[:-99]),
-    "a bit of the numbers": overwritten(lambda content: flip(content, len(content) - 5)),
-    "a bit further on": overwritten(lambda content: flip(content, len(content) - 4000)),
-    "without a checksum": lambda path: save_file(features._read(path), path),
-    "fewer pictures": written_again(cut),
-    "a missing key": written_again(without_features),
+    "empty": overwrite(lambda content: b""),
+    "garbage": overwrite(lambda content: b"no tensors" * 9),
+    "cut short": overwrite(lambda content: content[:-99]),
+    "a bit of the numbers": overwrite(flip(-5)),
+    "a bit further on": overwrite(flip(-400)),
+    "without a checksum": lambda path: save_file(load_file(path), path),
+    "fewer images": rewrite(lambda t: {name: value[:-1] for name, value in t.items()}),
+    "a missing key": rewrite(lambda t: {"other": t["features"]}),
+    "f0: other labels": rewrite(lambda t: {**t, "labels": t["labels"] + 1}),
+    "direction: narrower": rewrite(lambda t: {"features": t["features"][:, :-1].contiguous()}),
 }
-DAMAGED_F0 = {"other labels": written_again(mislabelled)}
-DAMAGED_DIRECTION = {"narrower": written_again(narrower)}
 
 
 @pytest.mark.parametrize(
-    "victim, damage",
-    [(v, d) for v in ("f0", "direction") for d in DAMAGES.values()]
-    + [("f0", d) for d in DAMAGED_F0.values()]
-    + [("direction", d) for d in DAMAGED_DIRECTION.values()],
-    ids=[f"{v}-{d}" for v in ("f0", "direction") for d in DAMAGES]
-    + [*DAMAGED_F0, *DAMAGED_DIRECTION],
+    ("victim", "name"),
+    [(v, n) for v in ("f0", "direction") for n in DAMAGES if ":" not in n or n.startswith(v)],
 )
-def test_a_damaged_file_is_computed_again_with_one_warning(
-    args: Config,
-    linear: LinearizedImageEncoder,
-    passes: list[int],
-    caplog: pytest.LogCaptureFixture,
-    victim: str,
-    damage: Callable[[Path], Any],
+def test_a_damaged_file_is_recomputed_with_one_warning(
+    case: Case, passes: list[int], caplog: Log, victim: str, name: str
 ) -> None:
-    vectors = vectors_of(linear, 1)
-    first = linear_features(linear, vectors, "Emoji", args)
-    (path,) = (p for p in kept(args) if (p.stem == "f0") == (victim == "f0"))
-    whole = path.read_bytes()
-    damage(path)
+    (tau,) = case.vectors(1)
+    before = case.features(tau)
+    (path,) = (p for p in case.files() if (p.stem == "f0") == (victim == "f0"))
+    names = load_file(path).keys()
+    DAMAGES[name](path)
     passes.clear()
     with caplog.at_level(logging.WARNING, logger="tangent_arithmetic"):
-        assert identical(linear_features(linear, vectors, "Emoji", args), first)
+        assert identical(case.features(tau), before)
     assert caplog.text.count(f"{path} is damaged and computed again") == 1
-    assert len(passes) == 3 and features._read(path).keys() == load(whole).keys()
+    assert len(passes) == 3 and load_file(path).keys() == names
     passes.clear()
-    assert identical(linear_features(linear, vectors, "Emoji", args), first)
-    assert passes == []
+    assert identical(case.features(tau), before) and passes == []
 
 
-def test_what_killed_processes_left_is_removed_and_what_others_write_counts(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    (tau,) = vectors_of(linear, 1)
-    linear_features(linear, [tau], "Emoji", args)
-    (folder,) = {path.parent for path in kept(args)}
-    left = folder / ".f0.safetensors.x1.part"
-    left.mkdir()
-    (left / "f0.safetensors").write_bytes(b"half" * 1000)
-    size = sizes(kept(args)) - 4000
-    monkeypatch.setattr(features, "CACHE_BYTES", size + 10)
+def test_an_unwritable_cache_is_not_an_error(case: Case, caplog: Log) -> None:
+    case.cache.write_text("in the place of the folder")
+    assert identical(case.features(), case.features(cached=False))
+    assert "features are not cached" in caplog.text
+
+
+def test_leftovers_are_removed_and_files_being_written_count(case: Case) -> None:
+    case.features(*case.vectors(1))
+    (folder,) = {path.parent for path in case.files()}
+    size = case.size()
+    leftover = folder / ".f0.safetensors.x1.part"
+    leftover.mkdir()
+    (leftover / "f0.safetensors").write_bytes(b"half" * 1000)
+    case.patch.setattr(features, "CACHE_BYTES", size + 10)
     with atomic(folder / "g.safetensors") as temporary:
         temporary.write_bytes(b"12345678")
         features._prune(folder.parent)
-        assert not left.exists() and len(kept(args)) == 3  # there is room for it
+        assert not leftover.exists() and len(case.files()) == 3  # there is room for it
         temporary.write_bytes(b"12345678901")
         features._prune(folder.parent)
-        assert len(kept(args)) == 2 and temporary.exists()
+        assert len(case.files()) == 2 and temporary.exists()
 
 
-def age(args: Config) -> None:
-    """Makes all that is kept older."""
-    for path in kept(args):
-        times = path.stat()
-        os.utime(path, (times.st_atime - 100, times.st_mtime - 100))
+def test_the_least_recently_used_are_deleted(case: Case) -> None:
+    one, other, third = case.vectors(3)
+    victims = []
+    for tau in (one, other):
+        before = case.files()
+        case.features(tau)
+        victims.append(max(case.files() - before, key=lambda path: path.stem != "f0"))
+        case.age()
+    case.features(one)  # the older file, used again
+    case.age()
+    before = case.files()
+    case.patch.setattr(features, "CACHE_BYTES", case.size())
+    case.features(third)
+    assert before - case.files() == {victims[1]}
+    assert len(case.files()) == len(before) == 3 and case.size() <= features.CACHE_BYTES
+    case.age()
+    kept = case.files()
+    case.images = case.images[::-1].copy()  # another data set in the same cache
+    case.patch.setattr(features, "CACHE_BYTES", case.size() - 1)
+    case.features(one)
+    assert len(case.files() - kept) == 2  # what was just written stays if it fits
 
 
-def sizes(paths: set[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
-
-
-def test_those_unused_for_longest_make_room(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    one, other, third = vectors_of(linear, 3)
-    files = {}
-    for name, tau in (("one", one), ("other", other)):
-        before = kept(args)
-        linear_features(linear, [tau], "Emoji", args)
-        files[name] = max(kept(args) - before, key=lambda path: path.stem != "f0")
-        age(args)
-    linear_features(linear, [one], "Emoji", args)  # the older file, used again
-    age(args)
-    before = kept(args)
-    monkeypatch.setattr(features, "CACHE_BYTES", sizes(before))
-    linear_features(linear, [third], "Emoji", args)
-    assert before - kept(args) == {files["other"]}
-    assert len(kept(args)) == len(before) == 3
-    assert sizes(kept(args)) <= features.CACHE_BYTES
-
-
-def test_what_fits_is_all_kept(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    one, other = vectors_of(linear, 2)
-    linear_features(linear, [one, other], "Emoji", args)
-    total = sizes(kept(args))
-    for path in kept(args):
-        path.unlink()
-    monkeypatch.setattr(features, "CACHE_BYTES", total)
-    linear_features(linear, [one], "Emoji", args)
-    linear_features(linear, [other], "Emoji", args)
-    assert len(kept(args)) == 3
-
-
-def test_what_was_just_written_stays_if_it_fits(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch, tmp_path: Path
-) -> None:
-    one, other = vectors_of(linear, 2)
-    alone = replace(args, cache_dir=str(tmp_path / "alone"))
-    linear_features(linear, [one], "Emoji", alone)
-    monkeypatch.setattr(features, "CACHE_BYTES", 10 * sizes(kept(alone)))
-    linear_features(linear, [one], "EmojiVal", args)  # of another data set, in the same cache
-    linear_features(linear, [other], "Emoji", args)
-    assert len(kept(args)) == 4
-    age(args)
-    monkeypatch.setattr(features, "CACHE_BYTES", sizes(kept(alone)))
-    linear_features(linear, [one], "Emoji", args)
-    assert {path.name for path in kept(args)} == {path.name for path in kept(alone)}
-    assert sizes(kept(args)) == sizes(kept(alone))
-
-
-def test_features_that_do_not_fit_are_right_all_the_same(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    vectors = vectors_of(linear, 1)
-    monkeypatch.setattr(features, "CACHE_BYTES", 0)
+def test_features_that_do_not_fit_are_not_cached(case: Case) -> None:
+    case.patch.setattr(features, "CACHE_BYTES", 0)
     for _ in range(2):
-        found = linear_features(linear, vectors, "Emoji", args)
-        assert not kept(args)
-        assert identical(found, fresh(linear, vectors, args))
+        found = case.features(*case.vectors(1))
+        assert not case.files()
+        assert identical(found, case.features(*case.vectors(1), cached=False))
 
 
-def test_a_file_that_another_process_deletes_while_it_is_read_is_no_error(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    vectors = vectors_of(linear, 1)
-    first = linear_features(linear, vectors, "Emoji", args)
-    utime = os.utime
+def test_files_deleted_by_another_process_are_not_an_error(case: Case) -> None:
+    before = case.features(*case.vectors(1))
+    utime, glob = os.utime, Path.glob
 
-    def deleted_then_touched(path: Path) -> None:
-        path.unlink()
-        utime(path)
-
-    monkeypatch.setattr(features.os, "utime", deleted_then_touched)
-    assert identical(linear_features(linear, vectors, "Emoji", args), first)
-
-
-def test_a_file_that_another_process_deletes_while_we_prune_is_no_error(
-    args: Config, linear: LinearizedImageEncoder, monkeypatch: Patch
-) -> None:
-    vectors = vectors_of(linear, 1)
-    glob = Path.glob
+    def deleted_then_touched(path: Path, *times: Any) -> None:
+        if not times:
+            path.unlink()
+        utime(path, *times)
 
     def listed_then_deleted(self: Path, pattern: str) -> Iterator[Path]:
         yield from [*glob(self, pattern), self / "0" / "gone.safetensors"]
 
-    monkeypatch.setattr(Path, "glob", listed_then_deleted)
-    found = linear_features(linear, vectors, "Emoji", args)
-    assert identical(found, fresh(linear, vectors, args))
+    case.patch.setattr(features.os, "utime", deleted_then_touched)
+    case.patch.setattr(Path, "glob", listed_then_deleted)
+    for _ in ("read while deleted", "computed and pruned"):
+        assert identical(case.features(*case.vectors(1)), before)
 
 
 # in a sweep
 
 
-def test_a_second_sweep_computes_nothing(
-    args: Config, linear: LinearizedImageEncoder, passes: list[int]
-) -> None:
-    (tau,) = vectors_of(linear, 1)
-    first = split_of(Run.of(args), linear, "Emoji").sweep(linear, tau, [0.0, 0.5, 1.0])
-    assert passes == [1, 1, 1]
+def test_a_second_sweep_computes_nothing(case: Case, passes: list[int]) -> None:
+    (tau,) = case.vectors(1)
+    split = Split("test", nn.Identity(), case.batches(), cache=case.cache)
+    first = split.sweep(case.linear, tau, [0.0, 0.5, 1.0])
+    assert passes == [1, 1, 1] and len(set(first)) > 1
     passes.clear()
-    again = split_of(Run.of(args), linear, "Emoji").sweep(linear, tau, [1.0, 0.25, 0.0])
-    assert passes == []
+    again = split.sweep(case.linear, tau, [1.0, 0.25, 0.0])
     assert (again[0], again[2]) == (first[2], first[0])
-    negated = split_of(Run.of(args), linear, "Emoji").sweep(linear, scale(tau, -1.0), [-1.0, -0.5])
+    negated = split.sweep(case.linear, scale(tau, -1.0), [-1.0, -0.5])
     assert passes == [] and negated == [first[2], first[1]]
+
+
+def test_a_run_caches_the_features_of_real_encoders(run: Run, passes: list[int]) -> None:
+    encoder, _ = zeroshot_encoder(run)
+    linear = base_encoder(encoder, "linear")
+    for name in ("EmojiVal", "EmojiVal"):
+        split_of(run, linear, name).accuracy(linear)
+    assert len(passes) <= 1  # one batch
+    uncached = run.with_(feature_cache=False)
+    for count in (1, 2):
+        passes.clear()
+        for _ in range(count):
+            split_of(uncached, linear, "EmojiVal").accuracy(linear)
+        assert len(passes) == count
+    assert re.fullmatch("[0-9a-f]{32}", next((run.cache / "features").iterdir()).name)

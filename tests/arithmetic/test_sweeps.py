@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,376 +20,319 @@ from src.eval import (
     evaluate_task_vector,
     evaluate_task_vector_at_coef,
 )
-from src.heads import get_classification_head
-from tangent_arithmetic.arithmetic import sweeps as evaluation
+from tangent_arithmetic.arithmetic import sweeps
 from tangent_arithmetic.arithmetic.coefficients import coefficients, find_optimal_coef, warn_of_ties
 from tangent_arithmetic.arithmetic.metrics import nonlinear_advantage
-from tangent_arithmetic.arithmetic.sweeps import Encoder
-from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, NonLinearTaskVector
-from tangent_arithmetic.commands import add as eval_task_addition
-from tangent_arithmetic.commands import analyze
-from tangent_arithmetic.commands import evaluate as eval_single_task
-from tangent_arithmetic.commands import negate as eval_task_negation
+from tangent_arithmetic.arithmetic.sweeps import Split
+from tangent_arithmetic.arithmetic.task_vectors import (
+    LinearizedTaskVector,
+    NonLinearTaskVector,
+    TaskVector,
+)
+from tangent_arithmetic.commands import add, analyze, negate
+from tangent_arithmetic.commands import evaluate as evaluate_command
 from tangent_arithmetic.commands.add import addition_table
 from tangent_arithmetic.data.base import ArrayPictures
-from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder, VisionTower
-from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.data.loading import EvalBatches
+from tangent_arithmetic.encoders.base import Encoder
+from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
+from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import split_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.tangent.linearized import LinearizedModel
+from tests.arithmetic.tiny import Convolution, pictures
 from tests.small_suite import SIZES, random_vector, small_config, small_suite
 
+Patch = pytest.MonkeyPatch
 COEFS = [0.0, 0.4, 1.0]
+KINDS: dict[bool, Any] = {True: LinearizedTaskVector, False: NonLinearTaskVector}
+both = pytest.mark.parametrize("linear", [False, True])
 
 
 @pytest.fixture
-def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
-    with small_suite(monkeypatch):
-        yield small_config(tmp_path)
+def encoder() -> Convolution:
+    return Convolution().eval()
 
 
-@pytest.mark.parametrize("linear", [False, True])
-def test_a_sweep_gives_what_single_evaluations_give(args: Config, linear: bool) -> None:
-    encoder = ImageEncoder(args)
-    kind = LinearizedTaskVector if linear else NonLinearTaskVector
-    vector = kind(vector=random_vector(encoder.weights()))
-    base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
-    before = {name: value.clone() for name, value in base.weights().items()}
-    swept = split_of(Run.of(args), base, "EmojiVal").sweep(base, vector.vector, COEFS)
-    for name, value in base.weights().items():
-        assert torch.equal(value, before[name])
-    singles = [
-        eval_single_dataset(vector.apply_to(encoder, coef), "EmojiVal", args)["top1"]
-        for coef in COEFS
-    ]
-    assert swept == pytest.approx(singles)
-    assert len(set(swept)) > 1  # the vector does something
+def split(batch_size: int = 10, rank: int = 0, world_size: int = 1, images: int = 24) -> Split:
+    """Random images in batches, and a random head."""
+    head = ClassificationHead(True, torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
+    arrays, transform = pictures(images), Convolution().val_preprocess
+    batches = EvalBatches(arrays, transform, batch_size, rank=rank, world_size=world_size)
+    return Split("split", head, batches)
 
 
-def test_a_linear_sweep_starts_at_theta_not_at_theta0(args: Config) -> None:
-    encoder = ImageEncoder(args)
-    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
-    moved = vector.apply_to(encoder, 0.6)
-    found = split_of(Run.of(args), moved, "EmojiVal").sweep(moved, vector.vector, [-0.6, 0.0, 0.4])
-    start = LinearizedImageEncoder(image_encoder=encoder)
-    assert found == pytest.approx(
-        split_of(Run.of(args), start, "EmojiVal").sweep(start, vector.vector, [0.0, 0.6, 1.0])
-    )
-
-
-def test_post_hoc_at_zero_is_zero_shot(args: Config) -> None:
-    encoder = ImageEncoder(args)
-    vector = NonLinearTaskVector(vector=random_vector(encoder.weights()))
-    args.eval_datasets = ["Emoji"]
-    zeroshot = evaluate(encoder, args)
-    posthoc = evaluate_task_vector_at_coef(vector, encoder, args, 0.0, posthoc_linearization=True)
-    assert posthoc["Emoji:top1"] == zeroshot["Emoji:top1"]
-    images = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        difference = vector.apply_to_linear(encoder, 0.0)(images) - encoder(images)
-    assert difference.abs().max() < 1e-5
-
-
-def test_the_control_set_is_evaluated_too_but_not_averaged(args: Config) -> None:
-    encoder = ImageEncoder(args)
-    vector = NonLinearTaskVector(vector=random_vector(encoder.weights()))
-    args.eval_datasets, args.control_dataset = ["EmojiVal"], "ShapesVal"
-    args.finetuning_accuracies = {"EmojiVal": 0.5}
-    found = evaluate_task_vector(vector, encoder, args)
-    assert list(found) == ["0.0", "0.5", "1.0"]
-    metrics = found["0.5"]
-    assert metrics["avg_top1"] == metrics["EmojiVal:top1"]
-    assert metrics["EmojiVal:normalized_top1"] == pytest.approx(metrics["EmojiVal:top1"] / 0.5)
-    assert "ShapesVal:top1" in metrics and "ShapesVal:normalized_top1" not in metrics
-
-
-def test_every_image_counts_once(args: Config) -> None:
-    encoder = ImageEncoder(args)
-    assert eval_single_dataset(encoder, "Emoji", args)["num_images"] == 48
-    args.batch_size = 7
-    assert eval_single_dataset(encoder, "EmojiVal", args)["num_images"] == 40
-    linear = LinearizedImageEncoder(image_encoder=encoder)
-    assert eval_single_dataset(linear, "EmojiVal", args)["num_images"] == 40
-    assert eval_single_dataset(linear, "Emoji", args)["num_images"] == 48
+def vector(encoder: Encoder, linear: bool = False) -> TaskVector:
+    kind: type[TaskVector] = KINDS[linear]
+    return kind(vector=random_vector(encoder.weights(), size=1.0))
 
 
 def bits(encoder: Encoder) -> str:
     return statedict.content_hash(encoder.weights())
 
 
-# images of 32 x 32 x 3 float32 numbers, 20 a batch: none, one, two batches and all of them fit
-HELD = pytest.mark.parametrize(("held", "groups"), [(0, 3), (250_000, 3), (491_520, 2), (10**9, 1)])
+@both
+def test_a_sweep_agrees_with_single_evaluations(linear: bool, encoder: Convolution) -> None:
+    tau = vector(encoder, linear)
+    base = linearized(encoder) if linear else encoder
+    before = bits(base)
+    swept = split().sweep(base, tau.vector, COEFS)
+    assert bits(base) == before
+    assert swept == [split().accuracy(tau.apply_to(encoder, coef))["top1"] for coef in COEFS]
+    assert len(set(swept)) > 1  # the vector does something
+    part = {name: value for name, value in tau.vector.items() if "after" in name}
+    rest = {n: torch.zeros_like(v) for n, v in tau.vector.items() if n not in part}
+    assert part and rest  # weights that the vector lacks stay
+    assert split().sweep(base, part, COEFS) == split().sweep(base, {**rest, **part}, COEFS)
 
 
-@HELD
-def test_a_standard_sweep_reads_each_picture_once(
-    args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
+@both
+def test_accuracies_are_those_of_the_forward_pass(linear: bool, encoder: Convolution) -> None:
+    model = vector(encoder, linear).apply_to(encoder, 0.8)
+    # linear passes save and restore the buffers
+    versions = {n: v._version for n, v in model.weights().items() if "before.1" not in n}
+    before, arrays = bits(model), pictures()
+    images = torch.from_numpy(arrays.images).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        classes = split().head(model(images)).argmax(dim=1)
+    top1 = (classes == torch.from_numpy(arrays.labels)).sum().item() / 24
+    for batch_size in (7, 10, 32):
+        assert split(batch_size).accuracy(model) == {"top1": top1, "num_images": 24}
+    assert bits(model) == before
+    assert {name: model.weights()[name]._version for name in versions} == versions
+
+
+def test_a_linear_sweep_starts_at_theta_not_at_theta0(encoder: Convolution) -> None:
+    tau = vector(encoder, linear=True).parameters_only()
+    moved = tau.apply_to(encoder, 0.6)
+    found = split().sweep(moved, tau.vector, [-0.6, 0.0, 0.4])
+    assert found == split().sweep(linearized(encoder), tau.vector, [0.0, 0.6, 1.0])
+
+
+# images of 6 x 6 x 3 float32 numbers, 10 a batch: none, two batches, and all of them fit
+@pytest.mark.parametrize(("held", "groups"), [(0, 3), (8_640, 2), (10**9, 1)])
+def test_a_standard_sweep_reads_each_image_once_and_moves_the_weights_once_per_group(
+    monkeypatch: Patch, encoder: Convolution, held: int, groups: int
 ) -> None:
-    encoder = ImageEncoder(args)
-    get_classification_head(args, "Emoji")
-    args.batch_size = 20
-    read: list[int] = []
-    one = ArrayPictures.__getitem__
-
-    def counted(self: ArrayPictures, index: int) -> Any:
-        read.append(index)
-        return one(self, index)
-
-    monkeypatch.setattr(ArrayPictures, "__getitem__", counted)
-    monkeypatch.setattr(evaluation, "HELD_BYTES", held)
-    split_of(Run.of(args), encoder, "Emoji").sweep(encoder, random_vector(encoder.weights()), COEFS)
-    assert read == list(range(48))
-
-
-@HELD
-def test_each_coefficient_meets_the_weights_of_its_own_model_bit_for_bit(
-    args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
-) -> None:
-    encoder = ImageEncoder(args)
-    vector = NonLinearTaskVector(vector=random_vector(encoder.weights()))
-    before, coefs = bits(encoder), [0.3, 0.7, 0.0, 0.3, 0.1]
-    expected = [bits(vector.apply_to(encoder, coef)) for coef in coefs]
-    args.batch_size = 20
+    tau, before, coefs = vector(encoder), bits(encoder), [0.3, 0.0, 0.3, 1.0]
+    models = [tau.apply_to(encoder, coef) for coef in coefs]
+    expected = [bits(model) for model in models]
+    top1s = [split().accuracy(model)["top1"] for model in models]
     met: list[tuple[str, int]] = []
-    forward = ImageEncoder.forward
+    read: list[int] = []
+    moved: list[float] = []
+    forward, one, move_into = Convolution.forward, ArrayPictures.__getitem__, statedict.move_into
 
-    def watched(self: ImageEncoder, images: Tensor) -> Tensor:
+    def watched(self: Convolution, images: Tensor) -> Tensor:
         met.append((bits(self), len(images)))
         return forward(self, images)
 
-    monkeypatch.setattr(ImageEncoder, "forward", watched)
-    monkeypatch.setattr(evaluation, "HELD_BYTES", held)
-    split_of(Run.of(args), encoder, "Emoji").sweep(encoder, vector.vector, coefs)
+    def reading(self: ArrayPictures, index: int) -> Any:
+        read.append(index)
+        return one(self, index)
+
+    def moving(own: Any, theta: Any, tau: Any, coef: float) -> None:
+        moved.append(coef)
+        move_into(own, theta, tau, coef)
+
+    monkeypatch.setattr(Convolution, "forward", watched)
+    monkeypatch.setattr(ArrayPictures, "__getitem__", reading)
+    monkeypatch.setattr(statedict, "move_into", moving)
+    monkeypatch.setattr(sweeps, "HELD_BYTES", held)
+    assert split().sweep(encoder, tau.vector, coefs) == top1s
+    assert len(set(top1s)) > 1
+    assert read == list(range(24)) and moved == coefs * groups
     order = [weights for i, (weights, _) in enumerate(met) if i == 0 or met[i - 1][0] != weights]
-    assert order == expected * groups
-    assert [size for weights, size in met if weights == expected[1]] == [20, 20, 8]
-    assert len(met) == 3 * len(coefs)
+    assert order == expected * groups and len(met) == 3 * len(coefs)
+    assert [size for weights, size in met if weights == expected[1]] == [10, 10, 4]
     assert bits(encoder) == before
 
 
-@HELD
-def test_how_many_images_are_held_does_not_change_the_accuracies(
-    args: Config, monkeypatch: pytest.MonkeyPatch, held: int, groups: int
-) -> None:
-    encoder = ImageEncoder(args)
-    tau = random_vector(encoder.weights())
-    args.batch_size = 20
-    expected = [
-        eval_single_dataset(NonLinearTaskVector(vector=tau).apply_to(encoder, c), "Emoji", args)
-        for c in COEFS
-    ]
-    computed: list[float] = []
-    move_into = statedict.move_into
-
-    def counted(own: Any, theta: Any, tau: Any, coef: float) -> None:
-        computed.append(coef)
-        move_into(own, theta, tau, coef)
-
-    monkeypatch.setattr(statedict, "move_into", counted)
-    monkeypatch.setattr(evaluation, "HELD_BYTES", held)
-    found = split_of(Run.of(args), encoder, "Emoji").sweep(encoder, tau, COEFS)
-    assert found == [result["top1"] for result in expected]
-    assert len(set(found)) > 1
-    assert computed == COEFS * groups
-
-
 class Interrupted(BaseException):
-    """As Ctrl-C is: nothing that is caught on the way."""
+    """Like Ctrl-C, not an `Exception`."""
 
 
-@pytest.mark.parametrize("place", ["model", "pictures"])
-def test_an_error_in_a_sweep_leaves_the_encoder_as_it_was(
-    args: Config, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize(
+    ("kind", "name", "call"), [(Convolution, "forward", 5), (ArrayPictures, "__getitem__", 15)]
+)
+def test_an_error_in_a_sweep_restores_the_encoder(
+    monkeypatch: Patch, encoder: Convolution, kind: Any, name: str, call: int
 ) -> None:
-    encoder = ImageEncoder(args)
-    tau, before = random_vector(encoder.weights()), bits(encoder)
-    args.batch_size = 20
-    monkeypatch.setattr(evaluation, "HELD_BYTES", 0)
-    kind: Any = ImageEncoder if place == "model" else ArrayPictures
-    name = "forward" if place == "model" else "__getitem__"
+    tau, before = vector(encoder).vector, bits(encoder)
+    monkeypatch.setattr(sweeps, "HELD_BYTES", 0)
     original, seen = getattr(kind, name), []
 
     def interrupted(self: Any, argument: Any) -> Any:
         seen.append(bits(encoder))
-        if len(seen) == (5 if place == "model" else 30):
+        if len(seen) == call:
             raise Interrupted
         return original(self, argument)
 
-    get_classification_head(args, "Emoji")
     monkeypatch.setattr(kind, name, interrupted)
     with pytest.raises(Interrupted):
-        split_of(Run.of(args), encoder, "Emoji").sweep(encoder, tau, [1.0, 0.5])
+        split().sweep(encoder, tau, [1.0, 0.5])
     assert seen[-1] != before
     assert bits(encoder) == before
 
 
-def test_an_evaluation_changes_no_weights(args: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = ImageEncoder(args)
-    before = {name: value.clone() for name, value in encoder.weights().items()}
-    versions = {name: value._version for name, value in encoder.weights().items()}
-    eval_single_dataset(encoder, "Emoji", args)
-    for name, value in encoder.weights().items():
-        assert torch.equal(value, before[name]) and value._version == versions[name]
-
-
-def test_a_vector_that_lacks_weights_leaves_them_where_they_are(args: Config) -> None:
-    encoder = ImageEncoder(args)
-    tau = random_vector(encoder.weights())
-    part = {name: value for name, value in tau.items() if "ln_post" in name or "proj" in name}
-    assert 0 < len(part) < len(tau)
-    rest = {name: torch.zeros_like(value) for name, value in tau.items() if name not in part}
-    for base in (encoder, LinearizedImageEncoder(image_encoder=encoder)):
-        found = split_of(Run.of(args), base, "Emoji").sweep(base, part, COEFS)
-        assert found == split_of(Run.of(args), base, "Emoji").sweep(base, {**rest, **part}, COEFS)
-        assert len(set(found)) > 1
-
-
-@pytest.mark.parametrize("linear", [False, True])
+@both
 @pytest.mark.parametrize("wrong", ["name", "shape", "broadcastable shape"])
-def test_a_vector_of_other_weights_is_an_error(args: Config, linear: bool, wrong: str) -> None:
-    encoder = ImageEncoder(args)
-    base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
-    tau, before = random_vector(encoder.weights()), bits(base)
-    name = "model.visual.ln_post.weight"
+def test_a_vector_of_other_weights_is_refused(
+    encoder: Convolution, linear: bool, wrong: str
+) -> None:
+    base = linearized(encoder) if linear else encoder
+    tau, before = vector(encoder).vector, bits(base)
+    name = "after.0.weight"
     if wrong == "name":
-        tau["model.visual.ln_past.weight"] = tau.pop(name)
+        tau["after.9.weight"] = tau.pop(name)
     else:
         tau[name] = tau[name][:1] if wrong == "broadcastable shape" else tau[name][:-1]
-    with pytest.raises(ValueError, match=r"ln_past|shape"):
-        split_of(Run.of(args), base, "Emoji").sweep(base, tau, COEFS)
+    with pytest.raises(UsageError, match=r"after.9|shape"):
+        split().sweep(base, tau, COEFS)
     assert bits(base) == before
 
 
-def test_a_linear_encoder_is_evaluated_as_it_computes(args: Config) -> None:
-    encoder = ImageEncoder(args)
-    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
-    head = get_classification_head(args, "Emoji")
-    test = Run.of(args).data.dataset("Emoji").test
-    labels = torch.tensor([test[i][1] for i in range(len(test))])
-    found = []
-    for coef in (0.0, 0.8):
-        linear = vector.apply_to(encoder, coef)
-        images = torch.stack([linear.val_preprocess(test[i][0]) for i in range(len(test))])
-        with torch.no_grad():
-            hits = head(linear(images)).argmax(dim=1) == labels
-        found.append(eval_single_dataset(linear, "Emoji", args))
-        assert found[-1] == {"top1": hits.sum().item() / 48, "num_images": 48}
-    assert found[0] != found[1]
-
-
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_linear_sweep_is_one_pass(
-    args: Config, monkeypatch: pytest.MonkeyPatch, moved: bool
-) -> None:
-    encoder = ImageEncoder(args)
-    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
-    base = vector.apply_to(encoder, 0.5 if moved else 0.0)
-    get_classification_head(args, "Emoji")
-    args.batch_size = 20
-    sizes: list[int] = []
-    directions: list[int] = []
-    encode, tangents = VisionTower.encode_image, LinearizedModel.tangents
+def test_a_linear_sweep_is_one_pass(monkeypatch: Patch, encoder: Convolution, moved: bool) -> None:
+    tau = vector(encoder, linear=True)
+    base = tau.apply_to(encoder, 0.5 if moved else 0.0)
+    passes: list[tuple[int, int]] = []
+    tangents = LinearizedModel.tangents
 
-    def counted(self: VisionTower, images: Tensor, normalize: bool = False) -> Tensor:
-        sizes.append(len(images))
-        return encode(self, images, normalize)
-
-    def along(self: LinearizedModel, x: Any, vectors: Any) -> Any:
-        directions.append(len(vectors))
+    def along(self: LinearizedModel, x: Tensor, vectors: Any) -> Any:
+        passes.append((len(x), len(vectors)))
         return tangents(self, x, vectors)
 
-    monkeypatch.setattr(VisionTower, "encode_image", counted)
     monkeypatch.setattr(LinearizedModel, "tangents", along)
-    split_of(Run.of(args), base, "Emoji").sweep(base, vector.vector, coefficients(21))
-    assert sizes == [20, 20, 8]
-    assert directions == [2 if moved else 1] * 3
+    split().sweep(base, tau.vector, coefficients(21))
+    assert passes == [(size, 2 if moved else 1) for size in (10, 10, 4)]
 
 
-@pytest.mark.parametrize("linear", [False, True])
+@both
 def test_bf16_computes_in_bf16_and_classifies_in_float32(
-    args: Config, monkeypatch: pytest.MonkeyPatch, linear: bool
+    monkeypatch: Patch, encoder: Convolution, linear: bool
 ) -> None:
-    encoder = ImageEncoder(args)
-    vector = LinearizedTaskVector(vector=random_vector(encoder.weights()))
-    base = vector.apply_to(encoder, 0.2) if linear else encoder
-    wide, before = eval_single_dataset(base, "Emoji", args), bits(base)
+    base = vector(encoder, True).apply_to(encoder, 0.2) if linear else encoder
+    wide, before = split().accuracy(base), bits(base)
     casting: set[bool] = set()
     types: set[torch.dtype] = set()
-    encode, classify = VisionTower.encode_image, ClassificationHead.forward
+    forward, classify = Convolution.forward, ClassificationHead.forward
 
-    def watched(self: VisionTower, images: Tensor, normalize: bool = False) -> Tensor:
+    def watched(self: Convolution, images: Tensor) -> Tensor:
         casting.add(torch.is_autocast_enabled("cpu"))
-        return encode(self, images, normalize)
+        return forward(self, images)
 
     def typed(self: ClassificationHead, inputs: Tensor) -> Tensor:
         logits = classify(self, inputs)
         types.update((inputs.dtype, logits.dtype))
         return logits
 
-    monkeypatch.setattr(VisionTower, "encode_image", watched)
+    monkeypatch.setattr(Convolution, "forward", watched)
     monkeypatch.setattr(ClassificationHead, "forward", typed)
-    args.precision = "bf16"
-    narrow = eval_single_dataset(base, "Emoji", args)
+    narrow = replace(split(), compute=Compute(torch.device("cpu"), "bf16")).accuracy(base)
     assert casting == {True} and types == {torch.float32}
     assert narrow["top1"] == pytest.approx(wide["top1"], abs=0.1)
     assert bits(base) == before
 
 
+@both
+@pytest.mark.parametrize("images", [24, 1])  # with one image the second rank has none
+def test_ranks_count_each_image_once(
+    monkeypatch: Patch, encoder: Convolution, linear: bool, images: int
+) -> None:
+    tau = vector(encoder, linear).vector
+    base = linearized(encoder) if linear else encoder
+    expected = split(images=images).sweep(base, tau, COEFS)
+    shares: list[Tensor] = []
+
+    def recorded(counts: Tensor) -> Tensor:
+        shares.append(counts.clone())
+        return counts + 1
+
+    monkeypatch.setattr(ddp, "all_sum", recorded)
+    for rank in (0, 1):
+        split(rank=rank, world_size=2, images=images).sweep(base, tau, COEFS)
+    *hits, total = torch.stack(shares).sum(dim=0).tolist()
+    assert total == images and [hit / total for hit in hits] == expected
+
+
+@pytest.fixture
+def args(tmp_path: Path, monkeypatch: Patch) -> Iterator[Config]:
+    """Settings of a run with few images."""
+    monkeypatch.setitem(SIZES, "test", 24)
+    monkeypatch.setitem(SIZES, "val", 12)
+    with small_suite(monkeypatch):
+        yield small_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def clip() -> ImageEncoder:
+    return ImageEncoder(Config())
+
+
+def test_post_hoc_at_zero_is_zero_shot(args: Config, clip: ImageEncoder) -> None:
+    tau = NonLinearTaskVector(vector=random_vector(clip.weights()))
+    args.eval_datasets = ["Emoji"]
+    zeroshot = evaluate(clip, args)
+    posthoc = evaluate_task_vector_at_coef(tau, clip, args, 0.0, posthoc_linearization=True)
+    assert posthoc["Emoji:top1"] == zeroshot["Emoji:top1"]
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        difference = tau.apply_to_linear(clip, 0.0)(images) - clip(images)
+    assert difference.abs().max() < 1e-5
+
+
+def test_the_control_set_is_evaluated_but_not_averaged(args: Config, clip: ImageEncoder) -> None:
+    tau = NonLinearTaskVector(vector=random_vector(clip.weights()))
+    args.eval_datasets, args.control_dataset = ["EmojiVal"], "ShapesVal"
+    args.finetuning_accuracies = {"EmojiVal": 0.5}
+    curve = evaluate_task_vector(tau, clip, args)
+    assert list(curve) == ["0.0", "0.5", "1.0"]
+    metrics = curve["0.5"]
+    assert metrics["avg_top1"] == metrics["EmojiVal:top1"]
+    assert metrics["EmojiVal:normalized_top1"] == pytest.approx(metrics["EmojiVal:top1"] / 0.5)
+    assert "ShapesVal:top1" in metrics and "ShapesVal:normalized_top1" not in metrics
+
+
 def _evaluate(args: Any) -> None:
-    """Runs in each of two processes, and in one: 48 images and a single one, all ways."""
-    for count in (48, 1):
-        with pytest.MonkeyPatch.context() as patch, small_suite(patch):
-            patch.setitem(SIZES, "test", count)
-            root = Path(str(Run.of(args).config.save)) / str(count)
-            own = small_config(root)
-            encoder = ImageEncoder(own)
-            tau = random_vector(encoder.weights())
-            found: dict[str, Any] = {}
-            for linear in (False, True):
-                base = LinearizedImageEncoder(image_encoder=encoder) if linear else encoder
-                for again in range(2):  # the linear one finds what it has kept
-                    found[f"sweep {linear} {again}"] = split_of(Run.of(own), base, "Emoji").sweep(
-                        base, tau, COEFS
-                    )
-                kind = LinearizedTaskVector if linear else NonLinearTaskVector
-                moved = kind(vector=tau).apply_to(encoder, 0.4)
-                found[f"single {linear}"] = eval_single_dataset(moved, "Emoji", own)
-        (root / f"rank{ddp.rank()}.json").write_text(json.dumps(found))
+    """Evaluates on 9 images, in every process of a run."""
+    run = Run.of(args)
+    root = Path(str(run.config.save))
+    with pytest.MonkeyPatch.context() as patch, small_suite(patch):
+        patch.setitem(SIZES, "test", 9)
+        clip, own = ImageEncoder(run.config), Run.of(small_config(root))
+        tau = random_vector(clip.weights())
+        linear = linearized(clip)
+        bases: list[Any] = [clip, linear, linear]  # the second linear sweep reads the cache
+        results = [split_of(own, base, "Emoji").sweep(base, tau, COEFS) for base in bases]
+    (root / f"rank{ddp.rank()}.json").write_text(json.dumps(results))
 
 
-def test_two_processes_count_each_image_once_and_agree_with_one(tmp_path: Path) -> None:
-    """A batch of 32 images for each of two ranks is more than there are; one rank may have none."""
-    alone, both = tmp_path / "alone", tmp_path / "both"
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
     _evaluate(Config(save=str(alone)))
-    start(_evaluate, Config(save=str(both), world_size=2, port=12421))
-    for count in (48, 1):
-        expected = json.loads((alone / str(count) / "rank0.json").read_text())
-        for linear in (False, True):
-            assert expected[f"single {linear}"]["num_images"] == count
-            assert expected[f"sweep {linear} 0"] == expected[f"sweep {linear} 1"]
-        for rank in (0, 1):
-            assert json.loads((both / str(count) / f"rank{rank}.json").read_text()) == expected
+    start(_evaluate, Config(save=str(pair), world_size=2, port=12421))
+    expected = json.loads((alone / "rank0.json").read_text())
+    assert expected[1] == expected[2] and len(set(expected[0])) > 1
+    for rank in (0, 1):
+        assert json.loads((pair / f"rank{rank}.json").read_text()) == expected
 
 
-def test_a_data_set_of_another_suite_is_refused(args: Config) -> None:
+def test_a_data_set_of_another_suite_is_refused(args: Config, clip: ImageEncoder) -> None:
     with pytest.raises(UsageError, match="unknown data set of suite embedded 'Cars'"):
-        eval_single_dataset(ImageEncoder(args), "Cars", args)
+        eval_single_dataset(clip, "Cars", args)
 
 
 def test_coefficients_are_short_decimals() -> None:
-    assert [str(c) for c in coefficients(21)][:5] == ["0.0", "0.05", "0.1", "0.15", "0.2"]
-    assert str(coefficients(21)[6]) == "0.3" and coefficients(21)[-1] == 1.0
-
-
-def test_ties_go_to_the_smallest_coefficient() -> None:
-    results = {"1.0": {"m": 0.5}, "0.05": {"m": 0.5}, "0.15000000000000002": {"m": 0.4}}
-    assert find_optimal_coef(results, metric="m") == 0.05
-    assert find_optimal_coef(results, metric="m", minimize=True) == 0.15000000000000002
+    texts = [str(c) for c in coefficients(21)]
+    assert texts[:7] == ["0.0", "0.05", "0.1", "0.15", "0.2", "0.25", "0.3"] and texts[-1] == "1.0"
 
 
 def test_the_control_metric_limits_the_choice(caplog: pytest.LogCaptureFixture) -> None:
@@ -403,71 +347,71 @@ def test_the_control_metric_limits_the_choice(caplog: pytest.LogCaptureFixture) 
     assert "no coefficient keeps c at 0.95" in caplog.text
 
 
-TIE = {"0.0": {"m": 0.5}, "0.5": {"m": 0.5}, "1.0": {"m": 0.25}}
-ABOVE = {"0.0": {"m": 0.25}, "0.5": {"m": 0.5}, "1.0": {"m": 0.5}}
+TIE = {"0.0": 0.5, "0.5": 0.5, "1.0": 0.25}
+ABOVE = {"1.0": 0.5, "0.0": 0.25, "0.5": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("found", "num_images", "said"),
+    ("values", "num_images", "choice", "message"),
     [
-        (
-            TIE,
-            3,
-            r"m: 2 coefficients, 0 to 0\.5, tie .* on 3 pictures; taking the smallest, 0, the ",
-        ),
-        (TIE, 5000, "on 5000 pictures; taking the smallest, 0, the pre-trained model"),
-        (TIE, None, "tie for the best value; taking the smallest, 0, the pre-trained model"),
-        (ABOVE, 3, r"2 coefficients, 0\.5 to 1, tie .* on 3 pictures; taking the smallest, 0\.5$"),
-        (ABOVE, 5000, None),
-        (ABOVE, None, None),
-        ({**TIE, "1.0": {"m": 0.75}}, 3, None),
+        (TIE, 3, 0.0, r"m: 2 coefficients, 0 to 0\.5, tie .* on 3 images; taking the smallest, 0,"),
+        (TIE, 5000, 0.0, "on 5000 images; taking the smallest, 0, the pre-trained model"),
+        (TIE, None, 0.0, "tie for the best value; taking the smallest, 0, the pre-trained model"),
+        (ABOVE, 3, 0.5, r"0\.5 to 1, tie .* on 3 images; taking the smallest, 0\.5$"),
+        (ABOVE, 5000, 0.5, None),
+        (ABOVE, None, 0.5, None),
+        ({**TIE, "1.0": 0.75}, 3, 1.0, None),
+        ({"0.5": 0.0}, None, 0.5, None),
     ],
 )
-def test_a_tie_on_a_tiny_split_is_said(
-    found: dict[str, Any], num_images: int | None, said: str | None, caplog: Any
+def test_ties_go_to_the_smallest_coefficient_with_a_warning_if_arbitrary(
+    values: dict[str, float],
+    num_images: int | None,
+    choice: float,
+    message: str | None,
+    caplog: Any,
 ) -> None:
-    assert find_optimal_coef(found, "m", num_images=num_images) == min(
-        float(c) for c, m in found.items() if m["m"] == max(v["m"] for v in found.values())
-    )
+    results = {coef: {"m": value} for coef, value in values.items()}
+    assert find_optimal_coef(results, "m", num_images=num_images) == choice
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == (said is not None)
-    assert said is None or re.search(said, messages[0])
+    assert len(messages) == (message is not None)
+    assert message is None or re.search(message, messages[0])
 
 
-def test_ties_of_many_choices_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_warning_for_ties_of_many_choices(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_ties([[0.0, 0.5], [0.5], [0.5, 1.0]], 3, "subsets")
     (record,) = caplog.records
     assert record.getMessage() == (
-        "subsets: in 2 of 3 choices several coefficients tie for the best value on 3 pictures; the "
-        "smallest is taken, in 1 of them 0, the pre-trained model"
+        "subsets: in 2 of 3 choices several coefficients tie for the best value on 3 images; "
+        "taking the smallest, in 1 of them 0, the pre-trained model"
     )
 
 
-def test_the_evaluated_pictures_are_counted(args: Config) -> None:
-    names = ["EmojiVal", "ShapesVal", "Emoji"]
-    assert Run.of(args).data.smallest(names) == 40
-    args.sample = 3
-    assert Run.of(args).data.smallest(names) == 3
+def test_the_smallest_split_is_found() -> None:
+    splits = [split(), split(images=12)]
+    assert sweeps.smallest(splits) == 12 and sweeps.smallest([]) is None
+    assert sweeps.smallest([*splits, replace(split(), batches=iter(()))]) is None
 
 
-WORKS = [
-    (eval_single_task, "single_task_accuracies"),
-    (eval_task_addition, "task_addition"),
-    (eval_task_negation, "task_negation"),
-    (analyze.tangent_explorer, "explore"),
-]
-
-
-@pytest.mark.parametrize(("module", "work"), WORKS, ids=lambda value: str(value)[-20:])
+@pytest.mark.parametrize(
+    ("module", "work"),
+    [
+        (evaluate_command, "single_task_accuracies"),
+        (add, "task_addition"),
+        (negate, "task_negation"),
+        (analyze.tangent_explorer, "explore"),
+    ],
+    ids=lambda value: str(value)[-20:],
+)
 @pytest.mark.parametrize(
     "flag", ["--results={file}/results", "--results-db={file}/db", "--results-db={folder}"]
 )
-def test_results_that_cannot_be_written_stop_a_run_before_the_work(
+def test_unwritable_results_stop_a_run_before_the_work(
     module: Any,
     work: str,
     flag: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -479,30 +423,19 @@ def test_results_that_cannot_be_written_stop_a_run_before_the_work(
     assert re.search("cannot write|--results: expected a folder", capsys.readouterr().err)
 
 
-def test_all_zero_metrics_still_give_a_coefficient() -> None:
-    assert find_optimal_coef({"0.5": {"m": 0.0}}, metric="m") == 0.5
-
-
-def test_normalised_accuracy_is_averaged_over_tasks() -> None:
-    args = Config(finetuning_accuracies={"A": 0.8, "B": 0.5, "C": 0.1})
-    found = add_normalized_accuracy({"A:top1": 0.4, "B:top1": 0.5}, args)
-    assert found["avg_normalized_top1"] == pytest.approx((0.5 + 1.0) / 2)
-    assert found["avg_top1"] == pytest.approx(0.45)
-
-
-def test_a_task_that_was_not_learned_has_no_normalised_accuracy(
+def test_normalised_accuracies_exclude_tasks_that_were_not_learned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    args = Config(finetuning_accuracies={"A": 0.8, "Bad": 0.0})
-    results = {"A:top1": 0.4, "Bad:top1": 0.2}
+    args = Config(finetuning_accuracies={"A": 0.8, "B": 0.5, "Bad": 0.0, "other": 0.1})
+    results = {"A:top1": 0.4, "B:top1": 0.5, "Bad:top1": 0.3}
     for _ in range(2):
-        found = add_normalized_accuracy(results, args)
-    assert "Bad:normalized_top1" not in found
-    assert found["avg_normalized_top1"] == pytest.approx(0.5)
-    assert found["avg_top1"] == pytest.approx(0.3)
-    assert caplog.text.count("there is no normalised one: Bad") == 1
-    table = addition_table({"zeroshot": found, "test": found}, ["A", "Bad"], "linear")
-    assert table.count("| 40.0 | 20.0 |") == 2 and table.count("| 50.0 |    - |") == 2
+        metrics = add_normalized_accuracy(results, args)
+    assert "Bad:normalized_top1" not in metrics
+    assert metrics["avg_normalized_top1"] == pytest.approx((0.5 + 1.0) / 2)
+    assert metrics["avg_top1"] == pytest.approx(0.4)
+    assert caplog.text.count("where the fine-tuned accuracy is 0: Bad") == 1
+    table = addition_table({"zeroshot": metrics, "test": metrics}, ["A", "Bad"], "linear")
+    assert table.count("| 40.0 | 30.0 |") == 2 and table.count("| 50.0 |    - |") == 2
     args.finetuning_accuracies = {"Bad": 0.0}
     assert add_normalized_accuracy(results, args)["avg_normalized_top1"] == 0.0
 

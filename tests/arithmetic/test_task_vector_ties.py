@@ -1,9 +1,8 @@
-"""One parameter of several names (tied weights) counts once and moves under all of them."""
+"""A parameter with several names (tied weights) counts once and moves under all of them."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,8 @@ def tied(seed: int) -> Tied:
 
 M0, M1 = tied(0), tied(1)
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-FLAT = torch.cat([(b - a).detach().flatten()
-                  for a, b in zip(M0.parameters(), M1.parameters(), strict=True)])  # fmt: skip
+PAIRS = zip(M0.parameters(), M1.parameters(), strict=True)
+NORM = float(torch.cat([(b - a).detach().flatten() for a, b in PAIRS]).norm())
 
 
 def from_file() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -86,46 +85,34 @@ def vector(name: str) -> TaskVector:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_tied_matrix_counts_once(name: str) -> None:
+def test_a_tied_matrix_counts_once_and_moves_under_both_names(name: str) -> None:
     tau = vector(name)
     assert len(tau.vector) == 3 and len(tau.ties) == 1
-    expected = float(FLAT.norm())
-    assert float(tau.norm()) == pytest.approx(expected, rel=1e-12)
-    assert float(tau.dot(vector("modules"))) == pytest.approx(expected**2, rel=1e-12)
+    assert float(tau.norm()) == pytest.approx(NORM, rel=1e-12)
+    assert float(tau.dot(vector("modules"))) == pytest.approx(NORM**2, rel=1e-12)
     assert float(tau.cosine(vector("reordered"))) == pytest.approx(1.0, rel=1e-12)
+    for target in TARGETS.values():
+        model = target()
+        moved = tau.apply_to(model)
+        if isinstance(moved, dict):
+            assert moved.keys() == model.keys()
+            out = torch.func.functional_call(copy.deepcopy(M0), moved, (X,))  # refuses two values
+        else:
+            out = moved(X)
+        torch.testing.assert_close(out, M1(X), rtol=0, atol=1e-14)
+    for start in (M0, LinearizedModel(M0)):
+        torch.testing.assert_close(tau.apply_to_linear(start)(X), LinearizedModel(M1, M0)(X))
+    for other in SOURCES:
+        total = tau + 0.5 * vector(other) - 0.5 * vector("modules")
+        assert float(total.norm()) == pytest.approx(NORM, rel=1e-12)
+        torch.testing.assert_close(total.apply_to(M0)(X), M1(X), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("name", "target"), list(itertools.product(SOURCES, TARGETS)))
-def test_both_names_move(name: str, target: str) -> None:
-    model = TARGETS[target]()
-    moved = vector(name).apply_to(model)
-    if isinstance(moved, dict):
-        assert moved.keys() == model.keys()
-        moved = torch.func.functional_call(copy.deepcopy(M0), moved, (X,))  # refuses two values
-    else:
-        moved = moved(X)
-    torch.testing.assert_close(moved, M1(X), rtol=0, atol=1e-14)
+def test_modules_and_linear_models_have_the_same_theta0() -> None:
+    assert vector("modules").base_hash == vector("linear models").base_hash
 
 
-@pytest.mark.parametrize(("one", "other"), list(itertools.product(SOURCES, SOURCES)))
-def test_vectors_of_all_sources_add_up(one: str, other: str) -> None:
-    total = vector(one) + 0.5 * vector(other) - 0.5 * vector("modules")
-    assert float(total.norm()) == pytest.approx(float(FLAT.norm()), rel=1e-12)
-    torch.testing.assert_close(total.apply_to(M0)(X), M1(X), rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_the_linear_model_is_the_same(name: str) -> None:
-    expected = LinearizedModel(M1, M0)(X)
-    for model in (M0, LinearizedModel(M0)):
-        torch.testing.assert_close(vector(name).apply_to_linear(model)(X), expected)
-
-
-def test_all_sources_start_at_one_point() -> None:
-    assert len({vector(name).base_hash for name in ("modules", "linear models")}) == 1
-
-
-def test_saved_vectors_know_the_other_name(tmp_path: Path) -> None:
+def test_saved_vectors_record_the_other_name(tmp_path: Path) -> None:
     tau = vector("modules")
     tau.save(tmp_path / "tau")
     found = TaskVector.load(tmp_path / "tau")
@@ -135,15 +122,15 @@ def test_saved_vectors_know_the_other_name(tmp_path: Path) -> None:
     torch.testing.assert_close(moved["head.weight"], M1.head.weight.detach())
 
 
-def test_files_of_ours_say_which_names_are_one(tmp_path: Path) -> None:
+def test_checkpoints_record_ties(tmp_path: Path) -> None:
     for name, model in (("zeroshot", M0), ("tuned", M1)):
         save_tensors(tmp_path / name, dict(model.state_dict()), "mlp_backbone")
     tau = TaskVector(tmp_path / "zeroshot", tmp_path / "tuned")
-    assert float(tau.norm()) == pytest.approx(float(FLAT.norm()), rel=1e-12)
+    assert float(tau.norm()) == pytest.approx(NORM, rel=1e-12)
     assert load_checkpoint(tmp_path / "tuned").info["ties"] == {"head.weight": "embed.weight"}
 
 
-def test_weights_that_were_untied_stay_two() -> None:
+def test_untied_weights_are_two_parameters() -> None:
     untied = from_file()[1]
     untied["head.weight"] = untied["head.weight"] + 1.0
     tau = TaskVector(M0, untied)
@@ -172,7 +159,7 @@ class Stateful(nn.Linear):
     def set_extra_state(self, state: Any) -> None: ...
 
 
-def test_extra_state_is_no_weight() -> None:
+def test_extra_state_is_not_a_weight() -> None:
     pre, ft = Stateful(2, 2), Stateful(2, 2)
     tau = TaskVector(pre, ft)
     assert tau.vector.keys() == {"weight", "bias"}
@@ -180,7 +167,7 @@ def test_extra_state_is_no_weight() -> None:
     assert isinstance(DareTaskArithmetic().run({"_pretrained_": pre, "a": ft}), Stateful)
 
 
-def test_results_of_a_tied_dict_share_memory_and_none_with_it() -> None:
+def test_a_moved_state_dict_keeps_its_ties_but_shares_no_memory_with_the_original() -> None:
     theta = M0.state_dict()
     for tau in (vector("modules"), TaskVector(vector={"middle.bias": torch.ones(4)})):
         moved = tau.apply_to(theta)
@@ -198,7 +185,7 @@ def test_results_of_a_tied_dict_share_memory_and_none_with_it() -> None:
     ],
     ids=str,
 )
-def test_merging_knows_one_name(algorithm: Any) -> None:
+def test_merging_counts_tied_weights_once(algorithm: Any) -> None:
     """The masks and thresholds of a model without the other name."""
     models = {"_pretrained_": M0, "a": M1}
     merged = algorithm.run(models)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,20 @@ from tangent_arithmetic.artificial_data import presets
 from tangent_arithmetic.artificial_data.presets import BASE, DatasetSpec, Preset, Recipe
 from tangent_arithmetic.artificial_data.workspace import Workspace
 
-COMMON = {"n_samples": 400, "n_features": 12, "n_informative": 6, "n_redundant": 0,
-          "n_clusters_per_class": 1, "class_sep": 3.0, "shuffle": False}  # fmt: skip
 SHORT = Recipe(lr=3e-3, batch_size=32, epochs=8)
-TINY = Preset(
-    datasets={
-        BASE: DatasetSpec(**COMMON, n_classes=4, random_state=1),  # type: ignore[arg-type]
-        "dataset2": DatasetSpec(**COMMON, n_classes=3, random_state=2),  # type: ignore[arg-type]
-        "dataset3": DatasetSpec(**COMMON, n_classes=3, random_state=3),  # type: ignore[arg-type]
-        "dataset4": DatasetSpec(**COMMON, n_classes=3, random_state=4),  # type: ignore[arg-type]
-    },
-    base=SHORT,
-    probe=SHORT,
-    standard=SHORT,
-    linear=SHORT,
+SPEC = DatasetSpec(
+    n_samples=400,
+    n_features=12,
+    n_classes=3,
+    n_informative=6,
+    n_redundant=0,
+    n_clusters_per_class=1,
+    class_sep=3.0,
+    shuffle=False,
 )
+TASKS = {f"dataset{i}": replace(SPEC, random_state=i) for i in (2, 3, 4)}
+BASE_SPEC = replace(SPEC, n_classes=4, random_state=1)
+TINY = Preset({BASE: BASE_SPEC, **TASKS}, base=SHORT, probe=SHORT, standard=SHORT, linear=SHORT)
 
 
 @pytest.fixture(scope="module")

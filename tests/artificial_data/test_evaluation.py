@@ -43,10 +43,8 @@ def test_accuracy_counts_rows_that_are_not_finite_as_wrong() -> None:
 
 
 def test_one_data_set(workspace: Workspace, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, head = (
-        BackBone.load(workspace.backbone("dataset2")),
-        Head.load(workspace.head("dataset2")),
-    )
+    backbone = BackBone.load(workspace.backbone("dataset2"))
+    head = Head.load(workspace.head("dataset2"))
     for split in ("train", "val", "test"):
         x, y = workspace.data("dataset2", split)
         expected = accuracy_score(y, head(backbone(x)).argmax(1))
@@ -111,8 +109,10 @@ def test_edits_of_a_model_whose_expansion_is_known() -> None:
 
         return Spy()
 
-    vectors = {"a": TaskVector(vector={"w": torch.tensor([1.0])}),
-               "b": TaskVector(vector={"w": torch.tensor([-2.0])})}  # fmt: skip
+    vectors = {
+        name: TaskVector(vector={"w": torch.tensor([value])})
+        for name, value in {"a": 1.0, "b": -2.0}.items()
+    }
     for linear, expected in ((False, (3 + 2 - 1) ** 2), (True, 9 + 2 * 3 * (2 - 1))):
         edits = Edits(Square(), vectors, linear, head, lambda *_: (x, torch.tensor([0, 1])))
         assert edits.accuracies({"a": 2.0, "b": 0.5}, ["d"], ["test"]) == {("d", "test"): 0.5}
@@ -158,7 +158,7 @@ def test_public_checkpoints_are_read(study: Study, tmp_path: Path) -> None:
             "model_config": {"input_dim": 12, "output_dim": 3},
             "training_config": {"learning_rate": 1e-4, "batch_size": 32, "num_epochs": 50},
             "training_history": {"loss": [1.0]},
-        }  # fmt: skip
+        }
         torch.save(content, tmp_path / f"{name}.pth")
     vector = TaskVector(tmp_path / "mlp_model.pth", tmp_path / "mlp_model_dataset2.pth")
     moved = vector.apply_to(tmp_path / "mlp_model.pth", 0.0)

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +18,7 @@ from tangent_arithmetic.artificial_data import experiment, presets, summary
 from tangent_arithmetic.artificial_data import finetune as finetuning
 from tangent_arithmetic.artificial_data import train as training
 from tangent_arithmetic.artificial_data.evaluation import eval_single_dataset
-from tangent_arithmetic.artificial_data.experiment import GRID, TABLES, main
+from tangent_arithmetic.artificial_data.experiment import COLUMNS, GRID, TABLES, main
 from tangent_arithmetic.artificial_data.presets import Preset
 from tangent_arithmetic.artificial_data.workspace import Workspace
 from tangent_arithmetic.encoders.mlp import BackBone
@@ -28,9 +31,19 @@ from tests.test_seed_readmes import execute
 PNG = b"\x89PNG"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse() -> Iterator[None]:
+    """Few coefficients, so that the tables take a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "GRID", GRID[::4])
+        patch.setattr(experiment, "ALPHAS", [0.0, 0.5, 1.0])
+        patch.setattr(experiment, "STEPS", [0.0, 0.5, 0.9])
+        yield
+
+
 @pytest.fixture(scope="module")
 def root(tiny: Preset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a study of two seeds was run."""
+    """The folder of a finished study of two seeds."""
     folder = tmp_path_factory.mktemp("study")
     assert main([f"--root={folder}", f"--results={folder / 'res'}", "--seeds=2"]) == 0
     return folder
@@ -56,7 +69,7 @@ def test_everything_is_written_and_finite(results: Path) -> None:
     assert "--preset=default --seeds=2" in text and "| divide, scratch" in text
 
 
-def test_curves_meet_where_they_must(results: Path, root: Path) -> None:
+def test_curves_meet_at_shared_coefficients(results: Path, root: Path) -> None:
     tables = {name: pd.read_csv(results / f"{name}.csv") for name in TABLES}
     own = tables["training"].set_index(["seed", "model", "dataset", "split"])["accuracy"]
     operations, sums = tables["operations"], tables["sums"]
@@ -72,10 +85,8 @@ def test_curves_meet_where_they_must(results: Path, root: Path) -> None:
     ends = tables["interpolations"].query("alpha == 1 and dataset == second")
     for row in ends.itertuples():  # one task's own model
         assert row.accuracy == pytest.approx(own[row.seed, row.mode, row.dataset, "test"])
-    assert set(sums["tasks"]) == {
-        "dataset2+dataset3", "dataset2+dataset4", "dataset3+dataset4",
-        "dataset2+dataset3+dataset4",
-    }  # fmt: skip
+    pairs = {"dataset2+dataset3", "dataset2+dataset4", "dataset3+dataset4"}
+    assert set(sums["tasks"]) == {*pairs, "dataset2+dataset3+dataset4"}
     workspace = Workspace(root, seed=1)
     base_path = workspace.backbone()
     two, three, four = (TaskVector(base_path, workspace.backbone(f"dataset{i}")) for i in (2, 3, 4))
@@ -88,34 +99,24 @@ def test_curves_meet_where_they_must(results: Path, root: Path) -> None:
     assert found["accuracy"].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_again_nothing_is_trained_and_the_results_are_the_same(
+def test_an_interrupted_study_continues_and_trains_nothing_twice(
     results: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: (results / f"{name}.csv").read_bytes() for name in TABLES}
-    for module in (training, finetuning):
-        monkeypatch.setattr(module, "fit", lambda *_: pytest.fail("trained again"))
-    assert main([f"--root={root}", f"--results={root / 'res'}", "--seeds=2"]) == 0
-    assert {name: (results / f"{name}.csv").read_bytes() for name in TABLES} == before
-
-
-def test_an_interrupted_study_goes_on(
-    results: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = (results / "sums.csv").read_bytes()
-    gone = Workspace(root, seed=1).backbone("dataset3", "linear")
-    gone.unlink()
-    left = RunStates(Workspace(root, seed=1).backbone("dataset2", "linear"), {}).folder
+    workspace = Workspace(root, seed=1)
+    workspace.backbone("dataset3", "linear").unlink()
+    left = RunStates(workspace.backbone("dataset2", "linear"), {}).folder
     left.mkdir()  # by a run that was killed as it ended
     trained: list[str] = []
-    fit = finetuning.fit
-    monkeypatch.setattr(
-        finetuning,
-        "fit",
-        lambda *args: trained.append(args[5]) or fit(*args),  # type: ignore[func-returns-value]
-    )
+
+    def fit(*args: Any) -> list[float]:
+        trained.append(args[5])
+        return training.fit(*args)
+
+    monkeypatch.setattr(finetuning, "fit", fit)
     assert main([f"--root={root}", f"--results={root / 'res'}", "--seeds=2"]) == 0
     assert trained == ["linear backbone on dataset3"] and not left.exists()
-    assert (results / "sums.csv").read_bytes() == before
+    assert {name: (results / f"{name}.csv").read_bytes() for name in TABLES} == before
 
 
 def test_heads_trained_along_are_each_modes_own(
@@ -145,23 +146,18 @@ def test_heads_trained_along_are_each_modes_own(
 
 def test_the_summary_of_known_tables() -> None:
     """Two seeds; the sum is best at 0.5, the negation limited by the control."""
-    training_rows, sum_rows, negation_rows = [], [], []
-    for seed in (0, 1):
-        for task in ("dataset2", "dataset3"):
-            for split in ("val", "test"):
-                training_rows.append({"seed": seed, "model": "standard", "dataset": task,
-                                      "split": split, "accuracy": 0.8, "chance": 0.25})  # fmt: skip
-                for coef in GRID:
-                    gain = 0.2 - (coef - 0.5) ** 2 * 0.8 + 0.1 * seed * (split == "test")
-                    sum_rows.append({"seed": seed, "mode": "standard", "tasks": "dataset2+dataset3",
-                                     "coefficient": coef, "dataset": task, "split": split,
-                                     "accuracy": 0.2 + gain})  # fmt: skip
-                    for dataset, value in ((task, 0.5 - 0.4 * coef), ("dataset1", 1 - 0.2 * coef)):
-                        negation_rows.append({"seed": seed, "mode": "standard", "negated": task,
-                                              "coefficient": coef, "dataset": dataset,
-                                              "split": split, "accuracy": value})  # fmt: skip
-    tables = {"training": pd.DataFrame(training_rows), "sums": pd.DataFrame(sum_rows),
-              "negations": pd.DataFrame(negation_rows)}  # fmt: skip
+    training, sums, negations = [], [], []
+    for seed, task, split in product((0, 1), ("dataset2", "dataset3"), ("val", "test")):
+        training.append((seed, "standard", task, split, 0.8, 0.25))
+        for coef in GRID:
+            gain = 0.2 - (coef - 0.5) ** 2 * 0.8 + 0.1 * seed * (split == "test")
+            sums.append((seed, "standard", "dataset2+dataset3", coef, task, split, 0.2 + gain))
+            for dataset, value in ((task, 0.5 - 0.4 * coef), ("dataset1", 1 - 0.2 * coef)):
+                negations.append((seed, "standard", task, coef, dataset, split, value))
+    rows = {"training": training, "sums": sums, "negations": negations}
+    tables = {
+        name: pd.DataFrame(table, columns=["seed", *COLUMNS[name]]) for name, table in rows.items()
+    }
     deviation = f"{100 * np.std([0.4, 0.5], ddof=1):.1f}"
     assert summary.sums(tables) == [
         ["2 vectors, standard", f"25.0 ± {deviation}", f"45.0 ± {deviation}", "56.2 ± 8.8", "0.5"]
@@ -172,7 +168,7 @@ def test_the_summary_of_known_tables() -> None:
     ]
 
 
-def test_wrong_words(tiny: Preset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_flags(tiny: Preset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seeds=0", f"--root={tmp_path}"]) == 2
     assert "expected at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -230,8 +226,8 @@ def test_the_public_readmes_code_block(root: Path, monkeypatch: pytest.MonkeyPat
         plt.show()
         """
     )
-    curves = scope["results_df"].pivot_table(index="iteration", columns="operation",
-                                             values="accuracy")  # fmt: skip
+    frame = scope["results_df"]
+    curves = frame.pivot_table(index="iteration", columns="operation", values="accuracy")
     assert curves.shape == (10, 4) and curves.iloc[0].nunique() == 1
     assert curves["subtract"].iloc[-1] > curves["subtract"].iloc[0]
     expected = eval_single_dataset(scope["model_backbone"], "dataset2")
@@ -255,8 +251,8 @@ def test_the_readmes_code_block(
 @pytest.mark.slow
 def test_the_quick_study_learns(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tangent_arithmetic.artificial_data.experiment", "--quick"]
-    subprocess.run([*command, f"--root={tmp_path}", f"--results={tmp_path}"], cwd=ROOT, check=True,
-                   timeout=300)  # fmt: skip
+    words = [f"--root={tmp_path}", f"--results={tmp_path}"]
+    subprocess.run([*command, *words], cwd=ROOT, check=True, timeout=300)
     rows = pd.read_csv(tmp_path / "artificial_data" / "quick" / "training.csv")
     means = rows[rows["split"] == "test"].groupby("model")["accuracy"].mean()
     assert means["base"] > 0.5  # guessing: 0.1

@@ -58,11 +58,7 @@ def test_splits_are_stratified_and_apart(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     write_dataset(workspace, "d", SPEC)
     parts = {split: workspace.data("d", split) for split in ("train", "val", "test")}
-    assert {split: len(y) for split, (_, y) in parts.items()} == {
-        "train": 360,
-        "val": 40,
-        "test": 100,
-    }
+    assert [len(y) for _, y in parts.values()] == [360, 40, 100]
     rows = {split: {tuple(row) for row in x.tolist()} for split, (x, _) in parts.items()}
     assert not rows["train"] & rows["val"] and not rows["train"] & rows["test"]
     for x, y in parts.values():
@@ -95,21 +91,18 @@ def test_files_of_another_format(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(
-        MissingFileError,
-        match=r"artificial_data.generate --dataset=d --preset=quick --seed=2 --root=",
-    ):
+    made_by = r"artificial_data.generate --dataset=d --preset=quick --seed=2 --root="
+    with pytest.raises(MissingFileError, match=made_by):
         Workspace(tmp_path, "quick", 2).data("d", "test")
 
 
 def test_folders_follow_preset_and_seed() -> None:
     assert str(Workspace().csv("d", "train")) == "artificial_datasets/d_train.csv"
     assert Workspace(Path(), "quick", 1).backbone().parent.name == "artificial_checkpoints_quick_1"
-    names = [Workspace().backbone(), Workspace().head(), Workspace().backbone("d", "linear"),
-             Workspace().head("d", "scratch")]  # fmt: skip
-    assert [path.stem for path in names] == [
-        "mlp_model", "mlp_model_head", "linear_mlp_model_d", "scratch_mlp_model_d_head",
-    ]  # fmt: skip
+    own = Workspace()
+    paths = [own.backbone(), own.head(), own.backbone("d", "linear"), own.head("d", "scratch")]
+    names = ["mlp_model", "mlp_model_head", "linear_mlp_model_d", "scratch_mlp_model_d_head"]
+    assert [path.stem for path in paths] == names
     with pytest.raises(UsageError, match="unknown mode 'lin'"):
         Workspace().backbone("d", "lin")
 
@@ -118,8 +111,8 @@ def test_the_command(tiny: Preset, tmp_path: Path, capsys: pytest.CaptureFixture
     assert generation.main([f"--root={tmp_path}"]) == 0
     names = sorted(path.name for path in (tmp_path / "artificial_datasets").glob("*.csv"))
     assert names == sorted(f"dataset{i}_{s}.csv" for i in (1, 2, 3, 4) for s in ("test", "train"))
-    words = [f"--root={tmp_path}", "--dataset=mine", "--n-samples=300", "--n_classes=2",
-             "--shuffle"]  # fmt: skip
+    words = ["--dataset=mine", "--n-samples=300", "--n_classes=2", "--shuffle"]
+    words.append(f"--root={tmp_path}")
     assert generation.main(words) == 0
     assert len(Workspace(tmp_path).data("mine", "test")[1]) == 60
     assert generation.main([f"--root={tmp_path}", "--n-samples=300"]) == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def results(root: Path, name: str) -> dict[str, object]:
+def results(root: Path, name: str) -> dict[str, Any]:
     return load_results(root / "results" / "embedded" / "ViT-Nano-8" / f"{name}.json")
 
 
@@ -65,35 +66,26 @@ def test_finetuning_writes_theta_and_stores_theta0_once(root: Path) -> None:
     assert not list(folder.rglob("*resume*")) and not list(folder.rglob("*.part"))
 
 
-def test_checkpoints_and_results_say_which_pictures_they_are_of(
+def split_hashes(root: Path) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Of the tasks' splits, and of the control set's."""
+    data = Run.of(parse_arguments(flags(root))).data
+    tasks = data.split_hashes([name for task in TASKS for name in (task, f"{task}Val")])
+    return tasks, data.split_hashes(["Shapes", "ShapesVal"])
+
+
+def test_checkpoints_and_results_record_their_pictures(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    args = parse_arguments(flags(root))
-    hashes: dict[str, object] = {}
+    hashes, control = split_hashes(root)
     for task in TASKS:
-        own = split_record(Run.of(args).data.dataset(f"{task}Val"))
+        split = split_record(Run.of(parse_arguments(flags(root))).data.dataset(f"{task}Val"))
         for name in ("finetuned", "linear_finetuned"):
             path = root / "checkpoints" / f"{task}Val" / f"{name}.safetensors"
-            assert read_facts(path)["info"]["split"] == own
-        hashes |= Run.of(args).data.split_hashes([task, f"{task}Val"])
-        assert hashes[f"{task}Val"] == own["val"] != own["train"]
+            assert read_facts(path)["info"]["split"] == split
+        assert hashes[f"{task}Val"] == split["val"] != split["train"]
     assert None not in hashes.values()
-    control = Run.of(args).data.split_hashes(["Shapes", "ShapesVal"])
-
-    def recorded(name: str) -> object:
-        origin = results(root, name)["provenance"]
-        assert isinstance(origin, dict)
-        return origin["splits"]
-
-    assert recorded("ft_accuracies") == hashes
-    assert recorded("zeroshot_accuracies") == {**hashes, **control}
-    for argv in ("standard", "linear"):
-        assert eval_task_addition.main([f"--finetuning-mode={argv}", *flags(root)]) == 0
-        assert eval_task_negation.main([f"--finetuning-mode={argv}", *flags(root)]) == 0
-        prefix = "" if argv == "standard" else "linear_"
-        (path,) = (root / "results").rglob(f"{prefix}additions*.json")
-        assert load_results(path)["provenance"]["splits"] == hashes
-        assert recorded(f"{prefix}negations") == {**hashes, **control}
+    assert results(root, "ft_accuracies")["provenance"]["splits"] == hashes
+    assert results(root, "zeroshot_accuracies")["provenance"]["splits"] == {**hashes, **control}
     assert "another split" not in caplog.text
 
 
@@ -111,7 +103,7 @@ def test_a_checkpoint_of_another_split_is_warned_of(
     assert f"another split of {TASKS[1]}" not in caplog.text
 
 
-def test_what_is_done_is_skipped_and_says_so(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_finished_task_is_skipped(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = root / "checkpoints" / "EmojiVal" / "finetuned.safetensors"
     before = path.stat().st_mtime_ns
     with caplog.at_level("INFO", logger="tangent_arithmetic"):
@@ -121,9 +113,18 @@ def test_what_is_done_is_skipped_and_says_so(root: Path, caplog: pytest.LogCaptu
     assert "the embedded model; --model=ViT-B-32 is CLIP" in caplog.text
 
 
-def test_other_settings_do_not_overwrite(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert finetune.main(["--finetuning-mode=linear", *flags(root), "--lr=0.5"]) == 2
-    assert "lr was 0.0003, is now 0.5" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--lr=0.5", "lr was 0.0003, is now 0.5"),
+        ("--precision=bf16", "precision was fp32, is now bf16"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_not_overwritten(
+    flag: str, message: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune.main(["--finetuning-mode=linear", *flags(root), flag]) == 2
+    assert message in capsys.readouterr().err
 
 
 def flat(state: dict[str, Tensor], theta0: dict[str, Tensor]) -> Tensor:
@@ -140,11 +141,10 @@ def test_bf16_trains_float32_weights_to_nearly_the_same_place(
     assert finetune.main(argv) == 0
     theta0 = load_checkpoint(root / "checkpoints" / "zeroshot.pt").theta
     wide = load_checkpoint(root / "checkpoints" / "EmojiVal" / f"{name}.pt")
-    narrow = load_checkpoint(tmp_path / "checkpoints" / "EmojiVal" / f"{name}.pt")
-    assert {name: v.dtype for name, v in narrow.theta.items()} == {
-        name: v.dtype for name, v in wide.theta.items()
-    }
-    assert {v.dtype for v in narrow.theta.values()} == {torch.float32}
+    path = tmp_path / "checkpoints" / "EmojiVal" / f"{name}.safetensors"
+    narrow = load_checkpoint(path)
+    assert narrow.theta.keys() == wide.theta.keys()
+    assert {v.dtype for v in [*narrow.theta.values(), *wide.theta.values()]} == {torch.float32}
     assert narrow.info["steps"] == wide.info["steps"] >= 3
     assert narrow.info["recipe"] == {**wide.info["recipe"], "precision": "bf16"}
     loss = wide.info["last_epoch_loss"]
@@ -156,17 +156,9 @@ def test_bf16_trains_float32_weights_to_nearly_the_same_place(
     accuracy = "ft_accuracies" if mode == "standard" else "linear_ft_accuracies"
     found, expected = results(tmp_path, accuracy), results(root, accuracy)
     assert found["Emoji"] == pytest.approx(expected["Emoji"], abs=0.1)
-    before = (tmp_path / "checkpoints" / "EmojiVal" / f"{name}.safetensors").stat().st_mtime_ns
+    before = path.stat().st_mtime_ns
     assert finetune.main(argv) == 0
-    after = (tmp_path / "checkpoints" / "EmojiVal" / f"{name}.safetensors").stat().st_mtime_ns
-    assert after == before
-
-
-def test_a_checkpoint_of_another_precision_is_refused(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert finetune.main(["--finetuning-mode=linear", *flags(root), "--precision=bf16"]) == 2
-    assert "precision was fp32, is now bf16" in capsys.readouterr().err
+    assert path.stat().st_mtime_ns == before
 
 
 def test_a_checkpoint_from_before_the_flag_is_one_of_float32(root: Path, tmp_path: Path) -> None:
@@ -201,10 +193,8 @@ def test_single_task_results_have_both_splits_and_provenance(root: Path) -> None
     zeroshot = results(root, "zeroshot_accuracies")
     assert zeroshot.keys() == names | {"Shapes", "ShapesVal", "provenance"}
     for name in ("ft", "linear_ft", "posthoc_ft"):
-        found = results(root, f"{name}_accuracies")
-        assert found.keys() == names | {"provenance"}
+        assert results(root, f"{name}_accuracies").keys() == names | {"provenance"}
     origin = zeroshot["provenance"]
-    assert isinstance(origin, dict)
     assert origin["theta0_hash"] == read_facts(root / "checkpoints/zeroshot.safetensors")["hash"]
     for key in ("argv", "config", "commit", "versions", "device", "seconds", "machine", "seed"):
         assert key in origin
@@ -230,11 +220,11 @@ def test_addition_reports_the_chosen_coefficient(
     prefix = "" if mode == "standard" else f"{mode}_"
     found = results(root, f"{prefix}additions-Emoji+FashionMNIST")
     val, coef = found["val"], str(found["coefficient"])
-    assert isinstance(val, dict) and list(val) == ["0.0", "0.5", "1.0"]
+    assert list(val) == ["0.0", "0.5", "1.0"]
+    assert found["provenance"]["splits"] == split_hashes(root)[0]
     best = max(metrics["avg_normalized_top1"] for metrics in val.values())
     assert val[coef]["avg_normalized_top1"] == best
     test, zeroshot = found["test"], found["zeroshot"]
-    assert isinstance(test, dict) and isinstance(zeroshot, dict)
     singles = results(root, f"{prefix}ft_accuracies")
     for task in TASKS:
         assert test[f"{task}:normalized_top1"] == pytest.approx(
@@ -255,10 +245,11 @@ def test_negation_keeps_the_control(
     assert eval_task_negation.main(argv) == 0
     prefix = "" if mode == "standard" else f"{mode}_"
     found = results(root, f"{prefix}negations")
-    least = 0.8 * results(root, "zeroshot_accuracies")["ShapesVal"]  # type: ignore[operator]
+    tasks, control = split_hashes(root)
+    assert found["provenance"]["splits"] == {**tasks, **control}
+    least = 0.8 * results(root, "zeroshot_accuracies")["ShapesVal"]
     for task in TASKS:
         one = found[task]
-        assert isinstance(one, dict)
         kept = {c: m for c, m in one["val"].items() if m["ShapesVal:top1"] >= least}
         chosen = kept[str(one["coefficient"])]
         assert chosen[f"{task}Val:top1"] == min(m[f"{task}Val:top1"] for m in kept.values())
@@ -303,35 +294,35 @@ def test_a_missing_checkpoint_names_the_command(
     assert not any(path.is_file() for path in (tmp_path / "results").rglob("*"))
 
 
-@pytest.mark.parametrize(
-    ("script", "modes"),
-    [
-        (finetune, "standard, --finetuning-mode=linear"),
-        (eval_single_task, "none, "),
-        (eval_task_addition, "standard, --finetuning-mode=linear, --finetuning-mode=posthoc"),
-        (eval_task_negation, "standard, --finetuning-mode=linear, --finetuning-mode=posthoc"),
-    ],
-)
-def test_the_mode_is_required(
-    script: object, modes: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert script.main([]) == 2  # type: ignore[attr-defined]
-    assert f"needs a fine-tuning mode; choose --finetuning-mode={modes}" in capsys.readouterr().err
-
-
-def test_a_mode_that_a_script_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert finetune.main(["--finetuning-mode=posthoc"]) == 2
-    assert "has no fine-tuning mode 'posthoc'" in capsys.readouterr().err
+EDITED = "standard, --finetuning-mode=linear, --finetuning-mode=posthoc"
 
 
 @pytest.mark.parametrize(
     ("script", "argv", "message"),
     [
+        (finetune, [], "finetune.py needs a fine-tuning mode; choose --finetuning-mode=standard"),
+        (eval_single_task, [], "needs a fine-tuning mode; choose --finetuning-mode=none, "),
+        (eval_task_addition, [], f"needs a fine-tuning mode; choose --finetuning-mode={EDITED}"),
+        (eval_task_negation, [], f"needs a fine-tuning mode; choose --finetuning-mode={EDITED}"),
+        (finetune, ["--finetuning-mode=posthoc"], "has no fine-tuning mode 'posthoc'"),
         (
-            eval_task_negation,
-            ["--control-dataset=Emoji"],
-            "--control-dataset=Emoji is one of the run",
+            finetune,
+            ["--finetuning-mode=linear", "--tasks=Textres"],
+            "unknown data set of suite embedded 'Textres'; choose from Textures",
         ),
+    ],
+)
+def test_a_missing_mode_or_unknown_name_lists_the_choices(
+    script: Any, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "message"),
+    [
+        (eval_task_negation, ["--control-dataset=Emoji"], "--control-dataset=Emoji is one of "),
         (eval_task_negation, ["--tasks=Shapes"], "--tasks names Shapes, which is the control set"),
         (eval_single_task, ["--tasks=Emoji,EmojiVal"], "--tasks names Emoji twice"),
         (finetune, ["--train-dataset=EmojiVal,Emoji"], "--train-dataset names Emoji twice"),
@@ -340,7 +331,7 @@ def test_a_mode_that_a_script_does_not_have_is_refused(capsys: pytest.CaptureFix
         (eval_single_task, ["--results={file}"], "--results: expected a folder at "),
     ],
 )
-def test_flags_that_do_not_go_together_stop_before_the_work(
+def test_conflicting_flags_are_refused_before_the_work(
     script: Any,
     argv: list[str],
     message: str,
@@ -363,43 +354,27 @@ def test_the_control_set_alone_is_evaluated_and_shown(
     assert eval_single_task.main([*argv, "--eval-datasets=Shapes"]) == 0
     assert "| %                     | Shapes | mean |" in capsys.readouterr().out
     with pytest.raises(UsageError, match="--control-dataset=Shapes is one of the data sets"):
-        evaluate(ImageEncoder.load(root / "checkpoints" / "zeroshot.pt"),
-                 Config(eval_datasets=["Shapes"], control_dataset="Shapes"))  # fmt: skip
-
-
-def test_an_unknown_task_lists_the_nearest_first(capsys: pytest.CaptureFixture[str]) -> None:
-    assert finetune.main(["--finetuning-mode=linear", "--tasks=Textres"]) == 2
-    assert "unknown data set of suite embedded 'Textres'; choose from Textures" in (
-        capsys.readouterr().err
-    )
+        config = Config(eval_datasets=["Shapes"], control_dataset="Shapes")
+        evaluate(ImageEncoder.load(root / "checkpoints" / "zeroshot.pt"), config)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_of_each_script(script: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src" / f"{script}.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "100"},
-    )
-    assert "--finetuning-mode" in done.stdout and "--control-threshold" in done.stdout
+def test_help_of_each_script(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(ROOT / "src" / f"{script}.py")
+    monkeypatch.setattr("sys.argv", [path, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(path, run_name="__main__")
+    out = capsys.readouterr().out
+    assert f"usage: {script}.py" in out
+    assert "--finetuning-mode" in out and "--control-threshold" in out
 
 
-def test_module_and_script_start_alike() -> None:
+def test_a_module_starts_as_its_script() -> None:
+    argv = ["-P", "-m", "tangent_arithmetic.commands.finetune", "--finetuning-mode=none"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "tangent_arithmetic.commands.finetune",
-            "--finetuning-mode=none",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, *argv], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 2 and "has no fine-tuning mode 'none'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -27,7 +27,7 @@ Patch = pytest.MonkeyPatch
 
 
 class Killed(Exception):
-    """Stands for SIGKILL: what is on disk is all that is left."""
+    """Simulates SIGKILL: only what is on disk remains."""
 
 
 @pytest.fixture
@@ -93,20 +93,24 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change, told", CHANGES.values(), ids=list(CHANGES))
 def test_a_run_is_not_continued_with_other_data_or_software(
-    run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: Capture, change: Any, told: str
+    run: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     kill_at(run, 3)
-    assert states(tmp_path) == ["00000002.safetensors", "00000003.safetensors"]
-    change(monkeypatch)
-    assert finetune.main(run) == 2
-    message = capsys.readouterr().err
-    assert re.search(told, message), message
-    assert "--restart" in message and "Traceback" not in message
-    assert states(tmp_path) == ["00000002.safetensors", "00000003.safetensors"]
-    assert not checkpoint(tmp_path).exists()
-    assert finetune.main([*run, "--restart"]) == 0
+    kept = ["00000002.safetensors", "00000003.safetensors"]
+    assert states(tmp_path) == kept
+    for change, message in CHANGES.values():
+        with pytest.MonkeyPatch.context() as patch:
+            change(patch)
+            assert finetune.main(run) == 2
+        registry._load.cache_clear()
+        error = capsys.readouterr().err
+        assert re.search(message, error), error
+        assert "--restart" in error and "Traceback" not in error
+        assert states(tmp_path) == kept and not checkpoint(tmp_path).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        other_sources(patch)
+        assert finetune.main([*run, "--restart"]) == 0
     assert checkpoint(tmp_path).exists() and states(tmp_path) == []
 
 
@@ -121,28 +125,29 @@ def test_a_flag_typo_costs_nothing(run: list[str], tmp_path: Path, capsys: Captu
     assert read_facts(checkpoint(tmp_path))["hash"] == read_facts(straight)["hash"]
 
 
-@pytest.mark.parametrize("change, told", list(CHANGES.values())[:2], ids=list(CHANGES)[:2])
-def test_a_finished_checkpoint_of_other_data_is_not_taken_for_done(
-    run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: Capture, change: Any, told: str
+def test_a_finished_checkpoint_of_other_data_does_not_count_as_done(
+    run: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     assert finetune.main(run) == 0
     before = checkpoint(tmp_path).read_bytes()
     assert finetune.main(run) == 0  # done before, skipped
-    change(monkeypatch)
     head = tmp_path / "checkpoints" / "head_Emoji.safetensors"
-    if change is other_templates:  # an evaluation has built it anew
-        head.unlink()
-        facts = load_checkpoint(checkpoint(tmp_path)).info
-        save_tensors(head, {"weight": torch.ones(9, 9), "bias": torch.ones(9)}, "head", info=facts)
-    assert finetune.main(run) == 2
-    message = capsys.readouterr().err
-    assert "made of other data" in message and "delete it" in message
-    assert checkpoint(tmp_path).read_bytes() == before
+    for change in (other_pictures, other_templates):
+        with pytest.MonkeyPatch.context() as patch:
+            change(patch)
+            if change is other_templates:  # an evaluation has built it anew
+                head.unlink()
+                info, ones = load_checkpoint(checkpoint(tmp_path)).info, torch.ones(9, 9)
+                save_tensors(head, {"weight": ones, "bias": ones[0]}, "head", info=info)
+            assert finetune.main(run) == 2
+        registry._load.cache_clear()
+        message = capsys.readouterr().err
+        assert "made of other data" in message and "delete it" in message
+        assert checkpoint(tmp_path).read_bytes() == before
 
 
-@pytest.mark.parametrize("moment", ["before the states are removed", "while they are written"])
-def test_what_a_run_leaves_that_is_killed_at_its_end_goes_with_the_next(
-    run: list[str], tmp_path: Path, monkeypatch: Patch, moment: str
+def test_the_next_run_removes_what_a_killed_one_left(
+    run: list[str], tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def killed(self: RunStates) -> None:
         raise Killed
@@ -151,10 +156,9 @@ def test_what_a_run_leaves_that_is_killed_at_its_end_goes_with_the_next(
         patch.setattr(RunStates, "remove", killed)
         with pytest.raises(Killed):
             finetune.main(run)
-    if moment == "while they are written":
-        part = checkpoint(tmp_path).with_name(f".{checkpoint(tmp_path).name}.x1.part")
-        part.mkdir()
-        (part / "half").write_bytes(b"half")
+    part = checkpoint(tmp_path).with_name(f".{checkpoint(tmp_path).name}.x1.part")
+    part.mkdir()  # of a state that was being written
+    (part / "half").write_bytes(b"half")
     assert checkpoint(tmp_path).exists() and states(tmp_path)
     assert finetune.main(run) == 0
     assert [p.name for p in checkpoint(tmp_path).parent.iterdir()] == [checkpoint(tmp_path).name]
@@ -170,7 +174,7 @@ def test_a_record_that_cannot_be_written_leaves_no_states(run: list[str], tmp_pa
     assert checkpoint(tmp_path).exists() and states(tmp_path) == []
 
 
-def test_no_checkpoint_with_weights_that_are_not_finite(
+def test_weights_that_are_not_finite_are_not_saved(
     run: list[str], tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     step = torch.optim.AdamW.step

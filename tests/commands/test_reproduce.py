@@ -3,18 +3,22 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image
 
+from tangent_arithmetic.commands import reproduce
+from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread, with_seed
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+Capture = pytest.CaptureFixture[str]
 
 
 def script(name: str) -> ModuleType:
@@ -25,20 +29,91 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.fixture(scope="module")
-def reproduce() -> ModuleType:
-    return script("reproduce")
+def several(folder: Path) -> list[str]:
+    """Flags for runs of several seeds, each in a folder of its own."""
+    return [flag for flag in flags(folder) if not flag.startswith("--save")]
+
+
+def test_the_stages_of_a_run() -> None:
+    run = Run.of(small_config(Path("x")))
+    stages = reproduce.stages(run, ["--lr=1"])
+    assert len(stages) == 13 and stages[0].argv == ["--finetuning-mode=none", "--lr=1"]
+    assert [stage.name for stage in stages if stage.output is None] == [
+        "standard fine-tuning",
+        "linear fine-tuning",
+    ]
+    outputs = {stage.output for stage in stages if stage.output is not None}
+    assert len(outputs) == 11 and accuracies_path(run, "posthoc") in outputs
+    assert sum(stage.share for stage in stages) == pytest.approx(6 + 64 + 3 * (2 + 3 + 5) + 4)
+
+
+# stages that write one file each
+
+
+@pytest.fixture
+def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The seeds and names of the stages that did their work."""
+    names: list[str] = []
+
+    def stages(run: Run, flags: list[str]) -> list[reproduce.Stage]:
+        def stage(name: str, output: Path) -> reproduce.Stage:
+            def work(argv: Sequence[str]) -> int:
+                names.append(f"{run.seed} {name}")
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text("{}")
+                return 0
+
+            return reproduce.Stage(name, work, flags, output, 50)
+
+        adding = stage("addition", arithmetic_path(run, "standard", "additions"))
+        return [stage("zero-shot evaluation", accuracies_path(run, "none")), adding]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "stages", stages)
+    return names
+
+
+def test_finished_stages_are_skipped_until_their_results_change(
+    worked: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    argv = ["--seeds=2", *several(tmp_path)]
+    everything = [f"{n} {name}" for n in (0, 1) for name in ("zero-shot evaluation", "addition")]
+    assert reproduce.main(argv) == 0
+    assert worked == everything
+    assert "[seed 1: 2/2] addition (0.0 min so far" in capsys.readouterr().out
+    worked.clear()
+    assert reproduce.main(argv) == 0
+    assert worked == []
+    out = capsys.readouterr().out
+    assert out.count("done before, skipped") == 4 and "Single-task accuracy" in out
+    suite = tmp_path / "results" / "embedded"
+    assert "seeds: 0, 1" in (suite / "summary.md").read_text()
+    (suite / "ViT-Nano-8_seed1" / "zeroshot_accuracies.json").write_text("{} ")
+    assert reproduce.main(argv) == 0
+    assert worked == everything[2:3]
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"[]", b'{"zero-shot', b"\xff"])
+def test_results_without_a_ledger_do_not_count_as_done(
+    damage: bytes | None, worked: list[str], tmp_path: Path
+) -> None:
+    assert reproduce.main(several(tmp_path)) == 0
+    ledger = tmp_path / "checkpoints" / "ViT-Nano-8" / "stages.json"
+    ledger.unlink() if damage is None else ledger.write_bytes(damage)
+    assert reproduce.main(several(tmp_path)) == 0
+    assert len(worked) == 4
+
+
+# all of it, for real
 
 
 @pytest.fixture(scope="module")
-def root(reproduce: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the whole benchmark done, for two seeds."""
     folder = tmp_path_factory.mktemp("reproduce")
     with pytest.MonkeyPatch.context() as monkeypatch, small_suite(monkeypatch):
@@ -47,11 +122,7 @@ def root(reproduce: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield folder
 
 
-def several(folder: Path) -> list[str]:
-    """Flags for runs of several seeds, each in a folder of its own."""
-    return [flag for flag in flags(folder) if not flag.startswith("--save")]
-
-
+@pytest.mark.slow
 def test_every_file_of_the_design_is_there(root: Path) -> None:
     suffix = "+".join(TASKS)
     names = ["zeroshot_accuracies", "report"]
@@ -64,8 +135,12 @@ def test_every_file_of_the_design_is_there(root: Path) -> None:
         assert "explorer-data" in page and "Task negation" in page
     assert (root / "checkpoints" / "ViT-Nano-8" / "EmojiVal" / "finetuned.safetensors").is_file()
     assert (root / "checkpoints_1" / "ViT-Nano-8" / "zeroshot.safetensors").is_file()
+    with Image.open(suite / "figures" / "overview.png") as picture:
+        colours = picture.convert("RGB").getcolors(1 << 24)
+        assert picture.width > 1000 and colours is not None and len(colours) > 50
 
 
+@pytest.mark.slow
 def test_the_summary_is_over_seeds(root: Path) -> None:
     suite = root / "results" / "embedded"
     summary = json.loads((suite / "summary.json").read_text())
@@ -84,19 +159,11 @@ def test_the_summary_is_over_seeds(root: Path) -> None:
     assert "seeds: 0, 1 (mean ± standard deviation)" in text and "Task negation" in text
 
 
-def test_the_figure_is_a_picture(root: Path) -> None:
-    with Image.open(root / "results" / "embedded" / "figures" / "overview.png") as picture:
-        colours = picture.convert("RGB").getcolors(1 << 24)
-        assert picture.width > 1000 and colours is not None and len(colours) > 50
-
-
-def test_run_again_it_skips_everything_and_says_so(
-    reproduce: ModuleType,
-    root: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.slow
+def test_run_again_it_skips_everything(
+    root: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = [p for p in (root / "results").rglob("*accuracies.json")]
+    files = list((root / "results").rglob("*accuracies.json"))
     before = {path: path.stat().st_mtime_ns for path in files}
     with caplog.at_level("INFO", logger="tangent_arithmetic"):
         assert reproduce.main(["--seeds=2", *several(root)]) == 0
@@ -105,22 +172,6 @@ def test_run_again_it_skips_everything_and_says_so(
     assert out.count("done before, skipped") == 2 * 11
     assert caplog.text.count("done before, skipped") == 2 * 2 * len(TASKS)
     assert "Single-task accuracy" in out and "results:" in out
-
-
-def test_results_that_came_with_a_clone_do_not_count(reproduce: ModuleType, root: Path) -> None:
-    run = Run.of(small_config(root)).with_(save=str(root / "checkpoints" / "ViT-Nano-8"))
-    first = reproduce.stages(run, several(root))[0]
-    ledger = reproduce.Ledger(run)
-    assert ledger.is_done(first)
-    first.output.write_text(first.output.read_text() + " ")
-    assert not ledger.is_done(first)
-    first.output.write_text(first.output.read_text()[:-1])
-    kept = ledger.path.read_bytes()
-    for damage in (None, b"", b"[]", kept[:-9], b"\xff"):
-        ledger.path.unlink() if damage is None else ledger.path.write_bytes(damage)
-        assert not ledger.is_done(first)
-    ledger.path.write_bytes(kept)
-    assert ledger.is_done(first)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +184,9 @@ def test_results_that_came_with_a_clone_do_not_count(reproduce: ModuleType, root
         (["--suite=nothing"], "unknown suite 'nothing'"),
     ],
 )
-def test_wrong_flags(
-    reproduce: ModuleType, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_flags(argv: list[str], message: str, capsys: Capture) -> None:
     try:
-        code = reproduce.main(argv)
+        code: object = reproduce.main(argv)
     except SystemExit as error:  # of the parser
         code = error.code
     assert code == 2
@@ -145,27 +194,22 @@ def test_wrong_flags(
 
 
 def test_results_that_cannot_be_written_stop_it_before_the_first_stage(
-    reproduce: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    worked: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(reproduce, "run_stages", lambda *_: pytest.fail("worked"))
     summary = tmp_path / "results" / "embedded" / "summary.json"
     summary.mkdir(parents=True)
     assert reproduce.main([f"--save={tmp_path}/run", f"--results={tmp_path}/results"]) == 2
     assert f"cannot write {summary}: it exists and is not a file" in capsys.readouterr().err
+    assert not worked
 
 
-def test_spread() -> None:
+def test_spread_is_mean_and_standard_deviation() -> None:
     assert spread([0.5]) == "50.0"
     assert spread([0.5, 0.6, 0.7]) == "60.0 ± 10.0"
+    assert spread([0.5, None]) == "-"
 
 
 def test_seed_zero_is_the_run_without_a_seed() -> None:
-    args = small_config(Path("x"))
-    assert (
-        with_seed(Run.of(args), 0).config.seed is None
-        and with_seed(Run.of(args), 2).seed == 2
-        and args.seed is None
-    )
+    run = Run.of(small_config(Path("x")))
+    assert with_seed(run, 0).config.seed is None and with_seed(run, 2).seed == 2
+    assert run.config.seed is None

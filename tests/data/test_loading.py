@@ -1,4 +1,4 @@
-"""What a batch holds and how a picture is augmented depends on (seed, epoch, index) alone."""
+"""Batches and augmentations depend on (seed, epoch, index) alone; failing workers are explained."""
 
 from __future__ import annotations
 
@@ -29,14 +29,12 @@ from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.files import class_pictures
 from tangent_arithmetic.data.loading import (
     BatchPlan,
+    EvalBatches,
     Key,
     Loader,
     RankBatches,
-    RankSampler,
     SeededPictures,
-    eval_loader,
     iterating,
-    share,
     to_device,
     train_loader,
 )
@@ -62,21 +60,14 @@ def _pictures(count: int) -> ArrayPictures:
 
 
 def _draw(image: Image.Image) -> torch.Tensor:
-    """A transform that uses both generators: [picture, torch's number, Python's number]."""
+    """A transform that draws from both generators: [picture, torch's number, Python's number]."""
     return torch.tensor([float(np.asarray(image)[0, 0, 0]), torch.rand(()), random.random()])
 
 
 # --- plans
 
 
-@given(plans, st.integers(0, 4))
-def test_an_epoch_is_a_permutation(plan: BatchPlan, epoch: int) -> None:
-    order = plan.permutation(epoch)
-    assert sorted(order.tolist()) == list(range(plan.num_samples))
-    np.testing.assert_array_equal(order, plan.permutation(epoch))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_each_epoch_and_seed_has_a_different_order() -> None:
     orders = [
         tuple(BatchPlan(50, 8, 1, seed).permutation(epoch).tolist())
         for seed in range(3)
@@ -91,6 +82,7 @@ def test_micro_batches_cover_an_epoch_without_repeats(plan: BatchPlan, epoch: in
     steps = [plan.micro_batches(first + step) for step in range(plan.steps_per_epoch)]
     keys = [key for step in steps for batch in step for key in batch]
     assert keys == [(epoch, index) for index in plan.permutation(epoch).tolist()]
+    assert sorted(keys) == [(epoch, index) for index in range(plan.num_samples)]
     full = plan.batch_size * plan.num_grad_accumulation
     assert all(sum(map(len, step)) == full for step in steps[:-1])
     assert 1 <= sum(map(len, steps[-1])) <= full
@@ -131,30 +123,23 @@ def test_ranks_share_the_global_batches(plan: BatchPlan, world_size: int) -> Non
         assert together == batch
 
 
-def test_a_rank_without_a_share_gets_the_first_image() -> None:
-    plan = BatchPlan(num_samples=5, batch_size=4, num_grad_accumulation=1, seed=0)
-    order = plan.permutation(0).tolist()
-    ranks = [list(RankBatches(plan, 0, 2, rank, 3)) for rank in range(3)]
-    assert ranks[0] == [[(0, order[0]), (0, order[3])], [(0, order[4])]]
-    assert ranks[1] == [[(0, order[1])], [(0, order[4])]]
-    assert ranks[2] == [[(0, order[2])], [(0, order[4])]]
-
-
 @given(plans, st.integers(0, 6), st.integers(0, 6))
-def test_a_run_can_go_on_from_any_step(plan: BatchPlan, start: int, more: int) -> None:
+def test_a_run_can_resume_at_any_step(plan: BatchPlan, start: int, more: int) -> None:
     whole = list(RankBatches(plan, 0, start + more, 0, 2))
     done = list(RankBatches(plan, 0, start, 0, 2))
     assert done + list(RankBatches(plan, start, start + more, 0, 2)) == whole
 
 
-@given(st.integers(0, 40), st.integers(1, 5))
+@given(st.integers(1, 40), st.integers(1, 5))
 def test_evaluation_sees_every_image_once(count: int, world_size: int) -> None:
-    samplers = [RankSampler(count, rank, world_size) for rank in range(world_size)]
-    seen = [index for sampler in samplers for index in sampler]
-    assert sorted(seen) == list(range(count))
-    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
-    assert max(map(len, samplers)) - min(map(len, samplers)) <= 1
-    assert seen == [i for rank in range(world_size) for i in share(range(count), rank, world_size)]
+    batches = [
+        EvalBatches(_pictures(count), None, 1, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    shares = [list(rank.loader.sampler) for rank in batches]
+    assert sorted(index for share in shares for index in share) == list(range(count))
+    assert [len(rank) for rank in batches] == [len(share) for share in shares]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 # --- pictures
@@ -175,6 +160,9 @@ def test_transforms_depend_on_seed_epoch_and_index_only() -> None:
         assert torch.equal(image, values[key])
         assert label == key[1] == image[0]
     assert torch.equal(pictures[4][0], values[0, 4])  # a plain index means epoch 0
+    plain, label = SeededPictures(_pictures(3), None)[1, 2]
+    assert isinstance(plain, Image.Image) and plain.getpixel((0, 0)) == (2, 2, 2) and label == 2
+    assert len(pictures) == 6
     other = SeededPictures(_pictures(6), _draw, seed=4)
     draws = [*values.values(), *(other[0, index][0] for index in range(6))]
     for place in (1, 2):  # torch's and Python's numbers
@@ -183,8 +171,7 @@ def test_transforms_depend_on_seed_epoch_and_index_only() -> None:
 
 def test_global_generators_are_left_alone() -> None:
     before = _random_states()
-    pictures = SeededPictures(_pictures(3), _draw)
-    pictures[1, 2]
+    SeededPictures(_pictures(3), _draw)[1, 2]
     assert _random_states() == before
 
     def fail(image: Image.Image) -> None:
@@ -193,85 +180,74 @@ def test_global_generators_are_left_alone() -> None:
 
     with pytest.raises(OSError, match="cannot read"):
         SeededPictures(_pictures(3), fail)[0]
+    list(EvalBatches(_pictures(6), _draw, 2))
+    list(train_loader(_pictures(6), _draw, RankBatches(BatchPlan(6, 2, 1, 0), 0, 3, 0, 1), 0))
     assert _random_states() == before
-
-
-def test_loaders_leave_the_global_generators_alone() -> None:
-    plan = BatchPlan(6, 2, 1, seed=0)
-    before = _random_states()
-    list(eval_loader(_pictures(6), _draw, 2, 0))
-    list(train_loader(_pictures(6), _draw, RankBatches(plan, 0, 3, 0, 1), 0))
-    assert _random_states() == before
-
-
-def test_without_a_transform_pictures_come_as_they_are() -> None:
-    image, label = SeededPictures(_pictures(3), None)[1, 2]
-    assert isinstance(image, Image.Image) and image.getpixel((0, 0)) == (2, 2, 2)
-    assert label == 2 and len(SeededPictures(_pictures(3), None)) == 3
 
 
 # --- loaders
 
 
-def _train(num_workers: int, rank: int = 0, world_size: int = 1) -> list[tuple[Any, Any]]:
+def _train(num_workers: int) -> list[tuple[Any, Any]]:
     plan = BatchPlan(num_samples=11, batch_size=4, num_grad_accumulation=1, seed=2)
-    batches = RankBatches(plan, 0, 2 * plan.steps_per_epoch, rank, world_size)
+    batches = RankBatches(plan, 0, 2 * plan.steps_per_epoch, 0, 1)
     return [tuple(batch) for batch in train_loader(_pictures(11), _draw, batches, num_workers)]
 
 
 @workers
-def test_worker_processes_change_nothing() -> None:
+def test_batches_do_not_depend_on_the_number_of_workers() -> None:
     torch.manual_seed(1)
     alone = _train(0)
     torch.manual_seed(2)
-    helped = _train(2)
-    assert len(alone) == len(helped) == 6
-    for (images, labels), (others, other_labels) in zip(alone, helped, strict=True):
+    workers = _train(2)
+    assert len(alone) == len(workers) == 6
+    for (images, labels), (others, other_labels) in zip(alone, workers, strict=True):
         assert torch.equal(images, others) and torch.equal(labels, other_labels)
         assert torch.equal(images[:, 0].long(), labels)
     draws = [round(value.item(), 6) for images, _ in alone for value in images[:, 1]]
     assert len(set(draws)) == 22  # an image is augmented anew in the second epoch
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_see_the_very_images_that_one_process_sees(world_size: int) -> None:
-    alone = _train(0)
-    ranks = [_train(0, rank, world_size) for rank in range(world_size)]
-    for number, (images, labels) in enumerate(alone):
-        for rank, batches in enumerate(ranks):
-            expected = slice(rank, None, world_size) if rank < len(labels) else slice(0, 1)
-            assert torch.equal(batches[number][0], images[expected])
-            assert torch.equal(batches[number][1], labels[expected])
-
-
 @workers
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems start workers in their own way")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have another start method")
 def test_workers_are_forked_even_where_python_would_spawn_them() -> None:
     """A spawned worker imports PyTorch first: seconds a worker, a loader and a data set."""
-    batches = RankBatches(BatchPlan(4, 2, 1, 0), 0, 2, 0, 1)
-    for workers, method in ((2, "fork"), (0, None)):
-        for loader in (
-            eval_loader(_pictures(4), _draw, 2, workers),
-            train_loader(_pictures(4), _draw, batches, workers),
-        ):
-            context = loader.multiprocessing_context
+    for num_workers, method in ((2, "fork"), (0, None)):
+        for kind in KINDS:
+            context = _loader(kind, _pictures(4), num_workers).multiprocessing_context
             assert (context and context.get_start_method()) == method
 
 
+@workers
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_keeps_the_order(num_workers: int) -> None:
-    loader = eval_loader(_pictures(7), _draw, 3, num_workers)
-    labels = [label.tolist() for _, label in loader]
-    assert labels == [[0, 1, 2], [3, 4, 5], [6]]
-    second = eval_loader(_pictures(7), _draw, 3, num_workers, rank=1, world_size=2)
-    assert [label.tolist() for _, label in second] == [[1, 3, 5]]
+    batches = EvalBatches(_pictures(7), _draw, 3, num_workers)
+    for _ in range(2):
+        assert [labels.tolist() for _, labels in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    second = EvalBatches(_pictures(7), _draw, 3, num_workers, rank=1, world_size=2)
+    assert [labels.tolist() for _, labels in second] == [[1, 3, 5]]
+
+
+KINDS = ("training", "evaluation")
+
+
+def _loader(
+    kind: str, pictures: Any, num_workers: int, transform: Any = _draw, classes: int | None = None
+) -> Loader:
+    if kind == "evaluation":
+        return EvalBatches(pictures, transform, 2, num_workers, num_classes=classes).loader
+    steps = -(-len(pictures) // 2)
+    batches = RankBatches(BatchPlan(len(pictures), 2, 1, 0), 0, steps, 0, 1)
+    return train_loader(pictures, transform, batches, num_workers, classes)
 
 
 @workers
 @pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("kind", ["training", "evaluation"])
-def test_a_damaged_picture_is_named(kind: str, num_workers: int, tmp_path: Path) -> None:
-    """The message is the same whether the picture was read here or by a worker."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_and_mislabelled_pictures_are_named(
+    kind: str, num_workers: int, tmp_path: Path
+) -> None:
+    """The message is the same whether the picture is read here or by a worker."""
     for i in range(4):
         path = tmp_path / str(i % 2) / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
@@ -279,35 +255,17 @@ def test_a_damaged_picture_is_named(kind: str, num_workers: int, tmp_path: Path)
     damaged = tmp_path / "1" / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(PictureError) as got:
-        _read_all(kind, class_pictures(tmp_path), 2, num_workers)
+        list(_loader(kind, class_pictures(tmp_path), num_workers))
     assert str(got.value).startswith(f"{damaged} cannot be read (")
     assert str(got.value).endswith("it is damaged or not an image. Fetch it again")
-
-
-@workers
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("kind", ["training", "evaluation"])
-def test_a_label_that_the_head_does_not_have_is_named(kind: str, num_workers: int) -> None:
     with pytest.raises(PictureError) as got:
-        _read_all(kind, _pictures(4), 3, num_workers)
+        list(_loader(kind, _pictures(4), num_workers, classes=3))
     message = "image 3 of ArrayPictures has label 3, expected 0 to 2: the data set has other"
     assert str(got.value).startswith(message) and "Traceback" not in str(got.value)
 
 
-def _read_all(kind: str, pictures: Any, classes: int, num_workers: int) -> None:
-    loader: Any
-    if kind == "training":
-        shares = RankBatches(BatchPlan(4, 2, 1, 0), 0, 2, 0, 1)
-        loader = train_loader(pictures, _draw, shares, num_workers, classes)
-    else:
-        loader = eval_loader(pictures, _draw, 2, num_workers, classes=classes)
-    with iterating(loader) as batches:
-        for _ in batches:
-            pass
-
-
 class Failing:
-    """Pictures of which one ends the process that loads it, or raises."""
+    """Pictures of which one raises in a worker, or ends it with an exit code or signal."""
 
     def __init__(self, fault: int | Exception) -> None:
         self.fault = fault
@@ -328,21 +286,14 @@ class Failing:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are looked after more often than every five seconds."""
+    """Workers are checked more often than every five seconds."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
-
-
-def _collated(kind: str, pictures: Any, num_workers: int, transform: Any = None) -> Loader:
-    if kind == "evaluation":
-        return eval_loader(pictures, transform or torch.from_numpy, 2, num_workers)
-    shares = RankBatches(BatchPlan(8, 2, 1, 0), 0, 4, 0, 1)
-    return train_loader(pictures, transform or torch.from_numpy, shares, num_workers)
 
 
 @workers
 @pytest.mark.usefixtures("soon")
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
-@pytest.mark.parametrize("kind", ["training", "evaluation"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -352,17 +303,17 @@ def _collated(kind: str, pictures: Any, num_workers: int, transform: Any = None)
         (3, "process exited with code 3, which ended the run"),
     ],
 )
-def test_a_worker_that_is_killed_is_told_with_the_way_out(
+def test_the_death_of_a_worker_is_explained_with_a_way_out(
     kind: str, fault: int, message: str
 ) -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     with (
         pytest.raises(RunError, match=f"{message}.*--num-workers=0$"),
-        iterating(_collated(kind, Failing(fault), 1)) as batches,
+        iterating(_loader(kind, Failing(fault), 1, torch.from_numpy)) as batches,
     ):
         for _ in batches:
             pass
-    assert signal.getsignal(signal.SIGCHLD) == handler  # PyTorch's raises in the midst of anything
+    assert signal.getsignal(signal.SIGCHLD) == handler  # PyTorch's would raise at any point
     assert not multiprocessing.active_children()
 
 
@@ -380,7 +331,7 @@ def test_a_worker_that_is_killed_is_told_with_the_way_out(
         (UsageError("the user's mistake"), UsageError, "the user's mistake"),
     ],
 )
-def test_what_goes_wrong_in_a_worker_is_told_apart(
+def test_errors_of_a_worker_are_told_apart(
     error: Exception, expected: type[Exception], message: str
 ) -> None:
     """Errors of a transform, which are not those of pictures."""
@@ -389,11 +340,11 @@ def test_what_goes_wrong_in_a_worker_is_told_apart(
         raise error
 
     with pytest.raises(expected, match=message):
-        list(_collated("evaluation", Failing(ValueError()), 1, transform))
+        list(_loader("evaluation", Failing(ValueError()), 1, transform))
 
 
 @workers
-def test_workers_that_cannot_start_are_told_with_the_way_out(
+def test_a_failing_start_of_workers_is_explained_with_a_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*args: Any, **options: Any) -> None:
@@ -401,19 +352,19 @@ def test_workers_that_cannot_start_are_told_with_the_way_out(
 
     monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter", refuse)
     with pytest.raises(RunError, match=r"cannot be started \(BlockingIOError: .*--num-workers=0$"):
-        list(_collated("evaluation", Failing(1), 2))
-    assert len(list(_collated("evaluation", Failing(1), 0))) == 4
+        list(_loader("evaluation", Failing(1), 2, torch.from_numpy))
+    assert len(list(_loader("evaluation", Failing(1), 0, torch.from_numpy))) == 4
 
 
 SMALL = """
 import numpy as np, sys
 from tangent_arithmetic.data.base import ArrayPictures
-from tangent_arithmetic.data.loading import eval_loader
+from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.runtime.errors import RunError
 from tests.data.test_loading import to_tensor
 pictures = ArrayPictures(np.zeros((8, 64, 64, 3), np.uint8), np.zeros(8, np.int64))
 try:
-    list(eval_loader(pictures, to_tensor, 4, 2))
+    list(EvalBatches(pictures, to_tensor, 4, 2))
 except RunError as error:
     print(error)
 """
@@ -426,8 +377,8 @@ def to_tensor(picture: Any) -> torch.Tensor:
 @workers
 @pytest.mark.slow  # PyTorch is imported anew
 @pytest.mark.parametrize("size", ["16k", "64k"])
-def test_shared_memory_that_is_too_small_is_told(size: str) -> None:
-    """At the start, and once the first batch is handed over."""
+def test_too_small_shared_memory_is_explained(size: str) -> None:
+    """At the start, and at the transfer of the first batch."""
     mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
     if shutil.which("unshare") is None or subprocess.call(
         ["unshare", "-m", "sh", "-c", mount], stderr=subprocess.DEVNULL
@@ -440,34 +391,34 @@ def test_shared_memory_that_is_too_small_is_told(size: str) -> None:
     assert f" of {total} MiB free)" in done.stdout and "--num-workers=0" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "error",
-    [OSError("x"), SyntaxError("x"), ValueError("x"), EOFError("x"), struct.error("x"),
-     KeyError("x"), TypeError("x"), IndexError("x"), AssertionError("x"), AttributeError("x"),
-     ZeroDivisionError("x"), OverflowError("x"), RuntimeError("x"), zlib.error("x"),
-     Image.DecompressionBombError("x")],
-    ids=lambda error: type(error).__name__,
-)  # fmt: skip
-def test_whatever_a_decoder_says_the_picture_is_named(error: Exception) -> None:
+ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, TypeError, IndexError),
+    *(AssertionError, AttributeError, ZeroDivisionError, OverflowError, RuntimeError, zlib.error),
+    Image.DecompressionBombError,
+)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_picture_is_named_whatever_its_decoder_raises(error: type[Exception]) -> None:
     class Damaged:
         def __len__(self) -> int:
             return 1
 
         def __getitem__(self, index: int) -> tuple[Any, int]:
-            raise error
+            raise error("x")
 
-    name = type(error).__name__
+    name = error.__name__
     with pytest.raises(PictureError, match=f"image 0 of Damaged cannot be read .{name}: '?x'?."):
         SeededPictures(Damaged(), None)[0]
 
 
-def test_nothing_to_evaluate_on_is_an_error() -> None:
+def test_evaluation_on_no_images_is_an_error() -> None:
     with pytest.raises(UsageError, match="no images to evaluate on: ArrayPictures is empty"):
-        eval_loader(_pictures(0), _draw, 2, 0)
+        iter(EvalBatches(_pictures(0), _draw))
 
 
-def test_batches_go_to_the_device() -> None:
-    images, labels = next(iter(eval_loader(_pictures(2), _draw, 2, 0)))
+def test_batches_move_to_the_device() -> None:
+    images, labels = next(iter(EvalBatches(_pictures(2), _draw)))
     moved = to_device([images, labels], torch.device("meta"))
     assert [value.device.type for value in moved] == ["meta", "meta"]
     assert [value.shape for value in moved] == [(2, 3), (2,)]

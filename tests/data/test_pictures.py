@@ -1,11 +1,10 @@
-"""Every mode that PIL opens becomes RGB by what it means, or an error names the file."""
+"""Images of every mode of PIL become RGB with the same appearance, or an error names the file."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ WHITE, RED = [255, 255, 255], [200, 30, 60]
 
 
 def pixels(image: Image.Image) -> list[list[int]]:
-    """The colours, row by row."""
+    """The colours of an RGB image, row by row."""
     assert image.mode == "RGB"
     return np.asarray(image).reshape(-1, 3).tolist()
 
@@ -36,8 +35,8 @@ def coloured() -> Image.Image:
 
 def tiff(bits: int, photometric: int, kind: int, data: bytes, size: tuple[int, int]) -> Any:
     """A TIFF file of one band, without compression."""
-    tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1,
-            278: size[1], 279: len(data), 339: kind}  # fmt: skip
+    tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: photometric, 273: 8}
+    tags |= {277: 1, 278: size[1], 279: len(data), 339: kind}
     data += b"\0" * (len(data) % 2)
     fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = b"II*\0" + struct.pack("<I", 8 + len(data))
@@ -45,7 +44,7 @@ def tiff(bits: int, photometric: int, kind: int, data: bytes, size: tuple[int, i
 
 
 def png(depth: int, colour: int, rows: list[bytes], hidden: bytes, width: int) -> Any:
-    """A PNG file with a chunk tRNS."""
+    """A PNG file with a tRNS chunk."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + data))
@@ -63,17 +62,16 @@ def png(depth: int, colour: int, rows: list[bytes], hidden: bytes, width: int) -
 def lab_of(colours: np.ndarray) -> np.ndarray:
     """CIE L*a*b* (D50) of sRGB colours, as 8-bit LAB stores it (a and b as signed bytes)."""
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169],
-                       [0.0139322, 0.0971045, 0.7141733]])  # fmt: skip
+    x, y = (0.4360747, 0.3850649, 0.1430804), (0.2225045, 0.7168786, 0.0606169)
+    to_xyz = np.array([x, y, (0.0139322, 0.0971045, 0.7141733)])
     xyz = linear @ to_xyz.T / (to_xyz.sum(axis=1))
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    lab = np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]),
-                    200 * (f[..., 1] - f[..., 2])], axis=-1)  # fmt: skip
-    return np.stack([lab[..., 0] * 2.55, lab[..., 1], lab[..., 2]], axis=-1)
+    fx, fy, fz = np.moveaxis(f, -1, 0)
+    return np.stack([2.55 * (116 * fy - 16), 500 * (fx - fy), 200 * (fy - fz)], axis=-1)
 
 
 def in_mode(mode: str) -> tuple[Image.Image, list[list[int]], int]:
-    """A picture of this mode, the colours that it shows, and by how much these may differ."""
+    """An image of this mode, the colours that it shows, and the tolerance of each channel."""
     grey = [[value] * 3 for value in (0, 255, 85, 170)]
     levels = np.array([[0, 255, 85, 170]], np.uint8)
     colours = [list(colour) for colour in COLOURS]
@@ -96,7 +94,7 @@ def in_mode(mode: str) -> tuple[Image.Image, list[list[int]], int]:
 
 
 @pytest.mark.parametrize("mode", sorted(Image.MODES))
-def test_every_mode_keeps_what_it_shows(mode: str) -> None:
+def test_every_mode_keeps_its_colours(mode: str) -> None:
     image, expected, tolerance = in_mode(mode)
     assert image.mode == mode
     off = np.abs(np.array(pixels(to_rgb(image, "x"))) - np.array(expected))
@@ -110,26 +108,28 @@ def test_every_mode_keeps_what_it_shows(mode: str) -> None:
 
 def deep_files() -> dict[str, Any]:
     """Files of a ramp over all values of their depth, from black to white."""
-    found: dict[str, Any] = {}
-    for kind, mode in (("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I"), ("PPM", "I;16")):
-        found[f"{kind} {mode}"] = io.BytesIO()
-        image = Image.fromarray(RAMP if mode == "I;16" else RAMP.astype(np.int32))
-        image.save(found[f"{kind} {mode}"], kind)
-    image = Image.frombytes("I;16B", (256, 256), RAMP.astype(">u2").tobytes())
-    found["TIFF I;16B"] = io.BytesIO()
-    image.save(found["TIFF I;16B"], "TIFF")
-    found["TIFF F"] = io.BytesIO()
-    Image.fromarray((RAMP / 65535).astype(np.float32)).save(found["TIFF F"], "TIFF")
+    big_endian = Image.frombytes("I;16B", (256, 256), RAMP.astype(">u2").tobytes())
+    images = {
+        "PNG I;16": Image.fromarray(RAMP),
+        "TIFF I;16": Image.fromarray(RAMP),
+        "TIFF I": Image.fromarray(RAMP.astype(np.int32)),
+        "PPM I;16": Image.fromarray(RAMP),
+        "TIFF I;16B": big_endian,
+        "TIFF F": Image.fromarray((RAMP / 65535).astype(np.float32)),
+    }
+    files: dict[str, Any] = {name: io.BytesIO() for name in images}
+    for name, image in images.items():
+        image.save(files[name], name.partition(" ")[0])
     signed = (RAMP // 2).astype("<u2").tobytes()
-    found["TIFF of 16 signed bits"] = tiff(16, 1, 2, signed, (256, 256))
+    files["TIFF of 16 signed bits"] = tiff(16, 1, 2, signed, (256, 256))
     pairs = (RAMP // 16).reshape(-1, 2).astype(np.uint32)  # of 12 bits, in three bytes
     packed = (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
-    found["TIFF of 12 bits"] = tiff(12, 1, 1, packed.tobytes(), (256, 256))
-    return found
+    files["TIFF of 12 bits"] = tiff(12, 1, 1, packed.tobytes(), (256, 256))
+    return files
 
 
 @pytest.mark.parametrize("kind", deep_files())
-def test_a_ramp_over_all_values_stays_one(kind: str) -> None:
+def test_a_ramp_over_all_values_stays_a_ramp(kind: str) -> None:
     """`convert("RGB")` gives a mean of 251 and 2 levels at 16 bits, and black for floats."""
     values = np.asarray(to_rgb(Image.open(deep_files()[kind]), kind))
     assert int(values.mean()) == 127 and len(np.unique(values)) == 256
@@ -160,7 +160,7 @@ def deep(values: list[float], kind: Any) -> Image.Image:
         ([0, 255], np.int32, "not all below 256: the value of white is unknown"),
     ],
 )
-def test_a_range_that_is_unknown_is_an_error_that_names_the_file(
+def test_an_unknown_range_of_values_is_an_error(
     values: list[float], kind: Any, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.tiff"
@@ -174,8 +174,8 @@ def test_a_range_that_is_unknown_is_an_error_that_names_the_file(
         assert str(caught.value).endswith("Save it with 8 or 16 bits per value")
 
 
-def test_rounding_beyond_the_range_is_none() -> None:
-    """Values half a level beyond, as resampling leaves them, round to black and white."""
+def test_values_half_a_level_beyond_the_range_are_rounded() -> None:
+    """Resampling leaves such values."""
     assert pixels(to_rgb(deep([-0.001, 1.001], np.float32), "x")) == [[0] * 3, WHITE]
 
 
@@ -195,63 +195,49 @@ def palette(alphas: int | bytes) -> Image.Image:
     return saved(image, "PNG", transparency=alphas)
 
 
-def over_white() -> dict[str, Callable[[], tuple[Image.Image, list[list[int]]]]]:
-    """Pictures with hidden colours, and what they show."""
-    blue, black = [10, 120, 240], [0] * 3
-
-    def rgba(mode: str) -> tuple[Image.Image, list[list[int]]]:
-        values = np.array([[[*RED, 255], [*RED, 0], [0, 0, 0, 51]]], np.uint8)
-        return Image.fromarray(values).convert(mode), [RED, WHITE, [204] * 3]
-
-    def grey(mode: str) -> tuple[Image.Image, list[list[int]]]:
-        values = np.array([[[90, 255], [90, 0], [0, 51]]], np.uint8)
-        return Image.fromarray(values).convert(mode), [[90] * 3, WHITE, [204] * 3]
-
-    def with_alphas() -> tuple[Image.Image, list[list[int]]]:
-        image = coloured().quantize(4).convert("PA")
-        image.putalpha(Image.fromarray(np.array([[255, 255, 0, 255]], np.uint8)))
-        return image, [black, WHITE, WHITE, blue]
-
-    def l16() -> tuple[Image.Image, list[list[int]]]:
-        rows = [struct.pack(">3H", 0, 513, 514)]
-        file = png(16, 0, rows, struct.pack(">H", 513), 3)
-        return Image.open(file), [black, WHITE, [2] * 3]
-
-    def low(depth: int, row: bytes, hidden: int, shown: list[int]) -> Any:
-        file = png(depth, 0, [row], struct.pack(">H", hidden), len(shown))
-        return lambda: (Image.open(file), [[value] * 3 for value in shown])
-
-    return {
-        "RGBA": lambda: rgba("RGBA"),
-        "RGBa": lambda: rgba("RGBa"),
-        "WebP": lambda: (saved(rgba("RGBA")[0], "WEBP", lossless=True), rgba("RGBA")[1]),
-        "LA": lambda: grey("LA"),
-        "La": lambda: grey("La"),
-        "PA": with_alphas,
-        "P, one colour": lambda: (palette(1), [RED, WHITE, black]),
-        "P, alphas": lambda: (palette(bytes([255, 0, 51])), [RED, WHITE, [204] * 3]),
-        "L": low(8, bytes([7, 90, 8]), 90, [7, 255, 8]),
-        "L of 4 bits": low(4, bytes([0x2A, 0xF0]), 2, [255, 170, 255, 0]),
-        "L of 2 bits": low(2, bytes([0b00011011]), 1, [0, 255, 170, 255]),
-        "1": low(1, bytes([0b01000000]), 0, [255, 255]),
-        "I;16": l16,
-        "RGB": lambda: (
-            Image.open(png(8, 2, [bytes([*RED, *blue])], struct.pack(">3H", *RED), 2)),
-            [WHITE, blue],
-        ),
-        "GIF": lambda: (saved(palette(1), "GIF", transparency=1), [RED, WHITE, black]),
-    }
+def indexed_with_alpha() -> Image.Image:
+    image = coloured().quantize(4).convert("PA")
+    image.putalpha(Image.fromarray(np.array([[255, 255, 0, 255]], np.uint8)))
+    return image
 
 
-@pytest.mark.parametrize("kind", over_white())
-def test_hidden_colours_never_appear(kind: str) -> None:
-    """Transparency is over white; what is opaque keeps its colour."""
-    image, expected = over_white()[kind]()
-    assert np.abs(np.array(pixels(to_rgb(image, kind))) - np.array(expected)).max() <= 1
+def grey_png(depth: int, row: bytes, hidden: int, width: int) -> Image.Image:
+    return Image.open(png(depth, 0, [row], struct.pack(">H", hidden), width))
+
+
+BLUE = [10, 120, 240]
+RGBA = Image.fromarray(np.array([[[*RED, 255], [*RED, 0], [0, 0, 0, 51]]], np.uint8))
+LA = Image.fromarray(np.array([[[90, 255], [90, 0], [0, 51]]], np.uint8))
+RGB_PNG = png(8, 2, [bytes([*RED, *BLUE])], struct.pack(">3H", *RED), 2)
+# images with hidden colours, and their colours over white; one number stands for a grey level
+OVER_WHITE: dict[str, tuple[Image.Image, list[Any]]] = {
+    "RGBA": (RGBA, [RED, 255, 204]),
+    "RGBa": (RGBA.convert("RGBa"), [RED, 255, 204]),
+    "WebP": (saved(RGBA, "WEBP", lossless=True), [RED, 255, 204]),
+    "LA": (LA, [90, 255, 204]),
+    "La": (LA.convert("La"), [90, 255, 204]),
+    "PA": (indexed_with_alpha(), [0, 255, 255, BLUE]),
+    "P, one colour": (palette(1), [RED, 255, 0]),
+    "P, alphas": (palette(bytes([255, 0, 51])), [RED, 255, 204]),
+    "L": (grey_png(8, bytes([7, 90, 8]), 90, 3), [7, 255, 8]),
+    "L of 4 bits": (grey_png(4, bytes([0x2A, 0xF0]), 2, 4), [255, 170, 255, 0]),
+    "L of 2 bits": (grey_png(2, bytes([0b00011011]), 1, 4), [0, 255, 170, 255]),
+    "1": (grey_png(1, bytes([0b01000000]), 0, 2), [255, 255]),
+    "I;16": (grey_png(16, struct.pack(">3H", 0, 513, 514), 513, 3), [0, 255, 2]),
+    "RGB": (Image.open(RGB_PNG), [255, BLUE]),
+    "GIF": (saved(palette(1), "GIF", transparency=1), [RED, 255, 0]),
+}
+
+
+@pytest.mark.parametrize(("image", "colours"), OVER_WHITE.values(), ids=OVER_WHITE)
+def test_transparent_pixels_become_white(image: Image.Image, colours: list[Any]) -> None:
+    """Opaque pixels keep their colour, translucent ones are blended with white."""
+    expected = [[one] * 3 if isinstance(one, int) else one for one in colours]
+    assert np.abs(np.array(pixels(to_rgb(image, "x"))) - np.array(expected)).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_opaque_pictures_lose_nothing(mode: str) -> None:
+def test_opaque_images_are_unchanged(mode: str) -> None:
     image = Image.effect_noise((32, 32), 90).convert(mode)
     assert pixels(to_rgb(image, "x")) == pixels(image.convert("RGB"))
 
@@ -265,22 +251,16 @@ def test_a_transparent_colour_of_16_bits_is_refused() -> None:
 
 # --- orientation
 
-TURNED = {  # orientation -> how its pixels are stored, for a picture [[1, 2], [3, 4]] to be seen
-    1: [[1, 2], [3, 4]],
-    2: [[2, 1], [4, 3]],
-    3: [[4, 3], [2, 1]],
-    4: [[3, 4], [1, 2]],
-    5: [[1, 3], [2, 4]],
-    6: [[2, 4], [1, 3]],
-    7: [[4, 2], [3, 1]],
-    8: [[3, 1], [4, 2]],
-}
+# how the pixels of an image [[1, 2], [3, 4]] are stored, for orientation 1 to 8
+TURNED = [(1, 2, 3, 4), (2, 1, 4, 3), (4, 3, 2, 1), (3, 4, 1, 2)]
+TURNED += [(1, 3, 2, 4), (2, 4, 1, 3), (4, 2, 3, 1), (3, 1, 4, 2)]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
-@pytest.mark.parametrize("orientation", TURNED)
-def test_pictures_stand_upright(kind: str, orientation: int, tmp_path: Path) -> None:
-    levels = np.array(TURNED[orientation], np.uint8).repeat(8, 0).repeat(8, 1)[..., None] * 50
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(kind: str, orientation: int, tmp_path: Path) -> None:
+    stored = np.array(TURNED[orientation - 1], np.uint8).reshape(2, 2)
+    levels = stored.repeat(8, 0).repeat(8, 1)[..., None] * 50
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     path = tmp_path / f"x.{kind.lower()}"
@@ -293,7 +273,7 @@ def test_pictures_stand_upright(kind: str, orientation: int, tmp_path: Path) -> 
     assert pixels(listed[0][0]) == pixels(image)
 
 
-def test_damaged_metadata_of_a_good_picture_are_passed_over(tmp_path: Path) -> None:
+def test_damaged_metadata_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     for exif in (b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0nonsense", b"Exif\0\0"):
         Image.new("RGB", (8, 8), (0, 0, 0)).save(path, exif=exif)
@@ -304,7 +284,7 @@ def test_damaged_metadata_of_a_good_picture_are_passed_over(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "PPM", "WEBP"])
-def test_ordinary_pictures_are_as_convert_gives_them(kind: str, tmp_path: Path) -> None:
+def test_ordinary_images_equal_those_of_convert(kind: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     for mode in ("RGB", "L"):
         path = tmp_path / f"x.{kind.lower()}"
@@ -320,7 +300,7 @@ def test_cmyk_jpegs_are_inverted_as_adobe_writes_them() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_of_several_pictures_the_first_is_taken(kind: str) -> None:
+def test_the_first_frame_is_used(kind: str) -> None:
     first, second = (Image.new("RGB", (4, 4), colour) for colour in ((0, 0, 0), (255, 255, 255)))
     image = saved(first, kind, save_all=True, append_images=[second])
     assert getattr(image, "n_frames", 1) == 2
@@ -331,7 +311,7 @@ def test_of_several_pictures_the_first_is_taken(kind: str) -> None:
 
 
 class Raw:
-    """Pictures as somebody else's data set gives them."""
+    """A data set of another library."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
@@ -343,17 +323,15 @@ class Raw:
         return self.image, 0
 
 
-def test_a_data_set_of_others_may_give_any_mode() -> None:
-    image, _ = SeededPictures(Raw(Image.fromarray(RAMP)), None)[0]
+def test_data_sets_of_other_libraries_may_have_any_mode() -> None:
+    ramp, unknown = Image.fromarray(RAMP), deep([0, 255], np.float32)
+    image, _ = SeededPictures(Raw(ramp), None)[0]
     assert int(np.asarray(image).mean()) == 127
     with pytest.raises(PictureError, match="image 0 of Raw has values from 0 to 255"):
-        SeededPictures(Raw(deep([0, 255], np.float32)), None)[0]
-
-
-def test_rows_of_a_hub_may_have_any_mode() -> None:
-    rows = [{"image": Image.fromarray(RAMP), "label": 1}, {"image": None, "label": 0},
-            {"image": deep([0, 255], np.float32), "label": 0}]  # fmt: skip
-    pictures = HubPictures(rows, "image", "label", (5, 7))
+        SeededPictures(Raw(unknown), None)[0]
+    rows = [(ramp, 1), (None, 0), (unknown, 0)]
+    named = [{"image": image, "label": label} for image, label in rows]
+    pictures = HubPictures(named, "image", "label", (5, 7))
     image, label = pictures[0]
     assert int(np.asarray(image).mean()) == 127 and label == 7
     with pytest.raises(PictureError, match="image 1 of HubPictures is empty"):

@@ -1,4 +1,4 @@
-"""The pre-training pool, without the pictures of Twemoji, which only pre-training installs."""
+"""The pre-training pool, without Twemoji's images: they are not installed for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRAWN = [family for family, _ in pool.FAMILIES if family is not pool._emoji]
 
 
 @pytest.mark.parametrize("family", DRAWN, ids=lambda family: family.__name__.strip("_"))
-def test_a_family_draws_pictures_with_captions(family: Callable[[Rng], pool.Pair]) -> None:
+def test_families_draw_reproducible_pairs(family: Callable[[Rng], pool.Pair]) -> None:
     pairs = [family(np.random.default_rng(seed)) for seed in range(60)]
     again = [family(np.random.default_rng(seed)) for seed in range(60)]
     for (image, text), (same, same_text) in zip(pairs, again, strict=True):
@@ -43,7 +43,7 @@ def test_a_pair_is_a_function_of_seed_and_index(without_emoji: None) -> None:
     assert not np.array_equal(image, pool.draw_pair(3, 18)[0])
 
 
-def test_a_few_captions_belong_to_another_picture(
+def test_a_few_captions_belong_to_another_image(
     without_emoji: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -55,7 +55,7 @@ def test_a_few_captions_belong_to_another_picture(
 
 
 def test_captions_fit_the_embedded_model(without_emoji: None) -> None:
-    """Their words are in its vocabulary, and none is cut."""
+    """The vocabulary covers all words, and no caption is truncated."""
     tokenizer = SimpleTokenizer(bpe_path=str(MERGES), context_length=20)
     longest = max(len(tokenizer.encode(pool.draw_pair(0, i)[1])) for i in range(400))
     assert longest + 2 <= 20

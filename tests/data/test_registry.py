@@ -1,8 +1,10 @@
-"""Data sets by name, and the validation splits that the public checkpoints have not seen."""
+"""Data sets by name, validation splits held out as in the public projects, registration."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,11 @@ from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.conftest import MakeArgs
 
+SetDTD = Callable[[Splits], None]
+
 
 def _splits(train: int, test: int = 3) -> Splits:
-    """Pictures of a pixel, no two alike; picture i of a split is labelled i."""
+    """Unique pictures of one pixel; picture i of a split has label i."""
     numbers = np.arange(train + test, dtype=">u4").view(np.uint8).reshape(-1, 1, 1, 4)[..., 1:]
     parts = (numbers[:train], numbers[train:])
     first, second = (ArrayPictures(images, np.arange(len(images))) for images in parts)
@@ -51,29 +55,33 @@ def test_the_held_out_part_is_torch_s_random_split(count: int, fraction: float, 
     generator = torch.Generator().manual_seed(0)
     pictures: Any = range(count)
     rest, val = random_split(pictures, [count - held, held], generator)
-    found = hold_out(_splits(count), fraction, most)
-    assert _indices(found.train) == list(rest.indices)
-    assert _indices(found.val) == list(val.indices)
+    splits = hold_out(_splits(count), fraction, most)
+    assert _indices(splits.train) == list(rest.indices)
+    assert _indices(splits.val) == list(val.indices)
 
 
 def test_mnist_s_training_part_begins_with_the_published_index() -> None:
     """The public projects assert this number of MNISTVal."""
-    found = hold_out(_splits(60000), 0.1, 5000)
-    assert _indices(found.train)[0] == 36044
-    assert (len(found.train), len(_indices(found.val))) == (55000, 5000)
+    splits = hold_out(_splits(60000), 0.1, 5000)
+    assert _indices(splits.train)[0] == 36044
+    assert (len(splits.train), len(_indices(splits.val))) == (55000, 5000)
 
 
-def test_a_validation_split_of_its_own_is_kept() -> None:
-    splits = _splits(10)
-    own = Splits(splits.train, splits.test, splits.classnames, val=splits.test)
-    assert hold_out(own, 0.1, 5000) is own
+def test_a_published_validation_split_is_kept() -> None:
+    splits = replace(_splits(10), val=_splits(3).test)
+    assert hold_out(splits, 0.1, 5000) is splits
 
 
-def test_val_is_cut_from_the_training_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = PublicSet(Layout(lambda location: _splits(50, 7), ()))
-    monkeypatch.setitem(CLIP8_SETS, "DTD", entry)
+@pytest.fixture
+def dtd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Splits], None]:
+    """Makes splits the contents of DTD."""
+    return lambda splits: monkeypatch.setitem(
+        CLIP8_SETS, "DTD", PublicSet(Layout(lambda location: splits, ()))
+    )
+
+
+def test_val_is_held_out_of_the_training_pictures(dtd: SetDTD, tmp_path: Path) -> None:
+    dtd(_splits(50, 7))
     whole, val = (get_dataset(name, None, tmp_path) for name in ("DTD", "DTDVal"))
     assert (whole.name, len(whole.train), len(whole.test)) == ("DTD", 50, 7)
     assert (val.name, len(val.train), len(val.test)) == ("DTDVal", 45, 5)
@@ -85,46 +93,33 @@ def test_val_is_cut_from_the_training_pictures(
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "message"),
+    ("name", "splits", "message"),
     [
-        ("DTDVal", (9, 3), r"validation split is empty: 0\.1 of 9 training images .* least 10\."),
-        ("DTDVal", (1, 3), r"validation split is empty: 0\.1 of 1 training images"),
-        ("DTDVal", (0, 3), r"training split is empty\. Add images, or leave DTD out"),
-        ("DTD", (0, 3), r"training split is empty\."),
-        ("DTD", (9, 0), r"test split is empty\."),
+        ("DTDVal", _splits(9), r"validation split is empty: 0\.1 of 9 training .* least 10\."),
+        ("DTDVal", _splits(1), r"validation split is empty: 0\.1 of 1 training images"),
+        ("DTDVal", replace(_splits(9), val=_splits(9, 0).test), r"validation split is empty\. Add"),
+        ("DTDVal", _splits(0), r"training split is empty\. Add images, or leave DTD out"),
+        ("DTD", _splits(0), r"training split is empty\."),
+        ("DTD", _splits(9, 0), r"test split is empty\."),
     ],
 )
 def test_an_empty_split_is_named(
-    name: str, sizes: tuple[int, int], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, splits: Splits, message: str, dtd: SetDTD, tmp_path: Path
 ) -> None:
-    entry = PublicSet(Layout(lambda location: _splits(*sizes), ()))
-    monkeypatch.setitem(CLIP8_SETS, "DTD", entry)
+    dtd(splits)
     with pytest.raises(UsageError, match=f"data set DTD: its {message}"):
         get_dataset(name, None, tmp_path)
 
 
-def test_a_validation_split_of_its_own_may_not_be_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    empty = ArrayPictures(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64))
-    entry = PublicSet(Layout(lambda location: replace(_splits(9), val=empty), ()))
-    monkeypatch.setitem(CLIP8_SETS, "DTD", entry)
-    assert len(get_dataset("DTD", None, tmp_path).train) == 9
-    with pytest.raises(UsageError, match=r"DTD: its validation split is empty\. Add"):
-        get_dataset("DTDVal", None, tmp_path)
+def test_an_invalid_size_of_the_validation_split_is_refused(dtd: SetDTD, tmp_path: Path) -> None:
+    dtd(_splits(50))
+    invalid: list[dict[str, Any]] = [{"val_fraction": v} for v in (0.0, 1.0, -0.1, 1.5, math.nan)]
+    for flags in (*invalid, {"max_val_samples": 0}, {"max_val_samples": -3}):
+        with pytest.raises(UsageError, match="expected val_fraction between 0 and 1"):
+            get_dataset("DTDVal", None, tmp_path, **flags)
 
 
-@pytest.mark.parametrize("flags", [{"val_fraction": v} for v in (0.0, 1.0, -0.1, 1.5, math.nan)]
-                         + [{"max_val_samples": 0}, {"max_val_samples": -3}])  # fmt: skip
-def test_a_share_that_is_none_is_refused(
-    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(CLIP8_SETS, "DTD", PublicSet(Layout(lambda location: _splits(50), ())))
-    with pytest.raises(UsageError, match="expected val_fraction between 0 and 1"):
-        get_dataset("DTDVal", None, tmp_path, **flags)
-
-
-def test_embedded_sets_bring_their_validation_split(tmp_path: Path, cache: Path) -> None:
+def test_embedded_data_sets_have_a_validation_split(tmp_path: Path, cache: Path) -> None:
     whole, val = (
         get_dataset(name, None, tmp_path, suite="embedded", cache_dir=cache)
         for name in ("Emoji", "EmojiVal")
@@ -142,12 +137,9 @@ def test_embedded_sets_bring_their_validation_split(tmp_path: Path, cache: Path)
 
 
 def test_unknown_names_list_the_nearest_first(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown data set 'MNISTT'; choose from MNIST, "):
-        get_dataset("MNISTT", None, tmp_path)
-    with pytest.raises(UsageError, match="unknown data set 'TexturesValVal'; choose from Textures"):
-        get_dataset("TexturesValVal", None, tmp_path)
-    with pytest.raises(UsageError, match="unknown data set 'Val'; choose from "):
-        get_dataset("Val", None, tmp_path)
+    for name, nearest in {"MNISTT": "MNIST, ", "TexturesValVal": "Textures", "Val": ""}.items():
+        with pytest.raises(UsageError, match=f"unknown data set '{name}'; choose from {nearest}"):
+            get_dataset(name, None, tmp_path)
     with pytest.raises(UsageError, match="unknown data set 'Textures'; choose from ") as error:
         get_dataset("Textures", None, tmp_path, suite="clip8")
     assert "Letters" not in str(error.value) and "RESISC45" in str(error.value)
@@ -162,19 +154,17 @@ def test_names_resolve_within_their_suite() -> None:
     assert (both["MNIST"], both["Emoji"], both["DTD"]) == ("clip8", "embedded", "clip8")
 
 
-def test_mnist_is_the_full_one_unless_the_suite_is_embedded(tmp_path: Path, cache: Path) -> None:
+def test_mnist_is_the_public_one_unless_the_suite_is_embedded(tmp_path: Path) -> None:
     for suite in (None, "clip8"):
         with pytest.raises(MissingFileError, match=r"data set MNIST is not complete: .*MNIST"):
-            get_dataset("MNIST", None, tmp_path, suite=suite, cache_dir=cache)
-    small = get_dataset("MNIST", None, tmp_path, suite="embedded", cache_dir=cache)
-    assert (len(small.train), len(small.test)) == (3200, 1000)
-    assert small.classnames[3] == "three"
+            get_dataset("MNIST", None, tmp_path, suite=suite)
 
 
 def test_a_run_has_the_data_sets_of_its_suite(args: MakeArgs) -> None:
     whole, val = (Run.of(args()).data.dataset(name) for name in ("MNIST", "MNISTVal"))
     assert (whole.name, len(whole.train), len(whole.test)) == ("MNIST", 3200, 1000)
     assert (val.name, len(val.train), len(val.test)) == ("MNISTVal", 3200, 500)
+    assert whole.classnames[3] == "three"
     with pytest.raises(UsageError, match="unknown data set of suite embedded 'EuroSATVal'; choose"):
         Run.of(args()).data.dataset("EuroSATVal")
     with pytest.raises(MissingFileError, match=r"data set MNIST is not complete: .*data"):
@@ -186,8 +176,8 @@ def test_a_run_has_the_data_sets_of_its_suite(args: MakeArgs) -> None:
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registrations of a test are undone after it."""
-    monkeypatch.setattr(suites, "SUITES", dict(suites.SUITES))
+    """Undoes the registrations of a test."""
+    monkeypatch.setattr(suites, "SUITES", copy.copy(suites.SUITES))
     monkeypatch.setattr(suites, "DATASETS", {})
     for module in (registry_module, templates):
         monkeypatch.setattr(module, "DATASETS", suites.DATASETS)
@@ -208,7 +198,7 @@ def _stripes(location: Path) -> Splits:
 STRIPES = ("a {} pattern.", "{}")
 
 
-def test_a_registered_set_is_evaluated_by_name(registry: None, args: MakeArgs) -> None:
+def test_a_registered_data_set_is_evaluated_by_name(registry: None, args: MakeArgs) -> None:
     suites.register_dataset("Stripes", _stripes, STRIPES, "embedded", suites.Task(3, 2))
     run = Run.of(args(tasks=["Stripes"], eval_datasets=["Stripes", "StripesVal"]))
     assert run.recipe("Stripes").epochs == 3
@@ -222,7 +212,7 @@ def test_a_registered_set_is_evaluated_by_name(registry: None, args: MakeArgs) -
         assert split_of(run, encoder, name).accuracy(encoder)["top1"] > 0.6
 
 
-def test_a_registered_suite_has_its_own_sets(registry: None, tmp_path: Path) -> None:
+def test_a_registered_suite_has_only_its_data_sets(registry: None, tmp_path: Path) -> None:
     own = suites.Suite("mine", {"MNIST": suites.Task(2, 2)}, control="Stripes")
     suites.register_suite(own)
     with pytest.raises(UsageError, match="unknown data set 'MNIST'"):
@@ -247,7 +237,7 @@ def test_a_registered_suite_has_its_own_sets(registry: None, tmp_path: Path) -> 
         ("New", "clip8", ("a", "b {}"), suites.Task(1, 2), "expected templates with one {} each"),
     ],
 )
-def test_registrations_that_are_refused(
+def test_invalid_registrations_are_refused(
     registry: None, name: str, suite: str, prompts: Any, task: suites.Task | None, message: str
 ) -> None:
     suites.register_dataset("Old", _stripes, STRIPES, "embedded", suites.Task(1, 2))
@@ -260,7 +250,7 @@ def test_registrations_that_are_refused(
 # --- loaders
 
 
-def test_loaders_serve_every_picture_transformed(tmp_path: Path, cache: Path) -> None:
+def test_loaders_transform_every_picture(tmp_path: Path, cache: Path) -> None:
     data = get_dataset(
         "EmojiVal", pil_to_tensor, tmp_path, batch_size=100, suite="embedded", cache_dir=cache
     )

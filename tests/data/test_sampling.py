@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from src.eval import eval_single_dataset
+from src.heads import get_classification_head
 from tangent_arithmetic.data.base import SubsetPictures
 from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.data.sampling import stratified
-from tangent_arithmetic.encoders.images import ImageEncoder
-from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.args import parse_arguments
 from tangent_arithmetic.run.models import command, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
 from tests.conftest import MakeArgs
@@ -33,7 +33,7 @@ def test_each_class_has_its_share(labels: list[int], count: int) -> None:
         assert abs(len(taken) - min(1, count / len(labels)) * len(places)) < 1
 
 
-def test_what_is_left_goes_to_the_largest_remainders() -> None:
+def test_fractions_go_to_the_largest_remainders() -> None:
     labels = np.array([0] * 5 + [1] * 3 + [2] * 2)
     assert stratified(labels, 4).tolist() == [0, 1, 5, 8]  # shares 2, 1.2, 0.8
     assert stratified(labels[::-1], 4).tolist() == [0, 2, 5, 6]
@@ -41,12 +41,12 @@ def test_what_is_left_goes_to_the_largest_remainders() -> None:
     assert stratified(labels, 10).tolist() == stratified(labels, 99).tolist() == list(range(10))
 
 
-def test_labels_may_be_any_numbers() -> None:
-    """A label that is no class is told when its picture is read, not here."""
+def test_labels_may_be_any_integers() -> None:
+    """Invalid labels are reported when their pictures are read."""
     assert stratified(np.array([-1, 7, 7, -1, 300, 7]), 3).tolist() == [0, 1, 2]
 
 
-def test_a_sample_beyond_the_split_is_told_once(
+def test_a_sample_larger_than_the_split_is_logged_once(
     args: MakeArgs, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = args(sample=123456)
@@ -57,60 +57,35 @@ def test_a_sample_beyond_the_split_is_told_once(
     assert [record.message for record in caplog.records] == [expected]
 
 
-def test_a_sample_is_evaluated_and_nothing_else(args: MakeArgs) -> None:
-    whole, part = args(), args(sample=30)
-    everything, sample = (
-        Run.of(whole).data.dataset("EmojiVal").test,
-        Run.of(part).data.evaluated("EmojiVal").test,
-    )
+def test_a_sample_is_evaluated_instead_of_the_split(args: MakeArgs) -> None:
+    whole, part = (Run.of(args(sample=sample)).data for sample in (None, 40))
+    everything, sample = whole.dataset("EmojiVal").test, part.evaluated("EmojiVal").test
     assert isinstance(sample, SubsetPictures)
-    assert list(sample.indices) == stratified(labels_of(everything), 30).tolist()
-    batches = list(
-        Run.of(part).data.batches("EmojiVal", zeroshot_encoder(Run.of(part))[0].val_preprocess)
-    )
-    labels = [int(label) for _, truth in batches for label in truth]
-    assert labels == labels_of(sample).tolist() and len(labels) == 30
-    assert len(Run.of(args(sample=10**6)).data.evaluated("EmojiVal").test) == len(everything)
-    assert Run.of(whole).data.split_hashes(["EmojiVal"]) != Run.of(part).data.split_hashes(
-        ["EmojiVal"]
-    )
+    assert list(sample.indices) == stratified(labels_of(everything), 40).tolist()
+    assert whole.split_hashes(["EmojiVal"]) != part.split_hashes(["EmojiVal"])
 
-
-def test_the_accuracy_of_a_sample_is_that_of_its_pictures(args: MakeArgs) -> None:
     settings = args(sample=40)
     encoder, _ = zeroshot_encoder(Run.of(settings))
-    found = eval_single_dataset(encoder, "EmojiVal", settings)
-    assert found["num_images"] == 40
-    hits = _hits(encoder, settings, Run.of(settings).data.evaluated("EmojiVal").test)
-    assert 0 < hits < 40 and found["top1"] == hits / 40
+    batches = part.batches("EmojiVal", encoder.val_preprocess)
+    labels = [int(label) for _, truth in batches for label in truth]
+    assert labels == labels_of(sample).tolist() and len(labels) == 40
 
-
-def _hits(encoder: ImageEncoder, settings: Config, pictures: object) -> int:
-    """Picture by picture."""
-    import torch
-
-    from src.heads import get_classification_head
-
-    head = get_classification_head(settings, "EmojiVal")
-    assert isinstance(pictures, SubsetPictures)
-    hits, transform = 0, encoder.val_preprocess
+    head, transform = get_classification_head(settings, "EmojiVal"), encoder.val_preprocess
     assert transform is not None
-    with torch.no_grad():
-        for i in range(len(pictures)):
-            image, label = pictures[i]
-            hits += int(head(encoder(transform(image)[None])).argmax()) == label
-    return hits
+    with torch.no_grad():  # picture by picture
+        logits = [head(encoder(transform(sample[i][0])[None])) for i in range(40)]
+    hits = sum(int(x.argmax()) == label for x, label in zip(logits, labels, strict=True))
+    result = eval_single_dataset(encoder, "EmojiVal", settings)
+    assert result["num_images"] == 40 and 0 < hits < 40 and result["top1"] == hits / 40
 
 
-def test_results_of_a_sample_have_a_folder_of_their_own(args: MakeArgs) -> None:
+def test_results_of_a_sample_are_in_another_folder(args: MakeArgs) -> None:
     assert Run.of(args(sample=30, seed=2)).results.name == "ViT-Nano-8_seed2_sample30"
     assert Run.of(args()).results.name == "ViT-Nano-8"
     assert "--sample=30" in command("eval_single_task", Run.of(args(sample=30)), "none")
 
 
-def test_a_sample_of_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tangent_arithmetic.run.args import parse_arguments
-
+def test_an_empty_sample_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_arguments(["--sample=0"])
     assert "expected at least 1, got 0" in capsys.readouterr().err

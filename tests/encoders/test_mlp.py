@@ -75,37 +75,30 @@ def test_a_missing_or_unknown_weight_is_an_error(tmp_path: Path) -> None:
         BackBone.load(tmp_path / "b")
 
 
-@pytest.mark.parametrize("size", [10**6, 10**30, 7, 0, -6, 2.5, "6", None, [6]])
-def test_a_size_that_the_weights_do_not_have_is_an_error(size: object, tmp_path: Path) -> None:
-    state = dict(BackBone(6).state_dict())
-    save_tensors(tmp_path / "b", state, BackBone.kind, info={"input_dim": size})
-    with pytest.raises(UsageError, match=r"(?s)b.*(do not match|cannot be read)"):
-        BackBone.load(tmp_path / "b")
-
-
 def test_errors_of_files(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="Make it with: python x"):
-        BackBone.load(tmp_path / "none", made_by="python x")
+    with pytest.raises(MissingFileError, match="no checkpoint at"):
+        BackBone.load(tmp_path / "none")
     Head(3, 4).save(tmp_path / "h")
     with pytest.raises(UsageError, match="holds a mlp_head, expected a mlp_backbone"):
         BackBone.load(tmp_path / "h")
 
 
+DIFFERENT, UNREADABLE = "BackBone and .* do not match", "cannot be read as a mlp_backbone"
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"input_dim": 10**6}, "BackBone and .* do not match"),
-        ({"input_dim": 10**30}, "cannot be read as a mlp_backbone"),
-        ({"input_dim": -4}, "cannot be read as a mlp_backbone"),
-        ({"input_dim": "4"}, "cannot be read as a mlp_backbone"),
-        ({}, "cannot be read as a mlp_backbone"),
-        ({"input_dim": 4, "output_dim": 2}, "cannot be read as a mlp_backbone"),
+        *(({"input_dim": size}, DIFFERENT) for size in (10**6, 7)),
+        *(({"input_dim": size}, UNREADABLE) for size in (10**30, 0, -6, 2.5, "6", None, [6])),
+        ({}, UNREADABLE),
+        ({"input_dim": 6, "output_dim": 2}, UNREADABLE),
     ],
 )
 def test_sizes_in_a_file_are_compared_with_its_weights_first(
     sizes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    state = dict(BackBone(4).state_dict())
-    save_tensors(tmp_path / "backbone.pth", state, "mlp_backbone", info=sizes)
-    with pytest.raises(UsageError, match=message):
+    state = dict(BackBone(6).state_dict())
+    save_tensors(tmp_path / "backbone.pth", state, BackBone.kind, info=sizes)
+    with pytest.raises(UsageError, match=rf"(?s){message}"):
         BackBone.load(tmp_path / "backbone.pth")

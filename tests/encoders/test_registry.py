@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tangent_arithmetic.analysis import disentanglement
 from tangent_arithmetic.analysis.edits import EditedEncoder
-from tangent_arithmetic.arithmetic.sweeps import Split, accuracy, sweep
+from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
 from tangent_arithmetic.encoders import registry
 from tangent_arithmetic.encoders.base import ModuleEncoder, is_encoder, is_linear
@@ -56,7 +56,7 @@ def _load_linear(path: Path) -> LinearizedEncoder:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
+    monkeypatch.setattr(registry, "_LOADERS", copy.copy(registry._LOADERS))
     registry.register_encoder(TextEncoder.kind, _load_standard, _load_linear)
 
 
@@ -96,12 +96,11 @@ def test_an_encoder_of_texts_is_edited_and_evaluated(
         return float(sum(hits)) / sum(len(y) for _, y in batches)
 
     wanted = [expected(coef) for coef in COEFS]
-    found = sweep(base, tau.vector, COEFS, head, batches)
-    assert [each["top1"] for each in found] == pytest.approx(wanted)
+    split = Split("texts", head, batches)
+    assert split.sweep(base, tau.vector, COEFS) == pytest.approx(wanted)
     assert len(set(wanted)) > 1
-    assert {each["num_images"] for each in found} == {24}
     base.load_weights(theta.weights())
-    assert accuracy(base, head, batches)["top1"] == pytest.approx(wanted[-1])
+    assert split.accuracy(base) == {"top1": pytest.approx(wanted[-1]), "num_images": 24}
 
 
 @torch.no_grad()
@@ -124,7 +123,7 @@ def test_a_linearised_encoder_keeps_names_and_goes_back(
 
 @torch.no_grad()
 @pytest.mark.parametrize("zeroshot", [False, True])
-def test_checkpoints_of_a_registered_kind_are_loaded(
+def test_checkpoints_of_a_registered_kind_are_loaded_and_edited(
     zeroshot: bool,
     models: tuple[TextEncoder, TextEncoder],
     batches: list[tuple[Tensor, Tensor]],
@@ -137,10 +136,18 @@ def test_checkpoints_of_a_registered_kind_are_loaded(
         theta0.save(tmp_path / "zeroshot.pt")
     theta.save(tmp_path / "finetuned.pt", epochs=1)
     linear.save(tmp_path / "linear_finetuned.pt")
+    theta0.save(tmp_path / "zeroshot.pt")
     x = batches[0][0]
     for name in ("finetuned.pt", "linear_finetuned.pt"):
-        read = registry.load_standard(tmp_path / name)
-        torch.testing.assert_close(read(x), theta(x))
+        torch.testing.assert_close(registry.load_standard(tmp_path / name)(x), theta(x))
+        tau = NonLinearTaskVector(tmp_path / "zeroshot.pt", tmp_path / name)
+        for source in (tmp_path / "zeroshot.pt", theta0, linearized(theta0)):
+            edited = tau.apply_to(source)
+            assert isinstance(edited, TextEncoder)
+            torch.testing.assert_close(edited(x), theta(x))
+            edited = tau.apply_to_linear(source)
+            assert is_linear(edited)
+            torch.testing.assert_close(edited(x), linear(x))
     torch.testing.assert_close(registry.load_linear(tmp_path / "linear_finetuned.pt")(x), linear(x))
     torch.testing.assert_close(registry.load_linear(tmp_path / "finetuned.pt")(x), theta(x))
 
@@ -166,10 +173,12 @@ def test_analyses_take_an_encoder_of_texts(
     assert errors.iloc[3][["error1", "error2"]].tolist() == pytest.approx(changed)
 
 
-def test_unregistered_kinds_are_refused(tmp_path: Path) -> None:
+def test_unregistered_kinds_and_second_registrations_are_refused(tmp_path: Path) -> None:
     ClassificationHead(True, torch.ones(2, 3)).save(tmp_path / "head.pt")
     with pytest.raises(UsageError, match="holds a head, expected one of image_encoder, "):
         registry.load_standard(tmp_path / "head.pt")
+    with pytest.raises(UsageError, match="kind of encoder checkpoint 'text_encoder' is already"):
+        registry.register_encoder(TextEncoder.kind, _load_standard, _load_linear)
 
 
 def test_the_study_s_backbone_is_a_registered_kind(tmp_path: Path) -> None:
@@ -181,26 +190,3 @@ def test_the_study_s_backbone_is_a_registered_kind(tmp_path: Path) -> None:
     assert isinstance(linear, LinearizedModel)
     x = torch.randn(3, 4)
     torch.testing.assert_close(linear(x), registry.load_standard(tmp_path / "backbone.pt")(x))
-
-
-@torch.no_grad()
-def test_task_vectors_of_checkpoints_of_a_registered_kind(
-    models: tuple[TextEncoder, TextEncoder], batches: list[tuple[Tensor, Tensor]], tmp_path: Path
-) -> None:
-    theta0, theta = models
-    linear = linearized(theta0)
-    assert isinstance(linear, LinearizedEncoder)
-    linear.load_weights(theta.weights())
-    theta0.save(tmp_path / "zeroshot.pt")
-    theta.save(tmp_path / "finetuned.pt")
-    linear.save(tmp_path / "linear_finetuned.pt")
-    x = batches[0][0]
-    for name in ("finetuned.pt", "linear_finetuned.pt"):
-        tau = NonLinearTaskVector(tmp_path / "zeroshot.pt", tmp_path / name)
-        for source in (tmp_path / "zeroshot.pt", theta0, linearized(theta0)):
-            edited = tau.apply_to(source)
-            assert isinstance(edited, TextEncoder)
-            torch.testing.assert_close(edited(x), theta(x))
-            edited = tau.apply_to_linear(source)
-            assert is_linear(edited)
-            torch.testing.assert_close(edited(x), linear(x))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tangent_arithmetic import merging
@@ -38,13 +37,14 @@ from tangent_arithmetic.merging import (
     merging_method,
     stream,
 )
-from tangent_arithmetic.merging.configurations import FOLDER, _read, configurations
+from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.merging.methods import dare
-from tangent_arithmetic.merging.trimming import Selection
+from tangent_arithmetic.merging.targets import algorithm_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import content_hash
+from tests.merging.makers import State, write_files
 
-State = dict[str, Tensor]
+FLOATS = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
 ALL: tuple[Algorithm, ...] = (
     SimpleAverageAlgorithm(),
     WeightedAverageAlgorithm([1.0, 3.0, 2.0]),
@@ -113,45 +113,32 @@ def test_ties_by_tensor_keeps_a_share_of_each() -> None:
 def test_remove_keys_are_left_as_pretrained() -> None:
     pool = models()
     for algorithm in (TiesMergingAlgorithm(remove_keys=["w"]), DareTiesMerging(remove_keys=["w"])):
-        found = algorithm.run(pool)
-        assert torch.equal(found["w"], pool["_pretrained_"]["w"])
+        assert torch.equal(algorithm.run(pool)["w"], pool["_pretrained_"]["w"])
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    values=st.lists(
-        st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=60
-    ),
-    data=st.data(),
-    wide=st.booleans(),
-    digit=st.sampled_from([5, 11, 16]),
-)
-def test_selection_finds_the_kth_smallest(
-    values: list[float], data: st.DataObject, wide: bool, digit: int
+@given(values=st.lists(FLOATS, min_size=1, max_size=60), wide=st.booleans(), data=st.data())
+def test_ties_keeps_the_largest_weights(
+    values: list[float], wide: bool, data: st.DataObject
 ) -> None:
-    rank = data.draw(st.integers(1, len(values)))
-    tensor = torch.tensor(values, dtype=torch.float64 if wide else torch.float32)
-    selection = Selection(lambda _: rank)
-    high = 63 if wide else 31
-    while high:
-        low = max(0, high - digit)
-        for part in tensor.split(7):
-            selection.count(part, high, low)
-        selection.settle(high, low)
-        high = low
-    assert selection.value() == float(tensor.abs().kthvalue(rank).values)
+    kept = data.draw(st.integers(1, len(values)))
+    tau = torch.tensor(values, dtype=torch.float64 if wide else torch.float32)
+    algorithm = TiesMergingAlgorithm(1.0, 100 * (kept + 0.5) / len(values), scope="tensor")
+    if kept == len(values):
+        algorithm = TiesMergingAlgorithm(1.0, 100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "PIECE", 7)
+        merged = algorithm.run({"_pretrained_": {"w": 0 * tau}, "a": {"w": tau}})["w"]
+    least = tau.abs().kthvalue(len(values) - kept + 1).values
+    assert torch.equal(merged, torch.where(tau.abs() >= least, tau, 0))
 
 
 @pytest.mark.parametrize("algorithm", ALL, ids=str)
-def test_pieces_do_not_matter_and_nothing_is_changed(
+def test_pieces_do_not_matter_and_models_are_not_changed_or_shared(
     algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = models()
-    monkeypatch.setattr(
-        dare,
-        "uniform",
-        lambda seed, model, name, start, size: torch.linspace(0, 1, 15)[start:][:size],
-    )
+    pool, numbers = models(), torch.linspace(0, 1, 15)
+    monkeypatch.setattr(dare, "uniform", lambda *words: numbers[words[-2] :][: words[-1]])
     before = {name: content_hash(state) for name, state in pool.items()}
     whole = algorithm.run(pool)
     monkeypatch.setattr(stream, "PIECE", 4)
@@ -161,15 +148,8 @@ def test_pieces_do_not_matter_and_nothing_is_changed(
         torch.testing.assert_close(cut[name], value, rtol=1e-12, atol=0)
     assert torch.equal(whole["steps"], pool["_pretrained_"]["steps"])
     assert whole["empty"].shape == (0, 4)
-
-
-@pytest.mark.parametrize("algorithm", ALL, ids=str)
-def test_results_share_no_memory_with_the_models(algorithm: Algorithm) -> None:
-    pool = models()
-    found = algorithm.run(pool)
-    for name, state in itertools.product(found, pool.values()):
-        if found[name].numel():
-            assert found[name].data_ptr() != state[name].data_ptr()
+    for name, state in itertools.product(whole.keys() - {"empty"}, pool.values()):
+        assert whole[name].data_ptr() != state[name].data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -191,16 +171,15 @@ def test_task_arithmetic_at_one_of_one_model_is_that_model() -> None:
 def test_modules_give_a_new_module() -> None:
     torch.manual_seed(0)
     pool = {name: nn.Linear(10, 10) for name in ("_pretrained_", "model_1", "model_2")}
-    before = copy.deepcopy(pool)
+    before = [content_hash(module.state_dict()) for module in pool.values()]
     merged = TaskArithmeticAlgorithm(scaling_factor=0.5).run(pool)
     base, one, two = (module.weight.double() for module in pool.values())
     expected = base + 0.5 * ((one - base) + (two - base))
     torch.testing.assert_close(merged.weight.double(), expected, rtol=1e-6, atol=1e-7)
     assert isinstance(merged, nn.Linear) and merged not in pool.values()
-    for name, module in pool.items():
-        assert content_hash(module.state_dict()) == content_hash(before[name].state_dict())
     again = TaskArithmeticAlgorithm(0.5, inplace=True).run(pool)
     assert torch.equal(again.weight, merged.weight)
+    assert [content_hash(module.state_dict()) for module in pool.values()] == before
 
 
 def test_slerp_of_unit_vectors_stays_on_the_sphere() -> None:
@@ -208,9 +187,8 @@ def test_slerp_of_unit_vectors_stays_on_the_sphere() -> None:
     for t in (0.0, 0.25, 0.5, 1.0):
         found = SlerpMergeAlgorithm(t=t).run({"a": {"w": u}, "b": {"w": v}})["w"]
         angle = torch.tensor(t * torch.pi / 2, dtype=torch.float64)
-        torch.testing.assert_close(
-            found, torch.stack([angle.cos(), angle.sin()]), rtol=0, atol=1e-12
-        )
+        expected = torch.stack([angle.cos(), angle.sin()])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     halfway = SlerpMergeAlgorithm(0.5).run({"a": {"w": u}, "b": {"w": 1.0001 * u}})["w"]
     torch.testing.assert_close(halfway, 1.00005 * u)
     nothing = SlerpMergeAlgorithm(0.5).run({"a": {"w": 0 * u}, "b": {"w": v}})["w"]
@@ -236,18 +214,11 @@ def test_dare_drops_its_share_and_keeps_the_mean() -> None:
 
 
 def test_dare_on_linear_weights_alone() -> None:
-    names = {
-        "layer.weight": (4, 4),
-        "layer.bias": (4,),
-        "embed.weight": (9, 4),
-        "conv": (2, 2, 2, 2),
-    }
-    pool = {
-        "_pretrained_": {name: torch.zeros(shape) for name, shape in names.items()},
-        "a": {name: torch.ones(shape) for name, shape in names.items()},
-    }
+    ones = {"layer.weight": torch.ones(4, 4), "layer.bias": torch.ones(4)}
+    ones |= {"embed.weight": torch.ones(9, 4), "conv": torch.ones(2, 2, 2, 2)}
+    pool = {"_pretrained_": {name: 0 * value for name, value in ones.items()}, "a": ones}
     found = DareTaskArithmetic(1.0, 0.5, only_on_linear_weights=True).run(pool)
-    assert [name for name in names if not bool((found[name] == 1).all())] == ["layer.weight"]
+    assert [n for n, value in ones.items() if not torch.equal(found[n], value)] == ["layer.weight"]
 
 
 @pytest.mark.parametrize(
@@ -271,14 +242,14 @@ def test_dare_on_linear_weights_alone() -> None:
         (lambda: get_method("task_arithmetc"), "unknown merging method 'task_arithmetc'; choose"),
         (lambda: ModelPool({"_pretrained_": {}}), "at least one model to merge, got none"),
     ],
-)  # fmt: skip
-def test_wrong_options_are_explained(make: object, message: str) -> None:
+)
+def test_invalid_options_are_explained(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make()  # type: ignore[operator]
+        make()
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.needs_pretrained])
-def test_methods_say_that_they_need_the_pretrained_model(name: str) -> None:
+def test_methods_that_need_the_pretrained_model(name: str) -> None:
     kind, pool = algorithm_class(METHODS[name].algorithm), models()
     del pool["_pretrained_"]
     with pytest.raises(UsageError, match="needs the pre-trained model, named _pretrained_"):
@@ -287,7 +258,7 @@ def test_methods_say_that_they_need_the_pretrained_model(name: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALL[:-1], ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_named(algorithm: Algorithm, bad: float) -> None:
+def test_the_model_with_nan_or_infinity_is_named(algorithm: Algorithm, bad: float) -> None:
     pool = models()
     pool["b"]["w"][2, 1] = bad
     with pytest.raises(UsageError, match=f"b has {bad} at index 7 of w, expected finite weights"):
@@ -301,12 +272,10 @@ def test_a_mask_of_infinities_that_all_models_have_is_kept() -> None:
         assert torch.equal(algorithm.run(pool)["mask"], mask)
 
 
-def test_overflow_is_told_from_bad_weights() -> None:
+def test_overflow_is_blamed_on_the_options() -> None:
     pool = {name: {"w": torch.tensor([0.0])} for name in ("_pretrained_", "a")}
     pool["a"]["w"] += 3e38
-    with pytest.raises(
-        UsageError, match="gives weights that are not finite in w; check its options"
-    ):
+    with pytest.raises(UsageError, match="weights that are not finite in w; check its options"):
         TaskArithmeticAlgorithm(10.0).run(pool)
 
 
@@ -314,21 +283,15 @@ def test_all_differences_are_listed() -> None:
     pool = models(2)
     pool["a"]["w"] = torch.zeros(2, 2)
     del pool["b"]["s"]
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=r"(?s)w: shape \(5, 3\) against \(2, 2\).*first: s"):
         TaskArithmeticAlgorithm().run(pool)
-    text = str(caught.value)
-    assert "w: shape (5, 3) against (2, 2)" in text and "only in the first: s" in text
 
 
 def test_methods_declare_what_they_need() -> None:
-    own = {
-        n: m
-        for n, m in METHODS.items()
-        if m.function.__module__.startswith("tangent_arithmetic.merging.")
-    }
+    own = [m for m in METHODS.values() if m.function.__module__.startswith("tangent_arithmetic.")]
     assert len(own) == 8
-    for name, method in own.items():
-        assert method.name == name and method.source and method.passes >= 1
+    for method in own:
+        assert METHODS[method.name] is method and method.source and method.passes >= 1
         assert method.function.__doc__ and not method.needs_data and not method.needs_models
         assert (method.prepare is None) == (method.passes == 1)
 
@@ -370,25 +333,19 @@ def test_a_method_from_outside_is_a_method_like_any_other(
             quantile(**options)
 
 
-@pytest.mark.parametrize("prefix", ["tangent_arithmetic.merging", "src.merging",
-                                    "fusion_bench.method", "fusion_bench.method.new"])  # fmt: skip
 def test_a_method_from_outside_is_a_configuration(
-    prefix: str, quantile: type[Algorithm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quantile: type[Algorithm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, state in models().items():
-        save_file(state, str(tmp_path / f"{name}.safetensors"))
-    listed = ", ".join(f"{name}: {tmp_path / name}.safetensors" for name in "abc")
-    words = [
-        "modelpool=files",
-        f"modelpool.models={{{listed}}}",
-        "method=quantile",
-        f"method._target_={prefix}.QuantileAlgorithm",
-        f"path.output_dir={tmp_path}",
-    ]
-    assert merge.main([*words, f"merged_model_save_path={tmp_path / 'm.safetensors'}"]) == 2
+    for home in ("tangent_arithmetic.merging", "src.merging", "fusion_bench.method.new"):
+        node = {"_target_": f"{home}.QuantileAlgorithm", "q": 0.5}
+        assert type(algorithm_of(node)) is quantile
+    paths = write_files(tmp_path, models())
+    listed = ", ".join(f"{name}: {paths[name]}" for name in "abc")
+    words = ["modelpool=files", f"modelpool.models={{{listed}}}", "method=quantile"]
+    words += [f"merged_model_save_path={tmp_path / 'm.safetensors'}", f"path.output_dir={tmp_path}"]
+    assert merge.main(words) == 2
     assert "full_key: method.q" in capsys.readouterr().err
-    words += ["method.q=0.5", f"merged_model_save_path={tmp_path / 'm.safetensors'}"]
-    assert merge.main(words) == 0
+    assert merge.main([*words, "method.q=0.5"]) == 0
     expected = quantile(0.5).run(models())
     assert torch.equal(load_file(tmp_path / "m.safetensors")["w"], expected["w"])
     with contextlib.suppress(SystemExit):
@@ -397,11 +354,13 @@ def test_a_method_from_outside_is_a_configuration(
 
 
 def test_configurations_are_read_from_the_methods_without_importing_them() -> None:
-    own = {"task_arithmetic", "ties_merging", "simple_average", "linear/weighted_average",
-           "dare/task_arithmetic", "dare/ties_merging", "slerp/slerp", "dummy"}  # fmt: skip
-    read = dict(node for path in FOLDER.glob("*.py") for node in _read(path))
-    assert set(read) == own
-    assert read == {name: node for name, node in configurations().items() if name in own}
+    registered = configurations()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tangent_arithmetic.merging.configurations.METHODS", {})
+        read = configurations()
+    own = {"task_arithmetic", "ties_merging", "simple_average", "linear/weighted_average"}
+    assert set(read) == own | {"dare/task_arithmetic", "dare/ties_merging", "slerp/slerp", "dummy"}
+    assert read == {name: registered[name] for name in read}
     assert read["linear/weighted_average"]["weights"] == (0.5, 0.5)
     assert "seed" not in read["dare/ties_merging"]  # the configuration has a key of its own
 

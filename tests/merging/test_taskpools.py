@@ -1,4 +1,4 @@
-"""Evaluation of merged CLIPs of Hugging Face, on local data as the public projects lay it out."""
+"""Evaluation of merged CLIPs of Hugging Face on local data, in the public projects' layout."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.towers import write_tokenizer
 
 pytestmark = [pytest.mark.clip, pytest.mark.slow]
 NAMES = ("red", "blue")
+MODELS = {"_pretrained_": "base", "svhn": "svhn", "mnist": "mnist"}
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
     folder = tmp_path_factory.mktemp("taskpools")
-    vision: dict[str, Any] = {
-              "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-              "num_attention_heads": 12, "image_size": 224, "patch_size": 32}  # fmt: skip
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "vocab_size": 99, "eos_token_id": 1}  # fmt: skip
+    vision: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "image_size": 224}
+    vision |= {"num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "vocab_size": 99, "eos_token_id": 1}
     torch.manual_seed(0)
     whole = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=512))
     whole.save_pretrained(folder / "base")
@@ -59,19 +59,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_of_fusion_bench_runs_on_local_files(root: Path, tmp_path: Path) -> None:
-    words = [
-        "method=task_arithmetic", "method.scaling_factor=0.5",
-        "modelpool=CLIPVisionModelPool/clip-vit-base-patch32_svhn_and_mnist",
-        "taskpool=CLIPVisionModelTaskPool/clip-vit-base-patch32_svhn_and_mnist",
-        f"modelpool.models._pretrained_={root / 'base'}", f"modelpool.models.svhn={root / 'svhn'}",
-        f"modelpool.models.mnist={root / 'mnist'}", f"taskpool.base_model={root / 'base'}",
-        "+taskpool.test_datasets.colors={_target_: datasets.load_dataset, path: "
-        f"'{root / 'colors'}', split: test}}", "~taskpool.test_datasets.svhn",
-        f"path.data_dir={root / 'data'}", "taskpool.dataloader_kwargs.num_workers=0",
-        f"path.output_dir={tmp_path / 'outputs'}", f"report_save_path={tmp_path / 'report.json'}",
-        f"merged_model_save_path={tmp_path / 'merged'}", "print_config=false",
-        "fabric.accelerator=cpu",
-    ]  # fmt: skip
+    models = {name: root / folder for name, folder in MODELS.items()}
+    colors = f"{{_target_: datasets.load_dataset, path: '{root / 'colors'}', split: test}}"
+    words = ["method=task_arithmetic", "method.scaling_factor=0.5", "fabric.accelerator=cpu"]
+    words += ["modelpool=CLIPVisionModelPool/clip-vit-base-patch32_svhn_and_mnist"]
+    words += [f"modelpool.models.{name}={path}" for name, path in models.items()]
+    words += ["taskpool=CLIPVisionModelTaskPool/clip-vit-base-patch32_svhn_and_mnist"]
+    words += [f"taskpool.base_model={root / 'base'}", f"+taskpool.test_datasets.colors={colors}"]
+    words += ["~taskpool.test_datasets.svhn", "taskpool.dataloader_kwargs.num_workers=0"]
+    words += [f"path.data_dir={root / 'data'}", f"path.output_dir={tmp_path / 'outputs'}"]
+    words += [f"report_save_path={tmp_path / 'report.json'}", "print_config=false"]
+    words += [f"merged_model_save_path={tmp_path / 'merged'}"]
     assert merge.main(words) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report) == {"model_info", "mnist", "colors", "average", "merge", "seconds"}
@@ -81,7 +79,7 @@ def test_the_command_of_fusion_bench_runs_on_local_files(root: Path, tmp_path: P
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
-def theirs(root: Path, merged: Any, images: Any, texts: list[str]) -> torch.Tensor:
+def logits_of_transformers(root: Path, merged: Any, images: Any, texts: list[str]) -> torch.Tensor:
     """Logits by `transformers` alone: text and vision towers, projections, scale."""
     from transformers import AutoTokenizer, CLIPModel
 
@@ -93,12 +91,12 @@ def theirs(root: Path, merged: Any, images: Any, texts: list[str]) -> torch.Tens
     with torch.no_grad():
         words = whole.text_model(**tokenizer(texts, padding=True, return_tensors="pt"))
         text = F.normalize(whole.text_projection(words.pooler_output), dim=-1)
-        seen = whole.vision_model(pixel_values=images).pooler_output
-        image = F.normalize(whole.visual_projection(seen), dim=-1)
+        features = whole.vision_model(pixel_values=images).pooler_output
+        image = F.normalize(whole.visual_projection(features), dim=-1)
         return whole.logit_scale.exp() * image @ text.T
 
 
-def test_accuracy_and_loss_are_those_of_transformers(root: Path) -> None:
+def test_accuracy_and_loss_equal_those_of_transformers(root: Path) -> None:
     pool = CLIPVisionModelPool({"_pretrained_": root / "base", "mnist": root / "mnist"})
     state = TaskArithmeticAlgorithm(0.7).run(pool)
     tasks = CLIPVisionModelTaskPool(
@@ -108,20 +106,20 @@ def test_accuracy_and_loss_are_those_of_transformers(root: Path) -> None:
         device="cpu",
         num_workers=0,
     )
-    encoder = tasks.encoder(pool, state)
+    encoder: Any = tasks.encoder(pool, state)
     report = tasks.evaluate(encoder)["mnist"]
     data = get_dataset("MNIST", encoder.val_preprocess, root / "data", suite="clip8").test
     images = torch.stack([encoder.val_preprocess(data[i][0]) for i in range(len(data))])
     labels = torch.tensor([data[i][1] for i in range(len(data))])
     texts = [f'a photo of the number: "{digit}".' for digit in "0123456789"]
-    logits = theirs(root, state, images, texts)
+    logits = logits_of_transformers(root, state, images, texts)
     assert report["num_images"] == len(data)
     assert report["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
     hits = (logits.argmax(dim=1) == labels).double().mean()
     assert report["accuracy"] == pytest.approx(float(hits))
 
 
-def test_what_cannot_be_evaluated_is_said(root: Path) -> None:
+def test_errors_of_the_evaluation(root: Path) -> None:
     rows = {"colors": HubRows(str(root / "colors"), None, "test")}
     with pytest.raises(UsageError, match="has no validation split to choose"):
         tasks = CLIPVisionModelTaskPool(rows, str(root / "base"), device="cpu")

@@ -1,5 +1,17 @@
-"""The small run of the analyses, whose results the page shows."""
+"""The small run of the analyses, whose results the page shows, and a browser."""
 
-from tests.analysis.conftest import args, made, run, words
+from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["args", "made", "run", "words"]
+import pytest
+
+from tests.analysis.conftest import own, run, words
+from tests.browser import browsing
+
+__all__ = ["browser", "own", "run", "words"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as chromium:
+        yield chromium

@@ -1,11 +1,11 @@
-"""The report page of a run: made after each evaluation, whole, and read in a real browser."""
+"""The report page of a run: rebuilt after each evaluation, complete, and read in a real browser."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +15,78 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 
 from tangent_arithmetic.analysis.edits import Edits
-from tangent_arithmetic.analysis.figures import _overview, plain
-from tangent_arithmetic.commands import analyze
-from tangent_arithmetic.commands import evaluate as eval_single_task
+from tangent_arithmetic.analysis.figures import overview
+from tangent_arithmetic.commands import analyze, evaluate
 from tangent_arithmetic.report import explorer
 from tangent_arithmetic.report import page as report
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, load_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import write_summary
-from tests.browser import browsing, opened
+from tests.browser import opened
 from tests.run.test_results_schema import damaged
 from tests.small_suite import TASKS
+
+COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "embedded"
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Run:
+    """A run without results, with their folder."""
+    run = Run.of(Config(results=str(tmp_path)))
+    run.results.mkdir(parents=True)
+    return run
+
+
+def written(run: Run) -> str:
+    """The page of a run."""
+    return report.write_report(run).read_text(encoding="utf-8")
 
 
 def rows_of(page: str, title: str) -> dict[str, list[str]]:
     """The rows of a table, by label."""
     table = page[page.index(f"<h2>{title}") :]
     table = table[: table.index("</table>")]
-    found = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table)
-    return {label: re.findall("<td>(.*?)</td>", cells) for label, cells in found}
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table)
+    return {label: re.findall("<td>(.*?)</td>", cells) for label, cells in rows}
 
 
-def test_each_evaluation_leaves_a_page(args: Config) -> None:
-    page = report.report_path(Run.of(args)).read_text(encoding="utf-8")
+def data_of(page: str) -> Any:
+    """The explorer's data."""
+    return json.loads(explorer.DATA.findall(page)[0])
+
+
+def test_each_evaluation_leaves_a_page(run: Run) -> None:
+    page = report.report_path(run).read_text(encoding="utf-8")
     single = rows_of(page, "Single-task accuracy")
     assert list(single) == ["zero-shot", "standard", "linear", "post-hoc"]
     for mode, label in (("none", "zero-shot"), ("linear", "linear")):
-        values = [load_results(accuracies_path(Run.of(args), mode))[task] for task in TASKS]
+        values = [load_results(accuracies_path(run, mode))[task] for task in TASKS]
         assert single[label] == [f"{100 * v:.1f}" for v in (*values, sum(values) / 2)]
-    addition = rows_of(page, "Task addition")
-    test = load_results(arithmetic_path(Run.of(args), "posthoc", "additions"))
-    assert addition["post-hoc, Emoji+FashionMNIST"] == [
-        *(f"{100 * test['test'][f'{task}:top1']:.1f}" for task in TASKS),
-        f"{100 * test['test']['avg_top1']:.1f}",
-        f"{100 * test['test']['avg_normalized_top1']:.1f}",
-        f"{float(test['coefficient']):g}",
-    ]
-    negated = load_results(arithmetic_path(Run.of(args), "standard", "negations"))
+    addition = load_results(arithmetic_path(run, "posthoc", "additions"))
+    means = ("avg_top1", "avg_normalized_top1")
+    keys = [*(f"{task}:top1" for task in TASKS), *means]
+    row = rows_of(page, "Task addition")["post-hoc, Emoji+FashionMNIST"]
+    assert row[:-1] == [f"{100 * addition['test'][key]:.1f}" for key in keys]
+    assert row[-1] == f"{float(addition['coefficient']):g}"
+    negated = load_results(arithmetic_path(run, "standard", "negations"))
     kept = sum(negated[task]["test_control"] for task in TASKS) / 2
     assert rows_of(page, "Task negation")["standard"][-1] == f"{100 * kept:.1f}"
     for name in ("linear_negations.json", "zeroshot_accuracies.json"):
         assert f'<th scope="row">{name}</th>' in page
-    assert "python src/analyze.py report" in page
+    assert "python src/analyze.py report" in page and "arXiv" not in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
 
 
-def test_a_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
-    args = Config(model="ViT-B-32", results=str(tmp_path))
-    folder = Run.of(args).results
-    folder.mkdir(parents=True)
-    (folder / "zeroshot_accuracies.json").write_text(json.dumps({"Cars": 0.6, "DTD": 0.44}))
-    (folder / "additions.json").write_text(
-        json.dumps({"test": {"Cars:top1": 0.7, "avg_top1": 0.65}, "val": {}, "coefficient": 0.3})
-    )
-    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
+def test_a_results_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
+    run = Run.of(Config(model="ViT-B-32", results=str(tmp_path)))
+    run.results.mkdir(parents=True)
+    (run.results / "zeroshot_accuracies.json").write_text(json.dumps({"Cars": 0.6, "DTD": 0.44}))
+    added = {"test": {"Cars:top1": 0.7, "avg_top1": 0.65}, "val": {}, "coefficient": 0.3}
+    (run.results / "additions.json").write_text(json.dumps(added))
+    merged = {**added, "merge": {"label": "TIES"}, "coefficient": None}
+    (run.results / "merging-ties.json").write_text(json.dumps(merged))
+    page = written(run)
     single = rows_of(page, "Single-task accuracy")
     assert single["zero-shot"] == ["60.0", "44.0", "52.0"]
     assert single["zero-shot (aTLAS)"] == ["59.7", "44.0", "48.1"]
@@ -77,24 +94,19 @@ def test_a_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
     assert addition["standard"] == ["70.0", "-", "65.0", "-", "0.3"]
     assert addition["standard (arXiv:2305.12827)"] == ["", "", "71.4 †", "76.5 †", ""]
     assert addition["standard (TAK)"] == ["", "", "73.5", "80.4", ""]
+    assert rows_of(page, "Merging") == {"TIES": ["70.0", "-", "65.0", "-", "-"]}
     assert "† recalled, not read in a public text: unverified." in page
     assert "Task negation" not in page
 
 
-def test_a_model_without_published_figures_shows_its_own_alone(args: Config) -> None:
-    assert "arXiv" not in report.page_of(Run.of(args), None)
-
-
 @pytest.mark.parametrize("content", ['{"Cars": 0.', "[1, 2]", "\x00\x01"])
 def test_a_damaged_file_is_left_out(
-    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    content: str, empty: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    args = Config(results=str(tmp_path))
-    Run.of(args).results.mkdir(parents=True)
-    (Run.of(args).results / "linear_negations.json").write_text(content)
-    (Run.of(args).results / "linear_ft_accuracies.json").write_text("{}")
-    for _ in range(2):  # also where there is a page, which may have an explorer to keep
-        page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
+    (empty.results / "linear_negations.json").write_text(content)
+    (empty.results / "linear_ft_accuracies.json").write_text("{}")
+    for _ in range(2):  # also with an existing page, which may contain an explorer
+        page = written(empty)
         assert "Provenance" in page and "Task negation" not in page
         assert "linear_negations.json is left out: " in caplog.text
 
@@ -109,142 +121,106 @@ NAMES = ["zeroshot_accuracies", "ft_accuracies", "linear_additions", "posthoc_ne
 def test_damaged_results_never_stop_a_page_or_a_summary(
     data: st.DataObject, tmp_path: Path
 ) -> None:
-    args = Config(results=str(tmp_path))
-    folder = Run.of(args).results
-    folder.mkdir(parents=True, exist_ok=True)
+    run = Run.of(Config(results=str(tmp_path)))
+    run.results.mkdir(parents=True, exist_ok=True)
     for file in (COMMITTED / "ViT-Nano-8").glob("*.json"):
-        shutil.copy(file, folder)
+        shutil.copy(file, run.results)
     for name in data.draw(st.sets(st.sampled_from(NAMES), min_size=1)):
         content = (COMMITTED / "ViT-Nano-8" / f"{name}.json").read_bytes()
-        (folder / f"{name}.json").write_bytes(data.draw(damaged(content)))
-    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
+        (run.results / f"{name}.json").write_bytes(data.draw(damaged(content)))
+    page = written(run)
     assert "Provenance" in page and page.rstrip().endswith("</html>")
-    summary, text = write_summary([Run.of(args)])
+    summary, text = write_summary([run])
     assert text.count("**") == 6
-    figure = plain(_overview, Run.of(args), summary)
-    pyplot.close(figure)
+    with pytest.MonkeyPatch.context() as patch:  # writing the files takes most of the time
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+        overview(run, summary, tmp_path / "overview.png")
+    pyplot.close("all")
 
 
-def test_what_is_damaged_is_a_dash_and_the_rest_stays(tmp_path: Path) -> None:
-    args = Config(results=str(tmp_path), tasks=["MNIST", "Signs"])
-    Run.of(args).results.mkdir(parents=True)
-    content = {"MNIST": "0.9", "Signs": 0.5, "provenance": {"argv": ["a\udcff<b>"], "seed": 0}}
-    accuracies_path(Run.of(args), "linear").write_text(json.dumps(content))
-    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
+def test_invalid_values_are_dashes_and_the_rest_stays(empty: Run) -> None:
+    run = empty.with_(tasks=["MNIST", "Signs"])
+    content = {"MNIST": "0.9", "Signs": 0.5}
+    origin = {"argv": ["a\udcff<script>alert(1)</script>"], "seed": 0, "commit": None}
+    accuracies_path(run, "linear").write_text(json.dumps({**content, "provenance": origin}))
+    page = written(run)
     assert rows_of(page, "Single-task accuracy")["linear"] == ["50.0", "50.0"]
-    assert "a\\udcff&lt;b&gt;" in page  # what is no UTF-8 is spelt out
-    summary, text = write_summary([Run.of(args)])
+    assert "a\\udcff&lt;script&gt;alert(1)" in page and "<script>" not in page
+    summary, text = write_summary([run])
     assert summary["single"]["linear"]["Signs"]["values"] == [0.5]
     assert summary["single"]["linear"]["mean"] == {"mean": None, "std": None, "values": [None]}
     assert "| linear    |     - |  50.0 |    - |" in text
 
 
-def test_presets_are_those_of_sound_results(tmp_path: Path) -> None:
-    args = Config(results=str(tmp_path))
-    Run.of(args).results.mkdir(parents=True)
-    arithmetic_path(Run.of(args), "linear", "additions").write_text('{"coefficient": "0.3"}')
+def test_presets_need_valid_results(empty: Run) -> None:
+    arithmetic_path(empty, "linear", "additions").write_text('{"coefficient": "0.3"}')
     negations = '{"Emoji": {"coefficient": null}, "MNIST": {"coefficient": 0.5}}'
-    arithmetic_path(Run.of(args), "linear", "negations").write_text(negations)
-    presets = explorer.presets_of(Run.of(args), "linear")
+    arithmetic_path(empty, "linear", "negations").write_text(negations)
+    presets = explorer.presets_of(empty, "linear")
     assert presets["Forget MNIST (0.5)"] == {"MNIST": -0.5}
     assert not any(name.startswith(("Best sum", "Forget Emoji")) for name in presets)
 
 
-@pytest.mark.parametrize("name", ["report.html", "figures/single.png"])
-def test_what_a_page_is_made_of_may_be_damaged(name: str, tmp_path: Path) -> None:
-    args = Config(results=str(tmp_path))
-    broken = Run.of(args).results / name
-    if name == "report.html":
-        broken.parent.mkdir(parents=True)
-        broken.write_bytes(b"\xff\xfe<!-- tangent")
-    else:
-        broken.mkdir(parents=True)  # no picture at all
-    assert "Provenance" in report.write_report(Run.of(args)).read_text(encoding="utf-8")
+def test_a_damaged_page_or_figure_does_not_stop_the_page(empty: Run) -> None:
+    (empty.results / "report.html").write_bytes(b"\xff\xfe<!-- tangent")
+    (empty.results / "figures" / "single.png").mkdir(parents=True)  # not a picture
+    (empty.results / "figures" / "other.png").write_bytes(b"a picture")
+    page = written(empty)
+    assert "Provenance" in page
+    assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["other"]
 
 
-def test_names_are_escaped(tmp_path: Path) -> None:
-    args = Config(model="ViT-Nano-8", results=str(tmp_path))
-    folder = Run.of(args).results
-    folder.mkdir(parents=True)
-    origin = {"argv": ["<script>alert(1)</script>"], "commit": None}
-    (folder / "zeroshot_accuracies.json").write_text(json.dumps({"provenance": origin}))
-    page = report.page_of(Run.of(args), None)
-    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
-
-
-def test_the_explorer_stays_while_it_is_true(args: Config, words: list[str]) -> None:
-    own = explorer.explore(Run.of(args), "linear")
-    path = report.write_report(Run.of(args), own)
-    assert own in path.read_text(encoding="utf-8")
-    assert eval_single_task.main(["--finetuning-mode=standard", *words]) == 0
-    assert own in path.read_text(encoding="utf-8")  # nothing that it shows has changed
-    file = accuracies_path(Run.of(args), "linear")
+def test_the_explorer_is_kept_until_results_change(own: Run, words: list[str]) -> None:
+    explored = explorer.explore(own, "linear")
+    assert explored in report.write_report(own, explored).read_text(encoding="utf-8")
+    assert evaluate.main(["--finetuning-mode=standard", *words]) == 0
+    assert explored in report.report_path(own).read_text(encoding="utf-8")
+    file = accuracies_path(own, "linear")
     changed = load_results(file)
     changed["Emoji"] /= 2
     file.write_text(json.dumps(changed))
-    page = report.write_report(Run.of(args)).read_text(encoding="utf-8")
+    page = written(own)
     assert "explorer-data" not in page and "analyze.py report" in page
 
 
-def test_a_sample_where_not_all_fits(args: Config) -> None:
-    args.explorer_megabytes = 0.1
+def test_an_explorer_that_does_not_fit_uses_the_largest_sample(own: Run, words: list[str]) -> None:
     names = [f"{name}{end}" for end in ("Val", "") for name in (*TASKS, "Shapes")]
-    count = explorer.sample_size(Run.of(args), names, 2)
-    assert count is not None and 5 < count < 40
-    args.explorer_megabytes = 15
-    assert explorer.sample_size(Run.of(args), names, 2) is None
-    args.sample = 9
-    assert explorer.sample_size(Run.of(args), names, 2) == 9
+    assert explorer.sample_size(own, names, 2) is None
+    assert explorer.sample_size(own.with_(sample=9), names, 2) == 9
 
+    def limited(megabytes: float) -> int | None:  # below the least value of the flag
+        return explorer.sample_size(
+            Run(replace(own.config, explorer_megabytes=megabytes)), names, 2
+        )
 
-def test_the_sample_is_the_largest_that_fits(args: Config) -> None:
-    args.explorer_megabytes = 0.1
-    page = explorer.explore(Run.of(args), "linear")
-    data = explorer.DATA.findall(page)[0]
-    numbers = sum(
-        len(split[kind]) for split in json.loads(data)["splits"] for kind in explorer.KINDS
-        if split[kind] is not None
-    )  # fmt: skip
-    count = max(split["images"] for split in json.loads(data)["splits"])
-    assert 0.1e6 * (1 - 2 / count) < numbers <= 0.1e6 + 6 * 3 * 4
-
-
-def test_a_sampled_explorer_says_how_many_images_its_splits_have(args: Config) -> None:
-    args.explorer_megabytes = 0.1
-    run = Run.of(args)
-    page = explorer.explore(run, "linear")
-    for split in json.loads(explorer.DATA.findall(page)[0])["splits"]:
-        assert split["images"] < split["of"] == len(run.data.dataset(split["name"]).test)
-
-
-def test_an_evaluation_of_the_same_sample_agrees(args: Config, words: list[str]) -> None:
-    args.explorer_megabytes = 0.1
-    page = explorer.explore(Run.of(args), "linear")
-    count = max(split["images"] for split in json.loads(explorer.DATA.findall(page)[0])["splits"])
-    argv = ["--finetuning-mode=linear", f"--sample={count}", *words]
-    assert eval_single_task.main(argv) == 0
-    args.sample = count
-    found = load_results(accuracies_path(Run.of(args), "linear"))
+    assert limited(1e-9) == 1
+    count = limited(0.03)
+    assert count is not None and 5 < count < 20
+    sampled = own.with_(sample=count)
+    page = explorer.explore(sampled, "linear")
+    splits = data_of(page)["splits"]
+    size = sum(len(split[kind]) for split in splits for kind in explorer.KINDS if split[kind])
+    assert 0.03e6 * (1 - 2 / count) < size <= 0.03e6 + 6 * 3 * 4
+    assert max(split["images"] for split in splits) == count
+    for split in splits:
+        assert split["images"] < split["of"] == len(own.data.dataset(split["name"]).test)
+    # an evaluation of the same sample agrees
+    assert evaluate.main(["--finetuning-mode=linear", f"--sample={count}", *words]) == 0
+    results = load_results(accuracies_path(sampled, "linear"))
     for task in TASKS:
         shown = explorer.accuracies(page, {task: 1.0})
-        assert (shown[task], shown[f"{task}Val"]) == (found[task], found[f"{task}Val"])
+        assert (shown[task], shown[f"{task}Val"]) == (results[task], results[f"{task}Val"])
 
 
 # --- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing() as found:
-        yield found
-
-
 @pytest.mark.parametrize("mode", ["linear", "posthoc"])
-def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: str) -> None:
+def test_the_page_agrees_with_python(browser: Any, own: Run, words: list[str], mode: str) -> None:
     assert analyze.main(["report", f"--finetuning-mode={mode}", *words]) == 0
-    edits = Edits(Run.of(args), mode, TASKS)
-    negated = load_results(arithmetic_path(Run.of(args), mode, "negations"))["Emoji"]["coefficient"]
-    added = float(load_results(arithmetic_path(Run.of(args), mode, "additions"))["coefficient"])
+    edits = Edits(own, mode, TASKS)
+    negated = load_results(arithmetic_path(own, mode, "negations"))["Emoji"]["coefficient"]
+    added = float(load_results(arithmetic_path(own, mode, "additions"))["coefficient"])
     presets = {
         "Zero-shot": {},
         "Sum of all": dict.fromkeys(TASKS, 1.0),
@@ -252,16 +228,17 @@ def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: s
         "Only FashionMNIST": {"FashionMNIST": 1.0},
         f"Forget Emoji ({float(negated):g})": {"Emoji": -float(negated)},
     }
-    with opened(browser, report.report_path(Run.of(args))) as page:
+    with opened(browser, report.report_path(own)) as page:
         for split, end in (("validation", "Val"), ("test", "")):
             page.get_by_role("radio", name=split).check()
             names = [f"{name}{end}" for name in (*TASKS, "Shapes")]
-            for preset, point in presets.items():
+            expected = {name: edits.accuracies(name, list(presets.values())) for name in names}
+            for i, preset in enumerate(presets):
                 page.get_by_label("Preset").select_option(preset)
                 state = page.evaluate("window.tangentExplorer.state()")
-                expected = {name: edits.accuracies(name, [point])[0] for name in names}
-                assert {name: one["accuracy"] for name, one in state.items()} == expected
-        single = load_results(accuracies_path(Run.of(args), mode))
+                shown = {name: one["accuracy"] for name, one in state.items()}
+                assert shown == {name: values[i] for name, values in expected.items()}
+        single = load_results(accuracies_path(own, mode))
         page.get_by_label("Preset").select_option("Only Emoji")
         state = page.evaluate("window.tangentExplorer.state()")
         assert state["Emoji"]["accuracy"] == single["Emoji"]
@@ -269,10 +246,10 @@ def test_the_page_of_a_run(browser: Any, args: Config, words: list[str], mode: s
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_page_fits_a_phone_and_a_desk(browser: Any, args: Config, width: int) -> None:
-    report.write_report(Run.of(args), explorer.explore(Run.of(args), "linear"))
+def test_the_page_fits_a_phone_and_a_desk(browser: Any, own: Run, width: int) -> None:
+    report.write_report(own, explorer.explore(own, "linear"))
     size = {"width": width, "height": 740}
-    with opened(browser, report.report_path(Run.of(args)), viewport=size) as page:
+    with opened(browser, report.report_path(own), viewport=size) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator(".tx-results").evaluate("i => i.scrollWidth <= i.clientWidth")
         for part in ("#explorer-rows tr", ".tx-slider"):
@@ -282,9 +259,6 @@ def test_the_page_fits_a_phone_and_a_desk(browser: Any, args: Config, width: int
             assert all(box["height"] < 56 and box["right"] <= width for box in boxes), boxes
         images = page.locator("figure img").evaluate_all("all => all.map(i => i.alt.length)")
         assert all(images)
-
-
-COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "embedded"
 
 
 def test_the_committed_page_agrees_with_the_committed_results() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tangent_arithmetic.run.args import Config, checked, parse_arguments, parse_names
-from tangent_arithmetic.run.modes import MODES, require_mode
+from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.runtime.errors import UsageError
 
 # the flags of the public projects that keep their default (paths after `~` is expanded)
@@ -103,33 +103,26 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", PUBLIC_DEFAULTS)
-def test_defaults_of_the_public_projects(name: str, home: Path) -> None:
-    expected = PUBLIC_DEFAULTS[name]
-    if isinstance(expected, str):
-        expected = expected.format(home=home)
-    assert getattr(parse_arguments([]), name) == expected
+def test_defaults_of_the_public_projects(home: Path) -> None:
+    parsed = vars(parse_arguments([]))
+    for name, value in PUBLIC_DEFAULTS.items():
+        assert parsed[name] == (value.format(home=home) if isinstance(value, str) else value), name
+    assert [parsed[name] for name in DERIVED] == [None] * len(DERIVED)
 
 
-@pytest.mark.parametrize("name", DERIVED)
-def test_derived_settings_have_no_default_of_their_own(name: str) -> None:
-    assert getattr(parse_arguments([]), name) is None
-
-
-@pytest.mark.parametrize(("name", "text", "value"), FLAGS)
-@pytest.mark.parametrize("spelling", ["dashes", "underscores"])
-def test_every_flag_in_both_spellings(name: str, text: str, value: object, spelling: str) -> None:
-    flag = name.replace("_", "-") if spelling == "dashes" else name
-    parsed = getattr(parse_arguments([f"--{flag}={text}"]), name)
-    assert parsed == value
-    assert type(parsed) is type(value)
+@pytest.mark.parametrize("sep", "-_")
+def test_every_flag_in_both_spellings(sep: str) -> None:
+    argv = [f"--{name.replace('_', sep)}={text}" for name, text, _ in FLAGS]
+    parsed = vars(parse_arguments(argv))
+    for name, _, value in FLAGS:
+        assert parsed[name] == value and type(parsed[name]) is type(value), name
+    alone = vars(parse_arguments(["--seed=7"]))
+    assert {name for name in alone if alone[name] != vars(parse_arguments([]))[name]} == {"seed"}
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [["--batch-size=4"], ["--batch_size", "4"], ["--batch-size", "4"],
-     ["--batch-size=8", "--batch_size=4"], ["--batch_size=4", "--batch-size=4"]],
-)  # fmt: skip
+    "argv", [["--batch_size", "4"], ["--batch-size", "4"], ["--batch-size=8", "--batch_size=4"]]
+)
 def test_the_last_value_of_a_flag_counts_in_any_spelling(argv: list[str]) -> None:
     assert parse_arguments(argv) == parse_arguments(["--batch-size=4"])
     assert parse_arguments(argv).batch_size == 4
@@ -144,34 +137,17 @@ def test_the_table_above_has_every_flag() -> None:
 @pytest.mark.parametrize("sep", "-_")
 def test_switches(name: str, sep: str) -> None:
     on, off = f"--{name.replace('_', sep)}", f"--no-{name.replace('_', sep)}"
-    for argv, value in (
-        ([], SWITCHES[name]),
-        ([on], True),
-        ([off], False),
-        ([on, off], False),
-        ([off, on], True),
-    ):
+    words = {(): SWITCHES[name], (on,): True, (off,): False, (on, off): False, (off, on): True}
+    for argv, value in words.items():
         assert getattr(parse_arguments(argv), name) is value
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("data_location", "~/sets", "{home}/sets"),
-        ("save", "~", "{home}"),
-        ("results", "~/r", "{home}/r"),
-        ("cache_dir", "~/c", "{home}/c"),
-        ("openclip_cachedir", "~/o", "{home}/o"),
-        ("results_db", "~/db.jsonl", "{home}/db.jsonl"),
-        ("load", "~/a.pt,b~.pt", ["{home}/a.pt", "b~.pt"]),
-    ],
-)
-def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Path) -> None:
-    parsed = getattr(parse_arguments([f"--{name}={text}"]), name)
-    if isinstance(value, list):
-        assert parsed == [part.format(home=home) for part in value]
-    else:
-        assert parsed == value.format(home=home)
+def test_paths_expand_the_home_folder(home: Path) -> None:
+    names = ("data_location", "save", "results", "cache_dir", "openclip_cachedir", "results_db")
+    parsed = vars(parse_arguments([*(f"--{name}=~/a" for name in names), "--load=~/a,b~.pt"]))
+    assert all(parsed[name] == f"{home}/a" for name in names)
+    assert parsed["load"] == [f"{home}/a", "b~.pt"]
+    assert parse_arguments(["--save=~"]).save == str(home)
 
 
 @pytest.mark.parametrize(
@@ -190,36 +166,24 @@ def test_paths_expand_the_home_folder(name: str, text: str, value: Any, home: Pa
         (["--finetuning-accuracies=1"], "unknown flag '--finetuning-accuracies'"),
         (["MNIST"], "unrecognized arguments: MNIST"),
         (["--lr=nan"], "--lr: expected a finite number, got nan"),
-        (["--lr=inf"], "--lr: expected a finite number, got inf"),
         (["--lr=1e400"], "--lr: expected a finite number, got 1e400"),
         (["--lr=1e38"], "--lr: expected at most 1000, got 1e38"),
         (["--wd=-inf"], "--wd: expected a finite number, got -inf"),
         (["--ls=1"], "--ls: expected a number below 1, got 1"),
         (["--control-threshold=1.01"], "expected at most 1, got 1.01"),
-        (["--explorer-megabytes=nan"], "expected a finite number, got nan"),
         (["--epochs=1000000000000"], "--epochs: expected at most 1000000, got 1000000000000"),
-        (["--batch-size=9999999999"], "expected at most 1048576, got 9999999999"),
-        (["--num-workers=100000"], "expected at most 1024, got 100000"),
-        (["--n-eval-points=1000000000"], "expected at most 10001, got 1000000000"),
         (["--seed=-1"], "--seed: expected at least 0, got -1"),
         ([f"--seed={2**32}"], f"--seed: expected at most {2**32 - 1}, got {2**32}"),
-        ([f"--seed={2**64}"], f"--seed: expected at most {2**32 - 1}, got {2**64}"),
         (["--seed=1e3"], "--seed: expected a whole number, got '1e3'"),
         (["--port=0"], "--port: expected at least 1, got 0"),
         (["--port=99999999"], "--port: expected at most 65535, got 99999999"),
         (["--state-every=-2"], "expected at least -1, got -2"),
         (["--tasks=,"], "--tasks: names nothing; leave it out for the default"),
         (["--train-dataset="], "names nothing; leave it out for the default"),
-        (["--eval-datasets= , "], "names nothing; leave it out for the default"),
         (["--shots="], "--shots: names nothing; leave it out for the default"),
-        (["--pairs=,"], "--pairs: names nothing; leave it out for the default"),
-        (["--analogies=,,"], "--analogies: names nothing; leave it out for the default"),
         (["--load=,"], "--load: names nothing; leave it out for the default"),
         (["--tasks=Emoji,Signs, Emoji"], "--tasks: names Emoji twice"),
-        (["--train-dataset=Emoji,Emoji"], "names Emoji twice"),
-        (["--eval-datasets=Emoji,Emoji"], "names Emoji twice"),
         (["--pairs=A+B,A+B"], "--pairs: names A+B twice"),
-        (["--analogies=C+B-A=D,C+B-A=D"], "--analogies: names C+B-A=D twice"),
         (["--shots=1,01"], "--shots: names 1 twice"),
         (["--shots=0"], "--shots: expected at least 1, got 0"),
         (["--shots=1,x"], "--shots: expected a whole number, got 'x'"),
@@ -252,7 +216,7 @@ def test_a_flag_without_its_value_ends_in_a_message_and_code_2(
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         parse_arguments(argv)
-    assert "Missing value for argument '--seed'" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: --seed: expected a value, got nothing\n"
 
 
 def test_a_registered_mode_is_a_choice(
@@ -287,16 +251,15 @@ def test_a_registered_mode_is_a_choice(
         ("wandb", True, True),
     ],
 )
-def test_a_value_given_in_python_becomes_the_flags(
+def test_values_assigned_in_python_are_converted(
     name: str, value: Any, expected: Any, home: Path
 ) -> None:
-    def told(found: Any) -> Any:
-        if isinstance(found, list):
-            return [told(part) for part in found]
-        return found.format(home=home) if isinstance(found, str) else found
-
-    found = checked(name, value)
-    assert found == told(expected) and type(found) is type(expected)
+    if isinstance(expected, list):
+        expected = [part.format(home=home) for part in expected]
+    elif isinstance(expected, str):
+        expected = expected.format(home=home)
+    plain = checked(name, value)
+    assert plain == expected and type(plain) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -324,13 +287,13 @@ def test_a_value_given_in_python_becomes_the_flags(
         ("model", None, "--model: expected a text, got None"),
     ],
 )
-def test_a_value_that_no_flag_has_is_refused_by_name(name: str, value: Any, message: str) -> None:
+def test_an_invalid_value_is_refused_by_name(name: str, value: Any, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         checked(name, value)
 
 
 @given(name=st.sampled_from([name for name, _, _ in FLAGS]), value=ANYTHING)
-def test_any_value_is_taken_or_refused_by_name(name: str, value: Any) -> None:
+def test_any_value_is_accepted_or_refused_by_name(name: str, value: Any) -> None:
     try:
         found = checked(name, value)
     except UsageError as error:
@@ -389,15 +352,11 @@ def test_a_misspelt_attribute_raises(misspelt: str, nearest: str) -> None:
         setattr(Config(), misspelt, "x")
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
-def test_every_setting_can_be_assigned(name: str) -> None:
-    config, value = Config(), object()
-    setattr(config, name, value)
-    assert getattr(config, name) is value
-
-
-def test_the_default_precision_is_float32() -> None:
-    assert parse_arguments([]).precision == Config().precision == "fp32"
+def test_every_setting_can_be_assigned() -> None:
+    for name in (field.name for field in dataclasses.fields(Config)):
+        config, value = Config(), object()
+        setattr(config, name, value)
+        assert getattr(config, name) is value
 
 
 def test_without_flags_every_setting_has_its_default() -> None:
@@ -414,23 +373,6 @@ def test_two_configs_share_no_accuracies() -> None:
     assert Config().finetuning_accuracies == {}
 
 
-def test_require_mode_returns_a_mode_that_the_script_has() -> None:
-    assert require_mode("linear", "finetune.py", ["standard", "linear"]) is MODES["linear"]
-
-
-@pytest.mark.parametrize(
-    ("mode", "message"),
-    [
-        (None, r"finetune\.py needs a fine-tuning mode; choose "),
-        ("posthoc", r"finetune\.py has no fine-tuning mode 'posthoc'; choose "),
-    ],
-)
-def test_require_mode_names_the_modes_that_there_are(mode: str | None, message: str) -> None:
-    choices = "--finetuning-mode=standard, --finetuning-mode=linear$"
-    with pytest.raises(UsageError, match=message + choices):
-        require_mode(mode, "finetune.py", ["standard", "linear"])
-
-
 @pytest.mark.parametrize(
     "argv", [["b", "a", "--seed=3"], ["--seed=3", "b", "a"], ["b", "--seed", "3", "a"]]
 )
@@ -439,6 +381,6 @@ def test_names_stand_anywhere_beside_the_flags(argv: list[str]) -> None:
     assert names == ["b", "a"] and args == parse_arguments(["--seed=3"])
 
 
-def test_a_name_that_is_not_known_is_told_the_nearest() -> None:
+def test_an_unknown_name_lists_the_nearest_first() -> None:
     with pytest.raises(UsageError, match="unknown letter 'bb'; choose from b, a"):
         parse_names(("a", "b"), "letter", ["--seed=3", "bb"])

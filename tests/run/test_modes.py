@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,28 +39,20 @@ def test_the_table_says_what_each_mode_is() -> None:
     assert list(MODES) == ["none", "standard", "linear", "posthoc"]
     assert trained() == ["standard", "linear"] and linear() == ["linear", "posthoc"]
     assert edited() == ["standard", "linear", "posthoc"]
-    assert [MODES[name].checkpoint for name in edited()] == [
-        "finetuned", "linear_finetuned", "finetuned",
-    ]  # fmt: skip
-    assert [MODES[name].accuracies for name in MODES] == [
-        "zeroshot_accuracies", "ft_accuracies", "linear_ft_accuracies", "posthoc_ft_accuracies",
-    ]  # fmt: skip
+    checkpoints = [MODES[name].checkpoint for name in edited()]
+    assert checkpoints == ["finetuned", "linear_finetuned", "finetuned"]
+    prefixes = [MODES[name].accuracies.removesuffix("accuracies") for name in MODES]
+    assert prefixes == ["zeroshot_", "ft_", "linear_ft_", "posthoc_ft_"]
     assert MODES["posthoc"].task_vector is NonLinearTaskVector
     assert MODES["linear"].task_vector is LinearizedTaskVector
     assert in_order(["posthoc", "none", "posthoc", "standard"]) == ["none", "standard", "posthoc"]
 
 
 @pytest.mark.parametrize("twin", [{"name": "linear"}, {"prefix": "linear_"}])
-def test_twins_are_refused(twin: dict[str, str]) -> None:
-    facts: dict[str, Any] = {
-        "name": "other",
-        "label": "",
-        "prefix": "other_",
-        "colour": "",
-        "marker": "",
-    }
+def test_modes_have_distinct_names_and_prefixes(twin: dict[str, str]) -> None:
+    facts = dict.fromkeys(("label", "colour", "marker"), "")
     with pytest.raises(ValueError, match="'linear'"):
-        register_mode(Mode(**{**facts, **twin}))
+        register_mode(Mode(**{"name": "other", "prefix": "other_", **facts, **twin}))  # type: ignore[arg-type]
     assert "other" not in MODES
 
 

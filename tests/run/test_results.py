@@ -15,17 +15,12 @@ from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UnwritableError, UsageError
 
 THETA0 = "a" * 64
+MODES = {"none": "zeroshot_", "standard": "", "linear": "linear_", "posthoc": "posthoc_"}
 
 
 def origin(**changes: Any) -> dict[str, Any]:
-    facts = {
-        "theta0_hash": THETA0,
-        "seed": 0,
-        "suite": "embedded",
-        "model": "ViT-Nano-8",
-        "checkpoints": {"MNIST": "1" * 64},
-    }
-    return {**facts, **changes}
+    run = {"theta0_hash": THETA0, "seed": 0, "suite": "embedded", "model": "ViT-Nano-8"}
+    return {**run, "checkpoints": {"MNIST": "1" * 64}, **changes}
 
 
 def write(path: Path, content: dict[str, Any]) -> Path:
@@ -36,35 +31,19 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 # --- files
 
 
-@pytest.mark.parametrize(
-    ("mode", "name"),
-    [
-        ("none", "zeroshot_accuracies.json"),
-        ("standard", "ft_accuracies.json"),
-        ("linear", "linear_ft_accuracies.json"),
-        ("posthoc", "posthoc_ft_accuracies.json"),
-    ],
-)
-def test_accuracies_have_the_names_of_the_public_projects(mode: str, name: str) -> None:
-    expected = Path("results/embedded/ViT-Nano-8") / name
-    assert results.accuracies_path(Run.of(Config()), mode) == expected
-
-
-@pytest.mark.parametrize("operation", ["additions", "negations"])
-@pytest.mark.parametrize("prefix", ["", "linear_", "posthoc_"])
-def test_arithmetic_has_the_names_of_the_public_projects(operation: str, prefix: str) -> None:
-    mode = prefix.removesuffix("_") or "standard"
-    expected = Path("results/embedded/ViT-Nano-8_seed1") / f"{prefix}{operation}.json"
-    assert results.arithmetic_path(Run.of(Config(seed=1)), mode, operation) == expected
-
-
-@pytest.mark.parametrize(
-    ("operation", "name"),
-    [("additions", "linear_additions-MNIST+Emoji.json"), ("negations", "linear_negations.json")],
-)
-def test_a_sum_of_a_part_of_the_tasks_has_a_file_of_its_own(operation: str, name: str) -> None:
-    args = Config(tasks=["MNIST", "Emoji"])
-    assert results.arithmetic_path(Run.of(args), "linear", operation).name == name
+def test_files_have_the_names_of_the_public_projects() -> None:
+    run = Run.of(Config(seed=1))
+    folder = Path("results/embedded/ViT-Nano-8_seed1")
+    for mode, prefix in MODES.items():
+        path = folder / f"{prefix}{'' if mode == 'none' else 'ft_'}accuracies.json"
+        assert results.accuracies_path(run, mode) == path
+        for operation in ("additions", "negations"):
+            path = folder / f"{prefix}{operation}.json"
+            assert results.arithmetic_path(run, mode, operation) == path
+    part = run.with_(tasks=["MNIST", "Emoji"])
+    name = "linear_additions-MNIST+Emoji.json"  # a sum of a part of the suite's tasks
+    assert results.arithmetic_path(part, "linear", "additions") == folder / name
+    assert results.arithmetic_path(part, "linear", "negations").name == "linear_negations.json"
 
 
 def test_write_results_writes_a_file_and_a_line_of_the_database(tmp_path: Path) -> None:
@@ -143,7 +122,7 @@ def test_a_damaged_file_is_kept_beside_the_new_one(
     assert len(list(tmp_path.iterdir())) == 4  # what is sound is not kept beside
 
 
-def test_what_is_sound_of_a_damaged_file_stays(tmp_path: Path) -> None:
+def test_the_valid_part_of_a_damaged_file_is_kept(tmp_path: Path) -> None:
     old = {"Emoji": 0.2, "Signs": "0.3", "provenance": origin()}
     path = write(tmp_path / "ft_accuracies.json", old)
     results.write_merged(path, {"MNIST": 0.9, "provenance": origin()}, Run.of(Config()))
@@ -153,7 +132,7 @@ def test_what_is_sound_of_a_damaged_file_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write_them", [results.write_results, results.write_merged])
-def test_what_cannot_be_written_after_all_is_printed(
+def test_results_that_cannot_be_written_are_printed(
     write_them: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "results"
@@ -184,7 +163,7 @@ def test_targets_are_checked(file: str, database: str | None, reason: str, tmp_p
         results.check_targets(Run.of(args), tmp_path / file)
 
 
-def test_checking_leaves_what_is_there(tmp_path: Path) -> None:
+def test_checking_targets_changes_no_file(tmp_path: Path) -> None:
     path, database = tmp_path / "ft_accuracies.json", tmp_path / "all.jsonl"
     path.write_text("{}")
     database.write_text("{}\n")
@@ -198,7 +177,7 @@ def test_checking_leaves_what_is_there(tmp_path: Path) -> None:
 # --- provenance
 
 
-def test_provenance_says_where_a_result_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["some/folder/eval_single_task.py", "--seed=3"])
     found = results.provenance(Run.of(Config(seed=3, device="cpu")), 1.26, theta0_hash=THETA0)
     assert json.loads(json.dumps(found)) == found
@@ -206,15 +185,13 @@ def test_provenance_says_where_a_result_comes_from(monkeypatch: pytest.MonkeyPat
     assert found["config"]["n_eval_points"] == 21
     assert found["source"] == str(Path("src", "tangent_arithmetic", "__init__.py"))
     assert found["versions"].keys() == {"python", *results.PACKAGES}
-    expected = {
+    expected: dict[str, Any] = {
         "model": "ViT-Nano-8",
         "suite": "embedded",
         "seed": 3,
         "device": "cpu",
-        "world_size": 1,
-        "seconds": 1.3,
-        "theta0_hash": THETA0,
     }
+    expected |= {"world_size": 1, "seconds": 1.3, "theta0_hash": THETA0}
     assert {name: found[name] for name in expected} == expected
 
 
@@ -240,29 +217,21 @@ def test_load_results_reads_both_spellings_of_coefficients(tmp_path: Path) -> No
         }
 
 
-def test_merge_without_a_file_gives_the_results(tmp_path: Path) -> None:
-    new = {"MNIST": 0.9, "provenance": origin()}
-    assert results.merge(tmp_path / "ft_accuracies.json", new) == new
-
-
-def test_merge_keeps_the_splits_of_the_other_tasks(tmp_path: Path) -> None:
-    old = {"Emoji": 0.2, "provenance": origin(splits={"MNIST": "a", "Emoji": "b"})}
-    path = write(tmp_path / "ft_accuracies.json", old)
-    found = results.merge(path, {"MNIST": 0.9, "provenance": origin(splits={"MNIST": "c"})})
-    assert found["provenance"]["splits"] == {"MNIST": "c", "Emoji": "b"}
-
-
 def test_merge_keeps_the_other_tasks_of_the_run(tmp_path: Path) -> None:
-    old = {
-        "MNIST": 0.1,
-        "Emoji": 0.2,
-        "provenance": origin(checkpoints={"MNIST": "0" * 64, "Emoji": "2" * 64}, seconds=9),
-    }
-    path = write(tmp_path / "ft_accuracies.json", old)
-    assert results.merge(path, {"MNIST": 0.9, "provenance": origin(seconds=5)}) == {
+    path, new = tmp_path / "ft_accuracies.json", {"MNIST": 0.9, "provenance": origin(seconds=5)}
+    assert results.merge(path, new) == new
+    old = {"MNIST": "0" * 64, "Emoji": "2" * 64}
+    provenance = origin(checkpoints=old, splits={"MNIST": "a", "Emoji": "b"}, seconds=9)
+    write(path, {"MNIST": 0.1, "Emoji": 0.2, "provenance": provenance})
+    new["provenance"] = origin(splits={"MNIST": "c"}, seconds=5)
+    assert results.merge(path, new) == {
         "MNIST": 0.9,
         "Emoji": 0.2,
-        "provenance": origin(checkpoints={"MNIST": "1" * 64, "Emoji": "2" * 64}, seconds=5),
+        "provenance": origin(
+            checkpoints={"MNIST": "1" * 64, "Emoji": "2" * 64},
+            splits={"MNIST": "c", "Emoji": "b"},
+            seconds=5,
+        ),
     }
 
 
@@ -291,17 +260,15 @@ def test_merge_drops_another_run(tmp_path: Path, change: dict[str, Any] | None) 
 MADE_BY = "python src/eval_single_task.py --finetuning-mode=standard"
 
 
-def test_require_results_gives_those_of_this_run(tmp_path: Path) -> None:
-    content = {"MNIST": 0.9, "provenance": origin()}
-    path = write(tmp_path / "ft_accuracies.json", content)
-    found = results.require_results(path, Run.of(Config()), THETA0, MADE_BY, {"MNIST": "1" * 64})
-    assert found == content
-
-
-def test_require_results_names_the_command_that_makes_them(tmp_path: Path) -> None:
+def test_require_results_reads_those_of_this_run(tmp_path: Path) -> None:
+    path, run = tmp_path / "ft_accuracies.json", Run.of(Config())
     message = r"no results at .*ft_accuracies\.json\. Make them with: python src/eval_single_task"
     with pytest.raises(MissingFileError, match=message):
-        results.require_results(tmp_path / "ft_accuracies.json", Run.of(Config()), THETA0, MADE_BY)
+        results.require_results(path, run, THETA0, MADE_BY)
+    content = {"MNIST": 0.9, "provenance": origin()}
+    write(path, content)
+    found = results.require_results(path, run, THETA0, MADE_BY, {"MNIST": "1" * 64})
+    assert found == content
 
 
 @pytest.mark.parametrize(
@@ -344,12 +311,8 @@ def test_require_results_refuses_those_of_another_run(
 # --- tables
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.98765, "98.8"), (1.0, "100.0")])
-def test_percent(value: float | None, text: str) -> None:
-    assert results.percent(value) == text
-
-
-def test_markdown_table_is_aligned() -> None:
+def test_tables() -> None:
+    assert [results.percent(value) for value in (None, 0.98765, 1.0)] == ["-", "98.8", "100.0"]
     table = results.markdown_table(["mode", "MNIST", "a"], [["zero-shot", "9.5", "100.0"]])
     assert table.splitlines() == [
         "| mode      | MNIST |     a |",

@@ -20,7 +20,8 @@ from tangent_arithmetic.runtime.errors import RunError, UsageError
 from tests.processes import children, ended, wait_for
 
 SPAWN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it in background jobs
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.runtime.errors import entry_point
@@ -33,7 +34,12 @@ def main(argv=None):
 
 raise SystemExit(main())
 """
-GROUP = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}  # as torchrun says it
+GROUP = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}  # set by torchrun
+
+
+def slow(*values: Any) -> Any:
+    """A case that only CI runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def _note(args: Any) -> None:
@@ -46,7 +52,9 @@ def pids(folder: Path) -> list[int]:
 
 
 def killed(args: Any) -> None:
-    """Rank 1 is killed while rank 0 waits for it."""
+    """Rank 1 is killed while rank 0 waits for it; before, the ranks exchange values."""
+    assert ddp.any_of(ddp.rank() == 1, False, True) == [True, False, True]
+    assert ddp.broadcast(f"rank {ddp.rank()}") == "rank 0"
     _note(args)
     if ddp.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -62,7 +70,7 @@ def failing(args: Any) -> None:
 
 
 def deaf(args: Any) -> None:
-    """Rank 1 fails while rank 0 does not hear SIGTERM."""
+    """Rank 1 fails while rank 0 ignores SIGTERM."""
     _note(args)
     if ddp.rank() == 1:
         raise UsageError("no such thing")
@@ -71,7 +79,7 @@ def deaf(args: Any) -> None:
 
 
 def leaving(args: Any) -> None:
-    """Rank 1 ends with a code of its own."""
+    """Rank 1 exits with code 3."""
     _note(args)
     if ddp.rank() == 1:
         os._exit(3)
@@ -79,39 +87,25 @@ def leaving(args: Any) -> None:
 
 
 def wait_long(args: Any) -> None:
-    """Waits until it is ended."""
+    """Waits until it is terminated."""
     _note(args)
     time.sleep(600)
 
 
-def agreeing(args: Any) -> None:
-    """What the processes tell one another."""
-    assert ddp.any_of(ddp.rank() == 1, False, True) == [True, False, True]
-    assert ddp.broadcast(f"rank {ddp.rank()}") == "rank 0"
-
-
-def test_processes_tell_one_another() -> None:
+def test_a_single_process_agrees_with_itself() -> None:
     assert ddp.any_of(True, False) == [True, False] and ddp.broadcast(7) == 7
-    start(agreeing, Config(world_size=2, port=12421))
 
 
 @pytest.mark.parametrize(
     ("work", "kind", "message"),
     [
         (killed, RunError, r"rank 1 was killed \(SIGKILL, possibly out of memory\).*resumes it"),
-        pytest.param(
-            failing,
-            RunError,
-            r"rank 1 failed:(.|\n)*ZeroDivisionError: of all things",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            leaving, RunError, r"exited with code 3|rank 0 failed", marks=pytest.mark.slow
-        ),
-        pytest.param(deaf, UsageError, r"^no such thing$", marks=pytest.mark.slow),
+        slow(failing, RunError, r"rank 1 failed:(.|\n)*ZeroDivisionError: of all things"),
+        slow(leaving, RunError, r"exited with code 3|rank 0 failed"),
+        slow(deaf, UsageError, r"^no such thing$"),
     ],
 )
-def test_a_process_that_ends_early_ends_the_run_and_its_cause_is_told(
+def test_a_failed_process_ends_the_run_with_its_cause(
     work: Any, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ddp, "GRACE", 2.0)
@@ -122,13 +116,9 @@ def test_a_process_that_ends_early_ends_the_run_and_its_cause_is_told(
     assert all(ended(pid) for pid in pids(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
-def test_processes_end_with_the_one_that_started_them(
-    signum: int, code: int, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_processes_end_with_their_parent(signum: int, code: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SPAWN, str(tmp_path), "2"]
     with subprocess.Popen(command, start_new_session=True) as starter:
         wait_for(lambda: all((tmp_path / name).is_file() for name in ("0", "1")))
@@ -139,20 +129,21 @@ def test_processes_end_with_the_one_that_started_them(
     wait_for(lambda: all(ended(pid) for pid in pids(tmp_path)), seconds=10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize(
     ("size", "when", "message"),
     [
         (1, "at work", "interrupted"),
-        pytest.param(2, "at work", "stopped by SIGINT", marks=pytest.mark.slow),
-        pytest.param(2, "importing", "stopped by SIGINT", marks=pytest.mark.slow),
-        pytest.param("torchrun's", "at work", "interrupted", marks=pytest.mark.slow),
+        (2, "at work", "stopped by SIGINT"),
+        (2, "importing", "stopped by SIGINT"),
+        ("torchrun", "at work", "interrupted"),
     ],
 )
-def test_ctrl_c_prints_a_line_and_ends_with_130(
+def test_ctrl_c_prints_one_line_and_exits_with_130(
     size: int | str, when: str, message: str, tmp_path: Path
 ) -> None:
-    group = {**GROUP, "MASTER_PORT": str(ddp.free_port(0))} if size == "torchrun's" else {}
+    group = {**GROUP, "MASTER_PORT": str(ddp.free_port(0))} if size == "torchrun" else {}
     count = 2 if size == 2 else 1
     started = subprocess.Popen(
         [sys.executable, "-c", SPAWN, str(tmp_path), str(count)],
@@ -173,51 +164,53 @@ def test_ctrl_c_prints_a_line_and_ends_with_130(
         assert (starter.returncode, told) == (130, f"{message}\n")
 
 
-@pytest.mark.parametrize("when", [0.0, 0.1, 0.3])
-def test_ctrl_c_while_a_script_imports_is_a_line_too(when: float) -> None:
-    code = (
-        "import runpy, sys, time\n"
-        "import importlib.abc\n"
-        "class Waits(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'torch':\n"
-        "            print('importing', flush=True)\n"
-        "            time.sleep(60)\n"
-        "sys.meta_path.insert(0, Waits())\n"
-        "sys.argv = ['src/finetune.py']\n"
-        "runpy.run_path('src/finetune.py', run_name='__main__')\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
+IMPORTING = """
+import importlib.abc, runpy, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Waits(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == 'torch':
+            print('importing', flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Waits())
+sys.argv = ['src/finetune.py']
+runpy.run_path('src/finetune.py', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize("when", [0.0, 0.2])
+def test_ctrl_c_during_imports_prints_one_line(when: float) -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
-    ) as script:
+    )
+    with script:
         assert script.stdout is not None and script.stdout.readline() == "importing\n"
         time.sleep(when)
         script.send_signal(signal.SIGINT)
-        told = script.communicate(timeout=60)[1]
-        assert (script.returncode, told) == (130, "interrupted\n")
+        stderr = script.communicate(timeout=60)[1]
+        assert (script.returncode, stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("RANK", "x", "variable RANK: expected a whole number, got 'x'"),
-        ("RANK", "-1", "variable RANK: expected at least 0, got -1"),
-        ("RANK", "1", "variable RANK: expected at most 0, got 1"),
-        ("WORLD_SIZE", "0", "variable WORLD_SIZE: expected at least 1, got 0"),
-        ("WORLD_SIZE", "", "variable WORLD_SIZE: expected a whole number, got ''"),
-        ("MASTER_PORT", "99999999", "variable MASTER_PORT: expected at most 65535, got 99999999"),
-        ("MASTER_PORT", "http", "variable MASTER_PORT: expected a whole number, got 'http'"),
-        ("MASTER_PORT", None, "variable MASTER_PORT: it is not set"),
-        ("MASTER_ADDR", None, "variable MASTER_ADDR: it is not set"),
-        ("LOCAL_RANK", "\x1b[31m", r"variable LOCAL_RANK: expected a whole number, got '\x1b[31m'"),
-        ("LOCAL_WORLD_SIZE", "0", "variable LOCAL_WORLD_SIZE: expected at least 1, got 0"),
+        ("RANK", "x", "expected a whole number, got 'x'"),
+        ("RANK", "-1", "expected at least 0, got -1"),
+        ("RANK", "1", "expected at most 0, got 1"),
+        ("WORLD_SIZE", "0", "expected at least 1, got 0"),
+        ("WORLD_SIZE", "", "expected a whole number, got ''"),
+        ("MASTER_PORT", "99999999", "expected at most 65535, got 99999999"),
+        ("MASTER_PORT", None, "it is not set"),
+        ("MASTER_ADDR", None, "it is not set"),
+        ("LOCAL_RANK", "\x1b[31m", r"expected a whole number, got '\x1b[31m'"),
+        ("LOCAL_WORLD_SIZE", "0", "expected at least 1, got 0"),
     ],
 )
-def test_a_wrong_variable_of_a_group_is_named(
+def test_invalid_environment_variables_are_named(
     name: str, text: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in {**GROUP, "MASTER_PORT": "29500"}.items():
@@ -226,12 +219,12 @@ def test_a_wrong_variable_of_a_group_is_named(
         monkeypatch.delenv(name)
     else:
         monkeypatch.setenv(name, text)
-    with pytest.raises(UsageError, match=re.escape(message)):
+    with pytest.raises(UsageError, match=re.escape(f"variable {name}: {message}")):
         start(_note, Config())
     assert not torch.distributed.is_initialized()
 
 
-def test_processes_that_do_not_meet_say_where_they_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rendezvous_names_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ddp, "MEETING", datetime.timedelta(seconds=1))
     port, threads = str(ddp.free_port(0)), torch.get_num_threads()
     for variable, value in {**GROUP, "RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": port}.items():

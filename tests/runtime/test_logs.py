@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from tests.processes import wait_for
 
 @pytest.fixture
 def levels() -> Iterator[None]:
-    """Puts the levels of the loggers back that `setup_logging` sets."""
+    """Restores the levels that `setup_logging` sets."""
     kept = {name: logging.getLogger(name).level for name in ("tangent_arithmetic", "__main__")}
     yield
     for name, level in kept.items():
@@ -30,7 +29,7 @@ def levels() -> Iterator[None]:
 
 @pytest.mark.parametrize(("first", "level"), [(True, logging.INFO), (False, logging.WARNING)])
 @pytest.mark.usefixtures("levels")
-def test_other_ranks_than_the_first_only_warn(
+def test_ranks_above_0_log_warnings_only(
     first: bool, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tangent_arithmetic.runtime.ddp.is_main_process", lambda: first)
@@ -62,24 +61,17 @@ def test_progress_yields_everything_and_shows_a_bar_on_a_terminal(
     assert logging.getLogger().handlers == handlers
 
 
-@pytest.mark.parametrize("database", [None, "new/all.jsonl"])
-def test_append_result_appends_a_line_if_asked_for(tmp_path: Path, database: str | None) -> None:
-    path = tmp_path / database if database else None
-    args = SimpleNamespace(results_db=str(path) if path else None)
-    for step in (1, 2):
-        tracking.append_result(Run.of(args), {"step": step})
-    if path is None:
-        assert list(tmp_path.iterdir()) == []
-    else:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        assert [json.loads(line) for line in lines] == [{"step": 1}, {"step": 2}]
-
-
-def test_a_line_that_a_killed_run_left_unfinished_ends(tmp_path: Path) -> None:
-    path = tmp_path / "all.jsonl"
-    path.write_text('{"step": 1}\n{"ste', encoding="utf-8")
+def test_append_result_appends_a_line_if_a_database_is_set(tmp_path: Path) -> None:
+    tracking.append_result(Run.of(SimpleNamespace(results_db=None)), {"step": 0})
+    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / "new" / "all.jsonl"
+    run = Run.of(SimpleNamespace(results_db=str(path)))
+    tracking.append_result(run, {"step": 1})
+    assert path.read_text(encoding="utf-8") == '{"step": 1}\n'
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"ste')  # left by a killed run
     for step in (2, 3):
-        tracking.append_result(Run.of(SimpleNamespace(results_db=str(path))), {"step": step})
+        tracking.append_result(run, {"step": step})
     expected = '{"step": 1}\n{"ste\n{"step": 2}\n{"step": 3}\n'
     assert path.read_text(encoding="utf-8") == expected
 
@@ -102,7 +94,7 @@ def test_wandb_is_not_imported_unless_asked_for(monkeypatch: pytest.MonkeyPatch)
     ("exp_name", "group", "name"),
     [(None, "ViT-Nano-8", "finetune-MNIST"), ("trial", "trial", "trial-finetune-MNIST")],
 )
-def test_wandb_runs_are_named_and_ended_even_if_the_job_fails(
+def test_wandb_runs_are_named_and_finished_even_if_the_job_fails(
     exp_name: str | None, group: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {"logged": [], "finished": False}
@@ -131,6 +123,7 @@ def test_wandb_runs_are_named_and_ended_even_if_the_job_fails(
     assert seen["finished"]
 
 
+@pytest.mark.slow
 def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)

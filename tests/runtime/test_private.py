@@ -1,4 +1,4 @@
-"""No file that is shared names a home folder, whoever writes it."""
+"""Written files never contain the path of the home folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from tangent_arithmetic.analysis import tables
 from tangent_arithmetic.artificial_data import report as study
-from tangent_arithmetic.commands import analyze
+from tangent_arithmetic.commands import analyze, prepare_data
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.report import page as report
 from tangent_arithmetic.run import results, tracking
@@ -56,13 +56,13 @@ def test_home_folders_become_a_tilde(
 
 
 @pytest.mark.parametrize("home", ["/", "//", "", "."])
-def test_the_root_is_no_home(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_is_not_abbreviated(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", home)
     monkeypatch.chdir("/")
     assert without_home("/data/x and ./y") == "/data/x and ./y"
 
 
-def test_a_home_that_is_a_link_has_two_names(
+def test_a_linked_home_is_abbreviated_under_both_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "disk" / "ann").mkdir(parents=True)
@@ -129,9 +129,8 @@ def write_study(args: Config) -> None:
 
 
 def write_preparation(args: Config) -> None:
-    prepare = script("prepare_data")
     flags = [f"--data-location={args.data_location}", "--datasets=MNIST", "--check"]
-    assert prepare.main([*flags, f"--report={Run.of(args).results / 'data.json'}"]) == 1
+    assert prepare_data.main([*flags, f"--report={Run.of(args).results / 'data.json'}"]) == 1
 
 
 def write_ledger(args: Config) -> None:
@@ -143,13 +142,11 @@ def write_ledger(args: Config) -> None:
     assert ledger.is_done(stage)
 
 
-WRITERS: list[Callable[[Config], None]] = [
-    write_results, write_line, write_table, write_figure, write_page, write_tables_of_seeds,
-    write_checkpoint, write_head, write_study, write_preparation, write_ledger,
-]  # fmt: skip
+TABLES = [write_results, write_line, write_table, write_figure, write_page, write_tables_of_seeds]
+FILES = [write_checkpoint, write_head, write_study, write_preparation, write_ledger]
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("write", [*TABLES, *FILES], ids=lambda write: write.__name__)
 def test_no_writer_names_the_home_folder(
     write: Callable[[Config], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,11 +155,11 @@ def test_no_writer_names_the_home_folder(
     monkeypatch.setattr(sys, "argv", [f"{home}/x.py", f"--load={home}/a,{home}/b", f"{home}"])
     monkeypatch.setattr(study, "draw", lambda *_: None)
     monkeypatch.setattr(study, "readme", lambda *_: "")
-    args = Config(
-        suite="embedded", model="ViT-Nano-8", load=[f"{home}/a.pt", f"{home}/b.pt"],
-        save=f"{home}/run", results=f"{home}/results", results_db=f"{home}/all.jsonl",
-        data_location=f"{home}/data", cache_dir=f"{home}/cache", exp_name=f"of {home}/x",
-    )  # fmt: skip
+    fields = {"save": "run", "results": "results", "results_db": "all.jsonl"}
+    fields |= {"data_location": "data", "cache_dir": "cache"}
+    paths: dict[str, Any] = {field: f"{home}/{name}" for field, name in fields.items()}
+    args = Config(suite="embedded", model="ViT-Nano-8", exp_name=f"of {home}/x", **paths)
+    args.load = [f"{home}/a.pt", f"{home}/b.pt"]
     write(args)
     written = [path for path in home.rglob("*") if path.is_file()]
     assert written
@@ -172,12 +169,12 @@ def test_no_writer_names_the_home_folder(
     assert any(b"~/" in path.read_bytes() for path in written) or write in (write_figure,)
 
 
-def test_wandb_is_told_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_runs_never_contain_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     def init(**options: Any) -> SimpleNamespace:
         seen.update(options)
-        return SimpleNamespace(finish=lambda: None)
+        return SimpleNamespace(log=None, finish=lambda: None)
 
     monkeypatch.setenv("HOME", HOME)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))

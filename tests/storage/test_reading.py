@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 import struct
-import zlib
 from pathlib import Path
 
 import pytest
@@ -18,35 +16,21 @@ from tangent_arithmetic.storage.reading import (
     LONGEST_HEADER,
     check_header,
     inside,
-    is_lfs_pointer,
     read_json,
     read_text,
     readable,
+    refuse_pointer,
 )
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("bad"),
-        KeyError("name"),
-        EOFError(),
-        AttributeError("no such"),
-        ZeroDivisionError(),
-        AssertionError("of a library"),
-        MemoryError(),
-        RecursionError("deep"),
-        struct.error("short"),
-        zlib.error("bad"),
-        SafetensorError("header"),
-        yaml.YAMLError("bad"),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-        PermissionError(13, "Permission denied"),
-    ],
-)
-def test_what_a_parser_says_names_the_file(error: Exception, tmp_path: Path) -> None:
+PARSERS = [AssertionError("of a library"), SafetensorError("header"), yaml.YAMLError("bad")]
+SYSTEM = [MemoryError(), RecursionError("deep"), PermissionError(13, "Permission denied")]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), EOFError(), *PARSERS, *SYSTEM])
+def test_an_error_of_a_parser_names_the_file(error: Exception, tmp_path: Path) -> None:
     path = tmp_path / "file"
     message = rf"{path} cannot be read as a thing \({type(error).__name__}: "
     with pytest.raises(UsageError, match=message) as caught, readable(path, "a thing"):
@@ -81,30 +65,24 @@ def test_a_file_that_is_not_there_or_no_file(read: object, tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"loop cannot be read as .*symbolic links"):
         read(loop)
     (tmp_path / "pointer").write_text(POINTER)
-    with pytest.raises(UsageError, match=r"pointer is a Git LFS pointer, .* git lfs pull"):
-        read(tmp_path / "pointer")
-
-
-def test_a_pointer_of_git_lfs_is_known(tmp_path: Path) -> None:
-    (tmp_path / "pointer").write_text(POINTER)
+    for check in (read, refuse_pointer):
+        with pytest.raises(UsageError, match=r"pointer is a Git LFS pointer, .* git lfs pull"):
+            check(tmp_path / "pointer")
     (tmp_path / "other").write_text("version 2")
-    assert is_lfs_pointer(tmp_path / "pointer")
-    assert not any(map(is_lfs_pointer, (tmp_path / "other", tmp_path / "none", tmp_path)))
+    for other in (tmp_path / "other", tmp_path / "none", tmp_path):
+        refuse_pointer(other)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_text_has_a_mark_or_none(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text('{"a": "ä"}', encoding=encoding)
-    assert read_text(tmp_path / "list.txt") == '{"a": "ä"}'
-    assert read_json(tmp_path / "list.txt") == {"a": "ä"}
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
-def test_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text('{"a": "äöü"}', encoding=encoding)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_only_utf_8_is_read_with_or_without_a_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text('{"a": "ä"}', encoding=encoding)
+    if encoding.startswith("utf-8"):
+        assert read_text(path) == '{"a": "ä"}' and read_json(path) == {"a": "ä"}
+        return
     for read in (read_text, read_json):
         with pytest.raises(UsageError, match=r"list\.txt cannot be read as a.*codec can't decode"):
-            read(tmp_path / "list.txt")
+            read(path)
 
 
 @pytest.mark.parametrize("content", ["[]", "1", "null", "[" * 100_000, "", "{", '{"a": 1} x'])
@@ -112,13 +90,6 @@ def test_what_is_no_json_object_is_refused(content: str, tmp_path: Path) -> None
     (tmp_path / "facts.json").write_text(content)
     with pytest.raises(UsageError, match=r"facts\.json cannot be read as a JSON object"):
         read_json(tmp_path / "facts.json")
-
-
-@given(content=st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner)))
-def test_any_object_comes_back(content: object, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("json") / "facts.json"
-    path.write_text(json.dumps({"a": content}))
-    assert read_json(path) == {"a": content}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +101,7 @@ def test_a_name_that_leads_out_is_refused(name: str) -> None:
 
 
 @given(name=st.text())
-def test_what_is_taken_stays_inside(name: str) -> None:
+def test_an_accepted_name_stays_inside(name: str) -> None:
     try:
         path = inside("list.txt", name)
     except UsageError:
@@ -149,18 +120,13 @@ def test_long_json_is_refused_before_it_is_parsed(
         read_json(tmp_path / "x.json")
 
 
-@pytest.mark.parametrize(("length", "size", "good"), [
-    (LONGEST_HEADER, 100, True), (LONGEST_HEADER + 14, 100, False), (2**63, 100, False),
-    (LONGEST_HEADER + 1000, 8000, True), (0, 0, True),
-])  # fmt: skip
-def test_the_header_of_safetensors_is_a_part_of_the_file(
-    length: int, size: int, good: bool, tmp_path: Path
-) -> None:
+def test_the_longest_header_of_safetensors_follows_from_the_size(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    path.write_bytes((struct.pack("<Q", length) + bytes(size))[:size])
-    if good:
+    for length, size in ((LONGEST_HEADER, 100), (LONGEST_HEADER + 1000, 8000), (0, 0)):
+        path.write_bytes((struct.pack("<Q", length) + bytes(size))[:size])
         check_header(path)
-    else:
+    for length in (LONGEST_HEADER + 14, 2**63):
+        path.write_bytes(struct.pack("<Q", length) + bytes(92))
         with pytest.raises(UsageError, match=f"its header has {length:,} bytes, expected at most"):
             check_header(path)
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,8 @@ with RunStates(Path(sys.argv[1]), {}).locked():
 """
 
 
-def made(folder: Path, **facts: object) -> RunStates:
-    return RunStates(folder / "run.safetensors", facts)
+def states_in(folder: Path, **settings: object) -> RunStates:
+    return RunStates(folder / "run.safetensors", settings)
 
 
 def files(folder: Path) -> list[str]:
@@ -38,22 +37,22 @@ def files(folder: Path) -> list[str]:
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
-    states = made(tmp_path, lr=0.1)
+    states = states_in(tmp_path, lr=0.1)
     for done in (3, 5, 12):
         assert states.save({"w": torch.full((2,), float(done))}, done, {"seconds": done / 2})
     assert files(tmp_path) == ["00000005.safetensors", "00000012.safetensors"]
-    found = made(tmp_path, lr=0.1).newest()
+    found = states_in(tmp_path, lr=0.1).newest()
     assert found is not None and (found.done, found.facts) == (12, {"seconds": 6.0})
     assert found.tensors["w"].tolist() == [12.0, 12.0]
     with pytest.raises(UsageError, match=r"lr was 0.1, is now 0.2\. .*by deleting .*run_resume$"):
-        made(tmp_path, lr=0.2).newest()
+        states_in(tmp_path, lr=0.2).newest()
     assert files(tmp_path) == ["00000005.safetensors", "00000012.safetensors"]
     states.clean_up()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_runs_left_half_written_goes(tmp_path: Path) -> None:
-    states = made(tmp_path)
+def test_partial_files_of_killed_runs_are_removed(tmp_path: Path) -> None:
+    states = states_in(tmp_path)
     part, other = tmp_path / ".run.safetensors.x1.part", tmp_path / ".other.safetensors.x1.part"
     (tmp_path / "run_resume").mkdir()
     for path in (part, other, tmp_path / "run_resume" / ".00000001.safetensors.y.part"):
@@ -67,7 +66,7 @@ def test_what_killed_runs_left_half_written_goes(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    states = made(tmp_path)
+    states = states_in(tmp_path)
     states.save({"w": torch.ones(1)}, 1, {})
 
     def full(path: Path, *args: object, **options: object) -> None:
@@ -75,16 +74,16 @@ def test_a_disk_that_is_full_does_not_end_the_run(
 
     monkeypatch.setattr(module, "save_tensors", full)
     assert not states.save({"w": torch.ones(1)}, 2, {})
-    assert "the state of the run is not kept: cannot write" in caplog.text
+    assert "the state of the run was not saved: cannot write" in caplog.text
     assert files(tmp_path) == ["00000001.safetensors"]
 
 
-def test_how_often_follows_from_what_a_state_costs(
+def test_the_cost_of_a_state_decides_how_often_one_is_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    states = made(tmp_path)
+    states = states_in(tmp_path)
     states.expect(int(2 * module.BYTES_A_SECOND))  # two seconds, hence one in a hundred
     now[0] = 199.0
     assert not states.due(1)
@@ -100,21 +99,21 @@ def test_how_often_follows_from_what_a_state_costs(
     assert not states.due(2)
     now[0] += 2.0
     assert states.due(2)
-    assert [made(tmp_path).due(n) for n in (1, 2)] == [False, False]
+    assert [states_in(tmp_path).due(n) for n in (1, 2)] == [False, False]
     every = RunStates(tmp_path / "run.safetensors", {}, every=3)
     assert [every.due(n) for n in range(1, 7)] == [False, False, True] * 2
     assert not RunStates(tmp_path / "run.safetensors", {}, every=-1).due(3)
 
 
-def test_a_second_run_is_told_who_the_first_is(tmp_path: Path) -> None:
-    with made(tmp_path).locked():
+def test_a_second_run_learns_who_holds_the_lock(tmp_path: Path) -> None:
+    with states_in(tmp_path).locked():
         owner = rf"another run \(process {os.getpid()} on .*\) is making .*run\.safetensors; wait"
-        with pytest.raises(UsageError, match=owner), made(tmp_path).locked():
+        with pytest.raises(UsageError, match=owner), states_in(tmp_path).locked():
             pass
         assert files(tmp_path) == ["lock"]
     assert list(tmp_path.iterdir()) == []
-    with made(tmp_path).locked():  # again
-        made(tmp_path).save({"w": torch.ones(1)}, 1, {})
+    with states_in(tmp_path).locked():  # again
+        states_in(tmp_path).save({"w": torch.ones(1)}, 1, {})
     assert files(tmp_path) == ["00000001.safetensors"]
 
 
@@ -125,13 +124,16 @@ def test_the_lock_of_a_killed_run_is_free_at_once_though_a_worker_lives_on(tmp_p
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         worker = int(owner.stdout.readline())
-        with pytest.raises(UsageError, match=f"process {owner.pid} on"), made(tmp_path).locked():
+        with (
+            pytest.raises(UsageError, match=f"process {owner.pid} on"),
+            states_in(tmp_path).locked(),
+        ):
             pass
         owner.kill()
         owner.wait()
         try:
             assert not ended(worker)
-            with made(tmp_path).locked():
+            with states_in(tmp_path).locked():
                 pass
         finally:
             os.kill(worker, signal.SIGKILL)
@@ -139,19 +141,19 @@ def test_the_lock_of_a_killed_run_is_free_at_once_though_a_worker_lives_on(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_file_systems_without_locks_are_warned_of(
+def test_a_file_system_without_locks_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unsupported(handle: int, how: int) -> None:
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(module.fcntl, "flock", unsupported)
-    with made(tmp_path).locked():
+    with states_in(tmp_path).locked():
         assert "cannot be locked" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pack_and_unpack_give_model_and_optimizer_back() -> None:
+def test_unpack_restores_what_pack_returned() -> None:
     def fresh(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
@@ -177,10 +179,3 @@ def test_pack_and_unpack_give_model_and_optimizer_back() -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match=r"params/0\.weight"):
         unpack({n: v for n, v in kept.items() if n != "params/0.weight"}, other, another)
-
-
-def test_waiting_gives_up() -> None:
-    start = time.monotonic()
-    with pytest.raises(AssertionError, match="still not so after"):
-        wait_for(lambda: False, seconds=0.2)
-    assert time.monotonic() - start < 5

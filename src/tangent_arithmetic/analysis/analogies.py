@@ -21,7 +21,8 @@ from tangent_arithmetic.analysis.edits import EditedEncoder, Edits, Point
 from tangent_arithmetic.analysis.fewshot import few_shot
 from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.analysis.tables import of_table, read_table
-from tangent_arithmetic.arithmetic.coefficients import best_coefs, coefficients, warn_of_ties
+from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
+from tangent_arithmetic.arithmetic.sweeps import smallest
 from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
@@ -46,26 +47,21 @@ class Analogy:
 
     @property
     def point(self) -> dict[str, float]:
-        """The vector's coefficients."""
+        """The coefficient of each task vector."""
         point: dict[str, float] = {}
         for name, coef in ((self.c, 1.0), (self.b, 1.0), (self.a, -1.0)):  # a may equal b or c
             point[name] = point.get(name, 0.0) + coef
         return point
 
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """The data sets whose vectors are used."""
-        return (self.c, self.b, self.a)
-
 
 def analogies_of(run: Run) -> list[Analogy]:
-    """The analogies: `--analogies`, or those of the embedded suite.
+    """The analogies of `--analogies`; by default those of the embedded suite.
 
     Raises:
         UsageError: for an invalid or repeated analogy, or if there are none.
     """
-    suite, named = run.suite, run.config.analogies
-    texts = named or (EMBEDDED if suite.name == "embedded" else ())
+    suite = run.suite
+    texts = run.config.analogies or (EMBEDDED if suite.name == "embedded" else ())
     if not texts:
         raise UsageError(f"suite {suite.name} has no analogies of its own; set --analogies=C+B-A=D")
     analogies: list[Analogy] = []
@@ -73,8 +69,7 @@ def analogies_of(run: Run) -> list[Analogy]:
         form = FORM.fullmatch(text.replace(" ", ""))
         if form is None:
             raise UsageError(f"expected an analogy such as C+B-A=D, got {text!r}")
-        named_sets = (suite.check(name).removesuffix("Val") for name in form.groups())
-        analogy = Analogy(*named_sets)
+        analogy = Analogy(*(suite.check(name).removesuffix("Val") for name in form.groups()))
         if analogy in analogies:
             raise UsageError(f"--analogies names {text} twice; expected each analogy once")
         analogies.append(analogy)
@@ -88,16 +83,15 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         Columns mode, target, vector ("zero-shot", "c", "b", "c + b", "c + b - a", "target"),
         chosen ("without target", "with target", "-"), coefficient, accuracy.
     """
+    coefs = coefficients(run.config.n_eval_points)
     rows: list[dict[str, Any]] = []
     for mode in modes:
         for analogy in analogies_of(run):
-            edits = Edits(run, mode, [*analogy.sets, analogy.d])
-            num_images = run.data.smallest([f"{n}Val" for n in (analogy.c, analogy.b, analogy.d)])
-            coefs = coefficients(run.config.n_eval_points)
-            rows += [
-                {"mode": mode, "target": analogy.d, **row}
-                for row in evaluate(edits, analogy, coefs, num_images)
-            ]
+            c, b, a, d = analogy.c, analogy.b, analogy.a, analogy.d
+            edits = Edits(run, mode, [c, b, a, d])
+            num_images = smallest(edits.split(f"{name}Val") for name in (c, b, d))
+            for row in evaluate(edits, analogy, coefs, num_images):
+                rows.append({"mode": mode, "target": d, **row})
     return pd.DataFrame(rows)
 
 
@@ -112,45 +106,35 @@ def evaluate(
         coefs: coefficients to try.
         num_images: size of the smallest validation split, if known.
     """
-    c, b = analogy.c, analogy.b
+    c, b, d = analogy.c, analogy.b, analogy.d
     vectors = {"c": {c: 1.0}, "b": {b: 1.0}, "c + b": {c: 1.0, b: 1.0}, "c + b - a": analogy.point}
     tried = {name: [_scaled(v, coef) for coef in coefs] for name, v in vectors.items()}
-    alone: list[Point] = [{c: 1.0}, {b: 1.0}]
-    flat = [point for points in tried.values() for point in points]
-    on_val = {name: model.accuracies(f"{name}Val", [*flat, *alone]) for name in (c, b, analogy.d)}
-    single = {c: on_val[c][-2], b: on_val[b][-1]}
-    rows: list[dict[str, Any]] = [
-        {"vector": "zero-shot", "chosen": "-", "coefficient": 0.0},
-        {"vector": "target", "chosen": "-", "coefficient": 1.0},
-    ]
-    points: list[Point] = [{}, {analogy.d: 1.0}]
+    points = [*(point for points in tried.values() for point in points), {c: 1.0}, {b: 1.0}]
+    on_val = {name: np.array(model.accuracies(f"{name}Val", points)) for name in (c, b, d)}
+    normalised = np.mean([on_val[c] / on_val[c][-2], on_val[b] / on_val[b][-1]], axis=0)
+    chosen: list[Point] = [{}, {d: 1.0}]
+    rows: list[tuple[str, str, float]] = [("zero-shot", "-", 0.0), ("target", "-", 1.0)]
     ties: list[list[float]] = []
-    for i, (name, tries) in enumerate(tried.items()):
+    for i, name in enumerate(tried):
         span = slice(i * len(coefs), (i + 1) * len(coefs))
-        others = np.mean([np.array(on_val[n][span]) / single[n] for n in (c, b)], axis=0)
-        for chosen, values in (
-            ("without target", others),
-            ("with target", on_val[analogy.d][span]),
-        ):
-            ties.append(_best(coefs, values))
-            best = ties[-1][0]
-            rows.append({"vector": name, "chosen": chosen, "coefficient": best})
-            points.append(tries[coefs.index(best)])
-    warn_of_ties(ties, num_images, f"analogy to {analogy.d}")
-    on_test = model.accuracies(analogy.d, points)
-    return [{**row, "accuracy": value} for row, value in zip(rows, on_test, strict=True)]
+        for how, values in (("without target", normalised), ("with target", on_val[d])):
+            ties.append(largest(dict(zip(coefs, values[span].tolist(), strict=True))))
+            coef = ties[-1][0]
+            rows.append((name, how, coef))
+            chosen.append(tried[name][coefs.index(coef)])
+    warn_of_ties(ties, num_images, f"analogy to {d}")
+    on_test = model.accuracies(d, chosen)
+    return [
+        {"vector": name, "chosen": how, "coefficient": coef, "accuracy": accuracy}
+        for (name, how, coef), accuracy in zip(rows, on_test, strict=True)
+    ]
 
 
 def _scaled(point: Point, coef: float) -> dict[str, float]:
     return {name: coef * value for name, value in point.items()}
 
 
-def _best(coefs: Sequence[float], values: Any) -> list[float]:
-    by_coef = {c: {"m": float(v)} for c, v in zip(coefs, values, strict=True)}
-    return best_coefs(by_coef, "m")
-
-
-def with_few_pictures(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
+def with_few_images(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
     """Few-shot standard fine-tuning on the target, from two starting points.
 
     The analogy's coefficient is the one chosen without the target, from the table of analogies.
@@ -164,29 +148,22 @@ def with_few_pictures(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
         num_images, accuracy (test).
     """
     evaluated = read_table(run, "analogies")
-    rows: list[dict[str, Any]] = []
+    rows = []
     for analogy in analogies_of(run):
-        edits = Edits(run, "standard", analogy.sets)
+        edits = Edits(run, "standard", (analogy.c, analogy.b, analogy.a))
         with of_table(run, "analogies"):
-            chosen = evaluated[
-                (evaluated["mode"] == "standard")
-                & (evaluated["target"] == analogy.d)
-                & (evaluated["vector"] == "c + b - a")
-                & (evaluated["chosen"] == "without target")
-            ]
-            coef = float(chosen["coefficient"].iloc[0])
+            keys = evaluated[["mode", "target", "vector", "chosen"]]
+            wanted = keys == ["standard", analogy.d, "c + b - a", "without target"]
+            coef = float(evaluated["coefficient"][wanted.all(axis=1)].iloc[0])
         starts: Mapping[str, Point] = {
             "pre-trained model": {},
             "analogy": _scaled(analogy.point, coef),
         }
         for start, point in starts.items():
             for shots in (0, *map(int, run.config.shots)):
-                accuracy, images = few_shot(run, edits, point, analogy.d, shots)
-                rows.append({
-                    "target": analogy.d, "start": start, "shots": shots, "num_images": images,
-                    "accuracy": accuracy,
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+                accuracy, num_images = few_shot(run, edits, point, analogy.d, shots)
+                rows.append((analogy.d, start, shots, num_images, accuracy))
+    return pd.DataFrame(rows, columns=["target", "start", "shots", "num_images", "accuracy"])
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
@@ -194,17 +171,16 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     modes = in_order(table["mode"])
     targets = list(dict.fromkeys(table["target"]))
     figure, axes = panels(1, len(targets), width=2.9, height=3.6, sharey=True)
-    bars = [
-        ("zero-shot", "-"), ("c", "with target"), ("b", "with target"), ("c + b", "with target"),
-        ("c + b - a", "without target"), ("c + b - a", "with target"), ("target", "-"),
-    ]  # fmt: skip
+    tuned = [(name, "with target") for name in ("c", "b", "c + b")]
+    both = [("c + b - a", "without target"), ("c + b - a", "with target")]
+    bars = [("zero-shot", "-"), *tuned, *both, ("target", "-")]
     for axis, target in zip(axes[0], targets, strict=True):
         for k, mode in enumerate(modes):
             part = table[(table["mode"] == mode) & (table["target"] == target)]
             by = part.set_index(["vector", "chosen"])["accuracy"]
             places = [i + 0.27 * (k - 1) for i in range(len(bars))]
-            axis.bar(places, [100 * by[bar] for bar in bars], 0.26, color=MODES[mode].colour,
-                     label=MODES[mode].label)  # fmt: skip
+            heights = [100 * by[bar] for bar in bars]
+            axis.bar(places, heights, 0.26, color=MODES[mode].colour, label=MODES[mode].label)
         names = [v if chosen != "without target" else f"{v} *" for v, chosen in bars]
         axis.set_xticks(range(len(bars)), names, rotation=60, ha="right")
         axis.set_title(target)
@@ -218,12 +194,12 @@ def draw_few(table: pd.DataFrame, run: Run) -> Any:
     """Accuracy against the number of images per class, by starting point."""
     targets = list(dict.fromkeys(table["target"]))
     figure, axes = panels(1, len(targets), width=2.7, height=2.9, sharey=True)
-    styles = {"pre-trained model": ("#666666", "o", "--"), "analogy": ("#0072b2", "s", "-")}
+    styles = {"pre-trained model": ("#666666", "o--"), "analogy": ("#0072b2", "s-")}
     for axis, target in zip(axes[0], targets, strict=True):
-        for start, (colour, marker, line) in styles.items():
+        for start, (colour, style) in styles.items():
             part = table[(table["target"] == target) & (table["start"] == start)]
-            axis.plot(range(len(part)), 100 * part["accuracy"], line, color=colour, marker=marker,
-                      label=f"from the {start}")  # fmt: skip
+            accuracies = 100 * part["accuracy"]
+            axis.plot(range(len(part)), accuracies, style, color=colour, label=f"from the {start}")
             axis.set_xticks(range(len(part)), [str(n) for n in part["shots"]])
         axis.set(title=target, xlabel="training images per class")
     axes[0][0].set_ylabel("test accuracy, %")

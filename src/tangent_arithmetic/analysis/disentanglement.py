@@ -24,7 +24,6 @@ from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
 REACH = 2.0  # coefficients from -REACH to REACH
-BOX = (0.0, 1.0)  # the search range of coefficients, drawn as a frame
 
 
 def pairs_of(run: Run) -> list[tuple[str, str]]:
@@ -39,9 +38,8 @@ def pairs_of(run: Run) -> list[tuple[str, str]]:
         return list(zip(tasks[0:6:2], tasks[1:6:2], strict=True))
     pairs: list[tuple[str, str]] = []
     for text in named:
-        one, plus, other = (part.strip() for part in text.partition("+"))
-        names = (one, other) if plus else ()
-        pair = [suite.check(name).removesuffix("Val") for name in names]
+        names = [name.strip() for name in text.split("+", 1)]
+        pair = [suite.check(name).removesuffix("Val") for name in names if len(names) == 2]
         if len(set(pair)) != 2:
             raise UsageError(f"expected --pairs of two tasks each, such as A+B,C+D; got {text!r}")
         if set(pair) in map(set, pairs):
@@ -90,6 +88,8 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """A heat map for each mode (row) and pair (column), on one scale."""
+    from matplotlib.patches import Rectangle
+
     modes = in_order(table["mode"])
     pairs = list(dict.fromkeys(zip(table["task1"], table["task2"], strict=True)))
     figure, axes = panels(len(modes), len(pairs), width=3.0, height=2.7)
@@ -98,16 +98,10 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
         part = part[part["task2"] == pair[1]]
         square = part.pivot(index="coef2", columns="coef1", values="error")
         image = heat(axes[i][j], square, limits=(0.0, 1.0))
-        axes[i][j].add_patch(_box())
+        search_range = Rectangle((0, 0), 1, 1, fill=False, edgecolor="white", lw=1.5)
+        axes[i][j].add_patch(search_range)
         axes[i][j].set(xlabel=f"coefficient of {pair[0]}", ylabel=f"coefficient of {pair[1]}")
         axes[i][j].set_title(MODES[mode].label)
     bar = figure.colorbar(image, ax=[axis for row in axes for axis in row], extend="max")
     bar.set_label("disentanglement error")
     return figure
-
-
-def _box() -> Any:
-    from matplotlib.patches import Rectangle
-
-    low, high = BOX
-    return Rectangle((low, low), high - low, high - low, fill=False, edgecolor="white", lw=1.5)

@@ -34,7 +34,7 @@ class EditedEncoder:
         base: the encoder at theta0, standard or linearised.
         vectors: task vectors by name.
         split: returns the split with a name.
-        device: device of messages between ranks; None for the encoder's.
+        device: device for communication between ranks; None for the encoder's.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class EditedEncoder:
         terms = [[(coef, self.vectors[vector]) for vector, coef in p.items()] for p in points]
         classes: list[list[Tensor]] = [[] for _ in points]
         labels: list[Tensor] = []
-        passes = logits_at(self.base, terms, split.head, split.batches, split.compute)
-        for i, logits, truth in passes:
+        head, batches = split.head, split.batches
+        for i, logits, truth in logits_at(self.base, terms, head, batches, split.compute):
             classes[i].append(logits.argmax(dim=1).cpu())
             if i == 0:
                 labels.append(truth.cpu())
@@ -113,11 +113,8 @@ class Edits(EditedEncoder):
     """
 
     def __init__(self, run: Run, mode: str, tasks: Sequence[str]) -> None:
-        self.mode = mode
         self.encoder, self.theta0_hash = zeroshot_encoder(run)
-        vectors = {
-            task: task_vector(run, task, mode, self.encoder, self.theta0_hash).vector
-            for task in tasks
-        }
+        start = self.encoder, self.theta0_hash
+        vectors = {task: task_vector(run, task, mode, *start).vector for task in tasks}
         base = base_encoder(self.encoder, mode)
         super().__init__(base, vectors, lambda name: split_of(run, base, name), run.device)

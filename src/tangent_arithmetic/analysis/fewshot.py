@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -33,25 +34,25 @@ def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> 
     Returns:
         The accuracy, and the number of training images.
     """
-    encoder = edited_encoder(edits, point)
+    encoder = _edited(edits, point)
     if shots == 0:
         return split_of(run, encoder, dataset).accuracy(encoder)["top1"], 0
     images = run.data.dataset(f"{dataset}Val").train
     chosen = SubsetPictures(images, chosen_indices(labels_of(images), shots, run.seed))
     recipe = run.recipe(dataset)
     size = min(recipe.batch_size, len(chosen))
-    epochs = -(-STEPS // max(1, -(-len(chosen) // size)))
+    epochs = math.ceil(STEPS / math.ceil(len(chosen) / size))
     recipe = replace(recipe, batch_size=size, epochs=epochs)
     classifier = ImageClassifier(encoder, classification_head(run, dataset))
     classifier.freeze_head()
     seed_everything(run.seed)
     data = TrainingData(chosen, encoder.train_preprocess)
-    description = f"{dataset}, {shots} per class"
-    train(classifier.to(run.device), data, recipe, seed=run.seed, description=description)
+    label = f"{dataset}, {shots} per class"
+    train(classifier.to(run.device), data, recipe, seed=run.seed, description=label)
     return split_of(run, encoder, dataset).accuracy(encoder)["top1"], len(chosen)
 
 
-def edited_encoder(edits: Edits, point: Point) -> ImageEncoder:
+def _edited(edits: Edits, point: Point) -> ImageEncoder:
     """A new standard encoder at theta0 + the sum of coefficients times vectors."""
     if not point:
         return copy.deepcopy(edits.encoder)

@@ -19,11 +19,18 @@ from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.run.models import base_encoder, command, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.negation import negate_task, zeroshot_accuracies
-from tangent_arithmetic.run.results import arithmetic_path, found_results
+from tangent_arithmetic.run.results import arithmetic_path, complete_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.storage.statedict import State
 
-KEYS = ("coefficient", "test", "test_control", "zeroshot", "zeroshot_control")  # in result files
+# keys of result files, and their columns
+COLUMNS = {
+    "coefficient": "coefficient",
+    "test": "target",
+    "test_control": "control",
+    "zeroshot": "zeroshot",
+    "zeroshot_control": "zeroshot_control",
+}
 
 
 def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
@@ -32,30 +39,23 @@ def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     Returns:
         Columns mode, task, coefficient, target and control (accuracies).
     """
-    control = run.control
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[str, str, float, float, float]] = []
+    keys = {task: [f"{name}Val:top1" for name in (task, run.control)] for task in run.tasks}
+    needed = [(task, "val", "0.0", key) for task in run.tasks for key in keys[task]]
     for mode in modes:
-        needed = [
-            (task, "val", "0.0", f"{name}Val:top1")
-            for task in run.tasks
-            for name in (task, control)
-        ]
         negations = _negations(run, mode, needed)
-        rows += [
-            {
-                "mode": mode, "task": task, "coefficient": float(coef),
-                "target": metrics[f"{task}Val:top1"], "control": metrics[f"{control}Val:top1"],
-            }
-            for task in run.tasks
-            for coef, metrics in negations[task]["val"].items()
-            if {f"{task}Val:top1", f"{control}Val:top1"} <= metrics.keys()
-        ]  # fmt: skip
-    return pd.DataFrame(rows)
+        for task, (target, control) in keys.items():
+            rows += [
+                (mode, task, float(coef), metrics[target], metrics[control])
+                for coef, metrics in negations[task]["val"].items()
+                if {target, control} <= metrics.keys()
+            ]
+    return pd.DataFrame(rows, columns=["mode", "task", "coefficient", "target", "control"])
 
 
 def _negations(run: Run, mode: str, needed: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     path = arithmetic_path(run, mode, "negations")
-    return found_results(path, command("eval_task_negation", run, mode), needed)
+    return complete_results(path, command("eval_task_negation", run, mode), needed)
 
 
 def random_like(tau: State, seed: int, task: str) -> dict[str, torch.Tensor]:
@@ -79,24 +79,17 @@ def against_random(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """
     encoder, theta0_hash = zeroshot_encoder(run)
     singles = zeroshot_accuracies(run, theta0_hash)
-    rows: list[dict[str, Any]] = []
+    rows = []
     for mode in modes:
-        negations = _negations(run, mode, [(task, key) for task in run.tasks for key in KEYS])
+        negations = _negations(run, mode, [(task, key) for task in run.tasks for key in COLUMNS])
         base = base_encoder(encoder, mode)
         for task in run.tasks:
             tau = task_vector(run, task, mode, encoder, theta0_hash).vector
             noise = random_like(tau, run.seed, task)
             random = negate_task(run, task, noise, base, singles)
-            rows += [
-                {
-                    "mode": mode, "vector": vector, "task": task,
-                    "coefficient": result["coefficient"], "target": result["test"],
-                    "control": result["test_control"], "zeroshot": result["zeroshot"],
-                    "zeroshot_control": result["zeroshot_control"],
-                }
-                for vector, result in (("task", negations[task]), ("random", random))
-            ]  # fmt: skip
-    return pd.DataFrame(rows)
+            for vector, result in (("task", negations[task]), ("random", random)):
+                rows.append((mode, vector, task, *(result[key] for key in COLUMNS)))
+    return pd.DataFrame(rows, columns=["mode", "vector", "task", *COLUMNS.values()])
 
 
 def draw_curves(table: pd.DataFrame, run: Run) -> Any:
@@ -105,17 +98,14 @@ def draw_curves(table: pd.DataFrame, run: Run) -> Any:
     axis = axes[0][0]
     for mode in in_order(table["mode"]):
         means = table[table["mode"] == mode].groupby("coefficient")[["target", "control"]].mean()
-        axis.plot(
-            100 * means["control"], 100 * means["target"], marker=MODES[mode].marker, ms=4,
-            color=MODES[mode].colour, label=MODES[mode].label,
-        )  # fmt: skip
+        label, colour, marker = MODES[mode].label, MODES[mode].colour, MODES[mode].marker
+        x, y = 100 * means["control"], 100 * means["target"]
+        axis.plot(x, y, marker=marker, ms=4, color=colour, label=label)
     start = 100 * table[table["coefficient"] == 0]["control"].mean()
     least = run.config.control_threshold * start
     axis.axvline(least, color="#999999", ls=":", label=f"{least:.1f} %, the threshold")
-    axis.set(
-        xlabel=f"validation accuracy on {run.control} (control), %",
-        ylabel="validation accuracy on the negated task, %",
-    )
+    axis.set_xlabel(f"validation accuracy on {run.control} (control), %")
+    axis.set_ylabel("validation accuracy on the negated task, %")
     axis.invert_xaxis()
     axis.legend(frameon=False, fontsize=8)
     return figure
@@ -125,21 +115,17 @@ def draw_random(table: pd.DataFrame, run: Run) -> Any:
     """Test accuracy on the negated task and on the control set, by kind of vector."""
     figure, axes = panels(1, 2, width=4.2, height=3.4)
     modes = in_order(table["mode"])
-    for axis, (column, before, title) in zip(
-        axes[0],
-        (
-            ("target", "zeroshot", "negated task"),
-            ("control", "zeroshot_control", f"{run.control} (control)"),
-        ),
-        strict=True,
-    ):
+    colours = [MODES[mode].colour for mode in modes]
+    sides = (
+        ("target", "zeroshot", "negated task"),
+        ("control", "zeroshot_control", f"{run.control} (control)"),
+    )
+    for axis, (column, before, title) in zip(axes[0], sides, strict=True):
         for k, (vector, hatch) in enumerate((("task", ""), ("random", "///"))):
             means = table[table["vector"] == vector].groupby("mode")[column].mean()
-            axis.bar(
-                [i + 0.4 * k - 0.2 for i in range(len(modes))], 100 * means[modes], 0.38,
-                color=[MODES[m].colour for m in modes], hatch=hatch, edgecolor="white",
-                label=f"{vector} vector",
-            )  # fmt: skip
+            places = [i + 0.4 * k - 0.2 for i in range(len(modes))]
+            style = {"color": colours, "hatch": hatch, "edgecolor": "white"}
+            axis.bar(places, 100 * means[modes], 0.38, label=f"{vector} vector", **style)
         axis.axhline(100 * table[before].mean(), color="#333333", ls=":", label="zero-shot")
         axis.set_xticks(range(len(modes)), [MODES[m].label for m in modes])
         axis.set(title=title, ylabel="test accuracy, mean of the tasks, %", ylim=(0, 100))

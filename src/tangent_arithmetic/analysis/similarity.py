@@ -6,19 +6,23 @@ Source: arXiv:2212.04089, the cosine similarities between task vectors.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 
 from tangent_arithmetic.analysis.edits import Edits
-from tangent_arithmetic.analysis.figures import heat, panels, stacked
+from tangent_arithmetic.analysis.figures import heat, panels
 from tangent_arithmetic.run.modes import MODES, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.storage.statedict import State
 
-Vectors = Mapping[tuple[str, str], State]  # by mode and task
+COLOURS = (  # Okabe and Ito's, and two more
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"),
+    *("#332288", "#aa4499"),
+)
+HATCHES = ("", "", "///", "", "...", "", "xx", "", "\\\\", "")
 
 
 def layer_of(name: str) -> str:
@@ -35,56 +39,42 @@ def layer_of(name: str) -> str:
     return ".".join(parts[:-1]) or parts[0]
 
 
-def cosines(vectors: Vectors) -> pd.DataFrame:
-    """Cosine similarities between all pairs of vectors, and their norms.
+def table(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
+    """Cosine similarities between all pairs of fine-tuned vectors, and their norms.
 
     Returns:
         Columns mode1, task1, mode2, task2, cosine, norm1, norm2.
     """
-    rows: list[dict[str, Any]] = []
-    flat = {key: _flat(tau) for key, tau in vectors.items()}
+    rows = []
+    flat = {key: _flat(tau) for key, tau in _vectors(run, modes).items()}
     norms = {key: float(value.norm()) for key, value in flat.items()}
     for one, x in flat.items():
         for other, y in flat.items():
             cosine = float(x @ y) / (norms[one] * norms[other])
-            rows.append({
-                "mode1": one[0], "task1": one[1], "mode2": other[0], "task2": other[1],
-                "cosine": cosine, "norm1": norms[one], "norm2": norms[other],
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+            rows.append((*one, *other, cosine, norms[one], norms[other]))
+    columns = ["mode1", "task1", "mode2", "task2", "cosine", "norm1", "norm2"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def layer_shares(vectors: Vectors) -> pd.DataFrame:
-    """The share of each layer in the squared norm of each vector.
+def layers(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
+    """The share of each layer in the squared norm of each fine-tuned vector.
 
     Returns:
         Columns mode, task, layer, share (in [0, 1]), norm (of the layer's part).
     """
-    rows: list[dict[str, Any]] = []
-    for (mode, task), tau in vectors.items():
+    rows: list[tuple[str, str, str, float, float]] = []
+    for (mode, task), tau in _vectors(run, modes).items():
         squares: dict[str, float] = {}
         for name, value in tau.items():
             layer = layer_of(name)
             squares[layer] = squares.get(layer, 0.0) + float(value.double().square().sum())
         total = sum(squares.values())
-        rows += [
-            {"mode": mode, "task": task, "layer": layer, "share": s / total, "norm": s**0.5}
-            for layer, s in squares.items()
-        ]
-    return pd.DataFrame(rows)
+        rows += [(mode, task, layer, s / total, s**0.5) for layer, s in squares.items()]
+    return pd.DataFrame(rows, columns=["mode", "task", "layer", "share", "norm"])
 
 
-def table(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
-    """The `cosines` of a run's vectors; of modes that are fine-tuned, since others share theirs."""
-    return cosines(_vectors(run, modes))
-
-
-def layers(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
-    """The `layer_shares` of a run's vectors, of modes that are fine-tuned."""
-    return layer_shares(_vectors(run, modes))
-
-
-def _vectors(run: Run, modes: Sequence[str] | None) -> Vectors:
+def _vectors(run: Run, modes: Sequence[str] | None) -> dict[tuple[str, str], State]:
+    """Task vectors by mode and task."""
     chosen = [mode for mode in trained() if modes is None or mode in modes]
     by_mode = {mode: Edits(run, mode, run.tasks).vectors for mode in chosen}
     return {(mode, task): tau for mode, taus in by_mode.items() for task, tau in taus.items()}
@@ -119,9 +109,17 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
 
 def draw_layers(table: pd.DataFrame, run: Run) -> Any:
     """Mean share of each layer over the tasks, by mode."""
-    shares = {
-        MODES[mode].label: table[table["mode"] == mode].groupby("layer", sort=False)["share"].mean()
-        for mode in trained()
-        if mode in set(table["mode"])
-    }
-    return stacked(100 * pd.DataFrame(shares).T, "share of the squared norm, %, mean of tasks")
+    by = table.groupby(["mode", "layer"], sort=False)["share"].mean()
+    modes = [mode for mode in trained() if mode in set(table["mode"])]
+    shares = 100 * pd.DataFrame({MODES[mode].label: by[mode] for mode in modes}).T
+    figure, axes = panels(1, 1, width=7.0, height=1.0 + 0.6 * len(shares))
+    axis = axes[0][0]
+    left = 0.0 * shares.iloc[:, 0]
+    for k, layer in enumerate(shares.columns):
+        style = {"color": COLOURS[k % 10], "hatch": HATCHES[k % 10], "edgecolor": "white"}
+        axis.barh(list(shares.index), shares[layer], 0.7, left=left, label=layer, **style)
+        left = left + shares[layer]
+    axis.invert_yaxis()
+    axis.set(xlabel="share of the squared norm, %, mean of tasks", xlim=(0, 100))
+    axis.legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    return figure

@@ -5,7 +5,7 @@ Source: arXiv:2305.12827, the comparison of single-task accuracies and the non-l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,44 +14,36 @@ from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.arithmetic.metrics import nonlinear_advantage
 from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.modes import MODES
-from tangent_arithmetic.run.results import accuracies_path, found_results
+from tangent_arithmetic.run.results import accuracies_path, complete_results
 from tangent_arithmetic.run.run import Run
 
 OTHERS = ("posthoc", "linear")
 
 
-def comparison(
-    accuracies: Mapping[str, Mapping[str, float]], num_classes: Mapping[str, int]
-) -> pd.DataFrame:
-    """Accuracies by task, and the normalised gaps to standard fine-tuning.
+def table(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
+    """Test accuracies by task, and the normalised gaps to standard fine-tuning.
 
     Args:
-        accuracies: mode ("none", "standard", "posthoc", "linear") -> task -> accuracy.
-        num_classes: by task.
+        run: the run, whose result files hold the accuracies.
+        modes: ignored.
 
     Returns:
         Columns task, classes, zeroshot, standard, posthoc, linear, advantage_posthoc and
         advantage_linear.
     """
-    rows: list[dict[str, Any]] = []
-    for task, classes in num_classes.items():
-        row = {m if m != "none" else "zeroshot": accuracies[m][task] for m in accuracies}
-        gaps = {
-            f"advantage_{m}": nonlinear_advantage(row[m], row["standard"], classes) for m in OTHERS
-        }
-        rows.append({"task": task, "classes": classes, **row, **gaps})
-    return pd.DataFrame(rows)
-
-
-def table(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
-    """The `comparison` of test accuracies in the run's result files, whatever the `modes`."""
-    accuracies = {
-        mode: found_results(
-            accuracies_path(run, mode), command("eval_single_task", run, mode), run.tasks
-        )
-        for mode in ("none", "standard", *OTHERS)
+    columns: dict[str, Any] = {
+        "task": run.tasks,
+        "classes": [run.suite.tasks[task].num_classes for task in run.tasks],
     }
-    return comparison(accuracies, {task: run.suite.tasks[task].num_classes for task in run.tasks})
+    for mode in ("none", "standard", *OTHERS):
+        made_by = command("eval_single_task", run, mode)
+        results = complete_results(accuracies_path(run, mode), made_by, run.tasks)
+        column = "zeroshot" if mode == "none" else mode
+        columns[column] = [results[task] for task in run.tasks]
+    for mode in OTHERS:
+        gaps = zip(columns[mode], columns["standard"], columns["classes"], strict=True)
+        columns[f"advantage_{mode}"] = [nonlinear_advantage(*gap) for gap in gaps]
+    return pd.DataFrame(columns)
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
@@ -62,18 +54,15 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     left.plot([low, 100], [low, 100], color="#999999", lw=1, zorder=0)
     for column in ("zeroshot", *OTHERS):
         mode = MODES["none" if column == "zeroshot" else column]
-        left.plot(
-            100 * table["standard"], 100 * table[column], mode.marker, color=mode.colour,
-            label=mode.label, ms=6,
-        )  # fmt: skip
+        style = {"marker": mode.marker, "color": mode.colour, "label": mode.label, "ms": 6}
+        left.plot(100 * table["standard"], 100 * table[column], linestyle="none", **style)
     left.set(xlabel="standard fine-tuning, accuracy, %", ylabel="accuracy, %", aspect="equal")
     left.legend(frameon=False, fontsize=8)
     places = range(len(table))
     for k, mode in enumerate(MODES[name] for name in OTHERS):
-        right.barh(
-            [p + 0.4 * k - 0.2 for p in places], 100 * table[f"advantage_{mode.name}"], 0.38,
-            color=mode.colour, label=f"over {mode.label}",
-        )  # fmt: skip
+        gaps, label = 100 * table[f"advantage_{mode.name}"], f"over {mode.label}"
+        shifted = [place + 0.4 * k - 0.2 for place in places]
+        right.barh(shifted, gaps, 0.38, color=mode.colour, label=label)
     right.set_yticks(list(places), list(table["task"]))
     right.invert_yaxis()
     right.set_xlabel("advantage of standard fine-tuning, % of the error of chance")

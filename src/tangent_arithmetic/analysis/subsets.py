@@ -21,7 +21,8 @@ import pandas as pd
 
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
 from tangent_arithmetic.analysis.figures import panels
-from tangent_arithmetic.arithmetic.coefficients import best_coefs, coefficients, warn_of_ties
+from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
+from tangent_arithmetic.arithmetic.sweeps import smallest
 from tangent_arithmetic.run.models import checkpoint_hashes, command
 from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.results import accuracies_path, require_results
@@ -58,21 +59,18 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """
     tasks = run.tasks
     rows: list[dict[str, Any]] = []
+    val = [f"{task}Val" for task in tasks]
     for mode in modes:
         edits = Edits(run, mode, tasks)
         sample = run.config.subset_sample if mode == "standard" else None
         hashes = checkpoint_hashes(run, tasks, mode)
         made_by = command("eval_single_task", run, mode)
-        path = accuracies_path(run, mode)
-        needed = [*tasks, *(f"{task}Val" for task in tasks)]
-        singles = require_results(path, run, edits.theta0_hash, made_by, hashes, needed)
+        path, theta0_hash = accuracies_path(run, mode), edits.theta0_hash
+        singles = require_results(path, run, theta0_hash, made_by, hashes, [*tasks, *val])
         coefs = coefficients(11 if mode == "standard" else run.config.n_eval_points)
-        num_images = run.data.smallest([f"{task}Val" for task in tasks])
         chosen = subsets(tasks, sample, run.seed)
-        rows += [
-            {"mode": mode, **row}
-            for row in evaluate(edits, chosen, tasks, singles, coefs, num_images)
-        ]
+        for row in evaluate(edits, chosen, tasks, singles, coefs, smallest(map(edits.split, val))):
+            rows.append({"mode": mode, **row})
     return pd.DataFrame(rows)
 
 
@@ -95,29 +93,24 @@ def evaluate(
         num_images: size of the smallest validation split, if known.
     """
     points = [dict.fromkeys(subset, coef) for subset in chosen for coef in coefs]
-    on_val = np.array([
+    on_val = [
         np.array(model.accuracies(f"{task}Val", points)) / singles[f"{task}Val"] for task in tasks
-    ]).mean(axis=0).reshape(len(chosen), len(coefs))  # fmt: skip
-    tied = [
-        best_coefs({c: {"m": float(v)} for c, v in zip(coefs, values, strict=True)}, "m")
-        for values in on_val
     ]
+    means = np.mean(on_val, axis=0).reshape(len(chosen), len(coefs))
+    tied = [largest(dict(zip(coefs, row.tolist(), strict=True))) for row in means]
     warn_of_ties(tied, num_images, "subsets")
     best = [equal[0] for equal in tied]
     points = [dict.fromkeys(subset, coef) for subset, coef in zip(chosen, best, strict=True)]
     on_test = {task: model.accuracies(task, points) for task in tasks}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, (subset, coef) in enumerate(zip(chosen, best, strict=True)):
         absolute = {task: on_test[task][i] for task in tasks}
         normalised = {task: absolute[task] / singles[task] for task in tasks}
-        rows.append({
-            "num_vectors": len(subset), "tasks": "+".join(subset),
-            "coefficient": coef,
-            "absolute": float(np.mean(list(absolute.values()))),
-            "normalised": float(np.mean(list(normalised.values()))),
-            "own_absolute": float(np.mean([absolute[task] for task in subset])),
-            "own_normalised": float(np.mean([normalised[task] for task in subset])),
-        })  # fmt: skip
+        row = {"num_vectors": len(subset), "tasks": "+".join(subset), "coefficient": coef}
+        for prefix, over in (("", tasks), ("own_", subset)):
+            row[f"{prefix}absolute"] = float(np.mean([absolute[task] for task in over]))
+            row[f"{prefix}normalised"] = float(np.mean([normalised[task] for task in over]))
+        rows.append(row)
     return rows
 
 
@@ -131,23 +124,20 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     measures = (("absolute", "accuracy"), ("normalised", "normalised accuracy"))
     for axis, (column, name) in zip(axes[0], measures, strict=True):
         for k, mode in enumerate(in_order(table["mode"])):
-            part = table[table["mode"] == mode]
-            shift = 0.16 * (k - 1)
-            axis.plot(
-                part["num_vectors"] + shift, 100 * part[column], ".", ms=3, alpha=0.25,
-                color=MODES[mode].colour, zorder=1,
-            )  # fmt: skip
+            part, shift = table[table["mode"] == mode], 0.16 * (k - 1)
+            label, colour, marker = MODES[mode].label, MODES[mode].colour, MODES[mode].marker
+            dots = {"ms": 3, "alpha": 0.25, "color": colour, "zorder": 1}
+            axis.plot(part["num_vectors"] + shift, 100 * part[column], ".", **dots)
             by_size = part.groupby("num_vectors")[column]
             mean, spread = 100 * by_size.mean(), 100 * by_size.std(ddof=0)
             complete = by_size.size().to_numpy() == [comb(tasks, size) for size in mean.index]
             what = "subsets" if complete.all() else "subsets, hollow: sampled"
-            axis.plot(mean.index + shift, mean.where(complete), color=MODES[mode].colour, lw=1.5)
-            for sizes, face in ((complete, MODES[mode].colour), (~complete, "white")):
-                axis.errorbar(
-                    mean.index[sizes] + shift, mean[sizes], spread[sizes], fmt=MODES[mode].marker,
-                    color=MODES[mode].colour, markerfacecolor=face, capsize=2, lw=1.5, ms=5,
-                    label=f"{MODES[mode].label} ({len(part)} {what})" if face != "white" else None,
-                )  # fmt: skip
+            axis.plot(mean.index + shift, mean.where(complete), color=colour, lw=1.5)
+            bars = {"fmt": marker, "color": colour, "capsize": 2, "lw": 1.5, "ms": 5}
+            for sizes, face in ((complete, colour), (~complete, "white")):
+                bars["label"] = None if face == "white" else f"{label} ({len(part)} {what})"
+                x, y, error = mean.index[sizes] + shift, mean[sizes], spread[sizes]
+                axis.errorbar(x, y, error, markerfacecolor=face, **bars)
         axis.set(xlabel="number of task vectors added", ylabel=f"{name}, mean of all tasks, %")
         axis.set_xticks(sorted(set(table["num_vectors"])))
     axes[0][0].legend(frameon=False, fontsize=8)

@@ -1,4 +1,4 @@
-"""Task addition: the sum of task vectors, its coefficient chosen on validation splits.
+"""Task addition: the sum of task vectors, with the coefficient chosen on validation splits.
 
 Source: arXiv:2212.04089, section 4; arXiv:2305.12827, section 5.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
 from tangent_arithmetic.arithmetic.metrics import normalized
-from tangent_arithmetic.arithmetic.sweeps import Split, by_text, smallest, sweep_splits
+from tangent_arithmetic.arithmetic.sweeps import Split, smallest, sweep_splits
 from tangent_arithmetic.encoders.base import Encoder
 from tangent_arithmetic.storage.statedict import State
 
@@ -33,7 +33,7 @@ def add(
         tau: the sum of the task vectors, by name.
         val: validation splits of the tasks.
         test: test splits of the tasks.
-        references: accuracies of the single-task models, by split, that accuracies are divided by.
+        references: accuracies of the single-task models by split, for the normalisation.
         coefs: coefficients to try.
 
     Returns:
@@ -41,11 +41,11 @@ def add(
     """
 
     def swept(splits: Sequence[Split], at: Sequence[float]) -> dict[float, dict[str, float]]:
-        own = {split.name: references[split.name] for split in splits}
-        found = sweep_splits(encoder, tau, at, splits)
-        return {coef: normalized(metrics, own) for coef, metrics in found.items()}
+        single = {split.name: references[split.name] for split in splits}
+        metrics = sweep_splits(encoder, tau, at, splits)
+        return {coef: normalized(metrics[coef], single) for coef in metrics}
 
-    tried = by_text(swept(val, coefs))
-    coef = find_optimal_coef(tried, num_images=smallest(val))
-    tested = swept(test, [0.0, coef])
-    return {"test": tested[coef], "val": tried, "coefficient": coef, "zeroshot": tested[0.0]}
+    on_val = {str(coef): metrics for coef, metrics in swept(val, coefs).items()}
+    coef = find_optimal_coef(on_val, num_images=smallest(val))
+    on_test = swept(test, [0.0, coef])
+    return {"test": on_test[coef], "val": on_val, "coefficient": coef, "zeroshot": on_test[0.0]}

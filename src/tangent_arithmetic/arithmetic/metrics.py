@@ -1,4 +1,4 @@
-"""Metrics of edited models: normalised accuracies, the non-linear advantage."""
+"""Metrics of edited models: normalised accuracies and the non-linear advantage."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 
-@functools.cache  # once, not at every coefficient
-def _warn_of_zero(names: str) -> None:
-    logger.warning("fine-tuned accuracy is 0, so that there is no normalised one: %s", names)
-
-
 def normalized(results: Mapping[str, float], references: Mapping[str, float]) -> dict[str, float]:
-    """The results with top-1 also divided by fine-tuned accuracies, and both averaged.
+    """Adds top-1 divided by the fine-tuned accuracy, and the means of both.
 
-    A data set without a fine-tuned accuracy (the control set) is left out of the averages; one
-    whose fine-tuned accuracy is 0, where the quotient is undefined, of the normalised ones.
+    Means exclude data sets without a fine-tuned accuracy, such as the control set. If it is 0, the
+    quotient is undefined, and left out with a warning.
 
     Args:
         results: {"<data set>:top1": accuracy}.
@@ -33,14 +28,19 @@ def normalized(results: Mapping[str, float], references: Mapping[str, float]) ->
     learned = [name for name in tasks if references[name]]
     if tasks != learned:
         _warn_of_zero(", ".join(name for name in tasks if not references[name]))
-    added = dict(results)
+    extended = dict(results)
     for name in learned:
-        added[f"{name}:normalized_top1"] = results[f"{name}:top1"] / references[name]
+        extended[f"{name}:normalized_top1"] = results[f"{name}:top1"] / references[name]
     for kind, names in (("top1", tasks), ("normalized_top1", learned)):
         if tasks:
-            values = [added[f"{name}:{kind}"] for name in names]
-            added[f"avg_{kind}"] = float(np.mean(values)) if values else 0.0
-    return added
+            values = [extended[f"{name}:{kind}"] for name in names]
+            extended[f"avg_{kind}"] = float(np.mean(values)) if values else 0.0
+    return extended
+
+
+@functools.cache  # once, not for each coefficient
+def _warn_of_zero(names: str) -> None:
+    logger.warning("no normalised accuracy where the fine-tuned accuracy is 0: %s", names)
 
 
 def nonlinear_advantage(acc_linear: float, acc_nonlinear: float, num_classes: int) -> float:
@@ -48,7 +48,7 @@ def nonlinear_advantage(acc_linear: float, acc_nonlinear: float, num_classes: in
 
     \[ \frac{e_{lin} - e_{nl}}{1 - 1/C} \]
 
-    with the error rates \(e = 1 - acc\) and the error rate of guessing among C classes.
+    with error rates \(e = 1 - acc\), divided by the error rate of guessing among C classes.
 
     Args:
         acc_linear: accuracy of linear fine-tuning, in [0, 1].

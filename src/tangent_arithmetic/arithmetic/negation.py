@@ -1,4 +1,4 @@
-"""Task negation: a model forgets a task and keeps a control set.
+"""Task negation: the model forgets a task but keeps its accuracy on a control set.
 
 Source: arXiv:2212.04089, section 3; arXiv:2305.12827, section 5.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
-from tangent_arithmetic.arithmetic.sweeps import Split, by_text, smallest, sweep_splits
+from tangent_arithmetic.arithmetic.sweeps import Split, sweep_splits
 from tangent_arithmetic.encoders.base import Encoder
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.statedict import State
@@ -26,36 +26,37 @@ def negate(
     """Negates one task vector.
 
     The coefficient is the smallest one with the lowest validation accuracy on the task, among those
-    at which the control set keeps an accuracy of `least`.
+    that keep the control set's validation accuracy at `least` or more.
 
     Args:
         encoder: at theta0, standard or linear.
         tau: the task vector, by name; its negative is added.
         val: validation splits of the task and of the control set.
         test: test splits of the two.
-        least: the least accuracy of the control set's validation split.
+        least: lowest acceptable accuracy on the control set's validation split.
         coefs: coefficients to try.
 
     Returns:
         {"test", "test_control", "val": {coefficient: metrics}, "coefficient", "qualified"}; the
-        last says whether any coefficient kept the control set.
+        last is whether any coefficient keeps the control set.
     """
     negated = statedict.scale(tau, -1.0)
-    task, control = val
-    tried = by_text(sweep_splits(encoder, negated, coefs, val))
+    target, control = (f"{split.name}:top1" for split in val)
+    swept = sweep_splits(encoder, negated, coefs, val)
+    on_val = {str(coef): metrics for coef, metrics in swept.items()}
     coef = find_optimal_coef(
-        tried,
-        metric=f"{task.name}:top1",
+        on_val,
+        metric=target,
         minimize=True,
-        control_metric=f"{control.name}:top1",
+        control_metric=control,
         control_metric_threshold=least,
-        num_images=smallest([task]),
+        num_images=val[0].num_images,
     )
-    tested = sweep_splits(encoder, negated, [coef], test)[coef]
+    on_test = sweep_splits(encoder, negated, [coef], test)[coef]
     return {
-        "test": tested[f"{test[0].name}:top1"],
-        "test_control": tested[f"{test[1].name}:top1"],
-        "val": tried,
+        "test": on_test[f"{test[0].name}:top1"],
+        "test_control": on_test[f"{test[1].name}:top1"],
+        "val": on_val,
         "coefficient": coef,
-        "qualified": tried[str(coef)][f"{control.name}:top1"] >= least,
+        "qualified": on_val[str(coef)][control] >= least,
     }

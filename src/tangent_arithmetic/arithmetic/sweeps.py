@@ -1,16 +1,16 @@
-r"""Evaluation over values: top-1 accuracy, and sweeps over coefficients.
+r"""Evaluation: top-1 accuracy, and sweeps over coefficients.
 
 For a linear model a whole sweep costs one pass, since its features are affine in the coefficient
-(`arithmetic/features.py`). For a standard model each image is read and moved once, and meets the
-weights of every coefficient.
+(`arithmetic/features.py`). For a standard model each image is read and moved to the device once,
+and evaluated at every coefficient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,17 @@ from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.statedict import State
 
-HELD_BYTES = 256 * 2**20  # images that a sweep over coefficients keeps on the device
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64
+
+HELD_BYTES = 256 * 2**20  # images that a sweep keeps on the device
 
 Batches = EvalBatches | Iterable[Sequence[Tensor]]  # (images, labels); this rank's share
 Terms = Sequence[tuple[float, State]]  # a point: theta + sum of coefficient * task vector
 
 
 class Accuracy(TypedDict):
-    """Top-1 accuracy in [0, 1], and the number of images it is of, over all ranks."""
+    """Top-1 accuracy in [0, 1], and the number of images it is computed on, over all ranks."""
 
     top1: float
     num_images: int
@@ -39,15 +42,15 @@ class Accuracy(TypedDict):
 
 @dataclass(frozen=True)
 class Split:
-    """A labelled split with its head, ready for evaluation.
+    """A labelled split with its head, on which encoders are evaluated.
 
     Attributes:
-        name: of the split, for messages and keys.
-        head: gives logits (batch, classes) of features.
+        name: for messages and keys.
+        head: maps features to logits (batch, classes).
         batches: (images, labels) of this rank.
         compute: device and precision; None for the encoder's device, in float32.
-        cache: folder where features of linear models are kept; None keeps none.
-        whole: images of the split that these are a sample of; None if these are all.
+        cache: folder of cached features of linear models; None for no cache.
+        whole: size of the split if `batches` is a sample of it, else None.
     """
 
     name: str
@@ -59,120 +62,70 @@ class Split:
 
     @property
     def num_images(self) -> int | None:
-        """Images to evaluate on, over all ranks, if known."""
+        """Number of images to evaluate on, over all ranks, if known."""
         return len(self.batches.pictures) if isinstance(self.batches, EvalBatches) else None
 
     def accuracy(self, encoder: Encoder) -> Accuracy:
-        """See `accuracy`."""
-        return accuracy(encoder, self.head, self.batches, self.compute, self.cache)
+        """Top-1 accuracy of an encoder, standard or linear, which is left unchanged."""
+        if is_linear(encoder):
+            return self._linear(encoder, [encoder.displacement()], [[1.0]])[0]
+        return self._standard(encoder, [[]])[0]
 
     def sweep(self, encoder: Encoder, tau: State, coefs: Sequence[float]) -> list[float]:
-        """Top-1 at each coefficient, see `sweep`."""
-        found = sweep(encoder, tau, coefs, self.head, self.batches, self.compute, self.cache)
-        return [each["top1"] for each in found]
+        """Top-1 accuracy at theta + coef * tau for each coefficient.
 
+        Args:
+            encoder: at theta, standard or linear; left unchanged.
+            tau: the task vector, by name.
+            coefs: the coefficients.
 
-def accuracy(
-    encoder: Encoder,
-    head: nn.Module,
-    batches: Batches,
-    compute: Compute | None = None,
-    cache: Path | None = None,
-) -> Accuracy:
-    """Top-1 accuracy of an encoder with a head.
+        Raises:
+            UsageError: if tau has names or shapes that theta lacks.
+        """
+        if is_linear(encoder):
+            start = encoder.displacement()
+            moved = any(bool(step.any()) for step in start.values())
+            vectors = [start, tau] if moved else [tau]
+            points = [[1.0, coef] if moved else [coef] for coef in coefs]
+            results = self._linear(encoder, vectors, points)
+        else:
+            results = self._standard(encoder, [[(coef, tau)] for coef in coefs])
+        return [result["top1"] for result in results]
 
-    Args:
-        encoder: standard or linear; unchanged.
-        head: gives logits (batch, classes) of features.
-        batches: (images, labels) of this rank.
-        compute: device and precision; None for the encoder's device, in float32.
-        cache: folder where features of linear models are kept; None keeps none.
-    """
-    if is_linear(encoder):
-        start = encoder.displacement()
-        return _linear(encoder, [start], [[1.0]], head, batches, compute, cache)[0]
-    return _standard(encoder, [[]], head, batches, compute)[0]
+    @torch.no_grad()
+    def _linear(
+        self, encoder: LinearEncoder, vectors: Sequence[State], points: Sequence[Sequence[float]]
+    ) -> list[Accuracy]:
+        """Accuracy at theta0 + sum_t points[i][t] * vectors[t] for each i, from one pass."""
+        compute = self.compute or Compute.of(encoder.weights())
+        head = self.head.to(compute.device)
+        features = linear_features(encoder, vectors, self.batches, compute, self.cache)
+        features = features.to(compute.device)
+        counts = torch.zeros(len(points) + 1, dtype=torch.int64, device=compute.device)
+        if len(features.labels):
+            hits = [_hits(head(features.at(point).float()), features.labels) for point in points]
+            counts[:-1] = torch.stack(hits)
+            counts[-1] = len(features.labels)
+        return _accuracies(counts)
 
-
-def sweep(
-    encoder: Encoder,
-    tau: State,
-    coefs: Sequence[float],
-    head: nn.Module,
-    batches: Batches,
-    compute: Compute | None = None,
-    cache: Path | None = None,
-) -> list[Accuracy]:
-    """Top-1 accuracy at theta + coef * tau for each coefficient.
-
-    Args:
-        encoder: at theta; standard or linear. Unchanged.
-        tau: the task vector, by name.
-        coefs: the coefficients.
-        head: gives logits (batch, classes) of features.
-        batches: (images, labels) of this rank.
-        compute: device and precision; None for the encoder's device, in float32.
-        cache: folder where features of linear models are kept; None keeps none.
-
-    Raises:
-        UsageError: if tau has names or shapes that theta does not have.
-    """
-    if is_linear(encoder):
-        start = encoder.displacement()
-        moved = any(bool(step.any()) for step in start.values())
-        vectors = [start, tau] if moved else [tau]
-        points = [[1.0, coef] if moved else [coef] for coef in coefs]
-        return _linear(encoder, vectors, points, head, batches, compute, cache)
-    return _standard(encoder, [[(coef, tau)] for coef in coefs], head, batches, compute)
-
-
-@torch.no_grad()
-def _linear(
-    encoder: LinearEncoder,
-    vectors: Sequence[State],
-    points: Sequence[Sequence[float]],
-    head: nn.Module,
-    batches: Batches,
-    compute: Compute | None,
-    cache: Path | None,
-) -> list[Accuracy]:
-    """Top-1 at theta0 + sum_t points[i][t] * vectors[t] for each i, from one pass over images."""
-    compute = compute or Compute.of(encoder.weights())
-    head = head.to(compute.device)
-    found = linear_features(encoder, vectors, batches, compute, cache).to(compute.device)
-    counts = torch.zeros(len(points) + 1, dtype=torch.int64, device=compute.device)
-    if len(found.labels):
-        hits = [_hits(head(found.at(point).float()), found.labels) for point in points]
-        counts[:-1] = torch.stack(hits)
-        counts[-1] = len(found.labels)
-    return _accuracies(counts)
-
-
-@torch.no_grad()
-def _standard(
-    encoder: Encoder,
-    points: Sequence[Terms],
-    head: nn.Module,
-    batches: Batches,
-    compute: Compute | None,
-) -> list[Accuracy]:
-    compute = compute or Compute.of(encoder.weights())
-    counts = torch.zeros(len(points) + 1, dtype=torch.int64, device=compute.device)
-    for i, logits, labels in logits_at(encoder, points, head, batches, compute):
-        counts[i] += _hits(logits, labels)
-        counts[-1] += len(labels) if i == 0 else 0
-    return _accuracies(counts)
+    def _standard(self, encoder: Encoder, points: Sequence[Terms]) -> list[Accuracy]:
+        compute = self.compute or Compute.of(encoder.weights())
+        counts = torch.zeros(len(points) + 1, dtype=torch.int64, device=compute.device)
+        for i, logits, labels in logits_at(encoder, points, self.head, self.batches, compute):
+            counts[i] += _hits(logits, labels)
+            counts[-1] += len(labels) if i == 0 else 0
+        return _accuracies(counts)
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images of a batch get their label."""
+    """The number of images classified correctly."""
     return (logits.argmax(dim=1) == labels).sum()
 
 
 def _accuracies(counts: Tensor) -> list[Accuracy]:
-    """Top-1 at each point, of counts of hits and, last, of images, over all ranks."""
+    """Accuracies from this rank's hits at each point and, as the last entry, number of images."""
     *correct, total = ddp.all_sum(counts).tolist()
-    return [{"top1": hit / total, "num_images": total} for hit in correct]
+    return [{"top1": hits / total, "num_images": total} for hits in correct]
 
 
 @torch.no_grad()
@@ -182,68 +135,67 @@ def logits_at(
     head: nn.Module,
     batches: Batches,
     compute: Compute | None = None,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+) -> Iterator[tuple[int, Float32[Tensor, "batch classes"], Int64[Tensor, " batch"]]]:
     """Logits of a standard encoder at several points; each image is read and moved once.
 
-    As many batches as `HELD_BYTES` allows are evaluated for one point after the other, so that its
-    weights are computed once for them. However it ends, the encoder is at theta again.
+    As many batches as fit in `HELD_BYTES` are evaluated at one point after the other, so that the
+    weights of a point are computed once for all of them. Even after an error, the encoder is at
+    theta again.
 
     Args:
         encoder: at theta.
-        points: each the terms that are added to theta.
-        head: gives logits (batch, classes) of features.
+        points: for each the terms to add to theta.
+        head: maps features to logits.
         batches: (images, labels) of this rank.
         compute: device and precision; None for the encoder's device, in float32.
 
     Yields:
-        The index of the point, logits, float32 (batch, classes), and labels, int64 (batch,).
+        The index of the point, logits and labels.
 
     Raises:
-        UsageError: if a term has names or shapes that theta does not have.
+        UsageError: if a term has names or shapes that theta lacks.
     """
     compute = compute or Compute.of(encoder.weights())
     encoder.eval().to(compute.device)
     head = head.to(compute.device)
-    own = encoder.weights()
+    weights = encoder.weights()
     vectors = {id(tau): tau for point in points for _, tau in point}
     for tau in vectors.values():
-        statedict.check_part(own, tau, "theta and tau")
-    if len(vectors) == 1:  # it stays on the device; several are moved when they are added
-        tau = {
-            name: value.to(compute.device) for name, value in next(iter(vectors.values())).items()
-        }
+        statedict.check_part(weights, tau, "theta and tau")
+    if len(vectors) == 1:  # a single vector stays on the device
+        (tau,) = vectors.values()
+        tau = {name: value.to(compute.device) for name, value in tau.items()}
         points = [[(coef, tau) for coef, _ in point] for point in points]
-    moves = bool(vectors)
-    theta = {name: value.clone() for name, value in own.items()} if moves else own
-    label = f"evaluating {getattr(batches, 'name', '')}".strip()
+    theta = {name: value.clone() for name, value in weights.items()} if vectors else weights
 
-    def meetings() -> Iterator[tuple[int, Tensor, Tensor]]:
-        for held in held_batches(batches, compute.device):
+    def passes() -> Iterator[tuple[int, Tensor, Tensor]]:
+        for held in _held(batches, compute.device):
             for i, point in enumerate(points):
-                if moves:
-                    _place(own, theta, point)
+                if vectors:
+                    _place(weights, theta, point)
                 for images, labels in held:
                     yield i, images, labels
 
+    label = f"evaluating {getattr(batches, 'name', '')}".strip()
     total = len(batches) * len(points) if isinstance(batches, EvalBatches) else None
     try:
-        for i, images, labels in progress(meetings(), label, total):
+        for i, images, labels in progress(passes(), label, total):
             with compute.autocast():
                 features = encoder(images)
             yield i, head(features.float()), labels
     finally:
-        if moves:
+        if vectors:
             encoder.load_weights(theta)
 
 
-def _place(own: State, theta: State, terms: Terms) -> None:
-    """Puts theta + the sum of the terms into the tensors of `own`."""
-    device = next(iter(own.values())).device
+def _place(weights: State, theta: State, terms: Terms) -> None:
+    """Writes theta + the sum of the terms into the tensors of `weights`."""
+    device = next(iter(weights.values())).device
     coef, total = terms[0] if len(terms) == 1 else (1.0, _sum(terms, device))
-    for name in own.keys() - total.keys():
-        own[name].copy_(theta[name])
-    moved = {name: value.to(device) for name, value in total.items()}
-    statedict.move_into(own, theta, moved, coef)
+    for name in weights.keys() - total.keys():
+        weights[name].copy_(theta[name])
+    on_device = {name: value.to(device) for name, value in total.items()}
+    statedict.move_into(weights, theta, on_device, coef)
 
 
 def _sum(terms: Terms, device: torch.device) -> dict[str, Tensor]:
@@ -255,8 +207,8 @@ def _sum(terms: Terms, device: torch.device) -> dict[str, Tensor]:
     return total
 
 
-def held_batches(batches: Batches, device: torch.device) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The batches on the device, as many at a time as `HELD_BYTES` allows."""
+def _held(batches: Batches, device: torch.device) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The batches on the device, as many at a time as fit in `HELD_BYTES`."""
     held: list[tuple[Tensor, Tensor]] = []
     size = 0
     for batch in batches:
@@ -270,27 +222,18 @@ def held_batches(batches: Batches, device: torch.device) -> Iterator[list[tuple[
 
 
 def sweep_splits(
-    encoder: Encoder, tau: State, coefs: Sequence[float], splits: Sequence[Split]
+    encoder: Encoder, tau: State, coefs: Sequence[float], splits: Iterable[Split]
 ) -> dict[float, dict[str, float]]:
-    """Top-1 on several splits at each coefficient.
-
-    Returns:
-        coefficient -> {"<split>:top1": accuracy}.
-    """
-    found: dict[float, dict[str, float]] = {coef: {} for coef in coefs}
+    """Top-1 accuracies on several splits: coefficient -> {"<split>:top1": accuracy}."""
+    metrics: dict[float, dict[str, float]] = {coef: {} for coef in coefs}
     for split in splits:
         for coef, top1 in zip(coefs, split.sweep(encoder, tau, coefs), strict=True):
-            found[coef][f"{split.name}:top1"] = top1
-    return found
+            metrics[coef][f"{split.name}:top1"] = top1
+    return metrics
 
 
 def smallest(splits: Iterable[Split]) -> int | None:
-    """Images of the smallest of these splits, if all are known."""
+    """Size of the smallest split, if all sizes are known."""
     sizes = [split.num_images for split in splits]
     known = [size for size in sizes if size is not None]
     return min(known) if known and len(known) == len(sizes) else None
-
-
-def by_text(metrics: Mapping[float, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Metrics keyed by coefficients as short decimals, as results files have them."""
-    return {str(coef): found for coef, found in metrics.items()}

@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.wrappers import unwrapped
 from tangent_arithmetic.tangent.linearized import LinearizedModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 logger = logging.getLogger(__name__)
 
@@ -59,55 +62,55 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str], state
         theta = unwrapped(source).tensors
     else:
         assert isinstance(source, str | Path)
-        found = load_checkpoint(source, kinds=encoder_kinds())
-        return found.theta, found.hash, buffers, _known_ties(found.info)
+        checkpoint = load_checkpoint(source, kinds=encoder_kinds())
+        return checkpoint.theta, checkpoint.hash, buffers, _recorded_ties(checkpoint.info)
     return theta, statedict.content_hash(theta), buffers, statedict.ties(theta)
 
 
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module by all their names; of an encoder, those of the vision tower."""
+    """The weights of a module by all their names; of an encoder, its `weights`."""
     if isinstance(module, LinearizedModel) or is_encoder(module):
         return module.weights()
     return {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)}
 
 
-def _known_ties(info: Mapping[str, Any]) -> dict[str, str]:
-    """The ties that a file of ours records."""
-    found = info.get(statedict.TIES)
-    found = found if isinstance(found, Mapping) else {}
-    return statedict.joined({n: str(first) for n, first in found.items() if isinstance(n, str)})
+def _recorded_ties(info: Mapping[str, Any]) -> dict[str, str]:
+    """The ties recorded in a checkpoint of ours."""
+    tied = info.get(statedict.TIES)
+    tied = tied if isinstance(tied, Mapping) else {}
+    return statedict.merge_ties({n: str(first) for n, first in tied.items() if isinstance(n, str)})
 
 
 class TaskVector:
-    r"""\(\tau = \theta - \theta_0\): the floating-point weights' differences, by name.
+    r"""\(\tau = \theta - \theta_0\): differences of the floating-point weights, by name.
 
-    A value: operators give new task vectors and leave their operands alone. Standard and linear
-    weights have the same names, so vectors of both kinds mix; the left operand's kind wins. Vectors
-    of different \(\theta_0\) do not. A parameter of several names (a tied weight) is in the vector
-    once, under the first of them. A vector made of weights is a constant; through one that is given
-    or calculated, derivatives go as through any tensor.
+    A value: operators return new task vectors and leave their operands unchanged. Standard and
+    linear weights have the same names, so vectors of both kinds mix; the result has the left
+    operand's kind. Vectors of different \(\theta_0\) do not mix. A parameter with several names (a
+    tied weight) is in the vector once, under the first name. A vector computed from weights is a
+    constant; derivatives propagate through one passed as `vector` or computed from others.
 
     Args:
-        pretrained_checkpoint: theta0: a checkpoint (file, folder of Hugging Face, name on its hub),
+        pretrained_checkpoint: theta0: a checkpoint (a file, a Hugging Face folder or repository),
             an encoder, any module, or a state dict.
-        finetuned_checkpoint: theta: likewise.
+        finetuned_checkpoint: theta, likewise.
         vector: tau itself, instead of the two.
-        operation: what is formed of theta and theta0, element by element: "subtract" theta - theta0
-            (a task vector), "add" theta + theta0, "multiply" theta * theta0, "divide" theta /
-            theta0. A quotient that is not finite, since the divisor is (nearly) 0, is 0.
-        allow_base_mismatch: whether to take part in sums with vectors of another theta0.
+        operation: how to combine theta and theta0 elementwise: "subtract" for theta - theta0 (a
+            task vector), "add", "multiply" or "divide" for theta / theta0, where a quotient that is
+            not finite is replaced by 0.
+        allow_base_mismatch: allow sums with vectors of another theta0.
 
     Attributes:
         vector: name -> difference, at least float32.
-        base_hash: content hash of theta0; None if it is not known.
-        buffers: names in `vector` that are known to be buffers, not parameters.
+        base_hash: content hash of theta0; None if unknown.
+        buffers: names in `vector` known to be buffers, not parameters.
         ties: other names of tied parameters -> the name in `vector`.
 
     Raises:
-        ValueError: if neither or both ways are given.
-        UsageError: if names or shapes differ, for another operation, where vectors of different
-            theta0 meet, or where finite weights give numbers that are not.
-        MissingFileError: if a checkpoint is not there.
+        ValueError: unless given either the vector or two checkpoints.
+        UsageError: if names or shapes differ, if the operation is unknown, if vectors of different
+            theta0 are combined, or if finite weights overflow.
+        MissingFileError: if a checkpoint does not exist.
     """
 
     def __init__(
@@ -122,9 +125,8 @@ class TaskVector:
         self.buffers: frozenset[str] = frozenset()
         self.ties: dict[str, str] = {}
         self.allow_base_mismatch = allow_base_mismatch
-        checkpoints = (pretrained_checkpoint, finetuned_checkpoint)
         if vector is not None:
-            if any(checkpoint is not None for checkpoint in checkpoints):
+            if pretrained_checkpoint is not None or finetuned_checkpoint is not None:
                 raise ValueError("expected a vector or two checkpoints, got both")
             self.vector = statedict.widened(vector)
             return
@@ -138,44 +140,45 @@ class TaskVector:
         with torch.no_grad():
             theta, _, buffers, own = _read(finetuned_checkpoint)
             theta0, self.base_hash, _, own0 = _read(pretrained_checkpoint)
-            tied = statedict.agreed(statedict.joined(own0, own), theta, theta0)
-            theta, theta0 = (statedict.once(each, tied, "a model") for each in (theta, theta0))
-            self.vector = statedict.combined(theta, theta0, operation)
-        self._know(buffers, tied)
+            tied = statedict.consistent_ties(statedict.merge_ties(own0, own), theta, theta0)
+            theta, theta0 = (
+                statedict.deduplicate(state, tied, "a model") for state in (theta, theta0)
+            )
+            self.vector = statedict.combine(theta, theta0, operation)
+        self._annotate(buffers, tied)
 
-    def _know(self, buffers: Iterable[str], tied: statedict.Ties) -> None:
-        """Keeps what is known of the names in `vector`."""
+    def _annotate(self, buffers: Iterable[str], tied: statedict.Ties) -> None:
+        """Sets `buffers` and `ties`, restricted to the names in `vector`."""
         self.buffers = frozenset(tied.get(name, name) for name in buffers) & self.vector.keys()
         self.ties = {name: first for name, first in tied.items() if first in self.vector}
 
     def _pair(self, other: TaskVector) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Both vectors by the names of this one."""
-        tied = statedict.joined(self.ties, other.ties)
+        """Both vectors with the names of this one."""
+        tied = statedict.merge_ties(self.ties, other.ties)
         return (
-            statedict.once(self.vector, tied, "the first vector"),
-            statedict.once(other.vector, tied, "the second vector"),
+            statedict.deduplicate(self.vector, tied, "the first vector"),
+            statedict.deduplicate(other.vector, tied, "the second vector"),
         )
 
     def _new(self, vector: Mapping[str, Tensor], *others: TaskVector) -> Self:
-        """A vector of this kind; it has the origin of this one and of the others."""
-        found = type(self)(vector=vector)
-        everyone: list[TaskVector] = [self, *others]
-        found.allow_base_mismatch = any(v.allow_base_mismatch for v in everyone)
-        hashes = {v.base_hash for v in everyone if v.base_hash is not None}
-        if len(hashes) > 1 and not found.allow_base_mismatch:
+        """A vector of this kind, computed from this one and the others."""
+        result = type(self)(vector=vector)
+        operands: list[TaskVector] = [self, *others]
+        result.allow_base_mismatch = any(v.allow_base_mismatch for v in operands)
+        hashes = {v.base_hash for v in operands if v.base_hash is not None}
+        if len(hashes) > 1 and not result.allow_base_mismatch:
+            names = ", ".join(f"{each[:12]}..." for each in sorted(hashes))
             raise UsageError(
-                "task vectors of different pre-trained weights ("
-                + ", ".join(f"{each[:12]}..." for each in sorted(hashes))
-                + ") do not start at one point and are not combined. Make them of one theta0, or "
-                "pass allow_base_mismatch=True to one of them"
+                f"task vectors of different pre-trained weights ({names}) cannot be combined. "
+                "Compute them from the same theta0, or pass allow_base_mismatch=True to one of them"
             )
-        found.base_hash = hashes.pop() if len(hashes) == 1 else None
-        buffers = frozenset().union(*(v.buffers for v in everyone))
-        found._know(buffers, statedict.joined(*(v.ties for v in everyone)))
-        return found
+        result.base_hash = hashes.pop() if len(hashes) == 1 else None
+        buffers = frozenset().union(*(v.buffers for v in operands))
+        result._annotate(buffers, statedict.merge_ties(*(v.ties for v in operands)))
+        return result
 
     def __add__(self, other: TaskVector | int) -> Self:
-        """tau_1 + tau_2; adding the number 0 is for `sum`."""
+        """tau_1 + tau_2; the number 0 is accepted for the sake of `sum`."""
         if isinstance(other, TaskVector):
             return self._new(statedict.add(*self._pair(other)), other)
         return self._new(dict(self.vector)) if other == 0 else NotImplemented
@@ -196,7 +199,7 @@ class TaskVector:
         """`factor * tau`, for a number or a tensor of one element."""
         if isinstance(factor, TaskVector):
             return NotImplemented
-        return self._new(statedict.scale(self.vector, _one(factor)))
+        return self._new(statedict.scale(self.vector, _scalar(factor, "the factor")))
 
     __rmul__ = __mul__
 
@@ -205,7 +208,7 @@ class TaskVector:
         return self * (1.0 / factor)
 
     def __pow__(self, exponent: float) -> Self:
-        """`tau ** exponent`, by element."""
+        """`tau ** exponent`, elementwise."""
         return self._new(statedict.power(self.vector, exponent))
 
     def __repr__(self) -> str:
@@ -213,73 +216,71 @@ class TaskVector:
         size = sum(value.numel() for value in self.vector.values())
         return f"{type(self).__name__}({size:,} weights, norm {self.norm().item():.4g})"
 
-    def dot(self, other: TaskVector) -> Tensor:
-        """The inner product of two task vectors over all weights, a scalar."""
+    def dot(self, other: TaskVector) -> Float[Tensor, ""]:
+        """The inner product of two task vectors over all weights."""
         return statedict.dot(*self._pair(other))
 
-    def norm(self) -> Tensor:
-        """The Euclidean norm over all weights, a scalar."""
+    def norm(self) -> Float[Tensor, ""]:
+        """The Euclidean norm over all weights."""
         return statedict.norm(self.vector)
 
-    def cosine_similarity(self, other: TaskVector) -> Tensor:
-        """The cosine of the angle between two task vectors, a scalar; NaN where one is 0."""
+    def cosine_similarity(self, other: TaskVector) -> Float[Tensor, ""]:
+        """The cosine of the angle between two task vectors; NaN if one is 0."""
         return self.dot(other) / (self.norm() * other.norm())
 
     cosine = cosine_similarity
 
     def sub_interpolate(self, other: TaskVector, alpha: float = 0.5) -> Self:
-        """`(1 - alpha) * self + alpha * other`, see `interpolate`."""
+        """`(1 - alpha) * self + alpha * other`."""
         return self * (1.0 - alpha) + other * alpha
 
     def parameters_only(self) -> Self:
-        """The vector without its buffers, which take no part in a linear model.
-
-        Buffers are those of `buffers`, and statistics of batch normalisation by their names; a
-        message says what was dropped.
-        """
-        dropped = [name for name in self.vector
-                   if name in self.buffers or name.rpartition(".")[2] in STATISTICS]  # fmt: skip
+        """The vector without `buffers` and batch statistics, which linear models ignore."""
+        dropped = [
+            name
+            for name in self.vector
+            if name in self.buffers or name.rpartition(".")[2] in STATISTICS
+        ]
         if not dropped:
             return self
-        _say_dropped(len(dropped), dropped[0])
-        kept = {name: value for name, value in self.vector.items() if name not in dropped}
-        return self._new(kept)
+        _log_dropped(len(dropped), dropped[0])
+        return self._new({name: v for name, v in self.vector.items() if name not in dropped})
 
     def save(self, filename: str | Path) -> None:
-        """Writes the vector to a file of safetensors; `.pt` becomes `.safetensors`."""
-        facts: dict[str, Any] = {"class": type(self).__name__, "buffers": sorted(self.buffers)}
+        """Writes the vector as safetensors; `.pt` becomes `.safetensors`."""
+        info: dict[str, Any] = {"class": type(self).__name__, "buffers": sorted(self.buffers)}
         if self.ties:
-            facts[statedict.TIES] = self.ties
-        save_tensors(filename, self.vector, KIND, theta0_hash=self.base_hash, info=facts)
+            info[statedict.TIES] = self.ties
+        save_tensors(filename, self.vector, KIND, theta0_hash=self.base_hash, info=info)
 
     @classmethod
     def load(cls, filename: str | Path) -> Self:
-        """Reads what `save` wrote; the class is the one that `load` is called of.
+        """Reads a file written by `save`, as a vector of this class.
 
         Raises:
-            MissingFileError: if it is not there.
+            MissingFileError: if it does not exist.
             UsageError: if it is damaged or holds something else.
         """
-        found = load_checkpoint(filename, kinds=(KIND,))
-        vector = cls(vector=found.theta)
-        vector.base_hash = found.theta0_hash
-        buffers = found.info.get("buffers")
+        checkpoint = load_checkpoint(filename, kinds=(KIND,))
+        vector = cls(vector=checkpoint.theta)
+        vector.base_hash = checkpoint.theta0_hash
+        buffers = checkpoint.info.get("buffers")
         names = buffers if isinstance(buffers, list) else ()
-        vector._know((str(name) for name in names), _known_ties(found.info))
+        vector._annotate(map(str, names), _recorded_ties(checkpoint.info))
         return vector
 
     def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float | Tensor = 1.0) -> Any:
-        """The model at theta_0 + scaling_coef * tau, in the world that the vector comes from.
+        """The model at theta_0 + scaling_coef * tau, of the vector's kind.
 
         Args:
-            pretrained_checkpoint: a checkpoint or an encoder; untouched. A plain module gives a
-                module of its class, a state dict a state dict, through which derivatives go (see
-                `torch.func.functional_call`).
+            pretrained_checkpoint: a checkpoint or an encoder; unchanged. A plain module gives a
+                module of its class; a state dict gives a state dict, through which derivatives
+                propagate (see `torch.func.functional_call`).
             scaling_coef: the coefficient, a number or a tensor of one element.
 
         Raises:
-            UsageError: if names or shapes do not fit, if a type of theta_0 cannot hold where a
-                number goes, or if derivatives would be lost in a model.
+            UsageError: if names or shapes do not match, if a dtype of theta_0 cannot hold a result,
+                or if a model would lose derivatives.
         """
         return self.apply_to_nonlinear(pretrained_checkpoint, scaling_coef=scaling_coef)
 
@@ -293,21 +294,21 @@ class TaskVector:
 
         Args:
             pretrained_checkpoint: a checkpoint, an encoder, a plain module or a state dict;
-                untouched, and what is given back is of this kind (of a checkpoint: an encoder).
-            param_names: ignored; the public projects needed it to pair weights by position.
-            scaling_coef: the coefficient; also taken as the second positional argument.
+                unchanged. The result is of the same type, for a checkpoint an encoder.
+            param_names: ignored; the public projects pair weights by position with it.
+            scaling_coef: the coefficient; also accepted as the second positional argument.
         """
         if isinstance(param_names, Tensor):
             scaling_coef = param_names
         else:
-            with contextlib.suppress(TypeError, ValueError):  # names are no number
+            with contextlib.suppress(TypeError, ValueError):  # names are not a number
                 scaling_coef = float(param_names)  # type: ignore[arg-type]
         if isinstance(pretrained_checkpoint, Mapping):
-            coef = _number(scaling_coef, "scaling_coef")
-            given = unwrapped(pretrained_checkpoint)
-            moved = statedict.move(given.tensors, self.vector, coef, self.ties)
-            apart = _apart(moved, given.tensors)
-            return {given.names[name]: value for name, value in apart.items()}
+            coef = _scalar(scaling_coef, "scaling_coef")
+            start = unwrapped(pretrained_checkpoint)
+            moved = statedict.move(start.tensors, self.vector, coef, self.ties)
+            copies = _copied(moved, start.tensors)
+            return {start.names[name]: value for name, value in copies.items()}
         model: Any
         if isinstance(pretrained_checkpoint, str | Path):
             model = load_standard(pretrained_checkpoint)
@@ -322,24 +323,23 @@ class TaskVector:
     ) -> Any:
         """The linearised model at theta = theta_0 + scaling_coef * tau, expanded at theta_0.
 
-        Applied to a standard vector this is post-hoc linearisation.
+        For a vector of standard fine-tuning this is post-hoc linearisation.
 
         Args:
             pretrained_checkpoint: a checkpoint, an encoder, any module, or the linearisation of
-                one; untouched. Encoders give a linearised encoder, others a
-                `LinearizedModel`.
+                one; unchanged. Encoders give a linearised encoder, others a `LinearizedModel`.
             scaling_coef: the coefficient.
 
         Raises:
             TypeError: for a state dict, which has no forward pass.
         """
-        if isinstance(pretrained_checkpoint, Mapping):
-            raise TypeError(
-                f"expected a model or a checkpoint, got {type(pretrained_checkpoint)}, which has "
-                "no forward pass to linearise"
-            )
         source = pretrained_checkpoint
         model: Any
+        if isinstance(source, Mapping):
+            raise TypeError(
+                f"expected a model or a checkpoint, got {type(source)}, which has no forward pass "
+                "to linearise"
+            )
         if isinstance(source, str | Path):
             model = load_linear(source)
         elif isinstance(source, LinearizedModel) or is_linear(source):
@@ -352,50 +352,41 @@ class TaskVector:
         return self.parameters_only()._moved(model, scaling_coef)
 
     def _moved(self, model: Any, scaling_coef: float | Tensor) -> Any:
-        """The model, in place: its weights + scaling_coef * tau."""
-        coef = _number(scaling_coef, "scaling_coef")
+        """The model, moved in place by scaling_coef * tau."""
+        coef = _scalar(scaling_coef, "scaling_coef")
         if any(map(_differentiated, (coef, *self.vector.values()))):
             raise UsageError(
-                "a model keeps numbers, so that the derivatives of the coefficient or the vector "
-                "would be lost. Apply the vector to a state dict, theta = tau.apply_to(dict("
-                "model.state_dict()), coef), and call torch.func.functional_call(model, theta, "
-                "inputs); or, if none are wanted, work under torch.no_grad()"
+                "derivatives of the coefficient or the vector would be lost in a model's weights. "
+                "Apply the vector to a state dict, theta = tau.apply_to(dict(model.state_dict()), "
+                "coef), and call torch.func.functional_call(model, theta, inputs); or, if you need "
+                "no derivatives, use torch.no_grad()"
             )
         tied = self.ties
         own = _state_of(model)
         if isinstance(model, LinearizedModel):
-            own, tied = model.theta(), statedict.joined(model.aliases(), tied)
+            own, tied = model.theta(), statedict.merge_ties(model.aliases(), tied)
         with torch.no_grad():
             moved = statedict.move(own, self.vector, coef, tied)
             statedict.copy_into(own, moved, "weights of the model and the vector's")
         return model
 
 
-def _one(value: float | Tensor, what: str = "the factor") -> float | Tensor:
-    """A tensor of one element without its dimensions; other numbers as they are."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() != 1 or value.is_complex():
-        raise UsageError(f"{what} must be one real number, got {_shape_of(value)}")
-    return value.reshape(())
-
-
-def _number(value: float | Tensor, what: str) -> float | Tensor:
-    """A coefficient: a number, or a tensor without dimensions, which may have derivatives."""
+def _scalar(value: float | Tensor, what: str) -> float | Tensor:
+    """A real number; a tensor of one element becomes a scalar tensor, and keeps derivatives."""
     if isinstance(value, Tensor):
-        return _one(value, what)
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} must be one real number, got {shown(repr(value))}") from error
-
-
-def _shape_of(value: Tensor) -> str:
-    return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+        if value.numel() == 1 and not value.is_complex():
+            return value.reshape(())
+        got = f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    else:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            got = repr(value)
+    raise UsageError(f"{what} must be one real number, got {shown(got)}")
 
 
 def _differentiated(value: float | Tensor) -> bool:
-    """Whether derivatives go through a tensor, in either mode."""
+    """Whether a tensor carries derivatives, in forward or reverse mode."""
     if not isinstance(value, Tensor):
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -404,59 +395,46 @@ def _differentiated(value: float | Tensor) -> bool:
     return backward or forward_ad.unpack_dual(value).tangent is not None
 
 
-def _apart(moved: dict[str, Tensor], theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, those that have not moved copied, so that none share memory with theta."""
-    tied, found = statedict.ties(theta), dict[str, Tensor]()
-    for name, value in moved.items():
-        if value is not theta[name]:
-            found[name] = value
-        else:
-            found[name] = found[tied[name]] if name in tied else value.clone()
-    return found
+def _copied(moved: Mapping[str, Tensor], theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The moved weights, with copies of unmoved tensors, so that none share memory with theta."""
+    tied, result = statedict.ties(theta), dict(moved)
+    for name in [name for name, value in moved.items() if value is theta[name]]:
+        result[name] = result[tied[name]] if name in tied else theta[name].clone()
+    return result
 
 
 class NonLinearTaskVector(TaskVector):
-    """A task vector of standard fine-tuning; `apply_to` gives an `ImageEncoder`."""
+    """A task vector of standard fine-tuning; `apply_to` returns an `ImageEncoder`."""
 
 
 class LinearizedTaskVector(TaskVector):
-    """A task vector of linear fine-tuning; `apply_to` gives a `LinearizedImageEncoder`."""
+    """A task vector of linear fine-tuning; `apply_to` returns a `LinearizedImageEncoder`."""
 
     def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float | Tensor = 1.0) -> Any:
         """The linearised model at theta_0 + scaling_coef * tau."""
         return self.apply_to_linear(pretrained_checkpoint, scaling_coef)
 
     def get_named_parameters(self, param_names: object = None) -> dict[str, Tensor]:
-        """`vector`, tau by name; `param_names` is ignored, the vector knows its names."""
+        """The vector by name; `param_names` is ignored, since weights are paired by name."""
         return dict(self.vector)
 
 
 def nonlinear_to_linear(task_vector: TaskVector) -> LinearizedTaskVector:
-    """The same tau as a vector of the linear world, without buffers."""
+    """The same tau as a vector of linear fine-tuning, without buffers."""
     return _cast(task_vector.parameters_only(), LinearizedTaskVector)
 
 
 def linear_to_nonlinear(task_vector: TaskVector, param_names: object = None) -> NonLinearTaskVector:
-    """The same tau as a vector of the standard world; `param_names` is ignored."""
+    """The same tau as a vector of standard fine-tuning; `param_names` is ignored."""
     return _cast(task_vector, NonLinearTaskVector)
 
 
 def _cast(task_vector: TaskVector, kind: type[Kind]) -> Kind:
-    found: Kind = kind(
-        vector=task_vector.vector, allow_base_mismatch=task_vector.allow_base_mismatch
-    )
-    found.base_hash = task_vector.base_hash
-    found._know(task_vector.buffers, task_vector.ties)
-    return found
+    return kind(vector=task_vector.vector)._new(task_vector.vector, task_vector)
 
 
-def interpolate(u: TaskVector, v: TaskVector, alpha: float = 0.5) -> TaskVector:
-    """`(1 - alpha) * u + alpha * v`: u at 0, v at 1."""
-    return u.sub_interpolate(v, alpha)
-
-
-@functools.cache  # once, not at every coefficient
-def _say_dropped(count: int, first: str) -> None:
+@functools.cache  # once, not for each coefficient
+def _log_dropped(count: int, first: str) -> None:
     logger.info(
         "%d buffers of the task vector, such as %s, take no part in a linear model and are dropped",
         count,

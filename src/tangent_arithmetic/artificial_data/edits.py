@@ -40,7 +40,7 @@ class Edits:
     ) -> None:
         self.backbone = backbone
         self.vectors = dict(vectors)
-        self.linear = linear
+        self.linearized = LinearizedModel(backbone) if linear else None
         self.head = head
         self.data = data
         self._kept: dict[tuple[str, str], tuple[Tensor, list[Tensor]]] = {}
@@ -57,8 +57,8 @@ class Edits:
             splits: their splits to evaluate on.
         """
         wanted = [(dataset, split) for dataset in datasets for split in splits]
-        if self.linear:
-            outputs = {key: self._linear(coefs, *key) for key in wanted}
+        if self.linearized is not None:
+            outputs = {key: self._linear(self.linearized, coefs, key) for key in wanted}
         else:
             moved = self._standard(coefs)
             outputs = {key: features(moved, self.data(*key)[0]) for key in wanted}
@@ -74,11 +74,12 @@ class Edits:
         moved: nn.Module = sum(scaled[1:], start=scaled[0]).apply_to_nonlinear(self.backbone)
         return moved
 
-    def _linear(self, coefs: Mapping[str, float], dataset: str, split: str) -> Tensor:
-        key = (dataset, split)
+    def _linear(
+        self, model: LinearizedModel, coefs: Mapping[str, float], key: tuple[str, str]
+    ) -> Tensor:
         if key not in self._kept:
             taus = [tau.vector for tau in self.vectors.values()]
-            self._kept[key] = LinearizedModel(self.backbone).tangents(self.data(*key)[0], taus)
+            self._kept[key] = model.tangents(self.data(*key)[0], taus)
         out, tangents = self._kept[key]
         for name, tangent in zip(self.vectors, tangents, strict=True):
             if coefs.get(name):

@@ -11,10 +11,10 @@ and models are kept in `artificial_datasets*` and `artificial_checkpoints*` for 
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,18 @@ from tangent_arithmetic.runtime.private import expanded
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]
+Row = tuple[Any, ...]
+COLUMNS = {  # of each table, after the seed
+    "training": ("model", "dataset", "split", "accuracy", "chance"),
+    "operations": ("start", "dataset", "operation", "coefficient", "accuracy", "finite"),
+    "sums": ("mode", "tasks", "coefficient", "dataset", "split", "accuracy"),
+    "negations": ("mode", "negated", "coefficient", "dataset", "split", "accuracy"),
+    "interpolations": ("mode", "first", "second", "alpha", "dataset", "accuracy"),
+}
+TABLES = tuple(COLUMNS)
 EDITED = ("standard", "posthoc", "linear")  # modes of edited models
 STEPS = [round(0.1 * i, 1) for i in range(10)]  # the public README's coefficients of an operation
 GRID = [round(0.05 * i, 2) for i in range(21)]  # coefficients of sums and negations
@@ -62,7 +71,7 @@ def prepare(workspace: Workspace, device: torch.device | str = "cpu") -> None:
 
 
 class Study:
-    """One seed's models and their measurements, each table a list of rows.
+    """One seed's models and their measurements; the columns of each table are in `COLUMNS`.
 
     Args:
         workspace: its files, see `prepare`.
@@ -84,7 +93,6 @@ class Study:
         return BackBone.load(path).to(self.device).requires_grad_(False)
 
     def _data(self, dataset: str, split: str) -> Data:
-        """The rows of a split, on the device."""
         return self.workspace.data(dataset, split, self.device)
 
     def _head(self, dataset: str, mode: str) -> Head:
@@ -96,85 +104,77 @@ class Study:
     def _edits(self, mode: str) -> Edits:
         """The models around the base model in a mode."""
         trained = "linear" if mode == "linear" else "standard"
-        vectors = {task: TaskVector(self.base, self._backbone(task, trained))
-                   for task in self.tasks}  # fmt: skip
-        return Edits(self.base, vectors, mode != "standard",
-                     lambda dataset: self.head(dataset, mode), self.data)  # fmt: skip
+        vectors = {
+            task: TaskVector(self.base, self._backbone(task, trained)) for task in self.tasks
+        }
+        return Edits(
+            self.base, vectors, mode != "standard", lambda name: self.head(name, mode), self.data
+        )
+
+    def _logits(self, backbone: nn.Module, mode: str, dataset: str, split: str) -> Tensor:
+        x, _ = self.data(dataset, split)
+        logits: Tensor = self.head(dataset, mode)(features(backbone, x))
+        return logits
+
+    def _rows(self, model: str, accuracies: Mapping[tuple[str, str], float]) -> Iterator[Row]:
+        for (dataset, split), value in accuracies.items():
+            chance = 1 / self.workspace.preset.spec(dataset).n_classes
+            yield model, dataset, split, value, chance
 
     def training(self) -> Iterator[Row]:
         """Accuracy of the base model, and on each task before and after fine-tuning."""
         standard = self.edits("standard")
-        got = standard.accuracies({}, [BASE], SPLITS)
-        found = {("base", BASE, split): value for (_, split), value in got.items()}
+        yield from self._rows("base", standard.accuracies({}, [BASE], SPLITS))
         for task in self.tasks:
-            for mode, coef in [("pre-trained", 0.0), *((mode, 1.0) for mode in EDITED)]:
-                edits = self.edits(mode if coef else "standard")
-                got = edits.accuracies({task: coef}, [task], SPLITS)
-                found |= {(mode, task, split): value for (_, split), value in got.items()}
-            scratch = self._backbone(task, "scratch")
+            yield from self._rows("pre-trained", standard.accuracies({}, [task], SPLITS))
+            for mode in EDITED:
+                edited = self.edits(mode).accuracies({task: 1.0}, [task], SPLITS)
+                yield from self._rows(mode, edited)
+            scratch, found = self._backbone(task, "scratch"), {}
             for split in SPLITS:
-                x, y = self.data(task, split)
-                logits = self.head(task, "scratch")(features(scratch, x))
-                found["scratch", task, split] = accuracy(logits, y)
-        for (model, dataset, split), value in found.items():
-            classes = self.workspace.preset.spec(dataset).n_classes
-            yield {"model": model, "dataset": dataset, "split": split, "accuracy": value,
-                   "chance": 1 / classes}  # fmt: skip
+                logits = self._logits(scratch, "scratch", task, split)
+                found[task, split] = accuracy(logits, self.data(task, split)[1])
+            yield from self._rows("scratch", found)
 
     def operations(self) -> Iterator[Row]:
         """V = theta_ft op theta_0 and theta_0 + lambda v, for four operations, on test.
 
         Once from models fine-tuned from the base model, once from models trained from scratch.
         """
-        pretrained = self.workspace.backbone()
-        for start, task, operation in itertools.product(
-            ("standard", "scratch"), self.tasks, OPERATIONS
-        ):
-            vector = TaskVector(pretrained, self.workspace.backbone(task, start),
-                                operation=operation)  # fmt: skip
-            x, y = self.data(task, "test")
+        starts = {"pre-trained": "standard", "scratch": "scratch"}
+        for (start, mode), task, operation in product(starts.items(), self.tasks, OPERATIONS):
+            vector = TaskVector(self.base, self._backbone(task, mode), operation=operation)
             for coef in STEPS:
-                backbone = vector.apply_to(pretrained, coef).to(self.device).requires_grad_(False)
-                logits = self.head(task, start)(features(backbone, x))
-                yield {"start": "pre-trained" if start == "standard" else "scratch",
-                       "dataset": task, "operation": operation, "coefficient": coef,
-                       "accuracy": accuracy(logits, y),
-                       "finite": float(finite(logits).float().mean())}  # fmt: skip
+                backbone = vector.apply_to(self.base, coef).requires_grad_(False)
+                logits = self._logits(backbone, mode, task, "test")
+                share = float(finite(logits).float().mean())
+                correct = accuracy(logits, self.data(task, "test")[1])
+                yield start, task, operation, coef, correct, share
 
     def sums(self) -> Iterator[Row]:
         """Sums of all pairs of vectors and of all of them, at each coefficient."""
-        groups: list[tuple[str, ...]] = [*itertools.combinations(self.tasks, 2)]
+        groups: list[tuple[str, ...]] = [*combinations(self.tasks, 2)]
         if len(self.tasks) > 2:
             groups.append(tuple(self.tasks))
-        for mode, group, coef in itertools.product(EDITED, groups, GRID):
-            got = self.edits(mode).accuracies(dict.fromkeys(group, coef), list(group),
-                                              ("val", "test"))  # fmt: skip
-            for (dataset, split), value in got.items():
-                yield {"mode": mode, "tasks": "+".join(group), "coefficient": coef,
-                       "dataset": dataset, "split": split, "accuracy": value}  # fmt: skip
+        for mode, group, coef in product(EDITED, groups, GRID):
+            coefs = dict.fromkeys(group, coef)
+            accuracies = self.edits(mode).accuracies(coefs, group, ("val", "test"))
+            for (dataset, split), value in accuracies.items():
+                yield mode, "+".join(group), coef, dataset, split, value
 
     def negations(self) -> Iterator[Row]:
         """Each vector subtracted, at each coefficient: its task, and the base model's data set."""
-        for mode, task, coef in itertools.product(EDITED, self.tasks, GRID):
-            got = self.edits(mode).accuracies({task: -coef}, [task, BASE], ("val", "test"))
-            for (dataset, split), value in got.items():
-                yield {"mode": mode, "negated": task, "coefficient": coef, "dataset": dataset,
-                       "split": split, "accuracy": value}  # fmt: skip
+        for mode, task, coef in product(EDITED, self.tasks, GRID):
+            accuracies = self.edits(mode).accuracies({task: -coef}, [task, BASE], ("val", "test"))
+            for (dataset, split), value in accuracies.items():
+                yield mode, task, coef, dataset, split, value
 
     def interpolations(self) -> Iterator[Row]:
         """(1 - alpha) tau_1 + alpha tau_2 for all pairs, on test."""
-        for mode, (first, second) in itertools.product(
-            EDITED, itertools.combinations(self.tasks, 2)
-        ):
-            for alpha in ALPHAS:
-                got = self.edits(mode).accuracies({first: 1 - alpha, second: alpha},
-                                                  [first, second], ("test",))  # fmt: skip
-                for (dataset, _), value in got.items():
-                    yield {"mode": mode, "first": first, "second": second, "alpha": alpha,
-                           "dataset": dataset, "accuracy": value}  # fmt: skip
-
-
-TABLES = ("training", "operations", "sums", "negations", "interpolations")
+        for mode, pair, alpha in product(EDITED, combinations(self.tasks, 2), ALPHAS):
+            coefs = dict(zip(pair, (1 - alpha, alpha), strict=True))
+            for (dataset, _), value in self.edits(mode).accuracies(coefs, pair, ("test",)).items():
+                yield mode, *pair, alpha, dataset, value
 
 
 def run(
@@ -205,9 +205,12 @@ def run(
         prepare(workspace, device)
         study = Study(workspace, device)
         for table in progress(TABLES, f"seed {seed}: tables"):
-            rows[table] += [{"seed": seed, **row} for row in getattr(study, table)()]
+            rows[table] += [(seed, *row) for row in getattr(study, table)()]
         logger.info("seed %d is done, %.0f s", seed, time.monotonic() - begun)
-    tables = {table: pd.DataFrame(found) for table, found in rows.items()}
+    tables = {
+        table: pd.DataFrame(found, columns=["seed", *COLUMNS[table]])
+        for table, found in rows.items()
+    }
     write_report(results, name, tables, time.monotonic() - begun)
     return tables
 
@@ -218,8 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.make_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed of --preset=quick")
     parser.add_argument("--seeds", type=int, help="how many, from 0 (default: 3; quick: 1)")
-    parser.add_argument("--results", type=Path, default=Path("results"),
-                        help="root of the results' folders (default: results)")  # fmt: skip
+    folders = "root of the results' folders (default: results)"
+    parser.add_argument("--results", type=Path, default=Path("results"), help=folders)
     args = parser.parse_args(argv)
     setup_logging()
     name = "quick" if args.quick else args.preset

@@ -30,10 +30,10 @@ def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
         "negations": (3, _negations),
         "interpolations": (1, _interpolations),
     }.items():
+        size = (1.2 + 3.3 * panels, 3.6)
         figure, axes = plt.subplots(
-            1, panels, figsize=(1.2 + 3.3 * panels, 3.6), layout="constrained", sharey=True,
-            squeeze=False,
-        )  # fmt: skip
+            1, panels, figsize=size, layout="constrained", sharey=True, squeeze=False
+        )
         paint(axes[0], tables)
         axes[0][0].set_ylabel(ACCURACY)
         axes[0][0].set_ylim(0, 102)
@@ -49,8 +49,8 @@ def _line(axis: Any, part: pd.DataFrame, x: str, **style: Any) -> None:
     seeds = 100 * part.groupby(["seed", x])["accuracy"].mean().unstack("seed")
     mean, deviation = seeds.mean(axis=1), seeds.std(axis=1).fillna(0.0)
     axis.plot(mean.index, mean, **style)
-    axis.fill_between(mean.index, mean - deviation, mean + deviation, alpha=0.2, linewidth=0,
-                      color=style["color"])  # fmt: skip
+    low, high, colour = mean - deviation, mean + deviation, style["color"]
+    axis.fill_between(mean.index, low, high, alpha=0.2, linewidth=0, color=colour)
 
 
 def _chance(axis: Any, tables: dict[str, pd.DataFrame]) -> None:
@@ -62,12 +62,13 @@ def _chance(axis: Any, tables: dict[str, pd.DataFrame]) -> None:
 def _operations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
     table = tables["operations"]
     colours = {"pre-trained": MODES["standard"].colour, "scratch": "#555555"}
+    labels = {"pre-trained": "from the base model", "scratch": "trained from scratch"}
+    lines = {"pre-trained": "-", "scratch": "--"}
     for axis, operation in zip(axes, OPERATIONS, strict=True):
-        for start, colour in colours.items():
+        for start, color in colours.items():
             part = table[(table["operation"] == operation) & (table["start"] == start)]
-            label = "from the base model" if start == "pre-trained" else "trained from scratch"
-            _line(axis, part, "coefficient", color=colour, label=label,
-                  linestyle="-" if start == "pre-trained" else "--")  # fmt: skip
+            style = {"color": color, "label": labels[start], "linestyle": lines[start]}
+            _line(axis, part, "coefficient", **style)
         _chance(axis, tables)
         axis.set(title=operation, xlabel="coefficient")
     axes[0].legend(frameon=False, fontsize=8)
@@ -91,12 +92,10 @@ def _negations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
     table = table[table["split"] == "test"]
     for axis, mode in zip(axes, STYLES, strict=True):
         part = table[table["mode"] == mode]
-        control = part["dataset"] == BASE
-        _line(axis, part[control], "coefficient", color=MODES[mode].colour, linestyle="--",
-              label=f"control ({BASE})")  # fmt: skip
-        _line(
-            axis, part[~control], "coefficient", color=MODES[mode].colour, label="the negated task"
-        )
+        control, colour = part["dataset"] == BASE, MODES[mode].colour
+        label = f"control ({BASE})"
+        _line(axis, part[control], "coefficient", color=colour, linestyle="--", label=label)
+        _line(axis, part[~control], "coefficient", color=colour, label="the negated task")
         _chance(axis, tables)
         axis.set(title=f"{mode}, one vector negated", xlabel="coefficient")
     axes[0].legend(frameon=False, fontsize=8)

@@ -70,8 +70,14 @@ def finetune(
     _check(dataset, mode, freeze)
     base_path = resolve(workspace.backbone(), workspace.command("train"))
     base_hash = str(read_facts(base_path)["hash"])
-    made = {**asdict(recipe), "seed": workspace.seed, "data": workspace.data_hash(dataset),
-            "mode": mode, "freeze": freeze, "theta0": base_hash}  # fmt: skip
+    made = {
+        **asdict(recipe),
+        "seed": workspace.seed,
+        "data": workspace.data_hash(dataset),
+        "mode": mode,
+        "freeze": freeze,
+        "theta0": base_hash,
+    }
     path, head_path = workspace.backbone(dataset, mode), workspace.head(dataset, mode)
     if freeze == "head":  # it is the same in all modes
         probe = workspace.command("finetune", f"--dataset={dataset}", "--freeze=backbone")
@@ -90,8 +96,7 @@ def finetune(
     head.requires_grad_(freeze != "head")
     body = LinearizedModel(backbone) if mode == "linear" else backbone
     model = ClassificationModel(body, head).to(device)
-    what = "head" if freeze == "backbone" else "backbone"
-    name = f"{mode} {what} on {dataset}"
+    name = f"{mode} {'head' if freeze == 'backbone' else 'backbone'} on {dataset}"
     states = RunStates(written[0], {**made, **software(OWN)})
     trained: nn.Module = model
     if freeze == "backbone":  # features do not change

@@ -17,13 +17,13 @@ from tangent_arithmetic.runtime.ranges import number
 def make_parser(description: str | None) -> Parser:
     """A parser with --preset, --root and --device; `description` is shown by --help."""
     parser = Parser(description=description)
-    parser.add_argument("--preset", default="default", choices=sorted(PRESETS),
-                        help="data sets and recipes (default: default)")  # fmt: skip
-    parser.add_argument("--root", type=lambda text: Path(pathname(text)), default=Path(),
-                        help="where artificial_datasets and artificial_checkpoints are made "
-                        "(default: the current folder)")  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cpu, the models being "
-                        "small)", default="cpu")  # fmt: skip
+    add = parser.add_argument
+    text = "data sets and recipes (default: default)"
+    add("--preset", default="default", choices=sorted(PRESETS), help=text)
+    text = "parent of artificial_datasets and artificial_checkpoints (default: the current folder)"
+    add("--root", type=lambda path: Path(pathname(path)), default=Path(), help=text)
+    text = "cpu, cuda, cuda:1, mps (default: cpu, the models being small)"
+    add("--device", default="cpu", help=text)
     return parser
 
 

@@ -21,7 +21,7 @@ from tangent_arithmetic.runtime.atomic import atomic, write_json
 from tangent_arithmetic.runtime.errors import UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.storage.reading import read_json
-from tangent_arithmetic.storage.states import check_made
+from tangent_arithmetic.storage.states import check_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,14 +70,14 @@ def write_dataset(workspace: Workspace, name: str, spec: DatasetSpec) -> bool:
     facts = paths[0].with_name(f"{name}.json")
     if all(path.is_file() for path in paths):
         if facts.is_file():
-            check_made(paths[0], read_json(facts), asdict(spec), "with other settings", "--root")
+            check_settings(paths[0], read_json(facts), asdict(spec), "--root")
         return False
     for path, table in zip(paths, generate(spec), strict=True):
         with atomic(path) as temporary:
             table.to_csv(temporary, index=False, float_format="%.8g")
     write_json(facts, asdict(spec))
-    logger.info("%s: %d rows of %d features, %d classes, in %s", name, spec.n_samples,
-                spec.n_features, spec.n_classes, paths[0].parent)  # fmt: skip
+    shape = f"{spec.n_samples} rows of {spec.n_features} features, {spec.n_classes} classes"
+    logger.info("%s: %s, in %s", name, shape, paths[0].parent)
     return True
 
 
@@ -96,9 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--dataset=NAME: which one has {changed}?")
     if args.dataset is not None and args.dataset not in known and not changed:
         workspace.preset.spec(args.dataset)
-    wanted = known if args.dataset is None else {
-        args.dataset: replace(known.get(args.dataset, next(iter(known.values()))), **changed)
-    }  # fmt: skip
+    wanted = known
+    if args.dataset is not None:
+        template = known.get(args.dataset, next(iter(known.values())))
+        wanted = {args.dataset: replace(template, **changed)}
     for name, spec in wanted.items():
         if not write_dataset(workspace, name, spec):
             logger.info("%s exists", name)

@@ -104,29 +104,30 @@ def _related(
 ) -> dict[str, DatasetSpec]:
     """Four data sets with the same informative columns and one cluster a class."""
     base = DatasetSpec(
-        n_samples=samples, n_features=features, n_classes=10, n_informative=informative,
-        n_redundant=0, n_clusters_per_class=1, class_sep=separation, shuffle=False,
-    )  # fmt: skip
+        n_samples=samples,
+        n_features=features,
+        n_classes=10,
+        n_informative=informative,
+        n_redundant=0,
+        n_clusters_per_class=1,
+        class_sep=separation,
+        shuffle=False,
+    )
     states = {"dataset2": 123, "dataset3": 7, "dataset4": 99}
     tasks = {name: replace(base, n_classes=8, random_state=states[name]) for name in states}
     return {BASE: base, **tasks}
 
 
+def _probed(datasets: Mapping[str, DatasetSpec]) -> Preset:
+    """A study whose heads are trained on the frozen pre-trained backbone."""
+    base = Recipe(lr=1e-3, batch_size=64, epochs=20)
+    standard, linear = replace(base, lr=3e-4, epochs=10), replace(base, epochs=10)
+    return Preset(datasets, base=base, probe=base, standard=standard, linear=linear)
+
+
 PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        datasets=_related(samples=8000, features=64, informative=16, separation=2.5),
-        base=Recipe(lr=1e-3, batch_size=64, epochs=20),
-        probe=Recipe(lr=1e-3, batch_size=64, epochs=20),
-        standard=Recipe(lr=3e-4, batch_size=64, epochs=10),
-        linear=Recipe(lr=1e-3, batch_size=64, epochs=10),
-    ),
-    "quick": Preset(
-        datasets=_related(samples=2000, features=32, informative=12, separation=2.5),
-        base=Recipe(lr=1e-3, batch_size=64, epochs=20),
-        probe=Recipe(lr=1e-3, batch_size=64, epochs=20),
-        standard=Recipe(lr=3e-4, batch_size=64, epochs=10),
-        linear=Recipe(lr=1e-3, batch_size=64, epochs=10),
-    ),
+    "default": _probed(_related(samples=8000, features=64, informative=16, separation=2.5)),
+    "quick": _probed(_related(samples=2000, features=32, informative=12, separation=2.5)),
     # parameters of the public README; dataset3, which it does not give, is that of the public code
     "readme": Preset(
         datasets={

@@ -50,8 +50,9 @@ def write_report(folder: Path, name: str, tables: dict[str, pd.DataFrame], secon
 def readme(name: str, preset: Preset, tables: dict[str, pd.DataFrame], seeds: int) -> str:
     """The readme of a results folder."""
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    head = ("was trained on the frozen pre-trained backbone and stays as it is" if preset.probe
-            else "was trained along with the backbone, so each mode has its own")  # fmt: skip
+    head = "was trained along with the backbone, so each mode has its own"
+    if preset.probe:
+        head = "was trained on the frozen pre-trained backbone and stays as it is"
     data = "\n".join(
         f"- {label}: {spec.n_samples:,} rows, {spec.n_features} features ({spec.n_informative} "
         f"informative), {spec.n_classes} classes"

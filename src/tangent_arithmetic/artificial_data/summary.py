@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tangent_arithmetic.arithmetic.coefficients import best_coefs, find_optimal_coef, warn_of_ties
+from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef, largest, warn_of_ties
 from tangent_arithmetic.artificial_data.presets import BASE
+from tangent_arithmetic.run.summary import spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
 KEPT = 0.95  # share of the control accuracy that a negation must keep
 Tables = Mapping[str, "pd.DataFrame"]
-
-
-def spread(values: pd.Series | list[float], scale: float = 100.0) -> str:
-    """Mean ± standard deviation of one value a seed; the mean alone for one seed."""
-    scaled = scale * np.asarray(values, dtype=float)
-    if len(scaled) < 2:
-        return f"{scaled.mean():.1f}"
-    return f"{scaled.mean():.1f} ± {scaled.std(ddof=1):.1f}"
 
 
 def training(tables: Tables) -> list[list[str]]:
@@ -45,10 +38,9 @@ def operations(tables: Tables) -> list[list[str]]:
         grid = part.pivot_table(index="seed", columns="coefficient", values="accuracy")
         mean = grid.mean()
         best, last = mean.idxmax(), mean.index[-1]
-        rows.append([
-            f"{operation}, {start}", spread(grid[0.0]), spread(grid[best]), str(best),
-            spread(grid[last]), f"{100 * (1 - part['finite'].mean()):.1f}",
-        ])  # fmt: skip
+        accuracies = [spread(grid[0.0]), spread(grid[best]), str(best), spread(grid[last])]
+        share = 100 * (1 - part["finite"].mean())
+        rows.append([f"{operation}, {start}", *accuracies, f"{share:.1f}"])
     return rows
 
 
@@ -63,7 +55,7 @@ def sums(tables: Tables) -> list[list[str]]:
         chosen, before, after, relative = [], [], [], []
         for _, one in part.groupby(["seed", "tasks"]):
             means = one.groupby(["split", "coefficient"])[["accuracy", "normalized"]].mean()
-            ties.append(best_coefs(means.loc["val"].to_dict("index"), metric="normalized"))
+            ties.append(largest(means["normalized"]["val"].to_dict()))
             coef = ties[-1][0]
             chosen.append(coef)
             before.append(means["accuracy"]["test", 0.0])
@@ -91,9 +83,12 @@ def negations(tables: Tables) -> list[list[str]]:
                 for split in ("val", "test")
             )
             coef = find_optimal_coef(
-                val.to_dict("index"), metric="target", minimize=True, control_metric="control",
+                val.to_dict("index"),
+                metric="target",
+                minimize=True,
+                control_metric="control",
                 control_metric_threshold=KEPT * val["control"][0.0],
-            )  # fmt: skip
+            )
             chosen.append(coef)
             accuracies.append(
                 [test[column][at] for column in ("target", "control") for at in (0.0, coef)]
@@ -117,8 +112,8 @@ def interpolations(tables: Tables) -> list[list[str]]:
 
 def by_seed(part: pd.DataFrame, values: list[float]) -> str:
     """Mean ± standard deviation over seeds, of values grouped by seed."""
-    return spread([float(np.mean(each)) for each in np.split(np.array(values),
-                                                            part["seed"].nunique())])  # fmt: skip
+    groups = np.split(np.array(values), part["seed"].nunique())
+    return spread([float(np.mean(each)) for each in groups])
 
 
 def span(values: list[float]) -> str:

@@ -134,8 +134,8 @@ def train(
         check_writable(file)
     x, y = workspace.data(BASE, "train", device)
     backbone = initialized(BackBone, workspace.seed, "backbone", input_dim=x.shape[1])
-    head = initialized(Head, workspace.seed, "head", input_dim=backbone.get_output_dim(),
-                       output_dim=num_classes(y))  # fmt: skip
+    sizes = {"input_dim": backbone.get_output_dim(), "output_dim": num_classes(y)}
+    head = initialized(Head, workspace.seed, "head", **sizes)
     model = ClassificationModel(backbone, head).to(device)
     states = RunStates(path, {**made, **software(OWN)})
     with states.locked():

@@ -22,7 +22,7 @@ from tangent_arithmetic.artificial_data.presets import BASE, MODES, Preset, get_
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, unknown
 from tangent_arithmetic.storage.reading import readable
-from tangent_arithmetic.storage.states import check_made
+from tangent_arithmetic.storage.states import check_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,8 +52,11 @@ class Workspace:
         return get_preset(self.name, self.seed)
 
     def _folder(self, stem: str) -> Path:
-        parts = [stem, *([self.name] if self.name != "default" else []),
-                 *([str(self.seed)] if self.seed else [])]  # fmt: skip
+        parts = [stem]
+        if self.name != "default":
+            parts.append(self.name)
+        if self.seed:
+            parts.append(str(self.seed))
         return self.root / "_".join(parts)
 
     def csv(self, dataset: str, split: str) -> Path:
@@ -73,9 +76,8 @@ class Workspace:
             raise unknown("mode", mode, MODES)
         prefix = "" if mode == "standard" or dataset == BASE else f"{mode}_"
         task = "" if dataset == BASE else f"_{dataset}"
-        return (
-            self._folder("artificial_checkpoints") / f"{prefix}mlp_model{task}{suffix}.safetensors"
-        )
+        name = f"{prefix}mlp_model{task}{suffix}.safetensors"
+        return self._folder("artificial_checkpoints") / name
 
     def command(self, step: str, *flags: str) -> str:
         """The command that makes a file, for messages."""
@@ -129,13 +131,13 @@ def _read_csv(path: Path, stamp: int) -> Data:
             f"rows of {', '.join(map(str, table.columns[:3]))}, ..., {table.columns[-1]}"
         )
     values = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1) | (values[:, -1] % 1 != 0)
-                         | (values[:, -1] < 0))  # fmt: skip
+    y = values[:, -1]
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1) | (y % 1 != 0) | (y < 0))
     if len(bad):
         raise UsageError(
             f"{path}, row {bad[0] + 1}: expected finite numbers and a class 0, 1, ... as target"
         )
-    return torch.tensor(values[:, :-1], dtype=torch.float32), torch.tensor(values[:, -1]).long()
+    return torch.tensor(values[:, :-1], dtype=torch.float32), torch.tensor(y).long()
 
 
 def _parts(path: Path, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +162,5 @@ def is_done(path: Path, wanted: dict[str, Any]) -> bool:
     if not path.is_file():
         return False
     made = read_facts(path)["info"].get("made")
-    check_made(
-        path, made if isinstance(made, dict) else {}, wanted, "with other settings", "--root"
-    )
+    check_settings(path, made if isinstance(made, dict) else {}, wanted, "--root")
     return True

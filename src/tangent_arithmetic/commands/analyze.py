@@ -13,7 +13,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -59,7 +58,7 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
     ],
     "subsets": [("subsets", subsets.table, subsets.draw)],
     "analogies": [("analogies", analogies.table, analogies.draw)],
-    "few": [("analogies_few", analogies.with_few_pictures, analogies.draw_few)],
+    "few": [("analogies_few", analogies.with_few_images, analogies.draw_few)],
 }
 FIGURES, REPORT = "figures", "report"
 NAMES = (*ANALYSES, FIGURES, REPORT)
@@ -75,14 +74,13 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
     """
     parts = [part for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())]
     tables = [table_path(run, name) for name, *_ in parts]
-    figures = [figures_dir(run) / f"{path.stem}.png" for path in tables]
-    if FIGURES in names:
-        figures.append(figures_dir(run) / "single.png")
+    stems = [path.stem for path in tables] + (["single"] if FIGURES in names else [])
+    figures = [run.results / "figures" / f"{stem}.png" for stem in stems]
     check_targets(run, report_path(run), *tables, *figures)
     mode = run.config.finetuning_mode
     modes = edited() if mode is None else [mode]
     for name, make, draw in parts:
-        with _leaving_out(name, not names):
+        with _optional(name, not names):
             logger.info("analysis: %s", name)
             start = time.monotonic()
             table = make(run, modes)
@@ -99,15 +97,14 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
                     show(run, name, draw, read_table(run, name))
     explored = None
     if REPORT in names or not names:
-        with _leaving_out("the explorer", not names):
+        with _optional("the explorer", not names):
             explored = tangent_explorer.explore(run, "posthoc" if mode == "posthoc" else "linear")
-    path = write_report(run, explored)
-    logger.info("wrote %s", path)
+    logger.info("wrote %s", write_report(run, explored))
 
 
 @contextlib.contextmanager
-def _leaving_out(name: str, optional: bool) -> Iterator[None]:
-    """Warns of a missing input instead of raising its error, if `optional`."""
+def _optional(name: str, optional: bool) -> Iterator[None]:
+    """Turns the error of a missing input into a warning, if `optional`."""
     try:
         yield
     except UsageError as error:
@@ -116,19 +113,14 @@ def _leaving_out(name: str, optional: bool) -> Iterator[None]:
         logger.warning("%s is left out: %s", name, error)
 
 
-def figures_dir(run: Run) -> Path:
-    """The folder of the run's figures."""
-    return run.results / "figures"
-
-
 def show(run: Run, name: str, draw: Draw, table: pd.DataFrame) -> None:
     """Draws a table and writes its figure."""
     note = f"{run.config.model}, suite {run.suite.name}, seed {run.seed}"
-    save(plain(draw, table, run), figures_dir(run), name, without_home(note))
+    save(plain(draw, table, run), run.results / "figures", name, without_home(note))
 
 
 def work(names: tuple[str, ...], run: Run) -> None:
-    """Runs the analyses; called in every process of the run."""
+    """Runs the analyses, in every process of the run."""
     announce(run, "analyze")
     analyze(run, names)
 

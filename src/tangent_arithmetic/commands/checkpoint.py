@@ -47,8 +47,8 @@ def convert(source: Path, target: Path, model: str | None, theta0: Path | None, 
 
     Args:
         source: the published file or folder, or `hf-hub:ORG/NAME`.
-        target: file to write; `.pt` becomes `.safetensors`.
-        model: the model's name, if the file does not specify it.
+        target: the file to write; `.pt` becomes `.safetensors`.
+        model: the model's name, if the file does not give it.
         theta0: the pre-trained weights it was fine-tuned from.
         force: whether to overwrite a file with other content.
 

@@ -68,8 +68,10 @@ def work(run: Run) -> None:
     if ddp.is_main_process():
         tasks = list(dict.fromkeys(name.removesuffix("Val") for name in run.eval_datasets))
         label = "zero-shot" if mode == "none" else mode
-        rows = {f"{label}, {split}": [accuracies[n + end] for n in tasks]
-                for split, end in (("validation", "Val"), ("test", ""))}  # fmt: skip
+        rows = {
+            f"{label}, {split}": [accuracies[name + end] for name in tasks]
+            for split, end in (("validation", "Val"), ("test", ""))
+        }
         print(accuracy_table(tasks, rows))
         if mode == "none":
             control = run.control

@@ -29,8 +29,9 @@ from tangent_arithmetic.runtime.atomic import remove_parts
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.software import software
-from tangent_arithmetic.storage.states import RunStates, check_made
-from tangent_arithmetic.training.loop import Snapshots, TrainingData, seed_everything, train
+from tangent_arithmetic.storage.states import RunStates, check_settings
+from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
+from tangent_arithmetic.training.resume import Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
     facts = read_facts(path)
     recipe = {"precision": "fp32", **facts["info"].get("recipe", {})}  # fp32 before the flag
     made = {**recipe, "seed": facts["info"].get("seed"), "theta0": facts["theta0_hash"]}
-    check_made(path, made, {**wanted, "theta0": theta0_hash}, "with other settings", "--save")
+    check_settings(path, made, {**wanted, "theta0": theta0_hash}, "--save")
     return True
 
 
@@ -120,7 +121,7 @@ def _check_origin(path: Path, run: Run, task: str) -> None:
     with contextlib.suppress(MissingFileError):
         now |= _of_data(run.data.dataset(f"{task}Val"))
     recorded = {name: now[name] for name in now if name in info}  # earlier versions had fewer
-    check_made(path, info, recorded, "of other data", "--save")
+    check_settings(path, info, recorded, "--save", "of other data")
 
 
 @contextlib.contextmanager
@@ -174,10 +175,9 @@ def _finetune(
             description=f"{task} {mode.name}",
         )
         save(path, **facts)  # before W&B ends, which may fail
-    logger.info(
-        "%s %s: %d steps in %.0f s, loss %.3f, wrote %s",
-        task, mode.name, facts["steps"], facts["seconds"], facts["last_epoch_loss"], path,
-    )  # fmt: skip
+    spent = f"{facts['steps']} steps in {facts['seconds']:.0f} s"
+    loss = facts["last_epoch_loss"]
+    logger.info("%s %s: %s, loss %.3f, wrote %s", task, mode.name, spent, loss, path)
     return facts
 
 

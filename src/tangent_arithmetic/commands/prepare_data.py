@@ -17,18 +17,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tangent_arithmetic.data.prepare.arrange import ARRANGERS
 from tangent_arithmetic.data.prepare.facts import SETS
-from tangent_arithmetic.data.prepare.fetch import Place
-from tangent_arithmetic.data.prepare.verify import Report, is_complete, rows, verify
 from tangent_arithmetic.data.suites import get_suite
 from tangent_arithmetic.run.args import Parser, checked
-from tangent_arithmetic.run.results import markdown_table
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, unknown
-from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.ranges import number
+
+if TYPE_CHECKING:
+    from tangent_arithmetic.data.prepare.verify import Report
 
 HEADER = ["data set", "train", "val", "test", "in two splits", "unreadable", "verdict"]
 SHOWN = 10  # messages per data set; the report has all
@@ -37,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(name: str, root: Path) -> str | None:
-    """Downloads and arranges one data set.
+    """Downloads and arranges one data set; returns what the user must do first, if anything."""
+    from tangent_arithmetic.data.prepare.arrange import ARRANGERS
+    from tangent_arithmetic.data.prepare.fetch import Place
+    from tangent_arithmetic.data.prepare.verify import is_complete
 
-    Returns:
-        What the user must do before it can be completed, if anything.
-    """
     if is_complete(name, root):
         logger.info("%s: already complete, skipped", name)
         return None
@@ -71,8 +70,8 @@ def chosen(suite: str, datasets: str | None) -> list[str]:
 
 def messages(report: Report) -> str:
     """The verdict on one data set, with its errors and notes."""
-    lines = [f"  error: {error}" for error in report.errors]
-    lines += [f"  note: {note}" for note in report.notes]
+    lines = [f"  error: {text}" for text in report.errors]
+    lines += [f"  note: {text}" for text in report.notes]
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"  and {len(lines) - SHOWN} more; --report=FILE writes all"]
     return "\n".join([f"{report.name}: {report.verdict}", *lines])
@@ -94,12 +93,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     thorough = "also read ImageNet's training images, and data sets verified before"
     add("--thorough", action="store_true", help=thorough)
     add("--report", type=Path, help="JSON file to write")
-    add(
-        "--num-workers",
-        type=number(int, 0, 1024),
-        default=os.cpu_count() or 1,
-        help="processes that read images (default: one per core)",
-    )
+    workers, count = "processes that read images (default: one per core)", number(int, 0, 1024)
+    add("--num-workers", type=count, default=os.cpu_count() or 1, help=workers)
     return parser.parse_args(argv)
 
 
@@ -107,6 +102,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = _options(argv)
+    from tangent_arithmetic.data.prepare.verify import verify
+    from tangent_arithmetic.run.results import markdown_table
+    from tangent_arithmetic.runtime.logs import setup_logging  # after --help: imports torch
+
     setup_logging()
     root = Path(checked("data_location", options.data_location)).absolute()
     names = chosen(options.suite, options.datasets)
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports.append(report)
         if report.errors or report.notes:
             print(messages(report))
-    print(markdown_table(HEADER, rows(reports)))
+    print(markdown_table(HEADER, [report.row for report in reports]))
     if options.report:
         facts = {"data_location": str(root), "datasets": [asdict(report) for report in reports]}
         write_json(options.report, facts)

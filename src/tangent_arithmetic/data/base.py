@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from tangent_arithmetic.data.files import samples_of
 from tangent_arithmetic.runtime.errors import MissingFileError
 
 
@@ -100,8 +101,7 @@ def name_of(pictures: Pictures, index: int) -> str:
     """A name by which a user can find an image: its file, or its index and the type of data set."""
     while isinstance(pictures, SubsetPictures):
         index, pictures = int(pictures.indices[index]), pictures.pictures
-    samples = getattr(getattr(pictures, "listing", pictures), "samples", None)  # class folders
-    if samples is not None:
+    if (samples := samples_of(pictures)) is not None:
         return str(samples[index][0])
     root = getattr(pictures, "root", None)
     where = f" in {root}" if root is not None else ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -17,14 +18,11 @@ from tangent_arithmetic.storage.reading import readable
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (
-    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
-    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
+FORMATS = "avif bmp dib gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
+EXTENSIONS = tuple(f".{name}" for name in FORMATS.split())
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 LAYOUT = "a folder with one folder of images per class"
-Identity = tuple[int, int]  # device and inode of a folder
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,9 @@ class ListedPictures:
     root: Path
 
     def __len__(self) -> int:
-        """The number of images."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """An image, in RGB, and its label."""
         path, label = self.samples[index]
         return read_rgb(path), label
 
@@ -63,6 +59,34 @@ class ListedPictures:
                 f"expected files with one of the extensions {', '.join(EXTENSIONS)}"
             )
         return self
+
+
+@dataclass(frozen=True)
+class LazyPictures:
+    """The images of a very large folder, listed by `read` when first used."""
+
+    read: Callable[[], ListedPictures]
+
+    @cached_property
+    def listing(self) -> ListedPictures:
+        """The images."""
+        return self.read()
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.listing[index]
+
+
+def samples_of(pictures: object) -> Sequence[tuple[str | Path, int]] | None:
+    """Path and label of each image, if a data set, ours or torchvision's, reads files; else None.
+
+    A lazy data set is listed.
+    """
+    if isinstance(pictures, LazyPictures):
+        pictures = pictures.listing
+    return getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
 
 
 def is_hidden(name: str) -> bool:
@@ -93,24 +117,13 @@ def class_pictures(root: Path) -> ListedPictures:
         walk = _Walk(root, classes)
     if walk.skipped:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(walk.skipped.items()))
-        logger.info(
-            "%s: %d images, skipped: %s; the first is %s",
-            root, len(walk.samples), counts, shown(walk.first_skipped),
-        )  # fmt: skip
+        text = "%s: %d images, skipped: %s; the first is %s"
+        logger.info(text, root, len(walk.samples), counts, shown(walk.first_skipped))
     return ListedPictures(walk.samples, classes, root).with_every_class()
 
 
 def require_files(paths: Iterable[str], listing: str | Path, name: str) -> None:
-    """Checks that the images in a list exist.
-
-    Args:
-        paths: of the images.
-        listing: the list, for the message.
-        name: the data set, for the message.
-
-    Raises:
-        MissingFileError: if one does not exist.
-    """
+    """Raises a MissingFileError if an image listed in `listing` of data set `name` is missing."""
     paths = list(paths)
     if absent := [path for path in paths if not os.path.isfile(path)]:  # noqa: PTH113 - many
         raise MissingFileError(
@@ -120,11 +133,7 @@ def require_files(paths: Iterable[str], listing: str | Path, name: str) -> None:
 
 
 class _Walk:
-    """A walk over class folders that enters every folder at most once, whatever the links.
-
-    Args:
-        root: the folder that holds the class folders.
-        classes: their names.
+    """A walk over the class folders in `root` that enters each folder once, whatever the links.
 
     Attributes:
         samples: path and label of each image, sorted by label, folder and name.
@@ -138,7 +147,14 @@ class _Walk:
         self._images: list[tuple[int, str, str]] = []  # label, folder, path
         self._links: deque[tuple[int, str]] = deque()
         self._entered = {_identity(path) for path in (root, *root.resolve().parents)}
-        self._enter_classes(root, classes)
+        names: dict[tuple[int, int], str] = {}
+        for name in classes:
+            if (other := names.setdefault(_identity(root / name), name)) != name:
+                raise UsageError(
+                    f"the class folders {shown(other)} and {shown(name)} of {root} are the same "
+                    "folder, so its images would have two labels; remove the link"
+                )
+        self._entered |= names.keys()
         for entry in _entries(str(root)):
             if is_hidden(entry.name):
                 self._skip(entry.path, "hidden")
@@ -151,17 +167,6 @@ class _Walk:
             if self._enter(path):
                 self._walk(label, path)
         self.samples = [(path, label) for label, _, path in sorted(self._images)]
-
-    def _enter_classes(self, root: Path, classes: Sequence[str]) -> None:
-        names: dict[Identity, str] = {}
-        for name in classes:
-            other = names.setdefault(_identity(root / name), name)
-            if other != name:
-                raise UsageError(
-                    f"the class folders {shown(other)} and {shown(name)} of {root} are the same "
-                    "folder, so its images would have two labels; remove the link"
-                )
-        self._entered |= names.keys()
 
     def _walk(self, label: int, start: str) -> None:
         pending = [start]
@@ -215,6 +220,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(path: str | Path) -> Identity:
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Device and inode."""
     facts = Path(path).stat()
     return facts.st_dev, facts.st_ino

@@ -67,11 +67,9 @@ class HubPictures:
     labels: tuple[int, ...]
 
     def __len__(self) -> int:
-        """The number of images."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """An image, in RGB, and our label."""
         row = self.rows[index]
         name = name_of(self, index)
         if row[self.image] is None:
@@ -116,7 +114,11 @@ def load_hub(name: str, hub: HubSet) -> Splits:
 
 
 def load_rows(
-    name: str, repo: str, config: str | None, split: str | None = None, data_files: object = None
+    name: str,
+    repo: str,
+    config: str | None,
+    split: str | None = None,
+    data_files: Mapping[str, str] | None = None,
 ) -> Any:
     """Loads the rows of one split of a repository, or all splits.
 

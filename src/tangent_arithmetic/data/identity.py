@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tangent_arithmetic.data.base import ArrayPictures, Pictures, SubsetPictures
-from tangent_arithmetic.data.clip8.folders import LazyPictures
+from tangent_arithmetic.data.files import samples_of
 from tangent_arithmetic.data.hub import HubPictures
 
 SAMPLED = 64  # images of a split whose content is hashed
@@ -25,14 +25,12 @@ SAMPLED = 64  # images of a split whose content is hashed
 def fingerprint(pictures: Pictures) -> str | None:
     """A hash of a split's images, labels and their order.
 
-    Images in memory are hashed by content; files by path, size and modification time, so that a
-    file replaced on disk is noticed without reading any.
+    Images in memory are hashed by content, files by path, size and modification time: a file
+    replaced on disk changes the hash, and no file is read.
 
     Returns:
         64 hexadecimal digits; None for an unknown type of data set.
     """
-    if isinstance(pictures, ArrayPictures):
-        return _hash(_bytes(pictures.images), _bytes(pictures.labels))
     if isinstance(pictures, SubsetPictures):
         inner = fingerprint(pictures.pictures)
         return inner and _hash(inner.encode(), _bytes(np.asarray(pictures.indices)))
@@ -46,13 +44,13 @@ def fingerprint(pictures: Pictures) -> str | None:
 
 
 def split_ids(pictures: Pictures) -> list[str] | None:
-    """Identifies the images of a split within its data set, regardless of the data set's folder.
+    """One id per image, in order, independent of the data set's folder and of the content.
 
-    The id of a file is its path below the folder common to all files, that of an image in an array
-    or a row of the hub is its index. Unlike `fingerprint`, ids say nothing about the content.
+    The id of a file is its path below the folder common to all files; that of an image in an array
+    or a row of the hub is its index.
 
     Returns:
-        One id per image, in order; None for an unknown type of data set.
+        The ids; None for an unknown type of data set.
     """
     if isinstance(pictures, SubsetPictures):
         inner = split_ids(pictures.pictures)
@@ -61,7 +59,7 @@ def split_ids(pictures: Pictures) -> list[str] | None:
         return [f"hub/{index}" for index in range(len(pictures))]
     if (samples := samples_of(pictures)) is not None:
         return _below([str(path) for path, _ in samples])
-    if isinstance(pictures, ArrayPictures) or _arrays(pictures) is not None:
+    if _arrays(pictures) is not None:
         return [str(index) for index in range(len(pictures))]
     return None
 
@@ -76,16 +74,17 @@ def pictures_hash(pictures: Pictures) -> str:
         64 hexadecimal digits.
     """
     spread = range(0, len(pictures), max(1, len(pictures) // SAMPLED))
-    files = _files(pictures)
-    if files is None:
-        if (digest := fingerprint(pictures)) is not None:
-            return digest
-        decoded = (pictures[index] for index in spread)
-        return _hash(*(_bytes(np.asarray(x)) + f"|{label}".encode() for x, label in decoded))
-    parts = []
-    for name, (path, label) in zip(_below([str(p) for p, _ in files]), files, strict=True):
-        parts.append(_text(f"{name}|{label}|{Path(path).stat().st_size}"))
-    return _hash(*parts, *(Path(files[index][0]).read_bytes() for index in spread))
+    if (files := _files(pictures)) is not None:
+        names = _below([str(path) for path, _ in files])
+        parts = [
+            _text(f"{name}|{label}|{Path(path).stat().st_size}")
+            for name, (path, label) in zip(names, files, strict=True)
+        ]
+        return _hash(*parts, *(Path(files[index][0]).read_bytes() for index in spread))
+    if (digest := fingerprint(pictures)) is not None:
+        return digest
+    decoded = (pictures[index] for index in spread)
+    return _hash(*(_bytes(np.asarray(x)) + f"|{label}".encode() for x, label in decoded))
 
 
 def times_hash(pictures: Pictures) -> str | None:
@@ -94,8 +93,7 @@ def times_hash(pictures: Pictures) -> str | None:
     It notices single files replaced by others of the same size, which `pictures_hash` may miss, but
     differs for a copy of the same files.
     """
-    files = _files(pictures)
-    if files is None:
+    if (files := _files(pictures)) is None:
         return None
     return _hash(*(str(Path(path).stat().st_mtime_ns).encode() for path, _ in files))
 
@@ -111,12 +109,10 @@ def _files(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
 def labels_of(pictures: Pictures) -> np.ndarray:
     """The label of every image, int64; images are decoded only if there is no list of labels."""
     if isinstance(pictures, SubsetPictures):
-        part: np.ndarray = labels_of(pictures.pictures)[np.asarray(pictures.indices, np.int64)]
-        return part
+        return labels_of(pictures.pictures)[np.asarray(pictures.indices, np.int64)]
     if isinstance(pictures, HubPictures):
-        rows = np.asarray(pictures.rows[pictures.label])
-        codes: np.ndarray = np.asarray(pictures.labels)[rows]
-        return codes
+        codes = pictures.rows[pictures.label]
+        return np.array([pictures.labels[code] for code in codes], dtype=np.int64)
     if (samples := samples_of(pictures)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
     if (labels := getattr(pictures, "targets", getattr(pictures, "labels", None))) is not None:
@@ -140,15 +136,10 @@ def _below(paths: list[str]) -> list[str]:
     return [path[len(shared) :].lstrip("/") for path in paths]
 
 
-def samples_of(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
-    """Path and label of each image in torchvision's data sets of files and in ours."""
-    if isinstance(pictures, LazyPictures):
-        pictures = pictures.listing
-    return getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
-
-
 def _arrays(pictures: Pictures) -> tuple[Any, Any] | None:
-    """The images and labels of torchvision's data sets in memory."""
+    """The images and labels of data sets in memory, ours and torchvision's."""
+    if isinstance(pictures, ArrayPictures):
+        return pictures.images, pictures.labels
     data = getattr(pictures, "data", None)
     labels = getattr(pictures, "targets", getattr(pictures, "labels", None))
     return None if data is None or labels is None else (data, labels)

@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 
 from tangent_arithmetic.data.base import Pictures, Splits, name_of
+from tangent_arithmetic.data.files import LazyPictures, samples_of
 from tangent_arithmetic.data.hub import HubPictures
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -40,9 +40,11 @@ def refuse_pair(one: Pictures, other: Pictures) -> None:
 
     Splits of different types, and lazily listed ones, are not compared.
     """
-    files, others = _files(one), _files(other)
+    if isinstance(one, LazyPictures) or isinstance(other, LazyPictures):
+        return
+    files, others = samples_of(one), samples_of(other)
     if files is not None and others is not None:
-        _refuse_files(files, others)
+        _refuse_files([str(path) for path, _ in files], [str(path) for path, _ in others])
     elif files is None and others is None:
         _refuse_contents(one, other)
 
@@ -87,12 +89,7 @@ def _shared(one: str, other: str, count: str) -> UsageError:
     )
 
 
-def _files(pictures: Any) -> list[str] | None:
-    samples = getattr(pictures, "samples", None) or getattr(pictures, "_samples", None)
-    return None if samples is None else [str(path) for path, _ in samples]
-
-
-def _digests(pictures: Any) -> list[Hashable] | None:
+def _digests(pictures: Pictures) -> list[Hashable] | None:
     """A key per image that differs between different images."""
     if isinstance(pictures, HubPictures):
         return pictures.digests()

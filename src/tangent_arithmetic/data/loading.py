@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from tangent_arithmetic.data.pictures import is_plain, to_rgb
 from tangent_arithmetic.runtime.errors import PictureError, RunError, UsageError, shown
 from tangent_arithmetic.runtime.processes import prepare_training_worker, prepare_worker
 
-T = TypeVar("T")
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
 SHARED_MEMORY = "/dev/shm"  # on Linux
@@ -189,28 +188,10 @@ class RankBatches(Sampler[list[Key]]):
                 epoch = step // self.plan.steps_per_epoch
                 order = self.plan.permutation(epoch)
             for batch in self.plan.micro_batches(step, order):
-                yield share(batch, self.rank, self.world_size) or batch[:1]
+                yield batch[self.rank :: self.world_size] or batch[:1]
 
     def __len__(self) -> int:
         return sum(len(self.plan.micro_sizes(s)) for s in range(self.start, self.stop))
-
-
-def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
-    """Every world-size-th item, starting at the rank-th."""
-    return list(items[rank::world_size])
-
-
-class RankSampler(Sampler[int]):
-    """One rank's share of the images, in order; over all ranks, every image once."""
-
-    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, num_samples, world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 class Loader(DataLoader[Any]):
@@ -244,7 +225,7 @@ class Loader(DataLoader[Any]):
 def _without_sigchld_handler() -> Iterator[None]:
     """Undoes PyTorch's SIGCHLD handler, which would raise at any point when a worker dies.
 
-    The iterator notices a dead worker anyway, within seconds, while it waits for a batch.
+    The iterator detects a dead worker within seconds anyway, while it waits for a batch.
     """
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
@@ -266,13 +247,7 @@ def _exit_codes(workers: Sequence[BaseProcess]) -> list[int]:
 
 
 def _worker_failure(error: Exception, codes: Sequence[int], started: bool) -> RunError | None:
-    """Explains an error of the iterator; None if the workers are not its cause.
-
-    Args:
-        error: raised by the iterator.
-        codes: non-zero exit codes of workers.
-        started: whether the workers had started.
-    """
+    """Explains an error of the iterator, given non-zero exit codes; None if no worker caused it."""
     text = str(error)
     bus_error = BUS_ERROR is not None and -BUS_ERROR in codes
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
@@ -319,34 +294,6 @@ def _end_of(code: int | None) -> str:
     return f"was killed ({signal.Signals(-code).name}{memory})"
 
 
-def eval_loader(
-    pictures: Pictures,
-    transform: Transform | None,
-    batch_size: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-    classes: int | None = None,
-) -> Loader:
-    """Every image once, in order, split over the ranks.
-
-    Raises:
-        UsageError: if there are no images.
-    """
-    if not len(pictures):
-        raise UsageError(f"no images to evaluate on: {type(pictures).__name__} is empty")
-    return Loader(
-        SeededPictures(pictures, transform, classes=classes),
-        batch_size=batch_size,
-        sampler=RankSampler(len(pictures), rank, world_size),
-        num_workers=num_workers,
-        multiprocessing_context=_start_method(num_workers),
-        worker_init_fn=prepare_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # otherwise the loader draws from the global one
-    )
-
-
 @dataclass(frozen=True)
 class EvalBatches:
     """The evaluation batches of a split: every image once, in order, split over the ranks.
@@ -362,6 +309,9 @@ class EvalBatches:
         rank: of this process.
         world_size: number of processes.
         num_classes: labels must be smaller; None to leave labels unchecked.
+
+    Raises:
+        UsageError: on first use, if there are no images.
     """
 
     pictures: Pictures
@@ -374,17 +324,26 @@ class EvalBatches:
     num_classes: int | None = None
 
     @cached_property
-    def _loader(self) -> Loader:
-        placement = (self.num_workers, self.rank, self.world_size)
-        return eval_loader(
-            self.pictures, self.transform, self.batch_size, *placement, self.num_classes
+    def loader(self) -> Loader:
+        """The data loader behind the batches."""
+        if not len(self.pictures):
+            raise UsageError(f"no images to evaluate on: {type(self.pictures).__name__} is empty")
+        return Loader(
+            SeededPictures(self.pictures, self.transform, classes=self.num_classes),
+            batch_size=self.batch_size,
+            sampler=range(self.rank, len(self.pictures), self.world_size),
+            num_workers=self.num_workers,
+            multiprocessing_context=_start_method(self.num_workers),
+            worker_init_fn=prepare_worker,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise the loader draws from the global one
         )
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
+        return iter(self.loader)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
 
 def train_loader(
@@ -412,15 +371,14 @@ def iterating(loader: Loader) -> closing[Generator[Any]]:
 
 
 def _start_method(num_workers: int) -> str | None:
-    """The start method of workers: fork on Linux, elsewhere Python's default.
+    """Fork on Linux, also in spawned processes; elsewhere Python's default.
 
-    In a spawned process, as those of `--world-size` are, the default is to spawn, and each worker
-    would spend seconds importing PyTorch for every data set.
+    A spawned worker would spend seconds importing PyTorch for every data set.
     """
     return "fork" if num_workers and sys.platform == "linux" else None
 
 
 def to_device(batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Moves the images and labels of a batch to a device."""
+    """The images and labels of a batch, moved to a device."""
     images, labels = batch
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

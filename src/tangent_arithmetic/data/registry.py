@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from tangent_arithmetic.data.base import Pictures, Splits, SubsetPictures
-from tangent_arithmetic.data.clip8.folders import LazyPictures
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.files import LazyPictures
 from tangent_arithmetic.data.identity import labels_of, split_hash
 from tangent_arithmetic.data.leaks import refuse_shared
 from tangent_arithmetic.data.loading import (
@@ -23,7 +23,6 @@ from tangent_arithmetic.data.loading import (
     EvalBatches,
     RankBatches,
     Transform,
-    eval_loader,
     train_loader,
 )
 from tangent_arithmetic.data.sampling import stratified
@@ -70,7 +69,7 @@ class ImageDataset:
     @property
     def test_loader(self) -> DataLoader[Any]:
         """The test batches, in order."""
-        return eval_loader(self.test, self.preprocess, self.batch_size, self.num_workers)
+        return EvalBatches(self.test, self.preprocess, self.batch_size, self.num_workers).loader
 
 
 def known_datasets(suite: str | None = None) -> dict[str, str]:
@@ -80,11 +79,9 @@ def known_datasets(suite: str | None = None) -> dict[str, str]:
     """
     from tangent_arithmetic.data.clip8 import CLIP8_SETS
 
-    return {
-        **{name: home for home, name in DATASETS if suite in (None, home)},
-        **(dict.fromkeys(EMBEDDED_SETS, "embedded") if suite in (None, "embedded") else {}),
-        **(dict.fromkeys(CLIP8_SETS, "clip8") if suite in (None, "clip8") else {}),
-    }
+    sets = [*DATASETS, *(("embedded", name) for name in EMBEDDED_SETS)]
+    sets += [("clip8", name) for name in CLIP8_SETS]
+    return {name: home for home, name in sets if suite in (None, home)}
 
 
 @lru_cache(maxsize=16)  # about one suite; listing folders again would be slow
@@ -105,7 +102,15 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
 
     It has `min(int(val_fraction * n), max_val_samples)` images, drawn as in the public projects
     (`torch.utils.data.random_split`, seed 0), whose checkpoints have not been trained on them.
+
+    Raises:
+        UsageError: if the fraction is not in (0, 1) or the maximum below 1.
     """
+    if not 0 < val_fraction < 1 or max_val_samples < 1:
+        raise UsageError(
+            "expected val_fraction between 0 and 1 and max_val_samples of at least 1, got "
+            f"val_fraction={val_fraction} and max_val_samples={max_val_samples}"
+        )
     if splits.val is not None:
         return splits
     count = len(splits.train)
@@ -156,27 +161,22 @@ def get_dataset(
     base, names = dataset_name.removesuffix("Val"), known_datasets(suite)
     if base not in names:
         raise unknown("data set", dataset_name, names)
-    root = expanded(location)
     cache = expanded(cache_dir or DEFAULT_CACHE)
-    splits = _load(base, names[base], root, cache, data_source)
+    splits = _load(base, names[base], expanded(location), cache, data_source)
     _refuse_empty(base, "training", splits.train)
     train, test = splits.train, splits.test
-    if dataset_name != base:
-        _check_fraction(val_fraction, max_val_samples)
-        reason = (
-            ""
-            if splits.val is not None
-            else (
+    if dataset_name == base:
+        _refuse_empty(base, "test", test)
+    else:
+        held, reason = hold_out(splits, val_fraction, max_val_samples), ""
+        assert held.val is not None
+        if splits.val is None:
+            reason = (
                 f": {val_fraction:g} of {len(train)} training images is less than one, expected at "
                 f"least {math.ceil(1 / val_fraction)}"
             )
-        )
-        splits = hold_out(splits, val_fraction, max_val_samples)
-        assert splits.val is not None
-        train, test = splits.train, splits.val
+        train, test = held.train, held.val
         _refuse_empty(base, "validation", test, reason)
-    else:
-        _refuse_empty(base, "test", test)
     loaders = (preprocess, batch_size, num_workers)
     return ImageDataset(dataset_name, train, test, splits.classnames, *loaders, splits.source)
 
@@ -186,14 +186,6 @@ def _refuse_empty(name: str, split: str, pictures: Pictures, reason: str = "") -
     if not lazy and not len(pictures):
         raise UsageError(
             f"data set {name}: its {split} split is empty{reason}. Add images, or leave {name} out"
-        )
-
-
-def _check_fraction(val_fraction: float, max_val_samples: int) -> None:
-    if not 0 < val_fraction < 1 or max_val_samples < 1:
-        raise UsageError(
-            "expected val_fraction between 0 and 1 and max_val_samples of at least 1, got "
-            f"val_fraction={val_fraction} and max_val_samples={max_val_samples}"
         )
 
 
@@ -222,10 +214,10 @@ def get_classnames(
 
 
 def split_record(data: ImageDataset) -> dict[str, str | None]:
-    """A checkpoint's record of the images it was trained on.
+    """A checkpoint's record of its training images.
 
     Args:
-        data: the `XVal` that was trained on.
+        data: the `XVal` of the training run.
 
     Returns:
         The data set, its source, and the `split_hash` of the training and the validation images.
@@ -245,7 +237,7 @@ class SuiteData:
     Attributes:
         suite: the suite in which names are looked up.
         location: data root.
-        cache: where rendered images are cached.
+        cache: folder of rendered images.
         source: see `get_dataset`.
         sample: number of images of each split to evaluate on; None for all.
         batch_size: images per evaluation batch.
@@ -303,10 +295,6 @@ class SuiteData:
             ddp.world_size(),
             len(data.classnames),
         )
-
-    def smallest(self, names: Iterable[str]) -> int:
-        """The size of the smallest of these splits, as evaluated."""
-        return min(len(self.evaluated(name).test) for name in names)
 
     def split_hashes(self, names: Iterable[str]) -> dict[str, str | None]:
         """The `split_hash` of the images that each data set is evaluated on, by name."""

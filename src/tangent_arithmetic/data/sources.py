@@ -75,7 +75,8 @@ def load_public(name: str, entry: PublicSet, location: Path, source: str = "auto
         try:
             splits = _read(name, entry, location, kind)
         except MissingFileError as error:
-            if _exists(entry, location, kind):
+            layout = _layout(entry, kind)
+            if layout and any((location / path).exists() for path in layout.paths):
                 raise
             reasons[kind] = error
             continue
@@ -90,18 +91,17 @@ def load_public(name: str, entry: PublicSet, location: Path, source: str = "auto
     )
 
 
-def _read(name: str, entry: PublicSet, location: Path, kind: str) -> Splits:
-    if kind == "hub":
-        if entry.hub is None:
-            raise MissingFileError(f"data set {name} is not available from the hub")
-        return replace(load_hub(name, entry.hub), source="hub")
-    if kind == "folder" or entry.torchvision == "same":
-        return replace(entry.folder.load(location), source="folder")
-    if entry.torchvision is None:
-        raise MissingFileError(f"data set {name} is not one of torchvision's")
-    return replace(entry.torchvision.load(location), source="torchvision")
+def _layout(entry: PublicSet, source: str) -> Layout | None:
+    layouts = {"folder": entry.folder, "torchvision": entry.torchvision, "hub": None}
+    layout = layouts[source]
+    return entry.folder if layout == "same" else layout
 
 
-def _exists(entry: PublicSet, location: Path, kind: str) -> bool:
-    layout = {"folder": entry.folder, "torchvision": entry.torchvision}.get(kind)
-    return isinstance(layout, Layout) and any((location / path).exists() for path in layout.paths)
+def _read(name: str, entry: PublicSet, location: Path, source: str) -> Splits:
+    if (layout := _layout(entry, source)) is not None:
+        source = "folder" if layout is entry.folder else source
+        return replace(layout.load(location), source=source)
+    if source == "hub" and entry.hub is not None:
+        return replace(load_hub(name, entry.hub), source=source)
+    lacking = "available from the hub" if source == "hub" else "one of torchvision's"
+    raise MissingFileError(f"data set {name} is not {lacking}")

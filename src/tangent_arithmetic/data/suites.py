@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tangent_arithmetic.runtime.errors import UsageError, unknown
+from tangent_arithmetic.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from tangent_arithmetic.data.base import Splits
@@ -85,57 +86,12 @@ class RegisteredSet:
     templates: tuple[str, ...]
 
 
-SUITES: dict[str, Suite] = {
-    # epochs: interfaces of the public projects; about 2,000 steps of 128 each
-    "clip8": Suite(
-        name="clip8",
-        tasks={
-            "Cars": Task(35, 196),
-            "DTD": Task(76, 47),
-            "EuroSAT": Task(12, 10),
-            "GTSRB": Task(11, 43),
-            "MNIST": Task(5, 10),
-            "RESISC45": Task(15, 45),
-            "SUN397": Task(14, 397),
-            "SVHN": Task(4, 10),
-        },
-        control="ImageNet",
-        batch_size={"": 128, "ViT-L-14": 64},
-        num_grad_accumulation={"": 1, "ViT-L-14": 2},
-        # not among the papers' eight; also about 2,000 steps each
-        related={"CIFAR10": Task(6, 10), "CIFAR100": Task(6, 100), "STL10": Task(60, 10)},
-    ),
-    # epochs: 50 to 75 steps of 64 each
-    "embedded": Suite(
-        name="embedded",
-        tasks={
-            "Emoji": Task(5, 9),
-            "FashionMNIST": Task(1, 10),
-            "LandCover": Task(1, 8),
-            "Letters": Task(1, 26),
-            "MNIST": Task(1, 10),
-            "Signs": Task(1, 20),
-            "StreetDigits": Task(1, 10),
-            "Textures": Task(1, 16),
-        },
-        control="Shapes",
-        lr=3e-4,
-        warmup_length=8,
-        batch_size={"": 64},
-        num_workers=0,
-        # with StreetDigits and Letters: two styles times two label sets, for analogies
-        related={"Digits": Task(1, 10), "StreetLetters": Task(1, 26)},
-    ),
-}
-
-
-DATASETS: dict[tuple[str, str], RegisteredSet] = {}  # (suite, name) -> what was registered
+SUITES: Registry[Suite] = Registry("suite")
+DATASETS: dict[tuple[str, str], RegisteredSet] = {}  # keys (suite, name)
 
 
 def get_suite(name: str) -> Suite:
     """The suite of this name; an unknown one raises a `UsageError` with the choices."""
-    if name not in SUITES:
-        raise unknown("suite", name, SUITES)
     return SUITES[name]
 
 
@@ -145,8 +101,8 @@ def register_suite(suite: Suite) -> None:
     Raises:
         UsageError: if the name is taken or invalid.
     """
-    _check_new("suite", suite.name, suite.name in SUITES)
-    SUITES[suite.name] = suite
+    _check_name("suite", suite.name)
+    SUITES.add(suite.name, suite)
 
 
 def register_dataset(
@@ -169,10 +125,11 @@ def register_dataset(
         UsageError: if the suite is unknown, the name taken or invalid, a template invalid, or
             `task` missing.
     """
-    entry = get_suite(suite)
+    entry, kind = get_suite(suite), f"data set of suite {suite}"
     listed = name in entry.names
-    taken = (suite, name) in DATASETS or (listed and suite in BUILT_IN)
-    _check_new(f"data set of suite {suite}", name, taken)
+    if (suite, name) in DATASETS or (listed and suite in BUILT_IN):
+        raise UsageError(f"{kind} {name!r} is already registered; choose another name")
+    _check_name(kind, name)
     if isinstance(templates, str) or not templates or any(t.count("{}") != 1 for t in templates):
         raise UsageError(
             f"data set {name}: expected templates with one {{}} each, got {templates!r}; write for "
@@ -187,9 +144,7 @@ def register_dataset(
     DATASETS[suite, name] = RegisteredSet(load, tuple(templates))
 
 
-def _check_new(kind: str, name: str, taken: bool) -> None:
-    if taken:
-        raise UsageError(f"{kind} {name!r} is already registered; choose another name")
+def _check_name(kind: str, name: str) -> None:
     if not re.fullmatch(r"[\w-]+", name) or name.endswith("Val"):
         raise UsageError(
             f"invalid {kind} {name!r}: expected letters, digits, _ and -, not ending in Val"
@@ -199,3 +154,49 @@ def _check_new(kind: str, name: str, taken: bool) -> None:
 def suite_of_model(model: str) -> str:
     """The default suite of a model."""
     return "embedded" if model.partition("__")[0] == EMBEDDED_MODEL else "clip8"
+
+
+# epochs: interfaces of the public projects; about 2,000 steps of 128 each
+register_suite(
+    Suite(
+        "clip8",
+        tasks={
+            "Cars": Task(35, 196),
+            "DTD": Task(76, 47),
+            "EuroSAT": Task(12, 10),
+            "GTSRB": Task(11, 43),
+            "MNIST": Task(5, 10),
+            "RESISC45": Task(15, 45),
+            "SUN397": Task(14, 397),
+            "SVHN": Task(4, 10),
+        },
+        control="ImageNet",
+        batch_size={"": 128, "ViT-L-14": 64},
+        num_grad_accumulation={"": 1, "ViT-L-14": 2},
+        # not among the papers' eight; also about 2,000 steps each
+        related={"CIFAR10": Task(6, 10), "CIFAR100": Task(6, 100), "STL10": Task(60, 10)},
+    )
+)
+# epochs: 50 to 75 steps of 64 each
+register_suite(
+    Suite(
+        "embedded",
+        tasks={
+            "Emoji": Task(5, 9),
+            "FashionMNIST": Task(1, 10),
+            "LandCover": Task(1, 8),
+            "Letters": Task(1, 26),
+            "MNIST": Task(1, 10),
+            "Signs": Task(1, 20),
+            "StreetDigits": Task(1, 10),
+            "Textures": Task(1, 16),
+        },
+        control="Shapes",
+        lr=3e-4,
+        warmup_length=8,
+        batch_size={"": 64},
+        num_workers=0,
+        # with StreetDigits and Letters: two styles times two label sets, for analogies
+        related={"Digits": Task(1, 10), "StreetLetters": Task(1, 26)},
+    )
+)

@@ -1,7 +1,7 @@
-"""The encoder protocol, and a base class for modules that follow it.
+"""The encoder protocol, and a base class for modules that implement it.
 
 Everything that is evaluated, edited or fine-tuned is an `Encoder`. To add one, subclass
-`ModuleEncoder`, and register how its checkpoints are loaded, see `encoders.registry`.
+`ModuleEncoder`, and register how to load its checkpoints, see `encoders.registry`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ Transform = Callable[[Any], Any]
 
 
 class Encoder(Protocol):
-    """A map from inputs to features whose weights can be read and replaced.
-
-    Inputs may be images, token ids or any other tensors.
+    """A map from inputs (images, token ids, ...) to features, with readable, replaceable weights.
 
     Attributes:
         train_preprocess: transform of one input for training; None for the identity.

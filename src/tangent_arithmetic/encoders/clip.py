@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.encoders.base import Transform
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, closest, shown, unknown
 from tangent_arithmetic.runtime.private import expanded, without_home
 from tangent_arithmetic.storage.checkpoints import read_safetensors
@@ -26,14 +27,13 @@ HUB, FOLDER = "hf-hub:", "local-dir:"
 PLACES = (HUB, FOLDER)  # of models with their own configuration and weights
 VISUAL = "model.visual."
 CONFIG = "open_clip_config.json"
-TOKENIZER_OPTIONS = {  # allowed in a configuration; none of them executes code
-    "additional_special_tokens", "bpe_path", "clean", "language", "reduction_mask",
-    "strip_sep_token", "use_fast",
-}  # fmt: skip
+# tokenizer options allowed in a configuration; none of them executes code
+HARMLESS = (
+    "additional_special_tokens bpe_path clean language reduction_mask strip_sep_token use_fast"
+)
 MOST_LAYERS = 1_000  # all towers together; the largest CLIPs have about 100
 MOST_NUMBERS = 20_000_000_000  # in a model whose file of weights is not available
 SPARE_NUMBERS = 10_000_000  # for masks, which are not stored in files
-Transform = Callable[..., Tensor]
 _named: set[str] = set()  # models built in this process at the user's request
 
 
@@ -65,6 +65,11 @@ class ClipName:
                 raise UsageError(f"{architecture} has its own weights; remove __pretrained__{tag}")
             return cls(architecture, "")
         return cls(architecture, tag or "openai")
+
+    @property
+    def has_own_config(self) -> bool:
+        """Whether configuration and weights come from the hub or a folder, not from open_clip."""
+        return self.architecture.startswith(PLACES)
 
     @property
     def file(self) -> Path | None:
@@ -106,19 +111,18 @@ def canonical(name: str) -> str:
 
 
 def model_in(info: Mapping[str, Any], theta: Mapping[str, Tensor], source: str | Path) -> str:
-    """The model that a file of weights states, validated before anything is built.
+    """The model named in a file of weights, validated before anything is built.
 
-    The name in a file is untrusted: it must not make us open other files or use the network. It may
-    be an architecture and tag that open_clip knows, or any name that the user has used in this
-    process.
+    The name is untrusted: it must not make us open other files or use the network. Allowed are an
+    architecture and tag that open_clip knows, and any name that the user has used in this process.
 
     Args:
         info: metadata of the file.
-        theta: the vision tower's weights in the file; names and shapes must be the model's.
+        theta: the vision tower's weights in the file; names and shapes must match the model.
         source: the file, for messages.
 
     Raises:
-        UsageError: if the file states no model, an untrusted one, or one of other shapes.
+        UsageError: if the model is missing or untrusted, or its shapes differ.
     """
     name = info.get("model")
     if not isinstance(name, str):
@@ -134,14 +138,16 @@ def check_hint(name: str, source: str | Path) -> None:
     import open_clip
 
     architecture, _, tag = name.removesuffix("__init__").partition("__pretrained__")
-    known = architecture in _known_architectures()
-    config = open_clip.get_model_config(architecture) if known else None
-    tags = open_clip.list_pretrained_tags_by_model(architecture) if known else []
-    text = (config or {}).get("text_cfg", {})
-    if config is None and not architecture.startswith(PLACES):
+    if architecture in _known_architectures():
+        text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        trusted = "hf_model_name" not in text and (not tag or tag in tags)
+    elif architecture.startswith(PLACES):
+        trusted = False
+    else:
         near = closest(architecture[:200], _known_architectures())[:5]
         raise UsageError(f"{source}: {unknown('model', shown(architecture), near)}")
-    if config is None or "hf_model_name" in text or (tag and tag not in tags):
+    if not trusted:
         raise UsageError(
             f"{source} states the model {shown(name)}, which needs other files or the network; "
             "names in files are not trusted with these. If it is right, name the model yourself: "
@@ -171,14 +177,8 @@ def named_models() -> list[str]:
     return sorted(_named)
 
 
-@cache
-def outlined(name: str) -> nn.Module:
-    """Cached `outline`."""
-    return outline(name)
-
-
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's vision tower, with the names used in our checkpoints."""
+    """Names, as in our checkpoints, and shapes of the weights of a model's vision tower."""
     state = outlined(name).get_submodule("visual").state_dict()
     return {f"{VISUAL}{key}": tuple(value.shape) for key, value in state.items()}
 
@@ -211,8 +211,8 @@ def create_clip(
         The model in eval mode, the training transform, the evaluation transform.
 
     Raises:
-        UsageError: if the model or its weights are unknown, unavailable or do not fit, or need a
-            package that is not installed.
+        UsageError: if the model or its weights are unknown, unavailable or do not match, or a
+            package is not installed.
     """
     import open_clip
 
@@ -221,7 +221,7 @@ def create_clip(
     _check(parsed)
     load = weights and parsed.pretrained is not None
     with _not_at_hand(parsed, folder):
-        if parsed.architecture.startswith(PLACES):
+        if parsed.has_own_config:
             _check_size(parsed, folder, load)
         with _safely(parsed), contextlib.nullcontext() if load else _without_warnings():
             model, train, val = open_clip.create_model_and_transforms(
@@ -253,16 +253,16 @@ def outline(name: str, cache_dir: str | None = None) -> nn.Module:
     parsed = ClipName.parse(name)
     _check(parsed)
     with _not_at_hand(parsed, cache_dir), _without_warnings(), torch.device("meta"):
-        if parsed.architecture.startswith(PLACES):
+        if parsed.has_own_config:
             _own_config(parsed, cache_dir)
+        options: dict[str, Any] = {"load_weights": False, "pretrained_text": False}
         model: nn.Module = open_clip.create_model(
-            parsed.place,
-            load_weights=False,
-            device="meta",
-            pretrained_text=False,
-            cache_dir=cache_dir,
+            parsed.place, device="meta", cache_dir=cache_dir, **options
         )
     return model
+
+
+outlined = cache(outline)
 
 
 def _own_config(parsed: ClipName, cache_dir: str | None) -> dict[str, Any]:
@@ -286,17 +286,15 @@ def _own_config(parsed: ClipName, cache_dir: str | None) -> dict[str, Any]:
             )
     config: Any = read_json(path).get("model_cfg")
     keys = ("vision_cfg", "text_cfg", "multimodal_cfg")
-    towers: list[Any] = [None]
-    if isinstance(config, dict):
-        towers = [config.get(key, {}) for key in keys]
-    if not all(isinstance(tower, dict) for tower in towers):
+    towers: list[Any] = [config.get(key, {}) for key in keys] if isinstance(config, dict) else []
+    if not towers or not all(isinstance(tower, dict) for tower in towers):
         raise UsageError(f"{path}: expected a model_cfg with vision_cfg and text_cfg, got none")
-    options = towers[1].get("tokenizer_kwargs") or {}
-    strange = sorted(set(options) - TOKENIZER_OPTIONS) if isinstance(options, dict) else ["it"]
+    options, allowed = towers[1].get("tokenizer_kwargs") or {}, HARMLESS.split()
+    strange = sorted(set(options) - set(allowed)) if isinstance(options, dict) else ["no mapping"]
     if strange:
         raise UsageError(
             f"{path} is refused: its tokenizer_kwargs contain {', '.join(map(shown, strange))}, "
-            f"which may execute code; allowed are {', '.join(sorted(TOKENIZER_OPTIONS))}"
+            f"which may execute code; allowed are {', '.join(allowed)}"
         )
     timm = towers[0].get("timm_model_name")
     if timm is not None and (not isinstance(timm, str) or ":" in timm or "/" in timm):
@@ -323,11 +321,8 @@ def _check_size(parsed: ClipName, cache_dir: str | None, weights: bool) -> None:
 
     model, files = outline(parsed.architecture, cache_dir), list[Path]()
     if parsed.folder is not None:
-        files = [
-            path
-            for kind in ("safetensors", "bin", "pth")
-            for path in parsed.folder.glob(f"*.{kind}")
-        ]
+        kinds = (".safetensors", ".bin", ".pth")
+        files = [path for path in parsed.folder.iterdir() if path.suffix in kinds]
         if weights and not files:
             raise MissingFileError(f"no weights (*.safetensors, *.bin or *.pth) in {parsed.folder}")
     elif weights:
@@ -346,18 +341,18 @@ def _tokenizer(parsed: ClipName, cache_dir: str | None) -> Any:
     """The model's tokenizer; never executes code from the hub."""
     import open_clip
 
-    own = parsed.architecture.startswith(PLACES)
-    config = (
-        _own_config(parsed, cache_dir) if own else open_clip.get_model_config(parsed.architecture)
-    )
-    foreign = bool((config or {}).get("text_cfg", {}).get("hf_tokenizer_name"))
+    if parsed.has_own_config:
+        config: Any = _own_config(parsed, cache_dir)
+    else:
+        config = open_clip.get_model_config(parsed.architecture) or {}
+    foreign = config.get("text_cfg", {}).get("hf_tokenizer_name")
     trust = {"trust_remote_code": False} if foreign else {}
     return open_clip.get_tokenizer(parsed.place, cache_dir=cache_dir, **trust)
 
 
 @contextlib.contextmanager
 def _safely(parsed: ClipName) -> Iterator[None]:
-    """Makes open_clip read files of weights with our readers, which execute nothing.
+    """Makes open_clip read files of weights with our readers, which execute no code.
 
     open_clip tries `torch.load(weights_only=True)`, but falls back to full unpickling.
     """
@@ -382,7 +377,7 @@ def _safely(parsed: ClipName) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silences open_clip's warning about random weights, which are replaced or not used."""
+    """Silences open_clip's warning about random weights, which are replaced or unused."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -398,17 +393,17 @@ def _check(parsed: ClipName) -> None:
     architecture, tag = parsed.architecture, parsed.pretrained
     if parsed.folder is not None and not parsed.folder.is_dir():
         raise MissingFileError(
-            f"no folder at {parsed.folder}, the place of {architecture}. Put it back, or name the "
+            f"no folder at {parsed.folder}, the place of {architecture}. Restore it, or name the "
             "model's new folder: --model=local-dir:FOLDER"
         )
-    if architecture.startswith(PLACES):
+    if parsed.has_own_config:
         return
     if architecture not in _known_architectures():
         raise unknown("model", architecture, _known_architectures())
     if tag is None or parsed.file:
         return
     if architecture == EMBEDDED_MODEL:
-        raise unknown(f"weights of {architecture}", tag, ["a file of weights", "none: its own"])
+        raise unknown(f"weights of {architecture}", tag, ["a file of weights", "no tag"])
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         raise unknown(f"weights of {architecture}", tag, [*closest(tag, tags), "a file of weights"])
@@ -419,7 +414,7 @@ def _options(parsed: ClipName) -> dict[str, Any]:
     import open_clip
 
     architecture, tag = parsed.architecture, parsed.pretrained
-    if architecture.startswith(PLACES):
+    if parsed.has_own_config:
         return {}
     if architecture == EMBEDDED_MODEL:
         from tangent_arithmetic.data.embedded.model import PREPROCESS
@@ -447,21 +442,17 @@ def is_openai(path: Path) -> bool:
     as `timm/vit_base_patch32_clip_224.openai`.
     """
     folders = path.absolute().parts[:-1]
-    named = "openai" in path.name.lower() or any(part.endswith(".openai") for part in folders)
-    return named or is_torchscript(path)
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
+    if "openai" in path.name.lower() or any(part.endswith(".openai") for part in folders):
+        return True
     if not is_zipfile(path):
         return False
-    with ZipFile(path) as archive:
+    with ZipFile(path) as archive:  # TorchScript archives contain code
         return any("/code/" in name for name in archive.namelist())
 
 
 @contextlib.contextmanager
 def _not_at_hand(parsed: ClipName, folder: str | None) -> Iterator[None]:
-    """Turns any error while a model is built into a `UsageError`."""
+    """Turns errors while a model is built into a `UsageError`."""
     try:
         yield
     except UsageError as error:
@@ -490,28 +481,25 @@ def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageErro
         )
     caches = f"{folder or 'the cache of the Hugging Face hub'}"
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
-    if architecture.startswith("hf-hub:"):
-        wanted = architecture.removeprefix("hf-hub:")
+    files = f"{CONFIG} and open_clip_model.safetensors"
+    if parsed.folder:
+        return UsageError(f"{architecture} cannot be read ({reason}); expected {files} in it")
+    if parsed.has_own_config:
         return UsageError(
-            f"{architecture} is unavailable{offline}: looked for open_clip_config.json and "
-            f"open_clip_model.safetensors of {wanted} in {caches} and on the hub ({reason}). "
-            "Without a network, put both into a folder and use --model=local-dir:FOLDER"
-        )
-    if architecture.startswith("local-dir:"):
-        return UsageError(
-            f"{architecture} cannot be read ({reason}); expected open_clip_config.json and "
-            "open_clip_model.safetensors in that folder"
+            f"{architecture} is unavailable{offline}: looked for {files} of "
+            f"{architecture.removeprefix(HUB)} in {caches} and on the hub ({reason}). Without a "
+            "network, put both into a folder and use --model=local-dir:FOLDER"
         )
     if tag is None:
         return UsageError(f"{architecture} cannot be built ({reason})")
     config = open_clip.get_pretrained_cfg(architecture, tag)
-    sources = [f"{config['hf_hub'].strip('/')} on the Hugging Face hub"] if config["hf_hub"] else []
-    sources += [config["url"]] if config["url"] else []
+    hub = f"{config['hf_hub'].strip('/')} on the Hugging Face hub" if config["hf_hub"] else ""
+    sources = " and ".join(filter(None, (hub, config["url"])))
+    others = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
     return UsageError(
         f"the weights {tag} of {architecture} are unavailable{offline}: looked in {caches} and for "
-        f"{' and '.join(sources)} ({reason}). Without a network, copy the file from a machine that "
-        f"has it and use --model={architecture}__pretrained__FILE, or copy that cache and name it "
-        f"with --openclip-cachedir. Other weights: "
-        f"{', '.join(open_clip.list_pretrained_tags_by_model(architecture))}; "
-        f"random ones: --model={architecture}__init__"
+        f"{sources} ({reason}). Without a network, copy the file from a machine that has it and "
+        f"use --model={architecture}__pretrained__FILE, or copy that cache and name it with "
+        f"--openclip-cachedir. Other weights: {others}; random ones: "
+        f"--model={architecture}__init__"
     )

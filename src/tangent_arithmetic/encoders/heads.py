@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def zeroshot_weights(
-    model: Any,
+    model: nn.Module,
     classnames: Sequence[str],
     templates: Sequence[Callable[[str], str]],
     device: torch.device,
@@ -35,7 +35,7 @@ def zeroshot_weights(
     r"""Rows \(w_c = s \cdot \mathrm{norm}(\mathrm{mean}_t\, \mathrm{norm}(g(t(c))))\).
 
     Args:
-        model: a CLIP with `encode_text`, `logit_scale` and its own `tokenizer`.
+        model: a CLIP with `encode_text`, `logit_scale` and `tokenizer`.
         classnames: phrases c.
         templates: functions t from a phrase to a prompt.
         device: where to run the text tower g.
@@ -45,20 +45,21 @@ def zeroshot_weights(
 
     Source: Radford et al., arXiv:2103.00020, section 3.1.4.
     """
-    tokenizer = getattr(model, "tokenizer", None)
+    clip: Any = model
+    tokenizer = getattr(clip, "tokenizer", None)
     if tokenizer is None:
         raise UsageError(
             "expected a CLIP with a tokenizer, got one without; build it with "
             "tangent_arithmetic.encoders.clip.create_clip, or set model.tokenizer to the "
             "tokenizer it was trained with"
         )
-    model.eval().to(device)
+    clip.eval().to(device)
     rows = []
     for classname in classnames:
         tokens = tokenizer([template(classname) for template in templates]).to(device)
-        embedding = F.normalize(model.encode_text(tokens).float(), dim=-1).mean(dim=0)
+        embedding = F.normalize(clip.encode_text(tokens).float(), dim=-1).mean(dim=0)
         rows.append(F.normalize(embedding, dim=-1))
-    weights: Tensor = torch.stack(rows) * model.logit_scale.exp().float()
+    weights: Tensor = torch.stack(rows) * clip.logit_scale.exp().float()
     return weights
 
 

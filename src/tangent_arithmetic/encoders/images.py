@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangent_arithmetic.encoders.base import ModuleEncoder
-from tangent_arithmetic.encoders.clip import ClipName, canonical, check_fits, create_clip, model_in
+from tangent_arithmetic.encoders.clip import (
+    VISUAL,
+    ClipName,
+    canonical,
+    check_fits,
+    create_clip,
+    model_in,
+)
 from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import ENCODERS, Checkpoint, save_tensors
@@ -21,8 +28,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 logger = logging.getLogger(__name__)
-
-VISUAL = "model.visual."
 
 
 class ModelSettings(Protocol):
@@ -68,26 +73,23 @@ class ImageEncoder(ModuleEncoder):
     def __init__(self, args: str | ModelSettings, keep_lang: bool = False) -> None:
         super().__init__()
         if isinstance(args, str):
-            self._fill(args, None, None, keep_lang)
+            self._build(args, None, keep_lang, weights=True)
             return
         paths = [args.load] if isinstance(args.load, str) else args.load or []
         if len(paths) > 1:
             names = ", ".join(map(str, paths))
             raise UsageError(f"--load takes one checkpoint, got {len(paths)}: {names}")
-        self._fill(args.model, args.openclip_cachedir, paths[0] if paths else None, keep_lang)
-
-    def _fill(
-        self, model: str, cache_dir: str | None, load: str | None, keep_lang: bool,
-        weights: bool = True,
-    ) -> None:  # fmt: skip
-        published = weights and (load is None or keep_lang)  # the text tower is always published
-        self.model_name = canonical(model)
-        clip, self.train_preprocess, self.val_preprocess = create_clip(model, cache_dir, published)
-        self.model: Any = clip if keep_lang else VisionTower(clip.get_submodule("visual"))
-        if load is not None:
-            checkpoint = load_checkpoint(load, kinds=ENCODERS, model=model)
-            _check_model(checkpoint, load, self.model_name)
+        # a text tower always has the published weights
+        self._build(args.model, args.openclip_cachedir, keep_lang, weights=keep_lang or not paths)
+        for path in paths:
+            checkpoint = load_checkpoint(path, kinds=ENCODERS, model=args.model)
+            _check_model(checkpoint, path, self.model_name)
             self.load_weights(checkpoint.theta)
+
+    def _build(self, model: str, cache_dir: str | None, keep_lang: bool, weights: bool) -> None:
+        self.model_name = canonical(model)
+        clip, self.train_preprocess, self.val_preprocess = create_clip(model, cache_dir, weights)
+        self.model: Any = clip if keep_lang else VisionTower(clip.get_submodule("visual"))
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
@@ -105,47 +107,53 @@ class ImageEncoder(ModuleEncoder):
         return self.model_name
 
     @classmethod
-    def load(
-        cls, model_name: str | Path, filename: str | Path | None = None, made_by: str | None = None
-    ) -> ImageEncoder:
+    def load(cls, model_name: str | Path, filename: str | Path | None = None) -> ImageEncoder:
         """Reads an encoder from a file.
 
         Args:
             model_name: the model's name, or the file if it is the only argument.
             filename: the file.
-            made_by: the command that makes the file, for the error if it is missing.
         """
         path = model_name if filename is None else filename
-        given = None if filename is None else str(model_name)
-        checkpoint = load_checkpoint(path, made_by, ENCODERS, given)
-        name = given or model_in(checkpoint.info, checkpoint.theta, path)
-        _check_model(checkpoint, path, canonical(name))
-        check_fits(name, checkpoint.theta, path)
-        encoder = cls.without_weights(name)
+        name = None if filename is None else str(model_name)
+        checkpoint = load_checkpoint(path, kinds=ENCODERS, model=name)
+        if name is not None:
+            _check_model(checkpoint, path, canonical(name))
+        encoder = cls.like(checkpoint, path, name)
         encoder.load_weights(checkpoint.theta)
         return encoder
+
+    @classmethod
+    def like(
+        cls, checkpoint: Checkpoint, path: str | Path, model_name: str | None = None
+    ) -> ImageEncoder:
+        """An encoder with arbitrary weights, of the architecture of a checkpoint.
+
+        Args:
+            checkpoint: the checkpoint.
+            path: its file, for messages.
+            model_name: the model's name; None for the one in the checkpoint.
+
+        Raises:
+            UsageError: if the checkpoint does not fit the model, or its model is not trusted.
+        """
+        name = model_name or model_in(checkpoint.info, checkpoint.theta, path)
+        check_fits(name, checkpoint.theta, path)
+        return cls.without_weights(name)
 
     @classmethod
     def without_weights(cls, model_name: str) -> ImageEncoder:
         """An encoder of this architecture with arbitrary weights; downloads nothing."""
         encoder = cls.__new__(cls)
         ModuleEncoder.__init__(encoder)
-        encoder._fill(model_name, None, None, keep_lang=False, weights=False)
+        encoder._build(model_name, None, keep_lang=False, weights=False)
         return encoder
 
 
 def _check_model(checkpoint: Checkpoint, path: str | Path, expected: str) -> None:
-    """Checks that a checkpoint belongs to a model.
+    """Raises a `UsageError` if a checkpoint belongs to another model than `expected`.
 
-    If the model's folder was moved, a warning says so, and the shapes decide.
-
-    Args:
-        checkpoint: the checkpoint.
-        path: its file, for messages.
-        expected: the model's name, see `canonical`.
-
-    Raises:
-        UsageError: if it belongs to another model.
+    If the model's folder was moved, it logs a warning, and the shapes decide.
     """
     name = canonical(str(checkpoint.info.get("model", expected)))
     one, other = ClipName.parse(name), ClipName.parse(expected)

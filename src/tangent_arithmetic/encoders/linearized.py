@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.encoders.base import Encoder, LinearEncoder, ModuleEncoder, is_linear
-from tangent_arithmetic.encoders.clip import check_fits, model_in
 from tangent_arithmetic.encoders.images import ImageEncoder, ModelSettings, VisionTower
 from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.storage import statedict
@@ -48,7 +47,7 @@ class LinearizedEncoder(ModuleEncoder):
         return self.model.weights()
 
     def weights0(self) -> dict[str, Tensor]:
-        """The weights at theta0, under the same names: theta0 and the persistent buffers."""
+        """The point of expansion and the persistent buffers, under the same names."""
         return self.model.weights0()
 
     def theta0(self) -> dict[str, Tensor]:
@@ -56,7 +55,7 @@ class LinearizedEncoder(ModuleEncoder):
         return self.model.theta0()
 
     def identity(self) -> str:
-        """The name of the architecture, that of the standard encoder."""
+        """The name of the standard encoder's architecture."""
         return self._identity
 
     def standard(self) -> ModuleEncoder:
@@ -82,7 +81,7 @@ class LinearizedEncoder(ModuleEncoder):
 
         Args:
             filename: file to write; `.pt` becomes `.safetensors`.
-            **info: metadata, JSON-serialisable; `theta0_hash` is ignored, since theta0 is known.
+            **info: metadata, JSON-serialisable; `theta0_hash` is ignored and computed from theta0.
 
         Returns:
             The content hash of theta.
@@ -94,7 +93,7 @@ class LinearizedImageEncoder(LinearizedEncoder):
     """A linearised CLIP image encoder, with the constructor of the public projects.
 
     Args:
-        args: what to build an `ImageEncoder` from; needed if `image_encoder` is None.
+        args: arguments of an `ImageEncoder`; required if `image_encoder` is None.
         keep_lang: ignored, since the text tower is not linearised.
         image_encoder: the encoder; its weights are the initial theta.
         init_encoder: the encoder whose weights are theta0; `image_encoder` itself if None.
@@ -126,20 +125,15 @@ class LinearizedImageEncoder(LinearizedEncoder):
         return encoder
 
     @classmethod
-    def load(
-        cls, filename: str | Path, made_by: str | None = None, model_name: str | None = None
-    ) -> LinearizedImageEncoder:
-        """Reads a linearised encoder; a standard checkpoint is linearised at its own weights.
+    def load(cls, filename: str | Path, *, model_name: str | None = None) -> LinearizedImageEncoder:
+        """Reads a linearised encoder; a standard checkpoint is linearised at its weights.
 
         Args:
             filename: the file.
-            made_by: the command that makes the file, for the error if it is missing.
             model_name: the model's name; None for the one in the file.
         """
-        checkpoint = load_checkpoint(filename, made_by, ENCODERS, model_name)
-        name = model_name or model_in(checkpoint.info, checkpoint.theta, filename)
-        check_fits(name, checkpoint.theta, filename)
-        encoder = ImageEncoder.without_weights(name)
+        checkpoint = load_checkpoint(filename, kinds=ENCODERS, model=model_name)
+        encoder = ImageEncoder.like(checkpoint, filename, model_name)
         encoder.load_weights(checkpoint.theta0 or checkpoint.theta)
         linear = cls(image_encoder=encoder)
         linear.load_weights(checkpoint.theta)

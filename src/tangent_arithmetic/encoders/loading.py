@@ -23,23 +23,15 @@ from tangent_arithmetic.storage.checkpoints import (
 logger = logging.getLogger(__name__)
 
 
-def published_candidates(path: str | Path) -> list[Path]:
-    """The paths at which a published checkpoint with this name may lie."""
-    paths = [Path(path).absolute()]
-    for ours in candidates(path):
-        for name in (ours.name, f"nonlinear_{ours.name}"):
-            paths.append(ours.with_name(name).with_suffix(".pt"))
-    return list(dict.fromkeys(paths))
-
-
 def resolve(path: str | Path, made_by: str | None = None) -> Path:
-    """The existing file that a path stands for.
+    """The existing file or folder that a path stands for.
 
     If `path` names a file of another format and one of ours with the same stem lies beside it, ours
     is used, with a warning: `save` has written it in place of the other.
 
     Args:
-        path: a path in our naming scheme or that of the public projects, or `hf-hub:ORG/NAME`.
+        path: a path in our naming scheme or that of the public projects, see `candidates`, or a
+            name on the Hugging Face hub, `hf-hub:ORG/NAME`.
         made_by: the command that makes the file, for the error.
 
     Raises:
@@ -50,10 +42,12 @@ def resolve(path: str | Path, made_by: str | None = None) -> Path:
     named, tried = Path(path).absolute(), candidates(path)
     if named.is_file() or any((named / name).is_file() for name in FOLDERS):
         return _ours_beside(named) or named
-    for candidate in tried:
-        if candidate.is_file():
-            return candidate
-    for candidate in published_candidates(path):
+    published = [
+        ours.with_name(name).with_suffix(".pt")
+        for ours in tried
+        for name in (ours.name, f"nonlinear_{ours.name}")
+    ]
+    for candidate in (*tried, *published):
         if candidate.is_file() or (candidate / "config.json").is_file():
             return candidate
     way_out = f" Make it with: {made_by}" if made_by else ""
@@ -78,7 +72,7 @@ def _ours_beside(named: Path) -> Path | None:
 
 
 def read_facts(path: Path, model: str | None = None) -> dict[str, Any]:
-    """A checkpoint's metadata: kind, hash, theta0_hash, info. Of our files, reads the header only.
+    """A checkpoint's metadata: kind, hash, theta0_hash, info; reads only the header of our files.
 
     Raises:
         UsageError: if the file is damaged or of an unknown kind.
@@ -100,11 +94,10 @@ def load_checkpoint(
     """Reads and checks a checkpoint.
 
     Args:
-        path: a path in our naming scheme or that of the public projects, see `candidates`, or a
-            name on the Hugging Face hub, `hf-hub:ORG/NAME`.
+        path: see `resolve`.
         made_by: the command that makes the file, for the error.
         kinds: the kinds to accept; None for all.
-        model: the model's name; overrides the one that a published file states.
+        model: the model's name; overrides the one in a published file.
 
     Raises:
         MissingFileError: if the file, or a zero-shot file that it depends on, does not exist.

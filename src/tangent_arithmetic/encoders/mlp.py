@@ -1,4 +1,4 @@
-r"""The MLPs of the study on artificial data: a backbone of eleven layers, and a head of three.
+"""The MLPs of the study on artificial data: a backbone of eleven layers, and a head of three.
 
 Parameter names are those of the public project (`block1.block.0.weight`, ...).
 """
@@ -40,30 +40,25 @@ class _Saved(nn.Module):
             theta0_hash: content hash of the weights that these were fine-tuned from.
             **info: metadata, JSON-serialisable.
         """
-        facts = {**self.sizes, **info}
-        state = dict(self.state_dict())
-        return save_tensors(filename, state, self.kind, theta0_hash=theta0_hash, info=facts)
+        theta, info = dict(self.state_dict()), {**self.sizes, **info}
+        return save_tensors(filename, theta, self.kind, theta0_hash=theta0_hash, info=info)
 
     @classmethod
-    def load(cls: type[Saved], filename: str | Path, made_by: str | None = None) -> Saved:
+    def load(cls: type[Saved], filename: str | Path) -> Saved:
         """Reads a file that `save` wrote.
-
-        Args:
-            filename: the file.
-            made_by: the command that makes it, for the error if it is missing.
 
         Raises:
             MissingFileError: if it does not exist.
-            UsageError: if it is damaged or of another kind, or if a weight is missing, unknown or
+            UsageError: if it is damaged or of another kind, or if weights are missing, unknown or
                 of another shape; lists all differences.
         """
-        checkpoint = load_checkpoint(filename, made_by, kinds=(cls.kind,))
+        checkpoint = load_checkpoint(filename, kinds=(cls.kind,))
         info, theta = checkpoint.info, checkpoint.theta
         sizes = {name: info[name] for name in ("input_dim", "output_dim") if name in info}
         what = f"{cls.__name__} and {filename}"
         with readable(filename, f"a {cls.kind}"):
             if not all(type(size) is int and size > 0 for size in sizes.values()):
-                raise ValueError(f"its sizes are {sizes}")
+                raise ValueError(f"expected sizes above 0, got {sizes}")
             with torch.device("meta"):  # check the stated sizes before allocating memory
                 statedict.check_same(cls(**sizes).state_dict(), theta, what)
             module = cls(**sizes)
@@ -134,10 +129,12 @@ class Head(_Saved):
         super().__init__(input_dim=input_dim, output_dim=output_dim)
         hidden = max(input_dim // 2, 1)
         self.layers = nn.Sequential(
-            nn.Linear(input_dim, hidden), nn.ReLU(),
-            nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(input_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
             nn.Linear(hidden, output_dim),
-        )  # fmt: skip
+        )
         initialize(self)
 
     def forward(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:

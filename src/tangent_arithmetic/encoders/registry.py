@@ -12,25 +12,30 @@ from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.encoders.loading import read_facts, resolve
 from tangent_arithmetic.encoders.mlp import BackBone
 from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.runtime.registry import Registry
 from tangent_arithmetic.storage.checkpoints import BACKBONE
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 Load = Callable[[Path], nn.Module]
 
-_LOADERS: dict[str, tuple[Load, Load]] = {}
+_LOADERS: Registry[tuple[Load, Load]] = Registry("kind of encoder checkpoint")
 
 
 def register_encoder(kind: str, load_standard: Load, load_linear: Load) -> None:
-    """Registers how checkpoints of a kind, and of its linearisation, are loaded.
+    """Registers how checkpoints of a kind and of its linearisation are loaded.
 
     Args:
         kind: the kind of a standard checkpoint, such as "text_encoder"; that of a linear one is
             "linearized_text_encoder".
         load_standard: reads either kind as a standard encoder at theta.
-        load_linear: reads either kind as a linearised encoder at theta, expanded at theta0; a
-            standard checkpoint is expanded at its own weights.
+        load_linear: reads either kind as a linearised encoder at theta, expanded at theta0, or at
+            theta for a standard checkpoint.
+
+    Raises:
+        UsageError: if the kind is already registered.
     """
-    _LOADERS[kind] = _LOADERS[f"linearized_{kind}"] = (load_standard, load_linear)
+    for name in (kind, f"linearized_{kind}"):
+        _LOADERS.add(name, (load_standard, load_linear))
 
 
 def encoder_kinds() -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""The merging methods as classes, in the form of FusionBench: options first, models later.
+"""The merging methods as classes, as in FusionBench: options first, models later.
 
 merged = TaskArithmeticAlgorithm(scaling_factor=0.5).run(models)
 
-Each registered method has a class, made from its registration; see `algorithm_class`.
+The classes have no code of their own: `algorithm_class` names a subclass of `Algorithm` after each
+registered method.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tangent_arithmetic.merging.methods import METHODS, get_method
-from tangent_arithmetic.merging.pool import Model, ModelPool, as_pool
-from tangent_arithmetic.merging.registry import OWN, Method
+from tangent_arithmetic.merging.pool import Model, ModelPool
+from tangent_arithmetic.merging.registry import OWN
 from tangent_arithmetic.merging.saving import SHARD, save_merged
 from tangent_arithmetic.merging.stream import Merge, merged_state
 from tangent_arithmetic.runtime.errors import UsageError, unknown
@@ -40,16 +41,17 @@ class Algorithm:
         names = list(method.defaults)
         if len(values) > len(names):
             raise UsageError(f"{self.method} takes {len(names)} options, got {len(values)}")
-        given = dict(zip(names, values, strict=False))
-        if twice := given.keys() & options.keys():
+        positional = dict(zip(names, values, strict=False))
+        if twice := positional.keys() & options.keys():
             raise UsageError(f"{', '.join(sorted(twice))} given twice")
-        self.options = {**given, **options}
+        self.options = {**positional, **options}
         for name, value in method.options(self.options).items():
             setattr(self, name, value)
 
     def merge(self, modelpool: ModelPool | Mapping[str, Model], show: bool = False) -> Merge:
         """The merge of these models, not yet computed."""
-        return Merge(as_pool(modelpool), get_method(self.method), self.options, show)
+        pool = modelpool if isinstance(modelpool, ModelPool) else ModelPool(modelpool)
+        return Merge(pool, get_method(self.method), self.options, show)
 
     def run(self, modelpool: ModelPool | Mapping[str, Model]) -> Any:
         """Merges the models into a new one and leaves them unchanged.
@@ -85,6 +87,7 @@ class Algorithm:
         return f"{type(self).__name__}({options})"
 
 
+@functools.cache
 def algorithm_class(name: str) -> type[Algorithm]:
     """The class of a registered method.
 
@@ -94,17 +97,9 @@ def algorithm_class(name: str) -> type[Algorithm]:
     Raises:
         UsageError: if no method has a class of this name.
     """
-    for method in METHODS.values():
-        if method.algorithm == name:
-            return _class_of(method)
-    raise unknown("merging algorithm", name, (method.algorithm for method in METHODS.values()))
-
-
-@functools.cache
-def _class_of(method: Method) -> type[Algorithm]:
-    facts = {
-        "method": method.name,
-        "__module__": OWN.rstrip("."),
-        "__doc__": inspect.getdoc(method.function),
-    }
-    return type(method.algorithm, (Algorithm,), facts)
+    methods = {method.algorithm: method for method in METHODS.values()}
+    if name not in methods:
+        raise unknown("merging algorithm", name, methods)
+    doc = inspect.getdoc(methods[name].function)
+    facts = {"method": methods[name].name, "__module__": OWN.rstrip("."), "__doc__": doc}
+    return type(name, (Algorithm,), facts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tangent_arithmetic.merging.weights import open_weights
@@ -19,8 +18,7 @@ class TextTower(nn.Module):
         self, tower: nn.Module, tokenizer: Callable[..., Any], logit_scale: Tensor
     ) -> None:
         super().__init__()
-        self.tower = tower
-        self.words = tokenizer
+        self.tower, self.words = tower, tokenizer
         self.register_buffer("logit_scale", logit_scale.float())
 
     def tokenizer(self, texts: list[str]) -> Any:
@@ -33,48 +31,34 @@ class TextTower(nn.Module):
         return features
 
 
-class HuggingFaceText:
-    """The text tower of a complete CLIP, read at the first call.
+def read_text_tower(place: str) -> TextTower:
+    """The text tower of a complete CLIP.
 
     Args:
         place: the folder of the CLIP, or its name on the hub.
-        device: the device to run on.
+
+    Raises:
+        MissingFileError: if `transformers` is not installed, or the CLIP is missing.
+        UsageError: if it is not a complete CLIP.
     """
-
-    def __init__(self, place: str, device: torch.device) -> None:
-        self.place, self.device = place, device
-        self._tower: TextTower | None = None
-
-    def __call__(self) -> TextTower:
-        """The tower.
-
-        Raises:
-            MissingFileError: if `transformers` is not installed, or the CLIP is missing.
-            UsageError: if it is not a complete CLIP.
-        """
-        if self._tower is None:
-            self._tower = self._read().to(self.device).eval()
-        return self._tower
-
-    def _read(self) -> TextTower:
-        weights = open_weights(self.place)
-        if weights.folder is None or "logit_scale" not in weights.outline:
-            raise UsageError(
-                f"base_model={self.place}: expected the folder of a complete CLIP (CLIPModel), "
-                "whose text tower makes the zero-shot heads"
-            )
-        try:
-            from transformers import AutoTokenizer, CLIPTextModelWithProjection
-        except ImportError as error:
-            raise MissingFileError(
-                "zero-shot heads of a Hugging Face CLIP need the library transformers; install it "
-                'with pip install -e ".[hub]"'
-            ) from error
-        folder = str(weights.folder)
-        try:
-            tower = CLIPTextModelWithProjection.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # of transformers, tokenizers, safetensors, the file system
-            reason = f"{type(error).__name__}: {error}"
-            raise UsageError(f"cannot read base_model={self.place} as a CLIP ({reason})") from error
-        return TextTower(tower, tokenizer, weights.read("logit_scale"))
+    weights = open_weights(place)
+    if weights.folder is None or "logit_scale" not in weights.outline:
+        raise UsageError(
+            f"base_model={place}: expected the folder of a complete CLIP (CLIPModel), whose text "
+            "tower makes the zero-shot heads"
+        )
+    try:
+        from transformers import AutoTokenizer, CLIPTextModelWithProjection
+    except ImportError as error:
+        raise MissingFileError(
+            "zero-shot heads of a Hugging Face CLIP need the library transformers; install it "
+            'with pip install -e ".[hub]"'
+        ) from error
+    folder = str(weights.folder)
+    try:
+        tower = CLIPTextModelWithProjection.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of transformers, tokenizers, safetensors, the file system
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"cannot read base_model={place} as a CLIP ({reason})") from error
+    return TextTower(tower, tokenizer, weights.read("logit_scale")).eval()

@@ -1,9 +1,9 @@
-"""Hydra restricted to composing configurations: it runs nothing that a configuration names.
+"""Hydra restricted to composing configurations; it executes nothing that a configuration names.
 
-By itself, Hydra calls the targets of `hydra.callbacks`, `hydra.launcher`, `hydra.sweeper` and the
-logging nodes, imports packages in its search path, and sets environment variables. Any group may
-set these, through `# @package _global_`. Here each configuration, of a single run and of every job
-of a sweep, is compared with fixed values before Hydra acts on it.
+Hydra itself calls the targets of `hydra.callbacks`, `hydra.launcher`, `hydra.sweeper` and the
+logging nodes, imports packages in its search path, and sets environment variables, all of which
+any group may set with `# @package _global_`. Here each configuration, also of every job of a sweep,
+is compared with fixed values before Hydra acts on it.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ USERS = ("main", "command-line", "hydra.searchpath")  # providers that users add
 def run_hydra(task: TaskFunction, folder: Path, name: str, words: Sequence[str]) -> None:
     """Composes configurations from command-line words and runs a task on each.
 
-    It accepts the flags of Hydra's own applications: `--multirun`, `--cfg`, `--help` and so on.
+    Accepts the flags of Hydra's own applications: `--multirun`, `--cfg`, `--help` and so on.
 
     Args:
-        task: is called with the configuration of a run, or of each job of a sweep.
+        task: function of the configuration of a run, or of each job of a sweep.
         folder: the folder of the configurations.
         name: the primary configuration, which also names the job.
         words: flags and overrides.
 
     Raises:
-        UsageError: for a configuration that `check` refuses, or flags that contradict each other.
+        UsageError: for a configuration that `check` refuses, or contradicting flags.
     """
     hydra.version.setbase("1.3")
     parser = get_args_parser()
@@ -71,7 +71,10 @@ def run_hydra(task: TaskFunction, folder: Path, name: str, words: Sequence[str])
     application = Hydra(task_name=name, config_loader=_Loader(_search_path(args, folder)))
     GlobalHydra.instance().initialize(application)
     try:
-        _execute(application, args, parser, args.config_name or name, task)
+        if args.help:
+            application.app_help(args.config_name or name, parser, args)
+        else:
+            _execute(application, args, args.config_name or name, task)
     finally:
         GlobalHydra.instance().clear()
 
@@ -92,20 +95,13 @@ def _existing(flag: str, folder: str) -> str:
     return str(Path(folder).resolve())
 
 
-def _execute(
-    application: Hydra,
-    args: argparse.Namespace,
-    parser: argparse.ArgumentParser,
-    name: str,
-    task: TaskFunction,
-) -> None:
+def _execute(application: Hydra, args: argparse.Namespace, name: str, task: TaskFunction) -> None:
     words = args.overrides
-    if args.help:
-        application.app_help(name, parser, args)
-    elif args.hydra_help:
+    if args.hydra_help:
         config = application.compose_config(name, words, RunMode.RUN)
         settings = application.get_sanitized_hydra_cfg(config)
-        text = application.get_help(config.hydra.hydra_help, settings, parser, resolve=False)
+        template, parser = config.hydra.hydra_help, get_args_parser()
+        text = application.get_help(template, settings, parser, resolve=False)
         sys.stdout.write(f"{text}\n")
     elif args.cfg:
         application.show_cfg(name, words, args.cfg, args.package, args.resolve)
@@ -194,40 +190,41 @@ def check(config: DictConfig) -> None:
     settings = node.get("hydra")
     if not isinstance(settings, Mapping):
         raise _refused("hydra", settings)
-    for part, wanted in FIXED.items():
+    for part, fixed in FIXED.items():
         value = settings.get(part)
         if part == "job" and isinstance(value, Mapping):
             value = {"env_set": value.get("env_set")}
         if part == "sweeper" and isinstance(value, Mapping):
-            _check_grid(value.get("params"))
+            if not _is_grid(value.get("params")):
+                raise _refused("hydra.sweeper.params", value["params"])
             value = {key: v for key, v in value.items() if key not in ("params", "max_batch_size")}
-        if value != wanted:
-            raise _refused(*_difference(f"hydra.{part}", value, wanted))
+        if value != fixed:
+            raise _refused(*_difference(f"hydra.{part}", value, fixed))
 
 
-def _check_grid(params: Any) -> None:
-    """Checks that `hydra.sweeper.params`, the grid of a sweep, holds plain values."""
-    plain = isinstance(params, Mapping | type(None)) and all(
+def _is_grid(params: object) -> bool:
+    """Whether `hydra.sweeper.params` holds plain values only."""
+    if not isinstance(params, Mapping):
+        return params is None
+    return all(
         not key.startswith("_")
-        and (value is None or isinstance(value, bool | int | float | str))
+        and isinstance(value, bool | int | float | str | None)
         and "${" not in str(value)
-        for key, value in (params or {}).items()
+        for key, value in params.items()
     )
-    if not plain:
-        raise _refused("hydra.sweeper.params", params)
 
 
-def _difference(path: str, value: Any, wanted: Any) -> tuple[str, Any]:
+def _difference(path: str, value: object, fixed: object) -> tuple[str, object]:
     """The first inner value that differs from the fixed one, with its path."""
     if isinstance(value, Mapping):
-        inner = wanted if isinstance(wanted, Mapping) else {}
+        inner = fixed if isinstance(fixed, Mapping) else {}
         for key, own in value.items():
             if key not in inner or inner[key] != own:
                 return _difference(f"{path}.{key}", own, inner.get(key))
     return path, value
 
 
-def _refused(path: str, value: Any) -> UsageError:
+def _refused(path: str, value: object) -> UsageError:
     return UsageError(
         f"the configuration sets {shown(path)} to {shown(value)}, which is refused: what Hydra "
         "itself runs (launcher, sweeper, callbacks, logging, environment) is fixed. Remove it; "

@@ -1,7 +1,7 @@
-"""The configurations of the merging methods: the class, the options and their defaults.
+"""The configurations of the merging methods: class, options, defaults.
 
-They are read from the source of the methods, so that composing a configuration, or `--help`, does
-not import PyTorch. Methods registered elsewhere come from the registry.
+Read from the source of the methods, so that composing a configuration, or `--help`, does not
+import PyTorch. Methods registered elsewhere come from the registry.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 from tangent_arithmetic.merging.registry import METHODS, OWN, RESERVED, algorithm_name
 
 FOLDER = Path(__file__).parent / "methods"
-MISSING = "???"  # Hydra's mark of a value that has to be set
-OF_THE_RUN = "seed"  # an option that is set by the key of this name beside the group `method`
+MISSING = "???"  # Hydra's mark of a required value
+NAMES = {"algorithm", "config"}
+SEED = "seed"  # this option is set by the key beside the group `method`
 
 
 def configurations() -> dict[str, dict[str, Any]]:
@@ -36,7 +37,7 @@ def _node(algorithm: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         name: MISSING if value is inspect.Parameter.empty else value
         for name, value in defaults.items()
-        if name != OF_THE_RUN
+        if name != SEED
     }
     return {"_target_": f"{OWN}{algorithm}", **options}
 
@@ -47,13 +48,10 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for call in getattr(function, "decorator_list", ()):
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "merging_method":
                 name = ast.literal_eval(call.args[0])
-                names = {
-                    word.arg: ast.literal_eval(word.value)
-                    for word in call.keywords
-                    if word.arg in ("algorithm", "config")
-                }
-                algorithm = names.get("algorithm") or algorithm_name(name)
-                yield names.get("config") or name, _node(algorithm, _defaults(function))
+                words = {word.arg: word.value for word in call.keywords}
+                names = {key: ast.literal_eval(words[key]) for key in NAMES & words.keys()}
+                algorithm = names.get("algorithm", algorithm_name(name))
+                yield names.get("config", name), _node(algorithm, _defaults(function))
 
 
 def _defaults(function: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tangent_arithmetic.encoders.loading import resolve
+from tangent_arithmetic.encoders.registry import load_linear, load_standard
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.weights import Weights, held, open_clip_vision, open_weights
 from tangent_arithmetic.run.args import Config
@@ -18,7 +19,6 @@ from tangent_arithmetic.run.modes import trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
-from tangent_arithmetic.storage.checkpoints import ENCODERS
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path | Weights
 
@@ -58,19 +58,20 @@ class ModelPool:
         return self._open[name]
 
     def _opened(self, name: str) -> Weights:
-        model = self.models[name]
-        if isinstance(model, Weights):
-            return model
-        if isinstance(model, nn.Module):
-            return held(_state_of(model))
-        if isinstance(model, Mapping):
-            return held(model)
-        if isinstance(model, str | Path):
-            return type(self).opened_by(model)
-        raise UsageError(
-            f"the model {name} must be a module, a state dict or a path, got a "
-            f"{type(model).__name__}"
-        )
+        match self.models[name]:
+            case Weights() as weights:
+                return weights
+            case nn.Module() as module:
+                return held(_state_of(module))
+            case Mapping() as state:
+                return held(state)
+            case str() | Path() as place:
+                return type(self).opened_by(place)
+            case other:
+                raise UsageError(
+                    f"the model {name} must be a module, a state dict or a path, got a "
+                    f"{type(other).__name__}"
+                )
 
     @property
     def base_name(self) -> str:
@@ -90,11 +91,11 @@ class ModelPool:
                 fine-tuned from other weights, or if linear and standard models are mixed.
         """
         problems = []
-        opened = {name: self.weights(name) for name in (self.base_name, *self.model_names)}
         for name in self.model_names:
+            base, model = self.base, self.weights(name)
             try:
-                statedict.check_same(self.base.outline, opened[name].outline)
-            except ValueError as error:
+                statedict.check_same(base.outline, model.outline)
+            except UsageError as error:
                 listed = str(error).partition("\n")[2]
                 problems.append(f"{self.base_name} (first) and {name} (second):\n{listed}")
         if problems:
@@ -124,33 +125,21 @@ class ModelPool:
         """A new model with merged weights, of the same kind as the models of the pool.
 
         Returns:
-            A module like the base model; for checkpoints of encoders an `ImageEncoder` or a
-            `LinearizedImageEncoder`; else the state dict.
+            A module like the base model; for checkpoints of encoders an encoder; else the state
+            dict.
         """
         base = self.models[self.base_name]
         if isinstance(base, nn.Module):
             module = copy.deepcopy(base)
             statedict.copy_into(_state_of(module), state, "the model and the merged weights")
             return module
-        kind = self.weights(self.model_names[0]).kind
-        if kind in ENCODERS and not isinstance(base, Mapping):
-            return self._encoder(kind, state)
-        return state
-
-    def _encoder(self, kind: str, state: dict[str, Tensor]) -> Any:
-        from tangent_arithmetic.encoders.clip import model_in
-        from tangent_arithmetic.encoders.images import ImageEncoder
-        from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
-
-        name = model_in(self.base.facts, state, self.base_name)
-        encoder = ImageEncoder.without_weights(name)
-        if kind == "image_encoder":
-            encoder.load_weights(state)
-            return encoder
-        encoder.load_weights(dict(self.base.tensors))
-        linear = LinearizedImageEncoder(image_encoder=encoder)
-        linear.load_weights(state)
-        return linear
+        model = self.weights(self.model_names[0])
+        if not (model.is_encoder and self.base.files):
+            return state
+        load = load_linear if model.is_linear else load_standard
+        encoder: Any = load(self.base.files[0])
+        encoder.load_weights(state)
+        return encoder
 
 
 class CLIPVisionModelPool(ModelPool):
@@ -160,15 +149,10 @@ class CLIPVisionModelPool(ModelPool):
 
 
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module; for an encoder those of the vision tower."""
+    """The weights of a module; for an encoder those that it saves."""
     weights = getattr(module, "weights", None)
     state = weights() if callable(weights) else module.state_dict()
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def as_pool(models: ModelPool | Mapping[str, Model]) -> ModelPool:
-    """The models as a pool."""
-    return models if isinstance(models, ModelPool) else ModelPool(models)
 
 
 def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> ModelPool:

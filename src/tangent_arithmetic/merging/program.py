@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -18,19 +19,14 @@ from tangent_arithmetic.merging.methods import get_method
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.saving import SHARD, check_target, recipe, save_merged
 from tangent_arithmetic.merging.stream import Merge, merged_state
-from tangent_arithmetic.merging.targets import (
-    algorithm_of,
-    data_folder,
-    device_settings,
-    pool_of,
-    task_pool_of,
-)
+from tangent_arithmetic.merging.targets import algorithm_of, device_settings, pool_of, task_pool_of
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.storage.reading import read_json
 
 if TYPE_CHECKING:
+    from tangent_arithmetic.encoders.base import Encoder
     from tangent_arithmetic.merging.results import Record
     from tangent_arithmetic.merging.taskpools import TaskPool
 
@@ -69,23 +65,25 @@ class Job:
         Raises:
             UsageError: if something in it is not supported.
         """
-        with _understood():
+        with _usage_errors():
             settings = device_settings(config["fabric"])
-            settings["data_location"] = data_folder(config["path"])
+            settings["data_location"] = str(expanded(str(config["path"].get("data_dir", "data"))))
             node = dict(config["method"])
             if auto := node.get("scaling_factor") == AUTO:
                 node["scaling_factor"] = 1.0
             algorithm, pool = algorithm_of(node, config.get("seed")), pool_of(config["modelpool"])
             tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
             target = config.get("merged_model_save_path") or None
-            report_path, saving = _report_path(config), _saving(config)
-            return cls(algorithm, auto, pool, tasks, target, saving, report_path)
+            report = str(config.get("report_save_path") or "")
+            path = expanded(report.replace("{log_dir}", str(config["path"]["log_dir"])))
+            saving = _saving(config)
+            return cls(algorithm, auto, pool, tasks, target, saving, path if report else None)
 
     def check(self, merge: Merge) -> Record | None:
         """Checks, before the work, that all results can be written.
 
         Returns:
-            The place of the merge among the results of a run, if it belongs there.
+            The place of the merge among the results of a run, or None.
 
         Raises:
             UsageError: if they cannot.
@@ -101,14 +99,14 @@ class Job:
         return record
 
     def merged(self, merge: Merge) -> Mapping[str, Tensor] | None:
-        """Merges, and saves if a path is given; the merged weights, if they are to be evaluated."""
+        """Merges and saves; returns the merged weights if there are tasks to evaluate them on."""
         if self.target is None:
             return None if self.tasks is None else merged_state(merge)
         written = save_merged(merge, self.target, **self.saving)
         logger.info("wrote %s", written)
         if self.tasks is None:
             return None
-        return dict(type(self.pool).opened_by(written).tensors)  # evaluate what was written
+        return dict(type(self.pool).opened_by(written).tensors)  # evaluates the written file
 
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +127,9 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"dry_run": True, "method": repr(job.algorithm), "models": list(job.pool.models)}
     merge = job.algorithm.merge(job.pool, show=True)
     record = job.check(merge)
-    report: dict[str, Any] = {"model_info": _model_info(job.pool)}
+    size = sum(value.numel() for value in job.pool.base.outline.values())
+    info = {"trainable_params": size, "all_params": size, "trainable_percentage": 1.0}
+    report: dict[str, Any] = {"model_info": info}
     if job.auto:
         if job.tasks is None:
             raise UsageError(
@@ -139,12 +139,14 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         report["scaling_factor"] = chosen
         options = {**job.algorithm.options, "scaling_factor": chosen["coefficient"]}
         merge = type(job.algorithm)(**options).merge(job.pool, show=True)
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "merge"):
-        state = job.merged(merge)
+    times = [time.monotonic()]
+    state = job.merged(merge)
+    times.append(time.monotonic())
     if job.tasks is not None and state is not None:
-        with _timed(seconds, "evaluate"):
-            report |= job.tasks.evaluate(job.tasks.encoder(job.pool, state))
+        report |= job.tasks.evaluate(job.tasks.encoder(job.pool, state))
+        times.append(time.monotonic())
+    spans = [round(end - begin, 2) for begin, end in itertools.pairwise(times)]
+    seconds = dict(zip(("merge", "evaluate"), spans, strict=False))
     report |= {"merge": recipe(merge), "seconds": seconds}
     if job.report_path is not None:
         write_json(job.report_path, report)
@@ -155,7 +157,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _understood() -> Iterator[None]:
+def _usage_errors() -> Iterator[None]:
     """Turns any error while a configuration is resolved into a `UsageError`."""
     try:
         yield
@@ -182,35 +184,12 @@ def _saving(config: Mapping[str, Any]) -> dict[str, Any]:
     return saving
 
 
-def _model_info(pool: ModelPool) -> dict[str, float]:
-    size = sum(value.numel() for value in pool.base.outline.values())
-    return {"trainable_params": size, "all_params": size, "trainable_percentage": 1.0}
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    begun = time.monotonic()
-    yield
-    seconds[name] = round(time.monotonic() - begun, 2)
-
-
-def _report_path(config: Mapping[str, Any]) -> Path | None:
-    target = config.get("report_save_path")
-    if not target:
-        return None
-    named = str(target).replace("{log_dir}", str(config["path"]["log_dir"]))
-    return expanded(named)
-
-
 def _check_report(path: Path, place: Path | None) -> None:
-    """Checks that the report can be written, and that it replaces only another report.
+    """Checks that the report can be written, and replaces neither the model nor another file.
 
     Args:
         path: the path of the report.
         place: the path of the merged model, or None.
-
-    Raises:
-        UsageError: if it cannot.
     """
     if place is not None and path.resolve() == place.resolve():
         raise UsageError(
@@ -224,8 +203,8 @@ def _check_report(path: Path, place: Path | None) -> None:
 def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool) -> dict[str, Any]:
     """The coefficient from 0 to 1 with the best mean accuracy on the tasks' validation splits.
 
-    Accuracies are normalised by those of the pool's own model of each task, if every task has one.
-    The smallest of several best coefficients is chosen.
+    Accuracies are normalised by those of the pool's single-task models, if every task has one. Of
+    several best coefficients, the smallest is chosen.
 
     Args:
         algorithm: the method, with scaling factor 1.
@@ -248,11 +227,11 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool
     tau = _difference(tasks.encoder(pool, merged), encoder)
     coefs = coefficients(POINTS)
     swept = tasks.sweep(encoder, tau, coefs)
-    own = set(swept) <= set(pool.model_names)
+    normalised = set(swept) <= set(pool.model_names)
     best = dict.fromkeys(swept, 1.0)
-    for name in swept if own else ():
-        state = {key: pool.weights(name).read(key) for key in pool.base.outline}
-        step = _difference(tasks.encoder(pool, state), encoder)
+    for name in swept if normalised else ():
+        single = tasks.encoder(pool, dict(pool.weights(name).tensors))
+        step = _difference(single, encoder)
         best[name] = tasks.measure(encoder, name, step, [1.0], True)[0]["accuracy"]
     means = {
         str(coef): {"mean": sum(swept[n][i] / best[n] for n in swept if best[n]) / len(swept)}
@@ -260,27 +239,25 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool
     }
     return {
         "coefficient": find_optimal_coef(means, "mean"),
-        "metric": "mean normalised accuracy" if own else "mean accuracy",
+        "metric": "mean normalised accuracy" if normalised else "mean accuracy",
         "validation": {coef: value["mean"] for coef, value in means.items()},
     }
 
 
 @torch.no_grad()
-def _difference(moved: Any, start: Any) -> dict[str, Tensor]:
-    theta, theta0 = moved.weights(), start.weights()
+def _difference(encoder: Encoder, start: Encoder) -> dict[str, Tensor]:
+    theta0 = start.weights()
     return {
         name: (value.float() - theta0[name].float()).cpu()
-        for name, value in theta.items()
+        for name, value in encoder.weights().items()
         if value.is_floating_point()
     }
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
     """The accuracies of a report, as lines to print."""
-    rows = {
-        name: row for name, row in report.items() if isinstance(row, Mapping) and "accuracy" in row
-    }
-    width = max([len(name) for name in rows], default=0)
+    rows = {n: row for n, row in report.items() if isinstance(row, Mapping) and "accuracy" in row}
+    width = max(map(len, rows), default=0)
     return [
         f"{name:<{width}}  {100 * row['accuracy']:5.1f} %  loss {row['loss']:.4f}"
         for name, row in rows.items()

@@ -65,6 +65,11 @@ class Piece:
         for theta in self.thetas:
             yield theta - self.base
 
+    def by_model(self) -> dict[str, Tensor]:
+        """The pieces of all models, by the models' names."""
+        pieces = dict(zip(self.models, self.thetas, strict=True))
+        return pieces if self.theta0 is None else {**pieces, PRETRAINED: self.theta0}
+
 
 Pieces = Callable[[], Iterator[Piece]]
 
@@ -109,15 +114,15 @@ class Method:
     types: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options of the method: the given ones, and defaults for the others.
+        """All options of the method, with defaults for those not in `given`.
 
         Raises:
             UsageError: for an unknown option, a missing one, or one of the wrong type.
         """
         for name in given:
+            if not self.defaults:
+                raise UsageError(f"{self.name} has no options, got {name!r}")
             if name not in self.defaults:
-                if not self.defaults:
-                    raise UsageError(f"{self.name} has no options, got {name!r}")
                 raise UsageError(
                     f"{self.name} has no option {name!r}; its options are "
                     f"{', '.join(closest(name, self.defaults))}"
@@ -131,14 +136,16 @@ class Method:
         """The options that differ from their defaults."""
         return {n: value for n, value in options.items() if value != _plain(self.defaults[n])}
 
-    def _typed(self, name: str, value: Any) -> Any:
+    def _typed(self, name: str, value: object) -> Any:
         """An option as a plain Python value of its annotated type."""
         kind = self.types.get(name)
         plain = _plain(value)
         if get_origin(kind) is Literal and plain not in (choices := get_args(kind)):
             raise unknown(name, str(plain), choices)
-        if kind in EXPECTED and not _is_of(plain, kind):
-            raise UsageError(f"{self.name}'s {name} must be {EXPECTED[kind]}, got {value!r}")
+        if kind in TYPES:
+            expected, fits = TYPES[kind]
+            if not fits(plain):
+                raise UsageError(f"{self.name}'s {name} must be {expected}, got {value!r}")
         return plain
 
 
@@ -157,19 +164,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    if kind in (Sequence[float], Sequence[str]):
-        (inner,) = get_args(kind)
-        return isinstance(value, list) and all(_is_of(each, inner) for each in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-EXPECTED: dict[Any, str] = {
-    float: "a number", int: "an integer", bool: "true or false", str: "a string",
-    Sequence[float]: "a list of numbers", Sequence[str]: "a list of names",
-}  # fmt: skip
+# annotation -> its name in messages, and a check of plain values
+TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    float: ("a number", _is_number),
+    int: ("an integer", lambda value: type(value) is int),
+    bool: ("true or false", lambda value: type(value) is bool),
+    str: ("a string", lambda value: type(value) is str),
+    Sequence[float]: ("a list of numbers", lambda v: type(v) is list and all(map(_is_number, v))),
+    Sequence[str]: ("a list of names", lambda v: type(v) is list and {*map(type, v)} <= {str}),
+}
 METHODS: dict[str, Method] = {}
 
 
@@ -211,10 +218,8 @@ def merging_method(
         types: dict[str, Any] = {}
         with contextlib.suppress(NameError):  # an annotation imported for type checkers only
             types = get_type_hints(function)
-        label, path = names["algorithm"], names["config"]
-        METHODS[name] = Method(
-            name, function, source, label, path, defaults=defaults, types=types, **facts
-        )
+        derived: dict[str, Any] = {**names, "defaults": defaults, "types": types}
+        METHODS[name] = Method(name, function, source, **derived, **facts)
         return function
 
     return register

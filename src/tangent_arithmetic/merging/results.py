@@ -1,7 +1,7 @@
-"""Results of merges, kept among those of the run whose models were merged.
+"""Results of merges, stored among the results of the run whose models were merged.
 
-A merge has a file of its own, `merging-<label>.json`, in the format of the task additions: "test",
-"coefficient", "val" and "provenance", and in addition "merge", the label and the recipe.
+The file of a merge, `merging-<label>.json`, has the format of the task additions ("test",
+"coefficient", "val", "provenance"), and in addition "merge", the label and the recipe.
 """
 
 from __future__ import annotations
@@ -60,11 +60,7 @@ class Record:
         check_targets(self.run, self.path)
 
     def write(self, merge: Merge, report: Mapping[str, Any]) -> None:
-        """Writes the results of a merge, as its report has them."""
-        write_results(self.path, self._results(merge, report), self.run)
-        logger.info("wrote %s", self.path)
-
-    def _results(self, merge: Merge, report: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the results of a merge from its report."""
         run, weights = self.run, merge.pool.weights
         hashes = {name: str(weights(name).facts["hash"]) for name in merge.pool.model_names}
         test = {f"{task}:top1": report[task]["accuracy"] for task in run.tasks}
@@ -83,17 +79,18 @@ class Record:
             checkpoints=hashes,
             splits=run.data.split_hashes(run.tasks),
         )
-        return results
+        write_results(self.path, results, run)
+        logger.info("wrote %s", self.path)
 
     def _references(self, merge: Merge, hashes: Mapping[str, str]) -> dict[str, float]:
-        """Accuracies of the single-task encoders, if they were evaluated; else nothing."""
-        run, mode = self.run, "linear" if is_linear(merge) else "standard"
+        """Accuracies of the single-task encoders; empty if they were not evaluated."""
+        run, mode = self.run, "linear" if merge.thetas[-1].is_linear else "standard"
         if not set(run.tasks) <= hashes.keys():
             return {}
-        own, made_by = {t: hashes[t] for t in run.tasks}, command("eval_single_task", run, mode)
+        used, made_by = {t: hashes[t] for t in run.tasks}, command("eval_single_task", run, mode)
         path = accuracies_path(run, mode)
         try:
-            singles = require_results(path, run, self.theta0_hash, made_by, own, run.tasks)
+            singles = require_results(path, run, self.theta0_hash, made_by, used, run.tasks)
         except UsageError as error:
             logger.info("accuracies are not normalised: %s", error)
             return {}
@@ -126,7 +123,7 @@ def label_of(run: Run, merge: Merge, auto: bool) -> str:
         options = {**options, "scaling_factor": "auto"}
     words = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
     parts = [merge.method.name + (f" ({words})" if words else "")]
-    if is_linear(merge):
+    if merge.thetas[-1].is_linear:
         parts.append("linear")
     tasks = list(run.suite.tasks)
     if merge.pool.model_names != tasks:
@@ -134,8 +131,3 @@ def label_of(run: Run, merge: Merge, auto: bool) -> str:
     if run.tasks != tasks:
         parts.append(f"on {'+'.join(run.tasks)}")
     return ", ".join(parts)
-
-
-def is_linear(merge: Merge) -> bool:
-    """Whether the merged models are linear."""
-    return merge.thetas[-1].kind == "linearized_image_encoder"

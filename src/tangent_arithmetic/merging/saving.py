@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from tangent_arithmetic.runtime.atomic import (
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.private import expanded, without_home
 from tangent_arithmetic.storage import checkpoints
-from tangent_arithmetic.storage.checkpoints import ENCODERS, FORMAT, THETA0, as_safetensors
+from tangent_arithmetic.storage.checkpoints import FORMAT, THETA0, as_safetensors
 from tangent_arithmetic.storage.reading import read_json, read_text, readable
 
 RECIPE = "merge_recipe.json"
@@ -45,19 +45,16 @@ SHARD = "5GB"
 
 
 def recipe(merge: Merge) -> dict[str, Any]:
-    """The recipe of a merge: method, options, and the identity of the models.
-
-    It is stored in the merged model and contains no home folder.
-    """
+    """The recipe of a merge, as stored with the result: method, options, identity of the models."""
     models = [*([PRETRAINED] if merge.theta0 else []), *merge.pool.model_names]
-    content: dict[str, Any] = without_home({
+    content = {
         "method": merge.method.name,
         "source": merge.method.source,
         "options": merge.options,
         "models": {name: merge.pool.weights(name).identity() for name in models},
         "version": __version__,
-    })  # fmt: skip
-    return content
+    }
+    return dict(without_home(content))
 
 
 def save_merged(
@@ -67,8 +64,7 @@ def save_merged(
 
     Our encoders give a checkpoint of ours, `.safetensors`; other models a file if the name ends in
     `.safetensors`, else a Hugging Face folder with the base model's configuration. The result is
-    written completely or not at all, with its recipe. Only files of an earlier merge are replaced;
-    other files in a folder stay.
+    written atomically, with its recipe. It replaces only files of an earlier merge.
 
     Args:
         merge: the merge.
@@ -84,10 +80,9 @@ def save_merged(
             written.
     """
     path = check_target(merge, path, max_shard_size)
-    kind = merge.thetas[-1].kind
     with disk_errors(path):
-        if kind in ENCODERS:
-            _write_encoder(merge, path, kind, fsync)
+        if merge.thetas[-1].is_encoder:
+            _write_encoder(merge, path, fsync)
         elif _is_file(path):
             write_file(path, merge.pool.base.outline, merge.parts(), _metadata(merge), fsync=fsync)
         else:
@@ -109,10 +104,10 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
     Raises:
         UsageError: if it cannot be written.
     """
-    named, limit = expanded(path), size_of(max_shard_size)
-    path = named
+    path, limit = expanded(path), size_of(max_shard_size)
     with readable(path, "a path for the merged model"), disk_errors(path):
-        if merge.thetas[-1].kind in ENCODERS or _is_file(path):
+        if merge.thetas[-1].is_encoder or _is_file(path):
+            named = path
             path = as_safetensors(path.with_suffix("") if path.suffix == ".bin" else path)
             _refuse_inputs(merge, path, [named, path])
             _check_file(path)
@@ -131,10 +126,9 @@ def _is_file(path: Path) -> bool:
 
 
 def _refuse_inputs(merge: Merge, path: Path, outputs: Sequence[Path]) -> None:
-    """Refuses to overwrite one of the merged models, or to write into its folder.
+    """Refuses to overwrite a merged model, to write into its folder, or to take precedence over it.
 
-    A file that would be read instead of one of them is refused too: `.safetensors` takes
-    precedence over `.pt`.
+    `.safetensors` is read instead of `.pt`.
     """
     target, existing = path.resolve(), [each for each in outputs if each.exists()]
     for name in merge.pool.models:
@@ -153,14 +147,11 @@ def _check_file(path: Path) -> None:
     """Refuses an existing path that no merge has written."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder; expected a file or a new path")
-    if path.exists():
-        try:
-            written_recipe(path)
-        except UsageError as error:
-            raise UsageError(
-                f"{path} exists and is not the result of a merge, so it is not replaced; choose "
-                "another file, or remove it"
-            ) from error
+    if path.exists() and not _has_recipe(path):
+        raise UsageError(
+            f"{path} exists and is not the result of a merge, so it is not replaced; choose "
+            "another file, or remove it"
+        )
 
 
 def _file_names(merge: Merge, limit: int) -> list[str]:
@@ -174,12 +165,11 @@ def _others(path: Path, names: Sequence[str]) -> list[str]:
     """The names in a folder that do not belong to an earlier merge, and therefore stay.
 
     Args:
-        path: the folder; it need not exist.
+        path: the folder, which need not exist.
         names: the files to write into it.
 
     Raises:
-        UsageError: if the folder has content but no earlier merge, or if one of the files would
-            replace a file that is not of that merge.
+        UsageError: if no earlier merge wrote the folder, or one of `names` would be replaced.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; expected a folder or a new path")
@@ -219,9 +209,7 @@ def _is_own(file: Path, digest: Any) -> bool:
         return False
     if digest is not None:
         return bool(_digest(file) == digest)
-    with contextlib.suppress(UsageError):
-        return bool(written_recipe(file))
-    return False
+    return _has_recipe(file)
 
 
 def _digest(file: Path) -> str | None:
@@ -235,35 +223,30 @@ def _metadata(merge: Merge) -> dict[str, str]:
     return {"format": "pt", "merge_recipe": json.dumps(recipe(merge), sort_keys=True)}
 
 
-def _write_encoder(merge: Merge, path: Path, kind: str, fsync: bool) -> None:
+def _write_encoder(merge: Merge, path: Path, fsync: bool) -> None:
     """Writes one of our checkpoints; a linear one also holds the expansion point."""
     outline, parts = dict(merge.pool.base.outline), merge.parts()
-    base = merge.theta0
+    model, base = merge.thetas[-1], merge.theta0
     info = {"model": merge.pool.base.facts.get("model"), "merge_recipe": recipe(merge)}
-    if kind == "linearized_image_encoder":
+    if model.is_linear:
         if base is None:
             raise UsageError(f"linear models need the pre-trained model, named {PRETRAINED}")
         outline |= {THETA0 + name: value for name, value in base.outline.items()}
-        parts = chain(parts, _copied(base))
+        copied = (Part(THETA0 + n, 0, base.read(n).reshape(-1)) for n in sorted(base.outline))
+        parts = chain(parts, copied)
     facts = {
         "format": FORMAT,
-        "kind": kind,
+        "kind": model.kind,
         "theta0_hash": str(base.facts.get("hash") or "") if base else "",
         "info": json.dumps(info, sort_keys=True),
     }
     write_file(path, outline, parts, facts, hashed=True, fsync=fsync)
 
 
-def _copied(base: Any) -> Iterator[Part]:
-    for name in sorted(base.outline):
-        yield Part(THETA0 + name, 0, base.read(name).reshape(-1))
-
-
 def _write_folder(merge: Merge, path: Path, limit: int, fsync: bool) -> None:
     base, metadata, names = merge.pool.base, _metadata(merge), _file_names(merge, limit)
     with new_folder(path, lambda: _others(path, names)) as folder:
-        if base.folder is not None:
-            _copy_configuration(base.folder, folder, isinstance(merge.pool, CLIPVisionModelPool))
+        _copy_configuration(base.folder, folder, isinstance(merge.pool, CLIPVisionModelPool))
         write_shards(folder, base.outline, merge.parts(), metadata, limit, fsync)
         files = {file.name: _digest(file) for file in sorted(folder.iterdir())}
         write_json(folder / RECIPE, {**recipe(merge), "files": files})
@@ -279,7 +262,7 @@ def _configuration(folder: Path | None) -> list[Path]:
     ]
 
 
-def _copy_configuration(source: Path, target: Path, vision: bool) -> None:
+def _copy_configuration(source: Path | None, target: Path, vision: bool) -> None:
     """Copies the configuration without home folders; of a complete CLIP the vision part."""
     for file in _configuration(source):
         shutil.copyfile(file, target / file.name)
@@ -293,10 +276,10 @@ def _copy_configuration(source: Path, target: Path, vision: bool) -> None:
         return
     content = read_json(config)
     if content.get("model_type") == "clip":
-        given = content.get("vision_config")
-        inner = dict(given) if isinstance(given, dict) else {}
-        inner.setdefault("projection_dim", content.get("projection_dim", 512))
-        content = {**inner, "model_type": "clip_vision_model"}
+        own = content.get("vision_config")
+        inner = own if isinstance(own, dict) else {}
+        projection = {"projection_dim": content.get("projection_dim", 512)}
+        content = {**projection, **inner, "model_type": "clip_vision_model"}
     content["architectures"] = ["CLIPVisionModel"]
     write_text(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -319,3 +302,9 @@ def written_recipe(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path} was not written by a merge")
     return content
+
+
+def _has_recipe(path: Path) -> bool:
+    with contextlib.suppress(UsageError):
+        return bool(written_recipe(path))
+    return False

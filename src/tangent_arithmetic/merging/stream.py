@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED, Method, Piece
-from tangent_arithmetic.merging.weights import Weights
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.logs import byte_progress
 from tangent_arithmetic.storage import statedict
@@ -29,9 +28,9 @@ class Part:
     values: Tensor
 
 
-def is_finite(values: Tensor) -> bool:
+def is_finite(*tensors: Tensor) -> bool:
     """Whether all numbers are finite."""
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+    return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in tensors)
 
 
 class Merge:
@@ -65,20 +64,17 @@ class Merge:
         pool.check()
         self.theta0 = pool.base if pool.has_pretrained else None
         self.thetas = [pool.weights(name) for name in self.models]
+        extra = [self.theta0] if self.theta0 and PRETRAINED not in self.models else []
+        self.inputs = [*extra, *self.thetas]  # read in one pass
         self.names = sorted(pool.base.outline)
         self.floating = [
             name
             for name in self.names
-            if all(statedict.takes_part(weights.outline[name]) for weights in self._read())
+            if all(statedict.is_real_float(weights.outline[name]) for weights in self.inputs)
         ]
-        ties = statedict.joined(*(weights.ties for weights in (pool.base, *self._read())))
-        self.ties = statedict.agreed(ties, *(weights.tensors for weights in self._read()))
-        self.bytes = sum(weights.nbytes for weights in self._read())
-
-    def _read(self) -> list[Weights]:
-        """The models that one pass reads."""
-        apart = self.theta0 is not None and PRETRAINED not in self.models
-        return [*([self.theta0] if apart and self.theta0 else []), *self.thetas]
+        ties = statedict.merge_ties(*(weights.ties for weights in (pool.base, *self.inputs)))
+        self.ties = statedict.consistent_ties(ties, *(weights.tensors for weights in self.inputs))
+        self.bytes = sum(weights.nbytes for weights in self.inputs)
 
     def parts(self) -> Iterator[Part]:
         """The merged tensors in the order of their names, each in one or several parts.
@@ -91,50 +87,45 @@ class Merge:
             UsageError: if weights are NaN or infinite, in a model or after merging, or out of the
                 range of their dtype.
         """
-        self._say_left_out()
-        given = dict(self.options)
+        first, *others = self.inputs
+        excluded = [
+            name
+            for name in self.names
+            if name not in self.floating
+            and not all(statedict.equal(first.read(name), each.read(name)) for each in others)
+        ]
+        statedict.warn_excluded("the models", tuple(excluded))
+        arguments = dict(self.options)
         if self.method.prepare is not None:
-            given["statistics"] = self.method.prepare(self._looked_at, **self.options)
+            arguments["statistics"] = self.method.prepare(self._finite_pieces, **self.options)
         with self._progress("merging") as advance:
             for name in self.names:
                 if name in self.floating and self.pool.base.outline[name].numel():
-                    yield from self._merged(name, given, advance)
+                    yield from self._merged(name, arguments, advance)
                 else:
                     yield Part(name, 0, self.pool.base.read(name).reshape(-1))
 
-    def _say_left_out(self) -> None:
-        first, *others = self._read()
-        statedict.say_left_out(
-            "the models",
-            tuple(
-                name
-                for name in self.names
-                if name not in self.floating
-                and not all(statedict.equal(first.read(name), each.read(name)) for each in others)
-            ),
-        )
-
     def _merged(
-        self, name: str, given: dict[str, Any], advance: Callable[[int], Any]
+        self, name: str, arguments: dict[str, Any], advance: Callable[[int], Any]
     ) -> Iterator[Part]:
         dtype = self.pool.base.outline[name].dtype
-        checked = self.method.drops and self.method.prepare is None
+        unchecked = self.method.drops and self.method.prepare is None
         for piece in self._pieces(name):
-            if checked:
+            if unchecked:
                 self._is_finite(piece)
-            merged = self.method.function(piece, **given)
+            merged = self.method.function(piece, **arguments)
             if not is_finite(merged):
                 merged = self._not_finite(piece)
             if merged.dtype != dtype:
-                merged = statedict.stored(merged, dtype, name, start=piece.start)
+                merged = statedict.round_to(merged, dtype, name, start=piece.start)
             yield Part(name, piece.start, merged)
-            advance(len(merged) * dtype.itemsize * len(self._read()))
+            advance(len(merged) * dtype.itemsize * len(self.inputs))
 
-    def _looked_at(self) -> Iterator[Piece]:
+    def _finite_pieces(self) -> Iterator[Piece]:
         """One pass over the weights, for `prepare`."""
         with self._progress("reading") as advance:
             for name in (name for name in self.floating if name not in self.ties):
-                size = self.pool.base.outline[name].dtype.itemsize * len(self._read())
+                size = self.pool.base.outline[name].dtype.itemsize * len(self.inputs)
                 for piece in self._pieces(name):
                     if self._is_finite(piece):
                         yield piece
@@ -145,22 +136,21 @@ class Merge:
         base = self.pool.base.outline[name]
         base_device = self.pool.base.read(name).device
         whole = [weights.read(name).reshape(-1) for weights in self.thetas]
-        start0 = None if self.theta0 is None else self.theta0.read(name).reshape(-1)
-        types = [value.dtype for value in (*whole, *([] if start0 is None else [start0]))]
+        whole0 = None if self.theta0 is None else self.theta0.read(name).reshape(-1)
+        types = {value.dtype for value in (*whole, whole0) if value is not None}
         wide = torch.float64 if torch.float64 in types else torch.float32
 
         def cut(values: Tensor, start: int) -> Tensor:
             return values[start : start + PIECE].to(base_device, wide)
 
         for start in range(0, base.numel(), PIECE):
-            theta0 = None if start0 is None else cut(start0, start)
+            theta0 = None if whole0 is None else cut(whole0, start)
             thetas = tuple(cut(values, start) for values in whole)
             yield Piece(first, tuple(base.shape), start, theta0, thetas, tuple(self.models))
 
     def _is_finite(self, piece: Piece) -> bool:
         """Whether a piece is finite in all models; an error if it is not and the models differ."""
-        everyone = [*piece.thetas, *([] if piece.theta0 is None else [piece.theta0])]
-        if all(map(is_finite, everyone)):
+        if is_finite(*piece.by_model().values()):
             return True
         self._not_finite(piece)
         return False
@@ -171,9 +161,7 @@ class Merge:
         Raises:
             UsageError: if it is not; the message names the model, or the options.
         """
-        named = dict(zip(piece.models, piece.thetas, strict=True))
-        if piece.theta0 is not None:
-            named[PRETRAINED] = piece.theta0
+        named = piece.by_model()
         first = next(iter(named.values()))
         if all(torch.equal(values, first) for values in named.values()):
             return first.clone()

@@ -14,7 +14,6 @@ from tangent_arithmetic.merging.methods import METHODS
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
 from tangent_arithmetic.merging.registry import OWN
 from tangent_arithmetic.runtime.errors import UsageError, unknown
-from tangent_arithmetic.runtime.private import expanded
 
 if TYPE_CHECKING:
     from tangent_arithmetic.merging.taskpools import HubRows, TaskPool
@@ -30,12 +29,8 @@ POOLS: dict[str, type[ModelPool]] = {
     f"{OWN}CLIPVisionModelPool": CLIPVisionModelPool,
 }
 RUN_POOL = f"{OWN}run_pool"
-LOADERS = (
-    "transformers.AutoModel.from_pretrained",
-    "transformers.CLIPModel.from_pretrained",
-    "transformers.CLIPProcessor.from_pretrained",
-    "transformers.CLIPVisionModel.from_pretrained",
-)
+CLASSES = ("AutoModel", "CLIPModel", "CLIPProcessor", "CLIPVisionModel")
+LOADERS = tuple(f"transformers.{name}.from_pretrained" for name in CLASSES)
 TASK_POOLS = {
     "fusion_bench.taskpool.DummyTaskPool": "dummy",
     f"{OWN}DummyTaskPool": "dummy",
@@ -45,18 +40,24 @@ TASK_POOLS = {
 }
 ROWS = "datasets.load_dataset"
 HELD_OUT = "fusion_bench.utils.data.train_validation_split"
-IGNORED = {  # keys of FusionBench's configurations without a role here
-    "_target_", "_recursive_", "_usage_", "platform", "processor", "train_datasets",
-    "test_datasets", "val_datasets", "data_processor",
-}  # fmt: skip
+# keys of FusionBench's configurations that have no effect here
+IGNORED = {"_target_", "_recursive_", "_usage_", "platform", "processor", "data_processor"}
+IGNORED |= {"train_datasets", "test_datasets", "val_datasets"}
 OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose"}
+SUITE_KEYS = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size", "num_workers"}
+CLIP_KEYS = {*IGNORED, "base_model", "clip_model", "dataloader_kwargs"}
+CLIP_KEYS |= {"layer_wise_feature_save_path", "layer_wise_feature_first_token_only"}
+CLIP_KEYS |= {"layer_wise_feature_max_num"}
+# values of `fabric` -> those of --device and --precision
+DEVICES = {"auto": None, "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
+PRECISIONS = {"32": "fp32", "32-true": "fp32", "bf16": "bf16", "bf16-mixed": "bf16"}
 
 
 def target_of(node: Node, what: str) -> str:
     """The `_target_` of a group of the configuration.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if it has none.
     """
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str):
@@ -91,14 +92,18 @@ def pool_of(node: Node) -> ModelPool:
         raise unknown("modelpool._target_", target, (*POOLS, RUN_POOL))
     if node.get("platform") not in (None, "hf"):
         raise UsageError(f"unknown platform {node['platform']!r} of a model pool; choose from hf")
-    known = {*IGNORED, "models", "allow_base_mismatch"}
-    _refuse_unknown(node, known, "modelpool")
-    models = node.get("models")
-    if not isinstance(models, Mapping) or not models:
-        raise UsageError(f"modelpool.models must map names to models, got {models!r}")
-    places = {str(name): place_of(model, f"modelpool.models.{name}")
-              for name, model in models.items()}  # fmt: skip
+    _refuse_unknown(node, {*IGNORED, "models", "allow_base_mismatch"}, "modelpool")
+    models = _entries(node, "modelpool.models", "models")
+    places = {name: place_of(model, f"modelpool.models.{name}") for name, model in models.items()}
     return POOLS[target](places, bool(node.get("allow_base_mismatch", False)))
+
+
+def _entries(node: Node, where: str, what: str) -> dict[str, Any]:
+    """The named models or data sets in a group."""
+    entries = node.get(where.rpartition(".")[2])
+    if not isinstance(entries, Mapping) or not entries:
+        raise UsageError(f"{where} must map names to {what}, got {entries!r}")
+    return {str(name): entry for name, entry in entries.items()}
 
 
 def _run_pool(node: Node) -> ModelPool:
@@ -150,39 +155,23 @@ def task_pool_of(node: Node, settings: Node, fast_dev_run: bool = False) -> Task
     kind = TASK_POOLS[target]
     if kind == "dummy":
         return None
-    from tangent_arithmetic.merging import taskpools
+    from tangent_arithmetic.merging.taskpools import CLIPVisionModelTaskPool, SuiteTaskPool
 
     if kind == "suite":
-        known = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size",
-                 "num_workers"}  # fmt: skip
-        _refuse_unknown(node, known, "taskpool")
+        _refuse_unknown(node, SUITE_KEYS, "taskpool")
         own = {key: value for key, value in node.items() if key != "_target_" and value is not None}
-        return taskpools.SuiteTaskPool(**{**settings, **own}, fast_dev_run=fast_dev_run)
-    return _clip_task_pool(node, settings, fast_dev_run)
-
-
-def _clip_task_pool(node: Node, settings: Node, fast_dev_run: bool) -> TaskPool:
-    from tangent_arithmetic.merging import taskpools
-
-    known = {
-        *IGNORED, "base_model", "clip_model", "dataloader_kwargs", "layer_wise_feature_save_path",
-        "layer_wise_feature_first_token_only", "layer_wise_feature_max_num",
-    }  # fmt: skip
-    _refuse_unknown(node, known, "taskpool")
+        return SuiteTaskPool(**{**settings, **own}, fast_dev_run=fast_dev_run)
+    _refuse_unknown(node, CLIP_KEYS, "taskpool")
     if node.get("layer_wise_feature_save_path") is not None:
         raise UsageError("taskpool.layer_wise_feature_save_path is not supported; leave it null")
     if isinstance(node.get("clip_model"), Mapping):
         place_of(node["clip_model"], "taskpool.clip_model")
     loader = dict(node.get("dataloader_kwargs") or {})
     sizes = {key: loader[key] for key in ("batch_size", "num_workers") if key in loader}
-    sets = node.get("test_datasets")
-    if not isinstance(sets, Mapping) or not sets:
-        raise UsageError(f"taskpool.test_datasets must map names to data sets, got {sets!r}")
-    rows = {str(n): rows_of(entry, f"taskpool.test_datasets.{n}") for n, entry in sets.items()}
+    sets = _entries(node, "taskpool.test_datasets", "data sets")
+    rows = {name: rows_of(entry, f"taskpool.test_datasets.{name}") for name, entry in sets.items()}
     base = place_of(node.get("base_model"), "taskpool.base_model")
-    return taskpools.CLIPVisionModelTaskPool(
-        rows, base, fast_dev_run=fast_dev_run, **{**sizes, **settings}
-    )
+    return CLIPVisionModelTaskPool(rows, base, fast_dev_run, **{**sizes, **settings})
 
 
 def rows_of(node: Any, where: str) -> HubRows:
@@ -221,22 +210,13 @@ def device_settings(fabric: Node) -> dict[str, Any]:
         UsageError: for unsupported values, such as several devices.
     """
     accelerator = str(fabric.get("accelerator", "auto"))
-    devices = {"auto": None, "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
-    if accelerator not in devices:
-        raise unknown("fabric.accelerator", accelerator, devices)
+    if accelerator not in DEVICES:
+        raise unknown("fabric.accelerator", accelerator, DEVICES)
     if str(fabric.get("devices", 1)) not in ("1", "auto"):
         raise UsageError(f"fabric.devices={fabric['devices']} is not supported; merging uses one")
     if str(fabric.get("strategy", "auto")) not in ("auto", "single_device"):
         raise UsageError(f"fabric.strategy={fabric['strategy']} is not supported; choose auto")
-    precision = fabric.get("precision")
-    precisions = {None: "fp32", "32": "fp32", "32-true": "fp32", "bf16": "bf16",
-                  "bf16-mixed": "bf16"}  # fmt: skip
-    key = None if precision is None else str(precision)
-    if key not in precisions:
-        raise unknown("fabric.precision", str(precision), [p for p in precisions if p])
-    return {"device": devices[accelerator], "precision": precisions[key]}
-
-
-def data_folder(path: Node) -> str:
-    """The folder of the data sets, from the group `path`."""
-    return str(expanded(str(path.get("data_dir", "data"))))
+    precision = "32" if fabric.get("precision") is None else str(fabric["precision"])
+    if precision not in PRECISIONS:
+        raise unknown("fabric.precision", precision, PRECISIONS)
+    return {"device": DEVICES[accelerator], "precision": PRECISIONS[precision]}

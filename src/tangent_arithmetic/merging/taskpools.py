@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from tangent_arithmetic.arithmetic.sweeps import logits_at
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.templates import get_templates
+from tangent_arithmetic.encoders.base import Encoder, is_encoder, is_linear
 from tangent_arithmetic.encoders.heads import zeroshot_weights
 from tangent_arithmetic.encoders.images import VISUAL, ClassificationHead, ImageEncoder
-from tangent_arithmetic.encoders.linearized import ImageEncoders, LinearizedImageEncoder
 from tangent_arithmetic.encoders.published import huggingface
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.results import Record, record_of
@@ -27,13 +28,11 @@ from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.models import classification_head, split_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
-from tangent_arithmetic.storage.checkpoints import ENCODERS
 
 State = Mapping[str, Tensor]
-ALSO = {  # other names of the same sets on the hub
-    "mnist": "MNIST", "svhn": "SVHN", "tanganke/cifar10": "CIFAR10",
-    "tanganke/cifar100": "CIFAR100",
-}  # fmt: skip
+MEASURES = ("accuracy", "loss")
+OTHER_NAMES = {"mnist": "MNIST", "svhn": "SVHN"}  # of the same sets on the hub
+OTHER_NAMES |= {"tanganke/cifar10": "CIFAR10", "tanganke/cifar100": "CIFAR100"}
 
 
 @dataclass(frozen=True)
@@ -61,27 +60,27 @@ class TaskPool:
 
     def __init__(self, run: Run, tasks: Mapping[str, Task], fast_dev_run: bool = False) -> None:
         self.run, self.tasks, self.fast_dev_run = run, dict(tasks), fast_dev_run
-        self._heads: dict[str, nn.Module] = {}
+        self._head = cache(lambda name: self.tasks[name].head().to(run.device).eval())
 
-    def encoder(self, pool: ModelPool, state: State) -> Any:
+    def encoder(self, pool: ModelPool, state: State) -> Encoder:
         """The encoder of the pool's kind with these weights.
 
         Raises:
-            UsageError: if the pool's models are not image encoders.
+            UsageError: if the pool's models are not encoders.
         """
         encoder = pool.build(dict(state))
-        if isinstance(encoder, nn.Module):
+        if is_encoder(encoder):
             return encoder
         raise UsageError(
-            f"expected image encoders, got other models ({pool.base.place}); merge them with "
+            f"expected encoders, got other models ({pool.base.place}); merge them with "
             "taskpool=dummy, which evaluates nothing"
         )
 
     def record(self, merge: Merge, auto: bool) -> Record | None:
-        """The place of a merge among the results of a run, if it belongs there: by default not."""
+        """The place of a merge among the results of a run; None if it is not stored there."""
         return None
 
-    def _batches(self, encoder: Any, name: str, validation: bool) -> EvalBatches:
+    def _batches(self, encoder: Encoder, name: str, validation: bool) -> EvalBatches:
         pictures = self.tasks[name].pictures(validation)
         if pictures is None:
             raise UsageError(
@@ -95,22 +94,12 @@ class TaskPool:
             pictures = SubsetPictures(pictures, range(min(size, len(pictures))))
         return EvalBatches(pictures, encoder.val_preprocess, size, self.run.num_workers, name)
 
-    def _head(self, name: str) -> nn.Module:
-        if name not in self._heads:
-            self._heads[name] = self.tasks[name].head().to(self.run.device).eval()
-        return self._heads[name]
-
     def measure(
-        self,
-        encoder: ImageEncoders,
-        name: str,
-        tau: State,
-        coefs: Sequence[float],
-        validation: bool,
+        self, encoder: Encoder, name: str, tau: State, coefs: Sequence[float], validation: bool
     ) -> list[dict[str, float]]:
         """Accuracy and mean cross-entropy on one task at theta + coef * tau for each coefficient.
 
-        The encoder is at theta again afterwards, even after an error.
+        The encoder is reset to theta afterwards, even after an error.
         """
         batches, head = self._batches(encoder, name, validation), self._head(name)
         totals = np.zeros((len(coefs), 3))  # correct, loss, images
@@ -124,22 +113,17 @@ class TaskPool:
             for correct, loss, n in totals
         ]
 
-    def evaluate(self, encoder: ImageEncoders) -> dict[str, dict[str, float]]:
+    def evaluate(self, encoder: Encoder) -> dict[str, dict[str, float]]:
         """Accuracy in [0, 1] and loss of each task, and their average.
 
         Returns:
             {task: {"accuracy", "loss", "num_images"}, "average": {"accuracy", "loss"}}.
         """
         report = {name: self.measure(encoder, name, {}, [1.0], False)[0] for name in self.tasks}
-        average = {
-            key: float(np.mean([row[key] for row in report.values()]))
-            for key in ("accuracy", "loss")
-        }
-        return {**report, "average": average}
+        mean = {k: float(np.mean([row[k] for row in report.values()])) for k in MEASURES}
+        return {**report, "average": mean}
 
-    def sweep(
-        self, encoder: ImageEncoders, tau: State, coefs: Sequence[float]
-    ) -> dict[str, list[float]]:
+    def sweep(self, encoder: Encoder, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
         """Validation accuracy of each task at theta + coef * tau, a list over coefficients."""
         return {
             name: [point["accuracy"] for point in self.measure(encoder, name, tau, coefs, True)]
@@ -156,8 +140,8 @@ class SuiteTaskPool(TaskPool):
             seed.
         tasks: names of tasks; None for all of the suite.
         fast_dev_run: evaluate one batch per task.
-        results: the root folder of results in which merges of the run's models are kept; None to
-            keep none.
+        results: the root folder of results in which merges of the run's models are stored; None
+            to store none.
         **settings: further settings by the names of the flags, such as `data_location`.
     """
 
@@ -176,31 +160,27 @@ class SuiteTaskPool(TaskPool):
         if results is not None:
             settings["results"] = results
         own = Run.of(Config(model=model, save=run, tasks=names, **settings))
-        self.keeps = results is not None and not fast_dev_run
+        self.has_results = results is not None and not fast_dev_run
 
-        def pictures(name: str) -> Callable[[bool], Pictures]:
-            return lambda validation: own.data.dataset(f"{name}{'Val' if validation else ''}").test
+        def task(name: str) -> Task:
+            return Task(
+                lambda validation: own.data.dataset(f"{name}{'Val' if validation else ''}").test,
+                lambda: classification_head(own, name),
+            )
 
-        def head(name: str) -> Callable[[], nn.Module]:
-            return lambda: classification_head(own, name)
-
-        named = {name: Task(pictures(name), head(name)) for name in own.tasks}
-        super().__init__(own, named, fast_dev_run)
+        super().__init__(own, {name: task(name) for name in own.tasks}, fast_dev_run)
 
     def record(self, merge: Merge, auto: bool) -> Record | None:
-        """The place of a merge among the results of the run, if they are kept."""
-        return record_of(self.run, merge, auto) if self.keeps else None
+        """The place of a merge among the results of the run; None if it is not stored there."""
+        return record_of(self.run, merge, auto) if self.has_results else None
 
-    def sweep(
-        self, encoder: ImageEncoders, tau: State, coefs: Sequence[float]
-    ) -> dict[str, list[float]]:
+    def sweep(self, encoder: Encoder, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
         """As `TaskPool.sweep`; for a linear encoder from one pass over the images."""
-        if self.fast_dev_run or not isinstance(encoder, LinearizedImageEncoder):
+        if self.fast_dev_run or not is_linear(encoder):
             return super().sweep(encoder, tau, coefs)
-        step = {name: tau[name] for name in encoder.model.theta()}
-        splits = [split_of(self.run, encoder, f"{name}Val") for name in self.tasks]
-        swept = [split.sweep(encoder, step, coefs) for split in splits]
-        return dict(zip(self.tasks, swept, strict=True))
+        step = {name: tau[name] for name in encoder.theta0()}
+        splits = {name: split_of(self.run, encoder, f"{name}Val") for name in self.tasks}
+        return {name: split.sweep(encoder, step, coefs) for name, split in splits.items()}
 
 
 @dataclass(frozen=True)
@@ -224,7 +204,7 @@ class HubRows:
         from tangent_arithmetic.data.clip8 import CLIP8_SETS
 
         names = {entry.hub.repo: name for name, entry in CLIP8_SETS.items() if entry.hub}
-        return {**names, **ALSO}.get(self.path)
+        return {**names, **OTHER_NAMES}.get(self.path)
 
 
 class CLIPVisionModelTaskPool(TaskPool):
@@ -248,11 +228,11 @@ class CLIPVisionModelTaskPool(TaskPool):
         fast_dev_run: bool = False,
         **settings: Any,
     ) -> None:
-        from tangent_arithmetic.merging.clip_text import HuggingFaceText
+        from tangent_arithmetic.merging.clip_text import read_text_tower
 
         self.base_model = base_model
         run = Run.of(Config(model="ViT-B-32", suite="clip8", **settings))
-        text = HuggingFaceText(base_model, run.device)
+        text = cache(lambda: read_text_tower(base_model).to(run.device))
 
         def head(classes: Sequence[str], prompts: Sequence[Callable[[str], str]]) -> nn.Module:
             weights = zeroshot_weights(text(), classes, prompts, run.device)
@@ -263,20 +243,17 @@ class CLIPVisionModelTaskPool(TaskPool):
             if ours is None:
                 return generic_task(name, rows, head)
             split = "Val" if rows.validation or rows.split != "test" else ""
-
-            def pictures(validation: bool) -> Pictures:
-                return run.data.dataset(f"{ours}{'Val' if validation else split}").test
-
             return Task(
-                pictures, lambda: head(run.data.dataset(ours).classnames, get_templates(ours))
+                lambda validation: run.data.dataset(f"{ours}{'Val' if validation else split}").test,
+                lambda: head(run.data.dataset(ours).classnames, get_templates(ours)),
             )
 
         tasks = {name: task(name, rows) for name, rows in test_datasets.items()}
         super().__init__(run, tasks, fast_dev_run)
 
-    def encoder(self, pool: ModelPool, state: State) -> Any:
+    def encoder(self, pool: ModelPool, state: State) -> Encoder:
         """The vision tower with the base model's projection, as an `ImageEncoder`."""
-        if pool.base.kind in ENCODERS or any(name.startswith(VISUAL) for name in state):
+        if pool.base.is_encoder or any(name.startswith(VISUAL) for name in state):
             return super().encoder(pool, state)
         from tangent_arithmetic.encoders.published.formats import from_huggingface
         from tangent_arithmetic.merging.weights import open_weights

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.registry import Piece, Pieces
 from tangent_arithmetic.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Taus = Callable[[Piece], Iterable[Tensor]]
 DIGIT = {"global": 16, "tensor": 11}  # bits; a histogram of 2**DIGIT for each threshold sought
@@ -25,48 +28,46 @@ class Selection:
 
     Attributes:
         rank: (number of magnitudes) -> k, from 1.
-        prefix: the leading bits found so far.
+        prefix: the leading bits, as far as they are known.
         before: the number of magnitudes with smaller leading bits.
+        counts: histogram of the next digit.
+        number: the number of magnitudes; 0 until it is known.
     """
 
     rank: Callable[[int], int]
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype = torch.float32
     prefix: int = 0
     before: int = 0
-    counts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    counts: Tensor | None = None
     number: int = 0
 
-    @staticmethod
-    def bits(values: Tensor) -> Tensor:
-        """The bits of magnitudes, as integers."""
-        return values.abs().view(torch.int64 if values.dtype == torch.float64 else torch.int32)
-
-    def count(self, values: Tensor, high: int, low: int) -> None:
+    def count(self, values: Float[Tensor, " weights"], high: int, low: int) -> None:
         """Counts the digits from bit `low` to `high` of the magnitudes with the prefix."""
-        bits = self.bits(values)
         self.dtype = values.dtype
-        if high < (63 if bits.dtype == torch.int64 else 31):
+        bits = values.abs().view(self._integer)
+        if high < bits.itemsize * 8 - 1:
             bits = bits[(bits >> high) == self.prefix]
-        digits = (bits >> low) & ((1 << (high - low)) - 1)
         size = 1 << (high - low)
-        counts = torch.bincount(digits, minlength=size)
-        self.counts = counts if not len(self.counts) else self.counts + counts
+        counts = torch.bincount((bits >> low) & (size - 1), minlength=size)
+        self.counts = counts if self.counts is None else self.counts + counts
 
     def settle(self, high: int, low: int) -> None:
         """Fixes the digit from its counts."""
-        if not self.number:
-            self.number = int(self.counts.sum())
-        wanted = self.rank(self.number) - self.before
+        assert self.counts is not None, "count first"
         upto = self.counts.cumsum(0)
-        digit = int(torch.searchsorted(upto, wanted))
+        self.number = self.number or int(upto[-1])
+        digit = int(torch.searchsorted(upto, self.rank(self.number) - self.before))
         self.before += int(upto[digit - 1]) if digit else 0
         self.prefix = (self.prefix << (high - low)) | digit
-        self.counts = torch.zeros(0, dtype=torch.int64)
+        self.counts = None
 
     def value(self) -> float:
         """The magnitude, after all digits are fixed."""
-        integer = torch.int64 if self.dtype == torch.float64 else torch.int32
-        return float(torch.tensor(self.prefix, dtype=integer).view(self.dtype or torch.float32))
+        return float(torch.tensor(self.prefix, dtype=self._integer).view(self.dtype))
+
+    @property
+    def _integer(self) -> torch.dtype:
+        return torch.int64 if self.dtype == torch.float64 else torch.int32
 
 
 def _rank(threshold: float, scope: str) -> Callable[[int], int]:
@@ -85,20 +86,18 @@ def find_thresholds(
 ) -> list[dict[str, float]]:
     """The smallest magnitude that stays in each model, by tensor or, under `WHOLE`, overall."""
     searches: list[dict[str, Selection]] = []
+    rank = _rank(threshold, scope)
     high: int | None = None
     while high != 0:
         low = 0
         for piece in pieces():
             key = piece.name if scope == "tensor" else WHOLE
             for model, tau in enumerate(taus(piece)):
-                if high is None:
-                    high = 63 if tau.dtype == torch.float64 else 31
+                high = high or tau.itemsize * 8 - 1  # without the sign bit
                 low = max(0, high - DIGIT[scope])
                 if model == len(searches):
                     searches.append({})
-                if key not in searches[model]:
-                    searches[model][key] = Selection(_rank(threshold, scope))
-                searches[model][key].count(tau, high, low)
+                searches[model].setdefault(key, Selection(rank)).count(tau, high, low)
         if high is None:
             return []  # no weights at all
         for selections in searches:
@@ -115,8 +114,8 @@ class Elected:
     thresholds: list[dict[str, float]]
     zero_sign: float
 
-    def trimmed(self, name: str, taus: Iterable[Tensor]) -> Tensor:
-        """The task vectors with entries below the threshold set to 0, shape (models, weights)."""
+    def trimmed(self, name: str, taus: Iterable[Tensor]) -> Float[Tensor, "models weights"]:
+        """The task vectors with entries below the threshold set to 0."""
         rows = []
         for tau, least in zip(taus, self.thresholds, strict=True):
             bound = least[name] if name in least else least[WHOLE]
@@ -138,12 +137,12 @@ def elect(
 
     Args:
         pieces: starts a pass over the weights.
-        taus: gives the pieces of the task vectors, one per model.
-        threshold: how many of the weights stay: a percentage if above 1, else a fraction.
+        taus: the pieces of the task vectors, one per model, of a piece.
+        threshold: share of the weights that stay: a percentage if above 1, else a fraction.
         scope: "global" or "tensor", the range of a threshold.
         zero_sign: "majority" or "positive", the sign where the sum is 0.
         remove_keys: tensors to ignore.
-        **_others: options of the method that play no role here.
+        **_others: options of the method that are not used here.
 
     Raises:
         UsageError: if the threshold is out of range.
@@ -165,11 +164,13 @@ def elect(
     return Elected(thresholds, float((signs > 0) - (signs < 0)))
 
 
-def merge_agreeing(trimmed: Tensor, zero_sign: float, merge_func: str) -> Tensor:
+def merge_agreeing(
+    trimmed: Float[Tensor, "models weights"], zero_sign: float, merge_func: str
+) -> Float[Tensor, " weights"]:
     """The sum, mean or largest magnitude of the entries that have the sign of their sum.
 
     Args:
-        trimmed: shape (models, weights).
+        trimmed: the trimmed task vectors.
         zero_sign: the sign where the sum is 0.
         merge_func: "sum", "mean" or "max".
     """

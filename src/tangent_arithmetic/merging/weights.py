@@ -15,17 +15,17 @@ from torch import Tensor
 
 from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.encoders.published import hub, huggingface
+from tangent_arithmetic.encoders.registry import encoder_kinds
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.storage import checkpoints, statedict
 from tangent_arithmetic.storage.reading import check_header, readable
 
-DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
-    "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+INTEGERS = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16}
+INTEGERS |= {"I32": torch.int32, "I64": torch.int64}
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+FLOATS |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+DTYPES = INTEGERS | FLOATS  # by the codes of safetensors
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SAMPLE = 256  # numbers of each tensor in a fingerprint
 
@@ -55,6 +55,16 @@ class Weights:
     ties: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether they are of a registered kind of encoder, see `encoders.registry`."""
+        return self.kind in encoder_kinds() and "model" in self.facts
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the encoder is linearised."""
+        return self.kind.startswith("linearized_")
+
+    @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The tensors by name, each read on demand."""
         return _Tensors(self.outline, self.read)
@@ -65,7 +75,7 @@ class Weights:
         return sum(value.nbytes for value in self.outline.values())
 
     def identity(self) -> dict[str, Any]:
-        """The identity of the model: its place, its hash if its file has one, a fingerprint.
+        """Place, hash (if the file has one), size, and a fingerprint of the model.
 
         The fingerprint covers names, shapes and the first numbers of each tensor; it distinguishes
         models, but is not a checksum.
@@ -170,7 +180,7 @@ def open_weights(place: str | Path) -> Weights:
     with readable(place, "the weights of a model"):
         path = _find(place)
         if path.is_dir():
-            return _folder(path, str(place), str)
+            return _renamed(path, str(place))
         if path.suffix == ".safetensors":
             return _safetensors(path, str(place))
         return _pickled(path, str(place))
@@ -186,9 +196,7 @@ def open_clip_vision(place: str | Path) -> Weights:
         place: a folder, a safetensors file, or `[hf-hub:]ORG/NAME`.
     """
     with readable(place, "the weights of a model"):
-        path = _find(place)
-        folder = path.is_dir()
-        tower = _folder(path, str(place), _vision) if folder else _named(path, place, _vision)
+        tower = _renamed(_find(place), str(place), _vision)
     if not tower.outline:
         raise UsageError(
             f"{place} has no vision tower of a CLIP, expected names such as "
@@ -221,32 +229,15 @@ def _find(place: str | Path) -> Path:
     return resolve(place)
 
 
-def _folder(path: Path, place: str, names: Callable[[str], str | None]) -> Weights:
-    files = huggingface.weight_files(path)
+def _renamed(path: Path, place: str, names: Callable[[str], str | None] = str) -> Weights:
+    """The weights in a file or in a folder of Hugging Face, under other names, see `mapped`."""
+    folder = path if path.is_dir() else None
+    files = huggingface.weight_files(path) if folder else [path]
     if files[0].suffix == ".safetensors":
-        return Weights(**mapped(files, names), place=place, folder=path)
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= _state(file)
-    return _renamed(state, names, place, path, tuple(files))
-
-
-def _named(path: Path, place: str | Path, names: Callable[[str], str | None]) -> Weights:
-    if path.suffix == ".safetensors":
-        return Weights(**mapped([path], names), place=str(place))
-    return _renamed(_state(path), names, str(place), None, (path,))
-
-
-def _renamed(
-    state: Mapping[str, Tensor],
-    names: Callable[[str], str | None],
-    place: str,
-    folder: Path | None,
-    files: tuple[Path, ...],
-) -> Weights:
-    pairs = ((names(key), value) for key, value in state.items())
+        return Weights(**mapped(files, names), place=place, folder=folder)
+    pairs = [(names(key), value) for file in files for key, value in _state(file).items()]
     kept = {name: value for name, value in pairs if name is not None}
-    return held(kept, place=place, folder=folder, files=files)
+    return held(kept, place=place, folder=folder, files=tuple(files))
 
 
 def _safetensors(path: Path, place: str) -> Weights:
@@ -261,7 +252,7 @@ def _safetensors(path: Path, place: str) -> Weights:
 
     weights = Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
     if statedict.content_hash(weights.tensors) != facts["hash"]:
-        raise UsageError(f"{path} is damaged (its checksum differs); {checkpoints.AGAIN}")
+        raise checkpoints.damaged(path, "its checksum differs")
     return weights
 
 

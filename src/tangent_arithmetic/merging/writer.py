@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -51,7 +52,7 @@ def size_of(text: str | int) -> int:
 
 
 class TensorFile:
-    """A safetensors file that is being written: the header is there, the numbers follow.
+    """A safetensors file that is being written: header first, then the numbers.
 
     Args:
         path: an existing file, which is overwritten.
@@ -60,50 +61,44 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, outline: Outline, metadata: Mapping[str, str]) -> None:
-        self.outline, self.metadata = outline, dict(metadata)
-        self.offsets: dict[str, int] = {}
+        self.metadata, self.offsets = dict(metadata), dict[str, int]()
+        self.entries: dict[str, Any] = {}
         end = 0
         # wide dtypes first, so that all are aligned
-        for name in sorted(outline, key=lambda n: (-outline[n].dtype.itemsize, n)):
-            self.offsets[name] = end
-            end += outline[name].nbytes
+        for name, value in sorted(outline.items(), key=lambda n: (-n[1].dtype.itemsize, n[0])):
+            if value.dtype not in CODES:
+                raise UsageError(
+                    f"{shown(name)} has dtype {value.dtype}, which safetensors files cannot hold"
+                )
+            start, end = end, end + value.nbytes
+            entry = {"dtype": CODES[value.dtype], "shape": list(value.shape)}
+            self.entries[name], self.offsets[name] = {**entry, "data_offsets": [start, end]}, start
         header = self._header()
-        self.start, self.length = len(header), len(header) + end
+        self.start = len(header)
         self.file = path.open("r+b")
         try:
-            self._reserve()
+            self._reserve(self.start + end)
             self._put(0, header)
         except OSError:
             self.file.close()
             raise
 
     def _header(self) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": self.metadata}
-        for name, begin in self.offsets.items():
-            value = self.outline[name]
-            if value.dtype not in CODES:
-                raise UsageError(
-                    f"{shown(name)} has dtype {value.dtype}, which safetensors files cannot hold"
-                )
-            entries[name] = {
-                "dtype": CODES[value.dtype],
-                "shape": list(value.shape),
-                "data_offsets": [begin, begin + value.nbytes],
-            }
+        entries = {"__metadata__": self.metadata, **self.entries}
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _reserve(self) -> None:
+    def _reserve(self, length: int) -> None:
         """Allocates the whole file at once, so that a full disk is noticed before the work."""
         try:
-            os.posix_fallocate(self.file.fileno(), 0, self.length)
+            os.posix_fallocate(self.file.fileno(), 0, length)
         except AttributeError:  # not on macOS
             pass
         except OSError as error:
             if error.errno in FULL:
                 raise
-        self.file.truncate(self.length)
+        self.file.truncate(length)
 
     def _put(self, offset: int, data: Any) -> None:
         view = memoryview(data)
@@ -111,7 +106,7 @@ class TensorFile:
             done = os.pwrite(self.file.fileno(), view, offset)
             view, offset = view[done:], offset + done
 
-    def write(self, part: Part) -> Any:
+    def write(self, part: Part) -> memoryview:
         """Writes a part at its offset and returns its bytes."""
         values = part.values.detach().cpu().contiguous()
         data = values.view(torch.uint8).numpy().data if len(values) else memoryview(b"")
@@ -137,7 +132,7 @@ def write_file(
     hashed: bool = False,
     fsync: bool = True,
 ) -> None:
-    """Writes one file atomically: completely or not at all.
+    """Writes one file atomically.
 
     Args:
         path: the file.
@@ -149,10 +144,9 @@ def write_file(
         fsync: wait until the file is on the disk.
     """
     digest = hashlib.sha256()
-    empty = {"hash": "0" * 64, "check": "0" * 64} if hashed else {}
-    facts = {**metadata, **empty}
+    placeholders = {"hash": "0" * 64, "check": "0" * 64} if hashed else {}
     with atomic(path, fsync) as temporary:
-        file = TensorFile(temporary, outline, facts)
+        file = TensorFile(temporary, outline, {**metadata, **placeholders})
         try:
             for part in parts:
                 data = file.write(part)
@@ -163,10 +157,8 @@ def write_file(
                         digest.update(head.encode())
                     digest.update(data)
         finally:
-            if hashed:
-                facts["hash"] = digest.hexdigest()
-                facts["check"] = checksum(facts)
-            file.close(**{name: facts[name] for name in empty})
+            facts = {**metadata, "hash": digest.hexdigest()}
+            file.close(**({**facts, "check": checksum(facts)} if hashed else {}))
 
 
 def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
@@ -174,12 +166,11 @@ def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(outline):
-        nbytes = outline[name].nbytes
-        if shards[-1] and size + nbytes > max_bytes:
+        size += outline[name].nbytes
+        if shards[-1] and size > max_bytes:
             shards.append([])
-            size = 0
+            size = outline[name].nbytes
         shards[-1].append(name)
-        size += nbytes
     return shards
 
 
@@ -196,8 +187,8 @@ def new_folder(path: Path, others: Callable[[], Iterable[str]]) -> Iterator[Path
 
     Args:
         path: the folder.
-        others: lists the names in `path` to keep in the new folder. It is called after the block;
-            if it raises, nothing changes.
+        others: lists the names in `path` to keep in the new folder, after the block; if it raises,
+            nothing changes.
     """
     with part_folder(path) as around:
         temporary = around / path.name
@@ -264,26 +255,15 @@ def write_shards(
         max_bytes: the largest size of a file.
         fsync: wait until the files are on the disk.
     """
-    shards, stream = plan_shards(outline, max_bytes), iter(parts)
+    shards = plan_shards(outline, max_bytes)
     files = shard_names(len(shards))
-    pending: list[Part] = []
-
-    def parts_of(names: set[str]) -> Iterator[Part]:
-        while True:
-            part = pending.pop() if pending else next(stream, None)
-            if part is None:
-                return
-            if part.name not in names:
-                pending.append(part)
-                return
-            yield part
-
+    file_of = {n: file for file, names in zip(files, shards, strict=True) for n in names}
+    groups = itertools.groupby(parts, lambda part: file_of[part.name])
     for file, names in zip(files, shards, strict=True):
-        inside = {name: outline[name] for name in names}
-        write_file(folder / file, inside, parts_of(set(names)), metadata, fsync=fsync)
+        _, inside = next(groups, (file, iter(())))  # none in a model without tensors
+        tensors = {name: outline[name] for name in names}
+        write_file(folder / file, tensors, inside, metadata, fsync=fsync)
     if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(value.nbytes for value in outline.values())},
-            "weight_map": {n: f for f, names in zip(files, shards, strict=True) for n in names},
-        }
+        size = {"total_size": sum(value.nbytes for value in outline.values())}
+        index = {"metadata": size, "weight_map": file_of}
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")

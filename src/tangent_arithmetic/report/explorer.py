@@ -8,6 +8,7 @@ coefficients a. It works offline.
 from __future__ import annotations
 
 import base64
+import bisect
 import functools
 import hashlib
 import json
@@ -24,7 +25,7 @@ import torch
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.arithmetic.logits import Logits, gathered
 from tangent_arithmetic.run.models import classification_head
-from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, results_if_any
+from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.reading import readable
@@ -58,10 +59,9 @@ def build(
         key: identifies the data, see `key_of`.
     """
     (vectors,) = {each.vectors for each in logits.values()}
-    splits = [_packed(name, each) for name, each in logits.items()]
     data = {
         "vectors": vectors,
-        "splits": splits,
+        "splits": [_packed(name, each) for name, each in logits.items()],
         "singles": dict(singles or {}),
         "presets": {
             name: [float(point.get(vector, 0.0)) for vector in vectors]
@@ -125,10 +125,10 @@ def key_of(run: Run, mode: str) -> str:
     digest = hashlib.sha256()
     paths = [accuracies_path(run, mode), accuracies_path(run, "none")]
     paths += [arithmetic_path(run, mode, kind) for kind in ("additions", "negations")]
-    if not results_if_any(paths[0]):
+    if not optional_results(paths[0]):
         return ""
     for path in paths:
-        results = results_if_any(path)
+        results = optional_results(path)
         origin = results.pop("provenance", {})
         facts = [origin.get(name) for name in ("theta0_hash", "checkpoints", "splits")]
         digest.update(json.dumps([results, facts], sort_keys=True).encode())
@@ -154,22 +154,22 @@ def explore(run: Run, mode: str) -> str:
         logger.info("explorer: %d images of each split", sample)
     edits = Edits(run.with_(sample=sample), mode, tasks)
     logits = {name: gathered(edits.logits(name)) for name in names}
-    results = results_if_any(accuracies_path(run, mode))
+    results = optional_results(accuracies_path(run, mode))
     singles = {name: results[name] for name in names if name in results}
     return build(logits, singles, presets_of(run, mode), control, mode, key_of(run, mode))
 
 
 def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
-    """Named positions of the sliders; the best points are taken from the results."""
+    """Named positions of the sliders, including the best ones according to the results."""
     tasks = run.tasks
     presets: dict[str, dict[str, float]] = {"Zero-shot": {}}
-    added = results_if_any(arithmetic_path(run, mode, "additions"))
+    added = optional_results(arithmetic_path(run, mode, "additions"))
     if "coefficient" in added:
         coef = added["coefficient"]
         presets[f"Best sum on validation ({coef:g})"] = dict.fromkeys(tasks, coef)
     presets["Sum of all"] = dict.fromkeys(tasks, 1.0)
     presets |= {f"Only {task}": {task: 1.0} for task in tasks}
-    negated = results_if_any(arithmetic_path(run, mode, "negations"))
+    negated = optional_results(arithmetic_path(run, mode, "negations"))
     for task in tasks:
         if "coefficient" in negated.get(task, {}):
             coef = negated[task]["coefficient"]
@@ -179,32 +179,27 @@ def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
 
 def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
     """The largest number of images per split that fits into the page; None if all images do."""
-    sizes, each = [], []
+    sizes: list[tuple[int, int]] = []  # number of images, bytes per image
     for name in names:
         head = classification_head(run, name)
-        normalises = head.normalize and bool(head.bias.any())
-        gram = 8 * (1 + vectors) ** 2 if normalises else 0
-        each.append(4 * (1 + vectors) * head.weight.shape[0] + 2 + gram)
-        sizes.append(len(run.data.dataset(name).test))
-    limit = run.config.explorer_megabytes * 1e6 * 3 / 4  # base64 turns 3 bytes into 4
-    asked = run.config.sample
-    most = max(sizes) if asked is None else min(asked, max(sizes))
+        gram = 8 * (1 + vectors) ** 2 if head.normalize and bool(head.bias.any()) else 0
+        each = 4 * (1 + vectors) * head.weight.shape[0] + 2 + gram
+        sizes.append((len(run.data.dataset(name).test), each))
+    limit = int(run.config.explorer_megabytes * 1e6 * 3 / 4)  # base64 turns 3 bytes into 4
+    sample = run.config.sample
+    most = max(images for images, _ in sizes)
+    most = most if sample is None else min(sample, most)
 
-    def fits(count: int) -> bool:
-        return sum(min(count, n) * b for n, b in zip(sizes, each, strict=True)) <= limit
+    def excess(count: int) -> int:
+        return sum(min(count, images) * each for images, each in sizes) - limit
 
-    if fits(most):
-        return None if asked is None else most
-    least = 1
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if fits(middle) else (least, middle)
-    return least
+    if excess(most) <= 0:
+        return None if sample is None else most
+    return max(1, bisect.bisect_right(range(most), 0, key=excess) - 1)
 
 
 def _packed(name: str, logits: Logits) -> dict[str, Any]:
     """The logits of a split, in the format of the page's script."""
-    parts = {kind: getattr(logits, kind) for kind in KINDS}
     return {
         "name": name,
         "task": name.removesuffix("Val"),
@@ -212,44 +207,44 @@ def _packed(name: str, logits: Logits) -> dict[str, Any]:
         "images": len(logits.labels),
         "of": logits.of,
         "classes": logits.base.shape[1],
-        **{k: None if v is None else _written(v, KINDS[k]) for k, v in parts.items()},
+        **{kind: _written(getattr(logits, kind), dtype) for kind, dtype in KINDS.items()},
     }
 
 
-def _written(value: torch.Tensor, kind: str) -> str:
-    return base64.b64encode(value.numpy().astype(kind).tobytes()).decode()
+def _written(value: torch.Tensor | None, dtype: str) -> str | None:
+    if value is None:
+        return None
+    return base64.b64encode(value.numpy().astype(dtype).tobytes()).decode()
 
 
 def _unpacked(split: Mapping[str, Any], vectors: Sequence[str]) -> Logits:
     """The inverse of `_packed`."""
     n, classes, t = split["images"], split["classes"], len(vectors)
     shapes = {
-        "base": (n, classes), "steps": (t, n, classes), "labels": (n,), "bias": (classes,),
+        "base": (n, classes),
+        "steps": (t, n, classes),
+        "labels": (n,),
+        "bias": (classes,),
         "gram": (n, 1 + t, 1 + t),
-    }  # fmt: skip
-    parts: dict[str, Any] = {}
+    }
+    parts: dict[str, Any] = dict.fromkeys(KINDS)
     for kind, shape in shapes.items():
-        if split[kind] is None:
-            parts[kind] = None
-            continue
-        array = np.frombuffer(base64.b64decode(split[kind]), KINDS[kind]).reshape(shape)
-        parts[kind] = torch.from_numpy(array.copy())
+        if split[kind] is not None:
+            array = np.frombuffer(base64.b64decode(split[kind]), KINDS[kind]).reshape(shape)
+            parts[kind] = torch.from_numpy(array.copy())
     parts["labels"] = parts["labels"].long()
     return Logits(dataset=split["name"], vectors=tuple(vectors), of=split["of"], **parts)
 
 
 def text(name: str) -> str:
     """The text of a file in `assets`."""
-    return (
-        resources.files("tangent_arithmetic.report")
-        .joinpath("assets", name)
-        .read_text(encoding="utf-8")
-    )
+    folder = resources.files("tangent_arithmetic.report")
+    return folder.joinpath("assets", name).read_text(encoding="utf-8")
 
 
 @functools.cache
 def asset(name: str) -> jinja2.Template:
     """A template in `assets`; values are escaped unless marked safe."""
-    return jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(text(name))
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    strict = jinja2.StrictUndefined
+    return jinja2.Environment(autoescape=True, undefined=strict, **options).from_string(text(name))

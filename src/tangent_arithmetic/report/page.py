@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tangent_arithmetic.report import explorer
-from tangent_arithmetic.report.published import Row, rows
+from tangent_arithmetic.report.published import COLUMNS, Row, rows
 from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.modes import MODES, edited, linear
-from tangent_arithmetic.run.results import accuracies_path, mean, percent, results_if_any
+from tangent_arithmetic.run.results import accuracies_path, mean, optional_results, percent
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import disk_errors, write_text
@@ -29,11 +29,9 @@ from tangent_arithmetic.storage.reading import read_text
 logger = logging.getLogger(__name__)
 
 CAPTIONS = {
-    "single": "One task alone: standard fine-tuning against its linearisation and linear "
-    "fine-tuning",
+    "single": "Single tasks: standard fine-tuning, its post-hoc linearisation, linear fine-tuning",
     "subsets": "Sums of task vectors over subsets of the tasks, by their number",
-    "disentanglement": "Disentanglement error of pairs of tasks; the frame is the search range of "
-    "coefficients",
+    "disentanglement": "Disentanglement error of pairs of tasks; frame: search range",
     "similarity": "Cosine similarity of the task vectors",
     "layers": "Share of the task vectors' squared norm by layer",
     "negation": "The cost of forgetting: the task and the control set along negation",
@@ -48,7 +46,7 @@ class Line:
     """A row of a table.
 
     Attributes:
-        label: the label of the row.
+        label: its first column.
         cells: accuracies in percent, formatted.
         published: whether it comes from a paper or another project.
         note: a note below the table.
@@ -80,6 +78,7 @@ class Table:
 
 
 UNVERIFIED = " †"
+SUM = ("mean", "normalised", "coefficient")  # columns of sums and merges, after the tasks
 
 
 def report_path(run: Run) -> Path:
@@ -111,7 +110,7 @@ def page_of(run: Run, explored: str | None) -> str:
         title=without_home(f"{run.config.model}, suite {run.suite.name}{seed}"),
         sample=run.config.sample,
         style=explorer.text("report.css"),
-        tables=[table for table in tables_of(run) if table.lines],
+        tables=tables_of(run),
         explorer=explored,
         explorer_command=without_home(command("analyze", run, name="report")),
         figures=list(_figures(run.results / "figures")),
@@ -134,43 +133,36 @@ def _kept(run: Run, path: Path) -> str | None:
 
 def tables_of(run: Run) -> list[Table]:
     """Tables of single tasks, addition, negation and merges, with published rows of the model."""
-    model, control = str(run.config.model), run.control
-    single, tasks = _single(run, control)
+    by_mode = {mode: optional_results(accuracies_path(run, mode)) for mode in MODES}
+    tasks = [t for t in run.suite.tasks if any(t in results for results in by_mode.values())]
+    control = f"control {run.control}"
     tables = {  # kind -> table, and its columns' names in published rows
-        "single": (single, {}),
+        "single": (_single(by_mode, tasks), {}),
         "addition": (_addition(run, tasks), {"mean": "absolute"}),
-        "negation": (
-            _negation(run, tasks, control),
-            {"mean": "target", f"control {control}": "control"},
-        ),
+        "negation": (_negation(run, tasks), {"mean": "target", control: "control"}),
+        "merging": (_merging(run, tasks), {}),
     }
     for kind, (table, names) in tables.items():
-        if table.lines:
-            table.lines += [_published(row, table.columns, names) for row in rows(kind, model)]
-    merging = _merging(run, tasks)
-    return [*(table for table, _ in tables.values()), *([merging] if merging.lines else [])]
+        if table.lines and kind in COLUMNS:
+            published = rows(kind, str(run.config.model))
+            table.lines += [_published(row, table.columns, names) for row in published]
+    return [table for table, _ in tables.values() if table.lines]
 
 
-def _single(run: Run, control: str) -> tuple[Table, list[str]]:
-    """The table of single tasks, and the tasks with results."""
-    by_mode = {mode: results_if_any(accuracies_path(run, mode)) for mode in MODES}
-    tasks = [t for t in run.suite.tasks if any(t in results for results in by_mode.values())]
+def _single(by_mode: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> Table:
     table = Table("Single-task accuracy", [*tasks, "mean"])
     for mode, results in by_mode.items():
         if any(task in results for task in tasks):
             values = [results.get(task) for task in tasks]
-            table.lines.append(
-                Line(MODES[mode].label, [*map(percent, values), percent(mean(values))])
-            )
-    return table, tasks
+            table.lines.append(Line(MODES[mode].label, [*map(percent, [*values, mean(values)])]))
+    return table
 
 
 def _addition(run: Run, tasks: Sequence[str]) -> Table:
-    columns = [*tasks, "mean", "normalised", "coefficient"]
-    table = Table("Task addition: the sum of task vectors", columns)
+    table = Table("Task addition: the sum of task vectors", [*tasks, *SUM])
     for mode in edited():
         for path in sorted(run.results.glob(f"{MODES[mode].prefix}additions*.json")):
-            results = results_if_any(path)
+            results = optional_results(path)
             if not {"test", "coefficient"} <= set(results):
                 continue
             of = path.stem.partition("-")[2]
@@ -180,9 +172,9 @@ def _addition(run: Run, tasks: Sequence[str]) -> Table:
 
 
 def _merging(run: Run, tasks: Sequence[str]) -> Table:
-    table = Table("Merging", [*tasks, "mean", "normalised", "coefficient"])
+    table = Table("Merging", [*tasks, *SUM])
     for path in sorted(run.results.glob("merging-*.json")):
-        results = results_if_any(path)
+        results = optional_results(path)
         if "test" in results:
             label = results.get("merge", {}).get("label") or path.stem.removeprefix("merging-")
             table.lines.append(Line(str(label), _sum_cells(results, tasks)))
@@ -190,60 +182,58 @@ def _merging(run: Run, tasks: Sequence[str]) -> Table:
 
 
 def _sum_cells(results: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
-    """Accuracies by task, their means, and the coefficient of a sum or a merge."""
+    """The cells of a sum or a merge: accuracies by task, and `SUM`."""
     test, coef = results["test"], results.get("coefficient")
     values = [test.get(f"{task}:top1") for task in tasks]
     means = [test.get("avg_top1"), test.get("avg_normalized_top1")]
     return [*map(percent, [*values, *means]), "-" if coef is None else f"{coef:g}"]
 
 
-def _negation(run: Run, tasks: Sequence[str], control: str) -> Table:
-    table = Table(
-        "Task negation: accuracy on the task to forget, and on the control set",
-        [*tasks, "mean", f"control {control}"],
-    )
-    zeroshot = results_if_any(accuracies_path(run, "none"))
-    if zeroshot:
-        values = [zeroshot.get(task) for task in tasks]
-        cells = [*map(percent, [*values, mean(values), zeroshot.get(control)])]
-        table.lines.append(Line(MODES["none"].label, cells))
+def _negation(run: Run, tasks: Sequence[str]) -> Table:
+    title = "Task negation: accuracy on the task to forget, and on the control set"
+    table = Table(title, [*tasks, "mean", f"control {run.control}"])
+
+    def add(mode: str, values: list[Any], control: Any) -> None:
+        cells = [*map(percent, [*values, mean(values), control])]
+        table.lines.append(Line(MODES[mode].label, cells))
+
+    if zeroshot := optional_results(accuracies_path(run, "none")):
+        add("none", [zeroshot.get(task) for task in tasks], zeroshot.get(run.control))
     for mode in edited():
-        results = results_if_any(run.results / f"{MODES[mode].prefix}negations.json")
+        results = optional_results(run.results / f"{MODES[mode].prefix}negations.json")
         if any(task in results for task in tasks):
-            values = [results.get(task, {}).get("test") for task in tasks]
-            kept = mean([results.get(task, {}).get("test_control") for task in tasks])
-            cells = [*map(percent, [*values, mean(values), kept])]
-            table.lines.append(Line(MODES[mode].label, cells))
+            negations = [results.get(task, {}) for task in tasks]
+            kept = mean([negation.get("test_control") for negation in negations])
+            add(mode, [negation.get("test") for negation in negations], kept)
     return table if len(table.lines) > 1 else Table("", [])
 
 
 def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Line:
     """A published row, in the columns of our table."""
-    cells = []
-    for column in columns:
-        cell = row.cells.get(names.get(column, column))
-        mark = "" if cell is None or cell.verified else UNVERIFIED
-        cells.append("" if cell is None else f"{cell.value:.1f}{mark}")
+    values = (row.cells.get(names.get(column, column)) for column in columns)
+    cells = [f"{v.value:.1f}{'' if v.verified else UNVERIFIED}" if v else "" for v in values]
     note = f"{row.source}: {row.note}." if row.note else ""
     return Line(f"{row.label} ({row.source})", cells, published=True, note=note)
 
 
 def _figures(folder: Path) -> Iterable[dict[str, str]]:
-    """The figures of a folder as data URLs, those of the analyses first."""
-    paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    for name in [*(n for n in CAPTIONS if n in paths), *(n for n in paths if n not in CAPTIONS)]:
+    """The figures in a folder as data URLs, in the order of `CAPTIONS`, then others by name."""
+    names = [*CAPTIONS]
+    paths = sorted(folder.glob("*.png"))
+    for path in sorted(paths, key=lambda p: names.index(p.stem) if p.stem in names else len(names)):
         try:
-            image = base64.b64encode(paths[name].read_bytes()).decode()
+            image = base64.b64encode(path.read_bytes()).decode()
         except OSError as error:
-            logger.warning("%s is left out of the report: %s", paths[name], error.strerror)
+            logger.warning("%s is left out of the report: %s", path, error.strerror)
             continue
-        yield {"caption": CAPTIONS.get(name, name), "source": f"data:image/png;base64,{image}"}
+        caption = CAPTIONS.get(path.stem, path.stem)
+        yield {"caption": caption, "source": f"data:image/png;base64,{image}"}
 
 
 def _origins(folder: Path) -> Iterable[dict[str, str]]:
     """The provenance of each file of results."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("analysis/*.json")]):
-        results = results_if_any(path)
+        results = optional_results(path)
         origin = results.get("provenance", results)
         versions = origin.get("versions", {})
         yield {

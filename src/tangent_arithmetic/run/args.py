@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import operator
 import os
 import sys
@@ -367,6 +368,14 @@ def _dashed(argv: Sequence[str] | None) -> list[str]:
     return [(n.replace("_", "-") if n.startswith("--") else n) + e + v for n, e, v in parts]
 
 
+def _check_values(words: Sequence[str]) -> None:
+    """Ends the program if a flag that takes a value has none."""
+    kinds = {f"--{name.replace('_', '-')}": kind for name, (_, kind, _) in _settings().items()}
+    for word, value in itertools.pairwise([*words, "--"]):
+        if kinds.get(word, bool) is not bool and value.startswith("--"):
+            _refuse(f"{word}: expected a value, got nothing")
+
+
 def _metavar(item: Field[Any], kind: Any) -> str:
     choices, usual = _choices(item, kind), {int: "N", float: "N", Names: "A,B"}
     named = item.metadata.get("metavar") or usual.get(kind, item.name.upper())
@@ -448,12 +457,14 @@ def parse_names(
     """
     import tyro
 
+    words = _dashed(argv)
+    _check_values(words)
     parsed: Any
     parsed, names = tyro.cli(
         flags(),
         prog=prog or Path(sys.argv[0]).name,
         description=paragraphs(description),
-        args=_dashed(argv),
+        args=words,
         return_unknown_args=True,
     )
     no_names = known is not None and not known

@@ -1,7 +1,7 @@
-"""The encoders of a run, found where `finetune.py` puts them and never mixed.
+"""The encoders, heads and splits of a run.
 
-Every fine-tuned checkpoint knows the content hash of the weights that it started from; whoever
-reads it here gets an error if those are not the run's zero-shot weights.
+A fine-tuned checkpoint records the content hash of the weights that it started from; reading it is
+an error if those are not the run's zero-shot weights.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.data.registry import split_record
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL
 from tangent_arithmetic.data.templates import get_templates
-from tangent_arithmetic.encoders.base import Encoder
+from tangent_arithmetic.encoders.base import Encoder, is_encoder
 from tangent_arithmetic.encoders.clip import ClipName
 from tangent_arithmetic.encoders.heads import is_current, recipe_hash, zeroshot_weights
 from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
-from tangent_arithmetic.encoders.linearized import ImageEncoders, LinearizedImageEncoder, linearized
+from tangent_arithmetic.encoders.linearized import ImageEncoders, linearized
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts, resolve
+from tangent_arithmetic.encoders.registry import load_linear, load_standard
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.modes import get_mode
 from tangent_arithmetic.run.results import ROOT
@@ -33,13 +34,15 @@ from tangent_arithmetic.storage.statedict import content_hash
 logger = logging.getLogger(__name__)
 
 SUBCOMMANDS = {
-    "finetune": "finetune", "eval_single_task": "evaluate", "eval_task_addition": "add",
-    "eval_task_negation": "negate", "analyze": "analyze",
-}  # fmt: skip
-# what a command needs to be told of this run for its files to be found again
-COMMAND_FLAGS = (
-    "model", "suite", "data_source", "save", "results", "seed", "load", "precision", "sample",
-)  # fmt: skip
+    "finetune": "finetune",
+    "eval_single_task": "evaluate",
+    "eval_task_addition": "add",
+    "eval_task_negation": "negate",
+    "analyze": "analyze",
+}
+# flags that determine where a run's files are
+PLACE = ["save", "results", "seed", "load"]
+COMMAND_FLAGS = ["model", "suite", "data_source", *PLACE, "precision", "sample"]
 
 
 def command(script: str, run: Run, mode: str | None = None, name: str | None = None) -> str:
@@ -191,12 +194,12 @@ def finetuned_checkpoint(run: Run, task: str, mode: str, theta0_hash: str) -> Pa
 def task_vector(
     run: Run, task: str, mode: str, encoder: ImageEncoder, theta0_hash: str
 ) -> TaskVector:
-    """The task vector of a task; post-hoc linearisation uses the standard one.
+    """The task vector of a task in a mode; post-hoc linearisation uses the standard one.
 
     Args:
         run: the run.
         task: the task.
-        mode: "standard", "linear" or "posthoc".
+        mode: the mode's name.
         encoder: the pre-trained encoder, see `zeroshot_encoder`.
         theta0_hash: its content hash.
     """
@@ -205,28 +208,37 @@ def task_vector(
 
 
 def finetuned_encoder(
-    run: Run, task: str, mode: str, encoder: ImageEncoder, theta0_hash: str
-) -> ImageEncoders:
+    run: Run, task: str, mode: str, encoder: Encoder, theta0_hash: str
+) -> Encoder:
     """The fine-tuned encoder of a task; post-hoc it is the standard one, linearised at theta0.
 
-    Args:
-        run: the run.
-        task: the task.
-        mode: "standard", "linear" or "posthoc".
-        encoder: the pre-trained encoder, see `zeroshot_encoder`; untouched.
-        theta0_hash: its content hash.
+    Args and errors are those of `task_vector`; `encoder` is not changed.
     """
     path = finetuned_checkpoint(run, task, mode, theta0_hash)
     kind = get_mode(mode)
-    if kind.linear and not kind.training.linear:
-        # the parameters move; buffers take no part in the expansion
-        linear = LinearizedImageEncoder(image_encoder=encoder)
-        theta = load_checkpoint(path, kinds=ENCODERS).theta
-        own = linear.model.module_buffers()
-        buffers = {n: v for n, v in linear.weights().items() if n in own}
-        linear.load_weights({**theta, **buffers})
-        return linear
-    return (LinearizedImageEncoder if kind.linear else ImageEncoder).load(path)
+    if not kind.linear or kind.training.linear:
+        return load_encoder(path, kind.linear)
+    linear = linearized(encoder)  # its parameters move; buffers take no part in the expansion
+    theta, theta0 = load_checkpoint(path, kinds=ENCODERS).theta, linear.theta0()
+    buffers = {name: value for name, value in linear.weights().items() if name not in theta0}
+    linear.load_weights({**theta, **buffers})
+    return linear
+
+
+def load_encoder(path: str | Path, linear: bool) -> Encoder:
+    """The encoder of a checkpoint of any registered kind, see `encoders.registry`.
+
+    Args:
+        path: the checkpoint.
+        linear: whether to linearise it, at theta0.
+
+    Raises:
+        UsageError: if the file does not hold an encoder.
+    """
+    encoder = (load_linear if linear else load_standard)(path)
+    if not is_encoder(encoder):
+        raise UsageError(f"{path} holds a {type(encoder).__name__}, expected an image encoder")
+    return encoder
 
 
 def base_encoder(encoder: ImageEncoder, mode: str) -> ImageEncoders:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tangent_arithmetic.runtime.errors import UsageError, unknown
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from tangent_arithmetic.arithmetic.task_vectors import TaskVector
@@ -28,7 +29,7 @@ class Mode:
         colour: in figures.
         marker: in figures, as matplotlib names it.
         linear: whether the edited model is the linearisation at theta0.
-        trained_by: the mode whose fine-tuning makes its checkpoints; None for its own.
+        trained_by: the mode whose fine-tuned checkpoints it uses; None for this mode's.
         edits: whether there are task vectors in this mode; false for zero-shot evaluation.
     """
 
@@ -67,23 +68,24 @@ class Mode:
         return LinearizedTaskVector if self.training.linear else NonLinearTaskVector
 
 
-MODES: dict[str, Mode] = {}
+MODES: Registry[Mode] = Registry("fine-tuning mode")  # in the order of tables and figures
 
 
 def register_mode(mode: Mode) -> Mode:
     """Adds a mode to the table.
 
     Raises:
-        ValueError: if its name or prefix is taken.
+        UsageError: if its name or prefix is taken.
     """
-    taken = [m.name for m in MODES.values() if mode.name == m.name or mode.prefix == m.prefix]
-    if taken:
-        raise ValueError(f"mode {mode.name!r}: name or prefix is that of mode {taken[0]!r}")
-    MODES[mode.name] = mode
-    return mode
+    for other in MODES.values():
+        if mode.prefix == other.prefix and mode.name != other.name:
+            raise UsageError(
+                f"mode {mode.name!r} has the prefix {mode.prefix!r} of mode {other.name!r}; choose "
+                "another prefix"
+            )
+    return MODES.add(mode.name, mode)
 
 
-# in the order of tables and figures
 ZEROSHOT = register_mode(
     Mode("none", "zero-shot", "zeroshot_", colour="#666666", marker="o", edits=False)
 )
@@ -92,9 +94,10 @@ LINEAR = register_mode(
     Mode("linear", "linear", "linear_", colour="#0072b2", marker="o", linear=True)
 )
 POSTHOC = register_mode(
-    Mode("posthoc", "post-hoc", "posthoc_", colour="#e69f00", marker="^", linear=True,
-         trained_by="standard")
-)  # fmt: skip
+    Mode(
+        "posthoc", "post-hoc", "posthoc_", "#e69f00", marker="^", linear=True, trained_by="standard"
+    )
+)
 
 
 def trained() -> list[str]:
@@ -113,19 +116,13 @@ def linear() -> list[str]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The modes among these names, each once, in the order of the table."""
+    """These modes, each once, in the order of the table."""
     present = set(names)
     return [name for name in MODES if name in present]
 
 
 def get_mode(name: str) -> Mode:
-    """The mode of this name.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    if name not in MODES:
-        raise unknown("fine-tuning mode", name, MODES)
+    """The mode of this name; an unknown one raises a `UsageError` with the choices."""
     return MODES[name]
 
 
@@ -135,10 +132,10 @@ def require_mode(name: str | None, script: str, modes: list[str]) -> Mode:
     Args:
         name: the mode's name, or None.
         script: the command, for messages.
-        modes: names of the modes that it has.
+        modes: names of the modes that it supports.
 
     Raises:
-        UsageError: if it is not given or not one of `modes`.
+        UsageError: if the name is missing or not one of `modes`.
     """
     choices = ", ".join(f"--finetuning-mode={m}" for m in modes)
     if name is None:

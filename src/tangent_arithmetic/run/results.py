@@ -52,7 +52,7 @@ def git_commit() -> str | None:
 
 
 def provenance(run: Run, seconds: float, **facts: Any) -> dict[str, Any]:
-    """What it takes to know where a result comes from."""
+    """The facts that identify how a result was made: command line, settings, software, machine."""
     config = {n: v for n, v in sorted(vars(run.config).items()) if n != "finetuning_accuracies"}
     facts = {
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -100,7 +100,7 @@ def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
 
 
 def check_targets(run: Run, *paths: Path) -> None:
-    """Checks that results can be written, before the work that they are of; on the first rank.
+    """Checks, before the work, that results can be written; on the first rank.
 
     Args:
         run: the run; `results_db` is checked as well.
@@ -140,7 +140,7 @@ def _write(path: Path, results: Mapping[str, Any], run: Run) -> None:
 
 @contextlib.contextmanager
 def _never_lost(results: Mapping[str, Any]) -> Iterator[None]:
-    """Prints results that cannot be written after all, for instance since the disk is full now."""
+    """Prints results that cannot be written, for instance because the disk is full."""
     try:
         yield
     except UnwritableError:
@@ -149,7 +149,7 @@ def _never_lost(results: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether a file of results is there that cannot be read, or not in whole."""
+    """Whether a results file exists and some of it cannot be read."""
     try:
         return bool(results_schema.read(path)[1])
     except MissingFileError:
@@ -171,9 +171,9 @@ def set_aside(path: Path) -> Path:
 
 
 def write_merged(path: Path, results: dict[str, Any], run: Run) -> None:
-    """Writes results together with those of other tasks that the file has, see `merge`.
+    """Writes results and keeps those of other tasks in the file, see `merge`.
 
-    Runs that evaluate other tasks at the same time lose nothing of each other's.
+    Safe for runs that write other tasks to the same file at the same time.
     """
     if ddp.is_main_process():
         with _never_lost(results), disk_errors(path):
@@ -183,13 +183,12 @@ def write_merged(path: Path, results: dict[str, Any], run: Run) -> None:
 
 
 def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """The results, with those of other tasks that the file already has from the same run.
+    """The results, and those of other tasks that the same run has written to the file before.
 
-    Evaluating a part of the tasks must not lose the others; results of other pre-trained weights,
-    another seed, suite, model or precision are dropped. Whose checkpoints each is of, and which
-    pictures it was evaluated on, is kept beside it.
+    Results of other pre-trained weights, another seed, suite, model or precision are dropped.
+    Hashes of checkpoints and splits are merged likewise.
     """
-    old, new = results_if_any(path), results["provenance"]
+    old, new = optional_results(path), results["provenance"]
     origin = old.pop("provenance", {})
     same = all(origin.get(k) == new[k] for k in ("theta0_hash", "seed", "suite", "model"))
     if not same or _precision(origin) != _precision(new):
@@ -231,11 +230,8 @@ def _warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def results_if_any(path: Path) -> dict[str, Any]:
-    """The results in a file, for what is made all the same where there are none.
-
-    Nothing if it is not there, or, with a warning, if it holds none.
-    """
+def optional_results(path: Path) -> dict[str, Any]:
+    """The results in a file; empty if it does not exist, or, with a warning, if it is no JSON."""
     try:
         return load_results(path)
     except MissingFileError:
@@ -248,17 +244,17 @@ def results_if_any(path: Path) -> dict[str, Any]:
 Needed = Sequence[str | tuple[str, ...]]  # keys, and keys in keys
 
 
-def found_results(path: Path, made_by: str, needed: Needed = ()) -> dict[str, Any]:
-    """The results in a file.
+def complete_results(path: Path, made_by: str, needed: Needed = ()) -> dict[str, Any]:
+    """The results in a file, checked to hold all that is needed.
 
     Args:
         path: the file.
-        made_by: the command that makes it.
-        needed: what it must hold.
+        made_by: the command that makes it, for errors.
+        needed: keys, or paths of nested keys, that it must have.
 
     Raises:
-        MissingFileError: if it is not there, naming the command that makes it.
-        UsageError: if it is damaged, or lacks what is needed; the command is named too.
+        MissingFileError: if it does not exist.
+        UsageError: if it is damaged or lacks a key.
     """
     try:
         found = load_results(path)
@@ -294,7 +290,7 @@ def require_results(
     checkpoints: Mapping[str, str] | None = None,
     needed: Needed = (),
 ) -> dict[str, Any]:
-    """Reads results that another script has made, if they belong to this run.
+    """Reads results of another command, checked to belong to this run.
 
     Args:
         path: the file.
@@ -308,7 +304,7 @@ def require_results(
         MissingFileError: if the file is not there.
         UsageError: if it is damaged, or of other weights, another seed, suite or precision.
     """
-    results = found_results(path, made_by, needed)
+    results = complete_results(path, made_by, needed)
     origin = results.get("provenance", {})
     expected = {"theta0_hash": theta0_hash, "seed": run.seed, "suite": run.suite.name}
     wrong = [

@@ -145,21 +145,22 @@ WHOLE = _of_type(int | None, "a whole number")
 METRICS = _table({}, _metric)
 RECORD = _table(
     {
-        "test": SHARE, "test_control": SHARE, "zeroshot": SHARE, "zeroshot_control": SHARE,
-        "val": _sweep, "coefficient": AMOUNT, "qualified": _of_type(bool, "true or false"),
+        **dict.fromkeys(("test", "test_control", "zeroshot", "zeroshot_control"), SHARE),
+        "val": _sweep,
+        "coefficient": AMOUNT,
+        "qualified": _of_type(bool, "true or false"),
     },
     _fact,
-)  # fmt: skip
+)
+NAMES = ("model", "suite", "commit", "source", "device", "machine", "theta0_hash")
 ORIGIN = {
-    "argv": _words, "config": _table({}, _fact), "versions": _table({}, TEXT),
-    "checkpoints": _table({}, TEXT), "splits": _table({}, TEXT),
-    "seed": WHOLE, "world_size": WHOLE, "seconds": AMOUNT,
-    **dict.fromkeys(("model", "suite", "commit", "source", "device", "machine", "theta0_hash"),
-                    TEXT),
-}  # fmt: skip
-FILE = {
-    **ORIGIN,  # a table's is a file of its own
-    "provenance": _table(ORIGIN, _fact),
-    "test": METRICS, "zeroshot": METRICS, "val": _sweep, "coefficient": AMOUNT,
-}  # fmt: skip
+    "argv": _words,
+    "config": _table({}, _fact),
+    **dict.fromkeys(("versions", "checkpoints", "splits"), _table({}, TEXT)),
+    **dict.fromkeys(("seed", "world_size"), WHOLE),
+    "seconds": AMOUNT,
+    **dict.fromkeys(NAMES, TEXT),
+}
+SUM = {"test": METRICS, "zeroshot": METRICS, "val": _sweep, "coefficient": AMOUNT}
+FILE = {**ORIGIN, **SUM, "provenance": _table(ORIGIN, _fact)}  # a table's origin is its own file
 KINDS: dict[str, Check] = {"additions": _fact, "negations": RECORD, "accuracies": SHARE}

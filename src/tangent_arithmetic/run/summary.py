@@ -13,7 +13,7 @@ from tangent_arithmetic.run.results import (
     accuracies_path,
     arithmetic_path,
     markdown_table,
-    results_if_any,
+    optional_results,
 )
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import write_json, write_text
@@ -62,7 +62,7 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     tasks, control = first.tasks, first.control
 
     def gather(path_of: Callable[..., Path], pick: Callable[..., Any], *which: str) -> Any:
-        found = [pick(results_if_any(path_of(run, *which))) for run in runs]
+        found = [pick(optional_results(path_of(run, *which))) for run in runs]
         return {key: _numbers([one[key] for one in found]) for key in found[0]}
 
     def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
@@ -156,11 +156,11 @@ def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
     folder = first.results.parent
     provenances = []
     for run in runs:
-        origin = results_if_any(accuracies_path(run, "none")).get("provenance", {})
+        origin = optional_results(accuracies_path(run, "none")).get("provenance", {})
         shared = {k: origin.get(k) for k in ("commit", "machine", "versions", "theta0_hash")}
         shared = {"seed": run.seed, **shared}
         seconds = {
-            path.stem: results_if_any(path).get("provenance", {}).get("seconds")
+            path.stem: optional_results(path).get("provenance", {}).get("seconds")
             for path in sorted(run.results.glob("*.json"))
         }
         provenances.append({**shared, "seconds": seconds})

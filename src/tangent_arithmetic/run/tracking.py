@@ -22,7 +22,7 @@ from tangent_arithmetic.runtime.processes import one_at_a_time
 def tracked(run: Run, job: str) -> Iterator[Tracker]:
     """The W&B run of a job, with `--exp_name` as its group; W&B is imported only if asked for.
 
-    We tell W&B no home folder; what it finds out of the machine by itself is its own.
+    Home folders are removed from all that we pass to W&B.
 
     Args:
         run: the run; `wandb` switches it on, `exp_name` names group and run.
@@ -48,7 +48,7 @@ def tracked(run: Run, job: str) -> Iterator[Tracker]:
         reinit="finish_previous",
     )
     try:
-        yield Tracker(wandb_run)
+        yield Tracker(wandb_run.log)
     except BaseException:
         wandb_run.finish(exit_code=1)
         raise
@@ -56,7 +56,7 @@ def tracked(run: Run, job: str) -> Iterator[Tracker]:
 
 
 def check_database(run: Run) -> None:
-    """Checks that `--results-db`, if given, can be appended to; it is there afterwards.
+    """Checks that `--results-db`, if set, can be appended to, and creates it.
 
     Raises:
         UnwritableError: if it cannot, or something else than a file is there.
@@ -73,9 +73,9 @@ def check_database(run: Run) -> None:
 
 
 def append_result(run: Run, record: dict[str, Any]) -> None:
-    """Appends one JSON line to `--results-db`, if given, without home folders.
+    """Appends one JSON line to `--results-db`, if set, without home folders.
 
-    Many runs may do so at once. What a killed one left of a line ends there.
+    Safe for many runs at once; a partial line of a killed run is ended first.
 
     Raises:
         UnwritableError: if it cannot be appended to.

@@ -20,10 +20,9 @@ from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.processes import fcntl, lock
 
 LONGEST_STEM = 200  # bytes of a file name that are used in its temporary folder's name
-UNWRITABLE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
-}  # fmt: skip
+BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+BAD_PATH = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+UNWRITABLE = {*BAD_DISK, *BAD_PATH, errno.EACCES, errno.EPERM}
 
 
 @contextlib.contextmanager
@@ -31,8 +30,7 @@ def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` if the block succeeds.
 
     Readers see the old file or the complete new one, even after a power failure unless `fsync` is
-    false. Partial files of killed processes are removed by the next process that writes the same
-    file.
+    false. The next write to `path` removes partial files of killed processes.
 
     Raises:
         UnwritableError: if the disk is full or the place is not writable.
@@ -124,7 +122,7 @@ def remove_parts(folder: Path, name: str = "") -> None:
 
     Args:
         folder: the folder.
-        name: the file that they are parts of; "" for all files.
+        name: the file whose parts to remove; "" for all files.
     """
     for part in folder.glob(f".{glob.escape(_stem(name))}*.part"):
         with contextlib.suppress(OSError):  # another process has just removed it

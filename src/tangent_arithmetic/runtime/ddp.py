@@ -42,14 +42,18 @@ GRACE = 10.0  # seconds for the other processes to end after one has failed
 TEXT = 15_000  # characters of an error that fit into a pipe without a reader
 
 
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Number of processes in the group; 1 without a group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _in_group() else 1
 
 
 def rank() -> int:
     """Rank of this process; 0 without a group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _in_group() else 0
 
 
 def local_rank() -> int:
@@ -154,9 +158,9 @@ def _join(rank: int | None = None, world_size: int | None = None) -> None:
     if not host:
         raise UsageError("environment variable MASTER_ADDR: it is not set; start with torchrun")
     local = _variable("LOCAL_RANK", 0, None, 0)
-    nccl = torch.cuda.is_available() and torch.cuda.device_count() > local
-    backend = "nccl" if nccl else "gloo"
-    if nccl:
+    backend = "gloo"
+    if torch.cuda.is_available() and torch.cuda.device_count() > local:
+        backend = "nccl"
         torch.cuda.set_device(local)
     else:  # divide the cores among the processes on this machine
         on_this_machine = _variable("LOCAL_WORLD_SIZE", 1, None, world_size)
@@ -177,7 +181,7 @@ def _join(rank: int | None = None, world_size: int | None = None) -> None:
 
 def cleanup_ddp() -> None:
     """Leaves the process group."""
-    if dist.is_available() and dist.is_initialized():
+    if _in_group():
         dist.destroy_process_group()
 
 
@@ -198,12 +202,9 @@ def free_port(wanted: int) -> int:
 def _member(
     work: Callable[[], None], join: Callable[[], None], errors: Connection | None = None
 ) -> None:
-    """Runs one process of a group.
+    """Joins a group with `join()`, then calls `work()`.
 
-    Args:
-        work: called after the process has joined.
-        join: joins the group.
-        errors: pipe for an error, sent before the other processes notice this one's end.
+    An error is sent through the pipe `errors` before the other processes notice this one's end.
     """
     try:
         join()
@@ -214,8 +215,8 @@ def _member(
             if isinstance(error, OSError) and not isinstance(error, UsageError):
                 error = system_failure(error)
             mistake = isinstance(error, UsageError)
-            expected = mistake or isinstance(error, RunError)
-            text = str(error) if expected else traceback.format_exc()
+            known = mistake or isinstance(error, RunError)
+            text = str(error) if known else traceback.format_exc()
             errors.send((time.time(), mistake, text[-TEXT:]))
             raise SystemExit(2 if mistake else 1) from None
         raise
@@ -256,7 +257,8 @@ def run(work: Callable[[], None], world_size: int = 1, port: int = 12355) -> Non
             die_with_parent()
         _member(work, _join)
     elif world_size > 1:
-        _warn_of_shared_devices(world_size)
+        if 0 < (devices := torch.cuda.device_count()) < world_size:
+            logger.warning("%d processes share %d CUDA devices", world_size, devices)
         _spawn(work, world_size, port)
     else:
         work()
@@ -336,16 +338,9 @@ def _cause(failed: dict[int, int], pipes: Sequence[Connection]) -> BaseException
                 reports.append((when, rank, mistake, text))
     if reports:
         _, rank, mistake, text = min(reports)
-        return (
-            UsageError(text) if mistake else RunError(f"the process of rank {rank} failed:\n{text}")
-        )
+        failure = f"the process of rank {rank} failed:\n{text}"
+        return UsageError(text) if mistake else RunError(failure)
     rank, code = next(iter(failed.items()))
     if code > 128:  # see Stopped
         return Stopped(code - 128)
     return RunError(f"the process of rank {rank} exited with code {code}")
-
-
-def _warn_of_shared_devices(world_size: int) -> None:
-    devices = torch.cuda.device_count()
-    if 0 < devices < world_size:
-        logger.warning("%d processes share %d CUDA devices", world_size, devices)

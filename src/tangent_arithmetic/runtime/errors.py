@@ -25,8 +25,8 @@ def printable(text: str, longest: int = LONGEST_MESSAGE) -> str:
     """The text made safe for a terminal: control characters escaped, the middle of long text cut.
 
     Args:
-        text: any text, for instance with names from untrusted files.
-        longest: number of characters to keep. Line breaks are kept.
+        text: any text, for instance with names from untrusted files; line breaks are kept.
+        longest: number of characters to keep.
     """
     if len(text) > longest:
         head, tail = text[: longest * 3 // 4], text[len(text) - longest // 4 :]
@@ -148,13 +148,16 @@ def entry_point(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
         try:
-            _escape_output()
+            if hasattr(sys.stdout, "reconfigure"):  # escape what stdout cannot encode
+                sys.stdout.reconfigure(errors="backslashreplace")
             code = int(main(argv))
             if sys.stdout is not None:
                 sys.stdout.flush()
             return code
         except UsageError as error:
             return _report(f"error: {error}", 2)
+        except RunError as error:
+            return _report(f"error: {error}", 1)
         except KeyboardInterrupt:
             return _report("interrupted", 128 + signal.SIGINT, rank0_only=True)
         except Stopped as stopped:
@@ -166,8 +169,6 @@ def entry_point(main: Main) -> Main:
             _discard_unwritable()
             return _report(f"error: {system_failure(error)}", 2)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RunError):
-                return _report(f"error: {error}", 1)
             if not _is_out_of_memory(error):
                 raise
             advice = "try a smaller --batch-size, or another --device"
@@ -186,13 +187,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Whether Python or PyTorch ran out of memory; on CPU, PyTorch has no error type for it."""
     typed = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return typed or "can't allocate memory" in str(error)
-
-
-def _escape_output() -> None:
-    """Escapes characters that stdout cannot encode, instead of raising an error."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
 
 
 def _discard_unwritable() -> None:

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -38,38 +38,32 @@ def setup_logging() -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def _bar_options(description: str, total: int | None) -> dict[str, Any]:
+    quiet = not ddp.is_main_process() or not sys.stderr.isatty()
+    return {"desc": shown(description), "total": total, "disable": quiet, "dynamic_ncols": True}
+
+
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yields the items with a progress bar on rank 0, if stderr is a terminal."""
-    quiet = not ddp.is_main_process() or not sys.stderr.isatty()
     with logging_redirect_tqdm():
-        yield from tqdm(
-            items, desc=shown(description), total=total, disable=quiet, dynamic_ncols=True
-        )
+        yield from tqdm(items, **_bar_options(description, total))
 
 
 @contextmanager
 def byte_progress(description: str, total: int) -> Iterator[Callable[[int], Any]]:
     """Yields a function that advances a progress bar by a number of bytes."""
-    quiet = not ddp.is_main_process() or not sys.stderr.isatty()
-    with tqdm(desc=shown(description), total=total, unit="B", unit_scale=True, unit_divisor=1024,
-              disable=quiet, dynamic_ncols=True) as bar:  # fmt: skip
+    options = _bar_options(description, total)
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, **options) as bar:
         yield bar.update
 
 
-class LogsValues(Protocol):
-    """Takes values by name, as a W&B run does."""
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        """Logs values, at a step if given."""
-
-
 class Tracker:
-    """Logs numbers to a W&B run; does nothing without one."""
+    """Passes numbers to a function, such as `log` of a W&B run; by default does nothing."""
 
-    def __init__(self, wandb_run: LogsValues | None = None) -> None:
-        self._run = wandb_run
+    def __init__(self, log: Callable[..., object] | None = None) -> None:
+        self._log = log
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
         """Logs values by name, at a step if given."""
-        if self._run is not None:
-            self._run.log(values, step=step)
+        if self._log is not None:
+            self._log(values, step=step)

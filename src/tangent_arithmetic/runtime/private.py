@@ -20,9 +20,7 @@ def without_home(value: object) -> Any:
     Args:
         value: JSON-like data; `Path`s become strings, other types are returned unchanged.
     """
-    if isinstance(value, str):
-        return _shortened(value)
-    if isinstance(value, os.PathLike):
+    if isinstance(value, str | os.PathLike):
         return _shortened(os.fspath(value))
     if isinstance(value, Mapping):
         return {without_home(key): without_home(inner) for key, inner in value.items()}

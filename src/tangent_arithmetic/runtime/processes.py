@@ -65,13 +65,10 @@ def deferred_signals(then: Callable[[int], None] | None = None) -> Iterator[Call
 
 @contextlib.contextmanager
 def one_at_a_time(place: Path) -> Iterator[None]:
-    """Ensures that one process at a time runs such a block for the same place.
+    """Locks an existing folder or file: one process at a time runs such a block for it.
 
-    The folder or file itself is locked, so nothing is left behind however a process ends. On file
-    systems without locks the block runs unprotected.
-
-    Args:
-        place: an existing folder or file.
+    A lock ends with its process and leaves no file behind. On file systems without locks the block
+    runs unprotected.
     """
     if fcntl is None:
         yield
@@ -139,23 +136,16 @@ def die_with_parent() -> None:
 
 
 def prepare_worker(index: int) -> None:
-    """Initialises a data-loading worker: it ends with its parent and ignores Ctrl-C.
-
-    Args:
-        index: index of the worker.
-    """
+    """Makes data-loading worker `index` end with its parent and ignore Ctrl-C."""
     die_with_parent()
     ignore_interrupts()
 
 
 def prepare_training_worker(index: int) -> None:
-    """Initialises a data-loading worker of training, which also survives SIGTERM for a while.
+    """Like `prepare_worker`, for training: the worker also survives SIGTERM for a while.
 
     Clusters send SIGTERM to all processes of a job. The parent still needs its workers to finish
     the step, and then ends them.
-
-    Args:
-        index: index of the worker.
     """
     prepare_worker(index)
     if hasattr(signal, "alarm"):

@@ -24,9 +24,9 @@ def in_range(
     most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """Returns a number of any type as a plain int or float, if it is finite and in the range.
+    """The number as a plain int or float, checked to be finite, from `least` to `most`, < `below`.
 
-    The range is from `least` to `most`, and below `below`; errors show `got`, the value as written.
+    Errors show `got`, the value as the user wrote it.
     """
     wanted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, wanted):
@@ -49,7 +49,7 @@ def in_range(
 def number(
     kind: type, least: float | None = None, most: float | None = None, below: float | None = None
 ) -> Callable[[str], Any]:
-    """Returns a parser of numbers in a range as `in_range` has it, for argparse's `type`."""
+    """A parser for argparse's `type` of numbers that `in_range` accepts."""
 
     def parse(text: str) -> Any:
         try:

@@ -9,10 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SOURCES = (
-    "tangent", "encoders/base.py", "encoders/clip.py", "encoders/images.py",
-    "encoders/linearized.py", "arithmetic/features.py", "training", "data/*.py", "data/clip8",
-)  # fmt: skip
+_ENCODERS = tuple(f"encoders/{name}.py" for name in ("base", "clip", "images", "linearized"))
+SOURCES = ("tangent", *_ENCODERS, "arithmetic/features.py", "training", "data/*.py", "data/clip8")
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm")
 
 
@@ -20,11 +18,9 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm"
 def sources_hash(patterns: tuple[str, ...] = SOURCES) -> str:
     """SHA-256 of source files of this project.
 
-    The default set determines numerical results: engine, models, images, training. A change of
-    commands, tables or pages does not alter the hash.
-
     Args:
-        patterns: files and folders of the package; a folder stands for all its Python files.
+        patterns: files and folders of the package; a folder stands for all its Python files. The
+            default is what determines numerical results: engine, models, images, training.
     """
     root = Path(__file__).parent.parent
     files = {
@@ -36,9 +32,7 @@ def sources_hash(patterns: tuple[str, ...] = SOURCES) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         content = file.read_bytes()
-        name = file.relative_to(root).as_posix()
-        digest.update(f"{name}|{len(content)}|".encode())
-        digest.update(content)
+        digest.update(f"{file.relative_to(root).as_posix()}|{len(content)}|".encode() + content)
     return digest.hexdigest()
 
 

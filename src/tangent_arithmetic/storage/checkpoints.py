@@ -35,7 +35,6 @@ STATE = "run_state"  # see storage/states.py
 ENCODERS = ("image_encoder", "linearized_image_encoder")
 BACKBONE = "mlp_backbone"  # of encoders/mlp.py
 FOLDERS = ("config.json", "adapter_config.json")  # one of these is in a Hugging Face folder
-AGAIN = "delete it and create it again"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Checkpoint:
         kind: type of the model, for instance "image_encoder", "linearized_image_encoder" or "head".
         hash: content hash of theta.
         theta0: expansion point of a linear checkpoint.
-        theta0_hash: content hash of the pre-trained weights that theta was fine-tuned from.
+        theta0_hash: content hash of the pre-trained weights.
         info: further metadata, for instance the model's name and the training settings.
     """
 
@@ -112,10 +111,10 @@ def save_tensors(
     """
     path = as_safetensors(path)
     if kind != STATE and (bad := not_finite(theta)):
+        names = ", ".join([*map(shown, bad[:3]), *(["..."] if len(bad) > 3 else [])])
         raise UsageError(
-            f"{path} was not written: {len(bad)} of {len(theta)} tensors are not finite "
-            f"({', '.join(map(shown, bad[:3]))}{', ...' if len(bad) > 3 else ''}); expected finite "
-            "weights"
+            f"{path} was not written: {len(bad)} of {len(theta)} tensors are not finite ({names}); "
+            "expected finite weights"
         )
     if kind in (*ENCODERS, BACKBONE) and (tied := ties(theta)):
         info = {**(info or {}), TIES: tied}
@@ -156,10 +155,7 @@ def checksum(facts: Mapping[str, str]) -> str:
 
 
 def _storable(state: State) -> dict[str, Tensor]:
-    """The tensors as safetensors requires them: on the CPU, contiguous, without shared storages.
-
-    Copies only where necessary, for instance tied weights.
-    """
+    """The tensors on the CPU, contiguous and without shared storages, copied only if necessary."""
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in state.items():
@@ -183,7 +179,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
         with safe_open(str(path), framework="pt") as file:
             facts: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
+        raise damaged(path, error) from error
     file_format = facts.get("format", "")
     if file_format.startswith(PROJECT) and file_format != FORMAT:
         raise UsageError(
@@ -193,7 +189,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
     if file_format != FORMAT:
         return None
     if facts.get("check", checksum(facts)) != checksum(facts):
-        raise UsageError(f"{path} is damaged (its header's checksum differs); {AGAIN}")
+        raise damaged(path, "its header's checksum differs")
     try:
         info = json.loads(facts["info"])
         if not isinstance(info, dict):
@@ -202,11 +198,16 @@ def read_header(path: Path) -> dict[str, Any] | None:
             "info": info
         }
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def damaged(path: Path, reason: object) -> UsageError:
+    """The error for a file whose content is not what was written."""
+    return UsageError(f"{path} is damaged ({reason}); delete it and create it again")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, whoever wrote it.
+    """All tensors of a safetensors file of any origin.
 
     Raises:
         UsageError: if the file is damaged.
@@ -215,7 +216,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         check_header(path)
         return load_file(path)
     except (SafetensorError, OSError, MemoryError) as error:
-        raise UsageError(f"{path} is damaged ({error}); {AGAIN}") from error
+        raise damaged(path, error) from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
@@ -231,13 +232,21 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     tensors = read_safetensors(path)
     theta = {name: value for name, value in tensors.items() if not name.startswith(THETA0)}
     if content_hash(theta) != facts["hash"]:
-        raise UsageError(f"{path} is damaged (its checksum differs); {AGAIN}")
+        raise damaged(path, "its checksum differs")
     theta0 = {n.removeprefix(THETA0): v for n, v in tensors.items() if n.startswith(THETA0)}
     theta0_hash = facts["theta0_hash"] or None
     if theta0 and content_hash(theta0) != theta0_hash:
-        raise UsageError(f"{path} is damaged (theta0's checksum differs); {AGAIN}")
+        raise damaged(path, "theta0's checksum differs")
     if facts["kind"].startswith("linearized_") and not theta0:
-        theta0 = _read_zeroshot(path, str(theta0_hash))
+        zeroshot = _find_zeroshot(path, str(theta0_hash))
+        checkpoint = None if zeroshot is None else read_checkpoint(zeroshot)
+        if checkpoint is None:
+            raise MissingFileError(
+                f"{path} was linearised at weights {str(theta0_hash)[:12]}..., expected in "
+                f"{ZEROSHOT} in its folder or one folder up, but neither has them; put that file "
+                "back"
+            )
+        theta0 = checkpoint.theta
     return Checkpoint(
         theta, facts["kind"], facts["hash"], theta0 or None, theta0_hash, facts["info"]
     )
@@ -254,14 +263,3 @@ def _find_zeroshot(path: Path, theta0_hash: str) -> Path | None:
                 if facts is not None and facts["hash"] == theta0_hash:
                     return zeroshot
     return None
-
-
-def _read_zeroshot(path: Path, theta0_hash: str) -> dict[str, Tensor]:
-    zeroshot = _find_zeroshot(path, theta0_hash)
-    checkpoint = None if zeroshot is None else read_checkpoint(zeroshot)
-    if checkpoint is None:
-        raise MissingFileError(
-            f"{path} was linearised at weights {theta0_hash[:12]}..., expected in {ZEROSHOT} "
-            "in its folder or one folder up, but neither has them; put that file back"
-        )
-    return checkpoint.theta

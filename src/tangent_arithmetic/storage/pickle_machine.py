@@ -1,8 +1,8 @@
 """A machine that runs the opcodes of a pickle on plain data, within the budget of its file.
 
-A pickle is a program that calls whatever it names; here it can only reach what `pickle_names`
-allows. Every object is charged by what it costs to create, to keep and to hash, so that memory and
-time stay in proportion to the size of the file.
+A pickle is a program that calls whatever it names; here it reaches only what `pickle_names` allows.
+Every object is charged for what it costs to create, to keep and to hash, so that memory and time
+stay in proportion to the size of the file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import pickletools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any, BinaryIO
 
@@ -37,8 +37,8 @@ class Machine:
 
     Args:
         known: the functions and dtypes that the pickle may name.
-        storage: returns the storage of a persistent id.
-        budget: that of the file.
+        storage: a function from a persistent id to its storage.
+        budget: the file's budget.
     """
 
     def __init__(self, known: Names, storage: Callable[[Any], Any], budget: Budget) -> None:
@@ -57,7 +57,7 @@ class Machine:
         for opcode, arg, position in pickletools.genops(stream):
             self._budget.work()
             if opcode.name in LITERALS:
-                self._push(arg, sys.getsizeof(arg))
+                self._push_sized(arg)
             elif opcode.name in ACTIONS:
                 ACTIONS[opcode.name](self, arg)
             else:
@@ -67,6 +67,9 @@ class Machine:
     def _push(self, value: Any, cost: int = 0) -> None:
         self._budget.keep(cost + 16)  # and its stack slot
         self._stack.append(value)
+
+    def _push_sized(self, value: Any) -> None:
+        self._push(value, sys.getsizeof(value))
 
     def _pop_marked(self) -> list[Any]:
         """Pops everything above the last mark."""
@@ -91,9 +94,6 @@ class Machine:
         else:
             self._stack.pop()
 
-    def _pop_mark(self, arg: Any) -> None:
-        self._pop_marked()
-
     def _put(self, arg: int | None) -> None:
         self._budget.keep(MEMO)
         index = len(self._memo) if arg is None else arg
@@ -103,28 +103,16 @@ class Machine:
 
     def _text(self, arg: str) -> None:
         """A string of Python 2, which may be any bytes."""
-        text = arg.encode("latin1").decode("utf-8", errors="replace")
-        self._push(text, sys.getsizeof(text))
+        self._push_sized(arg.encode("latin1").decode("utf-8", errors="replace"))
 
     def _persistent(self, arg: Any) -> None:
         self._budget.keep(TENSOR)
         self._push(self._storage(self._stack.pop()))
 
-    def _tuple(self, items: Iterable[Any]) -> None:
-        value = tuple(items)
-        self._push(value, sys.getsizeof(value))
-
-    def _list(self, arg: Any) -> None:
-        value = self._pop_marked()
-        self._push(value, sys.getsizeof(value))
-
     def _dict(self, arg: Any) -> None:
         items = self._pop_marked()
         self._push({}, OBJECT)
         self._set(items)
-
-    def _frozenset(self, arg: Any) -> None:
-        self._push(build_frozenset(self._budget, self._pop_marked()))
 
     def _append(self, items: list[Any]) -> None:
         self._budget.keep(24 * len(items))
@@ -151,24 +139,18 @@ class Machine:
             raise Refused(f"it {action} a {type(target).__name__}")
         return target
 
-    def _global(self, arg: str) -> None:
-        module, _, name = arg.partition(" ")
-        self._push(self._resolve(module, name))
-
-    def _stack_global(self, arg: Any) -> None:
-        self._push(self._resolve(*self._pop_many(2)))
-
-    def _resolve(self, module: Any, name: Any) -> Any:
-        """The function, dtype or stub class that stands for a name."""
+    def _resolve(self, module: Any, name: Any) -> None:
+        """Pushes the function, dtype or stub class that stands for a name."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise Refused(f"it names {quoted(module)}, {quoted(name)}")
         key = (module, name)
-        if value := self._known.get(key) or self._stubs.get(key):
-            return value
-        if not allows_stub(module, name):
-            raise Refused(f"it names {shown(f'{module}.{name}')}")
-        self._budget.keep(2 * OBJECT + 2 * (len(module) + len(name)))
-        return self._stubs.setdefault(key, StubClass(f"{module}.{name}"))
+        value = self._known.get(key) or self._stubs.get(key)
+        if value is None:
+            if not allows_stub(module, name):
+                raise Refused(f"it names {shown(f'{module}.{name}')}")
+            self._budget.keep(2 * OBJECT + 2 * (len(module) + len(name)))
+            value = self._stubs[key] = StubClass(f"{module}.{name}")
+        self._push(value)
 
     def _reduce(self, arg: Any) -> None:
         of, args = self._pop_many(2)
@@ -200,12 +182,11 @@ class Machine:
             raise Refused(f"it sets attributes of a {type(target).__name__}")
 
 
-LITERALS = {
-    "NONE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4",
-    "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES",
-    "SHORT_BINBYTES", "BINBYTES8",
-}  # fmt: skip
-Action = Callable[[Machine, Any], None]
+INTEGERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4")
+TEXTS = ("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
+BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+LITERALS = {"NONE", "FLOAT", "BINFLOAT", *INTEGERS, *TEXTS, *BYTES}
+Action = Callable[[Machine, Any], object]
 ACTIONS: dict[str, Action] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, arg: None),
     **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), Machine._text),
@@ -217,16 +198,16 @@ ACTIONS: dict[str, Action] = {
     "NEWFALSE": lambda machine, arg: machine._push(False),
     "MARK": Machine._mark,
     "POP": Machine._pop,
-    "POP_MARK": Machine._pop_mark,
+    "POP_MARK": lambda machine, arg: machine._pop_marked(),
     "DUP": lambda machine, arg: machine._push(machine._stack[-1]),
     "BINPERSID": Machine._persistent,
-    "EMPTY_TUPLE": lambda machine, arg: machine._tuple(()),
-    "TUPLE1": lambda machine, arg: machine._tuple(machine._pop_many(1)),
-    "TUPLE2": lambda machine, arg: machine._tuple(machine._pop_many(2)),
-    "TUPLE3": lambda machine, arg: machine._tuple(machine._pop_many(3)),
-    "TUPLE": lambda machine, arg: machine._tuple(machine._pop_marked()),
+    "EMPTY_TUPLE": lambda machine, arg: machine._push_sized(()),
+    "TUPLE1": lambda machine, arg: machine._push_sized(tuple(machine._pop_many(1))),
+    "TUPLE2": lambda machine, arg: machine._push_sized(tuple(machine._pop_many(2))),
+    "TUPLE3": lambda machine, arg: machine._push_sized(tuple(machine._pop_many(3))),
+    "TUPLE": lambda machine, arg: machine._push_sized(tuple(machine._pop_marked())),
     "EMPTY_LIST": lambda machine, arg: machine._push([], OBJECT),
-    "LIST": Machine._list,
+    "LIST": lambda machine, arg: machine._push_sized(machine._pop_marked()),
     "APPEND": lambda machine, arg: machine._append(machine._pop_many(1)),
     "APPENDS": lambda machine, arg: machine._append(machine._pop_marked()),
     "EMPTY_DICT": lambda machine, arg: machine._push({}, OBJECT),
@@ -235,9 +216,9 @@ ACTIONS: dict[str, Action] = {
     "SETITEMS": lambda machine, arg: machine._set(machine._pop_marked()),
     "EMPTY_SET": lambda machine, arg: machine._push(set(), OBJECT),
     "ADDITEMS": Machine._add,
-    "FROZENSET": Machine._frozenset,
-    "GLOBAL": Machine._global,
-    "STACK_GLOBAL": Machine._stack_global,
+    "FROZENSET": lambda m, arg: m._push(build_frozenset(m._budget, m._pop_marked())),
+    "GLOBAL": lambda machine, arg: machine._resolve(*arg.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, arg: machine._resolve(*machine._pop_many(2)),
     "REDUCE": Machine._reduce,
     "NEWOBJ": lambda machine, arg: machine._new(2),
     "NEWOBJ_EX": lambda machine, arg: machine._new(3),

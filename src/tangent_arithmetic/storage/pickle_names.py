@@ -19,23 +19,32 @@ from torch import Tensor
 
 from tangent_arithmetic.runtime.errors import UsageError
 
-PREFIXES = (
-    "torch.nn", "torch.optim", "torchvision", "open_clip", "timm", "src", "clip", "functorch",
-    "torch._functorch", "__torch__", "transformers",
-)  # fmt: skip
-NAMES = {
-    ("torch._C._nn", "gelu"), ("torch.serialization", "_get_layout"), ("argparse", "Namespace"),
-    ("torch", "device"), ("torch", "strided"), ("builtins", "object"), ("__builtin__", "object"),
-    ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
-    ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib._local", "PosixPath"),
-}  # fmt: skip
-STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
-}  # fmt: skip
-DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
+OF_TORCH = ("torch.nn", "torch.optim", "torch._functorch", "__torch__", "functorch", "torchvision")
+PREFIXES = (*OF_TORCH, "open_clip", "timm", "src", "clip", "transformers")
+STUBS = {  # by module
+    "torch": ("device", "strided"),
+    "torch._C._nn": ("gelu",),
+    "torch.serialization": ("_get_layout",),
+    "argparse": ("Namespace",),
+    "builtins": ("object",),
+    "__builtin__": ("object",),
+    "numpy": ("dtype",),
+    "numpy.core.multiarray": ("scalar",),
+    "numpy._core.multiarray": ("scalar",),
+    "pathlib": ("PosixPath", "WindowsPath"),
+    "pathlib._local": ("PosixPath",),
+}
+DTYPES = {  # storage classes and dtypes by the names they have in `torch`
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+}
 
 # the budget: bytes of objects and of copies, steps of the machine (about 1 microsecond each)
 TIMES_SIZE, SPARE_BYTES = 6, 32 << 20
@@ -51,10 +60,7 @@ class Refused(UsageError):
 
 
 def quoted(value: object, inside: bool = False) -> str:
-    """A value for a message: numbers and strings in full, anything else by its type.
-
-    The full text of a hostile value may be endless.
-    """
+    """A value for a message; a container, whose full text may be endless, by its type."""
     if isinstance(value, tuple) and len(value) < 8 and not inside:
         return f"({', '.join(quoted(part, inside=True) for part in value)})"
     if value is None or type(value) in (str, bool, float):
@@ -107,7 +113,7 @@ KEYS = (int, float, type(None), Stub, StubClass, Dtype, FunctionType, Tensor)
 
 
 class Budget:
-    """The memory and time that one file may still use.
+    """The memory and time that one file may still use; each method raises `Refused` beyond them.
 
     Nothing is credited back: creating an object and dropping it takes time, too.
 
@@ -121,31 +127,19 @@ class Budget:
         self.named_left = MOST_TIMES_STORED * size + SPARE_NAMED
 
     def keep(self, count: int) -> None:
-        """Charges bytes.
-
-        Raises:
-            Refused: if fewer are left.
-        """
+        """Charges bytes."""
         self.bytes_left -= count
         if self.bytes_left < 0:
             raise Refused("it takes more memory than a file of its size may")
 
     def work(self, count: int = 1) -> None:
-        """Charges steps.
-
-        Raises:
-            Refused: if fewer are left.
-        """
+        """Charges steps."""
         self.steps_left -= count
         if self.steps_left < 0:
             raise Refused("it takes more steps than a file of its size may")
 
     def name(self, value: object) -> None:
-        """Charges a tensor that a dict names, since readers may copy it, for instance to cast it.
-
-        Raises:
-            Refused: if the file names the same numbers too often.
-        """
+        """Charges a tensor in a dict, since readers may copy it, for instance to cast it."""
         if type(value) is Tensor:
             self.named_left -= value.nbytes
             if self.named_left < 0:
@@ -157,15 +151,12 @@ class Budget:
     def key(self, key: object, count: int) -> None:
         """Charges a dict key or set item: its hash, its entry and the keys it is compared with.
 
-        Hashes of strings and bytes are randomised; hashes of numbers are under the control of
-        whoever writes the file, who can make them all collide.
+        Hashes of strings and bytes are randomised; whoever writes the file can make all hashes of
+        numbers collide.
 
         Args:
             key: the key.
             count: how many keys the container already has.
-
-        Raises:
-            Refused: if it costs too much, or cannot be a key.
         """
         self.keep(ENTRY)
         if type(key) not in (str, bytes):
@@ -179,13 +170,13 @@ class Budget:
                 raise Refused(f"it has a key that is a {type(key).__name__}")
 
 
+# --- the functions a pickle may call
+
+
 def _shape(values: Any) -> tuple[Any, ...]:
     if not isinstance(values, tuple) or len(values) > 64:
         raise Refused(f"a tensor of shape {quoted(values)}")
     return values
-
-
-# The functions a pickle may call
 
 
 def _rebuild_tensor(
@@ -260,17 +251,18 @@ def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
 
 
 build_set, build_frozenset = _collection(set), _collection(frozenset)
+BUILTINS = {"getattr": _attribute, "set": build_set, "frozenset": build_frozenset}
+MODULES = ("builtins", "__builtin__")
+STORAGES = [
+    *((f"{name}Storage", Dtype(getattr(torch, dtype))) for name, dtype in DTYPES.items()),
+    ("BoolStorage", Dtype(torch.bool)),
+    ("UntypedStorage", Dtype(torch.uint8)),
+]
 Names = dict[tuple[str, str], Any]
 KNOWN: Names = {
-    **{("torch", name): Dtype(dtype) for name, dtype in STORAGES.items()},
-    **{("torch.storage", name): Dtype(dtype) for name, dtype in STORAGES.items()},
-    **{("torch", name): Dtype(getattr(torch, name)) for name in DTYPES},
-    ("builtins", "getattr"): _attribute,
-    ("__builtin__", "getattr"): _attribute,
-    ("builtins", "set"): build_set,
-    ("__builtin__", "set"): build_set,
-    ("builtins", "frozenset"): build_frozenset,
-    ("__builtin__", "frozenset"): build_frozenset,
+    **{(module, name): dtype for module in ("torch", "torch.storage") for name, dtype in STORAGES},
+    **{("torch", name): Dtype(getattr(torch, name)) for name in DTYPES.values()},
+    **{(module, name): build for module in MODULES for name, build in BUILTINS.items()},
     ("collections", "OrderedDict"): _ordered_dict,
     ("_codecs", "encode"): _encode,
     ("torch", "Size"): lambda budget, values=(): _shape(values),
@@ -285,4 +277,4 @@ KNOWN: Names = {
 def allows_stub(module: str, name: str) -> bool:
     """Whether a class or function of this name may appear as a stub."""
     below = any(module == prefix or module.startswith(f"{prefix}.") for prefix in PREFIXES)
-    return below or (module, name) in NAMES
+    return below or name in STUBS.get(module, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -43,28 +43,23 @@ def readable(path: str | Path, expected: str) -> Iterator[None]:
 
 
 def _reason(path: str | Path, error: BaseException) -> str:
-    """A short reason, which names the file if it is another one, as in a folder that is read."""
+    """The error in a few words; names its file if that is another one, as inside a folder."""
     if not isinstance(error, OSError) or not error.strerror:
         return shown(error)
-    of_another = error.filename is not None and str(error.filename) != str(path)
-    return (f"{shown(error.filename, LONGEST_PATH)}: " if of_another else "") + error.strerror
+    if error.filename is None or str(error.filename) == str(path):
+        return error.strerror
+    return f"{shown(error.filename, LONGEST_PATH)}: {error.strerror}"
 
 
 def refuse_pointer(path: str | Path) -> None:
-    """Raises a UsageError if the file is a Git LFS pointer."""
-    if is_lfs_pointer(path):
+    """Raises a UsageError if a file is the placeholder that Git LFS leaves until it is fetched."""
+    start = b""
+    with suppress(OSError, ValueError), Path(path).open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
         raise UsageError(
             f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
         )
-
-
-def is_lfs_pointer(path: str | Path) -> bool:
-    """Whether a file is the placeholder that Git LFS leaves for a file it has not fetched."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(len(LFS_POINTER)) == LFS_POINTER
-    except (OSError, ValueError):
-        return False
 
 
 def read_text(path: str | Path, expected: str = "a text in UTF-8") -> str:
@@ -84,8 +79,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: if it does not exist.
-        UsageError: if it is not valid JSON or not an object, too deeply nested, or longer than
-            `LONGEST_JSON`.
+        UsageError: if it is not a JSON object, too deeply nested, or longer than `LONGEST_JSON`.
     """
     with readable(path, "a JSON object"):
         if (size := Path(path).stat().st_size) > LONGEST_JSON:
@@ -118,18 +112,17 @@ def inside(source: str | Path, name: str) -> PurePosixPath:
 
     Args:
         source: the list or archive, for the message.
-        name: the path as written there.
+        name: the path in it.
 
     Raises:
         UsageError: if it is absolute or empty, or contains `..` or a null byte.
     """
     path, windows = PurePosixPath(name), PureWindowsPath(name)
+    problem = ""
     if path.is_absolute() or windows.anchor or ".." in windows.parts or not path.parts:
-        raise UsageError(
-            f"{source} is refused: it names {shown(name)!r}, which leads out of its folder"
-        )
-    if "\0" in name:
-        raise UsageError(
-            f"{source} is refused: it names {shown(name)!r}, which cannot be read as a path"
-        )
+        problem = "leads out of its folder"
+    elif "\0" in name:
+        problem = "cannot be read as a path"
+    if problem:
+        raise UsageError(f"{source} is refused: it names {shown(name)!r}, which {problem}")
     return path

@@ -1,9 +1,8 @@
 r"""Pure arithmetic on named tensors.
 
-A state maps names to tensors, for instance \(\theta\) or \(\tau = \theta - \theta_0\). Only
-`copy_into` and `move_into` change their inputs; two states are paired by name, never by position,
-and must have the same names and shapes. A parameter with several names (tied weights) is counted
-and moved once, see `ties`.
+A state maps names to tensors, for instance \(\theta\) or \(\tau = \theta - \theta_0\). Two
+states are paired by name and must have the same names and shapes. Only `copy_into` and `move_into`
+change their inputs. A parameter with several names (tied weights) is counted and moved once.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ logger = logging.getLogger(__name__)
 State = Mapping[str, Tensor]
 Ties = Mapping[str, str]
 FULL = (torch.float32, torch.float64)
-NARROW = (
-    torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-)  # fmt: skip
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+NARROW = (torch.float16, torch.bfloat16, *FLOAT8)
 NARROW_OR_FULL = {*NARROW, *FULL}
 MOVED = "weights and task vector"
+BOTH = "fine-tuned and pre-trained weights"
 TIES = "ties"  # metadata entry: which names are one parameter
 LISTED = 8  # names in a message
 
@@ -43,22 +41,16 @@ def check_tensors(state: State, what: str = "the state") -> None:
     Raises:
         UsageError: listing everything else.
     """
-    wrong = [
-        f"{shown(name)}: {_described(name, value)}"
-        for name, value in state.items()
-        if not (isinstance(name, str) and isinstance(value, Tensor))
-        or value.layout is not torch.strided
-    ]
+    wrong = []
+    for name, value in state.items():
+        if not isinstance(name, str):
+            wrong.append(f"{shown(name)}: a name of type {type(name).__name__}")
+        elif not isinstance(value, Tensor):
+            wrong.append(f"{shown(name)}: {type(value).__name__}")
+        elif value.layout is not torch.strided:
+            wrong.append(f"{shown(name)}: a tensor of layout {value.layout}")
     if wrong:
         raise UsageError(f"{what} must hold dense tensors by name, got\n  " + "\n  ".join(wrong))
-
-
-def _described(name: Any, value: Any) -> str:
-    if not isinstance(name, str):
-        return f"a name of type {type(name).__name__}"
-    if isinstance(value, Tensor):
-        return f"a tensor of layout {value.layout}"
-    return type(value).__name__
 
 
 def check_same(a: State, b: State, what: str = "states") -> None:
@@ -90,18 +82,14 @@ def check_part(whole: State, part: State, what: str) -> None:
 
 
 def ties(state: State) -> dict[str, str]:
-    """Names that share memory with an earlier one: name -> the first name of the same tensor.
-
-    Args:
-        state: weights in memory, such as the state dict of a module.
-    """
+    """The tied weights of a state: each further name of a tensor -> its first name."""
     first: dict[Any, str] = {}
     firsts = {name: first.setdefault(_memory(value), name) for name, value in state.items()}
     return {name: other for name, other in firsts.items() if other != name}
 
 
 def _memory(value: Tensor) -> Any:
-    """Equal for two names of the same tensor."""
+    """A key that is equal for two names of the same tensor."""
     if value.is_meta or not value.numel():
         return id(value)
     try:
@@ -111,7 +99,7 @@ def _memory(value: Tensor) -> Any:
     return value.device, value.dtype, start, tuple(value.shape), value.stride()
 
 
-def joined(*several: Ties) -> dict[str, str]:
+def merge_ties(*several: Ties) -> dict[str, str]:
     """Merges the ties of several states; the first state decides which name represents the rest."""
     first: dict[str, str] = {}
 
@@ -128,7 +116,7 @@ def joined(*several: Ties) -> dict[str, str]:
     return {other: root(other) for other in first}
 
 
-def agreed(tied: Ties, *states: State) -> dict[str, str]:
+def consistent_ties(tied: Ties, *states: State) -> dict[str, str]:
     """The ties whose two names hold the same numbers in every state."""
     return {
         name: first
@@ -137,22 +125,22 @@ def agreed(tied: Ties, *states: State) -> dict[str, str]:
     }
 
 
-def once(state: State, tied: Ties, what: str) -> dict[str, Tensor]:
-    """The state with one name per parameter.
+def deduplicate(state: State, tied: Ties, what: str) -> dict[str, Tensor]:
+    """The state with one name per parameter: the first of its tied names.
 
     Raises:
         UsageError: if the names of one parameter hold different numbers.
     """
-    untied: dict[str, Tensor] = {}
+    unique: dict[str, Tensor] = {}
     for name, value in state.items():
         first = tied.get(name, name)
-        if first in untied and not equal(untied[first], value):
+        if first in unique and not equal(unique[first], value):
             raise UsageError(
                 f"{shown(first)} and {shown(name)} are one parameter (tied), but {what} has "
                 "different numbers for the two; clone one of them in the weights to untie them"
             )
-        untied.setdefault(first, value)
-    return untied
+        unique.setdefault(first, value)
+    return unique
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
@@ -174,44 +162,40 @@ def copy_into(target: State, theta: State, what: str) -> None:
     Args:
         target: the tensors to overwrite; they keep their dtypes and devices.
         theta: the tensors to copy.
-        what: describes the two, for messages.
+        what: a description of both for messages.
 
     Raises:
         UsageError: if names or shapes differ (all differences are listed), if theta has different
             numbers for two names of one parameter, or numbers that a dtype of `target` cannot hold.
+            Nothing is copied then.
     """
     check_same(target, theta, what)
-    once(theta, ties(target), "the copied state")
+    deduplicate(theta, ties(target), "the copied state")
     with torch.no_grad():
-        ready = {name: stored(theta[name], value.dtype, name) for name, value in target.items()}
+        ready = {name: round_to(theta[name], value.dtype, name) for name, value in target.items()}
         for name, value in target.items():
             value.copy_(ready[name])
 
 
-def takes_part(value: Tensor) -> bool:
+def is_real_float(value: Tensor) -> bool:
     """Whether arithmetic applies to a tensor: real floating-point numbers, not block scales."""
     return value.dtype in NARROW_OR_FULL
 
 
 @functools.cache  # once, not for every vector
-def say_left_out(what: str, names: tuple[str, ...]) -> None:
-    """Warns of tensors that differ between models but are excluded from the arithmetic.
-
-    Args:
-        what: the models.
-        names: the tensors; without any, nothing is logged.
-    """
+def warn_excluded(what: str, names: tuple[str, ...]) -> None:
+    """Warns of tensors that differ between models but are excluded from the arithmetic."""
     if names:
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
         listed = ", ".join(shown(name) for name in names[:LISTED])
         logger.warning(
-            "%s differ in %s%s, which take no part in the arithmetic: they do not hold real "
-            "floating-point numbers in each of them", what, listed, more,
-        )  # fmt: skip
+            f"{what} differ in {listed}{more}, which take no part in the arithmetic: they do not "
+            "hold real floating-point numbers in each of them"
+        )
 
 
-def _calculated_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which numbers of a dtype are computed."""
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which numbers of `dtype` are computed."""
     if dtype in FULL:
         return dtype
     if dtype in NARROW:
@@ -222,18 +206,18 @@ def _calculated_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def _at_least_float32(value: Tensor) -> Tensor:
-    return value.to(_calculated_in(value.dtype))
+    return value.to(_compute_dtype(value.dtype))
 
 
-def stored(
+def round_to(
     value: Tensor, dtype: torch.dtype, name: str, *sources: Tensor, start: int = 0
 ) -> Tensor:
-    """Rounds numbers once, to the dtype in which they are stored.
+    """Rounds numbers to the dtype in which they are stored, within its range.
 
     Args:
         value: the numbers.
         dtype: the dtype.
-        name: of the tensor, for the message.
+        name: the tensor's name, for the message.
         *sources: the operands; where all of them are finite, the result must be, too.
         start: index of the first number in the whole tensor, for the message.
 
@@ -252,16 +236,15 @@ def stored(
     if wrong is not None and bool(wrong.any()):
         at = int(wrong.reshape(-1).nonzero()[0])
         number = value.detach().reshape(-1)[at].item()
-        reason = (
-            "which is not finite" if not math.isfinite(abs(number))
-            else f"which {dtype} cannot hold; store the weights in a wider dtype, such as float32"
-        )  # fmt: skip
+        reason = "which is not finite"
+        if math.isfinite(abs(number)):
+            reason = f"which {dtype} cannot hold; store it in a wider dtype, such as float32"
         raise UsageError(f"{shown(name)} would be {number:.6g} at index {start + at}, {reason}")
     return rounded
 
 
 def _out_of_range(value: Tensor, rounded: Tensor, sources: Sequence[Tensor]) -> Tensor | None:
-    """A mask of the numbers outside the range of the dtype they were rounded to; None if empty."""
+    """A mask of the numbers outside the range of the dtype they were rounded to; None for none."""
     wide = value if value.dtype in FULL else value.float()
     if not wide.numel():
         return None
@@ -290,24 +273,23 @@ def _largest(dtype: torch.dtype) -> float:
 
 def _vectorized() -> bool:
     """Whether `torch.vmap` is active, under which no value can be inspected."""
-    levels = retrieve_all_functorch_interpreters()
-    return any(level.key() == TransformType.Vmap for level in levels)
+    return any(i.key() == TransformType.Vmap for i in retrieve_all_functorch_interpreters())
 
 
 def add(a: State, b: State) -> dict[str, Tensor]:
-    """`a + b`; raises an error if finite numbers overflow."""
+    """`a + b`; a UsageError if finite numbers overflow."""
     check_same(a, b)
     return {name: _finite(name, value + b[name], value, b[name]) for name, value in a.items()}
 
 
 def subtract(a: State, b: State) -> dict[str, Tensor]:
-    """`a - b`, likewise."""
+    """`a - b`; a UsageError if finite numbers overflow."""
     check_same(a, b)
     return {name: _finite(name, value - b[name], value, b[name]) for name, value in a.items()}
 
 
 def _finite(name: str, value: Tensor, *sources: Tensor) -> Tensor:
-    return stored(value, value.dtype, name, *sources)
+    return round_to(value, value.dtype, name, *sources)
 
 
 def widened(state: State) -> dict[str, Tensor]:
@@ -320,11 +302,26 @@ def widened(state: State) -> dict[str, Tensor]:
     return {name: _at_least_float32(value) for name, value in state.items()}
 
 
-def combined(theta: State, theta0: State, operation: str = "subtract") -> dict[str, Tensor]:
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """`a - b`, where equal entries, such as the -inf of an attention mask, have difference 0."""
+    tau = a - b
+    if tau.is_meta or bool(torch.isfinite(tau.sum())):
+        return tau
+    return torch.where(a == b, torch.zeros_like(tau), tau)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "subtract": _difference,
+    "add": torch.add,
+    "multiply": torch.mul,
+    "divide": lambda a, b: (a / b).nan_to_num(0.0, 0.0, 0.0),
+}
+
+
+def combine(theta: State, theta0: State, operation: str = "subtract") -> dict[str, Tensor]:
     """Combines the floating-point tensors elementwise, in at least float32, on theta's device.
 
-    Other tensors are left out; those that differ are logged. Equal entries, such as the -inf of an
-    attention mask, have difference 0.
+    Other tensors are left out, with a warning if they differ.
 
     Args:
         theta: fine-tuned weights.
@@ -334,49 +331,31 @@ def combined(theta: State, theta0: State, operation: str = "subtract") -> dict[s
     Raises:
         UsageError: if names or shapes differ, or finite numbers overflow.
     """
-    check_same(theta, theta0, "fine-tuned and pre-trained weights")
-    rest = (n for n in theta if not (takes_part(theta[n]) and takes_part(theta0[n])))
-    say_left_out(
-        "fine-tuned and pre-trained weights",
-        tuple(name for name in rest if not equal(theta[name], theta0[name])),
-    )
-    form: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "subtract": _difference,
-        "add": torch.add,
-        "multiply": torch.mul,
-        "divide": _quotient,
-    }
+    check_same(theta, theta0, BOTH)
     results: dict[str, Tensor] = {}
+    excluded: list[str] = []
     for name, value in theta.items():
-        if takes_part(value) and takes_part(theta0[name]):
+        if is_real_float(value) and is_real_float(theta0[name]):
             a, b = _at_least_float32(value), _at_least_float32(theta0[name].to(value.device))
-            results[name] = _finite(name, form[operation](a, b), a, b)
+            results[name] = _finite(name, OPERATIONS[operation](a, b), a, b)
+        elif not equal(value, theta0[name]):
+            excluded.append(name)
+    warn_excluded(BOTH, tuple(excluded))
     return results
 
 
 def difference(theta: State, theta0: State) -> dict[str, Tensor]:
-    """`tau = theta - theta0` of the floating-point tensors, see `combined`."""
-    return combined(theta, theta0)
-
-
-def _difference(a: Tensor, b: Tensor) -> Tensor:
-    tau = a - b
-    if tau.is_meta or bool(torch.isfinite(tau.sum())):
-        return tau
-    return torch.where(a == b, torch.zeros_like(tau), tau)
-
-
-def _quotient(a: Tensor, b: Tensor) -> Tensor:
-    return (a / b).nan_to_num(0.0, 0.0, 0.0)
+    """`tau = theta - theta0` of the floating-point tensors, see `combine`."""
+    return combine(theta, theta0)
 
 
 def scale(a: State, factor: float | Tensor) -> dict[str, Tensor]:
-    """`factor * a`, likewise."""
+    """`factor * a`; a UsageError if finite numbers overflow."""
     return {name: _finite(name, value * factor, value) for name, value in a.items()}
 
 
 def power(a: State, exponent: float) -> dict[str, Tensor]:
-    """`a ** exponent`, elementwise, likewise."""
+    """`a ** exponent`, elementwise; a UsageError if finite numbers overflow."""
     return {name: _finite(name, value**exponent, value) for name, value in a.items()}
 
 
@@ -415,8 +394,8 @@ def move(
         UsageError: if tau has a tensor that theta lacks, or of another shape, or two steps for one
             parameter, or if a dtype of theta cannot hold a result.
     """
-    first = joined(ties(theta), tied or {})
-    steps = once(tau, first, "the task vector")
+    first = merge_ties(ties(theta), tied or {})
+    steps = deduplicate(tau, first, "the task vector")
     check_part({first.get(name, name): value for name, value in theta.items()}, steps, MOVED)
     moved, done = dict(theta), dict[str, str]()
     for name, base in theta.items():
@@ -434,13 +413,13 @@ def move(
 
 def _moved(name: str, base: Tensor, step: Tensor, scaling_coef: float | Tensor) -> Tensor:
     wide = _at_least_float32(base)
-    step = step.to(base.device, torch.promote_types(wide.dtype, _calculated_in(step.dtype)))
+    step = step.to(base.device, torch.promote_types(wide.dtype, _compute_dtype(step.dtype)))
     if isinstance(scaling_coef, Tensor):
         wide = wide.to(step.dtype)
         moved = torch.addcmul(wide, step, scaling_coef.to(step.device, step.dtype))
     else:
         moved = torch.add(wide, step, alpha=scaling_coef)
-    return stored(moved, base.dtype, name, base)
+    return round_to(moved, base.dtype, name, base)
 
 
 @torch.no_grad()
@@ -468,17 +447,14 @@ def move_into(target: State, theta: State, tau: State, scaling_coef: float) -> N
             target[name].copy_(_moved(name, base, step, scaling_coef))
     if sums and not bool(torch.isfinite(torch.stack(sums)).all()):
         for name in tau:
-            stored(target[name], target[name].dtype, name, theta[name])
+            round_to(target[name], target[name].dtype, name, theta[name])
 
 
 def content_hash(state: State) -> str:
-    """Hash of the content of a state: sorted names, dtypes, shapes and bytes.
-
-    Args:
-        state: the tensors; each is read once.
+    """SHA-256 of a state: sorted names, dtypes, shapes and bytes; the same on every machine.
 
     Returns:
-        64 hexadecimal digits (SHA-256), the same on every machine.
+        64 hexadecimal digits.
 
     Raises:
         UsageError: if a value is not a dense tensor with memory.
@@ -491,11 +467,7 @@ def content_hash(state: State) -> str:
         value = value.detach().cpu()
         head = f"{name}|{value.dtype}|{tuple(value.shape)}|"
         digest.update(head.encode(errors="surrogatepass"))
-        if math.prod(value.shape):
-            digest.update(_bytes(value))
+        if value.numel():
+            flat = value.clone(memory_format=torch.contiguous_format).reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> Any:
-    flat = value.clone(memory_format=torch.contiguous_format).reshape(-1)
-    return flat.view(torch.uint8).numpy().data

@@ -1,8 +1,8 @@
 """Resume states: with them the same command continues an interrupted run exactly.
 
-A state is a checkpoint file (see `storage/checkpoints.py`) with everything that the remaining steps
-depend on: weights, buffers, the optimizer's state, the number of steps done. The states of a run
-lie in a folder of their own, which one process at a time may use.
+A state is a checkpoint file with everything that the remaining steps depend on: weights, buffers,
+the optimizer's state, the number of steps done. The states of a run are in a separate folder, which
+one process at a time may use.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tangent_arithmetic.storage.statedict import copy_into
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
+KEPT = 2  # states of a run
 SHARE = 0.02  # of a run's time that writing states may take
-LEAST_SECONDS = 10.0  # between two states, however little one costs
+LEAST_SECONDS = 10.0  # between two states, even if writing one is fast
 BYTES_A_SECOND = 200e6  # a disk's assumed speed, until a state has been written
 
 
@@ -57,8 +57,8 @@ class RunStates:
 
     Args:
         checkpoint: the file that the run will write; the states are in a folder beside it.
-        made: everything that the run's result depends on, JSON-serialisable; a state with another
-            `made` is neither continued nor replaced.
+        settings: everything that the run's result depends on, JSON-serialisable; a state with other
+            settings is neither continued nor replaced.
         every: steps (or epochs) between two states; 0 or less for none, None for as often as takes
             at most `SHARE` of the time.
         flag: the flag that starts the run anew, if its command has one.
@@ -67,14 +67,14 @@ class RunStates:
     def __init__(
         self,
         checkpoint: Path,
-        made: Mapping[str, Any],
+        settings: Mapping[str, Any],
         every: int | None = None,
         flag: str | None = None,
     ) -> None:
-        self.checkpoint, self.every = checkpoint, every
+        self.checkpoint, self.every, self.flag = checkpoint, every, flag
         self.folder = checkpoint.with_name(f"{checkpoint.stem}_resume")
-        self.made = json.loads(json.dumps(made))
-        self.anew = f"deleting {self.folder}" + (f" ({flag} does that)" if flag else "")
+        self.settings = json.loads(json.dumps(settings))
+        self._lock_path = self.folder / "lock"
         self._kept: list[Path] = []  # of this run, in the order of their steps
         self._cost = 0.0
         self._last = time.monotonic()
@@ -93,14 +93,10 @@ class RunStates:
         finally:
             if self._owns(handle):
                 self._lock_path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # there are states in it, or it is gone
+            with contextlib.suppress(OSError):  # it holds states or does not exist
                 self.folder.rmdir()
             _HELD.discard(handle)
             os.close(handle)
-
-    @property
-    def _lock_path(self) -> Path:
-        return self.folder / "lock"
 
     def _owns(self, handle: int) -> bool:
         """Whether a lock is on the current lock file, not on a removed one."""
@@ -110,11 +106,10 @@ class RunStates:
             return False
 
     def _lock(self) -> int:
-        path = self._lock_path
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
             except FileNotFoundError:  # its owner has just removed the folder
                 continue
             if fcntl is None:
@@ -129,7 +124,9 @@ class RunStates:
                     "for it, or name another folder with --save"
                 ) from None
             except OSError as error:  # a file system without locks
-                logger.warning("%s cannot be locked (%s); start no second run", path, error)
+                logger.warning(
+                    "%s cannot be locked (%s); start no second run", self._lock_path, error
+                )
                 return handle
             if self._owns(handle):
                 os.truncate(handle, 0)
@@ -156,11 +153,11 @@ class RunStates:
         """
         start = time.monotonic()
         path = self.folder / f"{done:08d}.safetensors"
-        info = {"made": self.made, "done": done, "facts": dict(facts)}
+        info = {"made": self.settings, "done": done, "facts": dict(facts)}
         try:
             save_tensors(path, dict(tensors), STATE, info=info)
         except UnwritableError as error:
-            logger.warning("the state of the run is not kept: %s", error)
+            logger.warning("the state of the run was not saved: %s", error)
             self._last = time.monotonic()
             return False
         self._kept = [*(p for p in self._kept if p != path), path][-KEPT:]
@@ -183,73 +180,71 @@ class RunStates:
                 state = read_checkpoint(path)
                 if state is None or state.kind != STATE:
                     raise UsageError(f"{path} is not a resume state")
-                made, done, facts = (state.info[key] for key in ("made", "done", "facts"))
+                if missing := {"made", "done", "facts"} - state.info.keys():
+                    raise UsageError(f"{path} lacks {', '.join(sorted(missing))}")
             except UsageError as error:
                 logger.warning("%s; trying the state before it", error)
                 continue
-            except KeyError as error:
-                logger.warning("%s lacks %s; trying the state before it", path, error)
-                continue
-            if differ := differences(made, self.made):
+            if differ := differences(state.info["made"], self.settings):
                 raise UsageError(
                     f"{path} is the state of an interrupted run with other settings: "
                     f"{'; '.join(differ)}. Use the same settings to continue it, name another "
-                    f"folder, or start anew by {self.anew}"
+                    f"folder, or start anew by deleting {self.folder}"
+                    + (f" ({self.flag} does that)" if self.flag else "")
                 )
             self._kept = [path]
-            return State(state.theta, done, facts)
+            return State(state.theta, state.info["done"], state.info["facts"])
         return None
 
     def clear(self) -> None:
-        """Removes the states, so that the run starts anew; a lock stays."""
+        """Removes the states but not the lock, so that the run starts anew."""
         for path in self.folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes the states, and partial files that killed runs left of them and the result."""
+        """Removes the states, and the partial files that killed runs left."""
         shutil.rmtree(self.folder, ignore_errors=True)
         remove_parts(self.checkpoint.parent, self.checkpoint.name)
 
     def clean_up(self) -> None:
-        """Removes what a run left that was killed after writing its checkpoint."""
+        """Removes the files of a run that was killed after writing its checkpoint."""
         remove_parts(self.checkpoint.parent, self.checkpoint.name)
         if self.folder.is_dir():
-            with contextlib.suppress(UsageError), self.locked():  # else that run is about to
+            with contextlib.suppress(UsageError), self.locked():  # a live run cleans up itself
                 self.remove()
 
 
-def check_made(
-    path: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], how: str, flag: str
+def check_settings(
+    path: Path,
+    recorded: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    flag: str,
+    how: str = "with other settings",
 ) -> None:
-    """Checks that a finished file was made as it would be made now.
+    """Checks that a finished file was made with the settings of this run.
 
     Args:
         path: the file.
-        made: how it was made; only the names in `wanted` are compared.
-        wanted: how it would be made now.
-        how: the message's word for the difference, "with other settings" for instance.
+        recorded: its settings; only the names in `wanted` are compared.
+        wanted: the settings of this run.
         flag: the flag that names another folder.
+        how: the difference in words, for the message.
 
     Raises:
         UsageError: naming what differs; the file stays.
     """
-    if differ := differences({name: made.get(name) for name in wanted}, wanted):
+    if differ := differences({name: recorded.get(name) for name in wanted}, wanted):
         raise UsageError(
             f"{path} exists and was made {how} ({'; '.join(differ)}). Keep it and name another "
             f"folder with {flag}, or delete it"
         )
 
 
-def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The differences between two records of how something was made, in words.
-
-    Args:
-        made: how it was made.
-        wanted: how it would be made now.
-    """
+def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The differences between recorded settings and those of this run, in words."""
     differ = []
-    for name in sorted(made.keys() | wanted.keys()):
-        old, new = made.get(name), wanted.get(name)
+    for name in sorted(recorded.keys() | wanted.keys()):
+        old, new = recorded.get(name), wanted.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             differ += [f"{name} {inner}" for inner in differences(old, new)]
         elif old != new:
@@ -263,7 +258,7 @@ def _brief(value: Any) -> str:
     return f"{value[:12]}..." if digits else "not recorded" if value is None else shown(value)
 
 
-_HELD: set[int] = set()  # locks of this process; its children (workers) close theirs
+_HELD: set[int] = set()  # locks of this process; a forked child closes its copies
 
 
 def _close_in_child() -> None:
@@ -277,13 +272,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def pack(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """What training changes: trainable parameters, buffers, and the optimizer's state.
+    """Everything that training changes: trainable parameters, buffers, and the optimizer's state.
 
-    The latter is each parameter's (`optimizer/KEY/PARAMETER`) and the numbers of each group
-    (`group/INDEX/KEY`); Python numbers have the prefix `number/` before a parameter's.
+    The optimizer's tensors are named `optimizer/KEY/PARAMETER`, its Python numbers
+    `number/KEY/PARAMETER`, and the numbers of its groups `group/INDEX/KEY`.
 
     Raises:
-        TypeError: if an optimizer keeps something else than tensors and numbers.
+        TypeError: if an optimizer keeps something other than tensors and numbers.
     """
     packed = {name: value.detach() for name, value in _weights(model).items()}
     for name, parameter in model.named_parameters():
@@ -304,10 +299,10 @@ def pack(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
-    """Restores what `pack` gave, in place.
+    """Restores a model and an optimizer in place.
 
     Args:
-        tensors: of a model and an optimizer made in the same way.
+        tensors: the result of `pack` for a model and an optimizer of the same structure.
         model: gets its parameters and buffers.
         optimizer: gets its state, and the numbers of its groups.
     """

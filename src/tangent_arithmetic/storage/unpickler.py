@@ -1,7 +1,7 @@
 """Pickled checkpoints, read without executing them: tensors, plain data, and inert stubs.
 
-`pickle_names` lists what a pickle may name, `pickle_machine` runs its opcodes within a budget; here
-are the file formats: zip archives and legacy files of `torch.save`, and plain `pickle.dump`.
+This module knows the file formats: zip archives and legacy files of `torch.save`, and plain
+pickles. `pickle_names` lists the names that a pickle may use, `pickle_machine` runs its opcodes.
 """
 
 from __future__ import annotations
@@ -42,9 +42,6 @@ MOST_NAMES = 20_000_000  # characters of the names in a module, and 100 for each
 
 def read_pickle(path: Path) -> Any:
     """Reads the object in a file of `torch.save` or `pickle.dump`; its classes become stubs.
-
-    Args:
-        path: the file.
 
     Raises:
         MissingFileError: if it does not exist.
@@ -141,11 +138,7 @@ def _read_legacy(content: bytes, budget: Budget) -> Any:
 
 
 class _LegacyStorages:
-    """The storages of a legacy file, which come after the pickle that refers to them.
-
-    Args:
-        size: bytes of the file, an upper bound on all storages.
-    """
+    """The storages of a legacy file of `size` bytes, which follow the pickle that uses them."""
 
     def __init__(self, size: int) -> None:
         self.left, self.storages = size, dict[str, Tensor]()
@@ -206,11 +199,10 @@ def tensors_of(content: object) -> dict[str, Tensor]:
 
 
 def within_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors, which may share memory as tied weights do, within reason.
+    """Returns the tensors, which may share memory as tied weights do.
 
     Raises:
-        UsageError: if a copy of each, for instance to cast it, would take far more memory than the
-            file.
+        UsageError: if a copy of each, for instance to cast it, would take far more memory.
     """
     storages = [value.untyped_storage() for value in tensors.values()]
     stored = sum({one.data_ptr(): one.nbytes() for one in storages}.values())
@@ -250,18 +242,15 @@ def state_of(module: Stub) -> OrderedDict[str, Tensor]:
             )
         state = stub.state
         script = stub.path().startswith("__torch__.")  # TorchScript stores all attributes alike
-        parameters, modules = (
-            state if script else state.get(key) for key in ("_parameters", "_modules")
-        )
-        buffers, transient = state.get("_buffers"), state.get("_non_persistent_buffers_set")
-        for _, full, value in entries(parameters, prefix):
+        transient = state.get("_non_persistent_buffers_set")
+        for _, full, value in entries(state if script else state.get("_parameters"), prefix):
             if isinstance(value, Tensor):
                 tensors[full] = value
-        for name, full, value in () if script else entries(buffers, prefix):
+        for name, full, value in () if script else entries(state.get("_buffers"), prefix):
             dropped = isinstance(transient, set | frozenset) and name in transient
             if isinstance(value, Tensor) and not dropped:
                 tensors[full] = value
-        for _, full, value in entries(modules, prefix):
+        for _, full, value in entries(state if script else state.get("_modules"), prefix):
             if isinstance(value, Stub):
                 walk(value, f"{full}.", (*above, id(stub)))
 

@@ -16,22 +16,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from tangent_arithmetic.runtime.errors import UsageError, shown
-from tangent_arithmetic.storage.unpickler import Stub, state_of
+from tangent_arithmetic.storage.unpickler import Stub, state_of, tensors_of
 
 logger = logging.getLogger(__name__)
 
 KEYS = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network")
-AVERAGES = (
-    "ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "ema_model_state_dict",
-)  # fmt: skip
+EMA = ("ema", "model_ema", "ema_model")
+AVERAGES = (*EMA, "ema_state_dict", "state_dict_ema", "ema_model_state_dict")
 LIGHTNING = "pytorch-lightning_version"
-PREFIXES = (
-    "model.", "net.", "network.", "encoder.", "image_encoder.", "backbone.", "clip.", "clip_model.",
-)  # fmt: skip
+MODULES = ("model", "net", "network", "encoder", "image_encoder", "backbone", "clip", "clip_model")
+PREFIXES = tuple(f"{name}." for name in MODULES)  # of Lightning
 INSIDE = {  # reserved names, anywhere in a path
-    "_orig_mod": "torch.compile", "_fsdp_wrapped_module": "FSDP",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
-}  # fmt: skip
+}
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its `module.`
 ADAPTER = ("lora_", "loha_", "hada_w", "lokr_w", "ia3_l", "oft_r")  # prefixes of adapter tensors
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,7 +54,7 @@ class Unwrapped:
     steps: tuple[str, ...] = ()
 
 
-def unwrapped(content: Any, source: str | Path = "the mapping") -> Unwrapped:
+def unwrapped(content: object, source: str | Path = "the mapping") -> Unwrapped:
     """Removes all known wrappers from a model's weights.
 
     Args:
@@ -68,8 +67,10 @@ def unwrapped(content: Any, source: str | Path = "the mapping") -> Unwrapped:
     steps: list[str] = []
     lightning = False
     for _ in range(DEEPEST):
-        lightning = lightning or (isinstance(content, Mapping) and LIGHTNING in content)
-        key = _key(content)
+        if not isinstance(content, Mapping):
+            break
+        lightning = lightning or LIGHTNING in content
+        key = next((key for key in (*KEYS, *AVERAGES) if _is_model(content.get(key))), None)
         if key is None:
             break
         steps.append(_step(key, content))
@@ -111,15 +112,8 @@ def _tensors(content: Any) -> tuple[dict[str, Tensor], Mapping[Any, Any]]:
         return dict(content.state_dict()), {}
     if not isinstance(content, Mapping):
         return {}, {}
-    tensors = {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, Tensor)}
-    return tensors, {key: v for key, v in content.items() if not isinstance(v, Tensor)}
-
-
-def _key(content: Any) -> str | None:
-    """The key of a wrapper's model; None if this is not a wrapper."""
-    if not isinstance(content, Mapping):
-        return None
-    return next((key for key in (*KEYS, *AVERAGES) if _is_model(content.get(key))), None)
+    facts = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
+    return tensors_of(content), facts
 
 
 def _is_model(value: Any) -> bool:
@@ -149,12 +143,10 @@ def _step(key: str, content: Mapping[Any, Any]) -> str:
 def _without_prefixes(
     source: str | Path, tensors: Iterable[str], lightning: bool
 ) -> tuple[dict[str, str], list[str]]:
-    """A map from names without prefixes to the original names, and the prefixes removed."""
+    """The original names by names without prefixes, and the prefixes removed."""
     full = list(tensors)
     parts = [name.split(".") for name in full]
-    steps = [
-        f"{word}. ({maker})" for word, maker in INSIDE.items() if any(word in p for p in parts)
-    ]
+    steps = [f"{word}. ({by})" for word, by in INSIDE.items() if any(word in p for p in parts)]
     short = [".".join(part for part in p if part not in INSIDE) for p in parts]
     prefixes = ["module.", *(PREFIXES if lightning else ())]
     for _ in range(DEEPEST):

@@ -13,20 +13,12 @@ LOCAL_HEADER = 30  # bytes before the name of a member
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file that limits the size of a single read.
+    """A file that limits the size of a single read."""
 
-    Attributes:
-        longest: bytes; `zipfile` reads the directory at once, whatever size the archive claims.
-    """
-
-    longest = 0
+    longest = 0  # bytes; `zipfile` reads the directory at once, whatever size the archive claims
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads as usual.
-
-        Raises:
-            zipfile.BadZipFile: for more than `longest` bytes.
-        """
+        """Reads as usual; a `BadZipFile` for more than `longest` bytes."""
         if size is not None and size > self.longest:
             raise zipfile.BadZipFile(f"its directory is longer than {self.longest:,} bytes")
         return super().read(size)
@@ -34,7 +26,7 @@ class _BoundedReader(io.BufferedReader):
 
 @contextmanager
 def open_zip(path: Path, longest: int = LONGEST_DIRECTORY) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive; reading all its members takes no more bytes than it has.
+    """Opens an archive, all of whose members together are no longer than the file.
 
     Args:
         path: the archive.

@@ -42,11 +42,6 @@ from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Keeper, Snapshots, is_finite
 from tangent_arithmetic.training.schedule import cosine_lr
 
-__all__ = [
-    "Snapshots", "TrainingData", "check_batch", "cosine_lr", "freeze_unused", "seed_everything",
-    "step_gradients", "train", "wrap_ddp",
-]  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
@@ -60,9 +55,9 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seeds what the model draws in a step, dropout for instance, from (seed, step, rank) alone.
+    """Seeds the model's random draws of a step (dropout) from (seed, step, rank).
 
-    So a run that was interrupted has no generator to restore.
+    An interrupted run thus has no generators to restore.
     """
     entropy = np.random.SeedSequence((seed, 13, step, ddp.rank()))
     seed_everything(int(entropy.generate_state(1, np.uint32)[0]))
@@ -70,11 +65,11 @@ def seed_step(seed: int, step: int) -> None:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model is trained on.
+    """The data that a model is trained on.
 
     Attributes:
         pictures: the training pictures.
-        transform: of a picture, random for augmentation.
+        transform: maps a picture to a tensor, with random augmentation.
         num_workers: data-loading processes.
     """
 
@@ -84,27 +79,26 @@ class TrainingData:
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model under DDP if there are several processes."""
+    """The model, wrapped in DDP if there are several processes."""
     if ddp.world_size() == 1:
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {"device_ids": ids, name: False}
-    return DistributedDataParallel(model, **options)
+    return DistributedDataParallel(model, device_ids=ids, **{name: False})  # type: ignore[arg-type]
 
 
 def freeze_unused(model: nn.Module, batch: Tensor) -> tuple[list[str], int]:
-    """Stops training the parameters that the model's output does not depend on.
+    """Freezes the parameters that the model's output does not depend on.
 
-    Found by one backward pass in eval mode; what the model holds is not changed otherwise.
+    One backward pass in eval mode finds them; nothing else in the model changes.
 
     Args:
-        model: gives logits.
-        batch: images to try it on.
+        model: maps images to logits.
+        batch: images for that pass.
 
     Returns:
-        Their names, and the number of logits.
+        The names of the frozen parameters, and the number of logits.
     """
     training = model.training
     logits = model.eval()(batch)
@@ -129,11 +123,11 @@ def step_gradients(
     r"""Adds the gradient of the step's mean loss, \(\frac1N \sum_i \ell_i\), to the parameters.
 
     Args:
-        model: the model; under DDP if there are several ranks.
-        plan: which images the step holds.
-        step: the optimizer step, from the run's start.
-        batches: gives this rank's share of each micro-step.
-        device: where the model is.
+        model: the model; wrapped in DDP if there are several ranks.
+        plan: the images of each step.
+        step: the optimizer step, from the start of the run.
+        batches: yields this rank's share of each micro-step.
+        device: the model's device.
         objective: the loss; cross-entropy if None.
         precision: "fp32", or "bf16" for autocast.
 
@@ -165,8 +159,8 @@ def _summed(loss: Tensor, count: int) -> Tensor:
         return loss * count
     if loss.shape != (count,):
         raise ValueError(
-            f"expected an objective that returns {count} losses, one an image, or their mean, a "
-            f"scalar; got shape {tuple(loss.shape)}"
+            f"expected an objective that returns {count} losses, one per image, or their mean; got "
+            f"shape {tuple(loss.shape)}"
         )
     return loss.sum()
 
@@ -183,29 +177,28 @@ def train(
     tracker: Tracker | None = None,
     description: str = "fine-tuning",
 ) -> dict[str, Any]:
-    """Trains, in place and where the model is, the parameters that require grad.
+    """Trains the parameters that require grad, in place and on the model's device.
 
-    Learning rates warm up linearly and decay by a cosine in optimizer steps; gradients are clipped
-    to norm 1.
+    Learning rates follow `cosine_lr`; gradients are clipped to norm 1.
 
     Args:
-        model: gives logits, shape (batch, classes), of images.
+        model: maps images to logits, shape (batch, classes).
         data: the training pictures.
         recipe: learning rate, epochs, batch size and so on.
         objective: the loss; cross-entropy with the recipe's label smoothing if None.
-        optimizer: makes the optimizer.
-        seed: of the order of the pictures and of their augmentation.
-        snapshots: what to keep on the way, and to continue.
-        tracker: where loss, learning rate and norm of the gradient are logged.
-        description: for the progress bar.
+        optimizer: builds the optimizer.
+        seed: determines the order of the pictures and their augmentation.
+        snapshots: files to write during the run, and to continue from.
+        tracker: logs loss, learning rate and gradient norm.
+        description: label of the progress bar.
 
     Returns:
-        Facts for the checkpoint: steps, seconds, the last epoch's mean loss, the recipe.
+        Metadata for the checkpoint: steps, seconds, the last epoch's mean loss, the recipe.
 
     Raises:
         UsageError: if the ranks cannot share a batch, or a picture cannot be read.
-        DivergedError: at a loss or a gradient that is not finite, before the step is taken.
-        Stopped: if SIGTERM or SIGINT asks to; the step is finished and the state kept.
+        DivergedError: if a loss or gradient is not finite, before the step is taken.
+        Stopped: on SIGTERM or SIGINT, after the step is finished and a state written.
     """
     snapshots, tracker = snapshots or Snapshots(), tracker or Tracker()
     objective = objective or CrossEntropy(recipe.ls)
@@ -237,19 +230,25 @@ def train(
             keeper.losses.append(loss)
             rate = optim.param_groups[0]["lr"]
             tracker.log({"loss": loss, "lr": rate, "grad_norm": norm}, step)
-            _keep(keeper, snapshots, steps, recipe)
-            if _save_state(keeper, asked() > 0, steps, device):
-                logger.warning(
-                    "%s: stopped after step %d of %d, as a signal asked; the same command "
-                    "continues it", description, keeper.done, steps,
-                )  # fmt: skip
+            snapshot = snapshots.every > 0 and keeper.done % snapshots.every == 0
+            if snapshot or keeper.done == steps:
+                _check_finite(model, keeper.done, recipe)
+            if snapshot:
+                snapshots.save(keeper.done)
+            due = keeper.done < steps and keeper.due()
+            stop, due = ddp.any_of(asked() > 0, due, device=device)
+            if stop or due:
+                keeper.save()
+            if stop:
+                place = f"{description}: stopped after step {keeper.done} of {steps}"
+                logger.warning("%s on a signal; the same command continues the run", place)
                 raise Stopped(asked() or signal.SIGTERM)
     model.eval()
     return _facts(keeper, plan, recipe, seed)
 
 
 def _prepare(model: nn.Module, data: TrainingData, compute: Compute) -> int:
-    """Sets training mode and freezes what the model does not use; the number of classes."""
+    """Sets training mode, freezes unused parameters, and returns the number of classes."""
     examples = SeededPictures(data.pictures, data.transform)
     two = torch.stack([examples[i % len(examples)][0] for i in range(2)])  # batch norm needs two
     with compute.autocast():
@@ -259,27 +258,13 @@ def _prepare(model: nn.Module, data: TrainingData, compute: Compute) -> int:
     return num_classes
 
 
-def _keep(keeper: Keeper, snapshots: Snapshots, steps: int, recipe: Recipe) -> None:
-    """Writes the snapshot that is due; checks weights that are to be kept."""
-    due = snapshots.due(keeper.done)
-    if due or keeper.done == steps:
-        device = next(keeper.model.parameters()).device
-        if any(ddp.any_of(not is_finite(keeper.model), device=device)):
-            raise DivergedError(
-                f"weights are not finite after step {keeper.done}, expected finite numbers; no "
-                f"checkpoint is made of them. Try a lower --lr than {recipe.lr}"
-            )
-    if due:
-        snapshots.keep(keeper.done)
-
-
-def _save_state(keeper: Keeper, asked: bool, steps: int, device: torch.device) -> bool:
-    """Writes a state if one is due or any rank is asked to stop; whether one is."""
-    due = keeper.done < steps and keeper.due()
-    stop, due = ddp.any_of(asked, due, device=device)
-    if stop or due:
-        keeper.save()
-    return stop
+def _check_finite(model: nn.Module, done: int, recipe: Recipe) -> None:
+    """Raises a `DivergedError` if the weights of any rank are not finite."""
+    if any(ddp.any_of(not is_finite(model), device=next(model.parameters()).device)):
+        raise DivergedError(
+            f"weights are not finite after step {done}, expected finite numbers; they are not "
+            f"saved. Try a lower --lr than {recipe.lr}"
+        )
 
 
 def _facts(keeper: Keeper, plan: BatchPlan, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -295,11 +280,7 @@ def _facts(keeper: Keeper, plan: BatchPlan, recipe: Recipe, seed: int) -> dict[s
 
 
 def check_batch(batch_size: int, world_size: int) -> None:
-    """Refuses a batch that the processes cannot share evenly.
-
-    Raises:
-        UsageError: with the sizes, and the numbers of processes, that can.
-    """
+    """Raises a `UsageError` if processes cannot share a batch evenly; it lists what fits."""
     if batch_size % world_size == 0:
         return
     below = batch_size // world_size * world_size
@@ -326,7 +307,7 @@ def _diverged(
     names = ", ".join(name_of(pictures, index) for index in indices[:3])
     kept = ""
     if states is not None and any(states.folder.glob("*.safetensors")):
-        kept = f". The weights before it are kept in {states.folder}"
+        kept = f". The weights before this step are in {states.folder}"
     return DivergedError(
         f"{cause} at step {step} (epoch {step // plan.steps_per_epoch}, batch of {len(indices)} "
         f"images: {names}{', ...' if len(indices) > 3 else ''}), expected a finite number{kept}. "

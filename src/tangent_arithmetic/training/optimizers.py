@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from tangent_arithmetic.runtime.registry import Registry
 from tangent_arithmetic.training.recipe import Recipe
-from tangent_arithmetic.training.registry import Registry
 
 OptimizerFactory = Callable[[Mapping[str, nn.Parameter], Recipe], Optimizer]
 OPTIMIZERS: Registry[OptimizerFactory] = Registry("optimizer")
@@ -16,5 +16,5 @@ OPTIMIZERS: Registry[OptimizerFactory] = Registry("optimizer")
 
 @OPTIMIZERS.register("adamw")
 def adamw(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> Optimizer:
-    """AdamW over all parameters alike (arXiv:1711.05101)."""
+    """AdamW over all parameters in one group (arXiv:1711.05101)."""
     return AdamW(parameters.values(), lr=recipe.lr, weight_decay=recipe.wd)

@@ -1,4 +1,4 @@
-"""What is kept of a run on the way: snapshots of its model, and states for an exact resume."""
+"""Files written during a run: snapshots of its model, and states for an exact resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.checkpoints import not_finite
 from tangent_arithmetic.storage.states import RunStates, differences, pack, unpack
-from tangent_arithmetic.training.objectives.base import Objective
+from tangent_arithmetic.training.objectives import Objective
 
 logger = logging.getLogger(__name__)
 OBJECTIVE = "objective/"  # prefix of an objective's tensors in a state
@@ -23,37 +23,28 @@ OBJECTIVE = "objective/"  # prefix of an objective's tensors in a state
 
 @dataclass(frozen=True)
 class Snapshots:
-    """What is kept of a run on the way.
+    """Files to write during a run.
 
     Attributes:
-        states: where its states are kept until it ends; a state found there is continued, exactly.
-        every: optimizer steps between snapshots of the model; -1 for none.
+        states: the run's resume states, kept until it ends; the run continues from the newest one.
+        every: optimizer steps between snapshots of the model; -1 for no snapshots.
         save: writes a snapshot; called with the number of steps done.
     """
 
     states: RunStates | None = None
     every: int = -1
-    save: Callable[[int], None] | None = None
-
-    def due(self, done: int) -> bool:
-        """Whether a snapshot is due after `done` steps."""
-        return self.save is not None and self.every > 0 and done % self.every == 0
-
-    def keep(self, done: int) -> None:
-        """Writes a snapshot."""
-        if self.save is not None:
-            self.save(done)
+    save: Callable[[int], object] = lambda done: None
 
 
 class Keeper:
     """Writes and reads the states of a run: rank 0 writes, all ranks read.
 
     Args:
-        states: where; None keeps nothing.
+        states: the files; None to write none.
         model: the model in training.
         optimizer: its optimizer.
-        objective: its objective, if that may have a state.
-        unit: what the run counts, for messages.
+        objective: its objective, if that may have state.
+        unit: name of a step in messages.
 
     Attributes:
         losses: the mean loss of each step so far.
@@ -80,11 +71,11 @@ class Keeper:
         return len(self.losses)
 
     def seconds(self) -> float:
-        """Time spent in training, interrupted runs included."""
+        """Seconds of training, including those before an interruption."""
         return self._before + time.monotonic() - self._start
 
     def due(self) -> bool:
-        """Whether it is time for a state."""
+        """Whether it is time to write a state."""
         return self.states is not None and ddp.is_main_process() and self.states.due(self.done)
 
     def save(self) -> None:
@@ -125,13 +116,11 @@ class Keeper:
         self._before = state.facts["seconds"]
         logger.info("continuing after %s %d (%s)", self.unit, self.done, self.states.folder)
         if differ := differences({k: state.facts.get(k) for k in self.where}, self.where):
-            logger.warning(
-                "%s: the weights will equal those of an uninterrupted run up to rounding, not bit "
-                "for bit", "; ".join(differ),
-            )  # fmt: skip
+            note = "the weights will equal those of an uninterrupted run up to rounding only"
+            logger.warning("%s: %s", "; ".join(differ), note)
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether what training changes, trained weights and buffers, is finite."""
+    """Whether all that training changes is finite: trained weights and buffers."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return not not_finite({**trained, **dict(model.named_buffers())})

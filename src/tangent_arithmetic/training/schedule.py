@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 def cosine_factor(step: int, warmup_length: int, steps: int) -> float:
     """The learning rate at an optimizer step, as a share of its peak.
 
-    Linear warm-up over `warmup_length` steps (at most the run's length), then a half cosine to 0.
+    Linear warm-up over `warmup_length` steps (at most `steps`), then a half cosine to 0.
 
     Args:
-        step: from 0.
+        step: the optimizer step, from 0.
         warmup_length: steps of warm-up.
         steps: steps of the run.
     """
@@ -31,14 +31,17 @@ def cosine_lr(
 
     Args:
         optimizer: the optimizer.
-        base_lrs: peak learning rate, one or one a group.
-        warmup_length: steps of warm-up.
+        base_lrs: peak learning rate, or one per group.
+        warmup_length: steps of warm-up, see `cosine_factor`.
         steps: steps of the run.
+
+    Raises:
+        ValueError: if there are not as many rates as groups.
     """
     count = len(optimizer.param_groups)
     peaks = base_lrs if isinstance(base_lrs, list) else [base_lrs] * count
     if len(peaks) != count:
-        raise ValueError(f"expected {count} learning rates, one a group, got {len(peaks)}")
+        raise ValueError(f"expected {count} learning rates, one per group, got {len(peaks)}")
 
     def set_rate(step: int) -> None:  # loading a state replaces the optimizer's groups
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from tangent_arithmetic.runtime.registry import Registry
 from tangent_arithmetic.tangent.linearized import LinearizedModel
-from tangent_arithmetic.training.registry import Registry
 
-Predicate = Callable[[str, Sequence[nn.Module]], bool]  # name, modules around it, outermost first
+Predicate = Callable[[str, Sequence[nn.Module]], bool]  # name, enclosing modules, outermost first
 TRAINABLE: Registry[Predicate] = Registry("choice of trainable parameters")
 
 
@@ -18,11 +18,11 @@ def select(model: nn.Module, predicate: Predicate) -> None:
     """Freezes, in place, the parameters that a predicate rejects; frozen ones stay frozen.
 
     Args:
-        model: the model; a linear one has the modules of the model that it expands.
-        predicate: whether to train a parameter, by its name and the modules that it lies in.
+        model: the model; in a linearised one, modules are those of the model that it expands.
+        predicate: whether to train a parameter, given its name and enclosing modules.
 
     Raises:
-        ValueError: if nothing is left to train.
+        ValueError: if no parameter is left to train.
     """
     left = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rejected = [p for name, p in left if not predicate(name, _enclosing(model, name))]
@@ -33,7 +33,7 @@ def select(model: nn.Module, predicate: Predicate) -> None:
 
 
 def _enclosing(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules that a parameter lies in, outermost first."""
+    """The modules that contain a parameter, outermost first."""
     modules = [model]
     for part in name.split(".")[:-1]:
         outer = modules[-1]
@@ -51,7 +51,7 @@ def everything(name: str, modules: Sequence[nn.Module]) -> bool:
 
 @TRAINABLE.register("attention")
 def attention(name: str, modules: Sequence[nn.Module]) -> bool:
-    """Projections of attention layers, told by their class: `MultiheadAttention`, `Attention`."""
+    """Projections of attention layers, recognised by class: `MultiheadAttention`, `Attention`."""
     return any(re.search(r"Attention(Pool\w*)?$", type(module).__name__) for module in modules)
 
 

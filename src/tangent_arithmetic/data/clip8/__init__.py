@@ -6,25 +6,22 @@ set of your own, use `data.suites.register_dataset`.
 
 from __future__ import annotations
 
+from functools import partial
+
 from tangent_arithmetic.data.clip8 import (
+    arrays,
     cars,
-    cifar10,
-    cifar100,
     dtd,
     eurosat,
     gtsrb,
     imagenet,
-    mnist,
     resisc45,
-    stl10,
     sun397,
-    svhn,
 )
 from tangent_arithmetic.data.hub import HubSet
 from tangent_arithmetic.data.sources import Layout, PublicSet
 
 PARQUET = "data/{}-*"  # excludes the corrupted copies of test splits in some repositories
-DIGITS = tuple("0123456789")
 
 CLIP8_SETS: dict[str, PublicSet] = {
     "Cars": PublicSet(
@@ -33,14 +30,16 @@ CLIP8_SETS: dict[str, PublicSet] = {
         HubSet("tanganke/stanford_cars", cars.CLASSES, files=PARQUET),
     ),
     "CIFAR10": PublicSet(
-        Layout(cifar10.load, ("cifar-10-batches-py",)),
+        Layout(arrays.cifar10, ("cifar-10-batches-py",)),
         "same",
-        HubSet("uoft-cs/cifar10", cifar10.CLASSES),
+        HubSet("uoft-cs/cifar10", arrays.CIFAR10_CLASSES),
     ),
     "CIFAR100": PublicSet(
-        Layout(cifar100.load, ("cifar-100-python",)),
+        Layout(arrays.cifar100, ("cifar-100-python",)),
         "same",
-        HubSet("uoft-cs/cifar100", cifar100.CLASSES, label="fine_label", aliases={"cra": "crab"}),
+        HubSet(
+            "uoft-cs/cifar100", arrays.CIFAR100_CLASSES, label="fine_label", aliases={"cra": "crab"}
+        ),
     ),
     "DTD": PublicSet(
         Layout(dtd.load, ("dtd/train", "dtd/val")),
@@ -50,12 +49,7 @@ CLIP8_SETS: dict[str, PublicSet] = {
     "EuroSAT": PublicSet(
         Layout(eurosat.load, ("EuroSAT_splits",)),
         Layout(eurosat.load_torchvision, ()),
-        HubSet(
-            "tanganke/eurosat",
-            tuple(eurosat.PHRASES.values()),
-            files=PARQUET,
-            aliases=eurosat.PHRASES,
-        ),
+        HubSet("tanganke/eurosat", eurosat.CLASSES, files=PARQUET, aliases=eurosat.PHRASES),
     ),
     "GTSRB": PublicSet(
         Layout(gtsrb.load, ("gtsrb",)),
@@ -63,18 +57,21 @@ CLIP8_SETS: dict[str, PublicSet] = {
         HubSet("tanganke/gtsrb", gtsrb.CLASSES, files=PARQUET),
     ),
     "ImageNet": PublicSet(
-        Layout(imagenet.load, ("imagenet",)), Layout(imagenet.load_torchvision, ("meta.bin",))
+        Layout(imagenet.load, ("imagenet",)),
+        Layout(partial(imagenet.load, folder=""), ("meta.bin",)),
     ),
-    "MNIST": PublicSet(Layout(mnist.load, ("MNIST/raw",)), "same", HubSet("ylecun/mnist", DIGITS)),
+    "MNIST": PublicSet(
+        Layout(arrays.mnist, ("MNIST/raw",)), "same", HubSet("ylecun/mnist", arrays.DIGITS)
+    ),
     "RESISC45": PublicSet(
         Layout(resisc45.load, ("resisc45",)),
         None,
         HubSet("tanganke/resisc45", resisc45.CLASSES, files=PARQUET),
     ),
     "STL10": PublicSet(
-        Layout(stl10.load, ("stl10",)),
-        Layout(stl10.load_torchvision, ("stl10_binary",)),
-        HubSet("tanganke/stl10", stl10.CLASSES, files=PARQUET),
+        Layout(arrays.stl10, ("stl10",)),
+        Layout(partial(arrays.stl10, folder=""), ("stl10_binary",)),
+        HubSet("tanganke/stl10", arrays.STL10_CLASSES, files=PARQUET),
     ),
     "SUN397": PublicSet(
         Layout(sun397.load, ("sun397/train", "sun397/val")),
@@ -82,9 +79,9 @@ CLIP8_SETS: dict[str, PublicSet] = {
         HubSet("tanganke/sun397", sun397.CLASSES, files=PARQUET),
     ),
     "SVHN": PublicSet(
-        Layout(svhn.load, ("svhn",)),
-        Layout(svhn.load_torchvision, svhn.FILES),
-        HubSet("ufldl-stanford/svhn", DIGITS, "cropped_digits", files="cropped_digits/{}-*"),
+        Layout(arrays.svhn, ("svhn",)),
+        Layout(partial(arrays.svhn, folder=""), arrays.SVHN_FILES),
+        HubSet("ufldl-stanford/svhn", arrays.DIGITS, "cropped_digits", files="cropped_digits/{}-*"),
     ),
 }
 

@@ -94,7 +94,7 @@ LAYOUT = (
 def load(location: Path) -> Splits:
     """Reads `stanford_cars/` below `location`."""
     folder = location / "stanford_cars"
-    require_all(folder, FILES, "Cars", LAYOUT)
+    require_all("Cars", folder, FILES, LAYOUT)
     train, test = (
         read_checked("Cars", folder, partial(_read, location, split)) for split in ("train", "test")
     )

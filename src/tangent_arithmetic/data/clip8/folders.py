@@ -5,20 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
-
-from tangent_arithmetic.data.base import Pictures, require
+from tangent_arithmetic.data.base import require
 from tangent_arithmetic.data.files import (
     ListedPictures,
     class_folders,
     class_pictures,
     require_files,
 )
-from tangent_arithmetic.data.leaks import refuse_pair
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.storage.reading import inside, read_text
 
@@ -35,7 +31,7 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
-def require_all(folder: Path, files: Iterable[str], name: str, layout: str) -> None:
+def require_all(name: str, folder: Path, files: Iterable[str], layout: str) -> None:
     """Raises a MissingFileError for the first of `files` that `folder` lacks (see `require`)."""
     for file in files:
         require(folder / file, name, layout)
@@ -89,13 +85,16 @@ class ClassFolders:
                 among the folders, so either would shift them.
         """
         names = class_folders(require(path, self.name, self.layout))
+        return self._check_names(names, f"class folders in {path}")
+
+    def _check_names(self, names: list[str], found: str) -> list[str]:
         strange = [name for name in names if not re.fullmatch(self.pattern, name)]
         if strange or len(names) != self.count:
+            wrong = f", of which not a class: {', '.join(map(shown, strange[:5]))}"
             raise UsageError(
-                f"data set {self.name}: expected {self.count} class folders in {path}, named like "
-                f"{self.pattern}; got {len(names)}"
-                + _strange(strange)
-                + f". Expected below --data-location: {self.layout}."
+                f"data set {self.name}: expected {self.count} {found}, named like {self.pattern}; "
+                f"got {len(names)}{wrong if strange else ''}. Expected below --data-location: "
+                f"{self.layout}."
             )
         return names
 
@@ -148,10 +147,9 @@ class ClassFolders:
             UsageError: if a list cannot be read or leads out of `root`, or the classes are not as
                 expected.
         """
-        listings = [self._listed_files(root, lists) for lists in splits]  # check all, then read
-        return [self._labelled(root, files) for files in listings]
+        return [self._read_list(root, lists) for lists in splits]
 
-    def _listed_files(self, root: Path, lists: tuple[Path, ...]) -> list[str]:
+    def _read_list(self, root: Path, lists: tuple[Path, ...]) -> ListedPictures:
         lines = [
             str(inside(path, line.strip().lstrip("/")))
             for path in lists
@@ -159,59 +157,15 @@ class ClassFolders:
             if line.strip()
         ]
         files = sorted(set(lines), key=_class_then_name)
-        paths = [str(root / file) for file in files]
-        require_files(paths, ", ".join(map(str, lists)), self.name)
-        return files
-
-    def _labelled(self, root: Path, files: list[str]) -> ListedPictures:
+        require_files((str(root / file) for file in files), ", ".join(map(str, lists)), self.name)
         classes = sorted({_class_then_name(file)[0] for file in files})
-        strange = [name for name in classes if not re.fullmatch(self.pattern, name)]
-        if strange or len(classes) != self.count:
-            raise UsageError(
-                f"data set {self.name}: expected {self.count} classes in the lists of {root}, "
-                f"named like {self.pattern}; got {len(classes)}" + _strange(strange)
-            )
+        self._check_names(classes, f"classes in the lists of {root}")
         labels = {name: label for label, name in enumerate(classes)}
         samples = [(str(root / file), labels[_class_then_name(file)[0]]) for file in files]
         return ListedPictures(samples, classes, root)
-
-
-def _strange(names: list[str]) -> str:
-    return f", of which not a class: {', '.join(map(shown, names[:5]))}" if names else ""
 
 
 def _class_then_name(file: str) -> tuple[str, str]:
     """The class and the name of a listed file: a/abbey/x.jpg is x.jpg of class a_abbey."""
     *folders, name = file.split("/")
     return "_".join(folders), name
-
-
-@dataclass(frozen=True)
-class LazyPictures:
-    """The images of a very large folder, which is listed only when first used.
-
-    Attributes:
-        folders: its layout.
-        path: the folder.
-        others: splits of the same data set; none may share an image with it.
-    """
-
-    folders: ClassFolders
-    path: Path
-    others: tuple[Pictures, ...] = ()
-
-    @cached_property
-    def listing(self) -> ListedPictures:
-        """The images, listed at the first use."""
-        listing = self.folders.pictures(self.path)
-        for other in self.others:
-            refuse_pair(listing, other)
-        return listing
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.listing)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """An image and its label."""
-        return self.listing[index]

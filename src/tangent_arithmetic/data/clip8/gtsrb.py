@@ -9,56 +9,39 @@ import csv
 from pathlib import Path
 
 from tangent_arithmetic.data.base import Splits, require
-from tangent_arithmetic.data.clip8.folders import ClassFolders, read_checked
+from tangent_arithmetic.data.clip8.folders import ClassFolders, listed, read_checked
 from tangent_arithmetic.data.files import ListedPictures, is_hidden, require_files
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.reading import inside, read_text
 
 # The wording, and the spelling, of OpenAI's prompts for CLIP, in the order of the labels.
-CLASSES = (
-    "red and white circle 20 kph speed limit",
-    "red and white circle 30 kph speed limit",
-    "red and white circle 50 kph speed limit",
-    "red and white circle 60 kph speed limit",
-    "red and white circle 70 kph speed limit",
-    "red and white circle 80 kph speed limit",
-    "end / de-restriction of 80 kph speed limit",
-    "red and white circle 100 kph speed limit",
-    "red and white circle 120 kph speed limit",
-    "red and white circle red car and black car no passing",
-    "red and white circle red truck and black car no passing",
-    "red and white triangle road intersection warning",
-    "white and yellow diamond priority road",
-    "red and white upside down triangle yield right-of-way",
-    "stop",
-    "empty red and white circle",
-    "red and white circle no truck entry",
-    "red circle with white horizonal stripe no entry",
-    "red and white triangle with exclamation mark warning",
-    "red and white triangle with black left curve approaching warning",
-    "red and white triangle with black right curve approaching warning",
-    "red and white triangle with black double curve approaching warning",
-    "red and white triangle rough / bumpy road warning",
-    "red and white triangle car skidding / slipping warning",
-    "red and white triangle with merging / narrow lanes warning",
-    "red and white triangle with person digging / construction / road work warning",
-    "red and white triangle with traffic light approaching warning",
-    "red and white triangle with person walking warning",
-    "red and white triangle with child and person walking warning",
-    "red and white triangle with bicyle warning",
-    "red and white triangle with snowflake / ice warning",
-    "red and white triangle with deer warning",
-    "white circle with gray strike bar no speed limit",
-    "blue circle with white right turn arrow mandatory",
-    "blue circle with white left turn arrow mandatory",
-    "blue circle with white forward arrow mandatory",
-    "blue circle with white forward or right turn arrow mandatory",
-    "blue circle with white forward or left turn arrow mandatory",
-    "blue circle with white keep right arrow mandatory",
-    "blue circle with white keep left arrow mandatory",
-    "blue circle with white arrows indicating a traffic circle",
-    "white circle with gray strike bar indicating no passing for cars has ended",
-    "white circle with gray strike bar indicating no passing for trucks has ended",
+CLASSES = listed(
+    """
+    red and white circle 20 kph speed limit, red and white circle 30 kph speed limit, red and white
+    circle 50 kph speed limit, red and white circle 60 kph speed limit, red and white circle 70 kph
+    speed limit, red and white circle 80 kph speed limit, end / de-restriction of 80 kph speed
+    limit, red and white circle 100 kph speed limit, red and white circle 120 kph speed limit, red
+    and white circle red car and black car no passing, red and white circle red truck and black car
+    no passing, red and white triangle road intersection warning, white and yellow diamond priority
+    road, red and white upside down triangle yield right-of-way, stop, empty red and white circle,
+    red and white circle no truck entry, red circle with white horizonal stripe no entry, red and
+    white triangle with exclamation mark warning, red and white triangle with black left curve
+    approaching warning, red and white triangle with black right curve approaching warning, red and
+    white triangle with black double curve approaching warning, red and white triangle rough / bumpy
+    road warning, red and white triangle car skidding / slipping warning, red and white triangle
+    with merging / narrow lanes warning, red and white triangle with person digging / construction /
+    road work warning, red and white triangle with traffic light approaching warning, red and white
+    triangle with person walking warning, red and white triangle with child and person walking
+    warning, red and white triangle with bicyle warning, red and white triangle with snowflake / ice
+    warning, red and white triangle with deer warning, white circle with gray strike bar no speed
+    limit, blue circle with white right turn arrow mandatory, blue circle with white left turn arrow
+    mandatory, blue circle with white forward arrow mandatory, blue circle with white forward or
+    right turn arrow mandatory, blue circle with white forward or left turn arrow mandatory, blue
+    circle with white keep right arrow mandatory, blue circle with white keep left arrow mandatory,
+    blue circle with white arrows indicating a traffic circle, white circle with gray strike bar
+    indicating no passing for cars has ended, white circle with gray strike bar indicating no
+    passing for trucks has ended
+    """
 )
 LAYOUT = (
     "gtsrb/ with GTSRB/Training/{00000,...,00042}/*.ppm, GTSRB/Final_Test/Images/*.ppm and "

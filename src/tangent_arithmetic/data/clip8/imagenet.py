@@ -6,10 +6,13 @@ Source: Russakovsky et al., "ImageNet large scale visual recognition challenge",
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from tangent_arithmetic.data.base import Splits
-from tangent_arithmetic.data.clip8.folders import ClassFolders, LazyPictures
+from tangent_arithmetic.data.clip8.folders import ClassFolders
+from tangent_arithmetic.data.files import LazyPictures, ListedPictures
+from tangent_arithmetic.data.leaks import refuse_pair
 
 FOLDERS = ClassFolders(
     "ImageNet",
@@ -27,23 +30,21 @@ def classes() -> tuple[str, ...]:
     return tuple(IMAGENET_CLASSNAMES)
 
 
-def load(location: Path) -> Splits:
-    """Reads `imagenet/train` and `imagenet/{val_in_folder,val}` below `location`.
+def load(location: Path, folder: str = "imagenet") -> Splits:
+    """Reads `train` and `val_in_folder`, or else `val`, in `folder` below `location`.
 
     Labels are positions among the sorted synsets, so all thousand folders must exist. The training
     images, 1.3 million files, are listed only when first used.
     """
-    return _read(location / "imagenet")
-
-
-def load_torchvision(location: Path) -> Splits:
-    """Reads `train` and `val` in `location` itself, where torchvision's ImageNet unpacks to."""
-    return _read(location)
-
-
-def _read(root: Path) -> Splits:
+    root = location / folder
     sorted_val = root / "val_in_folder"
     val = sorted_val if sorted_val.exists() else root / "val"
     FOLDERS.check_same((root / "train", val))
     test = FOLDERS.pictures(val)
-    return Splits(LazyPictures(FOLDERS, root / "train", (test,)), test, classes())
+    return Splits(LazyPictures(partial(_train, root / "train", test)), test, classes())
+
+
+def _train(path: Path, test: ListedPictures) -> ListedPictures:
+    train = FOLDERS.pictures(path)
+    refuse_pair(train, test)
+    return train

@@ -15,19 +15,7 @@ from tangent_arithmetic.data.embedded.shapes import SHAPES
 from tangent_arithmetic.data.embedded.signs import SIGNS_SET
 from tangent_arithmetic.data.embedded.textures import TEXTURES_SET
 
+_TASKS = (EMOJI, FASHION, LANDCOVER, LETTERS_SET, MNIST, SIGNS_SET, STREET_DIGITS, TEXTURES_SET)
 EMBEDDED_SETS: dict[str, EmbeddedSet] = {
-    embedded.name: embedded
-    for embedded in (
-        EMOJI,
-        FASHION,
-        LANDCOVER,
-        LETTERS_SET,
-        MNIST,
-        SIGNS_SET,
-        STREET_DIGITS,
-        TEXTURES_SET,
-        SHAPES,
-        DIGITS_SET,
-        STREET_LETTERS,
-    )
+    embedded.name: embedded for embedded in (*_TASKS, SHAPES, DIGITS_SET, STREET_LETTERS)
 }

@@ -72,4 +72,3 @@ def render_split(
 
 
 SYNTHETIC_SIZES: dict[Split, int] = {"train": 4000, "val": 500, "test": 1000}
-PHOTO_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.", "an image of the {}.")

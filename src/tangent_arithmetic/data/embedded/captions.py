@@ -103,9 +103,9 @@ def say(rng: Rng, word: str) -> str:
     return pick(rng, SYNONYMS.get(word, (word,)))
 
 
-def kind_of(rng: Rng, word: str) -> str:
-    """A category of the word."""
-    return pick(rng, KINDS[word])
+def noun_for(rng: Rng, word: str, rare: bool) -> str:
+    """The word or a synonym, or a category of the word in vague captions."""
+    return pick(rng, KINDS[word]) if is_vague(rng, rare) else say(rng, word)
 
 
 def is_rare(rng: Rng) -> bool:

@@ -1,9 +1,9 @@
 """Drawing primitives shared by the synthetic data sets and the pre-training pool.
 
 Images are drawn with Pillow at twice the final size, distorted, and box-filtered to 32 x 32 RGB
-pixels. A `Style` sets how hard they are to recognise: the pre-training pool mostly uses plain
-styles, the tasks stronger ones, with other fonts and an appearance of their own, so that a task is
-a distribution shift from the pool and not a subset of it.
+pixels. A `Style` sets how hard they are to recognise. The pre-training pool mostly uses plain
+styles; the tasks use stronger ones, other fonts and a different look, so that each task is a
+distribution shift from the pool and not a subset of it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,10 @@ CANVAS = 64  # side of the canvas in pixels
 Rng = np.random.Generator
 Colour = tuple[int, int, int]
 
-POOL_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSerif",
-    "STIXGeneral",
-    "cmr10",
-    "DejaVuSansMono",
-)
-TASK_FONTS = (
-    "DejaVuSerif-Bold",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono-Bold",
-    "STIXGeneralBol",
-    "STIXGeneralBolIta",
-    "cmb10",
-    "cmss10",
-    "cmtt10",
-)
+SANS, SERIF, MONO = "DejaVuSans", "DejaVuSerif", "DejaVuSansMono"
+POOL_FONTS = (SANS, f"{SANS}-Bold", SERIF, "STIXGeneral", "cmr10", MONO)
+BOLD_FONTS = (f"{SERIF}-Bold", f"{SANS}-BoldOblique", f"{MONO}-Bold")
+TASK_FONTS = (*BOLD_FONTS, "STIXGeneralBol", "STIXGeneralBolIta", "cmb10", "cmss10", "cmtt10")
 
 COLOURS: dict[str, Colour] = {
     "red": (214, 40, 40),
@@ -60,7 +46,7 @@ COLOURS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Style:
-    """Strength of the distortions applied to an image after drawing.
+    """The strength of the distortions that `finish` applies to a drawn image.
 
     Attributes:
         fonts: names of Matplotlib's TrueType fonts to draw text with.
@@ -84,9 +70,8 @@ class Style:
 
 
 PLAIN = Style()
-VARIED = Style(
-    rotation=12.0, shear=0.12, zoom=(0.75, 1.2), shift=6.0, noise=12.0, blur=1.2, contrast=0.7
-)
+MOVED = Style(rotation=12.0, shear=0.12, zoom=(0.75, 1.2), shift=6.0)
+VARIED = replace(MOVED, noise=12.0, blur=1.2, contrast=0.7)
 ROUGH = Style(
     rotation=18.0, shear=0.2, zoom=(0.65, 1.2), shift=7.0, noise=24.0, blur=2.0, contrast=0.45
 )
@@ -113,12 +98,14 @@ def random_colour(rng: Rng, low: int = 0, high: int = 256) -> Colour:
     return r, g, b
 
 
+def to_image(levels: np.ndarray) -> Image.Image:
+    """An RGB image of grey levels of any type, shape (CANVAS, CANVAS, 3), clipped to 0 to 255."""
+    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+
+
 def jitter(rng: Rng, colour: Colour, amount: int = 22) -> Colour:
     """`colour` moved by at most `amount` grey levels per channel."""
-    r, g, b = (
-        min(max(value + step, 0), 255)
-        for value, step in zip(colour, rng.integers(-amount, amount + 1, 3).tolist(), strict=True)
-    )
+    r, g, b = np.clip(colour + rng.integers(-amount, amount + 1, 3), 0, 255).tolist()
     return r, g, b
 
 
@@ -127,9 +114,9 @@ def contrasting(rng: Rng, colour: Colour, least: float = 90.0) -> Colour:
     weights = np.array([0.299, 0.587, 0.114])
     luminance = float(np.dot(weights, colour))
     for _ in range(50):
-        candidate = rng.integers(0, 256, 3)
+        candidate = random_colour(rng)
         if abs(float(np.dot(weights, candidate)) - luminance) >= least:
-            return int(candidate[0]), int(candidate[1]), int(candidate[2])
+            return candidate
     return (0, 0, 0) if luminance > 127 else (255, 255, 255)
 
 
@@ -143,9 +130,7 @@ def gradient(rng: Rng, colour: Colour, strength: int = 50) -> Image.Image:
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:CANVAS, 0:CANVAS] / CANVAS - 0.5
     ramp = (np.cos(angle) * x + np.sin(angle) * y) * rng.uniform(0, 2 * strength)
-    return Image.fromarray(
-        np.clip(np.asarray(colour) + ramp[..., None], 0, 255).astype(np.uint8), "RGB"
-    )
+    return to_image(np.asarray(colour) + ramp[..., None])
 
 
 def clouds(rng: Rng, cells: int, octaves: int = 3) -> np.ndarray:
@@ -162,8 +147,7 @@ def clouds(rng: Rng, cells: int, octaves: int = 3) -> np.ndarray:
 
 def blend(mask: np.ndarray, one: Colour, other: Colour) -> Image.Image:
     """An image that is `one` where `mask` is 0 and `other` where it is 1."""
-    mixed = np.asarray(one) * (1 - mask[..., None]) + np.asarray(other) * mask[..., None]
-    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8), "RGB")
+    return to_image(np.asarray(one) * (1 - mask[..., None]) + np.asarray(other) * mask[..., None])
 
 
 def write(
@@ -176,31 +160,22 @@ def write(
     outline: Colour | None = None,
 ) -> None:
     """Writes `text` centred at `centre`, `size` pixels high; an outline is two pixels wide."""
-    ImageDraw.Draw(image).text(
-        centre,
-        text,
-        fill=fill,
-        font=font(font_name, size),
-        anchor="mm",
-        stroke_width=0 if outline is None else 2,
-        stroke_fill=outline,
-    )
+    face, width = font(font_name, size), 0 if outline is None else 2
+    draw = ImageDraw.Draw(image)
+    draw.text(centre, text, fill, face, "mm", stroke_width=width, stroke_fill=outline)
 
 
 def wobble(rng: Rng, image: Image.Image, strength: float) -> Image.Image:
     """Shifts every pixel by smooth noise of at most `strength` pixels, like an unsteady hand."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
     dx, dy = ((clouds(rng, 3, 2) - 0.5) * 2 * strength for _ in range(2))
-    pixels = np.asarray(image)
-    moved = [
-        map_coordinates(pixels[..., channel], (y + dy, x + dx), order=1, mode="nearest")
-        for channel in range(3)
-    ]
+    channels = np.moveaxis(np.asarray(image), -1, 0)
+    moved = [map_coordinates(c, (y + dy, x + dx), order=1, mode="nearest") for c in channels]
     return Image.fromarray(np.stack(moved, axis=-1))
 
 
-def distort(rng: Rng, image: Image.Image, style: Style, fill: Colour | None = None) -> Image.Image:
-    """Rotates, shears, scales and shifts the image; uncovered parts become `fill`."""
+def _distorted(rng: Rng, image: Image.Image, style: Style, fill: Colour | None) -> Image.Image:
+    """The image rotated, sheared, scaled and shifted; uncovered parts are `fill`."""
     angle = np.deg2rad(rng.uniform(-style.rotation, style.rotation))
     zoom = rng.uniform(*style.zoom)
     shear = rng.uniform(-style.shear, style.shear)
@@ -211,22 +186,23 @@ def distort(rng: Rng, image: Image.Image, style: Style, fill: Colour | None = No
     c = half - a * (half + move[0]) - b * (half + move[1])
     f = half - d * (half + move[0]) - e * (half + move[1])
     edge = fill if fill is not None else image.getpixel((0, 0))
-    return image.transform(
-        (CANVAS, CANVAS),
-        Image.Transform.AFFINE,
-        (a, b, c, d, e, f),
-        Image.Resampling.BILINEAR,
-        fillcolor=edge,
-    )
+    affine, smooth = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return image.transform(image.size, affine, (a, b, c, d, e, f), smooth, fillcolor=edge)
 
 
-def finish(rng: Rng, image: Image.Image, style: Style) -> np.ndarray:
-    """Blurs, reduces to 32 x 32, lowers contrast and adds noise.
+def finish(rng: Rng, image: Image.Image, style: Style, fill: Colour | None = None) -> np.ndarray:
+    """Distorts a canvas, reduces it to 32 x 32, blurs, lowers contrast and adds noise.
+
+    Args:
+        rng: draws the strength of each distortion.
+        image: the canvas, CANVAS x CANVAS pixels.
+        style: the largest strengths.
+        fill: colour of parts that the distortion uncovers; by default that of the top left pixel.
 
     Returns:
         uint8 array of shape (32, 32, 3).
     """
-    image = image.reduce(CANVAS // SIZE)
+    image = _distorted(rng, image, style, fill).reduce(CANVAS // SIZE)
     radius = rng.uniform(0, style.blur) * SIZE / CANVAS
     if radius > 0.1:
         image = image.filter(ImageFilter.GaussianBlur(radius))

@@ -19,7 +19,6 @@ from tangent_arithmetic.data.embedded.drawing import (
     Style,
     blank,
     contrasting,
-    distort,
     finish,
     gradient,
     jitter,
@@ -58,7 +57,7 @@ def draw_glyph(
     write(image, text, pick(rng, style.fonts), int(rng.integers(42, 58)), ink)
     if hand > 0:
         image = wobble(rng, image, hand)
-    return finish(rng, distort(rng, image, style), style)
+    return finish(rng, image, style)
 
 
 def draw_outlined(rng: Rng, text: str, style: Style, contrast: float = 80.0) -> np.ndarray:
@@ -67,7 +66,7 @@ def draw_outlined(rng: Rng, text: str, style: Style, contrast: float = 80.0) -> 
     image = gradient(rng, ground)
     face, ink = pick(rng, style.fonts), contrasting(rng, ground, contrast)
     write(image, text, face, int(rng.integers(42, 56)), jitter(rng, ground, 12), outline=ink)
-    return finish(rng, distort(rng, image, style), style)
+    return finish(rng, image, style)
 
 
 def draw_on_street(
@@ -91,7 +90,7 @@ def draw_on_street(
         if rng.random() < crowd:
             offset = side * rng.uniform(*gap) * CANVAS
             write(image, pick(rng, neighbours), face, size, ink, (CANVAS / 2 + offset, CANVAS / 2))
-    return finish(rng, distort(rng, image, style), style)
+    return finish(rng, image, style)
 
 
 def _set(name: str, texts: Sequence[str], seed: int, street: bool) -> EmbeddedSet:

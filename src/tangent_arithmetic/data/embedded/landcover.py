@@ -16,9 +16,9 @@ from tangent_arithmetic.data.embedded.drawing import (
     Style,
     blend,
     clouds,
-    distort,
     finish,
     jitter,
+    to_image,
 )
 
 GREENS = ((70, 120, 50), (100, 140, 60), (130, 150, 80))
@@ -132,7 +132,7 @@ COVER_NAMES = tuple(COVERS)
 
 def draw_cover(rng: Rng, name: str, style: Style) -> np.ndarray:
     """One type of land cover from above, in summer and under a clear sky."""
-    return finish(rng, distort(rng, COVERS[name](rng), style), style)
+    return finish(rng, COVERS[name](rng), style)
 
 
 def draw_in_season(
@@ -149,8 +149,7 @@ def draw_in_season(
     """
     veil = np.clip(clouds(rng, 3) - 0.45, 0, 1) * rng.uniform(0, haze)
     pixels = np.asarray(COVERS[name](rng), dtype=float) * (1 - veil[..., None])
-    image = Image.fromarray((pixels + 235 * veil[..., None]).astype(np.uint8))
-    tinted = finish(rng, distort(rng, image, style), style) * rng.uniform(*tint, 3)
+    tinted = finish(rng, to_image(pixels + 235 * veil[..., None]), style) * rng.uniform(*tint, 3)
     noisy = np.clip(tinted + rng.normal(0, style.noise, tinted.shape), 0, 255).astype(np.uint8)
     return noisy[..., list(bands)]
 

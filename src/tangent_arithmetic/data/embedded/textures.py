@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from tangent_arithmetic.data.embedded.base import SYNTHETIC_SIZES, EmbeddedSet, render_split
@@ -17,9 +16,9 @@ from tangent_arithmetic.data.embedded.drawing import (
     Style,
     blend,
     clouds,
-    distort,
     finish,
     random_colour,
+    to_image,
 )
 
 Grid = np.ndarray  # (CANVAS, CANVAS)
@@ -27,46 +26,22 @@ Pattern = Callable[[Rng, Grid, Grid, float], Grid]  # rng, x, y, period -> mask 
 
 
 def _wave(t: Grid) -> Grid:
-    return (np.sin(2 * np.pi * t) > 0).astype(float)
-
-
-def _checks(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return ((np.floor(x / p) + np.floor(y / p)) % 2).astype(float)
+    return np.sin(2 * np.pi * t) > 0
 
 
 def _dots(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return (((x % p - p / 2) ** 2 + (y % p - p / 2) ** 2) < (0.3 * p) ** 2).astype(float)
-
-
-def _grid(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return ((x % p < 0.2 * p) | (y % p < 0.2 * p)).astype(float)
+    return (x % p - p / 2) ** 2 + (y % p - p / 2) ** 2 < (0.3 * p) ** 2
 
 
 def _bricks(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
     row = np.floor(y / (0.6 * p))
     joint = (y % (0.6 * p) < 0.1 * p) | ((x + (row % 2) * 0.6 * p) % (1.2 * p) < 0.1 * p)
-    return 1.0 - joint
-
-
-def _wavy(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return _wave((y + 0.35 * p * np.sin(2 * np.pi * x / (1.8 * p))) / p)
-
-
-def _zigzag(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return _wave((y + np.abs((x % (1.5 * p)) - 0.75 * p)) / p)
+    return ~joint
 
 
 def _rings(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
     centre = rng.uniform(0.35, 0.65, 2) * CANVAS
     return _wave(np.hypot(x - centre[0], y - centre[1]) / p)
-
-
-def _grainy(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return np.kron(rng.random((CANVAS // 2, CANVAS // 2)), np.ones((2, 2)))
-
-
-def _cloudy(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return clouds(rng, 4)
 
 
 def _spotted(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
@@ -81,33 +56,27 @@ def _cracked(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
     seeds = rng.uniform(0, CANVAS, (14, 2))
     distance = np.hypot(x[None] - seeds[:, 0, None, None], y[None] - seeds[:, 1, None, None])
     distance = np.partition(distance, 1, axis=0)
-    inside: np.ndarray = (distance[1] - distance[0]) > 2.6
-    return inside.astype(float)
-
-
-def _triangles(rng: Rng, x: Grid, y: Grid, p: float) -> Grid:
-    return ((np.abs(x % p - p / 2) * 2) < (y % p)).astype(float)
+    inside: Grid = distance[1] - distance[0] > 2.6
+    return inside
 
 
 PATTERNS: dict[str, Pattern] = {
     "horizontal stripes": lambda rng, x, y, p: _wave(y / p),
     "vertical stripes": lambda rng, x, y, p: _wave(x / p),
     "diagonal stripes": lambda rng, x, y, p: _wave((x + y) / (1.4 * p)),
-    "checkerboard": _checks,
+    "checkerboard": lambda rng, x, y, p: (np.floor(x / p) + np.floor(y / p)) % 2,
     "polka dots": _dots,
-    "grid": _grid,
+    "grid": lambda rng, x, y, p: (x % p < 0.2 * p) | (y % p < 0.2 * p),
     "bricks": _bricks,
-    "waves": _wavy,
-    "zigzag": _zigzag,
+    "waves": lambda rng, x, y, p: _wave((y + 0.35 * p * np.sin(2 * np.pi * x / (1.8 * p))) / p),
+    "zigzag": lambda rng, x, y, p: _wave((y + np.abs((x % (1.5 * p)) - 0.75 * p)) / p),
     "rings": _rings,
-    "grainy": _grainy,
-    "cloudy": _cloudy,
+    "grainy": lambda rng, x, y, p: rng.random((CANVAS // 2,) * 2).repeat(2, 0).repeat(2, 1),
+    "cloudy": lambda rng, x, y, p: clouds(rng, 4),
     "spots": _spotted,
     "cracks": _cracked,
-    "triangles": _triangles,
-    "crosshatch": lambda rng, x, y, p: (((x + y) % p < 0.18 * p) | ((x - y) % p < 0.18 * p)).astype(
-        float
-    ),
+    "triangles": lambda rng, x, y, p: np.abs(x % p - p / 2) * 2 < y % p,
+    "crosshatch": lambda rng, x, y, p: ((x + y) % p < 0.18 * p) | ((x - y) % p < 0.18 * p),
 }
 TEXTURES = tuple(PATTERNS)
 
@@ -117,15 +86,14 @@ def _mask(rng: Rng, name: str, period: tuple[float, float]) -> Grid:
     x, y = x + rng.uniform(0, CANVAS), y + rng.uniform(0, CANVAS)
     if name in ("rings", "spots", "cracks"):
         y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(float)
-    return PATTERNS[name](rng, x, y, rng.uniform(*period))
+    return PATTERNS[name](rng, x, y, rng.uniform(*period)).astype(float)
 
 
 def draw_texture(
     rng: Rng, name: str, style: Style, one: Colour, other: Colour, period: tuple[float, float]
 ) -> np.ndarray:
     """A pattern of two colours; `period` is its range of repeat lengths in canvas pixels."""
-    image = blend(_mask(rng, name, period), one, other)
-    return finish(rng, distort(rng, image, style, fill=one), style)
+    return finish(rng, blend(_mask(rng, name, period), one, other), style, fill=one)
 
 
 def draw_relief(
@@ -139,9 +107,7 @@ def draw_relief(
     slope = height - np.roll(height, (2, 2), axis=(0, 1))
     colour = random_colour(rng, 60, 200)
     shade = slope * rng.uniform(*light) + (height - 0.5) * rng.uniform(0, 40)
-    pixels = np.clip(np.asarray(colour) + shade[..., None], 0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels)
-    return finish(rng, distort(rng, image, style, fill=colour), style)
+    return finish(rng, to_image(np.asarray(colour) + shade[..., None]), style, fill=colour)
 
 
 def _draw(rng: Rng, label: int) -> np.ndarray:

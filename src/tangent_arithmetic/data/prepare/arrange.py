@@ -1,7 +1,7 @@
 """Arranges the published archives of each public data set as its loader expects them.
 
-There is one function per data set. All can be run again after an interruption: files are written
-atomically, and existing ones are kept.
+All functions can be run again after an interruption: files are written atomically, and existing
+ones are kept.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tangent_arithmetic.data.clip8.eurosat import PHRASES as LAND
+from tangent_arithmetic.data.prepare.facts import Archive
 from tangent_arithmetic.data.prepare.fetch import Place
 from tangent_arithmetic.data.prepare.unpack import gunzip, reading, refused, tar, unpack
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
@@ -25,9 +26,6 @@ CARS_TABLES = ("meta", "train_annos")  # tables of the developer kit that the lo
 EUROSAT_HELD_OUT = 270  # images of every class for val, and as many for test
 EUROSAT_SEED = 0
 SYNSET = re.compile(r"n\d{8}")
-VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-
-Pairs = Iterable[tuple[Path, Path]]  # (source, target)
 
 
 def mnist(place: Place) -> None:
@@ -39,37 +37,30 @@ def mnist(place: Place) -> None:
 
 def svhn(place: Place) -> None:
     """Takes the two MATLAB files as they are."""
-    for archive in place.public.archives:
-        take_all([(place.archive(archive.name), place.folder / archive.name)])
+    _take_published(place, place.public.archives)
 
 
 def cifar(place: Place) -> None:
     """Unpacks the pickled batches of CIFAR-10 or CIFAR-100."""
-    folder = place.public.folder
-    with unpacked(place, place.public.archives[0].name) as source:
-        take_all(tree(part(place, source, folder), place.root / folder))
+    _extract(place, place.public.archives[0].name, place.public.folder, place.folder)
 
 
 def stl10(place: Place) -> None:
     """Unpacks the binary files to `stl10/stl10_binary/`."""
-    with unpacked(place, "stl10_binary.tar.gz") as source:
-        take_all(tree(part(place, source, "stl10_binary"), place.folder / "stl10_binary"))
+    _extract(place, "stl10_binary.tar.gz", "stl10_binary", place.folder / "stl10_binary")
 
 
 def gtsrb(place: Place) -> None:
     """Unpacks the training images, the test images and the test labels, each from an archive."""
-    train, test = "GTSRB/Training", "GTSRB/Final_Test/Images"
-    for name, inner, total in (
-        ("GTSRB-Training_fixed.zip", train, place.public.splits["train"].total),
-        ("GTSRB_Final_Test_Images.zip", test, place.public.splits["test"].total),
+    for split, name, inner in (
+        ("train", "GTSRB-Training_fixed.zip", "GTSRB/Training"),
+        ("test", "GTSRB_Final_Test_Images.zip", "GTSRB/Final_Test/Images"),
     ):
-        if not holds(place.folder / inner, "*.ppm", total):
-            with unpacked(place, name) as source:
-                take_all(tree(part(place, source, inner), place.folder / inner))
-    if not (place.folder / "GT-final_test.csv").exists():
-        with unpacked(place, "GTSRB_Final_Test_GT.zip") as source:
-            table = part(place, source, "GT-final_test.csv")
-            take_all([(table, place.folder / "GT-final_test.csv")])
+        if not holds(place.folder / inner, "*.ppm", place.public.splits[split].total):
+            _extract(place, name, inner, place.folder / inner)
+    labels = place.folder / "GT-final_test.csv"
+    if not labels.exists():
+        _extract(place, "GTSRB_Final_Test_GT.zip", labels.name, labels)
 
 
 def dtd(place: Place) -> None:
@@ -83,7 +74,7 @@ def dtd(place: Place) -> None:
 
 
 def eurosat(place: Place) -> None:
-    """Arranges a random split with 270 val and 270 test images per class, or that of given lists.
+    """Arranges a random split with 270 val and 270 test images per class.
 
     The public projects' split is random and unpublished; ours has the same sizes per class. Lists
     `eurosat-{train,val,test}.txt`, one file name per line, take precedence.
@@ -91,7 +82,8 @@ def eurosat(place: Place) -> None:
     Raises:
         UsageError: if there are splits of other sizes, since they may be the original ones.
     """
-    if place.folder.exists() and any(place.folder.rglob("*.jpg")) and not mark(place).exists():
+    unfinished = place.folder / ".unfinished"  # marks splits as our own
+    if not unfinished.exists() and any(place.folder.rglob("*.jpg")):
         raise UsageError(
             f"data set EuroSAT: the images in {place.folder} are not split as expected; nothing "
             "was changed. Complete the splits, or move the folder away and run again."
@@ -100,30 +92,21 @@ def eurosat(place: Place) -> None:
     with unpacked(place, "EuroSAT.zip", *folders, needs="Forest") as source:
         base = source if (source / "Forest").exists() else part(place, source, "2750")
         splits = _listed_eurosat(place) or _random_eurosat(base)
-        mark(place).parent.mkdir(parents=True, exist_ok=True)
-        mark(place).touch()
+        place.folder.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
         for split, names in splits.items():
             take_all((base / name, place.folder / split / name) for name in names)
-        mark(place).unlink()
-
-
-def mark(place: Place) -> Path:
-    """The file that marks splits as our own and unfinished."""
-    return place.folder / ".unfinished"
+        unfinished.unlink()
 
 
 def _listed_eurosat(place: Place) -> dict[str, list[PurePosixPath]]:
+    """The images of each split in the user's lists; their names begin with the class."""
     lists = {split: place.find(f"eurosat-{split}.txt") for split in place.public.splits}
     return {
-        split: [inside(path, _in_its_class(line.name)) for line in listed(path)]
+        split: [inside(path, f"{n.name.rpartition('_')[0]}/{n.name}") for n in listed(path)]
         for split, path in lists.items()
         if path is not None and all(lists.values())
     }
-
-
-def _in_its_class(name: str) -> str:
-    """The path of a EuroSAT image, whose file name begins with its class."""
-    return f"{name.rpartition('_')[0]}/{name}"
 
 
 def _random_eurosat(base: Path) -> dict[str, list[PurePosixPath]]:
@@ -148,8 +131,7 @@ def resisc45(place: Place) -> None:
         with unpacked(place, "NWPU-RESISC45.zip", folder, needs="airplane") as source:
             base = source if source == folder else part(place, source, target.name)
             take_all(tree(base, target))
-    for item in place.public.lists:
-        take_all([(place.archive(item.name), place.folder / item.name)])
+    _take_published(place, place.public.lists)
 
 
 def sun397(place: Place) -> None:
@@ -172,8 +154,7 @@ def sun397(place: Place) -> None:
 def cars(place: Place) -> None:
     """Unpacks the archives of the former official page, or Kaggle's archive of the images."""
     if not all((place.folder / "devkit" / f"cars_{n}.mat").exists() for n in CARS_TABLES):
-        with unpacked(place, "car_devkit.tgz") as source:
-            take_all(tree(part(place, source, "devkit"), place.folder / "devkit"))
+        _extract(place, "car_devkit.tgz", "devkit", place.folder / "devkit")
     labels = "cars_test_annos_withlabels.mat"
     if not (place.folder / labels).exists():
         renamed = place.find("cars_test_annos_withlabels (1).mat")  # Kaggle's file name
@@ -195,14 +176,15 @@ def imagenet(place: Place) -> None:
         _imagenet_train(place, train)
     total = place.public.splits["test"].total
     if not any(holds(place.folder / f, "n*/*.JPEG", total) for f in ("val_in_folder", "val")):
-        folders = _validation_folders(place)
-        first = "ILSVRC2012_val_00000001.JPEG"
-        with unpacked(place, "ILSVRC2012_img_val.tar", val, needs=first) as source:
-            pictures = sorted(source.rglob("ILSVRC2012_val_*.JPEG"))
-            take_all(
-                (picture, place.folder / "val_in_folder" / _synset(folders, picture) / picture.name)
-                for picture in pictures
-            )
+        synsets, target = _validation_synsets(place), place.folder / "val_in_folder"
+        with unpacked(place, "ILSVRC2012_img_val.tar", val, needs=next(iter(synsets))) as source:
+            images = sorted(source.rglob("ILSVRC2012_val_*.JPEG"))
+            if unknown := [path.name for path in images if path.name not in synsets]:
+                raise UsageError(
+                    f"{shown(unknown[0])} is not one of the {len(synsets):,} validation images of "
+                    "ImageNet; use the published archive"
+                )
+            take_all((path, target / synsets[path.name] / path.name) for path in images)
 
 
 def _imagenet_train(place: Place, target: Path) -> None:
@@ -220,8 +202,8 @@ def _imagenet_train(place: Place, target: Path) -> None:
                     folder.replace(target / synset)
 
 
-def _validation_folders(place: Place) -> dict[int, str]:
-    """The synset of each validation image, by its number."""
+def _validation_synsets(place: Place) -> dict[str, str]:
+    """The synset of each validation image, by file name."""
     import scipy.io
 
     with unpacked(place, "ILSVRC2012_devkit_t12.tar.gz") as source:
@@ -231,23 +213,12 @@ def _validation_folders(place: Place) -> dict[int, str]:
             synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
         truth = _search(source, "ILSVRC2012_validation_ground_truth.txt", place)
         with readable(truth, "one synset number per line"):
-            lines = read_text(truth).split()
-            folders = {number: synsets[int(line)] for number, line in enumerate(lines, 1)}
+            lines = enumerate(read_text(truth).split(), 1)
+            folders = {f"ILSVRC2012_val_{i:08d}.JPEG": synsets[int(line)] for i, line in lines}
     for synset in folders.values():
         if not SYNSET.fullmatch(synset):
             raise UsageError(f"{path} names {shown(synset)!r}, expected synsets such as n01440764")
     return folders
-
-
-def _synset(folders: Mapping[int, str], picture: Path) -> str:
-    """The synset of a validation image."""
-    match = VALIDATION.fullmatch(picture.name)
-    if match is None or int(match[1]) not in folders:
-        raise UsageError(
-            f"{shown(picture.name)} is not one of the {len(folders):,} validation images of "
-            "ImageNet; use the published archive"
-        )
-    return folders[int(match[1])]
 
 
 ARRANGERS: dict[str, Callable[[Place], None]] = {
@@ -326,22 +297,34 @@ def _search(folder: Path, name: str, place: Place) -> Path:
     return next(folder.rglob(name), None) or part(place, folder, name)
 
 
+def _extract(place: Place, archive: str, name: str, target: Path) -> None:
+    """Takes one file or folder of an archive."""
+    with unpacked(place, archive) as source:
+        take_all(tree(part(place, source, name), target))
+
+
+def _take_published(place: Place, files: Iterable[Archive]) -> None:
+    """Takes published files as they are."""
+    take_all((place.archive(file.name), place.folder / file.name) for file in files)
+
+
 def listed(path: Path) -> list[PurePosixPath]:
     """The relative paths in a list, one per line.
 
     Raises:
-        UsageError: if one leads out of its folder, or the list is not a text.
+        UsageError: if a path leads out of its folder, or the list is not a text.
     """
     return [inside(path, line.removeprefix("/")) for line in read_text(path).splitlines() if line]
 
 
 def tree(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """All files below `source`, each with its path below `target`."""
-    return [(p, target / p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
+    """All files of a folder, each with its path below `target`; also for a single file."""
+    paths = [source, *source.rglob("*")]
+    return [(path, target / path.relative_to(source)) for path in paths if path.is_file()]
 
 
-def take_all(pairs: Pairs) -> None:
-    """Links or copies files to their targets, atomically; targets of the right size are kept.
+def take_all(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Links or copies sources to targets, atomically; targets of the right size are kept.
 
     Raises:
         MissingFileError: if a source file does not exist.

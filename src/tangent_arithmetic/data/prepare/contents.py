@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tangent_arithmetic.data.base import Pictures
-from tangent_arithmetic.data.identity import samples_of
+from tangent_arithmetic.data.files import samples_of
 from tangent_arithmetic.runtime.logs import progress
 
 SERIAL = 5_000  # images; below, starting processes takes longer than it saves

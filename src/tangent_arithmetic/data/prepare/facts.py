@@ -1,8 +1,7 @@
 """Published facts about each public data set: its archives and its numbers of images.
 
-Checksums and URLs of archives are those that torchvision and torchgeo use. Figures not found in a
-document of their source are marked as unconfirmed; deviations from them are reported as notes, not
-as errors.
+Checksums and URLs of archives are the ones that torchvision and torchgeo use. Figures that no
+document of the source states are marked as unconfirmed: deviations are notes, not errors.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ class Archive:
 
     Attributes:
         name: of the file.
-        urls: where it can be downloaded without registration, in the order to try.
+        urls: mirrors that need no registration, in the order to try.
         checksum: its MD5 (32 digits) or SHA-256 (64 digits); None if none is published.
     """
 
@@ -32,8 +31,8 @@ class Figure:
 
     Attributes:
         total: number of images.
-        per_class: images of every class, or of each in the order of the labels; None if classes
-            differ in size and no figures are published.
+        per_class: number of images of every class, or of each class in the order of the labels;
+            None if classes differ in size and no figures are published.
         confirmed: whether a document of the source states `per_class`.
     """
 
@@ -59,8 +58,8 @@ class OfficialSet:
         archives: its files.
         lists: published lists of its splits.
         by_hand: instructions for archives that cannot be downloaded automatically.
-        sealed: whether its reader verifies all files by published checksums, so that images in two
-            splits are the publisher's own.
+        sealed: whether its reader verifies all files by published checksums, so that an image in
+            two splits was published that way.
     """
 
     folder: str
@@ -81,8 +80,15 @@ class OfficialSet:
 
 _MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
+_STL = "stanford.edu/~acoates/stl10/"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
 _SUN = "vision.princeton.edu/projects/2010/SUN/"
+_DTD = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
+_EUROSAT = (
+    "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
+    "c877bcd43f099cd0196738f714544e355477f3fd/",
+    "https://madm.dfki.de/files/sentinel/",
+)
 _RESISC = (
     "https://huggingface.co/datasets/isaaccorley/resisc45/resolve/"
     "883edc0eee77b2c84225472f10f126e3ed83fa6e/"
@@ -102,13 +108,17 @@ def _at(name: str, checksum: str, *folders: str) -> Archive:
     return Archive(name, tuple(folder + name for folder in folders), checksum)
 
 
+def _unconfirmed(*per_class: int) -> Figure:
+    """The figure of a split with these numbers of images, by label."""
+    return Figure(sum(per_class), per_class, confirmed=False)
+
+
 def _cifar(classes: int, per_class: int, checksum: str) -> OfficialSet:
     page = "https://www.cs.toronto.edu/~kriz/"
-    train, test = Figure(50_000, 5 * per_class), Figure(10_000, per_class)
     return OfficialSet(
         folder="cifar-10-batches-py" if classes == 10 else f"cifar-{classes}-python",
         classes=classes,
-        splits={"train": train, "test": test},
+        splits={"train": Figure(50_000, 5 * per_class), "test": Figure(10_000, per_class)},
         source=f"{page}cifar.html",
         page=f"{page}cifar.html",
         archives=(_at(f"cifar-{classes}-python.tar.gz", checksum, page),),
@@ -142,15 +152,10 @@ SETS: dict[str, OfficialSet] = {
         classes=47,
         # 120 images per class in three equal parts: train1 and val1, and test1
         splits={"train": Figure(3_760, 80), "test": Figure(1_880, 40)},
-        source="https://www.robots.ox.ac.uk/~vgg/data/dtd/; which part goes where: "
-        "github.com/mlfoundations/task_vectors/issues/1",
-        page="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+        source=f"{_DTD}; which part goes where: github.com/mlfoundations/task_vectors/issues/1",
+        page=_DTD,
         archives=(
-            _at(
-                "dtd-r1.0.1.tar.gz",
-                "fff73e5086ae6bdbea199a49dfb8a4c1",
-                "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/",
-            ),
+            _at("dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1", f"{_DTD}download/"),
         ),
     ),
     "EuroSAT": OfficialSet(
@@ -159,34 +164,20 @@ SETS: dict[str, OfficialSet] = {
         # 27,000 images, 2,000 to 3,000 per class; split totals: the authors of the public projects;
         # 270 per class: a script shared by their users
         splits={
-            "train": Figure(
-                21_600,
-                (2_460, 2_460, 2_460, 1_960, 1_960, 1_460, 1_960, 2_460, 1_960, 2_460),
-                confirmed=False,
-            ),
+            "train": _unconfirmed(2460, 2460, 2460, 1960, 1960, 1460, 1960, 2460, 1960, 2460),
             "val": Figure(2_700, 270, confirmed=False),
             "test": Figure(2_700, 270, confirmed=False),
         },
         source="arXiv:1709.00029; splits: github.com/mlfoundations/task_vectors/issues/1",
         page="https://github.com/phelber/EuroSAT",
-        archives=(
-            Archive(
-                "EuroSAT.zip",
-                (
-                    "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
-                    "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
-                    "https://madm.dfki.de/files/sentinel/EuroSAT.zip",
-                ),
-                "c8fa014336c82ac7804f0398fcb19387",
-            ),
-        ),
+        archives=(_at("EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387", *_EUROSAT),),
     ),
     "GTSRB": OfficialSet(
         folder="gtsrb",
         classes=43,
         splits={
             "train": Figure(26_640),  # the archive that torchvision takes; the full one has 39,209
-            "test": Figure(12_630, _GTSRB_TEST, confirmed=False),
+            "test": _unconfirmed(*_GTSRB_TEST),
         },
         source="Readme-Images-Final-test.txt in the archive (test); public projects (train)",
         page="https://benchmark.ini.rub.de/gtsrb_dataset.html",
@@ -213,19 +204,11 @@ SETS: dict[str, OfficialSet] = {
         folder="MNIST/raw",
         classes=10,
         splits={
-            "train": Figure(
-                60_000,
-                (5_923, 6_742, 5_958, 6_131, 5_842, 5_421, 5_918, 6_265, 5_851, 5_949),
-                confirmed=False,
-            ),
-            "test": Figure(
-                10_000,
-                (980, 1_135, 1_032, 1_010, 982, 892, 958, 1_028, 974, 1_009),
-                confirmed=False,
-            ),
+            "train": _unconfirmed(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+            "test": _unconfirmed(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
         },
-        source="http://yann.lecun.com/exdb/mnist/",
-        page="http://yann.lecun.com/exdb/mnist/",
+        source=_MNIST[1],
+        page=_MNIST[1],
         archives=(
             _at("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", *_MNIST),
             _at("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", *_MNIST),
@@ -247,17 +230,10 @@ SETS: dict[str, OfficialSet] = {
                 _RESISC,
             ),
         ),
-        lists=tuple(
-            Archive(
-                f"resisc45-{split}.txt",
-                (f"{_RSR}resisc45-{split}.txt", f"{_RESISC}resisc45-{split}.txt"),
-                md5,
-            )
-            for split, md5 in {
-                "train": "b5a4c05a37de15e4ca886696a85c403e",
-                "val": "a0770cee4c5ca20b8c32bbd61e114805",
-                "test": "3dda9e4988b47eb1de9f07993653eb08",
-            }.items()
+        lists=(
+            _at("resisc45-train.txt", "b5a4c05a37de15e4ca886696a85c403e", _RSR, _RESISC),
+            _at("resisc45-val.txt", "a0770cee4c5ca20b8c32bbd61e114805", _RSR, _RESISC),
+            _at("resisc45-test.txt", "3dda9e4988b47eb1de9f07993653eb08", _RSR, _RESISC),
         ),
         by_hand="The authors publish NWPU-RESISC45.rar, which Python cannot unpack: unpack it "
         "yourself (unar, 7z x or bsdtar -xf) to the folder NWPU-RESISC45",
@@ -266,14 +242,10 @@ SETS: dict[str, OfficialSet] = {
         folder="stl10",
         classes=10,
         splits={"train": Figure(5_000, 500), "test": Figure(8_000, 800)},
-        source="https://cs.stanford.edu/~acoates/stl10/",
-        page="https://cs.stanford.edu/~acoates/stl10/",
+        source=f"https://cs.{_STL}",
+        page=f"https://cs.{_STL}",
         archives=(
-            _at(
-                "stl10_binary.tar.gz",
-                "91f7769df0f17e558f3565bffb0c7dfb",
-                "http://ai.stanford.edu/~acoates/stl10/",
-            ),
+            _at("stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", f"http://ai.{_STL}"),
         ),
         sealed=True,
     ),
@@ -296,19 +268,11 @@ SETS: dict[str, OfficialSet] = {
         folder="svhn",
         classes=10,
         splits={
-            "train": Figure(
-                73_257,
-                (4_948, 13_861, 10_585, 8_497, 7_458, 6_882, 5_727, 5_595, 5_045, 4_659),
-                confirmed=False,
-            ),
-            "test": Figure(
-                26_032,
-                (1_744, 5_099, 4_149, 2_882, 2_523, 2_384, 1_977, 2_019, 1_660, 1_595),
-                confirmed=False,
-            ),
+            "train": _unconfirmed(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+            "test": _unconfirmed(1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
         },
-        source="http://ufldl.stanford.edu/housenumbers/",
-        page="http://ufldl.stanford.edu/housenumbers/",
+        source=_SVHN,
+        page=_SVHN,
         archives=(
             _at("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", _SVHN),
             _at("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", _SVHN),

@@ -7,11 +7,10 @@ import http.client
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from tangent_arithmetic.data.prepare.facts import Archive, OfficialSet
 from tangent_arithmetic.runtime.atomic import disk_errors
@@ -100,7 +99,8 @@ def check_sum(path: Path, archive: Archive) -> None:
     digest = hashlib.md5(usedforsecurity=False) if len(archive.checksum) == 32 else hashlib.sha256()
     chunks = -(-path.stat().st_size // CHUNK)
     with readable(path, f"the published {archive.name}"), path.open("rb") as file:
-        for chunk in progress(_chunks(file), f"checksum of {path.name}, MiB", chunks):
+        parts = iter(partial(file.read, CHUNK), b"")
+        for chunk in progress(parts, f"checksum of {path.name}, MiB", chunks):
             digest.update(chunk)
     if digest.hexdigest() != archive.checksum:
         raise UsageError(
@@ -151,9 +151,8 @@ def _continue(url: str, part: Path) -> None:
         http.client.HTTPException: if the connection ends early.
     """
     done = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "tangent-arithmetic"}
-    if done:
-        headers["Range"] = f"bytes={done}-"
+    resume = {"Range": f"bytes={done}-"} if done else {}
+    headers = {"User-Agent": "tangent-arithmetic", **resume}
     request = urllib.request.Request(url, headers=headers)
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -166,13 +165,9 @@ def _continue(url: str, part: Path) -> None:
         length = reply.headers.get("Content-Length")
         before, expected = file.tell(), None if length is None else int(length)
         chunks = None if expected is None else -(-expected // CHUNK)
-        for chunk in progress(_chunks(reply), f"{part.stem}, MiB", chunks):
+        parts = iter(partial(reply.read, CHUNK), b"")
+        for chunk in progress(parts, f"{part.stem}, MiB", chunks):
             file.write(chunk)
         got = file.tell() - before
         if expected is not None and got < expected:
             raise http.client.IncompleteRead(b"", expected - got)
-
-
-def _chunks(file: Any) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK):
-        yield chunk

@@ -8,6 +8,7 @@ members, and those at the end of gzip, xz and bzip2 streams. Tar headers are par
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import io
@@ -19,7 +20,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,20 +39,8 @@ XZ_MEMORY = 128 << 20  # bytes; `xz -9` needs 65 MiB
 CHUNK = 1 << 20
 IMPOSSIBLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}  # invalid names
 NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    OverflowError,
-    NotImplementedError,
-    RuntimeError,
-)
+FORMATS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error)
+DAMAGED = (*FORMATS, EOFError, OSError, ValueError, LookupError, OverflowError, RuntimeError)
 
 
 class Content(Protocol):
@@ -123,7 +111,7 @@ def gunzip(archive: Path, target: Path) -> None:
             file.write(part)
 
 
-@contextmanager
+@contextlib.contextmanager
 def reading(archive: Path) -> Iterator[None]:
     """Turns the errors of archive readers into a `UsageError`."""
     try:
@@ -195,7 +183,7 @@ def _zip(archive: Path) -> Iterator[Member]:
 
 
 def _check_folder(archive: Path, name: str) -> None:
-    """Refuses a folder outside the target; `./` is allowed, and files create their own folders."""
+    """Refuses a folder outside the target; `./` is allowed."""
     if name.strip("./"):
         inside(archive, name)
 
@@ -218,24 +206,20 @@ def tar(archive: Path, stream: Content | None = None) -> Iterator[Member]:
         yield from _members(_Source(archive, content, None if content is file else _most(archive)))
 
 
-@contextmanager
-def _unpacked(file: io.BufferedReader) -> Iterator[io.BufferedIOBase]:
+def _unpacked(file: io.BufferedReader) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
     """The content of a file, decompressed if necessary."""
     start = file.peek(6)
     if start.startswith(b"\x1f\x8b"):
-        with gzip.GzipFile(fileobj=file) as content:
-            yield content
-    elif start.startswith(b"BZh"):
-        with bz2.BZ2File(file) as unpacked:
-            yield unpacked
-    elif start.startswith((b"\xfd7zXZ\0", b"]\0\0")):
-        yield io.BufferedReader(_Xz(file))
-    else:
-        yield file
+        return gzip.GzipFile(fileobj=file)
+    if start.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    if start.startswith((b"\xfd7zXZ\0", b"]\0\0")):
+        return io.BufferedReader(_Xz(file))
+    return contextlib.nullcontext(file)
 
 
 class _Xz(io.RawIOBase):
-    """Decompresses xz in bounded memory; with `lzma.open` the file decides how much it takes."""
+    """Decompresses xz in bounded memory; for `lzma.open`, the file sets the memory used."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._unpack = file, lzma.LZMADecompressor(memlimit=XZ_MEMORY)
@@ -257,10 +241,7 @@ class _Xz(io.RawIOBase):
 class _Source:
     """The content of a tar archive, read sequentially.
 
-    Args:
-        archive: for messages.
-        file: reads it.
-        room: maximum size in bytes, counting `PLACE` for each header; None for no limit.
+    At most `room` bytes are read, counting `PLACE` for each header; None means no limit.
     """
 
     def __init__(self, archive: Path, file: Content, room: int | None) -> None:
@@ -272,11 +253,7 @@ class _Source:
         return self._file.read(size)
 
     def exactly(self, size: int) -> bytes:
-        """Reads `size` bytes.
-
-        Raises:
-            EOFError: if there are fewer.
-        """
+        """Reads `size` bytes; raises `EOFError` if there are fewer."""
         content = self.read(size)
         if len(content) < size:
             raise EOFError(f"it ends {size - len(content)} bytes early")
@@ -300,12 +277,7 @@ class _Source:
 
 
 class _Part:
-    """The content of one member.
-
-    Args:
-        source: reads the archive.
-        size: of the content in bytes.
-    """
+    """The content of one member, `size` bytes."""
 
     def __init__(self, source: _Source, size: int) -> None:
         self._source, self._left, self._padding = source, size, -size % BLOCK

@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tangent_arithmetic.data.base import Pictures
 from tangent_arithmetic.data.clip8 import CLIP8_SETS, dtd, eurosat, resisc45, sun397
-from tangent_arithmetic.data.clip8.folders import LazyPictures
+from tangent_arithmetic.data.files import LazyPictures
 from tangent_arithmetic.data.identity import fingerprint, labels_of
 from tangent_arithmetic.data.prepare.contents import Finding, findings_of
 from tangent_arithmetic.data.prepare.facts import SETS, Figure
@@ -43,9 +43,9 @@ class Report:
         found: number of images on disk, by split.
         shared: number of images in more than one split.
         unreadable: number of images that cannot be decoded.
-        errors: each names the files concerned.
+        errors: messages that name the files concerned.
         notes: observations that are not errors.
-        source: of the published figures.
+        source: where the expected numbers are published.
     """
 
     name: str
@@ -57,6 +57,17 @@ class Report:
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source: str = ""
+
+    @property
+    def row(self) -> list[str]:
+        """Its row in the table of results: name, sizes of splits, shared, unreadable, verdict."""
+        cells = [self.name]
+        for split in ("train", "val", "test"):
+            expected, size = self.expected.get(split), self.found.get(split)
+            shown = "?" if size is None else f"{size:,}"
+            shown += "" if size == expected or expected is None else f" of {expected:,}"
+            cells.append("-" if expected is None else shown)
+        return [*cells, str(self.shared), str(self.unreadable), self.verdict]
 
 
 def splits_of(name: str, root: Path) -> dict[str, Pictures]:
@@ -98,10 +109,10 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
     report = Report(name, expected=totals(name), source=SETS[name].source)
     try:
         splits = splits_of(name, root)
-    except MissingFileError as error:
-        return _closed(report, "missing", str(error))
     except UsageError as error:
-        return _closed(report, "wrong", str(error))
+        report.verdict = "missing" if isinstance(error, MissingFileError) else "wrong"
+        report.errors.append(str(error))
+        return report
     cache = root / ".verified" / f"{name}.json"
     key = _key(splits, report)
     if not thorough and (cached := _cached(cache, key)) is not None:
@@ -151,8 +162,8 @@ def count(report: Report, split: str, figure: Figure, labels: list[int]) -> None
         elif expected is not None and sizes[label] != expected:
             wrong.append(f"expected {expected:,} images of class {label}, got {sizes[label]:,}")
     if wrong:
-        message = f"{split}: {'; '.join(wrong[:5])}"
-        message += f"; and {len(wrong) - 5} more classes" if len(wrong) > 5 else ""
+        more = f"; and {len(wrong) - 5} more classes" if len(wrong) > 5 else ""
+        message = f"{split}: {'; '.join(wrong[:5])}{more}"
         if figure.confirmed:
             report.errors.append(message)
         else:
@@ -177,8 +188,8 @@ def compare(
         duplicates.update({split: len(names) - 1 for split, names in copies.items()})
         if len(copies) > 1:
             report.shared += 1
-            message = " and ".join(names[0] for names in copies.values())
-            message += " are the same image in two splits"
+            names = " and ".join(names[0] for names in copies.values())
+            message = f"{names} are the same image in two splits"
             if sealed:
                 report.notes.append(f"{message}, as published")
             else:
@@ -186,12 +197,6 @@ def compare(
     report.notes += [
         f"{split}: {number} images are duplicates" for split, number in duplicates.items() if number
     ]
-
-
-def _closed(report: Report, verdict: Verdict, error: str) -> Report:
-    report.verdict = verdict
-    report.errors.append(error)
-    return report
 
 
 def _key(splits: Mapping[str, Pictures], report: Report) -> str | None:
@@ -210,22 +215,3 @@ def _cached(path: Path, key: str | None) -> Report | None:
         return Report(**entry["report"]) if key is not None and entry["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def rows(reports: Iterable[Report]) -> list[list[str]]:
-    """The table of results, one row per data set."""
-    table = []
-    for report in reports:
-        counts = [_count(report, split) for split in ("train", "val", "test")]
-        table.append(
-            [report.name, *counts, str(report.shared), str(report.unreadable), report.verdict]
-        )
-    return table
-
-
-def _count(report: Report, split: str) -> str:
-    expected, size = report.expected.get(split), report.found.get(split)
-    if expected is None:
-        return "-"
-    shown = "?" if size is None else f"{size:,}"
-    return shown if size == expected else f"{shown} of {expected:,}"

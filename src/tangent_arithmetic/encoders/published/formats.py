@@ -11,17 +11,24 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tangent_arithmetic.encoders.clip import check_fits, check_hint, named_models, outlined, shapes
+from tangent_arithmetic.encoders.clip import (
+    VISUAL,
+    check_fits,
+    check_hint,
+    named_models,
+    outlined,
+    shapes,
+)
 from tangent_arithmetic.encoders.published import huggingface
 from tangent_arithmetic.runtime.errors import UsageError, shown
-from tangent_arithmetic.storage.checkpoints import BACKBONE, read_safetensors
+from tangent_arithmetic.storage.checkpoints import BACKBONE, Checkpoint, read_safetensors
 from tangent_arithmetic.storage.reading import readable, refuse_pointer
+from tangent_arithmetic.storage.statedict import content_hash
 from tangent_arithmetic.storage.unpickler import Stub, read_pickle, state_of
 from tangent_arithmetic.storage.wrappers import (
     ADAPTER_CONFIG,
@@ -33,37 +40,28 @@ from tangent_arithmetic.storage.wrappers import (
 
 logger = logging.getLogger(__name__)
 
-VISUAL = "model.visual."
-OPENAI = (
-    "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "RN50", "RN101", "RN50x4", "RN50x16",
-    "RN50x64",
-)  # fmt: skip
+OPENAI: tuple[str, ...] = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
+OPENAI += ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 HEAD = {"weight", "bias"}
 Base = Callable[[], Mapping[str, Tensor]]
 INDEXED = re.compile(r"model\.params0?\.(\d+)")
 MLP = {"block1.block.0.weight", "transition.weight", "block2.block.0.weight"}
 
 
-@dataclass(frozen=True)
-class Published:
-    """The content of a published file.
-
-    Attributes:
-        format: a description of the format.
-        kind: "image_encoder", "linearized_image_encoder", "head" or "mlp_backbone".
-        theta: the weights, under our names.
-        theta0: the point of expansion of a linear model.
-        info: "model", its name; "normalize", whether a head normalises features.
-    """
-
-    format: str
-    kind: str
-    theta: dict[str, Tensor]
-    theta0: dict[str, Tensor] | None = None
-    info: dict[str, Any] = field(default_factory=dict)
+def _published(
+    label: str,
+    kind: str,
+    theta: dict[str, Tensor],
+    theta0: dict[str, Tensor] | None = None,
+    **info: Any,
+) -> Checkpoint:
+    """A published file's content as a checkpoint; `label` describes its format."""
+    theta0_hash = None if theta0 is None else content_hash(theta0)
+    info["published"] = label
+    return Checkpoint(theta, kind, content_hash(theta), theta0, theta0_hash, info)
 
 
-def read(path: Path, model: str | None, base: Base) -> Published:
+def read(path: Path, model: str | None, base: Base) -> Checkpoint:
     """Reads a published file or folder.
 
     Args:
@@ -84,8 +82,8 @@ def read(path: Path, model: str | None, base: Base) -> Published:
         if isinstance(content, Mapping) and content:
             return _from_dict(path, content, model, base)
         raise UsageError(
-            f"{path}: expected an encoder or a head (a pickled module, or a dict of tensors), got "
-            f"a {type(content).__name__}"
+            f"{path}: expected an encoder or a head (a pickled module or a dict of tensors), got a "
+            f"{type(content).__name__}"
         )
 
 
@@ -95,15 +93,14 @@ def _content(path: Path) -> Any:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
 
 
-def _from_module(path: Path, module: Stub, model: str | None) -> Published:
+def _from_module(path: Path, module: Stub, model: str | None) -> Checkpoint:
     """A pickled `ClassificationHead`, `ImageEncoder` or CLIP."""
     module = _bare(path, module)
     state, label = dict(state_of(module)), f"pickled {module.path()}"
     refuse_adapter(path, state)
     if set(state) == HEAD:
-        info = {"normalize": _normalizes(module.state)}
-        return Published(label, "head", state, info=info)
-    return _encoder(path, label, state, model, _hints(module.state))
+        return _head(label, state, module.state)
+    return _encoder(path, label, state, model, module.state.get("model_name"))
 
 
 def _bare(path: Path, module: Stub) -> Stub:
@@ -120,35 +117,29 @@ def _bare(path: Path, module: Stub) -> Stub:
     return module
 
 
-def _hints(facts: Mapping[Any, Any]) -> list[str]:
-    """The model's name, if the file states it."""
-    name = facts.get("model_name")
-    return [name] if isinstance(name, str) else []
+def _head(label: str, state: dict[str, Tensor], facts: Mapping[Any, Any]) -> Checkpoint:
+    """A head, which normalises features unless the file states otherwise."""
+    flag = facts.get("normalize", True)
+    normalize = bool(flag) if isinstance(flag, bool | int) else True
+    return _published(label, "head", state, normalize=normalize)
 
 
-def _normalizes(content: Mapping[str, Any]) -> bool:
-    """Whether a head normalises features; true, as in the public projects, if not stated."""
-    flag = content.get("normalize", True)
-    return bool(flag) if isinstance(flag, bool | int) else True
-
-
-def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: Base) -> Published:
+def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: Base) -> Checkpoint:
     """A state dict, possibly in wrappers and among other entries."""
     inner = unwrapped(content, path)
-    tensors = inner.tensors
+    tensors, stated = inner.tensors, inner.facts.get("model_name")
     if set(tensors) == HEAD:
-        info = {"normalize": _normalizes(inner.facts)}
-        return Published("state dict of a head", "head", tensors, info=info)
+        return _head("state dict of a head", tensors, inner.facts)
     if any(INDEXED.fullmatch(name) for name in tensors):
-        return _indexed(path, inner.facts, tensors, model)
+        return _indexed(path, tensors, model, stated)
     if tensors.keys() >= MLP:
         return _backbone(path, tensors)
     if huggingface.is_clip(tensors):
         return from_huggingface(path, tensors, {}, model, base)
-    return _encoder(path, "state dict of an encoder", tensors, model, _hints(inner.facts))
+    return _encoder(path, "state dict of an encoder", tensors, model, stated)
 
 
-def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Published:
+def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Checkpoint:
     """The backbone of the study on artificial data."""
     theta = {name: in_float32(value) for name, value in tensors.items()}
     matrix = theta["transition.weight"]
@@ -156,15 +147,16 @@ def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Published:
         raise UsageError(
             f"{path}: expected transition.weight to be a matrix, got shape {tuple(matrix.shape)}"
         )
-    info = {"input_dim": matrix.shape[1]}
-    return Published("backbone of the artificial-data study", BACKBONE, theta, info=info)
+    label = "backbone of the artificial-data study"
+    return _published(label, BACKBONE, theta, input_dim=matrix.shape[1])
 
 
 def _encoder(
-    path: Path, label: str, state: dict[str, Tensor], model: str | None, hints: list[str]
-) -> Published:
+    path: Path, label: str, state: dict[str, Tensor], model: str | None, stated: object
+) -> Checkpoint:
     """The vision tower of a full CLIP, of an encoder, or of a model that contains one of these."""
-    towers = sorted({before for n in state for before in [_before_tower(n)] if before is not None})
+    parts = [f".{name}".partition(".visual.") for name in state]
+    towers = sorted({f"{before}{dots}"[1:] for before, dots, _ in parts if dots})
     if len(towers) > 1:
         raise UsageError(
             f"{path}: expected one image encoder, got {len(towers)}: "
@@ -181,14 +173,8 @@ def _encoder(
         for name, value in state.items()
         if name.startswith(towers[0])
     }
-    name = model_of(path, theta, model, hints)
-    return Published(label, "image_encoder", fitted(path, theta, name), info={"model": name})
-
-
-def _before_tower(name: str) -> str | None:
-    """The prefix of a tensor's name up to and including `visual.`; None if it has none."""
-    before, separator, _ = f".{name}".partition(".visual.")
-    return f"{before}{separator}"[1:] if separator else None
+    name = model_of(path, theta, model, stated)
+    return _published(label, "image_encoder", fitted(path, theta, name), model=name)
 
 
 def in_float32(value: Tensor) -> Tensor:
@@ -197,10 +183,10 @@ def in_float32(value: Tensor) -> Tensor:
 
 
 def _indexed(
-    path: Path, facts: Mapping[Any, Any], tensors: dict[str, Tensor], model: str | None
-) -> Published:
+    path: Path, tensors: dict[str, Tensor], model: str | None, stated: object
+) -> Checkpoint:
     """A linear model of the tangent project, with tensors named by index."""
-    name = model or facts.get("model_name")
+    name = model or stated
     if not isinstance(name, str):
         raise UsageError(f"{path} does not state its model; name it with --model")
     if model is None:
@@ -237,12 +223,11 @@ def _indexed(
             f"{path} is a linear {name} without its buffers ({', '.join(buffers[:3])}, ...), which "
             "this format cannot store; fine-tune it again"
         )
-    return Published(
-        "linear model by index", "linearized_image_encoder", theta, theta0, {"model": name}
-    )
+    label = "linear model by index"
+    return _published(label, "linearized_image_encoder", theta, theta0, model=name)
 
 
-def _from_folder(path: Path, model: str | None, base: Base) -> Published:
+def _from_folder(path: Path, model: str | None, base: Base) -> Checkpoint:
     if (path / ADAPTER_CONFIG).is_file():
         raise adapter_error(path, f"it has {ADAPTER_CONFIG}")
     config = huggingface.read_config(path)
@@ -261,7 +246,7 @@ def from_huggingface(
     config: Mapping[str, Any],
     model: str | None,
     base: Base,
-) -> Published:
+) -> Checkpoint:
     """The vision tower of a Hugging Face CLIP as one of our image encoders.
 
     Args:
@@ -285,19 +270,15 @@ def from_huggingface(
                 "name the right base model with --theta0"
             )
         theta[projection] = matrix.clone()
-    quick = huggingface.activation(config) in (None, "quick_gelu")
-    name = model_of(path, theta, model, [])
-    if not quick and name in OPENAI:
+    activation, name = huggingface.activation(config), model_of(path, theta, model)
+    if activation != "quick_gelu" and name in OPENAI:
         raise UsageError(
-            f"{path} uses the activation {huggingface.activation(config)!r}, but {name} with "
-            "OpenAI's weights uses 'quick_gelu'. Does it belong to other weights? Name them with "
-            f"--model, such as {name}__pretrained__laion2b_s34b_b79k"
+            f"{path} uses the activation {activation!r}, but {name} with OpenAI's weights uses "
+            "'quick_gelu'. Does it belong to other weights? Name them with --model, such as "
+            f"{name}__pretrained__laion2b_s34b_b79k"
         )
     theta = fitted(path, theta, name)
-    return Published("Hugging Face CLIP", "image_encoder", theta, info={"model": name})
-
-
-# The model that weights belong to
+    return _published("Hugging Face CLIP", "image_encoder", theta, model=name)
 
 
 def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
@@ -310,22 +291,24 @@ def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
     return [without, whole] if len(without) < len(whole) else [whole]
 
 
-def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: list[str]) -> str:
+def model_of(
+    path: Path, theta: Mapping[str, Tensor], model: str | None, stated: object = None
+) -> str:
     """The name of the model that weights belong to.
 
-    It is `model` if given, else the name in the file, else the OpenAI architecture with these
-    shapes. It must agree with any architecture that a folder of the path is named after.
+    It is `model`, else the name stated in the file, else the OpenAI architecture with these shapes.
+    It must agree with any architecture that a folder of the path is named after.
 
     Raises:
         UsageError: if no model fits, or several do, or the folder disagrees.
     """
     if model is not None:
         return model
-    known = {name: tuple(value.shape) for name, value in theta.items()}
-    named = [hint for hint in hints if hint.partition("__")[0] in OPENAI]
-    for hint in named:
-        check_hint(hint, path)
-    fitting = named or fitting_models(known)
+    if isinstance(stated, str) and stated.partition("__")[0] in OPENAI:
+        check_hint(stated, path)
+        fitting = [stated]
+    else:
+        fitting = fitting_models(theta)
     folders = [part for part in path.absolute().parts[:-1] if part.partition("__")[0] in OPENAI]
     folder = folders[-1] if folders else None
     if not fitting and folder is None:
@@ -345,19 +328,16 @@ def model_of(path: Path, theta: Mapping[str, Tensor], model: str | None, hints: 
     return fitting[0]
 
 
-def fitting_models(known: Mapping[str, tuple[int, ...]]) -> list[str]:
+def fitting_models(theta: Mapping[str, Tensor]) -> list[str]:
     """OpenAI's models with these shapes; if there are none, models built in this process."""
-    if fitting := [name for name in OPENAI if _fits(shapes(name), known)]:
-        return fitting
-    for name in named_models():
-        with contextlib.suppress(UsageError):  # its folder may have been deleted
-            if _fits(shapes(name), known):
-                fitting.append(name)
-    return fitting
+    actual = {name: tuple(value.shape) for name, value in theta.items()}
 
+    def fits(model: str) -> bool:
+        with contextlib.suppress(UsageError):  # the model's folder may have been deleted
+            return shapes(model).items() <= actual.items()
+        return False
 
-def _fits(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> bool:
-    return all(actual.get(name) == shape for name, shape in expected.items())
+    return list(filter(fits, OPENAI)) or list(filter(fits, named_models()))
 
 
 def fitted(path: Path, theta: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
@@ -371,7 +351,7 @@ def fitted(path: Path, theta: Mapping[str, Tensor], model: str) -> dict[str, Ten
     try:
         check_fits(model, kept, path)
     except UsageError as error:
-        like = fitting_models({name: tuple(value.shape) for name, value in theta.items()})
+        like = fitting_models(theta)
         raise UsageError(f"{error} Add --model={like[0]}" if like else str(error)) from None
     if dropped := sorted(set(theta) - set(expected)):
         logger.info("%s: dropped tensors not in %s: %s", path, model, ", ".join(dropped[:5]))

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tangent_arithmetic.encoders.clip import VISUAL
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.storage.reading import read_json
 
-VISUAL = "model.visual."
 PREFIX = "vision_model."  # transformers 5 drops it in memory
 NAMES = {
     "embeddings.class_embedding": "class_embedding",
@@ -31,9 +31,12 @@ NAMES = {
 }
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
 PARTS = {
-    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-}  # fmt: skip
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
 QKV = ("q_proj", "k_proj", "v_proj")
 DROPPED = ("embeddings.position_ids",)
 PROJECTION = "visual_projection.weight"
@@ -57,9 +60,8 @@ def to_open_clip(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
         layer = LAYER.fullmatch(name)
         if full == PROJECTION:
             if value.ndim != 2:
-                raise UsageError(
-                    f"{path}: expected {full} to be a matrix, got {tuple(value.shape)}"
-                )
+                got = tuple(value.shape)
+                raise UsageError(f"{path}: expected {full} to be a matrix, got {got}")
             tower["proj"] = value.T.contiguous()
         elif name in NAMES:
             tower[NAMES[name]] = value
@@ -119,12 +121,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def activation(config: Mapping[str, Any]) -> str | None:
-    """The vision tower's activation; None means the default of `transformers`, quick_gelu."""
+def activation(config: Mapping[str, Any]) -> str:
+    """The vision tower's activation; by default that of `transformers`, quick_gelu."""
     vision = config.get("vision_config")
     inner = vision if isinstance(vision, dict) else config
-    name = inner.get("hidden_act", config.get("hidden_act"))
-    return None if name is None else str(name)
+    return str(inner.get("hidden_act", config.get("hidden_act")) or "quick_gelu")
 
 
 def weight_files(folder: Path) -> list[Path]:

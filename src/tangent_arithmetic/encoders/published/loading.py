@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tangent_arithmetic.encoders.published.formats import Published, read
+from tangent_arithmetic.encoders.published.formats import read
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.checkpoints import ZEROSHOT, Checkpoint, read_checkpoint
 from tangent_arithmetic.storage.reading import readable
@@ -19,21 +20,21 @@ from tangent_arithmetic.storage.statedict import content_hash
 logger = logging.getLogger(__name__)
 
 ZEROSHOTS = ("zeroshot.pt", "nonlinear_zeroshot.pt", "linear_zeroshot.pt")
-_recent: OrderedDict[tuple[Any, ...], Checkpoint] = OrderedDict()
 KEPT = 2  # files in the cache: metadata and weights are read in separate calls
+_recent: OrderedDict[tuple[Any, ...], Checkpoint] = OrderedDict()
 
 
 def load(path: Path, model: str | None = None, theta0: Path | None = None) -> Checkpoint:
     """Reads a published file or folder; nothing in it is executed.
 
     Args:
-        path: a pickle, a file of `torch.save`, safetensors, or a Hugging Face folder.
+        path: a file of `pickle`, `torch.save` or safetensors, or a Hugging Face folder.
         model: the model's name, if the file does not state it.
         theta0: file of the pre-trained weights; None for the published zero-shot file in the same
-            folder or its parent, if there is one.
+            folder or its parent, if any.
 
     Raises:
-        UsageError: if it is not in a known format; says what it contains.
+        UsageError: if the format is unknown; describes the content.
     """
     path = path.absolute()
     with readable(path, "a published checkpoint"):
@@ -59,16 +60,11 @@ def _load(path: Path, model: str | None, start: Path | None) -> Checkpoint:
             )
         return _starting_point(near)
 
-    file: Published = read(path, model, base)
-    info = {**file.info, "published": file.format}
-    theta0_hash = None
-    if file.theta0 is not None:
-        theta0_hash = content_hash(file.theta0)
-    elif file.kind == "image_encoder" and start is not None:
-        theta0_hash = content_hash(_starting_point(start))
-    logger.info("%s: %s", path, file.format)
-    theta_hash = content_hash(file.theta)
-    return Checkpoint(file.theta, file.kind, theta_hash, file.theta0, theta0_hash, info)
+    checkpoint = read(path, model, base)
+    logger.info("%s: %s", path, checkpoint.info["published"])
+    if checkpoint.kind != "image_encoder" or start is None:
+        return checkpoint
+    return replace(checkpoint, theta0_hash=content_hash(_starting_point(start)))
 
 
 def _starting_point(path: Path) -> dict[str, Tensor]:

@@ -24,17 +24,14 @@ MASK_BLOCK = 2**18  # numbers; the masks depend on it
 
 def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
     """Random numbers in [0, 1) for a piece of a model's tensor, shape (size,)."""
+    parts = [torch.zeros(0)]
     end = start + size
-    blocks = range(start - start % MASK_BLOCK, end, MASK_BLOCK)
-    parts = [_block(seed, model, name, first, end)[max(0, start - first) :] for first in blocks]
-    return torch.cat(parts) if parts else torch.zeros(0)
-
-
-def _block(seed: int, model: str, name: str, first: int, end: int) -> Tensor:
-    """The numbers of the block that starts at `first`, up to `end`."""
-    digest = hashlib.sha256(f"{seed}|{model}|{name}|{first}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(min(MASK_BLOCK, end - first), generator=generator)
+    for first in range(start - start % MASK_BLOCK, end, MASK_BLOCK):
+        digest = hashlib.sha256(f"{seed}|{model}|{name}|{first}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        numbers = torch.rand(min(MASK_BLOCK, end - first), generator=generator)
+        parts.append(numbers[max(0, start - first) :])
+    return torch.cat(parts)
 
 
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
@@ -57,14 +54,13 @@ def dropped(
     """
     if not 0 <= sparsity_ratio < 1:
         raise UsageError(f"sparsity_ratio must be at least 0 and below 1, got {sparsity_ratio}")
-    for model, whole in zip(piece.models, piece.taus(), strict=True):
-        tau = whole
-        if not only_on_linear_weights or is_linear_weight(piece.name, piece.shape):
-            numbers = uniform(seed, model, piece.name, piece.start, len(tau)).to(tau.device)
-            tau = tau * (numbers > sparsity_ratio)
-            if rescale:
-                tau = tau / (1 - sparsity_ratio)
-        yield tau
+    if only_on_linear_weights and not is_linear_weight(piece.name, piece.shape):
+        yield from piece.taus()
+        return
+    for model, tau in zip(piece.models, piece.taus(), strict=True):
+        numbers = uniform(seed, model, piece.name, piece.start, len(tau)).to(tau.device)
+        kept = tau * (numbers > sparsity_ratio)
+        yield kept / (1 - sparsity_ratio) if rescale else kept
 
 
 @merging_method(

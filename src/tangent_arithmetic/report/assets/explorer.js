@@ -32,7 +32,7 @@
   function norms(split, a) {
     const side = 1 + numVectors;
     const all = [1, ...a];
-    const found = new Float64Array(split.images);
+    const lengths = new Float64Array(split.images);
     for (let i = 0; i < split.images; i++) {
       let square = 0;
       for (let s = 0; s < side; s++) {
@@ -40,9 +40,9 @@
         for (let t = 0; t < side; t++) row += split.gram[(i * side + s) * side + t] * all[t];
         square += all[s] * row;
       }
-      found[i] = Math.sqrt(Math.max(square, 1e-24));
+      lengths[i] = Math.sqrt(Math.max(square, 1e-24));
     }
-    return found;
+    return lengths;
   }
 
   function accuracy(split, a) {
@@ -84,23 +84,23 @@
 
   // {name: {accuracy, zeroshot, normalised}} of the chosen split at the sliders' coefficients
   function state() {
-    const found = {};
+    const results = {};
     for (const split of shown()) {
       const value = accuracy(split, coefs);
       const single = data.singles[split.name];
-      found[split.name] = {
+      results[split.name] = {
         task: split.task, accuracy: value, zeroshot: split.zeroshot,
         normalised: single ? value / single : null, images: split.images, of: split.of,
       };
     }
-    return found;
+    return results;
   }
 
   function cell(row, text, tag = "td") {
-    const made = document.createElement(tag);
-    made.textContent = text;
-    row.append(made);
-    return made;
+    const element = document.createElement(tag);
+    element.textContent = text;
+    row.append(element);
+    return element;
   }
 
   function show() {

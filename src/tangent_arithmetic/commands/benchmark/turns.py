@@ -1,0 +1,105 @@
+"""Takes turns between variants, each in a process of its own, and times every turn."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import platform
+import resource
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tangent_arithmetic.commands.benchmark.subjects import SUBJECTS, Settings
+
+
+def _peak_bytes(device: str) -> int:
+    """Peak memory: of the device if it has its own, else of this process."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss starts from the parent's memory
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _synchronize(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def _serve(pipe: Connection, subject: str, variant: str, settings: Settings, folder: Path) -> None:
+    """Runs turns on request and sends back the seconds they took."""
+    turns = SUBJECTS[subject].variants[variant](settings, folder)
+    pipe.send(list(turns))
+    while (name := pipe.recv()) is not None:
+        if name == "memory":
+            pipe.send(_peak_bytes(settings.device))
+            continue
+        _synchronize(settings.device)
+        start = time.perf_counter()
+        turns[name]()
+        _synchronize(settings.device)
+        pipe.send(time.perf_counter() - start)
+
+
+def measure(
+    subject: str, variants: list[str], settings: Settings, rounds: int, folder: Path
+) -> dict[str, dict[str, list[float]]]:
+    """Measures all variants; returns variant -> measure -> one value per round.
+
+    Args:
+        subject: step, sweep, startup or data.
+        variants: which of its variants.
+        settings: the model and machine.
+        rounds: turns of each variant after the warm-up.
+        folder: for files.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    processes = []
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
+    try:
+        measures: dict[str, list[str]] = {}
+        for name in variants:
+            pipes[name], theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(theirs, subject, name, settings, folder), daemon=False
+            )
+            process.start()
+            theirs.close()
+            processes.append(process)
+            measures[name] = pipes[name].recv()  # builds one at a time
+        for what in dict.fromkeys(itertools.chain(*measures.values())):
+            order = [name for name in variants if what in measures[name]]
+            for turn in range(rounds + 1):
+                first = turn % len(order)
+                for name in order[first:] + order[:first]:
+                    pipes[name].send(what)
+                    seconds = pipes[name].recv()
+                    if turn > 0:
+                        figures[name].setdefault(what, []).append(seconds)
+                    label = f"round {turn} of {rounds}" if turn else "warm-up"
+                    print(f"{name}, {what}, {label}: {seconds:.2f} s", file=sys.stderr, flush=True)
+            for name in variants if what == "step" else ():
+                pipes[name].send("memory")
+                figures[name]["memory"] = [pipes[name].recv() / 2**30]
+    finally:
+        for pipe in pipes.values():
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        for process in processes:
+            process.join(30)
+            if process.is_alive():
+                process.kill()
+    return figures
