@@ -5,14 +5,16 @@ latter is linear in \(v\), so its backward pass, \(J^\top g\), is that of the or
 \(\theta_0\), from the same saved tensors. A training step costs one forward pass, two more for the
 tangent, and an ordinary backward pass: 5 units instead of 3.
 
-`engine.py` runs a module on dual numbers (`duals.py`); `rules/` has the derivative of each
-functional; `weights.py` replaces a module's parameters by dual numbers; `plain.py` wraps PyTorch's
-own forward-mode AD, the reference and the fallback.
+`engine.py` is the entrance, `passes.py` runs a module on dual numbers (`duals.py`), `rules/` has
+the derivative of each functional, `weights.py` replaces a module's parameters. `plain.py` wraps
+PyTorch's own forward-mode AD, the reference and the fallback. `canary.py` checks first calls,
+`state.py` guards what modules keep between calls, `backends.py` PyTorch's process-wide switches.
 """
 
-from tangent_arithmetic.tangent.engine import jvp, jvps
+from tangent_arithmetic.tangent.canary import checking
+from tangent_arithmetic.tangent.engine import check_call, jvp, jvps
 from tangent_arithmetic.tangent.plain import plain_jvp
 from tangent_arithmetic.tangent.rules import rule
 from tangent_arithmetic.tangent.weights import Displacement
 
-__all__ = ["Displacement", "jvp", "jvps", "plain_jvp", "rule"]
+__all__ = ["Displacement", "check_call", "checking", "jvp", "jvps", "plain_jvp", "rule"]

@@ -8,22 +8,33 @@ ordinary model, and the tangent separately, outside the autograd graph.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from tangent_arithmetic.tangent.plain import differentiable, named
+from tangent_arithmetic.tangent.backends import differentiable
+from tangent_arithmetic.tangent.outputs import differentiable_tensors
+from tangent_arithmetic.tangent.plain import named, operation
 from tangent_arithmetic.tangent.replay import random_states, set_random_states
+from tangent_arithmetic.tangent.reverse import by_reverse
 from tangent_arithmetic.tangent.rules import COMPOSITES, RULES, keywords
+from tangent_arithmetic.tangent.state import has_tangent, unpack
+from tangent_arithmetic.tangent.weights import NeedsForwardAD
 
 IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")} | {"__setitem__"}
 MORE = "_tangents_after_the_first"  # attribute of a dual tensor with several tangents
+
+
+DIFFERENTIATION = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+PYTORCHS = {"aten", "prim", "prims", "quantized"}  # operators whose forward AD PyTorch answers for
 
 
 class CannotShare(Exception):
@@ -58,7 +69,7 @@ class Duals(TorchFunctionMode):
         """The value and tangents of an argument; None for no tangents."""
         if not isinstance(value, Tensor):
             return value, None
-        primal, tangent = forward_ad.unpack_dual(value)
+        primal, tangent = unpack(value)
         if tangent is None or tangent._is_zerotensor():
             return value if tangent is None else primal, None
         if self.count == 1:
@@ -76,11 +87,17 @@ class Duals(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in DIFFERENTIATION or peek_interpreter_stack() is not None:
+            raise NeedsForwardAD("it differentiates, or uses torch.func, in its forward pass")
+        for kind in types:  # a subclass of Tensor translates into functionals of plain tensors
+            if _translates(kind):
+                with self:
+                    return kind.__torch_function__(func, types, args, kwargs)
         if func in COMPOSITES:
             with self:
                 out = COMPOSITES[func](*args, **kwargs)
             return self.native(func, args, kwargs) if out is NotImplemented else out
-        rule = RULES.get(func)
+        rule = RULES.get(func) or RULES.get(qualified_name(func) or "")
         if rule is None or not _knows(rule, kwargs):
             return self.native(func, args, kwargs)
         return self.apply(rule, func, args, kwargs)
@@ -106,6 +123,8 @@ class Duals(TorchFunctionMode):
         named = {name: value_of(arg) for name, arg in kwargs.items()}
         if not tangents:
             return func(*args, **kwargs)
+        if any(dual.is_complex() for dual in pairs.values()):
+            return self.native(func, args, kwargs)  # the kernels of rules conjugate
         result = rule(*values, **named)
         if result is NotImplemented:
             return self.native(func, args, kwargs)
@@ -127,15 +146,37 @@ class Duals(TorchFunctionMode):
         return self.pair(out, steps)
 
     def native(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Evaluates a functional by PyTorch's own forward AD."""
+        """Evaluates a functional by PyTorch's own forward AD, or by its backward pass."""
         try:
             with differentiable(func):
                 if self.count > 1:
                     return self._native_shared(func, args, kwargs)
                 out = func(*args, **kwargs)
+                self._check_not_lost(func, (args, kwargs), out)
         except NotImplementedError as error:
-            raise named(error, func) from error
+            if self.count > 1:
+                raise CannotShare(f"{operation(func)} has no forward-mode derivative") from error
+            out = self.by_backward(func, args, kwargs)
+            if out is NotImplemented:
+                raise named(error, func) from error
         return self._without_graph(out) if self.learnt else out
+
+    def by_backward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Evaluates a functional by its backward pass; NotImplemented if that is impossible."""
+        return NotImplemented if _in_place(func, kwargs) else by_reverse(func, args, kwargs)
+
+    def _check_not_lost(self, func: Callable[..., Any], inputs: Any, out: Any) -> None:
+        """Raises if a sparse output, or an operator of another library, discards tangents."""
+        sparse = isinstance(out, Tensor) and out.layout is not torch.strided
+        name = qualified_name(func)
+        if not sparse and (name is None or name.split("::")[0] in PYTORCHS):
+            return
+        results = list(differentiable_tensors(out))
+        lost = results and not any(map(has_tangent, results))
+        if lost and any(map(has_tangent, _tensors(inputs))):
+            raise NotImplementedError(
+                f"{name or operation(func)} has no forward AD here: its output lost the tangent."
+            )
 
     def _without_graph(self, out: Any) -> Any:
         """The output with detached tangents, which are never differentiated."""
@@ -143,14 +184,15 @@ class Duals(TorchFunctionMode):
         def cut(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            primal, tangent = forward_ad.unpack_dual(value)
+            primal, tangent = unpack(value)
             if tangent is None or not tangent.requires_grad:
                 return value
             return forward_ad.make_dual(primal, tangent.detach())
 
         if isinstance(out, Tensor):
             return cut(out)
-        return pytree.tree_map(cut, out) if isinstance(out, tuple | list | dict) else out
+        plain = not isinstance(out, tuple | list | dict) or isinstance(out, torch.Size)
+        return out if plain else pytree.tree_map(cut, out)
 
     def _native_shared(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Evaluates a functional once per tangent, with identical random numbers."""
@@ -163,7 +205,7 @@ class Duals(TorchFunctionMode):
         states = random_states()
         out = func(*args, **kwargs)
         outputs = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor)]
-        if not any(v.is_floating_point() and not hasattr(v, MORE) for v in outputs):
+        if not any(not hasattr(v, MORE) for v in differentiable_tensors(outputs)):
             return out
         more: list[list[Tensor | None]] = [[] for _ in outputs]
         for k in range(1, self.count):
@@ -177,9 +219,9 @@ class Duals(TorchFunctionMode):
             set_random_states(states)
             other = func(*new_args, **new_kwargs)
             for tangents, value in zip(more, pytree.tree_leaves(other), strict=False):
-                tangents.append(forward_ad.unpack_dual(value).tangent)
+                tangents.append(unpack(value)[1])
         for value, tangents in zip(outputs, more, strict=True):
-            if forward_ad.unpack_dual(value).tangent is not None:
+            if unpack(value)[1] is not None:
                 others = [torch.zeros_like(value) if t is None else t for t in tangents]
                 setattr(value, MORE, others)
         return out
@@ -195,9 +237,34 @@ def _fresh(tangent: Tensor | None, inputs: Iterable[Sequence[Tensor]]) -> Tensor
     """A tangent that shares no memory with the inputs', so that it may be modified in place."""
     if tangent is None:
         return None
+    if tangent.layout is not torch.strided:
+        return tangent
     place = tangent.untyped_storage().data_ptr()
-    shared = any(place == t.untyped_storage().data_ptr() for tangents in inputs for t in tangents)
-    return tangent.clone() if shared else tangent
+    others = (t for tangents in inputs for t in tangents if t.layout is torch.strided)
+    return (
+        tangent.clone() if any(place == t.untyped_storage().data_ptr() for t in others) else tangent
+    )
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [v for v in pytree.tree_leaves(tree) if isinstance(v, Tensor)]
+
+
+@functools.cache
+def _translates(kind: Any) -> bool:
+    """Whether a subclass of Tensor has a `__torch_function__` of its own."""
+    own = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+    ordinary: Any = Tensor.__torch_function__
+    return own not in (ordinary.__func__, torch._C._disabled_torch_function_impl)
+
+
+def qualified_name(func: object) -> str | None:
+    """`library::name` of an operator of the dispatcher; None for other functions."""
+    if isinstance(func, torch._ops.OpOverload):
+        return str(func.name()).split(".")[0]
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return str(func._qualified_op_name)
+    return None
 
 
 def _keeps_statistics(

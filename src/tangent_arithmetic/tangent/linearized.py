@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.storage import statedict
-from tangent_arithmetic.tangent import Displacement, jvp, jvps
-from tangent_arithmetic.tangent.plain import Unfused, forward_ad_backends
+from tangent_arithmetic.tangent import Displacement, check_call, jvp, jvps
+from tangent_arithmetic.tangent.backends import TURN, forward_ad_backends
+from tangent_arithmetic.tangent.plain import Unfused
+from tangent_arithmetic.tangent.state import copied_results
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +73,13 @@ def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[
     return f_lin
 
 
+def _differentiable(value: object) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def _sum(out: Any, d_out: Any) -> Any:
     r"""\(f_0 + J\delta\), summed in at least float32 and left there under autocast."""
-    if not (isinstance(out, Tensor) and out.is_floating_point()):
+    if not _differentiable(out):
         return out
     wide = torch.promote_types(out.dtype, torch.float32)
     total = out.to(wide) + d_out.to(wide)
@@ -96,6 +102,8 @@ class LinearizedModel(nn.Module):
     Args:
         model: the module; its weights are the initial theta, its flags those of theta.
         init_model: a module of the same shape whose weights are theta0; `model` itself if None.
+        check: compares the tangent of each call with differences in float64, slowly, and names the
+            module where they part. Without it the first call for each kind of input is checked.
 
     Raises:
         ValueError: if the two modules differ in parameters, listing all differences.
@@ -105,10 +113,14 @@ class LinearizedModel(nn.Module):
 
     _skeleton: nn.Module
 
-    def __init__(self, model: nn.Module, init_model: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, init_model: nn.Module | None = None, *, check: bool = False
+    ) -> None:
         super().__init__()
         theta: dict[str, Tensor] = dict(model.named_parameters())
-        skeleton = copy.deepcopy(model if init_model is None else init_model)
+        with torch.no_grad():  # or the copied weights of scripted modules are not leaves
+            origin = model if init_model is None else init_model
+            skeleton = copy.deepcopy(origin, dict(copied_results(origin)))
         skeleton.eval().requires_grad_(False)
         for module in skeleton.modules():  # would run again after theta0 is no longer in place
             if getattr(module, "grad_checkpointing", False):
@@ -121,6 +133,7 @@ class LinearizedModel(nn.Module):
         statedict.check_same(theta, theta0, "parameters of model and init_model")
         # not a submodule: theta0 is neither a parameter of ours nor a buffer that DDP broadcasts
         object.__setattr__(self, "_skeleton", skeleton)
+        self.check = check
         self._names = list(theta)
         for name, value in theta.items():
             place, leaf = self._place(name)
@@ -165,7 +178,15 @@ class LinearizedModel(nn.Module):
         return list(self.theta0().values())
 
     def module0(self) -> nn.Module:
-        """The module at theta0 (not copied): its structure is that of theta."""
+        """The module at theta0 (not copied): its structure is that of theta.
+
+        Its buffers are ours, also after these have been converted, or assigned by
+        `load_state_dict`.
+        """
+        with TURN:
+            for name in self._buffer_names:
+                path, _, leaf = name.rpartition(".")
+                self._skeleton.get_submodule(path)._buffers[leaf] = self._buffer(name)
         return self._skeleton
 
     def theta(self) -> dict[str, Tensor]:
@@ -174,7 +195,8 @@ class LinearizedModel(nn.Module):
 
     def theta0(self) -> dict[str, Tensor]:
         """`theta0` by name (not copied)."""
-        return dict(self._skeleton.named_parameters())
+        with TURN:  # in the pass of another thread, dual tensors take their place
+            return dict(self._skeleton.named_parameters())
 
     def module_buffers(self) -> dict[str, Tensor]:
         """The module's own buffers by name (not copied)."""
@@ -204,7 +226,7 @@ class LinearizedModel(nn.Module):
 
     def standard(self) -> nn.Module:
         """A copy of the module itself, not linearised, at theta and with theta's flags."""
-        module, theta = copy.deepcopy(self._skeleton), self.theta()
+        module, theta = copy.deepcopy(self.module0()), self.theta()
         statedict.copy_into(dict(module.named_parameters()), theta, "module and theta")
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(theta[name].requires_grad)
@@ -228,6 +250,11 @@ class LinearizedModel(nn.Module):
             moved = torch.stack(differ).tolist()
             for name in (n for n, has_moved in zip(frozen, moved, strict=True) if not has_moved):
                 del theta[name]
+        for name in [n for n, value in theta.items() if not _differentiable(value)]:
+            raise ValueError(
+                f"expected {name!r} at theta0, since {theta[name].dtype} has no derivatives; "
+                "linearise at this value, or give both models the same"
+            )
         return Displacement(theta, theta0)
 
     def primal_and_tangent(
@@ -248,7 +275,9 @@ class LinearizedModel(nn.Module):
         """
         step = self._displacement() if tangent is None else tangent
         state = {**self.theta0(), **self.module_buffers()}
-        return jvp(self._skeleton, state, step, *args, **kwargs)
+        if self.check:
+            check_call(self.module0(), state, step, *args, **kwargs)
+        return jvp(self.module0(), state, step, *args, **kwargs)
 
     def tangents(
         self, x: Any, vectors: Sequence[Mapping[str, Tensor]], **kwargs: Any
@@ -267,7 +296,7 @@ class LinearizedModel(nn.Module):
         """
         args = x if isinstance(x, tuple) else (x,)
         state = {**self.theta0(), **self.module_buffers()}
-        return jvps(self._skeleton, state, vectors, *args, **kwargs)
+        return jvps(self.module0(), state, vectors, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """f_lin of the module's own inputs, of the shape of the module's own outputs."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,52 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from tangent_arithmetic.tangent.backends import differentiable, forward_ad_backends
 from tangent_arithmetic.tangent.rules.normalization import by_channel, weight_norm
 
-FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
-FUSED_RNN = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
-
-@functools.cache
-def load_forward_rules() -> None:
-    """Loads PyTorch's forward-mode rules, silencing a warning about torch.jit."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-
-
-@contextlib.contextmanager
-def no_fast_path() -> Iterator[None]:
-    """Disables the inference fast path of `nn.MultiheadAttention`, which has no forward AD.
-
-    It also leaves `torch.inference_mode`, which would silently discard tangents.
-    """
-    load_forward_rules()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    gradients = torch.is_grad_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@contextlib.contextmanager
-def forward_ad_backends() -> Iterator[None]:
-    """Disables kernels without a forward-mode rule: fused attention and the fast path."""
-    with no_fast_path(), sdpa_kernel(SDPBackend.MATH):
-        yield
+def operation(func: Callable[..., Any]) -> str:
+    """The name of a functional, for messages."""
+    return getattr(func, "__name__", str(func))
 
 
 def named(error: NotImplementedError, func: Callable[..., Any]) -> NotImplementedError:
     """The error with the name of the functional that raised it, for `locating`."""
     if not hasattr(error, "operation"):
-        error.operation = getattr(func, "__name__", str(func))  # type: ignore[attr-defined]
+        error.operation = operation(func)  # type: ignore[attr-defined]
     return error
 
 
@@ -91,26 +59,6 @@ def _located(error: NotImplementedError, model: nn.Module) -> NotImplementedErro
         f"{str(error).splitlines()[0]} Define one: a `jvp` of its autograd.Function, or a rule "
         "with tangent_arithmetic.tangent.rule"
     )
-
-
-def differentiable(func: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
-    """Disables kernels of a functional without forward AD: fused attention and fused RNNs."""
-    name = getattr(func, "__name__", "")
-    if name in FUSED_ATTENTION:
-        return sdpa_kernel(SDPBackend.MATH)
-    return _no_fused_rnn() if name in FUSED_RNN else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _no_fused_rnn() -> Iterator[None]:
-    mkldnn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    torch._C._set_cudnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(mkldnn)
-        torch._C._set_cudnn_enabled(cudnn)
 
 
 class Unfused(TorchFunctionMode):
@@ -198,9 +146,23 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    if training and running_mean is None:  # of a weight-standardised convolution, for instance
+        y = _normalized(input, [0, *range(2, input.ndim)], eps)
+        return _affine(y, *(by_channel(v, y) for v in (weight, bias)))
     if training:
         raise NotImplementedError("PyTorch's forward AD differentiates batch statistics wrongly")
     return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    values, gates = input.chunk(2, dim)
+    return values * torch.sigmoid(gates)
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    if inplace:
+        return F.hardsigmoid(input, True)
+    return F.relu6(input + 3) / 6
 
 
 UNFUSED: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -211,6 +173,8 @@ UNFUSED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.instance_norm: _instance_norm,
     F.batch_norm: _batch_norm,
     torch._weight_norm: weight_norm,
+    F.glu: _glu,
+    F.hardsigmoid: _hardsigmoid,
 }
 
 

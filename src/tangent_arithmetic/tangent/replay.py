@@ -28,20 +28,30 @@ def set_random_states(states: dict[str, Tensor]) -> None:
 
 
 class Replay:
-    """A copy of the current random states and of some tensors.
+    """A copy of the current random states and of tensors that a pass may change.
 
     Args:
-        tensors: tensors that a pass may modify in place, such as batch statistics.
+        buffers: batch statistics and the like.
+        inputs: the pass's inputs.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, buffers: Iterable[Tensor], inputs: Iterable[Tensor] = ()) -> None:
         # batch normalisation updates its statistics without incrementing their version
-        self._saved = [(tensor, tensor.clone()) for tensor in tensors]
+        self._buffers = [(tensor, tensor.clone()) for tensor in buffers]
+        self._inputs = [(tensor, tensor.clone(), tensor._version) for tensor in inputs]
         self._states = random_states()
 
     def restore(self) -> None:
         """Restores the random states and the tensors."""
+        with torch.no_grad():
+            for tensor, value in self._buffers:
+                tensor.copy_(value)
+        self.restore_inputs()
+
+    def restore_inputs(self) -> None:
+        """Restores the random states and the inputs that have been changed in place."""
         set_random_states(self._states)
         with torch.no_grad():
-            for tensor, value in self._saved:
-                tensor.copy_(value)
+            for tensor, value, version in self._inputs:
+                if tensor._version != version:
+                    tensor.copy_(value)

@@ -9,8 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
+from tangent_arithmetic.tangent.state import unpack
+
+Tangents = Mapping[str, Tensor]  # a direction by name of parameter
 CACHED = 8  # dual tensors kept after a read, since a module may read a weight several times
+
+
+class NeedsForwardAD(Exception):
+    """A module differentiates in its forward pass; rules would hide tangents from that."""
 
 
 class Displacement(Mapping[str, Tensor]):
@@ -92,6 +101,9 @@ class _Pairs(dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default  # noqa: SIM401 - dict.get would bypass __getitem__
 
+    def __iter__(self) -> Iterator[str]:  # dict(self) would bypass __getitem__ without it
+        return super().__iter__()
+
     def items(self) -> Any:
         return ((name, self[name]) for name in self)
 
@@ -101,41 +113,75 @@ class _Pairs(dict[str, Any]):
 
 @contextlib.contextmanager
 def swapped(
-    model: nn.Module, values: Mapping[str, Tensor], make: Callable[[str], Tensor]
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    make: Callable[[str], Tensor],
+    at_once: bool = False,
 ) -> Iterator[None]:
     """Replaces the weights of a module inside the block.
 
     Args:
-        model: the module; its weights are restored on exit.
+        model: the module; its weights are restored on exit. Buffers that it assigns keep their new
+            values.
         values: buffers by name; missing ones stay. Names of parameters are ignored.
         make: returns the parameter with a name; called when a module reads it. Tied parameters have
             one name.
+        at_once: makes all parameters on entry and keeps them to the end, so that transforms inside
+            the forward pass find them made.
     """
     names = {id(value): name for name, value in model.named_parameters()}
     cached: OrderedDict[str, Tensor] = OrderedDict()
+    if at_once:
+        cached.update((name, make(name)) for name in names.values())
 
     def read(parameter: Tensor) -> Tensor:
         name = names.get(id(parameter))
         if name is None:  # created by the forward pass itself
             return parameter
         if name not in cached:
+            if peek_interpreter_stack() is not None:
+                raise NeedsForwardAD("it uses torch.func in its forward pass")
             cached[name] = make(name)
             if len(cached) > CACHED:
                 cached.popitem(last=False)
         return cached[name]
 
-    originals: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
+    originals: list[tuple[nn.Module, Any, dict[str, Any], dict[str, Any]]] = []
     try:
         for path, module in model.named_modules():
             state, prefix = module.__dict__, f"{path}." if path else ""
             parameters, buffers = state["_parameters"], state["_buffers"]
-            originals.append((module, parameters, dict(buffers)))
+            given = {n: values[prefix + n] for n in buffers if prefix + n in values}
+            originals.append((module, parameters, dict(buffers), given))
             if parameters:
                 state["_parameters"] = _Pairs(parameters, read)
-            buffers.update({n: values[prefix + n] for n in buffers if prefix + n in values})
+            buffers.update(given)
         yield
     finally:
         cached.clear()
-        for module, parameters, buffers in originals:
+        for module, parameters, buffers, given in originals:
             module.__dict__["_parameters"] = parameters
-            module.__dict__["_buffers"].update(buffers)
+            _put_back(module, buffers, given)
+
+
+def _put_back(module: nn.Module, buffers: dict[str, Any], given: Mapping[str, Tensor]) -> None:
+    """Restores a module's buffers, with the values that the forward pass has assigned to them."""
+    now = module.__dict__["_buffers"]
+    for name, original in buffers.items():
+        value, before = now.get(name), given.get(name, original)
+        now[name] = original
+        if value is before or not isinstance(value, Tensor):
+            continue
+        if forward_ad._current_level >= 0:
+            value = unpack(value)[0]
+        if isinstance(before, Tensor) and before.shape == value.shape:
+            with torch.no_grad():
+                before.copy_(value)
+        elif name in given:
+            raise RuntimeError(
+                f"expected a forward pass that keeps the shape of its buffers, got "
+                f"{type(module).__name__}, which makes {name!r} {tuple(value.shape)} instead of "
+                f"{tuple(given[name].shape)}"
+            )
+        else:
+            now[name] = value.detach()

@@ -1,9 +1,25 @@
 """The derivatives of functionals, one rule each; importing this package registers them."""
 
-from tangent_arithmetic.tangent.rules import attention, elementwise, normalization, products
+from tangent_arithmetic.tangent.rules import (
+    attention,
+    elementwise,
+    groups,
+    libraries,
+    normalization,
+    products,
+)
 from tangent_arithmetic.tangent.rules.registry import COMPOSITES, RULES, composite, keywords, rule
 
 __all__ = [
-    "COMPOSITES", "RULES", "attention", "composite", "elementwise", "keywords", "normalization",
-    "products", "rule",
-]  # fmt: skip
+    "COMPOSITES",
+    "RULES",
+    "attention",
+    "composite",
+    "elementwise",
+    "groups",
+    "keywords",
+    "libraries",
+    "normalization",
+    "products",
+    "rule",
+]

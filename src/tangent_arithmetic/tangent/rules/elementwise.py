@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangent_arithmetic.tangent.rules.registry import Push, Tangent, rule
+from tangent_arithmetic.tangent.rules.registry import Push, Tangent, composite, rule
 
 aten = torch.ops.aten
 
@@ -33,13 +33,43 @@ def gelu(input: Tensor, *, approximate: str = "none") -> tuple[Tensor, Push]:
     return _diagonal(y, input, lambda dx: aten.gelu_backward(dx, x, approximate=approximate))
 
 
-@rule(F.silu)
-def silu(input: Tensor, inplace: bool = False) -> Any:
-    """SiLU, x * sigmoid(x)."""
-    if inplace:
-        return NotImplemented
-    y = F.silu(input)
-    return _diagonal(y, input, lambda dx: aten.silu_backward(dx, input))
+def _activation(
+    function: Callable[..., Tensor], backward: Callable[..., Tensor], *names: Callable[..., Any]
+) -> None:
+    """Registers an activation with a backward kernel `backward(grad, x, *options)`.
+
+    In place, the input is copied: its kernel needs the value that is overwritten.
+    """
+
+    @rule(function, *names)
+    def activation(input: Tensor, *options: Any, inplace: bool = False, **more: Any) -> Any:
+        if options and isinstance(options[-1], bool):
+            *options, inplace = options  # type: ignore[assignment]
+        x = input.detach().clone() if inplace else input
+        y = function(input, *options, inplace=inplace, **more)
+        return _diagonal(y, input, lambda dx: backward(dx, x, *options, **more))
+
+
+def _elu_backward(grad: Tensor, x: Tensor, alpha: float = 1.0) -> Tensor:
+    return aten.elu_backward(grad, alpha, 1.0, 1.0, False, x)  # type: ignore[no-any-return]
+
+
+def _leaky_relu_backward(grad: Tensor, x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return aten.leaky_relu_backward(grad, x, negative_slope, False)  # type: ignore[no-any-return]
+
+
+_activation(F.silu, aten.silu_backward)
+_activation(F.mish, aten.mish_backward)
+_activation(F.hardswish, aten.hardswish_backward)
+_activation(F.relu6, lambda grad, x: aten.hardtanh_backward(grad, x, 0.0, 6.0))
+_activation(F.elu, _elu_backward)
+_activation(F.leaky_relu, _leaky_relu_backward)
+
+
+@composite(F.hardsigmoid)
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Any:
+    """The clipped line; PyTorch's own derivative rounds 1/6 to float32."""
+    return NotImplemented if inplace else F.relu6(input + 3) / 6
 
 
 @rule(F.relu, torch.relu, Tensor.relu)
@@ -98,3 +128,44 @@ def mul(input: Tensor | float, other: Tensor | float) -> tuple[Tensor, Push]:
         return torch.mul(left, other).addcmul_(*torch.broadcast_tensors(input, right)).to(y.dtype)
 
     return y, push
+
+
+@rule(torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide, Tensor.true_divide)
+def div(input: Tensor, other: Tensor | float, *, rounding_mode: str | None = None) -> Any:
+    r"""A quotient with broadcasting: \(dy = (dx_1 - y\, dx_2) / x_2\)."""
+    if rounding_mode is not None:
+        return NotImplemented
+    y = torch.div(input, other)
+
+    def push(d: Tangent) -> Tensor | None:
+        left, right = d(input), d(other)
+        if right is None:
+            return None if left is None else torch.div(left, other).to(y.dtype).expand(y.shape)
+        step = y * right
+        return ((-step if left is None else left - step) / other).to(y.dtype)
+
+    return y, push
+
+
+@rule(torch.pow, Tensor.pow, Tensor.__pow__)
+def power(input: Tensor, exponent: float) -> Any:
+    """A constant power."""
+    if isinstance(exponent, Tensor) or exponent == 0 or not isinstance(input, Tensor):
+        return NotImplemented
+    y = torch.pow(input, exponent)
+    return _diagonal(y, input, lambda dx: dx * (exponent * torch.pow(input, exponent - 1)))
+
+
+def _function(derivative: Callable[[Tensor, Tensor], Tensor], *names: Callable[..., Any]) -> None:
+    """Registers a function of one tensor by its derivative, of x and y."""
+
+    @rule(*names)
+    def function(input: Tensor) -> tuple[Tensor, Push]:
+        y = names[0](input)
+        return _diagonal(y, input, lambda dx: dx * derivative(input, y))
+
+
+_function(lambda x, y: 2 * x, torch.square, Tensor.square)
+_function(lambda x, y: y, torch.exp, Tensor.exp)
+_function(lambda x, y: 0.5 / y, torch.sqrt, Tensor.sqrt)
+_function(lambda x, y: -0.5 * y / x, torch.rsqrt, Tensor.rsqrt)

@@ -110,21 +110,25 @@ def batch_norm(
         return NotImplemented
     y = F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
-    def push(d: Tangent) -> Tensor | None:
+    def push(d: Tangent) -> Tensor | None:  # PyTorch's kernel does the affine maps in one pass
         dx, dweight, dbias = d(input), d(weight), d(bias)
-        rstd = torch.rsqrt(running_var + eps)
-        slope = rstd if weight is None else rstd * weight
-        step = None if dx is None else dx * by_channel(slope, y)
-        shift = dbias
-        if dweight is not None:  # (x - mean) * rstd * dweight
-            tilt = rstd * dweight
-            part = input * by_channel(tilt, y)
-            step = part if step is None else step.add_(part)
-            shift = -running_mean * tilt if shift is None else shift - running_mean * tilt
-        if shift is not None:
-            shift = by_channel(shift, y)
-            step = shift if step is None else step.add_(shift)
-        return None if step is None else step.to(y.dtype).expand(y.shape)
+        if dweight is None:
+            if dx is None:
+                return None if dbias is None else by_channel(dbias, y).expand(y.shape)
+            shift = torch.zeros_like(running_mean) if dbias is None else dbias
+            return F.batch_norm(
+                dx, torch.zeros_like(running_mean), running_var, weight, shift, False, momentum, eps
+            )
+        if dx is None:
+            return F.batch_norm(
+                input, running_mean, running_var, dweight, dbias, False, momentum, eps
+            )
+        tilt = torch.rsqrt(running_var + eps) * dweight
+        shift = -running_mean * tilt if dbias is None else dbias - running_mean * tilt
+        step = F.batch_norm(
+            dx, torch.zeros_like(running_mean), running_var, weight, shift, False, momentum, eps
+        )
+        return step.addcmul_(input.to(y.dtype), by_channel(tilt, y))
 
     return y, push
 

@@ -42,11 +42,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return y, push
 
 
-@rule(
-    torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm
-)  # fmt: skip
+PRODUCTS = (torch.matmul, torch.mm, torch.bmm, torch.sparse.mm, torch.spmm)
+PRODUCTS_OF_TENSORS = (Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm)
+
+
+@rule(*PRODUCTS, *PRODUCTS_OF_TENSORS)
 def matmul(input: Tensor, other: Tensor) -> tuple[Tensor, Push]:
-    """A matrix product, possibly batched."""
+    """A matrix product, possibly batched; one factor may be a sparse constant."""
     y = torch.matmul(input, other)
 
     def push(d: Tangent) -> Tensor | None:
@@ -70,10 +72,11 @@ def _convolution(convolve: Callable[..., Tensor]) -> None:
             dx, dweight, dbias = d(input), d(weight), d(bias)
             if dweight is None and dbias is not None:
                 dweight = torch.zeros_like(weight)
-            return total(
-                None if dweight is None else convolve(input, dweight, dbias, *args, **kwargs),
-                None if dx is None else convolve(dx, weight, None, *args, **kwargs),
-            )
+            step = None if dweight is None else convolve(input, dweight, dbias, *args, **kwargs)
+            if dx is None:
+                return step
+            other = convolve(dx, weight, None, *args, **kwargs)
+            return other if step is None else step.add_(other)
 
         return y, push
 
@@ -82,6 +85,25 @@ for _convolve in (
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
 ):  # fmt: skip
     _convolution(_convolve)
+
+
+@rule(torch.einsum)
+def einsum(equation: str, *operands: Any) -> Any:
+    """A sum of products, linear in each operand."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        return NotImplemented
+    y = torch.einsum(equation, *operands)
+
+    def push(d: Tangent) -> Tensor | None:
+        return total(
+            *(
+                torch.einsum(equation, *operands[:k], step, *operands[k + 1 :])
+                for k, step in enumerate(map(d, operands))
+                if step is not None
+            )
+        )
+
+    return y, push
 
 
 @rule(F.embedding)

@@ -13,11 +13,11 @@ Tangent = Callable[[Any], Tensor | None]  # a primal input -> its tangent; None 
 Push = Callable[[Tangent], Tensor | None]
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
-RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
+RULES: dict[Callable[..., Any] | str, Callable[..., Any]] = {}
 COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-def rule(*functionals: Callable[..., Any]) -> Callable[[Rule], Rule]:
+def rule(*functionals: Callable[..., Any] | str) -> Callable[[Rule], Rule]:
     r"""Registers the derivative of functionals.
 
     A rule has the signature of its functional and is called with primal tensors. It returns the
@@ -29,7 +29,8 @@ def rule(*functionals: Callable[..., Any]) -> Callable[[Rule], Rule]:
 
     Args:
         *functionals: the functional under its names in `torch.overrides`, such as `F.linear` or
-            `torch.Tensor.mul`.
+            `torch.Tensor.mul`; an operator of a library by its qualified name, such as
+            `"torchvision::roi_align"`.
 
     Example:
         >>> import torch

@@ -1,0 +1,133 @@
+"""Process-wide switches of PyTorch that a pass needs, and the lock that guards them.
+
+PyTorch's level of forward AD, its choice of attention kernels and its compiler's stance belong to
+the process, not to a thread. Passes of several threads therefore take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules._functions import BackwardHookFunction
+
+from tangent_arithmetic.tangent.reverse import by_reverse
+from tangent_arithmetic.tangent.state import has_tangent
+
+FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
+FUSED_RNN = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+TURN = threading.RLock()  # held by the thread whose pass it is
+
+
+@functools.cache
+def load_forward_rules() -> None:
+    """Loads PyTorch's forward-mode rules, silencing a warning about torch.jit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+    # modules with full backward hooks pass their inputs through this identity
+    setattr(BackwardHookFunction, "jvp", staticmethod(_same_tangents))  # noqa: B010 - typed as a method
+
+
+def _same_tangents(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+    return tuple(None if t is None else t.view_as(t) for t in tangents)
+
+
+@contextlib.contextmanager
+def one_pass() -> Iterator[None]:
+    """The surroundings of a pass: one thread at a time, nothing compiled or inferred.
+
+    It leaves `torch.inference_mode`, which would discard tangents, and runs `torch.compile`d and
+    scripted functions from their Python source, since compiled code ignores tangents. The fast path
+    of `nn.MultiheadAttention` is off in any `TorchFunctionMode`, and every pass runs in one.
+    """
+    gradients = torch.is_grad_enabled()
+    with TURN, contextlib.ExitStack() as stack:
+        load_forward_rules()
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_scripts_as_python())
+        stack.enter_context(_functions_by_backward())
+        yield
+
+
+@contextlib.contextmanager
+def _scripts_as_python() -> Iterator[None]:
+    """Runs scripted functions from their Python source.
+
+    The TorchScript executor replaces parts of a function by derivatives of its own, which drop
+    tangents, from the second call on.
+    """
+    scripted: Any = torch.jit.ScriptFunction
+    call = scripted.__call__
+
+    def from_source(function: Any, *args: Any, **kwargs: Any) -> Any:
+        source = getattr(function, "_torchdynamo_inline", None)
+        if source is None:
+            raise NotImplementedError(
+                f"{function.name} is a scripted function without Python source: no forward AD."
+            )
+        return source(*args, **kwargs)
+
+    scripted.__call__ = from_source
+    try:
+        yield
+    finally:
+        scripted.__call__ = call
+
+
+@contextlib.contextmanager
+def _functions_by_backward() -> Iterator[None]:
+    """Gives custom `autograd.Function`s without a `jvp` the tangents of their backward passes."""
+    function: Any = torch.autograd.Function
+    own = function.__dict__["apply"]
+
+    def with_tangents(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        apply = own.__get__(None, cls)
+        if cls.jvp is function.jvp and any(map(has_tangent, args)):
+            out = by_reverse(apply, args, kwargs)
+            if out is not NotImplemented:
+                return out
+        return apply(*args, **kwargs)
+
+    function.apply = classmethod(with_tangents)
+    try:
+        yield
+    finally:
+        function.apply = own
+
+
+@contextlib.contextmanager
+def forward_ad_backends() -> Iterator[None]:
+    """Disables kernels without a forward-mode rule, fused attention among them."""
+    with one_pass(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def differentiable(func: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """Disables kernels of a functional without forward AD: fused attention and fused RNNs."""
+    name = getattr(func, "__name__", "")
+    if name in FUSED_ATTENTION:
+        return sdpa_kernel(SDPBackend.MATH)
+    return _no_fused_rnn() if name in FUSED_RNN else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _no_fused_rnn() -> Iterator[None]:
+    mkldnn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(mkldnn)
+        torch._C._set_cudnn_enabled(cudnn)

@@ -1,0 +1,365 @@
+r"""The check of first calls: is J v the derivative?
+
+On the first call of a module with inputs of a new kind, three things are tried on a few of its
+examples, along a pseudo-random direction v:
+
+1. caches of weights that the module already holds are found, to be emptied in every pass from then
+   on (`state.py`): the output is the same without them, and they come back;
+2. the adjoint test \(\langle u, J v \rangle = \langle J^\top u, v \rangle\): the tangent agrees
+   with PyTorch's reverse mode;
+3. \(J v\) agrees with a central difference.
+
+If it agrees with neither, a tangent has been lost, and the call ends in an error that names the
+module. If only reverse mode agrees with it, the module stops gradients (detach, `no_grad`, NumPy, a
+straight-through estimator): the expansion follows autograd, and a warning says so.
+
+It costs ten forward passes of at most `EXAMPLES` examples, in which the module's hooks run too.
+`checking(False)` turns it off; `check=True` of `LinearizedModel` repeats it in each call, with all
+examples, in float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from tangent_arithmetic.tangent.outputs import differentiable_tensors
+from tangent_arithmetic.tangent.passes import CACHES, Call, differentiate, same
+from tangent_arithmetic.tangent.probe import Probe
+from tangent_arithmetic.tangent.state import Attributes, Key, tensors_in, unpack
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = 4
+# of the difference, relative to the weights; the largest for modules that compute in
+# float32 inside, the smallest for networks with many kinks
+STEPS = {torch.float64: (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), torch.float32: (1e-3,)}
+ADJOINT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+DIFFERENCE = {torch.float64: 1e-3, torch.float32: 0.1}  # tolerances, relative
+_seen: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
+_enabled: ContextVar[bool] = ContextVar("checking", default=True)
+
+
+class Disagreement(RuntimeError):
+    """J v is not the derivative."""
+
+
+@contextlib.contextmanager
+def checking(enabled: bool) -> Iterator[None]:
+    """Turns the check of first calls on or off inside the block."""
+    token = _enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def first_call(call: Call) -> None:
+    """Checks a call if it is the first of its module with inputs of this kind.
+
+    Raises:
+        Disagreement: if J v is not the derivative; names the module where they part.
+    """
+    if not _enabled.get() or not _checkable(call):
+        return
+    kind, seen = _kind(call), _seen.setdefault(call.model, set())
+    if kind in seen:
+        return
+    seen.add(kind)
+    for small in (_examples(call, EXAMPLES), _examples(call, None)):
+        try:
+            return _check(small)
+        except Disagreement:
+            raise
+        except Exception as error:  # a part of the batch may be no valid input
+            logger.debug("%s was not checked: %s", type(call.model).__name__, error)
+
+
+def check(call: Call) -> None:
+    """Checks a call with all its examples, in float64 if the module can be converted.
+
+    Raises:
+        Disagreement: if J v is neither the derivative by autograd nor by differences.
+    """
+    if _checkable(call):
+        whole = _examples(call, None)
+        _check(_in_float64(whole) or whole, strict=True)
+
+
+def _checkable(call: Call) -> bool:
+    """Whether there are ordinary weights, and no transform or level of forward AD around."""
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    kinds = {type(p) for p in call.model.parameters()} | {type(v) for v in call.values.values()}
+    return kinds <= {Tensor, nn.Parameter}
+
+
+def _kind(call: Call) -> Hashable:
+    """Structure, dtypes and dimensions of the inputs, and the modes that change the pass."""
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    shapes = [
+        (v.dtype, v.ndim, v.device.type, v.layout) if isinstance(v, Tensor) else type(v)
+        for v in leaves
+    ]
+    return str(spec), tuple(shapes), call.model.training, torch.is_autocast_enabled()
+
+
+def _examples(call: Call, count: int | None) -> Call:
+    """The call with copies of its inputs, of the first examples if all have as many."""
+
+    def few(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        part = value[:count] if shared and count is not None and value.ndim else value
+        return part.detach().clone()
+
+    inputs = [v for v in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(v, Tensor)]
+    shared = len({len(v) for v in inputs if v.ndim}) == 1
+    args, kwargs = pytree.tree_map(few, (call.args, call.kwargs))
+    return replace(call, args=args, kwargs=kwargs)
+
+
+def _in_float64(call: Call) -> Call | None:
+    """The call of a copy of the module in float64; None if it cannot be converted."""
+
+    def wide(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.double() if floating else value
+
+    try:
+        model = copy.deepcopy(call.model).double()
+        args, kwargs = pytree.tree_map(wide, (call.args, call.kwargs))
+        values = {name: wide(value) for name, value in call.values.items()}
+        double = replace(call, model=model, values=values, args=args, kwargs=kwargs)
+        with torch.no_grad():
+            double.primal()
+        return double
+    except Exception as error:  # quantised weights, dtypes that are written into the code
+        logger.debug("%s does not run in float64: %s", type(call.model).__name__, error)
+        return None
+
+
+def _check(call: Call, strict: bool = False) -> None:
+    saved, kept = call.replay(), Attributes(call.model)
+    try:
+        _find_caches(call)
+        names = dict.fromkeys(name for v in call.vectors for name in v)
+        probe = Probe(names, call.value)
+        dtype = next((call.value(n).dtype for n in probe), None)
+        if dtype not in ADJOINT:
+            return
+        if torch.is_autocast_enabled():
+            dtype = torch.bfloat16
+        adjoint = _adjoint_error(call, names) <= ADJOINT[dtype]
+        if not adjoint or dtype in STEPS:
+            _compare_with_differences(call, probe, dtype, adjoint, strict)
+    finally:
+        kept.restore()
+        saved.restore()
+
+
+def _adjoint_error(call: Call, names: dict[str, None]) -> float:
+    r"""\(|\langle u, J v \rangle - \langle J^\top u, v \rangle|\), relative to \(|u| |J v|\)."""
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        probe = Probe(names, call.value, scale)
+        _, (d_out,) = differentiate(replace(call, vectors=[probe]))
+        steps = [d.to(torch.promote_types(d.dtype, torch.float32)) for d in _finite(d_out)]
+        if not steps:
+            return 0.0
+        random = torch.Generator().manual_seed(1)
+        signs = [(torch.rand(d.shape, generator=random) < 0.5).to(d) * 2 - 1 for d in steps]
+        inner = sum((_real(d) * _real(u)).sum().double() for d, u in zip(steps, signs, strict=True))
+        assert isinstance(inner, Tensor)
+        (slope,) = torch.autograd.grad(inner, scale) if inner.requires_grad else (inner,)
+    size = sum(float(d.detach().abs().square().sum()) for d in steps) ** 0.5
+    return abs(float(inner.detach()) - float(slope)) / size if size > 0 else 0.0
+
+
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
+def _finite(tree: Any) -> list[Tensor]:
+    return [v for v in differentiable_tensors(tree) if v.isfinite().all()]
+
+
+def _compare_with_differences(
+    call: Call, probe: Probe, dtype: torch.dtype, adjoint: bool, strict: bool
+) -> None:
+    """Raises, or warns if reverse mode agrees with J v, unless J v is the limit of differences.
+
+    A gradient may be another by convention, such as that of a padding row of an embedding.
+    """
+    if adjoint and _difference_error(call, probe, dtype) <= DIFFERENCE[dtype]:
+        return
+    double = call if dtype is torch.float64 else _in_float64(call)
+    if double is None:  # then only what is plainly wrong is refused
+        if (
+            adjoint
+            or dtype not in STEPS
+            or _difference_error(call, probe, dtype) < DIFFERENCE[dtype]
+        ):
+            return
+        raise _disagreement(call, "derivative")
+    probe = Probe(probe, double.value)
+    double = _off_kinks(double, probe)
+    if _difference_error(double, probe, torch.float64) <= DIFFERENCE[torch.float64]:
+        return
+    if strict or not adjoint:
+        raise _disagreement(double, "derivative")
+    logger.warning(
+        "%s stops gradients in %s (detach, no_grad, NumPy, a straight-through estimator): its "
+        "linearisation follows autograd, not differences of its values",
+        type(call.model).__name__,
+        _where(double),
+    )
+
+
+def _off_kinks(call: Call, probe: Probe) -> Call:
+    """The call at weights nearby: at theta0 itself, zeros may lie on the kinks of a ReLU."""
+    near = {name: call.value(name) + 0.01 * probe[name].roll(1) for name in probe}
+    return replace(call, values={**call.values, **near})
+
+
+def _difference_error(call: Call, probe: Probe, dtype: torch.dtype) -> float:
+    """The distance of J v from a central difference, relative to it, at the best step."""
+    with torch.no_grad():
+        _, (d_out,) = differentiate(replace(call, vectors=[probe]))
+        tangents, error = _finite(d_out), float("inf")
+        for t in STEPS[dtype]:
+            high, low = (_finite(_moved(call, probe, s * t)) for s in (1, -1))
+            if not len(tangents) == len(high) == len(low):
+                return 0.0
+            differences = [(h - m) / (2 * t) for h, m in zip(high, low, strict=True)]
+            error = min(error, _distance(tangents, differences))
+            if error <= DIFFERENCE[dtype]:
+                break
+    return error
+
+
+def _moved(call: Call, probe: Probe, t: float) -> Any:
+    """The output at theta0 + t v, from the state and the inputs of the first call."""
+    saved, kept = call.replay(), Attributes(call.model)
+    kept.clear(CACHES.get(call.model, ()))
+    try:
+        return call.primal(lambda n, value: value + t * probe[n] if n in probe else value)
+    finally:
+        kept.restore()
+        saved.restore()
+
+
+def _distance(actual: list[Tensor], expected: list[Tensor]) -> float:
+    size = sum(float(e.abs().square().sum()) for e in expected) ** 0.5
+    gap = sum(float((a - e).abs().square().sum()) for a, e in zip(actual, expected, strict=True))
+    return gap**0.5 / size if size > 0 else 0.0
+
+
+def _disagreement(call: Call, reference: str) -> Disagreement:
+    return Disagreement(
+        f"expected J v of {type(call.model).__name__} to be its {reference}, got another value; "
+        f"they part in {_where(call)}; write it with PyTorch's differentiable operations, give its "
+        "autograd.Function a `jvp`, or define a rule (tangent_arithmetic.tangent.rule)"
+    )
+
+
+@dataclass
+class _Recorded:
+    """What hooks see of a submodule: its outputs' tangents, or their values."""
+
+    path: str
+    kind: str
+    values: list[Tensor]
+
+
+def _where(call: Call) -> str:
+    """The submodule that is first to finish with tangents that are not its output's difference."""
+    names = dict.fromkeys(name for v in call.vectors for name in v)
+    probe = Probe(names, call.value)
+    dtype = next(call.value(n).dtype for n in probe)
+    t = STEPS.get(dtype, (1e-2,))[0]
+    with torch.no_grad():
+        steps = _record(call, lambda: differentiate(replace(call, vectors=[probe])))
+        high = _record(call, lambda: _moved(call, probe, t))
+        low = _record(call, lambda: _moved(call, probe, -t))
+    for d, h, m in zip(steps, high, low, strict=False):
+        if not d.path == h.path == m.path or len(d.values) != len(h.values):
+            break
+        expected = [(a - b) / (2 * t) for a, b in zip(h.values, m.values, strict=True)]
+        if _distance(d.values, expected) > DIFFERENCE.get(dtype, 0.1):
+            return f"module {d.path!r} ({d.kind})" if d.path else f"the module itself ({d.kind})"
+    return f"the module itself ({type(call.model).__name__})"
+
+
+def _record(call: Call, run: Callable[[], Any]) -> list[_Recorded]:
+    """The outputs of all submodules in a run, in the order in which they finish."""
+    records: list[_Recorded] = []
+
+    def hook(path: str) -> Callable[..., None]:
+        def record(module: nn.Module, _inputs: Any, out: Any) -> None:
+            with torch._C.DisableTorchFunction():
+                values = [_seen_value(v) for v in differentiable_tensors(out)]
+            records.append(_Recorded(path, type(module).__name__, values))
+
+        return record
+
+    handles = [m.register_forward_hook(hook(path)) for path, m in call.model.named_modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return records
+
+
+def _seen_value(value: Tensor) -> Tensor:
+    if forward_ad._current_level < 0:
+        return value.detach().clone()
+    primal, tangent = unpack(value)
+    return torch.zeros_like(primal) if tangent is None else tangent.detach().clone()
+
+
+def _find_caches(call: Call) -> None:
+    """Registers attributes whose tensors the module computes anew if they are missing."""
+    known, kept = CACHES.get(call.model, set()), Attributes(call.model)
+    weights = {id(v) for v in [*call.model.parameters(), *call.model.buffers()]}
+    candidates = [
+        key
+        for key in kept.with_tensors()
+        if key not in known and any(id(t) not in weights for t in tensors_in(kept.value(key)))
+    ]
+    if not candidates:
+        return
+    with torch.no_grad():
+        out = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, call.primal())
+    kept.restore()
+    if not _come_back(call, candidates, out):
+        candidates = [key for key in candidates if _come_back(call, [key], out)]
+    CACHES.setdefault(call.model, set()).update(candidates)
+
+
+def _come_back(call: Call, keys: list[Key], expected: Any) -> bool:
+    """Whether the module fills emptied attributes again, with the same output."""
+    saved, kept = call.replay(), Attributes(call.model)
+    kept.clear(keys)
+    try:
+        with torch.no_grad():
+            out = call.primal()
+        return same(out, expected) and set(keys) <= set(Attributes(call.model).with_tensors())
+    except Exception:  # the attribute is needed: no cache
+        return False
+    finally:
+        kept.restore()
+        saved.restore()

@@ -1,0 +1,282 @@
+"""The pass itself: a module run on dual numbers, by rules or by PyTorch's forward AD.
+
+`differentiate` chooses the method, sets the weights and guards what the module keeps; `duals.py`
+defines what happens at each functional; `engine.py` is the public face.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from tangent_arithmetic.tangent import outputs
+from tangent_arithmetic.tangent.duals import CannotShare, Duals
+from tangent_arithmetic.tangent.outputs import log_once
+from tangent_arithmetic.tangent.plain import Unfused, locating, plain_jvp
+from tangent_arithmetic.tangent.replay import Replay
+from tangent_arithmetic.tangent.state import Attributes, Key, has_tangent
+from tangent_arithmetic.tangent.weights import (
+    AtTheta0,
+    NeedsForwardAD,
+    Tangents,
+    leaf,
+    swapped,
+    usable,
+)
+
+WITHOUT_RULES: WeakSet[nn.Module] = WeakSet()  # modules that differentiate in their forward pass
+SETTLED: WeakSet[nn.Module] = WeakSet()  # modules whose method has worked before
+CACHES: WeakKeyDictionary[nn.Module, set[Key]] = WeakKeyDictionary()  # attributes filled anew
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module, to be differentiated.
+
+    Args:
+        model: the module.
+        values: theta0 and buffers by name; missing tensors are the module's own.
+        vectors: the directions.
+        args: inputs of the module.
+        kwargs: keyword inputs of the module.
+    """
+
+    model: nn.Module
+    values: Mapping[str, Tensor]
+    vectors: Sequence[Tangents]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        own = {name: value.detach() for name, value in self.model.named_parameters()}
+        object.__setattr__(self, "_own", own)  # read here: inside the pass they are replaced
+
+    def replay(self) -> Replay:
+        """A copy of all that the call may change: random states, buffers, inputs."""
+        buffers = (self.values.get(name, b) for name, b in self.model.named_buffers())
+        inputs = (v for v in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(v, Tensor))
+        return Replay(buffers, inputs)
+
+    def value(self, name: str) -> Tensor:
+        """theta0 of a name, a constant."""
+        given = self.values.get(name)
+        return usable(self._own[name]) if given is None else given  # type: ignore[attr-defined]
+
+    def primal(self, change: Callable[[str, Tensor], Tensor] = lambda _, value: value) -> Any:
+        """The module's output without tangents, at changed weights if asked."""
+        with swapped(self.model, self.values, lambda name: change(name, self.value(name))):
+            return self.model(*self.args, **self.kwargs)
+
+
+def differentiate(call: Call) -> tuple[Any, list[Any]]:
+    """The output and its derivatives, by the fastest method that is exact.
+
+    That is one pass for all directions, a pass for each, a pass without rules, or
+    `torch.func.jvp`.
+    """
+    transforms = [level.key() for level in retrieve_all_functorch_interpreters()]
+    if TransformType.Jvp in transforms or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "expected no forward-mode AD around this call, got torch.func.jvp, jacfwd, hessian or "
+            "a forward_ad.dual_level: PyTorch's nested forward mode is wrong for some operations, "
+            "such as layer_norm. Use reverse mode outside: torch.func.vjp, grad, jacrev"
+        )
+    if transforms or any(isinstance(m, torch.jit.ScriptModule) for m in call.model.modules()):
+        return _each(_plain, call)
+    recording = torch.is_grad_enabled()
+    buffers = dict(call.model.named_buffers())
+    if recording and _requires_grad((dict(call.values), call.args, call.kwargs, buffers)):
+        log_once("inputs, buffers or theta0 require grad", "using PyTorch's slower forward AD")
+        return _each(_plain, call)
+    learnt = recording and any(leaf(v, name).requires_grad for v in call.vectors for name in v)
+    by_rules = functools.partial(run, learnt=learnt)
+    native = functools.partial(run, learnt=learnt, rules=False)
+    if call.model in WITHOUT_RULES:
+        return _each(native, call)
+    several = len(call.vectors) > 1
+    replay = None if call.model in SETTLED and not several else call.replay()
+    try:
+        result = _each(by_rules, call) if several and learnt else by_rules(call)
+        SETTLED.add(call.model)
+        return result
+    except CannotShare as reason:
+        assert replay is not None
+        log_once(str(reason), "using one pass per direction")
+        replay.restore()
+        return _each(by_rules, call)
+    except NeedsForwardAD as reason:
+        log_once(f"{type(call.model).__name__}: {reason}", "using PyTorch's slower forward AD")
+        if replay is not None:
+            replay.restore()
+        WITHOUT_RULES.add(call.model)
+        return _each(native, call)
+
+
+def _each(method: Callable[[Call], tuple[Any, list[Any]]], call: Call) -> tuple[Any, list[Any]]:
+    """Runs one pass per direction, each from the same random numbers, statistics and inputs."""
+    if len(call.vectors) == 1:
+        return method(call)
+    saved, results = call.replay(), []
+    for v in call.vectors:
+        saved.restore()
+        results.append(method(replace(call, vectors=[v])))
+    return results[0][0], [d_out for _, (d_out,) in results]
+
+
+def _plain(call: Call) -> tuple[Any, list[Any]]:
+    out, d_out = plain_jvp(call.model, call.values, call.vectors[0], *call.args, **call.kwargs)
+    return out, [d_out]
+
+
+def _requires_grad(tree: Any) -> bool:
+    return any(isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves(tree))
+
+
+def run(
+    call: Call, learnt: bool, rules: bool = True, kind: type[Duals] = Duals
+) -> tuple[Any, list[Any]]:
+    """Runs one pass; records the primal graph only if a tangent requires grad.
+
+    Args:
+        call: the call.
+        learnt: whether the result is differentiated in the directions.
+        rules: False leaves all operations to PyTorch's forward AD.
+        kind: how duals meet functionals; a subclass may watch them.
+    """
+    model, vectors = call.model, call.vectors
+    duals = kind(len(vectors), learnt)
+
+    def make(name: str) -> Tensor:
+        value = call.value(name)
+        if not any(name in v for v in vectors):
+            return value
+        with torch._C.DisableTorchFunction():
+            parts = [v[name].detach().to(value) if name in v else None for v in vectors]
+            if learnt and leaf(vectors[0], name).requires_grad:
+                value = AtTheta0.apply(leaf(vectors[0], name), value)
+            return duals.pair(value, parts)
+
+    known = CACHES.get(model, set())
+    kept, unchanged = Attributes(model), _Unchanged(call)
+    kept.clear(known)
+    carried: list[Key] = []
+    with torch.set_grad_enabled(learnt), forward_ad.dual_level():
+        try:
+            with locating(model), swapped(model, call.values, make, at_once=not rules):
+                with duals if rules else Unfused():
+                    out = model(*call.args, **call.kwargs)
+                moved = [name for name, b in model.named_buffers() if has_tangent(b)]
+        finally:
+            carried = kept.with_tangents()
+            kept.restore([*carried, *known])
+        unchanged.check()
+        leaves, spec = outputs.flatten(out)
+        pairs = [duals.split(value) for value in leaves]
+    if not known.issuperset(carried) or moved:
+        _check_state(call, carried, moved)
+    if all(tangents is None for _, tangents in pairs):
+        _check_zero(model, vectors)
+    plain = [value.detach() if isinstance(value, Tensor) else value for value, _ in pairs]
+    pairs = [(value, unchanged.apart(tangents)) for value, tangents in pairs]
+    steps = [[outputs.step(*pair, k) for pair in pairs] for k in range(len(vectors))]
+    return pytree.tree_unflatten(plain, spec), [pytree.tree_unflatten(s, spec) for s in steps]
+
+
+class _Unchanged:
+    """Guards the caller's weights and directions against changes by the pass."""
+
+    def __init__(self, call: Call) -> None:
+        self._model = call.model
+        parameters = dict(call.model.named_parameters())
+        own = {name: call.values.get(name, value) for name, value in parameters.items()}
+        given = [v for v in call.vectors if isinstance(v, dict)]
+        self._versions = [
+            (name, value, value._version)
+            for tensors in (own, *given)
+            for name, value in tensors.items()
+            if not value.is_inference()
+        ]
+        self._places = {
+            value.untyped_storage().data_ptr()
+            for v in given
+            for value in v.values()
+            if value.layout is torch.strided
+        }
+
+    def check(self) -> None:
+        """Raises if a parameter or a direction has been changed in place."""
+        for name, value, version in self._versions:
+            if value._version != version:
+                raise RuntimeError(
+                    f"expected a forward pass that leaves its parameters alone, got "
+                    f"{type(self._model).__name__}, which changes {name!r} in place: theta0 must "
+                    "stay where it is; do this once, before linearising"
+                )
+
+    def apart(self, tangents: list[Tensor] | None) -> list[Tensor] | None:
+        """Tangents of an output that share no memory with the directions."""
+        if tangents is None or not self._places:
+            return tangents
+        return [
+            t.clone()
+            if t.layout is torch.strided and t.untyped_storage().data_ptr() in self._places
+            else t
+            for t in tangents
+        ]
+
+
+def _check_zero(model: nn.Module, vectors: Sequence[Tangents]) -> None:
+    """Raises if directions are not zero; called if no output has a tangent."""
+    if any(bool(v[name].any()) for v in vectors for name in v):
+        raise RuntimeError(
+            f"expected an output of {type(model).__name__} that depends on the parameters, got one "
+            "without tangents; the forward pass discards them (detach, .data, a NumPy round trip, "
+            "or an argmax as the only output)"
+        )
+
+
+def _check_state(call: Call, carried: list[Key], moved: list[str]) -> None:
+    """Raises if the output depends on state with tangents that the module keeps between calls.
+
+    The module is called twice without tangents. A cache of weights makes no difference to the
+    second call: it is then filled anew in each pass. A hidden state does.
+    """
+    kept, saved = Attributes(call.model), call.replay()
+    with torch.no_grad():
+        first = _copied(call.primal())
+        saved.restore_inputs()
+        second = call.primal()
+    kept.restore()
+    saved.restore()
+    if not same(first, second):
+        names = ", ".join(repr(name) for name in [*kept.names(carried), *moved])
+        raise RuntimeError(
+            f"expected a module without state, got {type(call.model).__name__}, which keeps "
+            f"{names} between calls: it depends on the parameters, and its tangent would be lost; "
+            "pass the state as an input and return it, or reset it in the forward pass"
+        )
+    CACHES.setdefault(call.model, set()).update(carried)
+
+
+def _copied(tree: Any) -> Any:
+    return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
+
+
+def same(first: Any, second: Any, tolerance: float = 1e-5) -> bool:
+    """Whether two outputs agree up to rounding."""
+    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True)
+    return all(
+        torch.allclose(a, b, tolerance, tolerance * float(a.abs().max()), equal_nan=True)
+        for a, b in pairs
+        if isinstance(a, Tensor) and a.numel() and a.layout is torch.strided
+    )
