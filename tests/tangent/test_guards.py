@@ -480,6 +480,19 @@ def test_parameters_on_the_meta_device_are_refused() -> None:
         jvp(model, {}, {}, torch.randn(5, 4))
 
 
+def test_batch_norm_of_one_example_has_the_gradient_of_each_memory_format() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(2)).eval()
+    model[1].running_mean.uniform_()  # type: ignore[union-attr, operator]
+    x, u = torch.randn(1, 3, 6, 6), torch.randn(1, 16, 8).transpose(1, 2)
+    theta0, gradients = weights(model), []
+    for g in (u, u.contiguous()):
+        v = {n: t.requires_grad_() for n, t in directions(theta0).items()}
+        (jvp(model, theta0, v, x)[1] * g).sum().backward()
+        gradients.append([t.grad for t in v.values()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("function", [F.glu, F.hardsigmoid, F.hardswish, F.softplus, F.elu, F.mish])
 def test_gradients_in_an_input_that_requires_grad_are_exact(function: Any) -> None:
     model = nn.Sequential(

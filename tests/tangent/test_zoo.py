@@ -126,12 +126,12 @@ def _check_training(
 def test_timm(name: str) -> None:
     timm = pytest.importorskip("timm")
     options = dict(ZOO["timm"][name])
-    size = options.pop("pixels")
+    size, count = options.pop("pixels"), options.pop("batch", 1)
     try:
         model = timm.create_model(name, pretrained=False, num_classes=5, **options)
     except RuntimeError as error:  # another version of timm
         pytest.skip(str(error))
-    check(model.double(), torch.randn(1, 3, size, size, dtype=torch.float64))
+    check(model.double(), torch.randn(count, 3, size, size, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", ZOO["torchvision"])
