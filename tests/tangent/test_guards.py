@@ -482,7 +482,7 @@ def test_parameters_on_the_meta_device_are_refused() -> None:
 
 def test_batch_norm_of_one_example_has_the_gradient_of_each_memory_format() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(2)).eval()
-    model[1].running_mean.uniform_()  # type: ignore[union-attr, operator]
+    model[1].running_mean.uniform_()  # type: ignore[operator]
     x, u = torch.randn(1, 3, 6, 6), torch.randn(1, 16, 8).transpose(1, 2)
     theta0, gradients = weights(model), []
     for g in (u, u.contiguous()):
