@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tangent_arithmetic.tangent import (
     Displacement,
+    backends,
     checking,
     duals,
     jvp,
@@ -677,24 +679,35 @@ def test_scripted_modules_take_pytorchs_way() -> None:
     assert relative(found, finite_difference(model, v, x)) < 1e-8
 
 
-def test_checkpointing_of_activations_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
-    from open_clip.model import CLIP
+class Recomputed(nn.Module):
+    """Recomputes activations if asked, by one of PyTorch's two ways."""
 
-    clip = CLIP(
-        embed_dim=8,
-        vision_cfg={"image_size": 8, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16},
-        text_cfg={"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},
-    )
-    visual = frozen(clip.visual)
-    images = torch.randn(2, 3, 8, 8, dtype=F64)
-    expected = LinearizedModel(visual).requires_grad_()
-    visual.set_grad_checkpointing(True)  # type: ignore[operator]
-    with caplog.at_level(logging.WARNING, logger="tangent_arithmetic.tangent.linearized"):
-        model = LinearizedModel(visual).requires_grad_()
-    assert "its linearisation keeps them" in caplog.text
-    for one in (model, expected):
-        one(images).square().sum().backward()
-    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
-        assert a.grad is not None and b.grad is not None
-        assert torch.equal(a.grad, b.grad)
-    assert visual.transformer.grad_checkpointing  # type: ignore[union-attr]
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.first, self.second, self.reentrant = nn.Linear(3, 4), nn.Linear(4, 2), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reentrant is None:
+            return self._block(x)
+        out: Tensor = checkpoint(self._block, x, use_reentrant=self.reentrant)
+        return out
+
+    def _block(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.second(torch.tanh(self.first(x))))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_of_activations_is_switched_off(
+    reentrant: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    backends._warn_of_checkpoints.cache_clear()
+    model, plain = Recomputed(reentrant), Recomputed(None)
+    plain.load_state_dict(model.state_dict())
+    x, gradients = torch.randn(5, 3), []
+    for one in (model, plain):
+        linear = LinearizedModel(one)
+        linear(x).square().sum().backward()
+        gradients.append([p.grad for p in linear.parameters()])
+    assert "activations are kept" in caplog.text
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)

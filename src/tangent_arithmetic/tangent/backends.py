@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
 import threading
 import warnings
@@ -17,11 +18,19 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules._functions import BackwardHookFunction
+from torch.utils import checkpoint
 
 from tangent_arithmetic.tangent.reverse import by_reverse
 from tangent_arithmetic.tangent.state import has_tangent
 
+logger = logging.getLogger(__name__)
+
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
+# of `torch.utils.checkpoint`, by version
+GENERATORS = (
+    "_checkpoint_without_reentrant_generator",
+    "_checkpoint_without_reentrant_generator_impl",
+)
 FUSED_RNN = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 TURN = threading.RLock()  # held by the thread whose pass it is
 
@@ -57,6 +66,7 @@ def one_pass() -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_scripts_as_python())
         stack.enter_context(_functions_by_backward())
+        stack.enter_context(_activations_kept())
         yield
 
 
@@ -104,6 +114,36 @@ def _functions_by_backward() -> Iterator[None]:
         yield
     finally:
         function.apply = own
+
+
+@contextlib.contextmanager
+def _activations_kept() -> Iterator[None]:
+    """Turns `torch.utils.checkpoint` off: it would run again when theta0 is no longer in place."""
+
+    def nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
+        _warn_of_checkpoints()
+        yield
+
+    class Plainly:
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+            _warn_of_checkpoints()
+            return function(*args)
+
+    replacements = {"CheckpointFunction": Plainly} | dict.fromkeys(GENERATORS, nothing_around)
+    own = {name: value for name in replacements if (value := getattr(checkpoint, name, None))}
+    for name in own:
+        setattr(checkpoint, name, replacements[name])
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(checkpoint, name, value)
+
+
+@functools.cache
+def _warn_of_checkpoints() -> None:
+    logger.warning("activation checkpointing is off in linearised models: activations are kept")
 
 
 @contextlib.contextmanager

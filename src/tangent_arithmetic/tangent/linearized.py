@@ -122,13 +122,6 @@ class LinearizedModel(nn.Module):
             origin = model if init_model is None else init_model
             skeleton = copy.deepcopy(origin, dict(copied_results(origin)))
         skeleton.eval().requires_grad_(False)
-        for module in skeleton.modules():  # would run again after theta0 is no longer in place
-            if getattr(module, "grad_checkpointing", False):
-                module.grad_checkpointing = False  # type: ignore[assignment]
-                logger.warning(
-                    "%s recomputes activations (grad_checkpointing); its linearisation keeps them",
-                    type(module).__name__,
-                )
         theta0: dict[str, Tensor] = dict(skeleton.named_parameters())
         statedict.check_same(theta, theta0, "parameters of model and init_model")
         # not a submodule: theta0 is neither a parameter of ours nor a buffer that DDP broadcasts
