@@ -150,6 +150,9 @@ case("torch.matmul of a matrix and a vector", torch.matmul, torch.matmul, (4, 3)
 case("torch.matmul of a vector and a batch", torch.matmul, torch.matmul, (3,), (2, 3, 4))
 case("torch.matmul of a batch and a vector", torch.matmul, torch.matmul, (2, 4, 3), (3,))
 case("torch.matmul of no row", torch.matmul, torch.matmul, (0, 3), (3, 2))
+case("torch.addmm", torch.addmm, torch.addmm, (2,), (4, 3), (3, 2))
+case("torch.addmm of a matrix", torch.addmm, torch.addmm, (4, 2), (4, 3), (3, 2), falls_back=True)
+case("Tensor.addmm", Tensor.addmm, lambda b, x, w: b.addmm(x, w), (2,), (4, 3), (3, 2))
 case("torch.mm", torch.mm, torch.mm, (4, 3), (3, 2))
 case(
     "torch.mm by keyword",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangent_arithmetic.tangent.rules.registry import Push, Tangent, rule, total
+from tangent_arithmetic.tangent.rules.registry import Push, Tangent, composite, rule, total
 
 
 @rule(F.linear)
@@ -59,6 +59,14 @@ def matmul(input: Tensor, other: Tensor) -> tuple[Tensor, Push]:
         )
 
     return y, push
+
+
+@composite(torch.addmm, Tensor.addmm)
+def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """A product with a bias (`Conv1D` of GPT-2), as a dense layer."""
+    if beta != 1 or alpha != 1 or input.ndim != 1 or not isinstance(mat1, Tensor):
+        return NotImplemented
+    return F.linear(mat1, mat2.t(), input)
 
 
 def _convolution(convolve: Callable[..., Tensor]) -> None:
