@@ -88,7 +88,7 @@ def check(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         scale = _norm(steps) * _norm(u)
         assert abs(inner - slope) <= (1e-6 if double else 1e-3) * scale
     errors = []
-    for t in (1e-3, 1e-4, 1e-5) if double else (1e-2, 1e-3):
+    for t in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7) if double else (1e-2, 1e-3):
         differences = _difference(model, theta0, v, inputs, t)
         gap = _norm([a.detach() - b for a, b in zip(steps, differences, strict=True)])
         errors.append(gap / _norm(differences))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tangent_arithmetic.data.embedded.model import register
 from tangent_arithmetic.encoders.images import ImageEncoder
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -43,6 +44,7 @@ def _images(count: int, size: int) -> tuple[Tensor]:
 def _open_clip(name: str, count: int) -> Any:
     import open_clip
 
+    register()  # ViT-Nano-8
     config = open_clip.get_model_config(name)
     if config is None:
         return None

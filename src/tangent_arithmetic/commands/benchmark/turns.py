@@ -11,8 +11,10 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from tangent_arithmetic.commands.benchmark.subjects import SUBJECTS, Settings
+from tangent_arithmetic.runtime.errors import UsageError
 
 
 def _peak_bytes(device: str) -> int:
@@ -53,6 +55,14 @@ def _serve(pipe: Connection, subject: str, variant: str, settings: Settings, fol
         pipe.send(time.perf_counter() - start)
 
 
+def _receive(pipe: Connection, name: str) -> Any:
+    """An answer of a variant's process."""
+    try:
+        return pipe.recv()
+    except EOFError as error:
+        raise UsageError(f"{name}: its process has ended, see its message above") from error
+
+
 def measure(
     subject: str, variants: list[str], settings: Settings, rounds: int, folder: Path
 ) -> dict[str, dict[str, list[float]]]:
@@ -79,21 +89,21 @@ def measure(
             process.start()
             theirs.close()
             processes.append(process)
-            measures[name] = pipes[name].recv()  # builds one at a time
+            measures[name] = _receive(pipes[name], name)  # builds one at a time
         for what in dict.fromkeys(itertools.chain(*measures.values())):
             order = [name for name in variants if what in measures[name]]
             for turn in range(rounds + 1):
                 first = turn % len(order)
                 for name in order[first:] + order[:first]:
                     pipes[name].send(what)
-                    seconds = pipes[name].recv()
+                    seconds = _receive(pipes[name], name)
                     if turn > 0:
                         figures[name].setdefault(what, []).append(seconds)
                     label = f"round {turn} of {rounds}" if turn else "warm-up"
                     print(f"{name}, {what}, {label}: {seconds:.2f} s", file=sys.stderr, flush=True)
             for name in variants if what == "step" else ():
                 pipes[name].send("memory")
-                figures[name]["memory"] = [pipes[name].recv() / 2**30]
+                figures[name]["memory"] = [_receive(pipes[name], name) / 2**30]
     finally:
         for pipe in pipes.values():
             with contextlib.suppress(OSError):
