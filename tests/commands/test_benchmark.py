@@ -18,6 +18,7 @@ import pytest
 from tangent_arithmetic.commands import benchmark
 from tangent_arithmetic.commands.benchmark import images, main, subjects, summary, turns
 from tangent_arithmetic.commands.benchmark.subjects import ENGINE, SUBJECTS, Settings, Subject
+from tangent_arithmetic.runtime.errors import UsageError
 
 # anything else is imported in the tests: spawned processes import this module too
 NAMES = ["a", "b", "c"]
@@ -199,7 +200,9 @@ def test_variants_may_have_different_measures(tmp_path: Path, monkeypatch: Patch
 def test_no_process_outlives_the_measurement(tmp_path: Path, monkeypatch: Patch) -> None:
     before = set(multiprocessing.active_children())
     monkeypatch.setattr(turns, "_serve", _serve)
-    with pytest.raises(EOFError):  # a variant that cannot be built ends it, at once
+    with pytest.raises(
+        UsageError, match="broken: its process has ended"
+    ):  # a variant that cannot be built ends it, at once
         turns.measure("step", ["a", "broken"], SETTINGS, 1, tmp_path)
     assert set(multiprocessing.active_children()) <= before
 
