@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -71,14 +71,24 @@ def one_pass() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _scripts_as_python() -> Iterator[None]:
+def _replaced(owner: Any, replacements: Mapping[str, Any]) -> Iterator[None]:
+    """Replaces attributes that an owner has inside the block."""
+    own = {name: vars(owner)[name] for name in replacements if name in vars(owner)}
+    for name in own:
+        setattr(owner, name, replacements[name])
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(owner, name, value)
+
+
+def _scripts_as_python() -> contextlib.AbstractContextManager[None]:
     """Runs scripted functions from their Python source.
 
     The TorchScript executor replaces parts of a function by derivatives of its own, which drop
     tangents, from the second call on.
     """
-    scripted: Any = torch.jit.ScriptFunction
-    call = scripted.__call__
 
     def from_source(function: Any, *args: Any, **kwargs: Any) -> Any:
         source = getattr(function, "_torchdynamo_inline", None)
@@ -88,18 +98,13 @@ def _scripts_as_python() -> Iterator[None]:
             )
         return source(*args, **kwargs)
 
-    scripted.__call__ = from_source
-    try:
-        yield
-    finally:
-        scripted.__call__ = call
+    return _replaced(torch.jit.ScriptFunction, {"__call__": from_source})
 
 
-@contextlib.contextmanager
-def _functions_by_backward() -> Iterator[None]:
+def _functions_by_backward() -> contextlib.AbstractContextManager[None]:
     """Gives custom `autograd.Function`s without a `jvp` the tangents of their backward passes."""
     function: Any = torch.autograd.Function
-    own = function.__dict__["apply"]
+    own = vars(function)["apply"]
 
     def with_tangents(cls: Any, *args: Any, **kwargs: Any) -> Any:
         apply = own.__get__(None, cls)
@@ -109,15 +114,10 @@ def _functions_by_backward() -> Iterator[None]:
                 return out
         return apply(*args, **kwargs)
 
-    function.apply = classmethod(with_tangents)
-    try:
-        yield
-    finally:
-        function.apply = own
+    return _replaced(function, {"apply": classmethod(with_tangents)})
 
 
-@contextlib.contextmanager
-def _activations_kept() -> Iterator[None]:
+def _activations_kept() -> contextlib.AbstractContextManager[None]:
     """Turns `torch.utils.checkpoint` off: it would run again when theta0 is no longer in place."""
 
     def nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -130,15 +130,8 @@ def _activations_kept() -> Iterator[None]:
             _warn_of_checkpoints()
             return function(*args)
 
-    replacements = {"CheckpointFunction": Plainly} | dict.fromkeys(GENERATORS, nothing_around)
-    own = {name: value for name in replacements if (value := getattr(checkpoint, name, None))}
-    for name in own:
-        setattr(checkpoint, name, replacements[name])
-    try:
-        yield
-    finally:
-        for name, value in own.items():
-            setattr(checkpoint, name, value)
+    generators = dict.fromkeys(GENERATORS, nothing_around)
+    return _replaced(checkpoint, {"CheckpointFunction": Plainly, **generators})
 
 
 @functools.cache

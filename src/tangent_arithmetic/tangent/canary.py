@@ -36,7 +36,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
-from tangent_arithmetic.tangent.passes import CACHES, Call, differentiate, same
+from tangent_arithmetic.tangent.passes import CACHES, Call, copied, differentiate, same
 from tangent_arithmetic.tangent.probe import Probe
 from tangent_arithmetic.tangent.state import Attributes, Key, tensors_in, unpack
 
@@ -343,7 +343,7 @@ def _find_caches(call: Call) -> None:
     if not candidates:
         return
     with torch.no_grad():
-        out = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, call.primal())
+        out = copied(call.primal())
     kept.restore()
     if not _come_back(call, candidates, out):
         candidates = [key for key in candidates if _come_back(call, [key], out)]

@@ -253,7 +253,7 @@ def _check_state(call: Call, carried: list[Key], moved: list[str]) -> None:
     """
     kept, saved = Attributes(call.model), call.replay()
     with torch.no_grad():
-        first = _copied(call.primal())
+        first = copied(call.primal())
         saved.restore_inputs()
         second = call.primal()
     kept.restore()
@@ -268,7 +268,8 @@ def _check_state(call: Call, carried: list[Key], moved: list[str]) -> None:
     CACHES.setdefault(call.model, set()).update(carried)
 
 
-def _copied(tree: Any) -> Any:
+def copied(tree: Any) -> Any:
+    """The tree with copies of its tensors."""
     return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangent_arithmetic.tangent.rules.registry import Tangent, composite, rule, total
+from tangent_arithmetic.tangent.rules.registry import bilinear, composite, rule
 
 EXTREMES = {"max": "amax", "min": "amin", "prod": "prod"}
 
@@ -70,9 +71,8 @@ def segment_reduce(
         return NotImplemented
     if not lengths.all():
         return NotImplemented
-    return _reduced(
-        data, torch.arange(len(lengths)).repeat_interleave(lengths), len(lengths), reduce
-    )
+    segment = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    return _reduced(data, segment, len(lengths), reduce)
 
 
 @rule(*(f for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f))
@@ -86,15 +86,4 @@ def grouped_mm(
     """Products with a matrix per group of rows, as in mixtures of experts."""
     if bias is not None:
         return NotImplemented
-    y = torch._grouped_mm(input, mat2, offs=offs, out_dtype=out_dtype)
-
-    def push(d: Tangent) -> Tensor | None:
-        dx, dmatrix = d(input), d(mat2)
-        return total(
-            None if dx is None else torch._grouped_mm(dx, mat2, offs=offs, out_dtype=out_dtype),
-            None
-            if dmatrix is None
-            else torch._grouped_mm(input, dmatrix, offs=offs, out_dtype=out_dtype),
-        )
-
-    return y, push
+    return bilinear(partial(torch._grouped_mm, offs=offs, out_dtype=out_dtype), input, mat2)

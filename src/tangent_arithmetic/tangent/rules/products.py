@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangent_arithmetic.tangent.rules.registry import Push, Tangent, composite, rule, total
+from tangent_arithmetic.tangent.rules.registry import (
+    Push,
+    Tangent,
+    bilinear,
+    composite,
+    rule,
+    total,
+)
 
 
 @rule(F.linear)
@@ -49,16 +56,7 @@ PRODUCTS_OF_TENSORS = (Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm)
 @rule(*PRODUCTS, *PRODUCTS_OF_TENSORS)
 def matmul(input: Tensor, other: Tensor) -> tuple[Tensor, Push]:
     """A matrix product, possibly batched; one factor may be a sparse constant."""
-    y = torch.matmul(input, other)
-
-    def push(d: Tangent) -> Tensor | None:
-        left, right = d(input), d(other)
-        return total(
-            None if left is None else torch.matmul(left, other),
-            None if right is None else torch.matmul(input, right),
-        )
-
-    return y, push
+    return bilinear(torch.matmul, input, other)
 
 
 @composite(torch.addmm, Tensor.addmm)

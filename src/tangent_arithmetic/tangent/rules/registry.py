@@ -73,3 +73,18 @@ def total(*terms: Tensor | None) -> Tensor | None:
     """The sum of the terms that are not None; None if there are none."""
     present = [term for term in terms if term is not None]
     return sum(present[1:], present[0]) if present else None
+
+
+def bilinear(
+    product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
+) -> tuple[Tensor, Push]:
+    """What a rule returns for a product that is linear in each of two factors."""
+
+    def push(d: Tangent) -> Tensor | None:
+        dleft, dright = d(left), d(right)
+        return total(
+            None if dleft is None else product(dleft, right),
+            None if dright is None else product(left, dright),
+        )
+
+    return product(left, right), push
