@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from tangent_arithmetic.tangent import (
     Displacement,
-    backends,
     checking,
     duals,
     jvp,
@@ -677,37 +675,3 @@ def test_scripted_modules_take_pytorchs_way() -> None:
     v, x = direction(model), torch.randn(2, 3, dtype=F64)
     found = jvp(model, weights(model), v, x)[1]
     assert relative(found, finite_difference(model, v, x)) < 1e-8
-
-
-class Recomputed(nn.Module):
-    """Recomputes activations if asked, by one of PyTorch's two ways."""
-
-    def __init__(self, reentrant: bool | None) -> None:
-        super().__init__()
-        self.first, self.second, self.reentrant = nn.Linear(3, 4), nn.Linear(4, 2), reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.reentrant is None:
-            return self._block(x)
-        out: Tensor = checkpoint(self._block, x, use_reentrant=self.reentrant)
-        return out
-
-    def _block(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.second(torch.tanh(self.first(x))))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_of_activations_is_switched_off(
-    reentrant: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    backends._warn_of_checkpoints.cache_clear()
-    model, plain = Recomputed(reentrant), Recomputed(None)
-    plain.load_state_dict(model.state_dict())
-    x, gradients = torch.randn(5, 3), []
-    for one in (model, plain):
-        linear = LinearizedModel(one)
-        linear(x).square().sum().backward()
-        gradients.append([p.grad for p in linear.parameters()])
-    assert "activations are kept" in caplog.text
-    for a, b in zip(*gradients, strict=True):
-        assert torch.equal(a, b)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import sys
 import threading
@@ -26,13 +27,9 @@ from tangent_arithmetic.tangent.state import has_tangent
 logger = logging.getLogger(__name__)
 
 FUSED_ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
-# of `torch.utils.checkpoint`, by version
-GENERATORS = (
-    "_checkpoint_without_reentrant_generator",
-    "_checkpoint_without_reentrant_generator_impl",
-)
 FUSED_RNN = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 TURN = threading.RLock()  # held by the thread whose pass it is
+LENT = threading.Event()  # set while that thread waits for a backward pass
 
 
 @functools.cache
@@ -50,15 +47,28 @@ def _same_tangents(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def one_pass() -> Iterator[None]:
+def lent_to_backward() -> Iterator[None]:
+    """Lends the turn to the threads of a backward pass, for which this one waits."""
+    LENT.set()
+    try:
+        yield
+    finally:
+        LENT.clear()
+
+
+@contextlib.contextmanager
+def one_pass(backward: bool = False) -> Iterator[None]:
     """The surroundings of a pass: one thread at a time, nothing compiled or inferred.
 
     It leaves `torch.inference_mode`, which would discard tangents, and runs `torch.compile`d and
     scripted functions from their Python source, since compiled code ignores tangents. The fast path
     of `nn.MultiheadAttention` is off in any `TorchFunctionMode`, and every pass runs in one.
+
+    Args:
+        backward: whether it is run by a backward pass, on a GPU in a thread of PyTorch's own.
     """
-    gradients = torch.is_grad_enabled()
-    with TURN, contextlib.ExitStack() as stack:
+    gradients, lent = torch.is_grad_enabled(), backward and LENT.is_set()
+    with contextlib.nullcontext() if lent else TURN, contextlib.ExitStack() as stack:
         load_forward_rules()
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
@@ -66,21 +76,24 @@ def one_pass() -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_scripts_as_python())
         stack.enter_context(_functions_by_backward())
-        stack.enter_context(_activations_kept())
+        stack.enter_context(checkpointing(activations_kept))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, replacements: Mapping[str, Any]) -> Iterator[None]:
-    """Replaces attributes that an owner has inside the block."""
+def replaced(owner: Any, replacements: Mapping[str, Any]) -> Iterator[None]:
+    """Replaces, or adds, attributes of an owner inside the block."""
     own = {name: vars(owner)[name] for name in replacements if name in vars(owner)}
-    for name in own:
-        setattr(owner, name, replacements[name])
+    for name, value in replacements.items():
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for name, value in own.items():
-            setattr(owner, name, value)
+        for name in replacements:
+            if name in own:
+                setattr(owner, name, own[name])
+            else:
+                delattr(owner, name)
 
 
 def _scripts_as_python() -> contextlib.AbstractContextManager[None]:
@@ -98,7 +111,7 @@ def _scripts_as_python() -> contextlib.AbstractContextManager[None]:
             )
         return source(*args, **kwargs)
 
-    return _replaced(torch.jit.ScriptFunction, {"__call__": from_source})
+    return replaced(torch.jit.ScriptFunction, {"__call__": from_source})
 
 
 def _functions_by_backward() -> contextlib.AbstractContextManager[None]:
@@ -114,29 +127,44 @@ def _functions_by_backward() -> contextlib.AbstractContextManager[None]:
                 return out
         return apply(*args, **kwargs)
 
-    return _replaced(function, {"apply": classmethod(with_tangents)})
+    return replaced(function, {"apply": classmethod(with_tangents)})
 
 
-def _activations_kept() -> contextlib.AbstractContextManager[None]:
-    """Turns `torch.utils.checkpoint` off: it would run again when theta0 is no longer in place."""
+def checkpointing(run: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """Inside the block `run` takes the place of `torch.utils.checkpoint.checkpoint`.
 
-    def nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
+    It is replaced where PyTorch's function, under whatever name it was imported, looks first.
+
+    Args:
+        run: called with a segment's function, its arguments, its keywords, and whether it runs in
+            contexts of its own.
+    """
+    inner: Any = checkpoint.checkpoint
+    names = {*inspect.signature(inner).parameters, "preserve_rng_state"}
+    plain = checkpoint.noop_context_fn
+
+    def instead(function: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        if function is None:  # checkpoint(use_reentrant=...) decorates a function
+            return inner.__wrapped__(**kwargs)
+        keywords = {name: value for name, value in kwargs.items() if name not in names}
+        return run(function, args, keywords, kwargs.get("context_fn", plain) is not plain)
+
+    return replaced(inner.__wrapped__, {"__dynamo_disable": instead})
+
+
+def activations_kept(
+    function: Callable[..., Any], args: Any, kwargs: Any, contexts: bool = False
+) -> Any:
+    """Runs a checkpointed segment as if it were none, with a warning if it is to be learnt."""
+    if torch.is_grad_enabled():
         _warn_of_checkpoints()
-        yield
-
-    class Plainly:
-        @staticmethod
-        def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-            _warn_of_checkpoints()
-            return function(*args)
-
-    generators = dict.fromkeys(GENERATORS, nothing_around)
-    return _replaced(checkpoint, {"CheckpointFunction": Plainly, **generators})
+    return function(*args, **kwargs)
 
 
 @functools.cache
 def _warn_of_checkpoints() -> None:
-    logger.warning("activation checkpointing is off in linearised models: activations are kept")
+    """Says that a linearised model keeps the activations of a checkpointed segment."""
+    logger.warning("activation checkpointing is off in this linearised model: activations are kept")
 
 
 @contextlib.contextmanager

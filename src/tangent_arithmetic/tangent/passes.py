@@ -6,6 +6,7 @@ defines what happens at each functional; `engine.py` is the public face.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from tangent_arithmetic.tangent import outputs
 from tangent_arithmetic.tangent.duals import CannotShare, Duals
 from tangent_arithmetic.tangent.outputs import log_once
 from tangent_arithmetic.tangent.plain import Unfused, locating, plain_jvp
+from tangent_arithmetic.tangent.recompute import Segments
 from tangent_arithmetic.tangent.replay import Replay
 from tangent_arithmetic.tangent.state import Attributes, Key, has_tangent
 from tangent_arithmetic.tangent.weights import (
@@ -155,8 +157,10 @@ def run(
     """
     model, vectors = call.model, call.vectors
     duals = kind(len(vectors), learnt)
+    segments = Segments(call, duals)
 
     def make(name: str) -> Tensor:
+        segments.note(name)
         value = call.value(name)
         if not any(name in v for v in vectors):
             return value
@@ -172,8 +176,11 @@ def run(
     carried: list[Key] = []
     with torch.set_grad_enabled(learnt), forward_ad.dual_level():
         try:
-            with locating(model), swapped(model, call.values, make, at_once=not rules):
-                with duals if rules else Unfused():
+            with locating(model), swapped(model, call.values, make, at_once=not rules) as cached:
+                with contextlib.ExitStack() as stack:
+                    stack.enter_context(duals if rules else Unfused())
+                    if rules:
+                        stack.enter_context(segments.recomputed(cached))
                     out = model(*call.args, **call.kwargs)
                 moved = [name for name, b in model.named_buffers() if has_tangent(b)]
         finally:

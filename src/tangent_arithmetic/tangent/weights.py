@@ -117,7 +117,7 @@ def swapped(
     values: Mapping[str, Tensor],
     make: Callable[[str], Tensor],
     at_once: bool = False,
-) -> Iterator[None]:
+) -> Iterator[OrderedDict[str, Tensor]]:
     """Replaces the weights of a module inside the block.
 
     Args:
@@ -128,6 +128,9 @@ def swapped(
             one name.
         at_once: makes all parameters on entry and keeps them to the end, so that transforms inside
             the forward pass find them made.
+
+    Yields:
+        The parameters that were read last, by name; those taken out are made again.
     """
     names = {id(value): name for name, value in model.named_parameters()}
     cached: OrderedDict[str, Tensor] = OrderedDict()
@@ -156,7 +159,7 @@ def swapped(
             if parameters:
                 state["_parameters"] = _Pairs(parameters, read)
             buffers.update(given)
-        yield
+        yield cached
     finally:
         cached.clear()
         for module, parameters, buffers, given in originals:
