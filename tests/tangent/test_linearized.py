@@ -669,3 +669,18 @@ def test_a_failing_forward_puts_the_backends_back() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         LinearizedModel(nn.Linear(2, 2))(torch.ones(1, 3))
     assert _backends() == before
+
+
+def test_its_function_and_buffers_as_the_public_class_has_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    linear, x = LinearizedModel(model), torch.randn(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    d_params = tuple(p - p0 for p, p0 in zip(linear.params, linear.params0, strict=True))
+    out, d_out = torch.func.jvp(
+        lambda *params: linear.func0(params, x), tuple(linear.params0), d_params
+    )
+    torch.testing.assert_close(linear(x), out + d_out)
+    assert [b.shape for b in linear.buffers0] == [b.shape for b in model.buffers()]

@@ -170,6 +170,25 @@ class LinearizedModel(nn.Module):
         """theta0, in the same order."""
         return list(self.theta0().values())
 
+    @property
+    def buffers0(self) -> tuple[Tensor, ...]:
+        """The module's buffers, in the order of `named_buffers()`."""
+        return tuple(self.module_buffers().values())
+
+    def func0(self, params: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+        """f(x; params), not linearised; differentiable by `torch.func`.
+
+        Args:
+            params: weights in the order of `params`.
+            *args: inputs of the module.
+            **kwargs: keyword inputs of the module.
+
+        Returns:
+            The module's output.
+        """
+        weights = {**dict(zip(self._names, params, strict=True)), **self.module_buffers()}
+        return torch.func.functional_call(self.module0(), weights, args, kwargs)
+
     def module0(self) -> nn.Module:
         """The module at theta0 (not copied): its structure is that of theta.
 
