@@ -14,8 +14,8 @@ module. If only reverse mode agrees with it, the module stops gradients (detach,
 straight-through estimator): the expansion follows autograd, and a warning says so.
 
 It costs about seven forward passes of at most `EXAMPLES` examples, in which the module's hooks run
-too. `checking(False)` turns it off; `check=True` of `LinearizedModel` repeats it in each call, with all
-examples, in float64.
+too. `checking(False)` turns it off; `check=True` of `LinearizedModel` repeats it in each call, with
+all examples, in float64.
 """
 
 from __future__ import annotations
