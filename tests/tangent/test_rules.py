@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent import checking, duals, jvp, jvps, plain_jvp
-from tangent_arithmetic.tangent.rules import COMPOSITES, RULES, attention
+from tangent_arithmetic.tangent.rules import COMPOSITES, RULES, attention, recurrent
 
 F64 = torch.float64
 BAR = 1e-12
@@ -1038,6 +1038,8 @@ ELSEWHERE: set[Any] = {
     "torchvision::deform_conv2d",
     torch._grouped_mm,
     F.grouped_mm,
+    *recurrent.KINDS.values(),
+    recurrent._unrolled,
 }
 
 

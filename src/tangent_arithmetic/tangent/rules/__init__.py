@@ -7,6 +7,7 @@ from tangent_arithmetic.tangent.rules import (
     libraries,
     normalization,
     products,
+    recurrent,
 )
 from tangent_arithmetic.tangent.rules.registry import COMPOSITES, RULES, composite, keywords, rule
 
@@ -21,5 +22,6 @@ __all__ = [
     "libraries",
     "normalization",
     "products",
+    "recurrent",
     "rule",
 ]
