@@ -203,7 +203,7 @@ def factories(monkeypatch: pytest.MonkeyPatch) -> None:
     ("factory", "status", "lines"),
     [
         ("right", 0, ["exact: J v", r"linear  .*rule", r"tanh  .*rule"]),
-        ("named", 0, ["exact: J v", r"lstm  .*forward AD"]),
+        ("named", 0, ["exact: J v", r"recurrent_layer  .*rule", r"stack  .*forward AD"]),
         ("wrong", 1, [r"NOT EXACT: .* part in module '2' \(Wrong\)"]),
     ],
 )

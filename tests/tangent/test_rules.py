@@ -1039,7 +1039,7 @@ ELSEWHERE: set[Any] = {
     torch._grouped_mm,
     F.grouped_mm,
     *recurrent.KINDS.values(),
-    recurrent._unrolled,
+    recurrent.recurrent_layer,
 }
 
 

@@ -83,26 +83,25 @@ def _call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Call:
-    _check_names(model, params0, vectors)
-    _check_loaded({**dict(model.named_parameters()), **params0}, (args, kwargs))
-    _refuse_caches((args, kwargs))
     values = {name: usable(value) for name, value in params0.items()}
-    args, kwargs = pytree.tree_map(usable, (args, kwargs))
-    return Call(model, values, vectors, args, kwargs)
+    inputs = pytree.tree_map(usable, (args, kwargs))
+    call = Call(model, values, vectors, *inputs)
+    _check_names(call)
+    _check_loaded({**call.parameters, **params0}, inputs)
+    _refuse_caches(inputs)
+    return call
 
 
-def _check_names(
-    model: nn.Module, params0: Mapping[str, Tensor], vectors: Sequence[Tangents]
-) -> None:
-    if not vectors:
+def _check_names(call: Call) -> None:
+    if not call.vectors:
         raise ValueError("expected at least one direction, got none")
-    parameters = dict(model.named_parameters())
-    unknown = {name for v in vectors for name in v} - parameters.keys()
+    unknown = {name for v in call.vectors for name in v} - call.parameters.keys()
     if unknown:
         raise ValueError(
             f"expected a direction over parameters, got also {', '.join(sorted(unknown))}"
         )
-    unknown = params0.keys() - parameters.keys() - {name for name, _ in model.named_buffers()}
+    buffers = {name for name, _ in call.model.named_buffers()}
+    unknown = call.values.keys() - call.parameters.keys() - buffers
     if unknown:
         raise ValueError(f"params0 has names unknown to the module: {', '.join(sorted(unknown))}")
 

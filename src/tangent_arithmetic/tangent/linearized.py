@@ -147,7 +147,10 @@ class LinearizedModel(nn.Module):
         *parts, leaf = name.split(".")
         place: Any = self
         for part in parts:
-            place = place._modules.setdefault(part, nn.Module())
+            inner = place._modules.get(part)
+            if inner is None:
+                inner = place._modules[part] = nn.Module()
+            place = inner
         return place, leaf
 
     def _parameter(self, name: str) -> Tensor:

@@ -59,9 +59,13 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @functools.cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The module's own parameters; inside a pass others take their place."""
+        return dict(self.model.named_parameters())
+
     def __post_init__(self) -> None:
-        own = {name: value.detach() for name, value in self.model.named_parameters()}
-        object.__setattr__(self, "_own", own)  # read here: inside the pass they are replaced
+        _ = self.parameters  # not read for the first time inside a pass
 
     def replay(self) -> Replay:
         """A copy of all that the call may change: random states, buffers, inputs."""
@@ -72,11 +76,12 @@ class Call:
     def value(self, name: str) -> Tensor:
         """theta0 of a name, a constant."""
         given = self.values.get(name)
-        return usable(self._own[name]) if given is None else given  # type: ignore[attr-defined]
+        return usable(self.parameters[name].detach()) if given is None else given
 
     def primal(self, change: Callable[[str, Tensor], Tensor] = lambda _, value: value) -> Any:
         """The module's output without tangents, at changed weights if asked."""
-        with swapped(self.model, self.values, lambda name: change(name, self.value(name))):
+        names = self.parameters
+        with swapped(self.model, names, self.values, lambda name: change(name, self.value(name))):
             return self.model(*self.args, **self.kwargs)
 
 
@@ -176,12 +181,13 @@ def run(
     carried: list[Key] = []
     with torch.set_grad_enabled(learnt), forward_ad.dual_level():
         try:
-            with locating(model), swapped(model, call.values, make, at_once=not rules) as cached:
-                with contextlib.ExitStack() as stack:
-                    stack.enter_context(duals if rules else Unfused())
-                    if rules:
-                        stack.enter_context(segments.recomputed(cached))
-                    out = model(*call.args, **call.kwargs)
+            weights = swapped(model, call.parameters, call.values, make, at_once=not rules)
+            with locating(model), weights as cached, contextlib.ExitStack() as stack:
+                stack.enter_context(duals if rules else Unfused())
+                if rules:
+                    stack.enter_context(segments.recomputed(cached))
+                out = model(*call.args, **call.kwargs)
+                stack.close()
                 moved = [name for name, b in model.named_buffers() if has_tangent(b)]
         finally:
             carried = kept.with_tangents()
@@ -204,8 +210,7 @@ class _Unchanged:
 
     def __init__(self, call: Call) -> None:
         self._model = call.model
-        parameters = dict(call.model.named_parameters())
-        own = {name: call.values.get(name, value) for name, value in parameters.items()}
+        own = {name: call.values.get(name, value) for name, value in call.parameters.items()}
         given = [v for v in call.vectors if isinstance(v, dict)]
         self._versions = [
             (name, value, value._version)

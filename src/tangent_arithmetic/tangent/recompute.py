@@ -134,7 +134,7 @@ class _Segment:
             stack.callback(now.restore)
             stack.enter_context(backends.one_pass(backward=True))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(swapped(call.model, call.values, weight))
+            stack.enter_context(swapped(call.model, call.parameters, call.values, weight))
             for device, settings in self._autocast.items():
                 stack.enter_context(torch.autocast(device, **settings))
             set_random_states(self._states)

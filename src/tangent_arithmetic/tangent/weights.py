@@ -114,6 +114,7 @@ class _Pairs(dict[str, Any]):
 @contextlib.contextmanager
 def swapped(
     model: nn.Module,
+    parameters: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
     make: Callable[[str], Tensor],
     at_once: bool = False,
@@ -123,6 +124,7 @@ def swapped(
     Args:
         model: the module; its weights are restored on exit. Buffers that it assigns keep their new
             values.
+        parameters: its own parameters by name.
         values: buffers by name; missing ones stay. Names of parameters are ignored.
         make: returns the parameter with a name; called when a module reads it. Tied parameters have
             one name.
@@ -132,7 +134,7 @@ def swapped(
     Yields:
         The parameters that were read last, by name; those taken out are made again.
     """
-    names = {id(value): name for name, value in model.named_parameters()}
+    names = {id(value): name for name, value in parameters.items()}
     cached: OrderedDict[str, Tensor] = OrderedDict()
     if at_once:
         cached.update((name, make(name)) for name in names.values())

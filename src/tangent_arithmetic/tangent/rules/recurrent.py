@@ -26,7 +26,7 @@ KINDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _unrolled(kind: str, x: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
+def recurrent_layer(kind: str, x: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
     """One layer in one direction.
 
     Args:
@@ -40,7 +40,7 @@ def _unrolled(kind: str, x: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
     """
     if has_torch_function((x, start, *weights)):
         result: Tensor = handle_torch_function(
-            _unrolled, (x, start, *weights), kind, x, start, *weights
+            recurrent_layer, (x, start, *weights), kind, x, start, *weights
         )
         return result
     return _value(kind, x, start, weights)
@@ -55,9 +55,9 @@ def _value(kind: str, x: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Te
     return out
 
 
-@rule(_unrolled)
-def unrolled(kind: str, x: Tensor, start: Tensor, *weights: Tensor) -> tuple[Tensor, Push]:
-    """One layer in one direction, see `_unrolled`."""
+@rule(recurrent_layer)
+def layer_and_tangent(kind: str, x: Tensor, start: Tensor, *weights: Tensor) -> tuple[Tensor, Push]:
+    """One layer in one direction, see `recurrent_layer`."""
     out = _value(kind, x, start, weights)
     w, u = weights[:2]
     b, c = weights[2:] or (None, None)
@@ -90,7 +90,7 @@ class _Terms:
         dx: the tangent of `x`.
         dh: the tangent of `h` without U dh.
         u: U, shape (gates * units, units).
-        out: what `_unrolled` returns.
+        out: what `recurrent_layer` returns.
         start: the initial state.
         dstart: its tangent.
     """
@@ -195,7 +195,7 @@ def _layers(
             place = layer * directions + direction
             start = torch.stack([state[place] for state in states])
             weights = params[place * size : (place + 1) * size]
-            out = _unrolled(kind, x.flip(0) if direction else x, start, *weights)
+            out = recurrent_layer(kind, x.flip(0) if direction else x, start, *weights)
             h, last = out[: len(x)], out[len(x) - 1 :]
             ends.append(list(last.unbind(0)))
             outputs.append(h.flip(0) if direction else h)
