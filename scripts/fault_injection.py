@@ -54,8 +54,8 @@ from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 from tangent_arithmetic.data.embedded.base import Arrays, Split
 from tangent_arithmetic.data.loading import BatchPlan, RankBatches, train_loader
 from tangent_arithmetic.data.prepare.unpack import unpack
-from tangent_arithmetic.encoders.images import ImageClassifier
-from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.classifiers import ImageClassifier
+from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
 from tangent_arithmetic.merging import TaskArithmeticAlgorithm
 from tangent_arithmetic.run.args import Config
@@ -658,7 +658,7 @@ def gradients(args: Config, out: Path) -> None:
 def _gradients(args: Config, out: Path) -> None:
     for mode, task, dtype in product(MODES, Run.of(args).tasks, (torch.float32, torch.float64)):
         encoder, _ = zeroshot_encoder(Run.of(args))
-        tuned = LinearizedImageEncoder(image_encoder=encoder) if mode == "linear" else encoder
+        tuned = linearized(encoder) if mode == "linear" else encoder
         classifier = ImageClassifier(tuned, classification_head(Run.of(args), task)).to(dtype)
         classifier.freeze_head()
         if mode == "linear":  # where tau is zero, its direction would not show

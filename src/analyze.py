@@ -1,8 +1,10 @@
 """Analyses a run; see `tangent_arithmetic.commands.analyze`."""
 
-from tangent_arithmetic.commands.analyze import main
+from tangent_arithmetic.commands.cli import script
 
 __all__ = ["main"]
+
+main = script("analyze")
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,8 +1,10 @@
 """Inspects and converts checkpoints; see `tangent_arithmetic.commands.checkpoint`."""
 
-from tangent_arithmetic.commands.checkpoint import main
+from tangent_arithmetic.commands.cli import script
 
 __all__ = ["main"]
+
+main = script("checkpoint")
 
 if __name__ == "__main__":
     raise SystemExit(main())

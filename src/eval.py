@@ -27,17 +27,25 @@ __all__ = [
 
 
 def eval_single_dataset(image_encoder: Encoder, dataset_name: str, args: Any) -> dict[str, Any]:
-    """{"top1", "num_images"} of an encoder on X (test split) or XVal (validation split)."""
+    """{"top1", "balanced", "num_images"} of an encoder on X (test split) or XVal (validation).
+
+    A set with several labels an image has "map", mean average precision.
+    """
     split = split_of(Run.of(args), image_encoder, dataset_name)
     return {**split.accuracy(image_encoder)}
 
 
 def evaluate(image_encoder: Encoder, args: Any) -> dict[str, float]:
-    """{"<data set>:top1"} on `args.eval_datasets` and on `args.control_dataset`, if set."""
+    """{"<data set>:top1"} on `args.eval_datasets` and on `args.control_dataset`, if set.
+
+    With the further metrics of each set, see `eval_single_dataset`.
+    """
     run = Run.of(args)
     return {
-        f"{name}:top1": eval_single_dataset(image_encoder, name, run)["top1"]
+        f"{name}:{metric}": value
         for name in run.evaluated
+        for metric, value in eval_single_dataset(image_encoder, name, run).items()
+        if metric != "num_images"
     }
 
 

@@ -1,8 +1,10 @@
 """Merges models; see `tangent_arithmetic.commands.merge`."""
 
-from tangent_arithmetic.commands.merge import main
+from tangent_arithmetic.commands.cli import script
 
 __all__ = ["main"]
+
+main = script("merge")
 
 if __name__ == "__main__":
     raise SystemExit(main())

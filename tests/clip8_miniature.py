@@ -48,6 +48,7 @@ def enlarge_svhn(root: Path, patch: pytest.MonkeyPatch) -> None:
 def make_miniature(root: Path, patch: pytest.MonkeyPatch) -> None:
     """Writes all sets of the suite, each with a validation split."""
     suite = get_suite("clip8")
+    assert suite.control is not None
     for name in (*suite.tasks, suite.control):
         MAKERS[name](root, patch)
     enlarge_cars(root)

@@ -56,19 +56,15 @@ def rooms() -> set[str]:
     return {path.name for path in package.iterdir() if path.is_dir() and path.name[0] != "_"}
 
 
-def test_the_map_of_the_readme_is_the_tree() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## A map of the house")[2].partition("\n## ")[0]
-    assert set(re.findall(r"`src/tangent_arithmetic/(\w+)/`", section)) == rooms()
-    for place in re.findall(r"^\| `([\w/]+)` \|", section, flags=re.MULTILINE):
-        assert (ROOT / place).is_dir(), place
-
-
 def test_the_map_of_the_architecture_is_the_tree() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\|[^|]*\| `(\w+)/` \|", text, flags=re.MULTILINE)) == rooms() - {
         "config"
     }
+    beside = text.partition("| place | holds |")[2].partition("\n\n")[0]
+    places = re.findall(r"`([\w/]+)/`", beside)
+    assert {"src", "scripts", "tests", "docs", "examples", "results"} == set(places)
+    assert all((ROOT / place).is_dir() for place in places)
 
 
 def test_no_module_of_the_package_imports_a_face() -> None:

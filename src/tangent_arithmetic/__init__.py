@@ -20,13 +20,11 @@ if TYPE_CHECKING:
         linear_to_nonlinear,
         nonlinear_to_linear,
     )
-    from tangent_arithmetic.encoders.images import (
-        ClassificationHead,
-        ImageClassifier,
-        ImageEncoder,
-        MultiHeadImageClassifier,
-    )
+    from tangent_arithmetic.data.suites import register_dataset
+    from tangent_arithmetic.encoders.classifiers import ImageClassifier, MultiHeadImageClassifier
+    from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
     from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+    from tangent_arithmetic.run.frames import load_results
     from tangent_arithmetic.tangent import Displacement, jvp, jvps, rule
     from tangent_arithmetic.tangent.linearized import LinearizedModel, linearize
 
@@ -34,11 +32,14 @@ __version__ = "0.1.0"
 
 # the modules of the public names, light ones first; the last ones import open_clip
 _HOMES = (
+    "data.suites",
+    "run.frames",
     "tangent",
     "tangent.linearized",
     "arithmetic.task_vectors",
     "encoders.images",
     "encoders.linearized",
+    "encoders.classifiers",
 )
 
 __all__ = [
@@ -57,7 +58,9 @@ __all__ = [
     "jvps",
     "linear_to_nonlinear",
     "linearize",
+    "load_results",
     "nonlinear_to_linear",
+    "register_dataset",
     "rule",
 ]
 

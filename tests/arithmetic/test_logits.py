@@ -12,7 +12,7 @@ from src.eval import eval_single_dataset
 from tangent_arithmetic.arithmetic.features import Features
 from tangent_arithmetic.arithmetic.logits import gathered, linear_logits, of_features
 from tangent_arithmetic.encoders.images import ClassificationHead
-from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.run.models import split_of, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
@@ -88,7 +88,7 @@ def test_shares_of_ranks_gather_to_the_whole(
 
 def test_accuracies_agree_with_an_evaluation_of_the_edited_encoder(run: Run) -> None:
     encoder, _ = zeroshot_encoder(run)
-    linear = LinearizedImageEncoder(image_encoder=encoder)
+    linear = linearized(encoder)
     theta0 = linear.model.theta0()
     vectors: dict[str, State] = {
         name: random_vector(theta0, seed=i) for i, name in enumerate(("one", "two"))

@@ -103,7 +103,8 @@ def test_accuracies_are_those_of_the_forward_pass(linear: bool, encoder: Convolu
         classes = split().head(model(images)).argmax(dim=1)
     top1 = (classes == torch.from_numpy(arrays.labels)).sum().item() / 24
     for batch_size in (7, 10, 32):
-        assert split(batch_size).accuracy(model) == {"top1": top1, "num_images": 24}
+        found = split(batch_size).accuracy(model)
+        assert {**found, "balanced": None} == {"top1": top1, "balanced": None, "num_images": 24}
     assert bits(model) == before
     assert {name: model.weights()[name]._version for name in versions} == versions
 
@@ -249,17 +250,18 @@ def test_ranks_count_each_image_once(
     tau = vector(encoder, linear).vector
     base = linearized(encoder) if linear else encoder
     expected = split(images=images).sweep(base, tau, COEFS)
-    shares: list[Tensor] = []
+    shares: list[Any] = []
 
-    def recorded(counts: Tensor) -> Tensor:
-        shares.append(counts.clone())
-        return counts + 1
+    def gathered(share: Any) -> list[Any]:  # the second rank sees what the first has sent
+        shares.append(share)
+        return list(shares)
 
-    monkeypatch.setattr(ddp, "all_sum", recorded)
+    monkeypatch.setattr(ddp, "gather", gathered)
     for rank in (0, 1):
-        split(rank=rank, world_size=2, images=images).sweep(base, tau, COEFS)
-    *hits, total = torch.stack(shares).sum(dim=0).tolist()
-    assert total == images and [hit / total for hit in hits] == expected
+        part = split(rank=rank, world_size=2, images=images)
+        found = part.metrics_at(base, tau, COEFS)
+    assert len(shares) == 2 and {one["num_images"] for one in found} == {images}
+    assert [one["top1"] for one in found] == expected
 
 
 @pytest.fixture

@@ -41,3 +41,11 @@ def pictures(images: int = IMAGES) -> ArrayPictures:
     """Random images with labels."""
     random = np.random.default_rng(0).integers(0, 256, (images, 6, 6, 3), np.uint8)
     return ArrayPictures(random, np.arange(images) % CLASSES)
+
+
+def multilabel_pictures(classes: int = CLASSES, flipped: bool = False) -> ArrayPictures:
+    """Random images with none, one or several labels each."""
+    rng = np.random.default_rng(2)
+    labels = (rng.random((IMAGES, classes)) < 0.4).astype(np.uint8)
+    labels[0], labels[1] = 0, 1
+    return ArrayPictures(pictures().images, 1 - labels if flipped else labels)

@@ -27,6 +27,7 @@ from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
 from tangent_arithmetic.run.args import Config, parse_arguments
 from tangent_arithmetic.run.results import load_results
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.usage import USAGES
 from tangent_arithmetic.runtime.ddp import free_port
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.checkpoints import save_tensors
@@ -367,8 +368,10 @@ def test_help_of_each_script(
     with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(path, run_name="__main__")
     out = capsys.readouterr().out
-    assert f"usage: {script}.py" in out
-    assert "--finetuning-mode" in out and "--control-threshold" in out
+    name = next(name for name, usage in USAGES.items() if usage.script == script)
+    assert f"usage: tangent-arithmetic {name} " in out
+    assert "--finetuning-mode" in out
+    assert ("--control-threshold" in out) is (name == "negate")
 
 
 def test_a_module_starts_as_its_script() -> None:

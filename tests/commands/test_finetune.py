@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.data import registry
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
+from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.models import split_of
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.validation import Validation, kept_generators
 from tangent_arithmetic.runtime import software
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import Tracker
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.states import RunStates
@@ -123,6 +134,69 @@ def test_a_flag_typo_costs_nothing(run: list[str], tmp_path: Path, capsys: Captu
     assert finetune.main(run) == 0
     straight = tmp_path / "straight" / "EmojiVal" / checkpoint(tmp_path).name
     assert read_facts(checkpoint(tmp_path))["hash"] == read_facts(straight)["hash"]
+
+
+@pytest.mark.parametrize(("flags", "count"), [([], 40), (["--sample=12"], 12)])
+def test_validation_accuracy_before_and_after_is_logged_and_recorded(
+    flags: list[str], count: int, run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="tangent_arithmetic"):
+        assert finetune.main([*run, *flags]) == 0
+    found = read_facts(checkpoint(tmp_path))["info"]["validation"]
+    assert found["num_images"] == count and found["metric"] == "top1"
+    own = Run.of(parse_arguments([*run, *flags]))
+    start = ImageEncoder.load(own.model, own.zeroshot_path)
+    for when, encoder in (
+        ("before", start),
+        ("after", LinearizedImageEncoder.load(checkpoint(tmp_path))),
+    ):
+        assert found[when] == split_of(own, encoder, "EmojiVal").accuracy(encoder)["top1"]
+    before, after = (f"{100 * found[when]:.1f} %" for when in ("before", "after"))
+    told = f"validation accuracy {before} before and {after} after, on {count}"
+    assert f"{told}{' of 40' if flags else ''} pictures; wrote" in caplog.text
+
+
+def test_what_is_measured_on_the_way_does_not_change_the_weights(
+    run: list[str], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    logged: list[tuple[dict[str, Any], int | None]] = []
+    fake = SimpleNamespace(
+        log=lambda values, step=None: logged.append((values, step)), finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: fake))
+    hashes: list[str] = []
+    for more in ([], ["--wandb"], ["--wandb", "--sample=5"]):
+        folder = tmp_path / str(len(hashes))
+        assert finetune.main([*run, *more, f"--save={folder}"]) == 0
+        hashes.append(read_facts(folder / "EmojiVal" / checkpoint(tmp_path).name)["hash"])
+    assert len(set(hashes)) == 1
+    curve = [step for values, step in logged if "validation_top1" in values]
+    assert curve == [0, 1, 3, 4, 6] * 2  # of six steps
+    assert [step for values, step in logged if "loss" in values] == list(range(6)) * 2
+
+
+def test_a_failing_evaluation_costs_no_training(
+    run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    measure = Validation.measure
+
+    def failing(self: Validation, when: str, encoder: Any) -> dict[str, float]:
+        if when == "after":
+            raise UsageError("a picture cannot be read")
+        return measure(self, when, encoder)
+
+    monkeypatch.setattr(Validation, "measure", failing)
+    assert finetune.main(run) == 2
+    assert "a picture cannot be read" in capsys.readouterr().err
+    assert read_facts(checkpoint(tmp_path))["info"]["steps"] == 6
+    assert finetune.main(run) == 0  # done before
+
+
+def test_generators_are_left_as_they_were() -> None:
+    finetune.seed_everything(3)
+    with kept_generators(torch.device("cpu")):
+        expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002
 
 
 def test_a_finished_checkpoint_of_other_data_does_not_count_as_done(

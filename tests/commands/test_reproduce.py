@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from tangent_arithmetic.commands import reproduce
+from tangent_arithmetic.run.args import parse_arguments
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread, with_seed
+from tangent_arithmetic.runtime.eta import Estimate, Step
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -49,7 +51,46 @@ def test_the_stages_of_a_run() -> None:
     ]
     outputs = {stage.output for stage in stages if stage.output is not None}
     assert len(outputs) == 11 and accuracies_path(run, "posthoc") in outputs
-    assert sum(stage.share for stage in stages) == pytest.approx(6 + 64 + 3 * (2 + 3 + 5) + 4)
+    assert all(stage.cost.cost > 0 for stage in stages)
+    training = next(stage for stage in stages if stage.name == "linear fine-tuning")
+    assert list(training.parts) == list(TASKS) and len(training.steps) == len(TASKS)
+    assert training.parts["Emoji"] == ["--train-dataset=Emoji"]
+    assert sum(step.cost for step in training.steps) == pytest.approx(training.cost.cost)
+    several = reproduce.stages(run.with_(world_size=2), [])  # processes start once for all tasks
+    assert [stage.parts for stage in several] == [{"": []}] * 13
+
+
+def test_standard_sweeps_cost_by_the_number_of_coefficients() -> None:
+    few, many = reproduce.Costs(8, 5), reproduce.Costs(8, 21)
+    for name in ("addition", "negation"):
+        assert getattr(many, name)("standard").cost > 2 * getattr(few, name)("standard").cost
+        assert getattr(many, name)("posthoc") == getattr(few, name)("linear")
+    assert many.training("linear").cost > many.training("standard").cost
+
+
+# measured: seconds of the stages of two whole runs on two cores that were busy with other work
+MEASURED = {
+    (2, 5): [15, 42, 73, 5, 15, 15, 11, 12, 17, 37, 33, 22, 20],
+    (8, 21): [28, 126, 220, 17, 41, 40, 96, 36, 46, 194, 35, 32, 30],
+}
+
+
+@pytest.mark.parametrize("size", MEASURED)
+def test_the_time_left_of_measured_runs_is_right_within_30_percent(size: tuple[int, int]) -> None:
+    run = Run.of(parse_arguments([f"--n-eval-points={size[1]}"]))
+    tasks = run.tasks[: size[0]]
+    todo = reproduce.stages(run.with_(tasks=tasks), [])
+    seconds = [
+        spent / len(stage.steps)
+        for stage, spent in zip(todo, MEASURED[size], strict=True)
+        for _ in stage.steps
+    ]
+    estimate = Estimate([step for stage in todo for step in stage.steps])
+    for i, spent in enumerate(seconds):
+        estimate.done(spent)
+        if sum(seconds[: i + 1]) > sum(seconds) / 3 and (left := sum(seconds[i + 1 :])):
+            slack = 0.3 * left + 0.02 * sum(seconds)  # the last seconds need no such care
+            assert estimate.left() == pytest.approx(left, abs=slack), i
 
 
 # stages that write one file each
@@ -68,7 +109,7 @@ def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 output.write_text("{}")
                 return 0
 
-            return reproduce.Stage(name, work, flags, output, 50)
+            return reproduce.Stage(name, work, flags, output, Step("work", 50))
 
         adding = stage("addition", arithmetic_path(run, "standard", "additions"))
         return [stage("zero-shot evaluation", accuracies_path(run, "none")), adding]
@@ -182,6 +223,8 @@ def test_run_again_it_skips_everything(
         (["--seeds=0"], "at least 1, got 0"),
         (["--seeds=2", "--save=x"], "--save names one run's folder"),
         (["--suite=nothing"], "unknown suite 'nothing'"),
+        (["--tasks=MNITS"], "'MNITS'; choose from MNIST, "),
+        (["--modle=x"], "unknown flag '--modle'; choose from --model, "),
     ],
 )
 def test_bad_flags(argv: list[str], message: str, capsys: Capture) -> None:

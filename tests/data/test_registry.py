@@ -92,11 +92,20 @@ def test_val_is_held_out_of_the_training_pictures(dtd: SetDTD, tmp_path: Path) -
     assert val.classnames == whole.classnames == ("one",)
 
 
+def test_a_small_validation_split_has_an_image(
+    dtd: SetDTD, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    dtd(_splits(9))
+    val = get_dataset("DTDVal", None, tmp_path)
+    assert (len(val.train), len(val.test)) == (8, 1)
+    assert "0.1 of 9 training images is less than one; one image is for validation" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "splits", "message"),
     [
-        ("DTDVal", _splits(9), r"validation split is empty: 0\.1 of 9 training .* least 10\."),
-        ("DTDVal", _splits(1), r"validation split is empty: 0\.1 of 1 training images"),
+        ("DTDVal", _splits(1), r"validation split is empty: there is only one training image"),
         ("DTDVal", replace(_splits(9), val=_splits(9, 0).test), r"validation split is empty\. Add"),
         ("DTDVal", _splits(0), r"training split is empty\. Add images, or leave DTD out"),
         ("DTD", _splits(0), r"training split is empty\."),

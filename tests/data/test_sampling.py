@@ -89,3 +89,16 @@ def test_an_empty_sample_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_arguments(["--sample=0"])
     assert "expected at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 99, 100, 500])
+def test_a_sample_of_images_with_several_labels_has_each_set_of_labels_by_its_share(
+    count: int,
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((100, 3)) < 0.4).astype(np.uint8)
+    chosen = stratified(labels, count)
+    assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == min(count, 100)
+    for kind, size in zip(*np.unique(labels, axis=0, return_counts=True), strict=True):
+        found = (labels[chosen] == kind).all(axis=1).sum()
+        assert abs(found - size * min(count, 100) / 100) <= 1

@@ -22,7 +22,7 @@ from tangent_arithmetic.encoders.clip import create_clip
 from tangent_arithmetic.encoders.heads import build_classification_head, zeroshot_weights
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
-from tangent_arithmetic.run import models
+from tangent_arithmetic.run import heads
 from tangent_arithmetic.run.models import zeroshot_encoder
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
@@ -144,7 +144,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(names))
         return compute(model, names, templates, device)
 
-    monkeypatch.setattr(models, "zeroshot_weights", counted)
+    monkeypatch.setattr(heads, "zeroshot_weights", counted)
     return calls
 
 
@@ -184,7 +184,7 @@ def test_new_prompts_or_another_model_make_a_new_head(
 ) -> None:
     settings = args()
     before = get_classification_head(settings, "Emoji")
-    monkeypatch.setattr(models, "get_templates", lambda name, suite: ["the face {}.".format])
+    monkeypatch.setattr(heads, "get_templates", lambda name, suite: ["the face {}.".format])
     for _ in range(2):
         after = get_classification_head(settings, "Emoji")
         assert len(built) == 2 and not torch.equal(before.weight, after.weight)

@@ -16,13 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tangent_arithmetic.data.embedded.model import WEIGHTS
-from tangent_arithmetic.encoders.images import (
-    ClassificationHead,
-    ImageClassifier,
-    ImageEncoder,
-    MultiHeadImageClassifier,
-    VisionTower,
-)
+from tangent_arithmetic.encoders.classifiers import ImageClassifier, MultiHeadImageClassifier
+from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder, VisionTower
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.checkpoints import save_tensors

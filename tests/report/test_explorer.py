@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from tangent_arithmetic.arithmetic.logits import Logits
-from tangent_arithmetic.report import explorer
+from tangent_arithmetic.report import explorer, packing
 from tangent_arithmetic.runtime.errors import UsageError
 from tests.browser import opened
 
@@ -81,7 +82,7 @@ def test_numbers_in_a_page_are_exact() -> None:
         logits = LOGITS[split["name"]]
         assert len({tuple(logits.predictions(c).tolist()) for c in COEFS}) == len(COEFS)
         assert (split["of"], split["images"]) == (logits.of, len(logits.labels))
-        for kind, dtype in explorer.KINDS.items():
+        for kind, dtype in packing.KINDS.items():
             value, text = getattr(logits, kind), split[kind]
             assert (value is None) == (text is None)
             if value is not None:
@@ -153,6 +154,11 @@ def of_page(page: Any) -> dict[str, float]:
     return {name: one["accuracy"] for name, one in state.items()}
 
 
+def error(value: float, name: str) -> float:
+    """The binomial standard error of an accuracy."""
+    return math.sqrt(value * (1 - value) / len(LOGITS[name].labels))
+
+
 def rows(page: Any) -> list[list[str]]:
     """The table as one reads it, without the bars."""
     texts = page.locator("#explorer-rows tr").evaluate_all(
@@ -177,7 +183,7 @@ def test_the_pages_numbers_are_pythons(page: Any, test: bool) -> None:
             number = str(len(logits.labels))
             assert row == [
                 name.removesuffix("Val") + (" (control)" if "Shapes" in name else ""),
-                f"{100 * value:.1f}",
+                f"{100 * value:.1f} \u00b1 {100 * error(value, name):.1f}",
                 ("+" if change >= 0 else "\u2212") + f"{100 * abs(change):.1f}",
                 "\u2013" if single is None else f"{100 * (value / single):.1f}",
                 number if logits.of == len(logits.labels) else f"{number} of {logits.of}",
@@ -205,6 +211,7 @@ def test_sliders_by_keyboard(page: Any) -> None:
         page.keyboard.press("ArrowRight")
     page.wait_for_function("window.tangentExplorer.coefs()[1] === 0.15")
     page.keyboard.press("Shift+Tab")  # back to the number of the vector before
+    assert page.evaluate("document.activeElement.dataset.vector") == "0"
     page.keyboard.type("1.37")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "explorer-slider-1"
@@ -213,7 +220,8 @@ def test_sliders_by_keyboard(page: Any) -> None:
     page.evaluate("() => new Promise(requestAnimationFrame)")
     expected = of_python((1.37, 0.15, 0.0), test=False)
     assert of_page(page) == expected
-    assert [row[1] for row in rows(page)] == [f"{100 * v:.1f}" for v in expected.values()]
+    shown = [row[1].split(" ")[0] for row in rows(page)]
+    assert shown == [f"{100 * v:.1f}" for v in expected.values()]
     page.keyboard.press("End")
     page.wait_for_function("window.tangentExplorer.coefs()[1] === 2")
     page.keyboard.press("Home")
@@ -244,8 +252,8 @@ def test_presets(page: Any) -> None:
         coefs = tuple(point.get(vector, 0.0) for vector in VECTORS)
         assert page.evaluate("window.tangentExplorer.coefs()") == list(coefs)
         assert of_page(page) == of_python(coefs, test=False)
-        values = page.locator("input[type=number]").evaluate_all("all => all.map(i => +i.value)")
-        assert values == list(coefs)
+        numbers = page.locator("#explorer-sliders .tx-slider:not(.tx-all) input[type=number]")
+        assert numbers.evaluate_all("all => all.map(i => +i.value)") == list(coefs)
 
 
 def test_a_page_without_a_test_split(browser: Any, tmp_path: Path) -> None:

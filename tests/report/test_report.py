@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot
 
+from src.eval import eval_single_dataset
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import overview
 from tangent_arithmetic.commands import analyze, evaluate
-from tangent_arithmetic.report import explorer
+from tangent_arithmetic.report import explorer, packing
 from tangent_arithmetic.report import page as report
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, load_results
@@ -48,7 +49,7 @@ def rows_of(page: str, title: str) -> dict[str, list[str]]:
     table = page[page.index(f"<h2>{title}") :]
     table = table[: table.index("</table>")]
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', table)
-    return {label: re.findall("<td>(.*?)</td>", cells) for label, cells in rows}
+    return {label: re.findall("<td[^>]*>(.*?)</td>", cells) for label, cells in rows}
 
 
 def data_of(page: str) -> Any:
@@ -75,7 +76,7 @@ def test_each_evaluation_leaves_a_page(run: Run) -> None:
     for name in ("linear_negations.json", "zeroshot_accuracies.json"):
         assert f'<th scope="row">{name}</th>' in page
     assert "python src/analyze.py report" in page and "arXiv" not in page
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
 
 
 def test_a_results_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_an_explorer_that_does_not_fit_uses_the_largest_sample(own: Run, words: 
     sampled = own.with_(sample=count)
     page = explorer.explore(sampled, "linear")
     splits = data_of(page)["splits"]
-    size = sum(len(split[kind]) for split in splits for kind in explorer.KINDS if split[kind])
+    size = sum(len(split[kind]) for split in splits for kind in packing.KINDS if split[kind])
     assert 0.03e6 * (1 - 2 / count) < size <= 0.03e6 + 6 * 3 * 4
     assert max(split["images"] for split in splits) == count
     for split in splits:
@@ -216,7 +217,9 @@ def test_an_explorer_that_does_not_fit_uses_the_largest_sample(own: Run, words: 
 
 
 @pytest.mark.parametrize("mode", ["linear", "posthoc"])
-def test_the_page_agrees_with_python(browser: Any, own: Run, words: list[str], mode: str) -> None:
+def test_the_page_agrees_with_python(
+    browser: Any, own: Run, words: list[str], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert analyze.main(["report", f"--finetuning-mode={mode}", *words]) == 0
     edits = Edits(own, mode, TASKS)
     negated = load_results(arithmetic_path(own, mode, "negations"))["Emoji"]["coefficient"]
@@ -243,6 +246,13 @@ def test_the_page_agrees_with_python(browser: Any, own: Run, words: list[str], m
         state = page.evaluate("window.tangentExplorer.state()")
         assert state["Emoji"]["accuracy"] == single["Emoji"]
         assert state["Emoji"]["normalised"] == 1
+        page.evaluate("window.tangentExplorer.set('FashionMNIST', -0.35)")
+        state = page.evaluate("window.tangentExplorer.state()")
+        found: dict[str, Any] = {}
+        monkeypatch.setenv("HOME", str(own.folder.parent))  # as the paths are shortened
+        exec(page.evaluate("window.tangentExplorer.asPython()"), found)
+    shown = eval_single_dataset(found["encoder"], "Emoji", own)["top1"]
+    assert shown == state["Emoji"]["accuracy"]
 
 
 @pytest.mark.parametrize("width", [360, 1280])

@@ -82,6 +82,9 @@ FLAGS = [
     ("device", "cpu", "cpu"),
     ("precision", "bf16", "bf16"),
     ("num_workers", "0", 0),
+    ("template", "a photo of a {}, {}.", "a photo of a {}, {}."),
+    ("head", "probe", "probe"),
+    ("style", "paper", "paper"),
 ]
 ANYTHING = st.one_of(
     st.none(),
@@ -341,7 +344,7 @@ def test_help_has_the_description_and_every_flag(capsys: pytest.CaptureFixture[s
     for name in (*(name for name, _, _ in FLAGS), *SWITCHES):
         assert f"--{name.replace('_', '-')}" in text
     assert "--finetuning-accuracies" not in text
-    assert "--load CHECKPOINT" in text and "--tasks A,B" in text
+    assert "--load CHECKPOINT" in text and "--tasks NAME[=SOURCE],..." in text
 
 
 @pytest.mark.parametrize(

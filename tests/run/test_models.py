@@ -102,3 +102,17 @@ def test_the_command_that_makes_what_is_missing_names_the_source(args: MakeArgs)
     settings = Config(data_source="hub", suite="clip8")
     made_by = "python src/finetune.py --finetuning-mode=linear --suite=clip8 --data-source=hub"
     assert runs.command("finetune", Run.of(settings), "linear") == made_by
+
+
+def test_a_mix_of_activations_is_warned_of_once(args: MakeArgs, caplog: Log) -> None:
+    run = Run.of(args())
+    encoder, digest = runs.zeroshot_encoder(run)
+    path = run.finetuned_path("Emoji", "standard")
+    encoder.save(path, theta0_hash=digest)
+    runs.check_start(path, run, "standard", digest)
+    assert not caplog.records
+    checkpoint(path, theta0=digest, built={"activation": "QuickGELU"})
+    for _ in range(2):
+        runs.check_start(path, run, "standard", "")
+    mixed = [one for one in caplog.records if "mixes two models" in one.getMessage()]
+    assert len(mixed) == 1 and "activation QuickGELU, but" in mixed[0].getMessage()

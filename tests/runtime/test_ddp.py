@@ -173,7 +173,7 @@ class Waits(importlib.abc.MetaPathFinder):
             print('importing', flush=True)
             time.sleep(60)
 sys.meta_path.insert(0, Waits())
-sys.argv = ['src/finetune.py']
+sys.argv = ['src/finetune.py', '--finetuning-mode=linear']
 runpy.run_path('src/finetune.py', run_name='__main__')
 """
 

@@ -61,6 +61,62 @@ def test_progress_yields_everything_and_shows_a_bar_on_a_terminal(
     assert logging.getLogger().handlers == handlers
 
 
+class Clock:
+    """A clock that goes on by some seconds each time it is read for an item."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(logs.time, "monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_without_a_terminal_progress_is_a_line_each_quarter_of_a_minute(
+    first: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tangent_arithmetic.runtime.ddp.is_main_process", lambda: first)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    clock = Clock(monkeypatch)
+    bar = logs.Progress(range(20, 100), "MNIST linear", done=20, unit="step")
+    with caplog.at_level(logging.INFO, logger="tangent_arithmetic"):
+        for step in bar:
+            clock.now += 1
+            bar.note(64, loss=1 / (step + 1))
+    if not first:
+        assert caplog.messages == []
+        return
+    assert caplog.messages == [
+        "MNIST linear: step 35 of 100, loss 0.029, 64 images/s, 65 s left",
+        "MNIST linear: step 50 of 100, loss 0.020, 64 images/s, 50 s left",
+        "MNIST linear: step 65 of 100, loss 0.015, 64 images/s, 35 s left",
+        "MNIST linear: step 80 of 100, loss 0.013, 64 images/s, 20 s left",
+        "MNIST linear: step 95 of 100, loss 0.011, 64 images/s, 5 s left",
+    ]
+
+
+def test_progress_of_unknown_length_tells_no_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    clock = Clock(monkeypatch)
+    with caplog.at_level(logging.INFO, logger="tangent_arithmetic"):
+        for _ in logs.progress(iter("abcd"), "reading"):
+            clock.now += 10
+    assert caplog.messages == ["reading: batch 2", "reading: batch 4"]
+
+
+def test_the_bar_of_a_terminal_shows_the_loss(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logs, "EVERY", 0)
+    bar = logs.Progress(range(3), "MNIST linear", unit="step")
+    for _ in bar:
+        bar.note(64, loss=0.25)
+    assert "loss 0.250" in terminal.getvalue() and "images/s" in terminal.getvalue()
+    assert caplog.messages == []
+
+
 def test_append_result_appends_a_line_if_a_database_is_set(tmp_path: Path) -> None:
     tracking.append_result(Run.of(SimpleNamespace(results_db=None)), {"step": 0})
     assert list(tmp_path.iterdir()) == []
@@ -88,6 +144,42 @@ def test_wandb_is_not_imported_unless_asked_for(monkeypatch: pytest.MonkeyPatch)
         tracking.tracked(Run.of(Config(wandb=True)), "finetune"),
     ):
         pass
+
+
+def test_the_module_that_wandb_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text("import surely_missing.part\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    message = "cannot be imported .*it needs surely_missing: pip install surely_missing"
+    with (
+        pytest.raises(UsageError, match=message),
+        tracking.tracked(Run.of(Config(wandb=True)), "finetune"),
+    ):
+        pass
+
+
+def test_pages_and_figures_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=lambda values, step=None: logged.append(values), finish=lambda: None)
+    module = SimpleNamespace(
+        init=lambda **_: run,
+        Html=lambda text, inject: ("page", text, inject),
+        Image=lambda path: ("figure", path),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    page, figure = tmp_path / "report.html", tmp_path / "single.png"
+    page.write_text("<p>é</p>", encoding="utf-8")
+    figure.touch()
+    with tracking.tracked(Run.of(Config(wandb=True)), "analysis") as tracker:
+        tracker.show("report", page)
+        tracker.show("figures/single", figure)
+        tracker.show("figures/none", tmp_path / "none.png")
+    assert logged == [
+        {"report": ("page", "<p>é</p>", False)},
+        {"figures/single": ("figure", str(figure))},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +226,15 @@ def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, str(tmp_path / name))
     with tracking.tracked(Run.of(Config(wandb=True, exp_name="trial")), "finetune-MNIST") as run:
         run.log({"the_loss": 0.25}, step=1)
+        page = tmp_path / "report.html"
+        page.write_text("<p>a page</p>", encoding="utf-8")
+        run.show("the_page", page)
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    texts = (b"tangent-arithmetic", b"trial-finetune-MNIST", b"the_loss", b"n_eval_points")
+    texts = (
+        b"tangent-arithmetic",
+        b"trial-finetune-MNIST",
+        b"the_loss",
+        b"n_eval_points",
+        b"the_page",
+    )
     wait_for(lambda: all(text in written.read_bytes() for text in texts), 120)  # W&B's own process

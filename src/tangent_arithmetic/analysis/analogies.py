@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits, Point
 from tangent_arithmetic.analysis.fewshot import few_shot
 from tangent_arithmetic.analysis.figures import panels
@@ -185,8 +186,8 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
         axis.set_xticks(range(len(bars)), names, rotation=60, ha="right")
         axis.set_title(target)
     axes[0][0].set_ylabel("test accuracy, %")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
-    figure.supxlabel("* coefficient chosen without images of the target", fontsize=8)
+    axes[0][0].legend(loc="upper left")
+    figure.supxlabel("* coefficient chosen without images of the target", fontsize="medium")
     return figure
 
 
@@ -194,7 +195,7 @@ def draw_few(table: pd.DataFrame, run: Run) -> Any:
     """Accuracy against the number of images per class, by starting point."""
     targets = list(dict.fromkeys(table["target"]))
     figure, axes = panels(1, len(targets), width=2.7, height=2.9, sharey=True)
-    styles = {"pre-trained model": ("#666666", "o--"), "analogy": ("#0072b2", "s-")}
+    styles = {"pre-trained model": (palette.ZEROSHOT, "o--"), "analogy": (palette.STANDARD, "s-")}
     for axis, target in zip(axes[0], targets, strict=True):
         for start, (colour, style) in styles.items():
             part = table[(table["target"] == target) & (table["start"] == start)]
@@ -203,5 +204,5 @@ def draw_few(table: pd.DataFrame, run: Run) -> Any:
             axis.set_xticks(range(len(part)), [str(n) for n in part["shots"]])
         axis.set(title=target, xlabel="training images per class")
     axes[0][0].set_ylabel("test accuracy, %")
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][0].legend()
     return figure

@@ -3,7 +3,8 @@ r"""The disentanglement error: whether a task vector changes predictions only on
 \[ \xi(a_1, a_2) = \sum_{t=1,2} E_{x \sim \mu_t}
    [\, y(x; \theta_0 + a_t \tau_t) \neq y(x; \theta_0 + a_1 \tau_1 + a_2 \tau_2) \,] \]
 
-with y the predicted class. 0 is perfect disentanglement, 2 the maximum.
+with y the predicted class, the highest logit. 0 is perfect disentanglement, 2 the maximum.
+maximum.
 
 Source: arXiv:2305.12827, the disentanglement error with the prediction error as distance.
 """
@@ -18,12 +19,14 @@ import numpy as np
 import pandas as pd
 
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
-from tangent_arithmetic.analysis.figures import heat, panels
+from tangent_arithmetic.analysis.figures import heat, in_paper, panels
 from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
 REACH = 2.0  # coefficients from -REACH to REACH
+POINTS = 11  # on each axis, for standard models, which need a pass over the images a point
+AFFINE_POINTS = 41  # for linear models, which need one pass for all
 
 
 def pairs_of(run: Run) -> list[tuple[str, str]]:
@@ -77,9 +80,10 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     Returns:
         Columns mode, task1, task2, and those of `errors`.
     """
-    coefs = [round(float(c), 10) for c in np.linspace(-REACH, REACH, run.config.grid_points)]
     parts = []
     for mode, pair in product(modes, pairs_of(run)):
+        points = run.config.grid_points or (AFFINE_POINTS if MODES[mode].linear else POINTS)
+        coefs = [round(float(c), 10) for c in np.linspace(-REACH, REACH, points)]
         part = errors(Edits(run, mode, pair), pair, coefs)
         named = {"mode": mode, "task1": pair[0], "task2": pair[1]}
         parts.append(part.assign(**named)[[*named, *part.columns]])
@@ -87,21 +91,33 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
-    """A heat map for each mode (row) and pair (column), on one scale."""
+    """A heat map for each mode (row) and pair (column), on one scale; a frame from 0 to 1."""
     from matplotlib.patches import Rectangle
 
     modes = in_order(table["mode"])
     pairs = list(dict.fromkeys(zip(table["task1"], table["task2"], strict=True)))
     figure, axes = panels(len(modes), len(pairs), width=3.0, height=2.7)
+    ticks, small = ([-2, 0, 2], "x-small") if in_paper() else ([-2, -1, 0, 1, 2], "medium")
     for (i, mode), (j, pair) in product(enumerate(modes), enumerate(pairs)):
+        axis = axes[i][j]
         part = table[(table["mode"] == mode) & (table["task1"] == pair[0])]
         part = part[part["task2"] == pair[1]]
         square = part.pivot(index="coef2", columns="coef1", values="error")
-        image = heat(axes[i][j], square, limits=(0.0, 1.0))
-        search_range = Rectangle((0, 0), 1, 1, fill=False, edgecolor="white", lw=1.5)
-        axes[i][j].add_patch(search_range)
-        axes[i][j].set(xlabel=f"coefficient of {pair[0]}", ylabel=f"coefficient of {pair[1]}")
-        axes[i][j].set_title(MODES[mode].label)
-    bar = figure.colorbar(image, ax=[axis for row in axes for axis in row], extend="max")
-    bar.set_label("disentanglement error")
+        image = heat(axis, square, limits=(0.0, 1.0))
+        axis.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor="white", lw=1.2))
+        axis.set(xticks=ticks, yticks=ticks)
+        axis.set_ylabel(pair[1], fontsize=small)
+        if i == 0:
+            title = "{} +\n{}" if in_paper() else "{} + {}"
+            axis.set_title(title.format(*pair), fontsize="medium" if in_paper() else None)
+        if i == len(modes) - 1:
+            axis.set_xlabel(pair[0], fontsize=small)
+        if j == 0:
+            axis.set_ylabel(f"{MODES[mode].label}\n{pair[1]}", fontsize=small)
+        if in_paper():
+            axis.tick_params(labelbottom=i == len(modes) - 1, labelleft=j == 0)
+    everything = [axis for row in axes for axis in row]
+    place = {"location": "bottom", "aspect": 40} if in_paper() else {"location": "right"}
+    bar = figure.colorbar(image, ax=everything, extend="max", **place)
+    bar.set_label("disentanglement error (axes: coefficients; frame: 0 to 1)")
     return figure

@@ -6,14 +6,16 @@ need one pass over the images for all coefficients, standard models one for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tangent_arithmetic.arithmetic.logits import Logits, linear_logits
+from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.sweeps import Split, logits_at
+from tangent_arithmetic.arithmetic.tally import Tally, scores
 from tangent_arithmetic.encoders.base import Encoder, is_linear
 from tangent_arithmetic.run.models import base_encoder, split_of, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
@@ -65,21 +67,36 @@ class EditedEncoder:
             points: the coefficients of each model.
 
         Returns:
-            The predicted classes, and the labels.
+            The predicted classes, and the labels. Where an image has several labels, the class with
+            the highest logit is predicted.
         """
-        for point in points:
-            if unknown := set(point) - set(self.vectors):
-                raise KeyError(f"no vectors {sorted(unknown)}; there are {sorted(self.vectors)}")
+        self._check(points)
         if not is_linear(self.base):
             return self._by_passes(name, points)
         logits = self.logits(name)
-        rows = [[point.get(vector, 0.0) for vector in logits.vectors] for point in points]
-        return torch.stack([logits.predictions(row) for row in rows]), logits.labels
+        rows = [logits.predictions(logits.row(point)) for point in points]
+        return torch.stack(rows), logits.labels
 
     def accuracies(self, name: str, points: Sequence[Point]) -> list[float]:
-        """Top-1 accuracies of the edited models on a split, over all ranks."""
-        classes, labels = self.predictions(name, points)
-        return self.rates(classes == labels)
+        """The main metric of the edited models on a split, over all ranks."""
+        self._check(points)
+        if not is_linear(self.base):
+            split, tallies = self.split(name), [Tally() for _ in points]
+            for i, values, labels in self._passes(split, points):
+                tallies[i].add(values, labels)
+            return [main_of(found) for found in scores(tallies)]
+        logits = self.logits(name)
+        found = []
+        for point in points:  # one at a time: the scores of all may need much memory
+            tally = Tally()
+            tally.add(logits.at(logits.row(point)), logits.labels)
+            found += scores([tally])
+        return [main_of(one) for one in found]
+
+    def _check(self, points: Sequence[Point]) -> None:
+        for point in points:
+            if unknown := set(point) - set(self.vectors):
+                raise KeyError(f"no vectors {sorted(unknown)}; there are {sorted(self.vectors)}")
 
     def rates(self, flags: Bool[Tensor, "rows images"]) -> list[float]:
         """The fraction of true flags in each row, over the images of all ranks."""
@@ -90,17 +107,22 @@ class EditedEncoder:
     @torch.no_grad()
     def _by_passes(self, name: str, points: Sequence[Point]) -> tuple[Tensor, Tensor]:
         split = self.split(name)
-        terms = [[(coef, self.vectors[vector]) for vector, coef in p.items()] for p in points]
         classes: list[list[Tensor]] = [[] for _ in points]
         labels: list[Tensor] = []
-        head, batches = split.head, split.batches
-        for i, logits, truth in logits_at(self.base, terms, head, batches, split.compute):
+        for i, logits, truth in self._passes(split, points):
             classes[i].append(logits.argmax(dim=1).cpu())
             if i == 0:
                 labels.append(truth.cpu())
         if not labels:  # fewer images than ranks
             return torch.zeros(len(points), 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
         return torch.stack([torch.cat(row) for row in classes]), torch.cat(labels)
+
+    def _passes(
+        self, split: Split, points: Sequence[Point]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Logits and labels at each point, from forward passes of a standard encoder."""
+        terms = [[(coef, self.vectors[vector]) for vector, coef in p.items()] for p in points]
+        return logits_at(self.base, terms, split.head, split.batches, split.compute)
 
 
 class Edits(EditedEncoder):

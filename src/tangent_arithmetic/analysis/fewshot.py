@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tangent_arithmetic.analysis.edits import Edits, Point
+from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
 from tangent_arithmetic.data.base import SubsetPictures
 from tangent_arithmetic.data.identity import labels_of
-from tangent_arithmetic.encoders.images import ImageClassifier, ImageEncoder
+from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.run.models import classification_head, split_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
@@ -36,7 +38,7 @@ def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> 
     """
     encoder = _edited(edits, point)
     if shots == 0:
-        return split_of(run, encoder, dataset).accuracy(encoder)["top1"], 0
+        return main_of(split_of(run, encoder, dataset).accuracy(encoder)), 0
     images = run.data.dataset(f"{dataset}Val").train
     chosen = SubsetPictures(images, chosen_indices(labels_of(images), shots, run.seed))
     recipe = run.recipe(dataset)
@@ -49,23 +51,30 @@ def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> 
     data = TrainingData(chosen, encoder.train_preprocess)
     label = f"{dataset}, {shots} per class"
     train(classifier.to(run.device), data, recipe, seed=run.seed, description=label)
-    return split_of(run, encoder, dataset).accuracy(encoder)["top1"], len(chosen)
+    return main_of(split_of(run, encoder, dataset).accuracy(encoder)), len(chosen)
 
 
-def _edited(edits: Edits, point: Point) -> ImageEncoder:
+def _edited(edits: Edits, point: Point) -> ModuleEncoder:
     """A new standard encoder at theta0 + the sum of coefficients times vectors."""
     if not point:
         return copy.deepcopy(edits.encoder)
     total = sum(c * NonLinearTaskVector(vector=edits.vectors[name]) for name, c in point.items())
     assert isinstance(total, NonLinearTaskVector)
-    edited: ImageEncoder = total.apply_to_nonlinear(edits.encoder)
+    edited: ModuleEncoder = total.apply_to_nonlinear(edits.encoder)
     return edited
 
 
 def chosen_indices(labels: ArrayLike, shots: int, seed: int) -> list[int]:
-    """Sorted indices of `shots` images of each class; of all images of a smaller class."""
+    """Sorted indices of `shots` images of each class; of all images of a smaller class.
+
+    Args:
+        labels: (images,), or zeros and ones (images, classes): an image may count for several.
+        shots: images per class.
+        seed: of the order in which images are taken.
+    """
     labels = np.asarray(labels)
     order = np.random.default_rng([seed, 19]).permutation(len(labels))
-    chosen = [order[labels[order] == k][:shots] for k in np.unique(labels)]
-    indices: list[int] = np.sort(np.concatenate(chosen)).tolist()
+    one_hot = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
+    chosen = [order[has[order].astype(bool)][:shots] for has in one_hot.T]
+    indices: list[int] = np.unique(np.concatenate(chosen)).tolist()
     return indices

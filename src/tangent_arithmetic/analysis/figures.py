@@ -1,14 +1,13 @@
-"""Figures: their style and files, common plots, and the overview of a run's results.
-
-Colours are from the colour-blind-safe palette of Okabe and Ito; modes also differ in markers.
-"""
+"""Figures: their styles and files, common plots, and the overview of a run's results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.run.modes import MODES, edited
 from tangent_arithmetic.run.results import arithmetic_path, optional_results
 from tangent_arithmetic.run.run import Run
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+COLUMN = 3.25  # inches, the width of a column in a paper
+NARROW = 3.3  # inches; of narrower panels two fit side by side into a column
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -29,81 +31,181 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
+    "errorbar.capsize": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
     "figure.dpi": 110,
     "savefig.dpi": 160,
+    "hatch.linewidth": 0.8,
     "svg.fonttype": "none",
     "svg.hashsalt": "tangent",
+    "pdf.fonttype": 42,  # TrueType, embedded
+    "ps.fonttype": 42,
 }
+PAPER: dict[Any, Any] = {
+    **STYLE,
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 6,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "errorbar.capsize": 1.8,
+    "legend.handlelength": 1.5,
+    "savefig.dpi": 300,
+}
+STYLES = {"screen": STYLE, "paper": PAPER}
 
 
-def plain(draw: Callable[..., Any], *values: Any) -> Any:
-    """The figure that `draw(*values)` returns, in our style and without a display."""
+def plain(draw: Callable[..., Any], *values: Any, style: str = "screen") -> Any:
+    """The figure that `draw(*values)` returns, in a style of `STYLES` and without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context(STYLE):
-        return draw(*values)
+    with matplotlib.rc_context(STYLES[style]):
+        figure = draw(*values)
+        figure.set_label(style)
+        return figure
 
 
 def save(figure: Figure, folder: Path, stem: str, note: str = "") -> None:
-    """Writes a figure as PNG and SVG, with `note` as a line below it."""
+    """Writes a figure as PNG, SVG and PDF.
+
+    Args:
+        figure: the figure, as `plain` returns it.
+        folder: where to write it; in style "paper" to `paper` in it.
+        stem: name of the files, without their endings.
+        note: what the figure is of: a line below it, in style "paper" only in the files' metadata.
+    """
     from matplotlib import pyplot as plt
     from matplotlib import rc_context
 
-    if note:
-        figure.text(0.995, -0.015, note, ha="right", va="top", fontsize=6.5, color="#666666")
-    with rc_context(STYLE):
-        for kind, facts in (("png", {}), ("svg", {"Date": None})):
+    style = str(figure.get_label()) or "screen"
+    options: dict[str, Any] = {}
+    if style == "paper":
+        folder = folder / style
+    else:
+        options["bbox_inches"] = "tight"
+        if note:
+            place: dict[str, Any] = {
+                "ha": "right",
+                "va": "top",
+                "fontsize": 6.5,
+                "color": palette.INK,
+            }
+            figure.text(0.995, -0.015, note, **place)
+    facts: dict[str, dict[str, Any]] = {
+        "png": {"Description": note},
+        "svg": {"Date": None, "Description": note},
+        "pdf": {"CreationDate": None, "Subject": note},
+    }
+    with rc_context(STYLES[style]):
+        for kind, about in facts.items():
             with atomic(folder / f"{stem}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind, bbox_inches="tight", metadata=facts)
+                figure.savefig(temporary, format=kind, metadata=about, **options)
     plt.close(figure)
+
+
+def in_paper() -> bool:
+    """Whether the figure being drawn is in style "paper"."""
+    from matplotlib import rcParams
+
+    return bool(rcParams["font.size"] == PAPER["font.size"])
 
 
 def panels(
     rows: int, columns: int, width: float, height: float, **options: Any
 ) -> tuple[Any, list[list[Any]]]:
-    """A figure with `rows` by `columns` panels, each of a size in inches."""
+    """A figure with `rows` by `columns` panels, each of a size in inches.
+
+    In style "paper" the figure is a column wide: several rows are made narrower, and one row of
+    panels is broken into rows of one or two.
+    """
     from matplotlib import pyplot as plt
 
-    size = (columns * width, rows * height)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, layout="constrained", **options
+    lines, each = rows, columns
+    if in_paper():
+        if rows == 1:
+            each = min(columns, 2 if width < NARROW else 1)
+            lines = math.ceil(columns / each)
+        height *= COLUMN / each / width
+        height = max(height, 1.7) if rows == 1 else 1.3 * height  # titles take their part
+        width = COLUMN / each
+    size = (each * width, lines * height)
+    figure, grid = plt.subplots(
+        lines, each, figsize=size, squeeze=False, layout="constrained", **options
     )
-    return figure, axes.tolist()
+    if (lines, each) == (rows, columns):
+        return figure, grid.tolist()
+    flat = grid.ravel().tolist()
+    for axis in flat[columns:]:
+        axis.remove()
+    return figure, [flat[:columns]]
+
+
+def legend_below(figure: Figure, axis: Axes, columns: int) -> None:
+    """A legend of an axis, below the figure."""
+    if not in_paper():  # cut to what is drawn when it is saved
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=columns)
+        return
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 3))
 
 
 def heat(
-    axis: Axes, square: pd.DataFrame, limits: tuple[float, float], written: bool = False
+    axis: Axes,
+    square: pd.DataFrame,
+    limits: tuple[float, float],
+    colours: str = palette.MAGNITUDE,
+    written: bool = False,
 ) -> Any:
     """A heat map of a table, with its first row at the bottom if row names are numbers.
 
     Args:
         axis: the axis to draw on.
-        square: the values, with named rows and columns.
+        square: the values, with named rows and columns; cells of NaN are left grey.
         limits: range of the colour scale.
+        colours: name of the colour map.
         written: whether to write each value in its cell.
     """
     import numpy as np
+    from matplotlib import colormaps
 
     numbers = square.to_numpy(dtype=float)
     numeric = np.issubdtype(np.asarray(square.index).dtype, np.number)
     low, high = limits
     axis.grid(False)
+    shades = colormaps[colours].with_extremes(bad="#e3e3e3")
+    scale: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": shades}
     if numeric:
         x, y = (np.asarray(edge, dtype=float) for edge in (square.columns, square.index))
         half = (x[1] - x[0]) / 2
         extent = (x[0] - half, x[-1] + half, y[0] - half, y[-1] + half)
-        image = axis.imshow(numbers, vmin=low, vmax=high, origin="lower", extent=extent)
+        image = axis.imshow(numbers, origin="lower", extent=extent, **scale)
     else:
-        image = axis.imshow(numbers, vmin=low, vmax=high, aspect="auto")
+        image = axis.imshow(numbers, aspect="auto", **scale)
         axis.set_xticks(range(len(square.columns)), list(square.columns), rotation=60, ha="right")
         axis.set_yticks(range(len(square.index)), list(square.index))
     for i, j in np.ndindex(*numbers.shape) if written else ():
-        colour = "black" if numbers[i, j] > (low + high) / 2 else "white"
-        value = round(numbers[i, j], 2) + 0.0  # no -0.00
-        text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.2f}".replace("0.", ".", 1)
-        axis.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
+        if np.isnan(numbers[i, j]):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(numbers[i, j]))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        colour = "white" if dark else "black"
+        size = 4.5 if in_paper() else 6.5
+        axis.text(j, i, short(numbers[i, j]), ha="center", va="center", fontsize=size, color=colour)
     return image
+
+
+def short(value: float) -> str:
+    """A number with two decimals, without a zero before the point."""
+    rounded = round(value, 2) + 0.0  # no -0.00
+    return f"{rounded:.2f}" if abs(rounded) >= 1 else f"{rounded:.2f}".replace("0.", ".", 1)
 
 
 def overview(run: Run, summary: dict[str, Any], path: Path) -> None:
@@ -112,27 +214,38 @@ def overview(run: Run, summary: dict[str, Any], path: Path) -> None:
     Args:
         run: the run whose sweep to draw.
         summary: means over seeds, see `tangent_arithmetic.run.summary.collect`.
-        path: PNG file to write; an SVG is written beside it.
+        path: PNG file to write; SVG and PDF are written beside it.
     """
-    save(plain(_overview, run, summary), path.parent, path.stem)
+    figure = plain(_overview, run, summary, style=run.config.style)
+    save(figure, path.parent, path.stem)
 
 
 def _overview(run: Run, summary: dict[str, Any]) -> Any:
     figure, axes = panels(1, 3, width=4.3, height=3.8)
     _single(axes[0][0], summary)
     _addition(axes[0][1], run)
-    _negation(axes[0][2], summary, run.control)
+    _negation(axes[0][2], summary, run.control_set)
     return figure
 
 
-def _bars(axis: Axes, modes: list[str], figures: list[dict[str, Any]], offset: float = 0.0) -> None:
+def _bars(
+    axis: Axes,
+    modes: Sequence[str],
+    figures: Sequence[dict[str, Any]],
+    offset: float = 0.0,
+    **options: Any,
+) -> None:
+    """A bar a mode, with the standard deviation over seeds and the value above it."""
     for i, (mode, one) in enumerate(zip(modes, figures, strict=True)):
         if one["mean"] is None:  # no results
             continue
-        mean, spread = 100 * one["mean"], None if one["std"] is None else 100 * one["std"]
-        width, alpha = 0.8 if offset == 0 else 0.38, 1.0 if offset <= 0 else 0.45
-        axis.bar(i + offset, mean, width, yerr=spread, color=MODES[mode].colour, alpha=alpha)
-        axis.text(i + offset, mean + 1, f"{mean:.1f}", ha="center")
+        mean, spread = 100 * one["mean"], 100 * one["std"] if one["std"] else None
+        width = 0.8 if offset == 0 else 0.38
+        style = {"color": MODES[mode].colour, "ecolor": palette.INK, **options}
+        axis.bar(i + offset, mean, width, yerr=spread, **style)
+        size = "xx-small" if in_paper() else "small"
+        above = mean + (spread or 0) + 1
+        axis.text(i + offset, above, f"{mean:.1f}", ha="center", fontsize=size)
 
 
 def _single(axis: Axes, summary: dict[str, Any]) -> None:
@@ -145,28 +258,31 @@ def _addition(axis: Axes, run: Run) -> None:
     start = None
     for mode in edited():
         results = optional_results(arithmetic_path(run, mode, "additions"))
-        means = {float(c): one.get("avg_top1") for c, one in results.get("val", {}).items()}
+        swept = results.get("val", {}).items()
+        means = {float(c): one.get("avg_top1") for c, one in swept}
         curve = {c: 100 * means[c] for c in sorted(means) if means[c] is not None}
-        axis.plot(
-            list(curve), list(curve.values()), color=MODES[mode].colour, label=MODES[mode].label
-        )
+        colour, marker = MODES[mode].colour, MODES[mode].marker
+        axis.plot(list(curve), list(curve.values()), color=colour, label=MODES[mode].label)
         if (best := results.get("coefficient")) in curve:
-            axis.plot(best, curve[best], "o", color=MODES[mode].colour)
+            axis.plot(best, curve[best], marker, color=colour)
         start = curve.get(0.0, start)
     if start is not None:
-        axis.axhline(start, color=MODES["none"].colour, linestyle=":", label="zero-shot")
-    axis.set(xlabel="coefficient", ylabel="validation accuracy, mean, %")
+        axis.axhline(start, color=palette.ZEROSHOT, linestyle=":", label="zero-shot")
+    axis.set(xlabel="coefficient (marker: chosen)", ylabel="validation accuracy, mean, %")
     axis.set_title(f"all {len(run.tasks)} task vectors added")
-    axis.legend(frameon=False)
+    axis.legend()
 
 
-def _negation(axis: Axes, summary: dict[str, Any], control: str) -> None:
+def _negation(axis: Axes, summary: dict[str, Any], control: str | None) -> None:
     modes = ["none", *edited()]
     first = summary["negation"]["standard"]
     target = [first["zero-shot"], *(summary["negation"][m]["target"] for m in edited())]
-    kept = [first["zero-shot control"], *(summary["negation"][m]["control"] for m in edited())]
-    _bars(axis, modes, target, offset=-0.2)
-    _bars(axis, modes, kept, offset=0.2)
-    axis.set(title=f"one task negated: task (solid), {control} (pale)", ylim=(0, 105))
-    axis.set_ylabel("test accuracy, %")
+    axis.set_title("one task negated")
+    _bars(axis, modes, target, offset=-0.2 if control else 0.0)
+    if control:
+        kept = [first["zero-shot control"], *(summary["negation"][m]["control"] for m in edited())]
+        hollow = {"color": "white", "edgecolor": palette.CONTROL, "hatch": "////"}
+        _bars(axis, modes, kept, offset=0.2, **hollow)
+        axis.set_title(f"one task negated: task (solid), {control} (control, hatched)")
+    axis.set(ylabel="test accuracy, %", ylim=(0, 105))
     axis.set_xticks(range(len(modes)), ["zero-shot", *(MODES[mode].label for mode in edited())])

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.arithmetic.metrics import main_metric
 from tangent_arithmetic.run.models import base_encoder, command, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.negation import negate_task, zeroshot_accuracies
@@ -40,10 +42,8 @@ def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         Columns mode, task, coefficient, target and control (accuracies).
     """
     rows: list[tuple[str, str, float, float, float]] = []
-    keys = {task: [f"{name}Val:top1" for name in (task, run.control)] for task in run.tasks}
-    needed = [(task, "val", "0.0", key) for task in run.tasks for key in keys[task]]
     for mode in modes:
-        negations = _negations(run, mode, needed)
+        negations, keys = _swept(run, mode)
         for task, (target, control) in keys.items():
             rows += [
                 (mode, task, float(coef), metrics[target], metrics[control])
@@ -51,6 +51,17 @@ def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
                 if {target, control} <= metrics.keys()
             ]
     return pd.DataFrame(rows, columns=["mode", "task", "coefficient", "target", "control"])
+
+
+def _swept(run: Run, mode: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """A mode's negations, with the keys of the main metrics of each task and the control set."""
+    found = _negations(run, mode, [(task, "val", "0.0") for task in run.tasks])
+    keys = {}
+    for task in run.tasks:
+        metrics, names = found[task]["val"]["0.0"], (f"{task}Val", f"{run.control}Val")
+        keys[task] = [f"{name}:{main_metric(metrics, name) or 'top1'}" for name in names]
+    needed = [(task, "val", "0.0", key) for task in run.tasks for key in keys[task]]
+    return _negations(run, mode, needed), keys
 
 
 def _negations(run: Run, mode: str, needed: Sequence[tuple[str, ...]]) -> dict[str, Any]:
@@ -103,11 +114,11 @@ def draw_curves(table: pd.DataFrame, run: Run) -> Any:
         axis.plot(x, y, marker=marker, ms=4, color=colour, label=label)
     start = 100 * table[table["coefficient"] == 0]["control"].mean()
     least = run.config.control_threshold * start
-    axis.axvline(least, color="#999999", ls=":", label=f"{least:.1f} %, the threshold")
+    axis.axvline(least, color=palette.CONTROL, ls=":", label=f"{least:.1f} %, the threshold")
     axis.set_xlabel(f"validation accuracy on {run.control} (control), %")
     axis.set_ylabel("validation accuracy on the negated task, %")
     axis.invert_xaxis()
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend()
     return figure
 
 
@@ -121,13 +132,17 @@ def draw_random(table: pd.DataFrame, run: Run) -> Any:
         ("control", "zeroshot_control", f"{run.control} (control)"),
     )
     for axis, (column, before, title) in zip(axes[0], sides, strict=True):
-        for k, (vector, hatch) in enumerate((("task", ""), ("random", "///"))):
+        for k, (vector, hatch) in enumerate(palette.HATCHES.items()):
             means = table[table["vector"] == vector].groupby("mode")[column].mean()
             places = [i + 0.4 * k - 0.2 for i in range(len(modes))]
             style = {"color": colours, "hatch": hatch, "edgecolor": "white"}
-            axis.bar(places, 100 * means[modes], 0.38, label=f"{vector} vector", **style)
-        axis.axhline(100 * table[before].mean(), color="#333333", ls=":", label="zero-shot")
+            axis.bar(places, 100 * means[modes], 0.38, **style)
+            axis.bar(
+                0, 0, color=palette.REFERENCE, hatch=hatch, ec="white", label=f"{vector} vector"
+            )
+        start = 100 * table[before].mean()
+        axis.axhline(start, color=palette.ZEROSHOT, ls=":", label="zero-shot")
         axis.set_xticks(range(len(modes)), [MODES[m].label for m in modes])
         axis.set(title=title, ylabel="test accuracy, mean of the tasks, %", ylim=(0, 100))
-    axes[0][0].legend(frameon=False, fontsize=8, loc="upper right")
+    axes[0][0].legend(loc="upper right")
     return figure

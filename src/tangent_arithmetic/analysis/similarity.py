@@ -9,20 +9,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
+from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.edits import Edits
-from tangent_arithmetic.analysis.figures import heat, panels
+from tangent_arithmetic.analysis.figures import heat, legend_below, panels
 from tangent_arithmetic.run.modes import MODES, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.storage.statedict import State
 
-COLOURS = (  # Okabe and Ito's, and two more
-    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"),
-    *("#332288", "#aa4499"),
-)
-HATCHES = ("", "", "///", "", "...", "", "xx", "", "\\\\", "")
+LIMIT = 0.1  # the colour scale of cosines is from -LIMIT to LIMIT
 
 
 def layer_of(name: str) -> str:
@@ -86,7 +84,7 @@ def _flat(tau: State) -> torch.Tensor:
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
-    """Cosine similarities within each mode, and the norms."""
+    """Cosine similarities within each mode, and the norms; the diagonal of ones is masked."""
     modes = [mode for mode in trained() if mode in set(table["mode1"])]
     figure, axes = panels(1, len(modes) + 1, width=3.9, height=3.6)
     lengths = {}
@@ -95,31 +93,40 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
         part = own[own["mode2"] == mode]
         order = list(dict.fromkeys(part["task1"]))
         square = part.pivot(index="task1", columns="task2", values="cosine").loc[order, order]
-        heat(axis, square, limits=(0.0, 1.0), written=True)
-        axis.set_title(f"cosine, {MODES[mode].label}")
+        square = square.mask(np.eye(len(order), dtype=bool))
+        image = heat(axis, square, (-LIMIT, LIMIT), palette.SIGNED, written=True)
+        axis.set_title(f"cosine, {MODES[mode].label} (diagonal of 1 masked)")
         lengths[MODES[mode].label] = own.groupby("task1", sort=False)["norm1"].first()
-    pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], color=["#0072b2", "#009e73"], width=0.75)
+    figure.colorbar(image, ax=axes[0][len(modes) - 1], extend="both", label="cosine")
+    colours = [MODES[mode].colour for mode in modes]
+    pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], color=colours, width=0.75)
     axes[0][-1].invert_yaxis()
-    axes[0][-1].set(xlabel="norm of the task vector", ylabel="")
-    axes[0][-1].legend(
-        frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18)
-    )
+    axes[0][-1].set(title="norm of the task vector", ylabel="")
+    axes[0][-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return figure
 
 
 def draw_layers(table: pd.DataFrame, run: Run) -> Any:
-    """Mean share of each layer over the tasks, by mode."""
+    """Mean share of each layer over the tasks, by mode; from the first layer to the last."""
     by = table.groupby(["mode", "layer"], sort=False)["share"].mean()
     modes = [mode for mode in trained() if mode in set(table["mode"])]
     shares = 100 * pd.DataFrame({MODES[mode].label: by[mode] for mode in modes}).T
-    figure, axes = panels(1, 1, width=7.0, height=1.0 + 0.6 * len(shares))
+    shares = shares[sorted(shares.columns, key=_depth)]
+    figure, axes = panels(1, 1, width=7.0, height=1.2 + 0.6 * len(shares))
     axis = axes[0][0]
     left = 0.0 * shares.iloc[:, 0]
-    for k, layer in enumerate(shares.columns):
-        style = {"color": COLOURS[k % 10], "hatch": HATCHES[k % 10], "edgecolor": "white"}
+    for layer, colour in zip(shares.columns, palette.ordered(len(shares.columns)), strict=True):
+        style = {"color": colour, "edgecolor": "white", "linewidth": 0.5}
         axis.barh(list(shares.index), shares[layer], 0.7, left=left, label=layer, **style)
         left = left + shares[layer]
     axis.invert_yaxis()
     axis.set(xlabel="share of the squared norm, %, mean of tasks", xlim=(0, 100))
-    axis.legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    legend_below(figure, axis, columns=5)
     return figure
+
+
+def _depth(layer: str) -> tuple[int, int, str]:
+    """Where a layer is: before the numbered ones, one of them, or after."""
+    if (number := re.search(r"\.(\d+)$", layer)) is not None:
+        return 1, int(number[1]), layer
+    return (2 if re.search(r"post|proj$|head|fc|norm$", layer) else 0), 0, layer

@@ -126,19 +126,20 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
         for k, mode in enumerate(in_order(table["mode"])):
             part, shift = table[table["mode"] == mode], 0.16 * (k - 1)
             label, colour, marker = MODES[mode].label, MODES[mode].colour, MODES[mode].marker
-            dots = {"ms": 3, "alpha": 0.25, "color": colour, "zorder": 1}
+            dots = {"ms": 4, "alpha": 0.3, "color": colour, "zorder": 1, "mew": 0}
             axis.plot(part["num_vectors"] + shift, 100 * part[column], ".", **dots)
             by_size = part.groupby("num_vectors")[column]
             mean, spread = 100 * by_size.mean(), 100 * by_size.std(ddof=0)
             complete = by_size.size().to_numpy() == [comb(tasks, size) for size in mean.index]
             what = "subsets" if complete.all() else "subsets, hollow: sampled"
-            axis.plot(mean.index + shift, mean.where(complete), color=colour, lw=1.5)
-            bars = {"fmt": marker, "color": colour, "capsize": 2, "lw": 1.5, "ms": 5}
+            axis.plot(mean.index + shift, mean.where(complete), color=colour)
+            bars = {"fmt": marker, "color": colour, "elinewidth": 1.4, "capthick": 1.4}
             for sizes, face in ((complete, colour), (~complete, "white")):
                 bars["label"] = None if face == "white" else f"{label} ({len(part)} {what})"
                 x, y, error = mean.index[sizes] + shift, mean[sizes], spread[sizes]
                 axis.errorbar(x, y, error, markerfacecolor=face, **bars)
         axis.set(xlabel="number of task vectors added", ylabel=f"{name}, mean of all tasks, %")
         axis.set_xticks(sorted(set(table["num_vectors"])))
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][0].legend()
+    axes[0][1].set_title("points: subsets; bars: mean ± standard deviation", fontsize="medium")
     return figure

@@ -1,4 +1,4 @@
-"""Files of analysis tables: tidy CSV, with provenance as JSON beside it."""
+"""Files of analysis tables: tidy CSV, with LaTeX and provenance as JSON beside it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from tangent_arithmetic.run.latex import booktabs
 from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.results import provenance
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import MissingFileError
 from tangent_arithmetic.storage.reading import readable
+
+LONGEST = 100  # rows of a table in LaTeX
 
 
 def table_path(run: Run, name: str) -> Path:
@@ -21,11 +24,27 @@ def table_path(run: Run, name: str) -> Path:
 
 
 def write_table(run: Run, name: str, table: pd.DataFrame, seconds: float) -> Path:
-    """Writes a table, and its provenance beside it; returns the table's path."""
+    """Writes a table, and beside it LaTeX and its provenance; returns the table's path."""
     path, facts = table_path(run, name), provenance(run, seconds)
     write_text(path, table.to_csv(index=False))
     write_json(path.with_suffix(".json"), facts)
+    write_latex(run, name, table)
     return path
+
+
+def write_latex(run: Run, name: str, table: pd.DataFrame) -> None:
+    """Writes a table of at most `LONGEST` rows as LaTeX beside its CSV; longer ones are figures."""
+    path = table_path(run, name).with_suffix(".tex")
+    if len(table) <= LONGEST:
+        rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+        numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+        write_text(path, booktabs([*map(str, table.columns)], rows, numeric))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def read_table(run: Run, name: str) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from torch import Tensor
 from tangent_arithmetic.data.identity import fingerprint, labels_of
 from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.encoders.base import LinearEncoder
+from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import atomic, remove_parts
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.logs import progress
@@ -37,7 +38,7 @@ from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.statedict import State, check_part, content_hash, scale
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, Int64
+    from jaxtyping import Float, Float32, Int64, UInt8
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,12 @@ class Features:
     Attributes:
         f0: features at theta0.
         directions: J(x; theta0) tau for each task vector.
-        labels: the true classes.
+        labels: the true classes; uint8 (images, classes) where an image has several.
     """
 
     f0: Float32[Tensor, "images features"]
     directions: list[Float32[Tensor, "images features"]]
-    labels: Int64[Tensor, " images"]
+    labels: Int64[Tensor, " images"] | UInt8[Tensor, "images classes"]
 
     def to(self, device: torch.device) -> Features:
         """Copies them to a device."""
@@ -101,8 +102,7 @@ def linear_features(
     if cache is not None and isinstance(batches, EvalBatches):
         folder = _folder(cache, encoder, batches, compute)
         if folder:
-            labels = labels_of(batches.pictures)[batches.rank :: batches.world_size]
-            cached = _read_all(folder, keys, torch.tensor(labels, dtype=torch.int64))
+            cached = _read_all(folder, keys, _labels(batches))
     missing = {key: tau for key, tau in zip(keys[1:], vectors, strict=True) if key not in cached}
     if "f0" not in cached or missing:
         computed = _compute(encoder, missing, batches, compute)
@@ -139,10 +139,12 @@ def _compute(
     encoder.eval().to(device)
     taus = [{name: v.to(device) for name, v in tau.items()} for tau in vectors.values()]
     parts: list[list[Tensor]] = []
-    labels = [torch.zeros(0, dtype=torch.int64)]
+    labels: list[Tensor] = []
     total = len(batches) if isinstance(batches, EvalBatches) else None
-    for batch in progress(batches, f"features of {getattr(batches, 'name', 'a split')}", total):
+    bar = progress(batches, f"features of {getattr(batches, 'name', 'a split')}", total)
+    for batch in bar:
         images, truth = to_device(batch, device)
+        bar.note(len(images) * ddp.world_size())
         with compute.autocast():
             f0, steps = encoder.tangents(images, taus or [{}])
         parts.append([value.float().cpu() for value in (f0, *steps[: len(taus)])])
@@ -151,8 +153,15 @@ def _compute(
         parts = [[torch.zeros(0, 0)] * (1 + len(taus))]
     features = [torch.cat(column) for column in zip(*parts, strict=True)]
     tensors = {key: {"features": v} for key, v in zip(("f0", *vectors), features, strict=True)}
-    tensors["f0"]["labels"] = torch.cat(labels)
+    tensors["f0"]["labels"] = torch.cat(labels) if labels else _labels(batches)
     return tensors
+
+
+def _labels(batches: EvalBatches | Iterable[Sequence[Tensor]]) -> Tensor:
+    """The labels of this rank's share; none of batches whose images are not listed."""
+    if not isinstance(batches, EvalBatches):
+        return torch.zeros(0, dtype=torch.int64)
+    return torch.tensor(labels_of(batches.pictures)[batches.rank :: batches.world_size])
 
 
 def _folder(
@@ -179,9 +188,7 @@ def _folder(
     return cache / key[:32]
 
 
-def _read_all(
-    folder: Path, keys: Sequence[str], labels: Int64[Tensor, " images"]
-) -> dict[str, dict[str, Tensor]]:
+def _read_all(folder: Path, keys: Sequence[str], labels: Tensor) -> dict[str, dict[str, Tensor]]:
     """The cached tensors by key; without those that are missing or, with a warning, damaged.
 
     Args:

@@ -2,8 +2,10 @@ r"""Logits of linear models for each image, exact at every coefficient.
 
 A normalising head has the logits \(W \phi / \|\phi\| + b\), and the features of a linear model are
 \(\phi = f_0 + \sum_t a_t d_t\). So \(W f_0\) and \(W d_1, ..., W d_T\) of each image, with the
-inner products of \(f_0, d_1, ..., d_T\) if \(b\) is not zero, determine its logits at any
-coefficients \(a\) without another forward pass.
+inner products of \(f_0, d_1, ..., d_T\), determine its logits at any coefficients \(a\) without
+another forward pass. The norm of an image's features leaves the order of its classes unchanged, so
+that the inner products are needed only if \(b\) is not zero, or if images are compared with each
+other, as by mean average precision.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.arithmetic.features import Features, linear_features
+from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.sweeps import Split
+from tangent_arithmetic.arithmetic.tally import measured
 from tangent_arithmetic.encoders.base import LinearEncoder
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.storage.statedict import State
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Float64, Int64
+    from jaxtyping import Float32, Float64, Int64, UInt8
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Logits:
         vectors: names of the task vectors.
         base: \(W f_0\).
         steps: \(W d_t\) for each task vector.
-        labels: the true classes.
+        labels: the true classes; uint8 (images, classes) where an image has several.
         bias: \(b\); None if zero.
-        gram: inner products of \(f_0, d_1, ..., d_T\); None unless the head normalises and has a
-            bias.
+        gram: inner products of \(f_0, d_1, ..., d_T\); None unless the head normalises, and has a
+            bias or an image several labels.
         of: number of images in the split, of which these may be a sample or a rank's share.
     """
 
@@ -46,16 +50,20 @@ class Logits:
     vectors: tuple[str, ...]
     base: Float32[Tensor, "images classes"]
     steps: Float32[Tensor, "vectors images classes"]
-    labels: Int64[Tensor, " images"]
+    labels: Int64[Tensor, " images"] | UInt8[Tensor, "images classes"]
     bias: Float32[Tensor, " classes"] | None
     gram: Float64[Tensor, "images 1+vectors 1+vectors"] | None
     of: int
 
+    def row(self, point: Mapping[str, float]) -> list[float]:
+        """Coefficients in the order of the vectors, from those by name; missing ones are 0."""
+        return [point.get(vector, 0.0) for vector in self.vectors]
+
     def at(self, coefs: Sequence[float]) -> Float64[Tensor, "images classes"]:
         """Logits at theta0 + sum of coefs[t] * tau_t.
 
-        Without a bias they are not divided by the norm of the features, which leaves the order of
-        the classes unchanged.
+        Without `gram` they are not divided by the norm of the features, which leaves the order of
+        an image's classes unchanged.
         """
         a = torch.tensor([1.0, *coefs], dtype=torch.float64)
         logits = self.base.double()
@@ -71,9 +79,13 @@ class Logits:
         """The predicted class of each image."""
         return self.at(coefs).argmax(dim=1)
 
+    def metrics(self, coefs: Sequence[float]) -> dict[str, float]:
+        """The metrics of these images, the main one first, see `arithmetic.metrics`."""
+        return measured(self.at(coefs), self.labels)
+
     def accuracy(self, coefs: Sequence[float]) -> float:
-        """Top-1 accuracy in [0, 1]."""
-        return float((self.predictions(coefs) == self.labels).double().mean())
+        """The main metric in [0, 1]: top-1 accuracy, or mean average precision."""
+        return main_of(self.metrics(coefs))
 
 
 @torch.no_grad()
@@ -87,7 +99,7 @@ def of_features(
     parts = [part.reshape(shape) for part in (features.f0, *features.directions)]
     base, *steps = (part @ weight.T for part in parts)
     gram = None
-    if biased and head.normalize:
+    if head.normalize and (biased or features.labels.ndim == 2):
         wide = torch.stack(parts, dim=1).double()
         gram = wide @ wide.transpose(1, 2)
     return Logits(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
+from tangent_arithmetic.arithmetic.metrics import main_key
 from tangent_arithmetic.arithmetic.sweeps import Split, sweep_splits
 from tangent_arithmetic.encoders.base import Encoder
 from tangent_arithmetic.storage import statedict
@@ -23,7 +24,7 @@ def negate(
     least: float,
     coefs: Sequence[float],
 ) -> dict[str, Any]:
-    """Negates one task vector.
+    """Negates one task vector; accuracies are main metrics, see `arithmetic.metrics`.
 
     The coefficient is the smallest one with the lowest validation accuracy on the task, among those
     that keep the control set's validation accuracy at `least` or more.
@@ -41,9 +42,9 @@ def negate(
         last is whether any coefficient keeps the control set.
     """
     negated = statedict.scale(tau, -1.0)
-    target, control = (f"{split.name}:top1" for split in val)
     swept = sweep_splits(encoder, negated, coefs, val)
     on_val = {str(coef): metrics for coef, metrics in swept.items()}
+    target, control = (main_key(swept[coefs[0]], split.name) for split in val)
     coef = find_optimal_coef(
         on_val,
         metric=target,
@@ -54,8 +55,8 @@ def negate(
     )
     on_test = sweep_splits(encoder, negated, [coef], test)[coef]
     return {
-        "test": on_test[f"{test[0].name}:top1"],
-        "test_control": on_test[f"{test[1].name}:top1"],
+        "test": on_test[main_key(on_test, test[0].name)],
+        "test_control": on_test[main_key(on_test, test[1].name)],
         "val": on_val,
         "coefficient": coef,
         "qualified": on_val[str(coef)][control] >= least,

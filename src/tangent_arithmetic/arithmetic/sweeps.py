@@ -1,4 +1,6 @@
-r"""Evaluation: top-1 accuracy, and sweeps over coefficients.
+r"""Evaluation: the metrics of a model on a split, and sweeps over coefficients.
+
+Which metrics follows from the labels, see `arithmetic/metrics.py`.
 
 For a linear model a whole sweep costs one pass, since its features are affine in the coefficient
 (`arithmetic/features.py`). For a standard model each image is read and moved to the device once,
@@ -10,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tangent_arithmetic.arithmetic.features import linear_features
+from tangent_arithmetic.arithmetic.metrics import main_of
+from tangent_arithmetic.arithmetic.tally import Tally, scores
 from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.encoders.base import Encoder, LinearEncoder, is_linear
 from tangent_arithmetic.runtime import ddp
@@ -25,7 +29,7 @@ from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.statedict import State
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
+    from jaxtyping import Float32
 
 HELD_BYTES = 256 * 2**20  # images that a sweep keeps on the device
 
@@ -33,11 +37,7 @@ Batches = EvalBatches | Iterable[Sequence[Tensor]]  # (images, labels); this ran
 Terms = Sequence[tuple[float, State]]  # a point: theta + sum of coefficient * task vector
 
 
-class Accuracy(TypedDict):
-    """Top-1 accuracy in [0, 1], and the number of images it is computed on, over all ranks."""
-
-    top1: float
-    num_images: int
+Metrics = dict[str, float]  # by name, the main one first, and "num_images" over all ranks
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,22 @@ class Split:
         """Number of images to evaluate on, over all ranks, if known."""
         return len(self.batches.pictures) if isinstance(self.batches, EvalBatches) else None
 
-    def accuracy(self, encoder: Encoder) -> Accuracy:
-        """Top-1 accuracy of an encoder, standard or linear, which is left unchanged."""
+    def accuracy(self, encoder: Encoder) -> Metrics:
+        """The metrics of an encoder, standard or linear, which is left unchanged.
+
+        Returns:
+            "top1" and "balanced", or "map" for several labels an image; and "num_images".
+        """
         if is_linear(encoder):
             return self._linear(encoder, [encoder.displacement()], [[1.0]])[0]
         return self._standard(encoder, [[]])[0]
 
     def sweep(self, encoder: Encoder, tau: State, coefs: Sequence[float]) -> list[float]:
-        """Top-1 accuracy at theta + coef * tau for each coefficient.
+        """The main metric at theta + coef * tau for each coefficient, see `metrics_at`."""
+        return [main_of(found) for found in self.metrics_at(encoder, tau, coefs)]
+
+    def metrics_at(self, encoder: Encoder, tau: State, coefs: Sequence[float]) -> list[Metrics]:
+        """The metrics at theta + coef * tau for each coefficient.
 
         Args:
             encoder: at theta, standard or linear; left unchanged.
@@ -82,50 +90,35 @@ class Split:
         Raises:
             UsageError: if tau has names or shapes that theta lacks.
         """
-        if is_linear(encoder):
-            start = encoder.displacement()
-            moved = any(bool(step.any()) for step in start.values())
-            vectors = [start, tau] if moved else [tau]
-            points = [[1.0, coef] if moved else [coef] for coef in coefs]
-            results = self._linear(encoder, vectors, points)
-        else:
-            results = self._standard(encoder, [[(coef, tau)] for coef in coefs])
-        return [result["top1"] for result in results]
+        if not is_linear(encoder):
+            return self._standard(encoder, [[(coef, tau)] for coef in coefs])
+        start = encoder.displacement()
+        moved = any(bool(step.any()) for step in start.values())
+        vectors = [start, tau] if moved else [tau]
+        points = [[1.0, coef] if moved else [coef] for coef in coefs]
+        return self._linear(encoder, vectors, points)
 
     @torch.no_grad()
     def _linear(
         self, encoder: LinearEncoder, vectors: Sequence[State], points: Sequence[Sequence[float]]
-    ) -> list[Accuracy]:
-        """Accuracy at theta0 + sum_t points[i][t] * vectors[t] for each i, from one pass."""
+    ) -> list[Metrics]:
+        """Metrics at theta0 + sum_t points[i][t] * vectors[t] for each i, from one pass."""
         compute = self.compute or Compute.of(encoder.weights())
         head = self.head.to(compute.device)
         features = linear_features(encoder, vectors, self.batches, compute, self.cache)
         features = features.to(compute.device)
-        counts = torch.zeros(len(points) + 1, dtype=torch.int64, device=compute.device)
+        tallies = [Tally() for _ in points]
         if len(features.labels):
-            hits = [_hits(head(features.at(point).float()), features.labels) for point in points]
-            counts[:-1] = torch.stack(hits)
-            counts[-1] = len(features.labels)
-        return _accuracies(counts)
+            for tally, point in zip(tallies, points, strict=True):
+                tally.add(head(features.at(point).float()), features.labels)
+        return scores(tallies)
 
-    def _standard(self, encoder: Encoder, points: Sequence[Terms]) -> list[Accuracy]:
+    def _standard(self, encoder: Encoder, points: Sequence[Terms]) -> list[Metrics]:
         compute = self.compute or Compute.of(encoder.weights())
-        counts = torch.zeros(len(points) + 1, dtype=torch.int64, device=compute.device)
+        tallies = [Tally() for _ in points]
         for i, logits, labels in logits_at(encoder, points, self.head, self.batches, compute):
-            counts[i] += _hits(logits, labels)
-            counts[-1] += len(labels) if i == 0 else 0
-        return _accuracies(counts)
-
-
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """The number of images classified correctly."""
-    return (logits.argmax(dim=1) == labels).sum()
-
-
-def _accuracies(counts: Tensor) -> list[Accuracy]:
-    """Accuracies from this rank's hits at each point and, as the last entry, number of images."""
-    *correct, total = ddp.all_sum(counts).tolist()
-    return [{"top1": hits / total, "num_images": total} for hits in correct]
+            tallies[i].add(logits, labels)
+        return scores(tallies)
 
 
 @torch.no_grad()
@@ -135,7 +128,7 @@ def logits_at(
     head: nn.Module,
     batches: Batches,
     compute: Compute | None = None,
-) -> Iterator[tuple[int, Float32[Tensor, "batch classes"], Int64[Tensor, " batch"]]]:
+) -> Iterator[tuple[int, Float32[Tensor, "batch classes"], Tensor]]:
     """Logits of a standard encoder at several points; each image is read and moved once.
 
     As many batches as fit in `HELD_BYTES` are evaluated at one point after the other, so that the
@@ -150,7 +143,7 @@ def logits_at(
         compute: device and precision; None for the encoder's device, in float32.
 
     Yields:
-        The index of the point, logits and labels.
+        The index of the point, logits, and labels as the batches have them.
 
     Raises:
         UsageError: if a term has names or shapes that theta lacks.
@@ -178,10 +171,12 @@ def logits_at(
 
     label = f"evaluating {getattr(batches, 'name', '')}".strip()
     total = len(batches) * len(points) if isinstance(batches, EvalBatches) else None
+    bar = progress(passes(), label, total)
     try:
-        for i, images, labels in progress(passes(), label, total):
+        for i, images, labels in bar:
             with compute.autocast():
                 features = encoder(images)
+            bar.note(len(images) * ddp.world_size())
             yield i, head(features.float()), labels
     finally:
         if vectors:
@@ -224,11 +219,13 @@ def _held(batches: Batches, device: torch.device) -> Iterator[list[tuple[Tensor,
 def sweep_splits(
     encoder: Encoder, tau: State, coefs: Sequence[float], splits: Iterable[Split]
 ) -> dict[float, dict[str, float]]:
-    """Top-1 accuracies on several splits: coefficient -> {"<split>:top1": accuracy}."""
+    """Metrics on several splits: coefficient -> {"<split>:<metric>": value}."""
     metrics: dict[float, dict[str, float]] = {coef: {} for coef in coefs}
     for split in splits:
-        for coef, top1 in zip(coefs, split.sweep(encoder, tau, coefs), strict=True):
-            metrics[coef][f"{split.name}:top1"] = top1
+        for coef, found in zip(coefs, split.metrics_at(encoder, tau, coefs), strict=True):
+            named = {f"{split.name}:{name}": value for name, value in found.items()}
+            del named[f"{split.name}:num_images"]
+            metrics[coef] |= named
     return metrics
 
 

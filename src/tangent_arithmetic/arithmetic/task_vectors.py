@@ -419,14 +419,16 @@ class LinearizedTaskVector(TaskVector):
         return dict(self.vector)
 
 
-def nonlinear_to_linear(task_vector: TaskVector) -> LinearizedTaskVector:
+def nonlinear_to_linear(nonlinear_task_vector: TaskVector) -> LinearizedTaskVector:
     """The same tau as a vector of linear fine-tuning, without buffers."""
-    return _cast(task_vector.parameters_only(), LinearizedTaskVector)
+    return _cast(nonlinear_task_vector.parameters_only(), LinearizedTaskVector)
 
 
-def linear_to_nonlinear(task_vector: TaskVector, param_names: object = None) -> NonLinearTaskVector:
+def linear_to_nonlinear(
+    linear_task_vector: TaskVector, param_names: object = None
+) -> NonLinearTaskVector:
     """The same tau as a vector of standard fine-tuning; `param_names` is ignored."""
-    return _cast(task_vector, NonLinearTaskVector)
+    return _cast(linear_task_vector, NonLinearTaskVector)
 
 
 def _cast(task_vector: TaskVector, kind: type[Kind]) -> Kind:

@@ -21,7 +21,7 @@ def make_parser(description: str | None) -> Parser:
     text = "data sets and recipes (default: default)"
     add("--preset", default="default", choices=sorted(PRESETS), help=text)
     text = "parent of artificial_datasets and artificial_checkpoints (default: the current folder)"
-    add("--root", type=lambda path: Path(pathname(path)), default=Path(), help=text)
+    add("--root", type=lambda path: Path(pathname(path)), default=Path(), metavar="PATH", help=text)
     text = "cpu, cuda, cuda:1, mps (default: cpu, the models being small)"
     add("--device", default="cpu", help=text)
     return parser

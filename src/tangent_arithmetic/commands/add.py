@@ -8,8 +8,9 @@ from typing import Any
 
 from tangent_arithmetic.arithmetic.addition import add
 from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.metrics import main_metric
 from tangent_arithmetic.report.page import report_path, write_report
-from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import (
     announce,
@@ -20,7 +21,6 @@ from tangent_arithmetic.run.models import (
     task_vector,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.modes import edited, require_mode
 from tangent_arithmetic.run.results import (
     accuracies_path,
     accuracy_table,
@@ -69,8 +69,10 @@ def addition_table(results: dict[str, Any], tasks: Sequence[str], mode: str) -> 
     """Zero-shot and sum, absolute and normalised; a dash where no normalised accuracy exists."""
     rows = {}
     for label, key in (("zero-shot", "zeroshot"), (f"sum, {mode}", "test")):
-        for kind, metric in (("absolute", "top1"), ("normalised", "normalized_top1")):
-            rows[f"{label}, {kind}"] = [results[key].get(f"{task}:{metric}") for task in tasks]
+        mains = [f"{task}:{main_metric(results[key], task)}" for task in tasks]
+        normalised = [main.replace(":", ":normalized_") for main in mains]
+        for kind, names in (("absolute", mains), ("normalised", normalised)):
+            rows[f"{label}, {kind}"] = [results[key].get(name) for name in names]
     return accuracy_table(tasks, rows)
 
 
@@ -84,7 +86,8 @@ def work(run: Run) -> None:
         results = task_addition(run)
         write_results(path, results, run)
         tracker.log({**results["test"], "coefficient": results["coefficient"]})
-    page = write_report(run)
+        page = write_report(run)
+        tracker.show("report", page)
     if ddp.is_main_process():
         print(addition_table(results, run.tasks, mode))
         print(
@@ -95,8 +98,7 @@ def work(run: Run) -> None:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    args = parse_arguments(argv, __doc__)
-    require_mode(args.finetuning_mode, "eval_task_addition.py", edited())
+    _, args = parse_command("add", argv, __doc__)
     setup_logging()
     start(work, args)
     return 0

@@ -25,16 +25,24 @@ from tangent_arithmetic.analysis import (
     single,
     subsets,
 )
-from tangent_arithmetic.analysis.figures import plain, save
-from tangent_arithmetic.analysis.tables import of_table, read_table, table_path, write_table
+from tangent_arithmetic.analysis.figures import overview, plain, save
+from tangent_arithmetic.analysis.tables import (
+    of_table,
+    read_table,
+    table_path,
+    write_latex,
+    write_table,
+)
 from tangent_arithmetic.report import explorer as tangent_explorer
 from tangent_arithmetic.report.page import report_path, write_report
-from tangent_arithmetic.run.args import parse_names
+from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import announce
-from tangent_arithmetic.run.modes import edited, require_mode
+from tangent_arithmetic.run.modes import edited
 from tangent_arithmetic.run.results import check_targets
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import collect, summarised
+from tangent_arithmetic.run.tracking import tracked
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
@@ -75,7 +83,8 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
     parts = [part for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())]
     tables = [table_path(run, name) for name, *_ in parts]
     stems = [path.stem for path in tables] + (["single"] if FIGURES in names else [])
-    figures = [run.results / "figures" / f"{stem}.png" for stem in stems]
+    folder = run.results / "figures" / ("paper" if run.config.style == "paper" else "")
+    figures = [folder / f"{stem}.png" for stem in stems]
     check_targets(run, report_path(run), *tables, *figures)
     mode = run.config.finetuning_mode
     modes = edited() if mode is None else [mode]
@@ -94,7 +103,10 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
         for name, _, draw in (part for analysis in ANALYSES.values() for part in analysis):
             if table_path(run, name).is_file():
                 with of_table(run, name):
-                    show(run, name, draw, read_table(run, name))
+                    table = read_table(run, name)
+                    show(run, name, draw, table)
+                    write_latex(run, name, table)
+        redraw_overview(run)
     explored = None
     if REPORT in names or not names:
         with _optional("the explorer", not names):
@@ -116,21 +128,31 @@ def _optional(name: str, optional: bool) -> Iterator[None]:
 def show(run: Run, name: str, draw: Draw, table: pd.DataFrame) -> None:
     """Draws a table and writes its figure."""
     note = f"{run.config.model}, suite {run.suite.name}, seed {run.seed}"
-    save(plain(draw, table, run), run.results / "figures", name, without_home(note))
+    figure = plain(draw, table, run, style=run.config.style)
+    save(figure, run.results / "figures", name, without_home(note))
+
+
+def redraw_overview(run: Run) -> None:
+    """Draws the figure of the suite's summary again, if there is one, from the runs' results."""
+    folder = run.results.parent
+    if runs := summarised(run):
+        overview(runs[0], collect(runs), folder / "figures" / "overview.png")
 
 
 def work(names: tuple[str, ...], run: Run) -> None:
     """Runs the analyses, in every process of the run."""
     announce(run, "analyze")
-    analyze(run, names)
+    with tracked(run, "analysis") as tracker:
+        analyze(run, names)
+        tracker.show("report", report_path(run))
+        for path in sorted((run.results / "figures").glob("*.png")):
+            tracker.show(f"figures/{path.stem}", path)
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags and runs the analyses."""
-    names, args = parse_names(NAMES, "analysis", argv, __doc__)
-    if args.finetuning_mode is not None:
-        require_mode(args.finetuning_mode, "analyze.py", edited())
+    names, args = parse_command("analyze", argv, __doc__)
     setup_logging()
     start(functools.partial(work, tuple(names)), args)
     return 0

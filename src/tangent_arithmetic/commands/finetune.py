@@ -11,9 +11,11 @@ from typing import Any
 
 from tangent_arithmetic.data.identity import pictures_hash, times_hash
 from tangent_arithmetic.data.registry import ImageDataset, split_record
-from tangent_arithmetic.encoders.images import ClassificationHead, ImageClassifier, ImageEncoder
+from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.encoders.classifiers import ImageClassifier
+from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import read_facts
-from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import (
     announce,
@@ -21,9 +23,9 @@ from tangent_arithmetic.run.models import (
     classification_head,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.modes import require_mode, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.tracking import append_result, tracked
+from tangent_arithmetic.run.validation import Validation
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import remove_parts
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entry_point
@@ -142,7 +144,7 @@ def _alone(states: RunStates) -> Iterator[None]:
 def _finetune(
     run: Run,
     task: str,
-    encoder: ImageEncoder,
+    encoder: ModuleEncoder,
     head: ClassificationHead,
     data: ImageDataset,
     origin: dict[str, Any],
@@ -150,21 +152,30 @@ def _finetune(
 ) -> dict[str, Any]:
     """Trains, writes the checkpoint, and returns the facts of the training."""
     mode, seed, path = run.mode, run.seed, states.checkpoint
+    validation = Validation(run, task, encoder)
     seed_everything(seed)
     tuned = base_encoder(encoder, mode.name)
     classifier = ImageClassifier(tuned, head)
     classifier.freeze_head()
     classifier.to(run.device)
 
-    def save(target: Path, **info: Any) -> None:
+    def write(target: Path, **info: Any) -> None:
         if ddp.is_main_process():
             tuned.save(target, task=task, mode=mode.name, **origin, **info)
+
+    def save(target: Path, **info: Any) -> None:
+        write(target, **info)
         ddp.barrier()
 
     def snapshot(step: int) -> None:
         save(path.with_name(f"{mode.prefix}checkpoint_{step}.safetensors"), step=step)
 
     with tracked(run, f"finetune-{mode.name}-{task}") as tracker:
+
+        def watch(step: int) -> None:
+            tracker.log(validation.measure(f"step {step}", tuned), step)
+
+        tracker.log(validation.measure("before", encoder), 0)  # a linearisation has the same
         facts = train(
             classifier,
             TrainingData(data.train, tuned.train_preprocess, run.num_workers),
@@ -173,11 +184,19 @@ def _finetune(
             snapshots=Snapshots(states, run.config.checkpoint_every, snapshot),
             tracker=tracker,
             description=f"{task} {mode.name}",
+            watch=watch if run.config.wandb else None,
         )
+        try:
+            after = validation.measure("after", tuned)
+        except BaseException:
+            write(path, **facts)  # a failed evaluation costs no training
+            raise
+        facts["validation"] = validation.facts
         save(path, **facts)  # before W&B ends, which may fail
+        tracker.log(after, facts["steps"])
     spent = f"{facts['steps']} steps in {facts['seconds']:.0f} s"
-    loss = facts["last_epoch_loss"]
-    logger.info("%s %s: %s, loss %.3f, wrote %s", task, mode.name, spent, loss, path)
+    loss, told = facts["last_epoch_loss"], validation.told()
+    logger.info("%s %s: %s, loss %.3f, %s; wrote %s", task, mode.name, spent, loss, told, path)
     return facts
 
 
@@ -196,8 +215,7 @@ def work(run: Run) -> None:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    args = parse_arguments(argv, __doc__)
-    require_mode(args.finetuning_mode, "finetune.py", trained())
+    _, args = parse_command("finetune", argv, __doc__)
     setup_logging()
     start(work, args)
     return 0

@@ -11,16 +11,17 @@ Groups and keys have FusionBench's names; `-m` sweeps. See docs/merging.md.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from tangent_arithmetic.merging.composing import run_hydra
+from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, printable, shown
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -34,9 +35,14 @@ def work(config: DictConfig) -> None:
     setup_logging()
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = shown(error.full_key or "a key")
+        raise UsageError(f"{key} is not set; expected {key}=VALUE, see --cfg job") from error
     except OmegaConfBaseException as error:
         raise UsageError(f"the configuration is incomplete: {error}") from error
-    plain["path"]["log_dir"] = HydraConfig.get().runtime.output_dir  # of the job, in a sweep
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if folder != Path.cwd():  # of a job in a sweep, or hydra.run.dir
+        plain["path"]["log_dir"] = str(folder)
     if plain.get("print_config"):
         print(OmegaConf.to_yaml(config))
     report = run(plain)
@@ -45,7 +51,15 @@ def work(config: DictConfig) -> None:
         print(f"dry run: {printable(report['method'])} of {names}")
     else:
         lines = [printable(line) for line in table(report)]
-        print("\n".join(lines) or f"merged {len(report['merge']['models'])} models")
+        print("\n".join([*lines, _merged(report["merge"], plain)]))
+
+
+def _merged(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What was merged, and where it is, for the last line."""
+    count = len([name for name in recipe["models"] if name != PRETRAINED])
+    method, target = printable(recipe["method"]), config.get("merged_model_save_path")
+    place = f"; wrote {shown(target)}" if target else "; not saved (merged_model_save_path=PATH)"
+    return f"merged {count} model{'s' if count != 1 else ''} by {method}{place}"
 
 
 def explain(error: Exception) -> str:

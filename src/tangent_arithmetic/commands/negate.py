@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tangent_arithmetic.report.page import report_path, write_report
-from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import (
     announce,
@@ -16,8 +16,12 @@ from tangent_arithmetic.run.models import (
     task_vector,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.modes import edited, require_mode
-from tangent_arithmetic.run.negation import negate_task, zeroshot_accuracies
+from tangent_arithmetic.run.negation import (
+    finetuned_accuracies,
+    negate_task,
+    with_means,
+    zeroshot_accuracies,
+)
 from tangent_arithmetic.run.results import (
     arithmetic_path,
     check_targets,
@@ -43,6 +47,7 @@ def task_negation(run: Run) -> dict[str, Any]:
         tau = task_vector(run, task, mode, encoder, theta0_hash).vector
         results[task] = negate_task(run, task, tau, base, singles)
     hashes = checkpoint_hashes(run, run.tasks, mode)
+    results = dict(with_means(results, finetuned_accuracies(run, theta0_hash, hashes)))
     facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
     names = [f"{name}{end}" for name in (*run.tasks, run.control) for end in ("Val", "")]
     splits = run.data.split_hashes(names)
@@ -62,7 +67,8 @@ def work(run: Run) -> None:
         tracker.log(
             {f"{t}:{k}": results[t][k] for t in run.tasks for k in ("test", "test_control")}
         )
-    page = write_report(run)
+        page = write_report(run)
+        tracker.show("report", page)
     if ddp.is_main_process():
         columns = ("zeroshot", "test", "zeroshot_control", "test_control")
         rows = [
@@ -79,8 +85,7 @@ def work(run: Run) -> None:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    args = parse_arguments(argv, __doc__)
-    require_mode(args.finetuning_mode, "eval_task_negation.py", edited())
+    _, args = parse_command("negate", argv, __doc__)
     setup_logging()
     start(work, args)
     return 0

@@ -1,7 +1,8 @@
 """Downloads the public data sets, arranges them for the loaders, and verifies them.
 
     tangent-arithmetic prepare-data --suite=clip8 --data-location=~/data
-    tangent-arithmetic prepare-data --data-location=~/data --datasets=MNIST,SVHN --check
+    tangent-arithmetic prepare-data --datasets=MNIST,SVHN
+    tangent-arithmetic prepare-data --data-location=~/data --check --report=data.json
 
 Complete data sets are skipped, interrupted downloads resumed. For files that cannot be downloaded,
 the message says where to get them; put them into `downloads/` below the data root and run again.
@@ -61,7 +62,8 @@ def chosen(suite: str, datasets: str | None) -> list[str]:
     if suite == "embedded":
         raise UsageError("--suite=embedded needs no data: there is nothing to prepare")
     entry = get_suite(suite)
-    names = datasets.split(",") if datasets else [*entry.tasks, entry.control]
+    control = [] if entry.control is None else [entry.control]
+    names = datasets.split(",") if datasets else [*entry.tasks, *control]
     for name in names:
         if name not in SETS:
             raise unknown("data set", name, SETS)
@@ -78,23 +80,18 @@ def messages(report: Report) -> str:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="tangent-arithmetic prepare-data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="tangent-arithmetic prepare-data", description=__doc__)
     add = parser.add_argument
-    add("--suite", default="clip8", help="suite to prepare (default: clip8)")
-    add("--data-location", default="~/data", help="data root (default: ~/data)")
+    add("--suite", default="clip8", metavar="NAME", help="suite to prepare (default: clip8)")
+    add("--data-location", default="~/data", metavar="PATH", help="data root (default: ~/data)")
     choices = f"of {', '.join(SETS)} (default: the suite's tasks and control)"
-    add("--datasets", help=f"comma-separated list {choices}")
+    add("--datasets", metavar="NAME,...", help=f"comma-separated list {choices}")
     add("--check", action="store_true", help="only verify the files on disk")
     thorough = "also read ImageNet's training images, and data sets verified before"
     add("--thorough", action="store_true", help=thorough)
-    add("--report", type=Path, help="JSON file to write")
+    add("--report", type=Path, metavar="FILE", help="JSON file to write")
     workers, count = "processes that read images (default: one per core)", number(int, 0, 1024)
-    add("--num-workers", type=count, default=os.cpu_count() or 1, help=workers)
+    add("--num-workers", type=count, default=os.cpu_count() or 1, metavar="N", help=workers)
     return parser.parse_args(argv)
 
 

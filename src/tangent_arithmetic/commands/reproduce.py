@@ -1,7 +1,5 @@
 """Runs the whole benchmark: fine-tune, evaluate, add, negate, report; then prints the tables.
 
-    python scripts/reproduce.py --suite=embedded --seeds=3
-
 What is done is skipped: a stage counts as done when its results are those it wrote and the
 checkpoints behind them are the same. Any other flag is passed to the scripts in src/.
 """
@@ -13,22 +11,20 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tangent_arithmetic.analysis.figures import overview
-from tangent_arithmetic.commands import add, analyze, evaluate, finetune, negate
-from tangent_arithmetic.encoders.loading import read_facts
-from tangent_arithmetic.report.page import report_path
-from tangent_arithmetic.run.args import Parser, parse_arguments
-from tangent_arithmetic.run.modes import MODES, edited, trained
-from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, check_targets
+from tangent_arithmetic.run.args import HELP, Config, flags, paragraphs, parse_arguments
+from tangent_arithmetic.run.checks import check
+from tangent_arithmetic.run.costs import Costs
+from tangent_arithmetic.run.modes import edited, trained
+from tangent_arithmetic.run.parser import Parser
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.run.summary import with_seed, write_summary
+from tangent_arithmetic.run.usage import REPRODUCE, examples_of
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entry_point
-from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.runtime.eta import Estimate, Step, shown_time
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.ranges import number
 from tangent_arithmetic.storage.reading import read_json
@@ -46,47 +42,67 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of an entry point.
+    """One call of an entry point, or several.
 
     Attributes:
         name: for the log.
         main: the entry point.
         argv: its arguments.
         output: the results file that it writes; None for fine-tuning, which skips by itself.
-        share: rough share of the whole time, for the ETA.
+        cost: what is expected of it, for the time left.
+        parts: what is called one after the other, each with further arguments; by name.
     """
 
     name: str
     main: Callable[[Sequence[str]], int]
     argv: list[str]
     output: Path | None
-    share: float
+    cost: Step
+    parts: dict[str, list[str]] = field(default_factory=lambda: {"": []})
+
+    @property
+    def steps(self) -> list[Step]:
+        """Its parts, for an estimate of the time left."""
+        return [Step(self.cost.kind, self.cost.cost / len(self.parts))] * len(self.parts)
 
 
 def stages(run: Run, flags: list[str]) -> list[Stage]:
     """All stages of a run, in order."""
+    from tangent_arithmetic.commands import add, analyze, evaluate, finetune, negate
+    from tangent_arithmetic.report.page import report_path
+    from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
 
     def argv(mode: str) -> list[str]:
         return [f"--finetuning-mode={mode}", *flags]
 
-    found = [
-        Stage("zero-shot evaluation", evaluate.main, argv("none"), accuracies_path(run, "none"), 6)
-    ]
+    costs = Costs(len(run.tasks), run.config.n_eval_points)
+    zeroshot = accuracies_path(run, "none")
+    found = [Stage("zero-shot evaluation", evaluate.main, argv("none"), zeroshot, costs.zeroshot)]
     for mode in trained():
-        share = 42.0 if MODES[mode].linear else 22.0
-        found.append(Stage(f"{mode} fine-tuning", finetune.main, argv(mode), None, share))
+        name, cost = f"{mode} fine-tuning", costs.training(mode)
+        found.append(Stage(name, finetune.main, argv(mode), None, cost, _each_task(run)))
     for mode in edited():
-        path = accuracies_path(run, mode)
-        found.append(Stage(f"{mode} single-task evaluation", evaluate.main, argv(mode), path, 2))
+        name, path = f"{mode} single-task evaluation", accuracies_path(run, mode)
+        found.append(Stage(name, evaluate.main, argv(mode), path, costs.single(mode)))
     for mode in edited():
-        path = arithmetic_path(run, mode, "additions")
-        found.append(Stage(f"{mode} task addition", add.main, argv(mode), path, 3))
-    for mode in edited():
-        path = arithmetic_path(run, mode, "negations")
-        found.append(Stage(f"{mode} task negation", negate.main, argv(mode), path, 5))
-    page = report_path(run)
-    found.append(Stage("report page", analyze.main, [analyze.REPORT, *flags], page, 4))
+        name, path = f"{mode} task addition", arithmetic_path(run, mode, "additions")
+        found.append(Stage(name, add.main, argv(mode), path, costs.addition(mode)))
+    if run.control_set is None:
+        logger.info("no negation: suite %s has no control set", run.suite.name)
+    for mode in edited() if run.control_set else ():
+        name, path = f"{mode} task negation", arithmetic_path(run, mode, "negations")
+        found.append(Stage(name, negate.main, argv(mode), path, costs.negation(mode)))
+    words, page = [analyze.REPORT, *flags], report_path(run)
+    found.append(Stage("report page", analyze.main, words, page, costs.report))
     return found
+
+
+def _each_task(run: Run) -> dict[str, list[str]]:
+    """Arguments to fine-tune one task after the other; all at once where processes are started."""
+    if run.config.world_size > 1:
+        return {"": []}
+    named = run.config.train_dataset or run.config.tasks or run.tasks
+    return {text.partition("=")[0]: [f"--train-dataset={text}"] for text in named}
 
 
 class Ledger:
@@ -99,6 +115,8 @@ class Ledger:
         self.run, self.path = run, run.folder / "stages.json"
 
     def _entry(self, stage: Stage) -> dict[str, Any]:
+        from tangent_arithmetic.encoders.loading import read_facts
+
         assert stage.output is not None
         files = [self.run.zeroshot_path]
         for task in self.run.tasks:
@@ -133,67 +151,108 @@ class Ledger:
             write_json(self.path, entries)
 
 
-def run_stages(run: Run, flags: list[str], label: str) -> None:
+def run_stages(run: Run, todo: Sequence[Stage], label: str, estimate: Estimate) -> None:
     """Runs what is not done, and says how far it is."""
-    todo, ledger, start, done = stages(run, flags), Ledger(run), time.monotonic(), 0.0
-    total = sum(stage.share for stage in todo)
-    skipped = 0.0
+    ledger, start = Ledger(run), time.monotonic()
     for i, stage in enumerate(todo):
-        spent = time.monotonic() - start
-        worked = done - skipped
-        eta = spent / worked * (total - done) if worked > 5 else None
-        left = f", about {eta / 60:.0f} min left" if eta else ""
-        print(f"\n[{label}{i + 1}/{len(todo)}] {stage.name} ({spent / 60:.1f} min so far{left})")
-        if ledger.is_done(stage):
-            print(f"done before, skipped ({stage.output})")
-            skipped += stage.share
-        else:
-            code = stage.main(stage.argv)
+        finished = ledger.is_done(stage)
+        for part, words in stage.parts.items():
+            left = estimate.left()
+            told = f"{(time.monotonic() - start) / 60:.1f} min so far"
+            told += "" if left is None else f", about {shown_time(left)} left"
+            name = f"{stage.name}: {part}" if part else stage.name
+            print(f"\n[{label}{i + 1}/{len(todo)}] {name} ({told})", flush=True)
+            if finished:
+                print(f"done before, skipped ({stage.output})")
+                estimate.skip()
+                continue
+            begin = time.monotonic()
+            code = stage.main([*stage.argv, *words])
             if code > 128:  # a signal ended it, and it has said so
                 raise SystemExit(code)
             if code:
                 raise UsageError(f"{stage.name} ended with code {code}, see above")
+            estimate.done(time.monotonic() - begin)
+        if not finished:
             ledger.note(stage)
         sys.stdout.flush()
-        done += stage.share
+
+
+def _help() -> None:
+    """Prints the help and ends the program."""
+    import tyro
+
+    about = tyro.conf.arg(help="number of seeds, from 0", metavar="N")
+    quick = tyro.conf.arg(help="two tasks, one epoch, in checkpoints/quick")
+    own = make_dataclass(
+        "benchmark", [("seeds", Annotated[int, about], 1), ("quick", Annotated[bool, quick], False)]
+    )
+    shown = flags(REPRODUCE.fields, texts=REPRODUCE.texts, first={"benchmark": own})
+    tyro.cli(
+        shown,
+        prog="tangent-arithmetic reproduce",
+        description=paragraphs(f"{(__doc__ or '').strip()}\n\n{examples_of(REPRODUCE.examples)}"),
+        args=["--help"],
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
+    )
+
+
+def _options(argv: Sequence[str] | None) -> tuple[int, list[str], Config]:
+    """The number of seeds, the flags for the scripts, and the settings.
+
+    Raises:
+        UsageError: for flags that do not go together.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if HELP & set(words):
+        _help()
+    parser = Parser(add_help=False)
+    parser.add_argument("--seeds", type=number(int, 1, 10_000), default=1)
+    parser.add_argument("--quick", action="store_true")
+    own, rest = parser.parse_known_args(words)
+    if own.quick:
+        rest = [*QUICK, *rest]
+    if any(f.startswith(("--seed=", "--finetuning-mode")) or f == "--seed" for f in rest):
+        raise UsageError("expected no --seed and no --finetuning-mode here; use --seeds=N")
+    config = parse_arguments(rest)
+    if own.seeds > 1 and config.save is not None:
+        raise UsageError("--save names one run's folder; leave it out with several seeds")
+    return own.seeds, rest, config
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = Parser(description=__doc__)
-    seeds = number(int, 1, 10_000)
-    parser.add_argument("--seeds", type=seeds, default=1, help="number of seeds, from 0")
-    parser.add_argument(
-        "--quick", action="store_true", help="two tasks, one epoch, in checkpoints/quick"
-    )
-    own, flags = parser.parse_known_args(argv)
-    if own.quick:
-        flags = [*QUICK, *flags]
-    if any(f.startswith(("--seed=", "--finetuning-mode")) or f == "--seed" for f in flags):
-        raise UsageError("expected no --seed and no --finetuning-mode here; use --seeds=N")
-    run = Run.of(parse_arguments(flags))
-    if own.seeds > 1 and run.config.save is not None:
-        raise UsageError("--save names one run's folder; leave it out with several seeds")
+    seeds, flags, config = _options(argv)
+    run = Run.of(config)
+    check(run)
+    from tangent_arithmetic.analysis.figures import overview
+    from tangent_arithmetic.report.page import report_path
+    from tangent_arithmetic.run.results import check_targets
+    from tangent_arithmetic.run.summary import with_seed, write_summary
+    from tangent_arithmetic.runtime.logs import setup_logging
+
     setup_logging()
     logging.captureWarnings(True)
     start = time.monotonic()
-    runs = [with_seed(run, seed) for seed in range(own.seeds)]
+    runs = [with_seed(run, seed) for seed in range(seeds)]
     suite = run.results.parent
     figure = suite / "figures" / "overview.png"
     ledgers = [Ledger(run).path for run in runs]
     for path in (suite / "summary.json", suite / "summary.md", figure, *ledgers):
         check_writable(path)
-    for run in runs:
-        check_targets(run, *(stage.output for stage in stages(run, flags) if stage.output))
-    for seed, run in enumerate(runs):
-        label = f"seed {seed}: " if own.seeds > 1 else ""
-        run_stages(run, [*flags, f"--seed={seed}"] if seed else flags, label)
+    work = [stages(r, [*flags, f"--seed={seed}"] if seed else flags) for seed, r in enumerate(runs)]
+    for run, todo in zip(runs, work, strict=True):
+        check_targets(run, *(stage.output for stage in todo if stage.output))
+    estimate = Estimate([step for todo in work for stage in todo for step in stage.steps])
+    for seed, (run, todo) in enumerate(zip(runs, work, strict=True)):
+        run_stages(run, todo, f"seed {seed}: " if seeds > 1 else "", estimate)
     summary, tables = write_summary(runs)
     overview(runs[0], summary, figure)
     print(f"\n{tables}\n")
     print(f"results: {suite}/ (summary.md, summary.json, figures/)")
-    print(f"pages: {', '.join(str(report_path(run)) for run in runs)}")
+    pages = ", ".join(str(report_path(run)) for run in runs)
+    print(f"pages, with the tangent explorer; open them in a browser: {pages}")
     print(f"checkpoints: {', '.join(str(run.folder) for run in runs)}")
     print(f"{(time.monotonic() - start) / 60:.1f} minutes")
     return 0

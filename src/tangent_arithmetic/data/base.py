@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,11 +15,14 @@ from tangent_arithmetic.runtime.errors import MissingFileError
 
 
 class Pictures(Protocol):
-    """A map-style data set of untransformed images: `pictures[i] == (image, label)`."""
+    """A map-style data set of untransformed images: `pictures[i] == (image, label)`.
+
+    The label is an integer, or the uint8 array of a multi-label data set, see `Splits`.
+    """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Splits:
         test: test images.
         classnames: one phrase per class, in the order of the labels, as the prompts use them.
         val: validation images; None if the data set has none, then a part of `train` is held out.
-        source: where they were read from: folder, torchvision, hub or embedded.
+        source: where they were read from, such as folder, torchvision, hub, table or embedded.
+        multilabel: whether an image has several labels: `pictures[i]` is then an image and a uint8
+            array of shape (classes,) of zeros and ones.
     """
 
     train: Pictures
@@ -39,6 +44,7 @@ class Splits:
     classnames: tuple[str, ...]
     val: Pictures | None = None
     source: str = "folder"
+    multilabel: bool = False
 
 
 WAY_OUT = " Put it there or name another root with --data-location; --suite=embedded needs no data."
@@ -51,7 +57,7 @@ class ArrayPictures:
 
     Attributes:
         images: uint8 array of shape (n, height, width, 3).
-        labels: int64 array of shape (n,).
+        labels: int64 array of shape (n,), or uint8 of shape (n, classes) for several an image.
     """
 
     images: np.ndarray
@@ -60,8 +66,9 @@ class ArrayPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        label = self.labels[index]
+        return Image.fromarray(self.images[index]), label if np.ndim(label) else int(label)
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,13 @@ class SubsetPictures:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         return self.pictures[int(self.indices[index])]
+
+
+def spaced(name: str) -> str:
+    """A folder's name, or a label, as a phrase: underscores become spaces."""
+    return " ".join(name.replace("_", " ").split()) or name
 
 
 def require(path: Path, name: str, layout: str) -> Path:

@@ -58,13 +58,13 @@ class HubPictures:
         rows: a `datasets.Dataset`.
         image: the image column.
         label: the label column.
-        labels: our label for each label of the hub.
+        labels: our label for each value of the label column.
     """
 
     rows: Any
     image: str
     label: str
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] | Mapping[Any, int]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -18,6 +18,7 @@ import numpy as np
 from tangent_arithmetic.data.base import ArrayPictures, Pictures, SubsetPictures
 from tangent_arithmetic.data.files import samples_of
 from tangent_arithmetic.data.hub import HubPictures
+from tangent_arithmetic.data.plain import DatasetPictures
 
 SAMPLED = 64  # images of a split whose content is hashed
 
@@ -59,7 +60,7 @@ def split_ids(pictures: Pictures) -> list[str] | None:
         return [f"hub/{index}" for index in range(len(pictures))]
     if (samples := samples_of(pictures)) is not None:
         return _below([str(path) for path, _ in samples])
-    if _arrays(pictures) is not None:
+    if _arrays(pictures) is not None or isinstance(pictures, DatasetPictures):
         return [str(index) for index in range(len(pictures))]
     return None
 
@@ -107,17 +108,23 @@ def _files(pictures: Pictures) -> Sequence[tuple[str | Path, int]] | None:
 
 
 def labels_of(pictures: Pictures) -> np.ndarray:
-    """The label of every image, int64; images are decoded only if there is no list of labels."""
+    """The label of every image, int64; uint8 (images, classes) for a multi-label data set.
+
+    Images are decoded only if there is no list of labels.
+    """
     if isinstance(pictures, SubsetPictures):
         return labels_of(pictures.pictures)[np.asarray(pictures.indices, np.int64)]
     if isinstance(pictures, HubPictures):
         codes = pictures.rows[pictures.label]
         return np.array([pictures.labels[code] for code in codes], dtype=np.int64)
+    listed = getattr(pictures, "targets", getattr(pictures, "labels", None))
+    if isinstance(listed, np.ndarray) and listed.ndim == 2:
+        return listed.astype(np.uint8, copy=False)
     if (samples := samples_of(pictures)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
-    if (labels := getattr(pictures, "targets", getattr(pictures, "labels", None))) is not None:
-        return np.asarray(labels, dtype=np.int64)
-    return np.array([pictures[i][1] for i in range(len(pictures))], dtype=np.int64)
+    labels = [pictures[i][1] for i in range(len(pictures))] if listed is None else listed
+    array = np.asarray(labels)
+    return array.astype(np.uint8 if array.ndim == 2 else np.int64)
 
 
 def split_hash(pictures: Pictures) -> str | None:

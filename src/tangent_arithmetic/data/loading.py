@@ -59,14 +59,15 @@ def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-class SeededPictures(Dataset[tuple[Any, int]]):
+class SeededPictures(Dataset[tuple[Any, Any]]):
     """Transformed images; key (epoch, index) seeds the transform, a plain index means epoch 0.
 
     Args:
         pictures: the images.
         transform: applied to each image; None for no transform.
         seed: of the transform's random choices.
-        classes: number of classes; None to leave labels unchecked.
+        classes: number of classes; None to leave labels unchecked. Several labels an image are an
+            array of zeros and ones, one per class.
 
     Raises:
         PictureError: if an image cannot be read or its label is invalid; it names the image.
@@ -84,7 +85,7 @@ class SeededPictures(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, key: int | Key) -> tuple[Any, int]:
+    def __getitem__(self, key: int | Key) -> tuple[Any, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self._read(index)
         if self.transform is None:
@@ -92,7 +93,7 @@ class SeededPictures(Dataset[tuple[Any, int]]):
         with seeded((self.seed, epoch, index)):
             return self.transform(image), label
 
-    def _read(self, index: int) -> tuple[Any, int]:
+    def _read(self, index: int) -> tuple[Any, Any]:
         try:
             image, label = self.pictures[index]
             if isinstance(image, Image.Image) and not is_plain(image):
@@ -105,13 +106,23 @@ class SeededPictures(Dataset[tuple[Any, int]]):
                 f"{name} cannot be read ({type(error).__name__}: {error}); it is damaged or not an "
                 "image. Fetch it again"
             ) from error
-        if self.classes is not None and not 0 <= label < self.classes:
-            raise PictureError(
-                f"{name_of(self.pictures, index)} has label {label}, expected 0 to "
-                f"{self.classes - 1}: the data set has other classes than the head. Check that its "
-                "class folders or its label file are complete"
-            )
+        if self.classes is not None:
+            self._check(label, index, self.classes)
         return image, label
+
+    def _check(self, label: Any, index: int, classes: int) -> None:
+        """Raises a `PictureError` if a label is not one of a head's classes."""
+        if np.ndim(label) == 0 and 0 <= label < classes:
+            return
+        if np.ndim(label) == 1 and len(label) == classes:  # several labels, zeros and ones
+            return
+        got = f"label {label}" if np.ndim(label) == 0 else f"labels of shape {np.shape(label)}"
+        expected = f"0 to {classes - 1}" if np.ndim(label) == 0 else f"shape ({classes},)"
+        raise PictureError(
+            f"{name_of(self.pictures, index)} has {got}, expected {expected}: the data set has "
+            "other classes than the head. Check that its class folders or its label file are "
+            "complete"
+        )
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from tangent_arithmetic.data.loading import (
 )
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.sources import load_public
-from tangent_arithmetic.data.suites import DATASETS, DEFAULT_CACHE, Suite
+from tangent_arithmetic.data.suites import DATASETS, DEFAULT_CACHE, RegisteredSet, Suite
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, unknown
 from tangent_arithmetic.runtime.private import expanded
@@ -47,7 +46,8 @@ class ImageDataset:
         preprocess: the loaders' transform.
         batch_size: images per batch.
         num_workers: data-loading processes.
-        source: where it was read from: folder, torchvision, hub or embedded.
+        source: where it was read from, see `Splits`.
+        multilabel: whether an image has several labels, see `Splits`.
     """
 
     name: str
@@ -58,6 +58,7 @@ class ImageDataset:
     batch_size: int
     num_workers: int
     source: str = "folder"
+    multilabel: bool = False
 
     @property
     def train_loader(self) -> DataLoader[Any]:
@@ -84,10 +85,33 @@ def known_datasets(suite: str | None = None) -> dict[str, str]:
     return {name: home for home, name in sets if suite in (None, home)}
 
 
+def _home(dataset_name: str, suite: str | Suite | None) -> tuple[str, str, RegisteredSet | None]:
+    """The suite of a data set, its name there, and its entry if it is not built in.
+
+    Args:
+        dataset_name: the data set, X or XVal.
+        suite: the suite, its name, or None for all.
+
+    Raises:
+        UsageError: if the name is unknown; the message lists the choices, nearest first.
+    """
+    name = dataset_name.removesuffix("Val")
+    if isinstance(suite, Suite):
+        if name in suite.sets:
+            return suite.name, name, suite.sets[name]
+        if name in suite.borrowed:
+            home, name = suite.borrowed[name]
+            return home, name, DATASETS.get((home, name))
+        suite.check(dataset_name)
+        suite = suite.name
+    names = known_datasets(suite)
+    if name not in names:
+        raise unknown("data set", dataset_name, names)
+    return names[name], name, DATASETS.get((names[name], name))
+
+
 @lru_cache(maxsize=16)  # about one suite; listing folders again would be slow
 def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) -> Splits:
-    if (suite, name) in DATASETS:
-        return refuse_shared(DATASETS[suite, name].load(location))
     if suite == "embedded":
         from tangent_arithmetic.data.embedded.rendering import load_embedded
 
@@ -97,11 +121,17 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
     return load_public(name, CLIP8_SETS[name], location, data_source)
 
 
+@lru_cache(maxsize=32)
+def _load_own(load: Callable[[Path], Splits], location: Path) -> Splits:
+    return refuse_shared(load(location))
+
+
 def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
     """Holds out a seeded part of `train` as `val`, unless the data set has a validation split.
 
     It has `min(int(val_fraction * n), max_val_samples)` images, drawn as in the public projects
-    (`torch.utils.data.random_split`, seed 0), whose checkpoints have not been trained on them.
+    (`torch.utils.data.random_split`, seed 0), whose checkpoints have not been trained on them. If
+    the fraction is less than one of two or more images, one is held out.
 
     Raises:
         UsageError: if the fraction is not in (0, 1) or the maximum below 1.
@@ -114,7 +144,8 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
     if splits.val is not None:
         return splits
     count = len(splits.train)
-    num_train = count - min(int(val_fraction * count), max_val_samples)
+    least = 1 if count > 1 else 0
+    num_train = count - min(max(int(val_fraction * count), least), max_val_samples)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     return replace(
         splits,
@@ -131,7 +162,7 @@ def get_dataset(
     num_workers: int = 0,
     val_fraction: float = 0.1,
     max_val_samples: int = 5000,
-    suite: str | None = None,
+    suite: str | Suite | None = None,
     cache_dir: str | Path | None = None,
     data_source: str = "auto",
 ) -> ImageDataset:
@@ -148,7 +179,8 @@ def get_dataset(
         num_workers: data-loading processes.
         val_fraction: fraction of the training images to hold out.
         max_val_samples: maximum number of images to hold out.
-        suite: the suite in which to look up the name; None for all, see `known_datasets`.
+        suite: the suite, or its name, in which to look up the name; None for all, see
+            `known_datasets`.
         cache_dir: where rendered images are cached.
         data_source: "folder", "torchvision" or "hub", or "auto" for the first of these that has
             it; suite clip8 only.
@@ -158,27 +190,50 @@ def get_dataset(
             requested split is empty.
         MissingFileError: if no source has it; the message says where each looked.
     """
-    base, names = dataset_name.removesuffix("Val"), known_datasets(suite)
-    if base not in names:
-        raise unknown("data set", dataset_name, names)
-    cache = expanded(cache_dir or DEFAULT_CACHE)
-    splits = _load(base, names[base], expanded(location), cache, data_source)
+    base = dataset_name.removesuffix("Val")
+    splits = _splits(dataset_name, location, suite, cache_dir, data_source)
     _refuse_empty(base, "training", splits.train)
     train, test = splits.train, splits.test
     if dataset_name == base:
         _refuse_empty(base, "test", test)
     else:
-        held, reason = hold_out(splits, val_fraction, max_val_samples), ""
+        held = hold_out(splits, val_fraction, max_val_samples)
         assert held.val is not None
         if splits.val is None:
-            reason = (
-                f": {val_fraction:g} of {len(train)} training images is less than one, expected at "
-                f"least {math.ceil(1 / val_fraction)}"
-            )
+            _log_least(base, val_fraction, len(train))
+        reason = "" if splits.val is not None else ": there is only one training image"
         train, test = held.train, held.val
         _refuse_empty(base, "validation", test, reason)
     loaders = (preprocess, batch_size, num_workers)
-    return ImageDataset(dataset_name, train, test, splits.classnames, *loaders, splits.source)
+    facts = (splits.source, splits.multilabel)
+    return ImageDataset(dataset_name, train, test, splits.classnames, *loaders, *facts)
+
+
+def _splits(
+    dataset_name: str,
+    location: str | Path,
+    suite: str | Suite | None,
+    cache_dir: str | Path | None,
+    data_source: str,
+) -> Splits:
+    """The splits of a data set as its source has them; arguments as for `get_dataset`."""
+    home, name, entry = _home(dataset_name, suite)
+    if entry is not None:
+        load = _load_own if isinstance(entry.load, Hashable) else _load_own.__wrapped__
+        return load(entry.load, expanded(location))
+    cache = expanded(cache_dir or DEFAULT_CACHE)
+    return _load(name, home, expanded(location), cache, data_source)
+
+
+@lru_cache  # logs each case once
+def _log_least(name: str, val_fraction: float, count: int) -> None:
+    if count > 1 and val_fraction * count < 1:
+        logger.info(
+            "%s: %g of %d training images is less than one; one image is for validation",
+            name,
+            val_fraction,
+            count,
+        )
 
 
 def _refuse_empty(name: str, split: str, pictures: Pictures, reason: str = "") -> None:
@@ -192,25 +247,28 @@ def _refuse_empty(name: str, split: str, pictures: Pictures, reason: str = "") -
 def get_classnames(
     dataset_name: str,
     location: str | Path,
-    suite: str | None = None,
+    suite: str | Suite | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[str, ...]:
     """The class names of a data set, in the order of the labels; arguments as for `get_dataset`.
 
-    For a set of clip8 that is not on disk these are the published names, so that its head can be
-    built before it is downloaded.
+    Images are neither listed nor rendered where the names are known without. For a set of clip8
+    that is not on disk these are the published names, so that its head can be built before it is
+    downloaded.
     """
+    home, name, entry = _home(dataset_name, suite)
+    if entry is not None and entry.classnames is not None:
+        return entry.classnames(expanded(location))
+    if entry is None and home == "embedded":
+        return EMBEDDED_SETS[name].classnames
     try:
-        return get_dataset(
-            dataset_name, None, location, suite=suite, cache_dir=cache_dir, data_source="folder"
-        ).classnames
+        return _splits(dataset_name, location, suite, cache_dir, "folder").classnames
     except MissingFileError:
         from tangent_arithmetic.data.clip8 import CLIP8_SETS, classnames
 
-        base = dataset_name.removesuffix("Val")
-        if known_datasets(suite).get(base) != "clip8" or base not in CLIP8_SETS:
+        if entry is not None or home != "clip8" or name not in CLIP8_SETS:
             raise  # a registered set
-        return classnames(base)
+        return classnames(name)
 
 
 def split_record(data: ImageDataset) -> dict[str, str | None]:
@@ -262,14 +320,14 @@ class SuiteData:
             self.suite.check(name),
             None,
             self.location,
-            suite=self.suite.name,
+            suite=self.suite,
             cache_dir=self.cache,
             data_source=self.source,
         )
 
     def classnames(self, name: str) -> tuple[str, ...]:
         """The class names of a data set, see `get_classnames`."""
-        return get_classnames(name, self.location, self.suite.name, self.cache)
+        return get_classnames(name, self.location, self.suite, self.cache)
 
     def evaluated(self, name: str) -> ImageDataset:
         """The data set of this name with the images to evaluate on: all, or a sample."""

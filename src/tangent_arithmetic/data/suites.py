@@ -2,9 +2,10 @@
 
 A data set of your own is one call:
 
-    register_dataset("Cats", load, ("a photo of a {}.",), suite="clip8", task=Task(5, 12))
+    register_dataset("pets", train, test, ("cat", "dog"), ("a photo of a {}.",))
 
-where `load(data_root)` returns `tangent_arithmetic.data.base.Splits`.
+where `train` and `test` are plain `torch.utils.data.Dataset`s. On the command line a data set is
+named by its source instead (`--tasks=pets=FOLDER`), see `tangent_arithmetic.data.own`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from tangent_arithmetic.runtime.errors import UsageError, unknown
 from tangent_arithmetic.runtime.registry import Registry
@@ -23,15 +24,39 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
 EMBEDDED_MODEL = "ViT-Nano-8"
+WITHOUT_TEXT = ("timm:", "torchvision:", "python:")  # models that are no CLIPs
 BUILT_IN = ("clip8", "embedded")
+OWN_SUITE = "own"  # of data sets that no suite lists
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Number of fine-tuning epochs and of classes."""
+    """How long a data set is trained on.
 
-    epochs: int
-    num_classes: int
+    Attributes:
+        epochs: passes over the training images; None to follow from their number, see
+            `tangent_arithmetic.data.own.budget`.
+        num_classes: number of classes; None if only the data tell.
+    """
+
+    epochs: int | None = None
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class RegisteredSet:
+    """A data set that is not built in.
+
+    Attributes:
+        load: reads its splits; the argument is the data root (`--data-location`).
+        templates: prompts with one `{}` for the class name.
+        classnames: reads the class names alone, where that is cheaper; the argument is the same.
+    """
+
+    load: Callable[[Path], Splits]
+    templates: tuple[str, ...]
+    classnames: Callable[[Path], tuple[str, ...]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -43,29 +68,53 @@ class Suite:
     Attributes:
         name: as `--suite` spells it.
         tasks: name -> task, in the order of tables and sums.
-        control: the data set whose accuracy negation must preserve.
+        control: the data set whose accuracy negation must preserve; None for no control set.
         lr: peak learning rate.
         warmup_length: optimizer steps of linear warm-up.
         batch_size: images per micro-step, over all processes, by model ("": any other model).
         num_grad_accumulation: micro-steps per optimizer step, by model likewise.
         num_workers: data-loading processes per process; None for one per core.
         related: further data sets, trained on and evaluated only when named.
+        steps: optimizer steps, about, for data sets whose epochs are not stated.
+        warmup_share: share of the steps of own data sets, at most, that are warm-up.
+        sets: the data sets that the suite brings along, by name.
+        borrowed: data sets of other suites: name -> (suite, name there).
     """
 
     name: str
     tasks: Mapping[str, Task]
-    control: str
+    control: str | None = None
     lr: float = 1e-5
     warmup_length: int = 500
     batch_size: Mapping[str, int] = field(default_factory=lambda: {"": 128})
     num_grad_accumulation: Mapping[str, int] = field(default_factory=lambda: {"": 1})
     num_workers: int | None = None
     related: Mapping[str, Task] = field(default_factory=dict)
+    steps: int = 2000
+    warmup_share: float = 0.1
+    sets: Mapping[str, RegisteredSet] = field(default_factory=dict)
+    borrowed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All data sets of the suite."""
-        return (*self.tasks, self.control, *self.related)
+        control = () if self.control is None else (self.control,)
+        return tuple(dict.fromkeys((*self.tasks, *control, *self.related)))
+
+    def task(self, name: str) -> Task:
+        """The training of a data set; four epochs for a control set that states nothing."""
+        known = {**self.tasks, **self.related}
+        return known.get(name, Task() if name in self.sets else Task(4))
+
+    def listing(self, name: str, task: Task, as_task: bool) -> Suite:
+        """The suite with one more data set, as one of its tasks or as a related one."""
+        if as_task:
+            return replace(self, tasks={**self.tasks, name: task})
+        return replace(self, related={**self.related, name: task})
+
+    def own(self, name: str) -> RegisteredSet | None:
+        """The entry of a data set that is not built in."""
+        return self.sets.get(name) or DATASETS.get((self.name, name))
 
     def check(self, name: str) -> str:
         """Returns `name` if the suite has this data set (or its Val split).
@@ -76,14 +125,6 @@ class Suite:
         if name.removesuffix("Val") in self.names:
             return name
         raise unknown(f"data set of suite {self.name}", name, self.names)
-
-
-@dataclass(frozen=True)
-class RegisteredSet:
-    """A registered data set, see `register_dataset`."""
-
-    load: Callable[[Path], Splits]
-    templates: tuple[str, ...]
 
 
 SUITES: Registry[Suite] = Registry("suite")
@@ -101,50 +142,181 @@ def register_suite(suite: Suite) -> None:
     Raises:
         UsageError: if the name is taken or invalid.
     """
-    _check_name("suite", suite.name)
+    check_name("suite", suite.name)
     SUITES.add(suite.name, suite)
 
 
+@overload
 def register_dataset(
     name: str,
+    train: Callable[[Path], Splits],
+    test: Sequence[str],
+    classnames: str,
+    templates: Task | None = None,
+) -> None: ...
+
+
+@overload
+def register_dataset(
+    name: str,
+    train: Any,
+    test: Any = None,
+    classnames: Sequence[str] | None = None,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    *,
+    val: Any = None,
+    suite: str = OWN_SUITE,
+    epochs: int | None = None,
+    control: bool = False,
+) -> None: ...
+
+
+@overload
+def register_dataset(
+    name: str,
+    *,
     load: Callable[[Path], Splits],
     templates: Sequence[str],
     suite: str,
     task: Task | None = None,
-) -> None:
+) -> None: ...
+
+
+def register_dataset(name: str, *values: Any, **named: Any) -> None:
     """Adds a data set to a suite; every command then knows it by name.
+
+    Either from data sets in memory, `(name, train, test, classnames, templates)`, or from a
+    function that reads them, `(name, load, templates, suite, task)`.
 
     Args:
         name: as flags spell it; `nameVal` is its validation split.
-        load: reads its splits; the argument is the data root (`--data-location`).
+        *values: the following, in this order.
+        **named: the following, by name.
+        train: the training images, a `torch.utils.data.Dataset` of (image, label). An image is a
+            PIL image, an array (height, width[, channels]) or a tensor (channels, height, width),
+            of bytes or of numbers from 0 to 1; a label is an integer, or a 0/1 vector over the
+            classes where an image has several labels.
+        test: the test images likewise; None for a fifth of the training images.
+        classnames: one phrase per class, in the order of the labels; None for `train.classes`.
         templates: prompts with one `{}` for the class name.
-        suite: the suite to extend.
+        val: the validation images; None for a part of the training images, see `hold_out`.
+        suite: the suite to extend; by default the suite "own", made by its first data set.
+        epochs: passes over the training images; None to follow from their number.
+        control: whether it is the control set of the suite "own".
+        load: reads the splits; the argument is the data root (`--data-location`).
         task: its epochs and classes; None if the suite already lists them.
 
     Raises:
         UsageError: if the suite is unknown, the name taken or invalid, a template invalid, or
             `task` missing.
     """
+    if "load" in named or (values and _is_loader(values[0])):
+        _register_loader(name, *values, **named)
+    else:
+        _register_datasets(name, *values, **named)
+
+
+def _is_loader(value: object) -> bool:
+    return callable(value) and not hasattr(value, "__getitem__")
+
+
+def _register_loader(
+    name: str,
+    load: Callable[[Path], Splits],
+    templates: Sequence[str],
+    suite: str,
+    task: Task | None = None,
+) -> None:
+    add_dataset(suite, name, RegisteredSet(load, check_templates(name, templates)), task)
+
+
+def _register_datasets(
+    name: str,
+    train: Any,
+    test: Any = None,
+    classnames: Sequence[str] | None = None,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    *,
+    val: Any = None,
+    suite: str = OWN_SUITE,
+    epochs: int | None = None,
+    control: bool = False,
+) -> None:
+    from tangent_arithmetic.data.plain import plain_splits
+
+    prompts = check_templates(name, templates)
+    splits = plain_splits(name, train, test, val, classnames)
+    if suite == OWN_SUITE and suite not in SUITES:
+        register_suite(Suite(OWN_SUITE, {}))
+    if control and (suite in BUILT_IN or get_suite(suite).control not in (None, name)):
+        raise UsageError(
+            f"suite {suite} has the control set {get_suite(suite).control}; register {name} "
+            "without control=True, and name it with --control-dataset"
+        )
+    entry = RegisteredSet(lambda location: splits, prompts, lambda location: splits.classnames)
+    task = Task(epochs, len(splits.classnames))
+    add_dataset(suite, name, entry, task, "control" if control else "tasks")
+
+
+def add_dataset(
+    suite: str, name: str, dataset: RegisteredSet, task: Task | None, role: str = "related"
+) -> None:
+    """Adds a data set to a registered suite.
+
+    Args:
+        suite: the suite.
+        name: the data set.
+        dataset: its entry.
+        task: its epochs and classes; None if the suite already lists them.
+        role: "related", or "tasks" or "control" for a suite that is not built in.
+
+    Raises:
+        UsageError: if the suite is unknown, the name taken or invalid, or `task` missing.
+    """
     entry, kind = get_suite(suite), f"data set of suite {suite}"
     listed = name in entry.names
     if (suite, name) in DATASETS or (listed and suite in BUILT_IN):
         raise UsageError(f"{kind} {name!r} is already registered; choose another name")
-    _check_name(kind, name)
-    if isinstance(templates, str) or not templates or any(t.count("{}") != 1 for t in templates):
-        raise UsageError(
-            f"data set {name}: expected templates with one {{}} each, got {templates!r}; write for "
-            "instance ('a photo of a {}.',)"
-        )
+    check_name(kind, name)
     if not listed:
         if task is None:
             raise UsageError(
                 f"suite {suite} does not list {name}; add task=Task(epochs, num_classes)"
             )
-        SUITES[suite] = replace(entry, related={**entry.related, name: task})
-    DATASETS[suite, name] = RegisteredSet(load, tuple(templates))
+        SUITES[suite] = entry.listing(name, task, role == "tasks" and suite not in BUILT_IN)
+        if role == "control":
+            SUITES[suite] = replace(SUITES[suite], control=name)
+    DATASETS[suite, name] = dataset
 
 
-def _check_name(kind: str, name: str) -> None:
+def check_templates(name: str, templates: object) -> tuple[str, ...]:
+    """The templates of a data set, each with one `{}` for the class name.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    texts: tuple[Any, ...] = tuple(templates) if isinstance(templates, list | tuple) else ()
+    if not texts or not all(isinstance(t, str) and _has_one_gap(t) for t in texts):
+        raise UsageError(
+            f"data set {name}: expected templates with one {{}} each, got {templates!r}; write for "
+            "instance ('a photo of a {}.',)"
+        )
+    return texts
+
+
+def _has_one_gap(template: str) -> bool:
+    try:
+        return template.count("{}") == 1 and "\0" in template.format("\0")
+    except (LookupError, ValueError):  # other braces
+        return False
+
+
+def check_name(kind: str, name: str) -> None:
+    """Checks the name of a suite or a data set.
+
+    Raises:
+        UsageError: if it is not one that flags and files can have.
+    """
     if not re.fullmatch(r"[\w-]+", name) or name.endswith("Val"):
         raise UsageError(
             f"invalid {kind} {name!r}: expected letters, digits, _ and -, not ending in Val"
@@ -152,8 +324,9 @@ def _check_name(kind: str, name: str) -> None:
 
 
 def suite_of_model(model: str) -> str:
-    """The default suite of a model."""
-    return "embedded" if model.partition("__")[0] == EMBEDDED_MODEL else "clip8"
+    """The default suite of a model: clip8 for CLIPs, else the one that works at once."""
+    embedded = model.partition("__")[0] == EMBEDDED_MODEL or model.startswith(WITHOUT_TEXT)
+    return "embedded" if embedded else "clip8"
 
 
 # epochs: interfaces of the public projects; about 2,000 steps of 128 each
@@ -194,6 +367,7 @@ register_suite(
         control="Shapes",
         lr=3e-4,
         warmup_length=8,
+        steps=60,
         batch_size={"": 64},
         num_workers=0,
         # with StreetDigits and Letters: two styles times two label sets, for analogies

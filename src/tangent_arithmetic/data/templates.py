@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tangent_arithmetic.data.suites import DATASETS, get_suite
+from tangent_arithmetic.data.suites import DATASETS, Suite, get_suite
 from tangent_arithmetic.runtime.errors import unknown
 
 _TINY_PHOTOS = tuple(
@@ -70,27 +70,34 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def get_templates(name: str, suite: str = "clip8") -> list[Callable[[str], str]]:
+def get_templates(name: str, suite: str | Suite = "clip8") -> list[Callable[[str], str]]:
     """The prompts of a data set, each a function of the class name.
 
     Args:
         name: the data set; `MNISTVal` has the templates of `MNIST`.
-        suite: the suite that has it.
+        suite: the suite that has it, or its name.
 
     Raises:
         UsageError: if the suite has no such data set.
     """
-    name, suite = name.removesuffix("Val"), get_suite(suite).name
-    if (suite, name) == ("clip8", "ImageNet"):
+    name = name.removesuffix("Val")
+    suite = get_suite(suite) if isinstance(suite, str) else suite
+    if (own := suite.own(name)) is not None:
+        return [template.format for template in own.templates]
+    home, name = suite.borrowed.get(name, (suite.name, name))
+    if home != suite.name:
+        return get_templates(name, home)
+    if (home, name) == ("clip8", "ImageNet"):
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return list(OPENAI_IMAGENET_TEMPLATES)
-    known = dict(TEMPLATES) if suite == "clip8" else {}
-    if suite == "embedded":
+    known = dict(TEMPLATES) if home == "clip8" else {}
+    if home == "embedded":
         from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 
         known = {n: embedded.templates for n, embedded in EMBEDDED_SETS.items()}
-    known |= {n: entry.templates for (home, n), entry in DATASETS.items() if home == suite}
     if name not in known:
-        raise unknown("data set", name, [*known, *(["ImageNet"] if suite == "clip8" else [])])
+        own_names = [each for where, each in DATASETS if where == home]
+        imagenet = ["ImageNet"] if home == "clip8" else []
+        raise unknown("data set", name, [*known, *own_names, *imagenet])
     return [template.format for template in known[name]]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Transform = Callable[[Any], Any]
+BUILT = "built"  # in a checkpoint's metadata, see `ModuleEncoder.built`
 
 
 class Encoder(Protocol):
@@ -119,6 +120,10 @@ class ModuleEncoder(nn.Module):
         """The name of the architecture: the class's name."""
         return type(self).__name__
 
+    def built(self) -> dict[str, Any]:
+        """What determines features beside weights, JSON-serialisable, see `encoders.built`."""
+        return {}
+
     def save(self, filename: str | Path, **info: Any) -> str:
         """Writes theta to a checkpoint.
 
@@ -141,6 +146,8 @@ class ModuleEncoder(nn.Module):
     ) -> str:
         theta, theta0_hash = self.weights(), info.pop("theta0_hash", None)
         info = {"model": self.identity(), **info}
+        if facts := self.built():
+            info[BUILT] = facts
         if tied := ties(theta):
             info[TIES] = tied
         return save_tensors(filename, theta, kind, theta0, theta0_hash, info)

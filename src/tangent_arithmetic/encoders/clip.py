@@ -37,6 +37,10 @@ SPARE_NUMBERS = 10_000_000  # for masks, which are not stored in files
 _named: set[str] = set()  # models built in this process at the user's request
 
 
+class UnavailableError(UsageError):
+    """A model cannot be built from the files that are at hand."""
+
+
 @dataclass(frozen=True)
 class ClipName:
     """A parsed model name, `ARCHITECTURE[__pretrained__TAG_OR_FILE | __init__]`.
@@ -466,7 +470,7 @@ def _not_at_hand(parsed: ClipName, folder: str | None) -> Iterator[None]:
         raise _reason(parsed, folder, error) from error
 
 
-def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageError:
+def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UnavailableError:
     """The error for a model that cannot be built: the cause, and where to put its files."""
     import open_clip
     from huggingface_hub import constants
@@ -475,7 +479,7 @@ def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageErro
     reason = shown(str(error).strip().replace("\n\t", " ").split("\n")[0], 300)
     reason = f"{type(error).__name__}: {reason}"
     if parsed.file:
-        return UsageError(
+        return UnavailableError(
             f"{parsed.file} does not hold the weights of a full {architecture} ({reason}). "
             "Building heads needs the text tower; pass an image encoder alone with --load"
         )
@@ -483,20 +487,20 @@ def _reason(parsed: ClipName, folder: str | None, error: Exception) -> UsageErro
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     files = f"{CONFIG} and open_clip_model.safetensors"
     if parsed.folder:
-        return UsageError(f"{architecture} cannot be read ({reason}); expected {files} in it")
+        return UnavailableError(f"{architecture} cannot be read ({reason}); expected {files} in it")
     if parsed.has_own_config:
-        return UsageError(
+        return UnavailableError(
             f"{architecture} is unavailable{offline}: looked for {files} of "
             f"{architecture.removeprefix(HUB)} in {caches} and on the hub ({reason}). Without a "
             "network, put both into a folder and use --model=local-dir:FOLDER"
         )
     if tag is None:
-        return UsageError(f"{architecture} cannot be built ({reason})")
+        return UnavailableError(f"{architecture} cannot be built ({reason})")
     config = open_clip.get_pretrained_cfg(architecture, tag)
     hub = f"{config['hf_hub'].strip('/')} on the Hugging Face hub" if config["hf_hub"] else ""
     sources = " and ".join(filter(None, (hub, config["url"])))
     others = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-    return UsageError(
+    return UnavailableError(
         f"the weights {tag} of {architecture} are unavailable{offline}: looked in {caches} and for "
         f"{sources} ({reason}). Without a network, copy the file from a machine that has it and "
         f"use --model={architecture}__pretrained__FILE, or copy that cache and name it with "

@@ -96,12 +96,12 @@ def recipe_hash(
     return hashlib.sha256(json.dumps([canonical(model), prompts]).encode()).hexdigest()
 
 
-def is_current(path: Path, recipe: str) -> bool:
-    """Whether `path` holds a head with this hash, see `recipe_hash`."""
+def kept_facts(path: Path) -> dict[str, Any]:
+    """A kept head's hash and metadata, see `read_facts`; empty if it is missing or damaged."""
     if not path.is_file():
-        return False
+        return {}
     try:
-        return bool(read_facts(path)["info"].get("recipe") == recipe)
+        return read_facts(path)
     except UsageError:
         logger.warning("%s is damaged; building it again", path)
-        return False
+        return {}

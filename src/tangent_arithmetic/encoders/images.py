@@ -1,4 +1,4 @@
-"""CLIP image encoders, classification heads, and classifiers made of both."""
+"""CLIP image encoders and classification heads; `encoders/classifiers.py` combines them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.encoders.base import BUILT, ModuleEncoder
+from tangent_arithmetic.encoders.built import (
+    ACTIVATION,
+    ADOPTED,
+    COMPARED,
+    PREPROCESS,
+    activation_of,
+    checked,
+    differences,
+    identify,
+    say,
+    set_activation,
+    transforms_of,
+)
 from tangent_arithmetic.encoders.clip import (
     VISUAL,
     ClipName,
@@ -66,6 +79,7 @@ class ImageEncoder(ModuleEncoder):
         train_preprocess: transform of a PIL image for training.
         val_preprocess: transform of a PIL image for evaluation.
         model: the vision tower, or the full CLIP with `keep_lang`.
+        adopted: of activation and preprocessing, what a file recorded and the name does not imply.
     """
 
     kind = "image_encoder"
@@ -84,10 +98,12 @@ class ImageEncoder(ModuleEncoder):
         for path in paths:
             checkpoint = load_checkpoint(path, kinds=ENCODERS, model=args.model)
             _check_model(checkpoint, path, self.model_name)
+            self.adopt(checkpoint.info.get(BUILT), path)
             self.load_weights(checkpoint.theta)
 
     def _build(self, model: str, cache_dir: str | None, keep_lang: bool, weights: bool) -> None:
         self.model_name = canonical(model)
+        self.adopted: tuple[str, ...] = ()
         clip, self.train_preprocess, self.val_preprocess = create_clip(model, cache_dir, weights)
         self.model: Any = clip if keep_lang else VisionTower(clip.get_submodule("visual"))
 
@@ -105,6 +121,52 @@ class ImageEncoder(ModuleEncoder):
     def identity(self) -> str:
         """The model's name."""
         return self.model_name
+
+    def built(self) -> dict[str, Any]:
+        """The activation and the preprocessing, and which of them its name does not imply."""
+        config, activation = self.model.visual.preprocess_cfg, activation_of(self.model.visual)
+        facts: dict[str, Any] = {PREPROCESS: {n: config[n] for n in COMPARED if n in config}}
+        if activation is not None:
+            facts[ACTIVATION] = activation
+        return {**facts, ADOPTED: list(self.adopted)} if self.adopted else facts
+
+    def adopt(self, recorded: object, source: str | Path) -> None:
+        """Uses the activation and the preprocessing that a file records, with a warning.
+
+        Args:
+            recorded: the file's record; None if it has none.
+            source: the file, for messages.
+
+        Raises:
+            UsageError: if they cannot be used with this model.
+        """
+        facts, visual = checked(recorded, source), self.model.visual
+        own, activation = activation_of(visual), facts.get(ACTIVATION)
+        if None not in (own, activation) and own != activation:
+            set_activation(self.model, str(activation))
+            self.adopted = (*self.adopted, ACTIVATION)
+            say(
+                f"{source} was made with the activation {activation}, which is used instead of the "
+                f"{own} of {self.model_name}"
+            )
+        changed = differences(facts.get(PREPROCESS, {}), visual.preprocess_cfg)
+        if "size" in changed:
+            raise UsageError(
+                f"{source} was made for images of {changed['size']} pixels, but {self.model_name} "
+                f"takes {visual.preprocess_cfg['size']}; name the right model with --model"
+            )
+        if changed:
+            visual.preprocess_cfg = {**visual.preprocess_cfg, **changed}
+            self.train_preprocess, self.val_preprocess = transforms_of(visual.preprocess_cfg)
+            self.adopted = (*self.adopted, PREPROCESS)
+            say(
+                f"{source} was made with another preprocessing than that of {self.model_name}, "
+                f"and it is used: {', '.join(f'{n} {v}' for n, v in changed.items())}"
+            )
+        if self.adopted:
+            transforms = (self.train_preprocess, True), (self.val_preprocess, False)
+            for transform, training in transforms:
+                identify(transform, visual.preprocess_cfg, training, activation_of(visual))
 
     @classmethod
     def load(cls, model_name: str | Path, filename: str | Path | None = None) -> ImageEncoder:
@@ -139,7 +201,9 @@ class ImageEncoder(ModuleEncoder):
         """
         name = model_name or model_in(checkpoint.info, checkpoint.theta, path)
         check_fits(name, checkpoint.theta, path)
-        return cls.without_weights(name)
+        encoder = cls.without_weights(name)
+        encoder.adopt(checkpoint.info.get(BUILT), path)
+        return encoder
 
     @classmethod
     def without_weights(cls, model_name: str) -> ImageEncoder:
@@ -216,7 +280,19 @@ class ClassificationHead(nn.Linear):
     @classmethod
     def load(cls, filename: str | Path) -> ClassificationHead:
         """Reads a head from a file."""
-        checkpoint = load_checkpoint(filename, kinds=("head",))
+        return cls.of(load_checkpoint(filename, kinds=("head",)), filename)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, filename: str | Path) -> ClassificationHead:
+        """The head in a checkpoint.
+
+        Args:
+            checkpoint: the checkpoint.
+            filename: its file, for messages.
+
+        Raises:
+            UsageError: if it is incomplete.
+        """
         theta, normalize = checkpoint.theta, checkpoint.info.get("normalize")
         names = checkpoint.info.get("classnames", [])
         strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -230,46 +306,3 @@ class ClassificationHead(nn.Linear):
             return cls(normalize, theta["weight"], theta["bias"], names)
         except UsageError as error:
             raise UsageError(f"{filename} holds {error}") from error
-
-
-class _Classifier(nn.Module):
-    def __init__(self, image_encoder: nn.Module) -> None:
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.train_preprocess = getattr(image_encoder, "train_preprocess", None)
-        self.val_preprocess = getattr(image_encoder, "val_preprocess", None)
-
-
-class ImageClassifier(_Classifier):
-    """An image encoder with a classification head."""
-
-    def __init__(self, image_encoder: nn.Module, classification_head: nn.Module) -> None:
-        super().__init__(image_encoder)
-        self.classification_head = classification_head
-
-    def freeze_head(self) -> None:
-        """Excludes the head from training."""
-        self.classification_head.requires_grad_(False)
-
-    def forward(self, inputs: Tensor) -> Float[Tensor, "batch classes"]:
-        """Logits of images."""
-        logits: Tensor = self.classification_head(self.image_encoder(inputs))
-        return logits
-
-
-class MultiHeadImageClassifier(_Classifier):
-    """An image encoder with one frozen classification head per task."""
-
-    def __init__(self, image_encoder: nn.Module, classification_heads: Sequence[nn.Module]) -> None:
-        super().__init__(image_encoder)
-        self.classification_heads = nn.ModuleList(classification_heads)
-        self.freeze_head()
-
-    def freeze_head(self) -> None:
-        """Excludes the heads from training."""
-        self.classification_heads.requires_grad_(False)
-
-    def forward(self, inputs: Tensor, head_idx: int) -> Float[Tensor, "batch classes"]:
-        """Logits of images for the task with index `head_idx`."""
-        logits: Tensor = self.classification_heads[head_idx](self.image_encoder(inputs))
-        return logits

@@ -33,6 +33,7 @@ class LinearizedEncoder(ModuleEncoder):
         super().__init__()
         self._identity = encoder.identity()
         self._kind = f"linearized_{encoder.kind}"
+        self._built = encoder.built()
         self.train_preprocess = encoder.train_preprocess
         self.val_preprocess = encoder.val_preprocess
         self.model = LinearizedModel(encoder, init_encoder)
@@ -57,6 +58,15 @@ class LinearizedEncoder(ModuleEncoder):
     def identity(self) -> str:
         """The name of the standard encoder's architecture."""
         return self._identity
+
+    @property
+    def saved_kind(self) -> str:
+        """The kind of its checkpoints."""
+        return self._kind
+
+    def built(self) -> dict[str, Any]:
+        """Those of the standard encoder."""
+        return self._built
 
     def standard(self) -> ModuleEncoder:
         """A copy of the encoder at theta, not linearised."""
@@ -145,6 +155,8 @@ ImageEncoders = ImageEncoder | LinearizedImageEncoder
 
 @overload
 def linearized(encoder: ImageEncoders) -> LinearizedImageEncoder: ...
+@overload
+def linearized(encoder: ModuleEncoder) -> LinearizedEncoder: ...
 @overload
 def linearized(encoder: Encoder) -> LinearEncoder: ...
 def linearized(encoder: Encoder) -> LinearEncoder:

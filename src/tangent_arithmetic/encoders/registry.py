@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from tangent_arithmetic.encoders.backbones import encoder as backbones
 from tangent_arithmetic.encoders.images import ImageEncoder
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.encoders.loading import read_facts, resolve
@@ -69,4 +70,5 @@ def _load(path: str | Path, which: int) -> nn.Module:
 
 
 register_encoder(ImageEncoder.kind, ImageEncoder.load, LinearizedImageEncoder.load)
+register_encoder(backbones.KIND, backbones.BackboneEncoder.load, backbones.load_linear)
 register_encoder(BACKBONE, BackBone.load, lambda path: LinearizedModel(BackBone.load(path)))

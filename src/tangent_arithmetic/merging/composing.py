@@ -9,8 +9,10 @@ is compared with fixed values before Hydra acts on it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,16 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.object_type import ObjectType
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tangent_arithmetic.merging.configurations import configurations
-from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.runtime.errors import UsageError, closest, shown, unknown
 
+SHOWN = 8  # keys in a message
 PLUGINS = "hydra._internal.core_plugins"
 QUIET = {"version": 1, "root": None, "disable_existing_loggers": False}
 FIXED: dict[str, Any] = {
@@ -63,6 +67,8 @@ def run_hydra(task: TaskFunction, folder: Path, name: str, words: Sequence[str])
     args = parser.parse_args(list(words))
     if args.experimental_rerun is not None:
         raise UsageError("--experimental-rerun is refused: it would execute code from a pickle")
+    if bare := [word for word in args.overrides if "=" not in word and not word.startswith("~")]:
+        raise UsageError(f"expected KEY=VALUE, got {shown(bare[0])!r}; --help lists the keys")
     commands = [args.run, args.multirun, args.cfg, args.info, args.shell_completion]
     if sum(bool(command) for command in commands) > 1:
         raise UsageError("choose one of --run, --multirun, --cfg, --info and --shell-completion")
@@ -70,13 +76,25 @@ def run_hydra(task: TaskFunction, folder: Path, name: str, words: Sequence[str])
         raise UsageError("--resolve needs --cfg or --help")
     application = Hydra(task_name=name, config_loader=_Loader(_search_path(args, folder)))
     GlobalHydra.instance().initialize(application)
+    failures: list[Exception] = []
+
+    def guarded(config: DictConfig) -> None:  # an error within a job is printed by Hydra
+        try:
+            task(config)
+        except Exception as error:
+            failures.append(error)
+
     try:
         if args.help:
             application.app_help(args.config_name or name, parser, args)
         else:
-            _execute(application, args, args.config_name or name, task)
+            with _no_sweep_folder(application, args, args.config_name or name) as words:
+                args.overrides = words
+                _execute(application, args, args.config_name or name, guarded)
     finally:
         GlobalHydra.instance().clear()
+    if failures:
+        raise failures[0]
 
 
 def _search_path(args: argparse.Namespace, folder: Path) -> ConfigSearchPath:
@@ -93,6 +111,26 @@ def _existing(flag: str, folder: str) -> str:
     if not Path(folder).is_dir():
         raise UsageError(f"--{flag}: expected a folder, found none at {shown(folder)}")
     return str(Path(folder).resolve())
+
+
+@contextlib.contextmanager
+def _no_sweep_folder(
+    application: Hydra, args: argparse.Namespace, name: str
+) -> Iterator[list[str]]:
+    """The overrides, with a folder for the files of a sweep that is removed if nobody asked for it.
+
+    It is kept if reports go there, or if `hydra.sweep.dir` is set.
+    """
+    words = list(args.overrides)
+    if not args.multirun or any("hydra.sweep.dir=" in word for word in words):
+        yield words
+        return
+    config = application.compose_config(name, words, RunMode.MULTIRUN)
+    if "log_dir" in str(OmegaConf.select(config, "report_save_path")):
+        yield words
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield [*words, f"hydra.sweep.dir='{folder}'"]
 
 
 def _execute(application: Hydra, args: argparse.Namespace, name: str, task: TaskFunction) -> None:
@@ -168,6 +206,10 @@ class _Loader(ConfigLoaderImpl):
         """
         try:
             config = super().load_configuration(*args, **kwargs)
+        except MissingConfigException as error:
+            raise self._unknown(error) from error
+        except ConfigCompositionException as error:
+            raise self._unknown_key(error, args, kwargs) from error
         except (HydraException, OmegaConfBaseException, UsageError):
             raise
         except Exception as error:  # of the YAML reader, of the file system, of a nested file
@@ -175,6 +217,49 @@ class _Loader(ConfigLoaderImpl):
             raise UsageError(f"cannot read the configuration ({reason})") from error
         check(config)
         return config
+
+    def _unknown(self, error: MissingConfigException) -> Exception:
+        """The error for an unknown name of a group, with all names, nested ones too."""
+        group, _, name = str(error.missing_cfg_file or "").partition("/")
+        if not name or not (known := list(self._names(group))):
+            return error
+        return unknown(group, name.removesuffix(".yaml"), known)
+
+    def _names(self, group: str, below: str = "") -> Iterator[str]:
+        """The names in a group, as `group=NAME` takes them."""
+        place = f"{group}/{below}".rstrip("/")
+        for name in self.repository.get_group_options(place, ObjectType.CONFIG):
+            yield f"{below}{name}"
+        for name in self.repository.get_group_options(place, ObjectType.GROUP):
+            yield from self._names(group, f"{below}{name}/")
+
+    def _unknown_key(
+        self, error: ConfigCompositionException, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Exception:
+        """The error for a key that the configuration lacks, with the nearest keys."""
+        key = getattr(error.__cause__, "full_key", None)
+        if not key:
+            return error
+        words = [str(word) for word in kwargs.get("overrides", args[1] if len(args) > 1 else [])]
+        plain = [word for word in words if "." not in word.partition("=")[0] and key not in word]
+        try:
+            config = super().load_configuration(*args, **{**kwargs, "overrides": plain})
+        except (HydraException, OmegaConfBaseException, TypeError):
+            return error
+        node: Any = OmegaConf.to_container(config, resolve=False)
+        nearest = closest(str(key), _keys({k: v for k, v in node.items() if k != "hydra"}))
+        return UsageError(
+            f"unknown key '{shown(key)}'; nearest: {', '.join(nearest[:SHOWN])}. --cfg job prints "
+            f"the configuration, +{shown(key)}=VALUE adds a key"
+        )
+
+
+def _keys(node: Mapping[Any, Any], above: str = "") -> Iterator[str]:
+    """The keys of a configuration, as overrides spell them."""
+    for key, value in node.items():
+        yield f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{above}{key}.")
 
 
 def check(config: DictConfig) -> None:

@@ -22,14 +22,23 @@ SEED = "seed"  # this option is set by the key beside the group `method`
 
 
 def configurations() -> dict[str, dict[str, Any]]:
-    """The configuration of each method, by its name in the group `method`."""
+    """The configuration of each method, by its names in the group `method`.
+
+    These are the method's own name, and that of FusionBench where it differs.
+    """
     try:
-        nodes = {name: node for path in sorted(FOLDER.glob("*.py")) for name, node in _read(path)}
+        nodes = {
+            name: node
+            for path in sorted(FOLDER.glob("*.py"))
+            for names, node in _read(path)
+            for name in names
+        }
     except ValueError:  # a default that is not a literal
         importlib.import_module(f"{OWN}methods")
         nodes = {}
     for method in METHODS.values():
-        nodes[method.config] = _node(method.algorithm, method.defaults)
+        node = _node(method.algorithm, method.defaults)
+        nodes |= {name: node for name in (method.name, method.config)}
     return nodes
 
 
@@ -42,8 +51,8 @@ def _node(algorithm: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     return {"_target_": f"{OWN}{algorithm}", **options}
 
 
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the configuration of each method in a source file."""
+def _read(path: Path) -> Iterator[tuple[set[str], dict[str, Any]]]:
+    """The names and the configuration of each method in a source file."""
     for function in ast.parse(path.read_text(encoding="utf-8")).body:
         for call in getattr(function, "decorator_list", ()):
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "merging_method":
@@ -51,7 +60,8 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 words = {word.arg: word.value for word in call.keywords}
                 names = {key: ast.literal_eval(words[key]) for key in NAMES & words.keys()}
                 algorithm = names.get("algorithm", algorithm_name(name))
-                yield names.get("config", name), _node(algorithm, _defaults(function))
+                both = {name, names.get("config", name)}
+                yield both, _node(algorithm, _defaults(function))
 
 
 def _defaults(function: Any) -> dict[str, Any]:

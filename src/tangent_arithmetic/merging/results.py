@@ -63,7 +63,9 @@ class Record:
         """Writes the results of a merge from its report."""
         run, weights = self.run, merge.pool.weights
         hashes = {name: str(weights(name).facts["hash"]) for name in merge.pool.model_names}
-        test = {f"{task}:top1": report[task]["accuracy"] for task in run.tasks}
+        sets = {task: run.data.dataset(task) for task in run.tasks}
+        mains = {task: "map" if sets[task].multilabel else "top1" for task in sets}
+        test = {f"{task}:{mains[task]}": report[task]["accuracy"] for task in sets}
         test |= {"avg_top1": report["average"]["accuracy"]}
         results: dict[str, Any] = {"test": normalized(test, self._references(merge, hashes))}
         if chosen := report.get("scaling_factor"):

@@ -13,7 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.sweeps import logits_at
+from tangent_arithmetic.arithmetic.tally import Tally, scores
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.templates import get_templates
@@ -97,20 +99,22 @@ class TaskPool:
     def measure(
         self, encoder: Encoder, name: str, tau: State, coefs: Sequence[float], validation: bool
     ) -> list[dict[str, float]]:
-        """Accuracy and mean cross-entropy on one task at theta + coef * tau for each coefficient.
+        """Main metric and mean loss on one task at theta + coef * tau for each coefficient.
 
-        The encoder is reset to theta afterwards, even after an error.
+        The metric, "accuracy", is mean average precision where an image has several labels, and
+        the loss binary cross-entropy. The encoder is reset to theta afterwards, even after an
+        error.
         """
         batches, head = self._batches(encoder, name, validation), self._head(name)
-        totals = np.zeros((len(coefs), 3))  # correct, loss, images
+        tallies, losses = [Tally() for _ in coefs], np.zeros(len(coefs))
         points = [[(coef, tau)] if tau else [] for coef in coefs]
         for i, logits, labels in logits_at(encoder, points, head, batches, self.run.compute):
-            correct = int((logits.argmax(dim=1) == labels).sum())
-            loss = float(F.cross_entropy(logits, labels, reduction="sum"))
-            totals[i] += (correct, loss, len(labels))
+            tallies[i].add(logits, labels)
+            losses[i] += float(_loss(logits, labels))
         return [
-            {"accuracy": float(correct / n), "loss": float(loss / n), "num_images": int(n)}
-            for correct, loss, n in totals
+            {"accuracy": main_of(found), "loss": float(loss / n), "num_images": n}
+            for found, loss in zip(scores(tallies), losses, strict=True)
+            if (n := int(found["num_images"]))
         ]
 
     def evaluate(self, encoder: Encoder) -> dict[str, dict[str, float]]:
@@ -129,6 +133,14 @@ class TaskPool:
             name: [point["accuracy"] for point in self.measure(encoder, name, tau, coefs, True)]
             for name in self.tasks
         }
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the images' losses; for several labels an image the mean over the classes."""
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, reduction="sum")
+    each = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    return each.mean(dim=1).sum()
 
 
 class SuiteTaskPool(TaskPool):

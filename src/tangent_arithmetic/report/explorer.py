@@ -7,27 +7,24 @@ coefficients a. It works offline.
 
 from __future__ import annotations
 
-import base64
 import bisect
-import functools
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import jinja2
-import numpy as np
-import torch
 
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.arithmetic.logits import Logits, gathered
+from tangent_arithmetic.report.packing import packed, unpacked
+from tangent_arithmetic.report.templates import asset, text
 from tangent_arithmetic.run.models import classification_head
+from tangent_arithmetic.run.modes import get_mode
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.storage.reading import readable
 
 logger = logging.getLogger(__name__)
@@ -35,7 +32,6 @@ logger = logging.getLogger(__name__)
 START, END = "<!-- tangent explorer: {} -->", "<!-- end of the tangent explorer -->"
 DATA = re.compile(r'<script type="application/json" id="explorer-data">(.*?)</script>', re.DOTALL)
 FORMAT = 1  # version of the data; explorers of other versions are not reused
-KINDS = {"base": "<f4", "steps": "<f4", "labels": "<i2", "bias": "<f4", "gram": "<f8"}
 Presets = Mapping[str, Mapping[str, float]]
 
 
@@ -46,6 +42,7 @@ def build(
     control: str | None = None,
     mode: str = "linear",
     key: str = "",
+    origin: Mapping[str, str] | None = None,
 ) -> str:
     """The explorer as an HTML fragment for any page or notebook.
 
@@ -57,25 +54,28 @@ def build(
         control: the control set, which is excluded from means.
         mode: "linear" or "posthoc".
         key: identifies the data, see `key_of`.
+        origin: where the task vectors come from, for code to copy, see `origin_of`.
     """
     (vectors,) = {each.vectors for each in logits.values()}
     data = {
         "vectors": vectors,
-        "splits": [_packed(name, each) for name, each in logits.items()],
+        "splits": [packed(name, each) for name, each in logits.items()],
         "singles": dict(singles or {}),
         "presets": {
             name: [float(point.get(vector, 0.0)) for vector in vectors]
             for name, point in (presets or {"Zero-shot": {}}).items()
         },
         "control": control,
+        "origin": None if origin is None else dict(origin),
     }
     return _framed(data, mode, key)
 
 
 def _framed(data: Any, mode: str, key: str) -> str:
     """The HTML fragment of an explorer's data."""
+    script = text("explorer-model.js") + text("explorer.js")
     page = asset("explorer.html.j2").render(
-        data=json_in_page(data), style=text("explorer.css"), script=text("explorer.js"), mode=mode
+        data=json_in_page(data), style=text("explorer.css"), script=script, mode=mode
     )
     return f"{START.format(key)}\n{page}\n{END}"
 
@@ -103,18 +103,36 @@ def accuracies(page: str, coefs: Mapping[str, float]) -> dict[str, float]:
         if unknown := set(coefs) - set(data["vectors"]):
             raise UsageError(f"no vectors {sorted(unknown)} in this page; it has {data['vectors']}")
         row = [coefs.get(vector, 0.0) for vector in data["vectors"]]
-        return {s["name"]: _unpacked(s, data["vectors"]).accuracy(row) for s in data["splits"]}
+        return {s["name"]: unpacked(s, data["vectors"]).accuracy(row) for s in data["splits"]}
 
 
-def part_of(page: str, key: str, mode: str = "linear") -> str | None:
-    """The explorer with this key in a page, if there is one, with the current script."""
+def part_of(
+    page: str, key: str, mode: str = "linear", origin: Mapping[str, str] | None = None
+) -> str | None:
+    """The explorer with this key in a page, if there is one, with the current script and origin."""
     start = page.find(START.format(key)) if key else -1
     match = DATA.search(page, start) if start >= 0 else None
     try:
-        return None if match is None else _framed(json.loads(match[1]), mode, key)
+        if match is None:
+            return None
+        data = json.loads(match[1])
+        if isinstance(data, dict) and origin is not None:
+            data["origin"] = dict(origin)
+        return _framed(data, mode, key)
     except (ValueError, RecursionError):
         logger.warning("the page's tangent explorer is damaged and left out")
         return None
+
+
+def origin_of(run: Run, mode: str) -> dict[str, str]:
+    """The folder, file name and class of a run's task vectors."""
+    origin = {
+        "folder": run.folder.as_posix(),
+        "file": run.finetuned_path("", mode).name,
+        "kind": get_mode(mode).task_vector.__name__,
+    }
+    kept: dict[str, str] = without_home(origin)
+    return kept
 
 
 def key_of(run: Run, mode: str) -> str:
@@ -147,8 +165,9 @@ def explore(run: Run, mode: str) -> str:
         run: the run.
         mode: "linear" or "posthoc".
     """
-    tasks, control = run.tasks, run.control
-    names = [f"{name}{end}" for end in ("Val", "") for name in dict.fromkeys([*tasks, control])]
+    tasks, control = run.tasks, run.control_set
+    sets = dict.fromkeys([*tasks, *([control] if control else [])])
+    names = [f"{name}{end}" for end in ("Val", "") for name in sets]
     sample = sample_size(run, names, len(tasks))
     if sample is not None:
         logger.info("explorer: %d images of each split", sample)
@@ -156,7 +175,8 @@ def explore(run: Run, mode: str) -> str:
     logits = {name: gathered(edits.logits(name)) for name in names}
     results = optional_results(accuracies_path(run, mode))
     singles = {name: results[name] for name in names if name in results}
-    return build(logits, singles, presets_of(run, mode), control, mode, key_of(run, mode))
+    presets, key = presets_of(run, mode), key_of(run, mode)
+    return build(logits, singles, presets, control, mode, key, origin_of(run, mode))
 
 
 def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
@@ -182,9 +202,12 @@ def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
     sizes: list[tuple[int, int]] = []  # number of images, bytes per image
     for name in names:
         head = classification_head(run, name)
-        gram = 8 * (1 + vectors) ** 2 if head.normalize and bool(head.bias.any()) else 0
-        each = 4 * (1 + vectors) * head.weight.shape[0] + 2 + gram
-        sizes.append((len(run.data.dataset(name).test), each))
+        data, classes = run.data.dataset(name), head.weight.shape[0]
+        several = data.multilabel
+        has_gram = head.normalize and (several or bool(head.bias.any()))
+        gram = 8 * (1 + vectors) ** 2 if has_gram else 0
+        labels = 2 * (classes if several else 1)
+        sizes.append((len(data.test), 4 * (1 + vectors) * classes + labels + gram))
     limit = int(run.config.explorer_megabytes * 1e6 * 3 / 4)  # base64 turns 3 bytes into 4
     sample = run.config.sample
     most = max(images for images, _ in sizes)
@@ -196,55 +219,3 @@ def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
     if excess(most) <= 0:
         return None if sample is None else most
     return max(1, bisect.bisect_right(range(most), 0, key=excess) - 1)
-
-
-def _packed(name: str, logits: Logits) -> dict[str, Any]:
-    """The logits of a split, in the format of the page's script."""
-    return {
-        "name": name,
-        "task": name.removesuffix("Val"),
-        "split": "validation" if name.endswith("Val") else "test",
-        "images": len(logits.labels),
-        "of": logits.of,
-        "classes": logits.base.shape[1],
-        **{kind: _written(getattr(logits, kind), dtype) for kind, dtype in KINDS.items()},
-    }
-
-
-def _written(value: torch.Tensor | None, dtype: str) -> str | None:
-    if value is None:
-        return None
-    return base64.b64encode(value.numpy().astype(dtype).tobytes()).decode()
-
-
-def _unpacked(split: Mapping[str, Any], vectors: Sequence[str]) -> Logits:
-    """The inverse of `_packed`."""
-    n, classes, t = split["images"], split["classes"], len(vectors)
-    shapes = {
-        "base": (n, classes),
-        "steps": (t, n, classes),
-        "labels": (n,),
-        "bias": (classes,),
-        "gram": (n, 1 + t, 1 + t),
-    }
-    parts: dict[str, Any] = dict.fromkeys(KINDS)
-    for kind, shape in shapes.items():
-        if split[kind] is not None:
-            array = np.frombuffer(base64.b64decode(split[kind]), KINDS[kind]).reshape(shape)
-            parts[kind] = torch.from_numpy(array.copy())
-    parts["labels"] = parts["labels"].long()
-    return Logits(dataset=split["name"], vectors=tuple(vectors), of=split["of"], **parts)
-
-
-def text(name: str) -> str:
-    """The text of a file in `assets`."""
-    folder = resources.files("tangent_arithmetic.report")
-    return folder.joinpath("assets", name).read_text(encoding="utf-8")
-
-
-@functools.cache
-def asset(name: str) -> jinja2.Template:
-    """A template in `assets`; values are escaped unless marked safe."""
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
-    strict = jinja2.StrictUndefined
-    return jinja2.Environment(autoescape=True, undefined=strict, **options).from_string(text(name))

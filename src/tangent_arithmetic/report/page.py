@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tangent_arithmetic.analysis.takeaways import takeaway
 from tangent_arithmetic.report import explorer
-from tangent_arithmetic.report.published import COLUMNS, Row, rows
+from tangent_arithmetic.report.tables import UNVERIFIED, tables_of
+from tangent_arithmetic.report.templates import asset, text
 from tangent_arithmetic.run.models import command
-from tangent_arithmetic.run.modes import MODES, edited, linear
-from tangent_arithmetic.run.results import accuracies_path, mean, optional_results, percent
+from tangent_arithmetic.run.modes import linear
+from tangent_arithmetic.run.results import optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import disk_errors, write_text
@@ -28,11 +29,19 @@ from tangent_arithmetic.storage.reading import read_text
 
 logger = logging.getLogger(__name__)
 
+TYPES = {
+    "csv": "text/csv;charset=utf-8",
+    "tex": "application/x-tex",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+    "pdf": "application/pdf",
+}
+
 CAPTIONS = {
     "single": "Single tasks: standard fine-tuning, its post-hoc linearisation, linear fine-tuning",
     "subsets": "Sums of task vectors over subsets of the tasks, by their number",
-    "disentanglement": "Disentanglement error of pairs of tasks; frame: search range",
-    "similarity": "Cosine similarity of the task vectors",
+    "disentanglement": "Disentanglement error of pairs of tasks; frame: coefficients from 0 to 1",
+    "similarity": "Cosine similarity of the task vectors, without each vector's own",
     "layers": "Share of the task vectors' squared norm by layer",
     "negation": "The cost of forgetting: the task and the control set along negation",
     "negation_random": "Negation against random vectors of the same norm in each weight",
@@ -41,44 +50,22 @@ CAPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """A row of a table.
-
-    Attributes:
-        label: its first column.
-        cells: accuracies in percent, formatted.
-        published: whether it comes from a paper or another project.
-        note: a note below the table.
-    """
-
-    label: str
-    cells: list[str]
-    published: bool = False
-    note: str = ""
-
-
-@dataclass
-class Table:
-    """A table of the page; `columns` are those after the label."""
-
-    title: str
-    columns: list[str]
-    lines: list[Line] = field(default_factory=list)
-
-    @property
-    def notes(self) -> list[str]:
-        """The distinct notes below the table."""
-        return list(dict.fromkeys(line.note for line in self.lines if line.note))
-
-    @property
-    def unverified(self) -> bool:
-        """Whether a cell is marked as unverified."""
-        return any(cell.endswith(UNVERIFIED) for line in self.lines for cell in line.cells)
-
-
-UNVERIFIED = " †"
-SUM = ("mean", "normalised", "coefficient")  # columns of sums and merges, after the tasks
+DEFINITIONS = {
+    "zero-shot": "the pre-trained model, \u03b8\u2080, without any fine-tuning.",
+    "standard, linear": "fine-tuned from \u03b8\u2080: the model itself, or its first-order Taylor "
+    "expansion at \u03b8\u2080 (in the tangent space).",
+    "post-hoc": "the standard model's task vector, used in the linear expansion.",
+    "task vector": "\u03c4 = \u03b8 \u2212 \u03b8\u2080 of a task; sums and negations of them "
+    "edit the model.",
+    "coefficient": "the factor of the summed or negated task vectors, chosen on the validation "
+    "splits.",
+    "normalised": "accuracy divided by that of the same mode's model of this task alone, "
+    "then averaged; 100 means nothing was lost.",
+    "control": "a data set whose accuracy negation must preserve, and on which every edit should "
+    "cost little.",
+    "accuracy": "top-1 on the test split, in percent; mean average precision for data sets with "
+    "several labels a picture.",
+}
 
 
 def report_path(run: Run) -> Path:
@@ -106,14 +93,19 @@ def write_report(run: Run, explored: str | None = None) -> Path:
 def page_of(run: Run, explored: str | None) -> str:
     """The HTML of the page."""
     seed = "" if run.config.seed is None else f", seed {run.seed}"
-    return explorer.asset("report.html.j2").render(
+    figures = list(_figures(run.results))
+    return asset("report.html.j2").render(
         title=without_home(f"{run.config.model}, suite {run.suite.name}{seed}"),
         sample=run.config.sample,
-        style=explorer.text("report.css"),
-        tables=tables_of(run),
+        style=text("report.css"),
+        tables=[
+            (table, *map(_link, ("csv", "tex"), (table.csv(), table.latex())))
+            for table in tables_of(run)
+        ],
+        definitions=DEFINITIONS,
         explorer=explored,
         explorer_command=without_home(command("analyze", run, name="report")),
-        figures=list(_figures(run.results / "figures")),
+        figures=figures,
         origins=without_home(list(_origins(run.results))),
         unverified=UNVERIFIED.strip(),
     )
@@ -127,107 +119,45 @@ def _kept(run: Run, path: Path) -> str | None:
     except UsageError as error:
         logger.warning("its tangent explorer is not reused: %s", error)
         return None
-    parts = (explorer.part_of(page, explorer.key_of(run, m), m) for m in linear())
+    parts = (
+        explorer.part_of(page, explorer.key_of(run, mode), mode, explorer.origin_of(run, mode))
+        for mode in linear()
+    )
     return next((part for part in parts if part), None)
 
 
-def tables_of(run: Run) -> list[Table]:
-    """Tables of single tasks, addition, negation and merges, with published rows of the model."""
-    by_mode = {mode: optional_results(accuracies_path(run, mode)) for mode in MODES}
-    tasks = [t for t in run.suite.tasks if any(t in results for results in by_mode.values())]
-    control = f"control {run.control}"
-    tables = {  # kind -> table, and its columns' names in published rows
-        "single": (_single(by_mode, tasks), {}),
-        "addition": (_addition(run, tasks), {"mean": "absolute"}),
-        "negation": (_negation(run, tasks), {"mean": "target", control: "control"}),
-        "merging": (_merging(run, tasks), {}),
-    }
-    for kind, (table, names) in tables.items():
-        if table.lines and kind in COLUMNS:
-            published = rows(kind, str(run.config.model))
-            table.lines += [_published(row, table.columns, names) for row in published]
-    return [table for table, _ in tables.values() if table.lines]
+def _link(kind: str, content: str | bytes) -> str:
+    """A file as a URL that holds all of it."""
+    data = content.encode() if isinstance(content, str) else content
+    return f"data:{TYPES[kind]};base64,{base64.b64encode(data).decode()}"
 
 
-def _single(by_mode: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> Table:
-    table = Table("Single-task accuracy", [*tasks, "mean"])
-    for mode, results in by_mode.items():
-        if any(task in results for task in tasks):
-            values = [results.get(task) for task in tasks]
-            table.lines.append(Line(MODES[mode].label, [*map(percent, [*values, mean(values)])]))
-    return table
-
-
-def _addition(run: Run, tasks: Sequence[str]) -> Table:
-    table = Table("Task addition: the sum of task vectors", [*tasks, *SUM])
-    for mode in edited():
-        for path in sorted(run.results.glob(f"{MODES[mode].prefix}additions*.json")):
-            results = optional_results(path)
-            if not {"test", "coefficient"} <= set(results):
-                continue
-            of = path.stem.partition("-")[2]
-            label = f"{MODES[mode].label}, {of}" if of else MODES[mode].label
-            table.lines.append(Line(label, _sum_cells(results, tasks)))
-    return table
-
-
-def _merging(run: Run, tasks: Sequence[str]) -> Table:
-    table = Table("Merging", [*tasks, *SUM])
-    for path in sorted(run.results.glob("merging-*.json")):
-        results = optional_results(path)
-        if "test" in results:
-            label = results.get("merge", {}).get("label") or path.stem.removeprefix("merging-")
-            table.lines.append(Line(str(label), _sum_cells(results, tasks)))
-    return table
-
-
-def _sum_cells(results: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
-    """The cells of a sum or a merge: accuracies by task, and `SUM`."""
-    test, coef = results["test"], results.get("coefficient")
-    values = [test.get(f"{task}:top1") for task in tasks]
-    means = [test.get("avg_top1"), test.get("avg_normalized_top1")]
-    return [*map(percent, [*values, *means]), "-" if coef is None else f"{coef:g}"]
-
-
-def _negation(run: Run, tasks: Sequence[str]) -> Table:
-    title = "Task negation: accuracy on the task to forget, and on the control set"
-    table = Table(title, [*tasks, "mean", f"control {run.control}"])
-
-    def add(mode: str, values: list[Any], control: Any) -> None:
-        cells = [*map(percent, [*values, mean(values), control])]
-        table.lines.append(Line(MODES[mode].label, cells))
-
-    if zeroshot := optional_results(accuracies_path(run, "none")):
-        add("none", [zeroshot.get(task) for task in tasks], zeroshot.get(run.control))
-    for mode in edited():
-        results = optional_results(run.results / f"{MODES[mode].prefix}negations.json")
-        if any(task in results for task in tasks):
-            negations = [results.get(task, {}) for task in tasks]
-            kept = mean([negation.get("test_control") for negation in negations])
-            add(mode, [negation.get("test") for negation in negations], kept)
-    return table if len(table.lines) > 1 else Table("", [])
-
-
-def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Line:
-    """A published row, in the columns of our table."""
-    values = (row.cells.get(names.get(column, column)) for column in columns)
-    cells = [f"{v.value:.1f}{'' if v.verified else UNVERIFIED}" if v else "" for v in values]
-    note = f"{row.source}: {row.note}." if row.note else ""
-    return Line(f"{row.label} ({row.source})", cells, published=True, note=note)
-
-
-def _figures(folder: Path) -> Iterable[dict[str, str]]:
-    """The figures in a folder as data URLs, in the order of `CAPTIONS`, then others by name."""
+def _figures(results: Path) -> Iterable[dict[str, Any]]:
+    """The figures of a run with their files, in the order of `CAPTIONS`, then others by name."""
     names = [*CAPTIONS]
-    paths = sorted(folder.glob("*.png"))
+    paths = sorted((results / "figures").glob("*.png"))
     for path in sorted(paths, key=lambda p: names.index(p.stem) if p.stem in names else len(names)):
-        try:
-            image = base64.b64encode(path.read_bytes()).decode()
-        except OSError as error:
-            logger.warning("%s is left out of the report: %s", path, error.strerror)
+        if (image := _content(path)) is None:
             continue
-        caption = CAPTIONS.get(path.stem, path.stem)
-        yield {"caption": caption, "source": f"data:image/png;base64,{image}"}
+        files = {kind: _content(path.with_suffix(f".{kind}")) for kind in ("svg", "pdf")}
+        yield {
+            "name": path.stem,
+            "caption": CAPTIONS.get(path.stem, path.stem),
+            "takeaway": takeaway(results / "analysis", path.stem),
+            "source": _link("png", image),
+            "files": {kind: _link(kind, data) for kind, data in files.items() if data is not None},
+        }
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's bytes; None if it is not there, or with a warning if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("%s is left out of the report: %s", path, error.strerror)
+        return None
 
 
 def _origins(folder: Path) -> Iterable[dict[str, str]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.metrics import main_key, main_metric, normalized
 from tangent_arithmetic.arithmetic.negation import negate
 from tangent_arithmetic.encoders.base import Encoder
 from tangent_arithmetic.run.models import command, split_of
 from tangent_arithmetic.run.results import accuracies_path, require_results
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.statedict import State
+
+logger = logging.getLogger(__name__)
 
 
 def negate_task(
@@ -44,6 +48,51 @@ def negate_task(
         coefficients(run.config.n_eval_points),
     )
     return {**found, "zeroshot": singles[task], "zeroshot_control": singles[control]}
+
+
+def with_means(
+    results: Mapping[str, dict[str, Any]], finetuned: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Negations whose validation metrics have the further keys of the public projects.
+
+    Args:
+        results: what `negate_task` gives, by task.
+        finetuned: accuracies of the mode's single tasks, by data set; may be empty.
+
+    Returns:
+        The same, with "avg_top1" and, where the task's fine-tuned accuracy is known,
+        "<task>Val:normalized_top1" and "avg_normalized_top1" at each coefficient. The means are
+        over the negated task alone.
+    """
+    extended = {}
+    for task, found in results.items():
+        name = f"{task}Val"
+        own = {name: finetuned[name]} if name in finetuned else {}
+        val = {c: _extended(metrics, name, own) for c, metrics in found["val"].items()}
+        extended[task] = {**found, "val": val}
+    return extended
+
+
+def _extended(
+    metrics: Mapping[str, float], name: str, own: Mapping[str, float]
+) -> dict[str, float]:
+    mean = {"avg_top1": metrics[main_key(metrics, name)]} if main_metric(metrics, name) else {}
+    return {**normalized(metrics, own), **mean}
+
+
+def finetuned_accuracies(
+    run: Run, theta0_hash: str, checkpoints: Mapping[str, str]
+) -> dict[str, float]:
+    """Accuracies of the mode's single tasks, if they have been evaluated; otherwise empty."""
+    path, mode = accuracies_path(run, run.mode.name), run.mode.name
+    made_by = command("eval_single_task", run, mode)
+    try:
+        return require_results(path, run, theta0_hash, made_by, checkpoints)
+    except MissingFileError:
+        return {}
+    except UsageError as error:
+        logger.warning("negations are not normalised: %s", error)
+        return {}
 
 
 def zeroshot_needed(run: Run) -> list[str]:

@@ -193,7 +193,8 @@ def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     same = all(origin.get(k) == new[k] for k in ("theta0_hash", "seed", "suite", "model"))
     if not same or _precision(origin) != _precision(new):
         return results
-    merged = {**{k: v for k, v in old.items() if k not in results}, **results}
+    kept_keys = [key for key in old if key.partition(":")[0] not in results]
+    merged = {**{key: old[key] for key in kept_keys}, **results}
     kept = {
         kind: {**origin.get(kind, {}), **new.get(kind, {})}
         for kind in ("checkpoints", "splits")
@@ -330,6 +331,11 @@ def require_results(
 def percent(value: float | None) -> str:
     """An accuracy in percent with one decimal."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def score(metrics: Mapping[str, Any], name: str) -> Any:
+    """The measure of a data set among metrics: top-1, or mean average precision of multi-label."""
+    return metrics.get(f"{name}:top1", metrics.get(f"{name}:map"))
 
 
 def mean(values: Sequence[float | None]) -> float | None:

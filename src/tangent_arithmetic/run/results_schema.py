@@ -14,6 +14,7 @@ from tangent_arithmetic.storage.reading import readable
 Check = Callable[[Any, str, list[str]], Any]  # (value, its place, faults) -> its sound part
 LEFT_OUT = object()  # what a check gives where nothing is sound
 TWICE = object()  # stands for a value that an object has twice, differently
+SHARES = ("top1", ":map", ":balanced")  # ends of the keys of shares
 DEEPEST = 4  # levels of a provenance's own facts
 
 
@@ -88,7 +89,7 @@ def _table(known: Mapping[str, Check], other: Check) -> Check:
 
 
 def _metric(value: Any, where: str, faults: list[str]) -> Any:
-    share = where.endswith("top1") and "normalized" not in where.rpartition(" > ")[2]
+    share = where.endswith(SHARES) and "normalized" not in where.rpartition(" > ")[2]
     return (SHARE if share else AMOUNT)(value, where, faults)
 
 

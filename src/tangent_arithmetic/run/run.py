@@ -6,26 +6,32 @@ flag's default. Everything else in the package takes a `Run`, or plain values.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangent_arithmetic.data.suites import DEFAULT_CACHE, Suite, get_suite, suite_of_model
+from tangent_arithmetic.data.own.sources import plain_name
+from tangent_arithmetic.data.suites import DEFAULT_CACHE, OWN_SUITE, Suite
 from tangent_arithmetic.run.args import LONGEST_PART, Config, checked
 from tangent_arithmetic.run.modes import Mode, get_mode
+from tangent_arithmetic.run.suites import suite_of
 from tangent_arithmetic.runtime import processes
 from tangent_arithmetic.runtime.errors import UsageError, shown
 
 if TYPE_CHECKING:
     import torch
 
+    from tangent_arithmetic.data.own.budget import Budget
     from tangent_arithmetic.data.registry import SuiteData
     from tangent_arithmetic.runtime.compute import Compute
     from tangent_arithmetic.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 EVAL_BATCH = 256
 LONGEST_SUFFIX = 40  # characters that a run adds to its model's name for its results
@@ -68,7 +74,7 @@ class Run:
         Raises:
             UsageError: for one that makes no sense, or that does not go with another.
         """
-        _ = (self.train_datasets, self.eval_datasets, self.control)
+        _ = (self.train_datasets, self.eval_datasets, self.control_set)
         _ = (self.folder, self.results, self.cache)
         return self
 
@@ -88,13 +94,22 @@ class Run:
 
     @cached_property
     def suite(self) -> Suite:
-        """`--suite`, or the model's suite."""
-        return get_suite(self.config.suite or suite_of_model(self.model))
+        """The suite that the flags name, see `run.suites.suite_of`."""
+        return suite_of(self.config)
 
     @cached_property
     def tasks(self) -> list[str]:
-        """`--tasks`, or all tasks of the suite."""
-        return distinct_tasks(self.suite, "tasks", self.config.tasks or self.suite.tasks)
+        """`--tasks`, or all tasks of the suite.
+
+        Raises:
+            UsageError: if there are none.
+        """
+        tasks = distinct_tasks(self.suite, "tasks", self.config.tasks or self.suite.tasks)
+        if not tasks:
+            raise UsageError(
+                f"suite {self.suite.name} has no tasks; name some with --tasks={{NAME=SOURCE,...}}"
+            )
+        return tasks
 
     @cached_property
     def train_datasets(self) -> list[str]:
@@ -105,17 +120,36 @@ class Run:
     @cached_property
     def eval_datasets(self) -> list[str]:
         """The data sets to evaluate on."""
-        return [self.suite.check(name) for name in self.config.eval_datasets or self.tasks]
+        names = self.config.eval_datasets or self.tasks
+        return [self.suite.check(plain_name(name)) for name in names]
+
+    @property
+    def control(self) -> str:
+        """The control set, which must exist.
+
+        Raises:
+            UsageError: if there is none, or it is one of the run's tasks.
+        """
+        if self.control_set is None:
+            raise UsageError(
+                f"suite {self.suite.name} has no control set, whose accuracy negation must "
+                "preserve; name one with --control-dataset=NAME, or "
+                "--control-dataset=NAME=SOURCE, or as control in the suite's file"
+            )
+        return self.control_set
 
     @cached_property
-    def control(self) -> str:
-        """The control set: `--control-dataset`, or the suite's.
+    def control_set(self) -> str | None:
+        """The control set: `--control-dataset`, or the suite's; None if there is none.
 
         Raises:
             UsageError: if `--control-dataset` is one of the run's tasks.
         """
         named = self.config.control_dataset
-        control = self.suite.check(named or self.suite.control).removesuffix("Val")
+        name = self.suite.control if named is None else plain_name(named)
+        if name is None:
+            return None
+        control = self.suite.check(name).removesuffix("Val")
         if named and control in self.tasks:
             raise UsageError(
                 f"--control-dataset={control} is one of the run's tasks, and cannot be their "
@@ -130,7 +164,8 @@ class Run:
         Raises:
             UsageError: if the latter is one of the former.
         """
-        control, names = self.config.control_dataset, self.eval_datasets
+        flag, names = self.config.control_dataset, self.eval_datasets
+        control = flag and plain_name(flag)
         if control in names:
             raise UsageError(
                 f"--control-dataset={control} is one of the data sets that are evaluated anyway; "
@@ -256,25 +291,50 @@ class Run:
         config, suite = self.config, self.suite
         model = self.model.partition("__")[0]
 
-        def choose(name: str, table: float) -> Any:
+        def choose(name: str, table: Any) -> Any:
             value = getattr(config, name)
             return table if value is None else value
 
-        known = {**suite.tasks, **suite.related}
-        epochs = known[task].epochs if task in known else 4  # the control set's
+        batch = choose("batch_size", suite.batch_size.get(model, suite.batch_size[""]))
+        accumulation = choose(
+            "num_grad_accumulation",
+            suite.num_grad_accumulation.get(model, suite.num_grad_accumulation[""]),
+        )
+        epochs, warmup = choose("epochs", suite.task(task).epochs), suite.warmup_length
+        if epochs is None or task in suite.sets or suite.name == OWN_SUITE:
+            planned = self.budget(task, batch * accumulation, epochs)
+            epochs, warmup = planned.epochs, planned.warmup_length
         return Recipe(
             lr=choose("lr", suite.lr),
-            epochs=choose("epochs", epochs),
-            batch_size=choose("batch_size", suite.batch_size.get(model, suite.batch_size[""])),
-            num_grad_accumulation=choose(
-                "num_grad_accumulation",
-                suite.num_grad_accumulation.get(model, suite.num_grad_accumulation[""]),
-            ),
-            warmup_length=choose("warmup_length", suite.warmup_length),
+            epochs=epochs,
+            batch_size=batch,
+            num_grad_accumulation=accumulation,
+            warmup_length=choose("warmup_length", warmup),
             wd=config.wd,
             ls=config.ls,
             precision=config.precision,
         )
+
+    def budget(self, task: str, step_size: int, epochs: int | None = None) -> Budget:
+        """How long a data set is trained on whose epochs no table states; said once in the log.
+
+        Args:
+            task: the data set.
+            step_size: images per optimizer step.
+            epochs: passes over the training images; None to follow from their number.
+        """
+        from tangent_arithmetic.data.own.budget import budget
+
+        images = len(self.data.dataset(f"{task}Val").train)
+        planned = budget(images, step_size, self.suite, epochs)
+        if epochs is None:
+            _log_budget(task, planned)
+        return planned
+
+
+@lru_cache  # logs each case once
+def _log_budget(task: str, planned: Budget) -> None:
+    logger.info("%s: %s", task, planned)
 
 
 def distinct_tasks(suite: Suite, flag: str, names: Iterable[str]) -> list[str]:
@@ -283,14 +343,14 @@ def distinct_tasks(suite: Suite, flag: str, names: Iterable[str]) -> list[str]:
     Args:
         suite: the suite that has them.
         flag: the flag that names them, without its dashes.
-        names: X or XVal.
+        names: X, XVal or X=SOURCE.
 
     Raises:
         UsageError: if one is unknown, or comes twice.
     """
     found: list[str] = []
     for name in names:
-        task = suite.check(name).removesuffix("Val")
+        task = suite.check(plain_name(name)).removesuffix("Val")
         if task in found:
             raise UsageError(f"--{flag} names {task} twice; expected each data set once")
         found.append(task)

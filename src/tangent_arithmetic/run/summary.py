@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tangent_arithmetic.run.latex import booktabs
 from tangent_arithmetic.run.modes import MODES, edited
 from tangent_arithmetic.run.results import (
     accuracies_path,
     arithmetic_path,
     markdown_table,
     optional_results,
+    score,
 )
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import write_json, write_text
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.private import without_home
+from tangent_arithmetic.storage.reading import read_json
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -59,14 +65,14 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
         ...}, where figures are {"mean", "std", "values"} over the runs.
     """
     first = runs[0]
-    tasks, control = first.tasks, first.control
+    tasks, control = first.tasks, first.control_set
 
     def gather(path_of: Callable[..., Path], pick: Callable[..., Any], *which: str) -> Any:
         found = [pick(optional_results(path_of(run, *which))) for run in runs]
         return {key: _numbers([one[key] for one in found]) for key in found[0]}
 
     def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
-        names = [*tasks, control] if mode == "none" else tasks
+        names = [*tasks, control] if mode == "none" and control else tasks
 
         def pick(results: dict[str, Any]) -> dict[str, float | None]:
             values = {name: results.get(name) for name in names}
@@ -82,7 +88,7 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
             "absolute": test.get("avg_top1"),
             "zero-shot normalised": zeroshot.get("avg_normalized_top1"),
             "normalised": test.get("avg_normalized_top1"),
-            **{task: test.get(f"{task}:top1") for task in tasks},
+            **{task: score(test, task) for task in tasks},
         }
 
     def negation(results: dict[str, Any]) -> dict[str, float | None]:
@@ -106,8 +112,11 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def tables(summary: dict[str, Any], tasks: Sequence[str], control: str) -> str:
-    """The figures as three Markdown tables, accuracies in percent on the test splits."""
+Grid = tuple[str, list[str], list[list[str]]]  # title, header, rows
+
+
+def grids(summary: dict[str, Any], tasks: Sequence[str], control: str | None) -> list[Grid]:
+    """The figures as tables, accuracies in percent on the test splits."""
 
     def row(figures: dict[str, Any], keys: Sequence[str]) -> list[str]:
         return [spread(figures[key]["values"]) for key in keys]
@@ -124,35 +133,44 @@ def tables(summary: dict[str, Any], tasks: Sequence[str], control: str) -> str:
         cells = row(figures, [*tasks, *keys])
         addition.append([MODES[mode].label, *cells, coefs])
 
-    negation = [["zero-shot", *row(zeroshot, [*columns, control])]]
-    for mode, figures in summary["negation"].items():
+    title = "Task negation: accuracy on the forgotten task, and on the control set (mean)"
+    negation = [["zero-shot", *row(zeroshot, [*columns, *([control] if control else [])])]]
+    for mode, figures in summary["negation"].items() if control else ():
         negation.append([MODES[mode].label, *row(figures, [*tasks, "target", "control"])])
 
+    sums = ["%", *tasks, "mean", "normalised", "zero-shot normalised", "coef"]
     parts = [
-        ("Single-task accuracy", markdown_table(["%", *columns], single)),
-        (
-            "Task addition: the sum of all task vectors",
-            markdown_table(
-                ["%", *tasks, "mean", "normalised", "zero-shot normalised", "coef"], addition
-            ),
-        ),
-        (
-            "Task negation: accuracy on the forgotten task, and on the control set (mean)",
-            markdown_table(["%", *tasks, "mean", f"control {control}"], negation),
-        ),
+        ("Single-task accuracy", ["%", *columns], single),
+        ("Task addition: the sum of all task vectors", sums, addition),
     ]
-    return "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts)
+    if control:
+        parts.append((title, ["%", *columns, f"control {control}"], negation))
+    return parts
+
+
+def tables(summary: dict[str, Any], tasks: Sequence[str], control: str | None) -> str:
+    """The `grids` in Markdown."""
+    parts = grids(summary, tasks, control)
+    return "\n\n".join(
+        f"**{title}**\n\n{markdown_table(header, rows)}" for title, header, rows in parts
+    )
+
+
+def latex_tables(summary: dict[str, Any], tasks: Sequence[str], control: str | None) -> str:
+    """The `grids` in LaTeX."""
+    parts = grids(summary, tasks, control)
+    return "\n".join(f"% {title}\n{booktabs(header, rows)}" for title, header, rows in parts)
 
 
 def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
-    """Writes summary.json and summary.md beside the runs' folders.
+    """Writes summary.json, summary.md and summary.tex beside the runs' folders.
 
     Returns:
         The figures, see `collect`, and the tables.
     """
     first = runs[0]
     summary = collect(runs)
-    text = tables(summary, first.tasks, first.control)
+    text = tables(summary, first.tasks, first.control_set)
     folder = first.results.parent
     provenances = []
     for run in runs:
@@ -174,7 +192,38 @@ def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
         "the validation splits.\n\n"
     )
     write_text(folder / "summary.md", without_home(head) + text + "\n")
+    write_text(folder / "summary.tex", latex_tables(summary, first.tasks, first.control_set))
     return summary, text
+
+
+def summarised(run: Run) -> list[Run]:
+    """The runs of the summary beside a run's folder, by seed; none without a sound summary."""
+    found = _read_summary(run.results.parent / "summary.json").get("runs", [])
+    found = found if isinstance(found, list) else []
+    seeds = [one.get("seed") for one in found if isinstance(one, dict)]
+    return [with_seed(run, seed) for seed in seeds if type(seed) is int and seed >= 0]
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except UsageError:  # missing, or damaged
+        return {}
+
+
+def siblings(run: Run) -> list[Run]:
+    """The runs that differ from this one in their seed and have results, by seed; with this one."""
+    folder = run.results
+    own = re.sub(r"_seed\d+", "", folder.name) if run.config.seed is not None else folder.name
+    stem, sample, end = own.partition("_sample")
+    seeds = {run.seed}
+    for path in folder.parent.glob(f"{glob.escape(stem)}_seed*{glob.escape(sample + end)}"):
+        if match := re.fullmatch(
+            rf"{re.escape(stem)}_seed(\d+){re.escape(sample + end)}", path.name
+        ):
+            seeds.add(int(match[1]))
+    runs = [with_seed(run, seed) for seed in sorted(seeds | {0})]
+    return [one for one in runs if one.seed == run.seed or any(one.results.glob("*.json"))]
 
 
 def with_seed(run: Run, seed: int) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -29,15 +30,12 @@ def tracked(run: Run, job: str) -> Iterator[Tracker]:
         job: what the run does, for instance "finetune-linear-MNIST".
 
     Raises:
-        UsageError: if W&B is asked for and not installed.
+        UsageError: if W&B is asked for and not installed, or cannot be imported.
     """
     if not run.config.wandb or not ddp.is_main_process():
         yield Tracker()
         return
-    try:
-        import wandb
-    except ImportError as error:
-        raise UsageError("--wandb needs the package wandb: pip install wandb") from error
+    wandb = _wandb()
     name = run.config.exp_name
     wandb_run = wandb.init(
         project="tangent-arithmetic",
@@ -48,11 +46,37 @@ def tracked(run: Run, job: str) -> Iterator[Tracker]:
         reinit="finish_previous",
     )
     try:
-        yield Tracker(wandb_run.log)
+        yield Tracker(wandb_run.log, functools.partial(_show, wandb, wandb_run))
     except BaseException:
         wandb_run.finish(exit_code=1)
         raise
     wandb_run.finish()
+
+
+def _wandb() -> Any:
+    """The module wandb.
+
+    Raises:
+        UsageError: naming the module that is missing: wandb, or one that it needs.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        missing = error.name or "wandb"
+        if missing == "wandb":
+            raise UsageError("--wandb needs the package wandb: pip install wandb") from error
+        raise UsageError(
+            f"--wandb: the package wandb is installed, but cannot be imported ({error}); it needs "
+            f"{missing}: pip install {missing.partition('.')[0]}"
+        ) from error
+    return wandb
+
+
+def _show(wandb: Any, wandb_run: Any, name: str, path: Path) -> None:
+    """Logs a page or a figure to a W&B run, which shows it in the browser."""
+    page = path.suffix == ".html"
+    media = wandb.Html(path.read_text(encoding="utf-8"), inject=False) if page else None
+    wandb_run.log({name: media if page else wandb.Image(str(path))})
 
 
 def check_database(run: Run) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _ENCODERS = tuple(f"encoders/{name}.py" for name in ("base", "clip", "images", "linearized"))
+_ENCODERS += ("encoders/backbones",)
 SOURCES = ("tangent", *_ENCODERS, "arithmetic/features.py", "training", "data/*.py", "data/clip8")
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm")
 

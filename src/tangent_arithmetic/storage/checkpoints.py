@@ -33,6 +33,7 @@ THETA0 = "theta0/"
 ZEROSHOT = "zeroshot.safetensors"
 STATE = "run_state"  # see storage/states.py
 ENCODERS = ("image_encoder", "linearized_image_encoder")
+CLASSIFIER = "image_classifier"  # of encoders/classifiers.py
 BACKBONE = "mlp_backbone"  # of encoders/mlp.py
 FOLDERS = ("config.json", "adapter_config.json")  # one of these is in a Hugging Face folder
 

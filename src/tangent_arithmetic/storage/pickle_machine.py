@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.pickle_names import (
+    ARGUMENTS,
     OBJECT,
     TENSOR,
     Budget,
@@ -159,7 +160,10 @@ class Machine:
         if isinstance(of, FunctionType):  # only those of `known` can be on the stack
             self._push(of(self._budget, *args))
         else:
-            self._push(self._stub(of), OBJECT)
+            stub = self._stub(of)
+            if args and all(isinstance(arg, str) for arg in args):  # such as a member of an enum
+                stub.state = {ARGUMENTS: args}
+            self._push(stub, 2 * OBJECT)
 
     def _new(self, count: int) -> None:
         """Creates an instance without calling its class; further arguments are dropped."""

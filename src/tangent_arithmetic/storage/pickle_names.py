@@ -109,6 +109,7 @@ class Dtype:
     dtype: torch.dtype
 
 
+ARGUMENTS = "arguments"  # in the state of a stub that was called with strings
 KEYS = (int, float, type(None), Stub, StubClass, Dtype, FunctionType, Tensor)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tangent_arithmetic.runtime.errors import UsageError, shown
-from tangent_arithmetic.storage.unpickler import Stub, state_of, tensors_of
+from tangent_arithmetic.storage.checkpoints import read_safetensors
+from tangent_arithmetic.storage.unpickler import Stub, read_pickle, state_of, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,22 @@ def unwrapped(content: object, source: str | Path = "the mapping") -> Unwrapped:
         maker = "a checkpoint of Lightning, " if lightning else ""
         logger.info("%s: %sunwrapped %s", source, maker, ", ".join(steps))
     return Unwrapped({n: tensors[full] for n, full in names.items()}, names, facts, tuple(steps))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file of weights of any origin, without wrappers; executes nothing.
+
+    Args:
+        path: a file of safetensors, `torch.save` or `pickle.dump`.
+
+    Raises:
+        MissingFileError: if it does not exist.
+        UsageError: if it is damaged, or holds no named tensors or an adapter.
+    """
+    if path.suffix == ".safetensors":
+        return unwrapped(read_safetensors(path), path).tensors
+    content = read_pickle(path)
+    return unwrapped({"model": content} if isinstance(content, Stub) else content, path).tensors
 
 
 def refuse_adapter(source: str | Path, names: Iterable[str]) -> None:

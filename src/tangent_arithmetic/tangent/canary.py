@@ -36,8 +36,9 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent.backends import lent_to_backward
+from tangent_arithmetic.tangent.call import Call
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
-from tangent_arithmetic.tangent.passes import CACHES, Call, copied, differentiate, same
+from tangent_arithmetic.tangent.passes import CACHES, copied, differentiate, same
 from tangent_arithmetic.tangent.probe import Probe
 from tangent_arithmetic.tangent.state import Attributes, Key, tensors_in, unpack
 

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from tangent_arithmetic.tangent import canary
 from tangent_arithmetic.tangent.backends import one_pass
+from tangent_arithmetic.tangent.call import Call
 from tangent_arithmetic.tangent.duals import Duals
 from tangent_arithmetic.tangent.engine import check_call
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
-from tangent_arithmetic.tangent.passes import Call, run
+from tangent_arithmetic.tangent.passes import run
 from tangent_arithmetic.tangent.plain import operation
 from tangent_arithmetic.tangent.probe import Probe
 from tangent_arithmetic.tangent.state import has_tangent

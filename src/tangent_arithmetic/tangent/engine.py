@@ -10,8 +10,9 @@ from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent import canary
 from tangent_arithmetic.tangent.backends import one_pass
+from tangent_arithmetic.tangent.call import Call
 from tangent_arithmetic.tangent.outputs import is_cache
-from tangent_arithmetic.tangent.passes import Call, differentiate
+from tangent_arithmetic.tangent.passes import differentiate
 from tangent_arithmetic.tangent.weights import Tangents, usable
 
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +19,12 @@ from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent import backends
+from tangent_arithmetic.tangent.call import Call
+from tangent_arithmetic.tangent.duals import Duals
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
 from tangent_arithmetic.tangent.replay import Replay, random_states, set_random_states
 from tangent_arithmetic.tangent.state import has_tangent, tensors_in
 from tangent_arithmetic.tangent.weights import AtTheta0, leaf, swapped
-
-if TYPE_CHECKING:
-    from tangent_arithmetic.tangent.duals import Duals
-    from tangent_arithmetic.tangent.passes import Call
 
 Function = Callable[..., Any]
 

@@ -33,18 +33,20 @@ from tangent_arithmetic.data.loading import (
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.compute import Compute, Precision
 from tangent_arithmetic.runtime.errors import DivergedError, UsageError
-from tangent_arithmetic.runtime.logs import Tracker, progress
+from tangent_arithmetic.runtime.logs import Progress, Tracker
 from tangent_arithmetic.runtime.processes import Stopped, deferred_signals
 from tangent_arithmetic.storage.states import RunStates
-from tangent_arithmetic.training.objectives import CrossEntropy, Objective
+from tangent_arithmetic.training.objectives import CrossEntropy, Objective, objective_of
 from tangent_arithmetic.training.optimizers import OptimizerFactory, adamw
 from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Keeper, Snapshots, is_finite
 from tangent_arithmetic.training.schedule import cosine_lr
+from tangent_arithmetic.training.small_sets import check_one_class, check_single_images
 
 logger = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
+WATCHED = 4  # parts of a run, after each of which but the last `watch` is called
 
 
 def seed_everything(seed: int) -> None:
@@ -176,6 +178,7 @@ def train(
     snapshots: Snapshots | None = None,
     tracker: Tracker | None = None,
     description: str = "fine-tuning",
+    watch: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Trains the parameters that require grad, in place and on the model's device.
 
@@ -185,12 +188,15 @@ def train(
         model: maps images to logits, shape (batch, classes).
         data: the training pictures.
         recipe: learning rate, epochs, batch size and so on.
-        objective: the loss; cross-entropy with the recipe's label smoothing if None.
+        objective: the loss; if None cross-entropy with the recipe's label smoothing, binary for
+            several labels an image.
         optimizer: builds the optimizer.
         seed: determines the order of the pictures and their augmentation.
         snapshots: files to write during the run, and to continue from.
         tracker: logs loss, learning rate and gradient norm.
         description: label of the progress bar.
+        watch: called on all ranks with the number of steps done, a few times before the end; it may
+            leave the model in evaluation mode, and must not change weights or random generators.
 
     Returns:
         Metadata for the checkpoint: steps, seconds, the last epoch's mean loss, the recipe.
@@ -201,23 +207,26 @@ def train(
         Stopped: on SIGTERM or SIGINT, after the step is finished and a state written.
     """
     snapshots, tracker = snapshots or Snapshots(), tracker or Tracker()
-    objective = objective or CrossEntropy(recipe.ls)
     check_batch(recipe.batch_size, ddp.world_size())
     plan = BatchPlan(len(data.pictures), recipe.batch_size, recipe.num_grad_accumulation, seed)
     steps, device = recipe.epochs * plan.steps_per_epoch, next(model.parameters()).device
-    num_classes = _prepare(model, data, Compute(device, recipe.precision))
+    num_classes, multilabel = _prepare(model, data, Compute(device, recipe.precision), plan)
+    check_one_class(num_classes, multilabel, description)
+    objective = objective or objective_of(recipe, multilabel)
     wrapped = wrap_ddp(model, device)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optim = optimizer(params, recipe)
     set_rate = cosine_lr(
         optim, [group["lr"] for group in optim.param_groups], recipe.warmup_length, steps
     )
+    watched = {steps * part // WATCHED for part in range(1, WATCHED)} - {0}
     keeper = Keeper(snapshots.states, model, optim, objective)
     keeper.resume()
     shares = RankBatches(plan, keeper.done, steps, ddp.rank(), ddp.world_size())
     loader = train_loader(data.pictures, data.transform, shares, data.num_workers, num_classes)
     with deferred_signals() as asked, iterating(loader) as batches:
-        for step in progress(range(keeper.done, steps), description):
+        bar = Progress(range(keeper.done, steps), description, done=keeper.done, unit="step")
+        for step in bar:
             seed_step(seed, step)
             set_rate(step)
             loss = step_gradients(wrapped, plan, step, batches, device, objective, recipe.precision)
@@ -228,6 +237,7 @@ def train(
             optim.step()
             optim.zero_grad(set_to_none=True)
             keeper.losses.append(loss)
+            bar.note(sum(plan.micro_sizes(step)), loss=loss)
             rate = optim.param_groups[0]["lr"]
             tracker.log({"loss": loss, "lr": rate, "grad_norm": norm}, step)
             snapshot = snapshots.every > 0 and keeper.done % snapshots.every == 0
@@ -235,6 +245,9 @@ def train(
                 _check_finite(model, keeper.done, recipe)
             if snapshot:
                 snapshots.save(keeper.done)
+            if watch is not None and keeper.done in watched:
+                watch(keeper.done)
+                model.train()
             due = keeper.done < steps and keeper.due()
             stop, due = ddp.any_of(asked() > 0, due, device=device)
             if stop or due:
@@ -247,15 +260,23 @@ def train(
     return _facts(keeper, plan, recipe, seed)
 
 
-def _prepare(model: nn.Module, data: TrainingData, compute: Compute) -> int:
-    """Sets training mode, freezes unused parameters, and returns the number of classes."""
+def _prepare(
+    model: nn.Module, data: TrainingData, compute: Compute, plan: BatchPlan
+) -> tuple[int, bool]:
+    """Sets training mode, freezes unused parameters, and checks that each batch can be trained on.
+
+    Returns:
+        The number of classes, and whether an image has several labels.
+    """
     examples = SeededPictures(data.pictures, data.transform)
-    two = torch.stack([examples[i % len(examples)][0] for i in range(2)])  # batch norm needs two
+    images, labels = zip(*(examples[i % len(examples)] for i in range(2)), strict=True)
+    two = torch.stack(images).to(compute.device)  # batch norm needs two
     with compute.autocast():
-        unused, num_classes = freeze_unused(model.train(), two.to(compute.device))
+        unused, num_classes = freeze_unused(model.train(), two)
+        check_single_images(model, plan, two[:1], ddp.world_size())
     if unused:
         logger.info("not used by the model, hence frozen: %s", ", ".join(unused))
-    return num_classes
+    return num_classes, np.ndim(labels[0]) == 1
 
 
 def _check_finite(model: nn.Module, done: int, recipe: Recipe) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tangent_arithmetic.encoders.base import BUILT
+from tangent_arithmetic.encoders.built import say
 from tangent_arithmetic.encoders.clip import (
     VISUAL,
     check_fits,
@@ -25,8 +27,14 @@ from tangent_arithmetic.encoders.clip import (
     shapes,
 )
 from tangent_arithmetic.encoders.published import huggingface
+from tangent_arithmetic.encoders.published.recorded import recorded
 from tangent_arithmetic.runtime.errors import UsageError, shown
-from tangent_arithmetic.storage.checkpoints import BACKBONE, Checkpoint, read_safetensors
+from tangent_arithmetic.storage.checkpoints import (
+    BACKBONE,
+    CLASSIFIER,
+    Checkpoint,
+    read_safetensors,
+)
 from tangent_arithmetic.storage.reading import readable, refuse_pointer
 from tangent_arithmetic.storage.statedict import content_hash
 from tangent_arithmetic.storage.unpickler import Stub, read_pickle, state_of
@@ -43,6 +51,7 @@ logger = logging.getLogger(__name__)
 OPENAI: tuple[str, ...] = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 OPENAI += ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 HEAD = {"weight", "bias"}
+ENCODER, HEADS = "image_encoder.", "classification_heads."  # the parts of a classifier
 Base = Callable[[], Mapping[str, Tensor]]
 INDEXED = re.compile(r"model\.params0?\.(\d+)")
 MLP = {"block1.block.0.weight", "transition.weight", "block2.block.0.weight"}
@@ -98,9 +107,47 @@ def _from_module(path: Path, module: Stub, model: str | None) -> Checkpoint:
     module = _bare(path, module)
     state, label = dict(state_of(module)), f"pickled {module.path()}"
     refuse_adapter(path, state)
+    if (inner := _children(module).get("image_encoder")) is not None:
+        return _classifier(path, module, inner, model)
     if set(state) == HEAD:
         return _head(label, state, module.state)
-    return _encoder(path, label, state, model, module.state.get("model_name"))
+    return _encoder(path, label, state, model, module.state.get("model_name"), recorded(module))
+
+
+def _children(module: Stub) -> dict[str, Stub]:
+    """The modules directly inside a pickled one."""
+    children = module.state.get("_modules")
+    items = children.items() if isinstance(children, Mapping) else ()
+    return {n: child for n, child in items if isinstance(n, str) and isinstance(child, Stub)}
+
+
+def _classifier(path: Path, module: Stub, encoder: Stub, model: str | None) -> Checkpoint:
+    """A pickled `ImageClassifier` or `MultiHeadImageClassifier`."""
+    children = _children(module)
+    one, several = children.get("classification_head"), children.get("classification_heads")
+    stubs = [one] if one is not None else list(_children(several).values()) if several else []
+    parts = [_from_module(path, part, model) for part in (encoder, *stubs)]
+    if not stubs or any(part.kind != "head" for part in parts[1:]):
+        raise UsageError(f"{path}: expected a classifier of an encoder and its heads, got others")
+    return _composed(parts[0], parts[1:], f"pickled {module.path()}")
+
+
+def _composed(encoder: Checkpoint, heads: Sequence[Checkpoint], label: str) -> Checkpoint:
+    """A published classifier as a checkpoint, of those of its parts."""
+    theta = prefixed(ENCODER, encoder.theta)
+    for i, head in enumerate(heads):
+        theta |= prefixed(f"{HEADS}{i}.", head.theta)
+    info = {
+        "published": label,
+        "encoder": {"kind": encoder.kind, "info": encoder.info},
+        "heads": [{"normalize": head.info["normalize"], "classnames": []} for head in heads],
+    }
+    return Checkpoint(theta, CLASSIFIER, content_hash(theta), info=info)
+
+
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under names with a prefix."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def _bare(path: Path, module: Stub) -> Stub:
@@ -152,7 +199,12 @@ def _backbone(path: Path, tensors: Mapping[str, Tensor]) -> Checkpoint:
 
 
 def _encoder(
-    path: Path, label: str, state: dict[str, Tensor], model: str | None, stated: object
+    path: Path,
+    label: str,
+    state: dict[str, Tensor],
+    model: str | None,
+    stated: object,
+    built: dict[str, Any] | None = None,
 ) -> Checkpoint:
     """The vision tower of a full CLIP, of an encoder, or of a model that contains one of these."""
     parts = [f".{name}".partition(".visual.") for name in state]
@@ -174,7 +226,20 @@ def _encoder(
         if name.startswith(towers[0])
     }
     name = model_of(path, theta, model, stated)
-    return _published(label, "image_encoder", fitted(path, theta, name), model=name)
+    facts = {BUILT: built} if built else {}
+    if not built:
+        _say_unrecorded(path, name)
+    return _published(label, "image_encoder", fitted(path, theta, name), model=name, **facts)
+
+
+def _say_unrecorded(path: Path, model: str) -> None:
+    """Notes, once, that a file cannot know with which activation its weights were trained."""
+    say(
+        f"{path} records neither activation nor preprocessing; they are taken to be those of "
+        f"{model}. If it was trained with others (open_clip without QuickGELU), name them with "
+        "--model",
+        logging.INFO,
+    )
 
 
 def in_float32(value: Tensor) -> Tensor:
@@ -205,11 +270,11 @@ def _indexed(
         parts[part] = [numbered[i] for i in range(len(numbered))]
     fitting = [
         names
-        for names in _orders(name)
+        for names in orders(name)
         if all([tuple(t.shape) for t in parts[p]] == list(names.values()) for p in parts)
     ]
     if len(fitting) != 1:
-        counts = " or ".join(str(len(names)) for names in _orders(name))
+        counts = " or ".join(str(len(names)) for names in orders(name))
         raise UsageError(
             f"{path}: expected the parameters of {name} ({counts}) in order and shape, got "
             f"{len(parts['params'])} and {len(parts['params0'])} numbered tensors that do not fit. "
@@ -223,6 +288,7 @@ def _indexed(
             f"{path} is a linear {name} without its buffers ({', '.join(buffers[:3])}, ...), which "
             "this format cannot store; fine-tune it again"
         )
+    _say_unrecorded(path, name)
     label = "linear model by index"
     return _published(label, "linearized_image_encoder", theta, theta0, model=name)
 
@@ -281,7 +347,7 @@ def from_huggingface(
     return _published("Hugging Face CLIP", "image_encoder", theta, model=name)
 
 
-def _orders(model: str) -> list[dict[str, tuple[int, ...]]]:
+def orders(model: str) -> list[dict[str, tuple[int, ...]]]:
     """Parameters of a full CLIP in order: without its text transformer, and with it.
 
     The tangent project deletes only `transformer` from the text side, and numbers the rest.

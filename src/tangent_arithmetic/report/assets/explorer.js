@@ -1,217 +1,305 @@
-// Accuracies of a linear model at the sliders' coefficients, from the logits of each picture.
-// Python's counterpart is Logits.at: the same sums, in the same order, in double precision.
-(() => {
-  "use strict";
-  const here = document.currentScript; // null where a notebook runs the script
-  const root = (here && here.closest(".tx")) || document.getElementById("explorer");
-  const data = JSON.parse(root.querySelector("#explorer-data").textContent);
-  const numVectors = data.vectors.length;
-  const coefs = new Array(numVectors).fill(0);
-  const zeros = new Array(numVectors).fill(0);
-  const arrays = { base: Float32Array, steps: Float32Array, labels: Int16Array, bias: Float32Array, gram: Float64Array };
-  const find = (selector) => root.querySelector(selector);
+// The sliders, the table and the address of the page; tangentModel computes.
+const here = document.currentScript; // null where a notebook runs the script
+const root = (here && here.closest(".tx")) || document.getElementById("explorer");
+const data = JSON.parse(root.querySelector("#explorer-data").textContent);
+const model = tangentModel(data);
+const { mean } = model;
+const ALL = "all"; // the slider that moves all coefficients
+const coefs = new Array(data.vectors.length).fill(0);
+const find = (selector) => root.querySelector(selector);
+const chosenSplit = () => find("input[name=explorer-split]:checked").value;
+const control = data.splits.some((one) => one.task === data.control) ? data.control : null;
 
-  function decode(text, Kind) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    return new Kind(bytes.buffer); // little-endian, as every browser's machine is
+// one decimal, a tie to the even digit as in Python: a tie ends in .25 or .75
+function percent(value) {
+  const scaled = 100 * value;
+  return ((4 * scaled) % 4 === 1 ? scaled - 0.05 : scaled).toFixed(1);
+}
+const signed = (value) => (value >= 0 ? "+" : "\u2212") + percent(Math.abs(value));
+
+// {name: {accuracy, error, zeroshot, chance, normalised}} of the chosen split at the sliders' coefficients
+function state() {
+  const results = {};
+  for (const split of model.splitsOf(chosenSplit())) {
+    const value = model.accuracy(split, coefs);
+    const single = data.singles[split.name];
+    results[split.name] = {
+      task: split.task, accuracy: value, error: model.error(split, value), zeroshot: split.zeroshot,
+      chance: split.chance, normalised: single ? value / single : null,
+      images: split.images, of: split.of, multilabel: Boolean(split.multilabel),
+    };
   }
+  return results;
+}
 
-  // a split is decoded when it is first shown
-  function unpack(split) {
-    if (!split.ready) {
-      for (const [name, Kind] of Object.entries(arrays)) {
-        split[name] = split[name] === null ? null : decode(split[name], Kind);
-      }
-      split.ready = true;
-      split.zeroshot = accuracy(split, zeros);
-    }
-    return split;
+function element(tag, className, text = "") {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+function barOf(one) {
+  const bar = element("div", "tx-bar");
+  const filled = element("i");
+  filled.style.width = `${100 * one.accuracy}%`;
+  bar.append(filled);
+  for (const [kind, name] of [["chance", "chance"], ["zeroshot", "zero-shot"]]) {
+    const mark = element("b", `tx-${kind}`);
+    mark.style.left = `${100 * one[kind]}%`;
+    mark.title = `${name} ${percent(one[kind])} %`;
+    bar.append(mark);
   }
+  return bar;
+}
 
-  // the norms of the features at these coefficients, a^T G a by picture
-  function norms(split, a) {
-    const side = 1 + numVectors;
-    const all = [1, ...a];
-    const lengths = new Float64Array(split.images);
-    for (let i = 0; i < split.images; i++) {
-      let square = 0;
-      for (let s = 0; s < side; s++) {
-        let row = 0;
-        for (let t = 0; t < side; t++) row += split.gram[(i * side + s) * side + t] * all[t];
-        square += all[s] * row;
-      }
-      lengths[i] = Math.sqrt(Math.max(square, 1e-24));
-    }
-    return lengths;
+function rowOf(one) {
+  const row = element("tr", one.task === control ? "tx-control" : "");
+  const name = element("th", "", one.task === control ? `${one.task} (control)` : one.task);
+  name.scope = "row";
+  if (one.multilabel) name.title = "several labels a picture: mean average precision";
+  const bar = element("td", "tx-cell-bar");
+  bar.append(barOf(one));
+  const error = one.error === null ? " mAP" : ` \u00b1 ${percent(one.error)}`;
+  const accuracy = element("td", "", percent(one.accuracy));
+  accuracy.append(element("span", "tx-error", error));
+  const pictures = one.images === one.of ? String(one.images) : `${one.images} of ${one.of}`;
+  const normalised = one.normalised === null ? "\u2013" : percent(one.normalised);
+  const cells = [signed(one.accuracy - one.zeroshot), normalised, pictures];
+  row.append(name, bar, accuracy, ...cells.map((text) => element("td", "", text)));
+  return row;
+}
+
+function show() {
+  const rows = Object.values(state());
+  find("#explorer-rows").replaceChildren(...rows.map(rowOf));
+  summarise(rows.filter((one) => one.task !== control));
+  warn(rows.find((one) => one.task === control));
+  describe(rows);
+}
+
+function summarise(tasks) {
+  if (tasks.length === 0) return;
+  const change = mean(tasks.map((one) => one.accuracy - one.zeroshot));
+  const many = tasks.length > 1 ? `Mean of ${tasks.length} tasks` : tasks[0].task;
+  const parts = [`${many}: `, element("b", "", `${percent(mean(tasks.map((one) => one.accuracy)))} %`)];
+  let rest = ` (${signed(change)} from zero-shot)`;
+  if (tasks.every((one) => one.normalised !== null)) {
+    rest += `, normalised ${percent(mean(tasks.map((one) => one.normalised)))} %`;
   }
+  find("#explorer-summary").replaceChildren(...parts, `${rest}.`);
+}
 
-  function accuracy(split, a) {
-    const count = split.images * split.classes;
-    const logits = Float64Array.from(split.base);
-    a.forEach((coef, t) => {
-      if (coef === 0) return;
-      const start = t * count;
-      for (let j = 0; j < count; j++) logits[j] += coef * split.steps[start + j];
-    });
-    const lengths = split.gram === null ? null : norms(split, a);
-    let hits = 0;
-    for (let i = 0; i < split.images; i++) {
-      let best = 0;
-      let highest = -Infinity;
-      for (let k = 0; k < split.classes; k++) {
-        let value = logits[i * split.classes + k];
-        if (lengths !== null) value /= lengths[i];
-        if (split.bias !== null) value += split.bias[k];
-        if (value > highest) { highest = value; best = k; }
-      }
-      if (best === split.labels[i]) hits += 1;
-    }
-    return hits / split.images;
+// where the control set loses a point or more
+function warn(one) {
+  const lost = one ? one.zeroshot - one.accuracy : 0;
+  const warning = find("#explorer-warning");
+  warning.hidden = lost < 0.01;
+  if (!warning.hidden) {
+    const kept = percent(one.accuracy / one.zeroshot);
+    warning.textContent = `The control set ${one.task} loses ${percent(lost)} points from zero-shot (keeps ${kept} %).`;
   }
+}
 
-  // one decimal, a tie to the even digit as in Python: a tie ends in .25 or .75
-  function percent(value) {
-    const scaled = 100 * value;
-    return ((4 * scaled) % 4 === 1 ? scaled - 0.05 : scaled).toFixed(1);
+function describe(rows) {
+  const images = rows.reduce((sum, one) => sum + one.images, 0);
+  const all = rows.reduce((sum, one) => sum + one.of, 0);
+  const most = Math.max(...rows.map((one) => one.images));
+  find("#explorer-note").textContent = (images < all
+    ? `${images} of ${all} pictures: of each split at most ${most}, each class by its share; --sample=${most} evaluates on the same. `
+    : `All ${images} pictures. `) + "After \u00b1 the binomial standard error. Change is from zero-shot; normalised is by the fine-tuned model of the task alone.";
+}
+
+function fill(key, value, except) {
+  for (const input of root.querySelectorAll("[data-vector]")) {
+    if (input.dataset.vector !== String(key)) continue;
+    if (input !== except) input.value = value === null ? "" : String(value);
+    if (input.type === "range") input.setAttribute("aria-valuetext", value === null ? "mixed" : String(value));
   }
-  const signed = (value) => (value >= 0 ? "+" : "\u2212") + percent(Math.abs(value));
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+}
 
-  function shown() {
-    const split = find("input[name=explorer-split]:checked").value;
-    return data.splits.filter((one) => one.split === split).map(unpack);
+function set(index, value, except) {
+  coefs[index] = value;
+  fill(index, value, except);
+  const common = coefs.every((coef) => coef === coefs[0]);
+  fill(ALL, common ? coefs[0] : null, except);
+  if (!common) find(`#explorer-slider-${ALL}`).value = String(mean(coefs));
+}
+
+function setAll(values, except) {
+  values.forEach((value, index) => set(index, value, except));
+}
+
+// --- the address: #explorer=NAME:COEF,...&pictures=test
+
+function address() {
+  const parts = data.vectors.map((name, i) => [encodeURIComponent(name), coefs[i]]);
+  const moved = parts.filter(([, coef]) => coef !== 0).map(([name, coef]) => `${name}:${coef}`);
+  return `#explorer=${moved.join(",")}${chosenSplit() === "test" ? "&pictures=test" : ""}`;
+}
+
+function remember() { // a step that "back" undoes
+  if (address() === window.location.hash) return;
+  try {
+    window.history.pushState(null, "", address());
+  } catch {
+    window.location.hash = address(); // where a frame has no history of its own
   }
+}
 
-  // {name: {accuracy, zeroshot, normalised}} of the chosen split at the sliders' coefficients
-  function state() {
-    const results = {};
-    for (const split of shown()) {
-      const value = accuracy(split, coefs);
-      const single = data.singles[split.name];
-      results[split.name] = {
-        task: split.task, accuracy: value, zeroshot: split.zeroshot,
-        normalised: single ? value / single : null, images: split.images, of: split.of,
-      };
-    }
-    return results;
+function restore() {
+  const match = /^#explorer=([^&]*)(&pictures=(\w+))?$/.exec(window.location.hash);
+  if (match === null) return false;
+  const values = new Array(coefs.length).fill(0);
+  for (const part of match[1].split(",").filter(Boolean)) {
+    const [, name, coef] = /^(.*):(.*)$/.exec(part) || [];
+    let index = -1;
+    try { index = data.vectors.indexOf(decodeURIComponent(name)); } catch { /* not one of ours */ }
+    if (index >= 0 && Number.isFinite(Number(coef))) values[index] = Number(coef);
   }
+  const radio = find(`input[name=explorer-split][value=${match[3] === "test" ? "test" : "validation"}]`);
+  if (!radio.disabled) radio.checked = true;
+  setAll(values, null);
+  const names = Object.keys(data.presets);
+  find("#explorer-preset").value = names.find((name) => data.presets[name].every((v, i) => v === values[i])) || "";
+  show();
+  return true;
+}
 
-  function cell(row, text, tag = "td") {
-    const element = document.createElement(tag);
-    element.textContent = text;
-    row.append(element);
-    return element;
+// --- controls
+
+let asked = false;
+function later() { // one computation a frame, however fast a slider moves
+  if (asked) return;
+  asked = true;
+  requestAnimationFrame(() => { asked = false; show(); });
+}
+
+function moved(event) {
+  const value = Number.parseFloat(event.target.value);
+  if (!Number.isFinite(value)) return; // half typed
+  const key = event.target.dataset.vector;
+  if (key === ALL) setAll(coefs.map(() => value), event.target);
+  else set(Number(key), value, event.target);
+  find("#explorer-preset").value = "";
+  later();
+}
+
+function sliderOf(name, key) {
+  const line = element("div", key === ALL ? "tx-slider tx-all" : "tx-slider");
+  const label = element("label", "", name);
+  label.htmlFor = `explorer-slider-${key}`;
+  const track = element("span", "tx-track");
+  const range = element("input");
+  Object.assign(range, { type: "range", id: label.htmlFor, min: "-1", max: "2", step: String(model.STEP) });
+  const number = element("input");
+  Object.assign(number, { type: "number", step: String(model.STEP) });
+  number.setAttribute("aria-label", `coefficient of ${key === ALL ? "all task vectors" : name}`);
+  for (const input of [range, number]) {
+    input.dataset.vector = String(key);
+    input.value = "0";
+    input.addEventListener("input", moved);
+    input.addEventListener("change", remember);
   }
+  track.append(range);
+  line.append(label, track, number);
+  return line;
+}
 
-  function show() {
-    const rows = Object.values(state());
-    const body = find("#explorer-rows");
-    body.replaceChildren(...rows.map((one) => {
-      const row = document.createElement("tr");
-      const isControl = one.task === data.control;
-      cell(row, isControl ? `${one.task} (control)` : one.task, "th").scope = "row";
-      const bar = document.createElement("div");
-      bar.className = "tx-bar";
-      const filled = document.createElement("i");
-      filled.style.width = `${100 * one.accuracy}%`;
-      const mark = document.createElement("b");
-      mark.style.left = `${100 * one.zeroshot}%`;
-      mark.title = `zero-shot ${percent(one.zeroshot)} %`;
-      bar.append(filled, mark);
-      cell(row, "").append(bar);
-      cell(row, percent(one.accuracy));
-      cell(row, signed(one.accuracy - one.zeroshot));
-      cell(row, one.normalised === null ? "\u2013" : percent(one.normalised));
-      cell(row, one.images === one.of ? String(one.images) : `${one.images} of ${one.of}`);
-      return row;
-    }));
-    summarise(rows);
+function moveTo(values, preset = "") {
+  setAll(values, null);
+  find("#explorer-preset").value = preset;
+  show();
+  remember();
+}
+const choose = (name) => moveTo(data.presets[name], name);
+
+function search(solve, what) {
+  find("#explorer-status").textContent = "Searching \u2026";
+  setTimeout(() => { // after the text is shown
+    const found = solve(find("#explorer-careful").checked);
+    moveTo(found.coefs);
+    const kind = found.normalised ? "normalised accuracy" : "accuracy";
+    find("#explorer-status").textContent = `${what}: mean ${kind} ${percent(found.value)} % on the ${found.kind} pictures.`;
+  }, 20);
+}
+
+// --- copies
+
+const named = () => Object.fromEntries(data.vectors.map((name, i) => [name, coefs[i]]));
+const asJson = () => JSON.stringify(named(), null, 2);
+
+function asPython() { // a JSON object of numbers is also a Python dictionary
+  const lines = [`coefs = ${asJson().replace(/\n {2}/g, "\n    ").replace(/\n}$/, ",\n}")}`];
+  if (data.origin) {
+    const { folder, file, kind } = data.origin;
+    const atHome = folder.startsWith("~");
+    lines.unshift(...(atHome ? ["from pathlib import Path", ""] : []), `from tangent_arithmetic import ${kind}`, "");
+    lines.push(
+      atHome ? `folder = Path(${JSON.stringify(folder)}).expanduser()` : `folder = ${JSON.stringify(folder)}`,
+      'theta0 = f"{folder}/zeroshot.safetensors"',
+      `taus = {task: ${kind}(theta0, f"{folder}/{task}Val/${file}") for task in coefs}`,
+      "tau = sum(coef * taus[task] for task, coef in coefs.items())",
+      "encoder = tau.apply_to_linear(theta0)",
+    );
   }
+  return `${lines.join("\n")}\n`;
+}
 
-  function summarise(rows) {
-    const tasks = rows.filter((one) => one.task !== data.control);
-    if (tasks.length === 0) return;
-    const known = tasks.filter((one) => one.normalised !== null);
-    const change = mean(tasks.map((one) => one.accuracy - one.zeroshot));
-    let text = `Mean of ${tasks.length} tasks: ${percent(mean(tasks.map((one) => one.accuracy)))} % (${signed(change)} from zero-shot)`;
-    if (known.length === tasks.length) text += `, normalised ${percent(mean(known.map((one) => one.normalised)))} %`;
-    find("#explorer-summary").textContent = `${text}.`;
-    const images = rows.reduce((sum, one) => sum + one.images, 0);
-    const all = rows.reduce((sum, one) => sum + one.of, 0);
-    const most = Math.max(...rows.map((one) => one.images));
-    find("#explorer-note").textContent = (images < all
-      ? `${images} of ${all} pictures: of each split at most ${most}, each class by its share; --sample=${most} evaluates on the same. `
-      : `All ${images} pictures. `) + "The mark on each bar is zero-shot, and change is from there; normalised is by the fine-tuned model of the task alone.";
-  }
+async function copy(text, what) {
+  const area = find("#explorer-text");
+  let copied = false;
+  try {
+    await navigator.clipboard.writeText(text);
+    copied = true;
+  } catch { /* not allowed here: the text is shown and selected */ }
+  area.hidden = copied;
+  area.value = text;
+  if (!copied) area.select();
+  find("#explorer-status").textContent = copied ? `${what} copied.` : `${what}: press Ctrl+C or Cmd+C to copy.`;
+}
 
-  function set(index, value, except) {
-    coefs[index] = value;
-    for (const input of root.querySelectorAll(`[data-vector="${index}"]`)) {
-      if (input !== except) input.value = String(value);
-      if (input.type === "range") input.setAttribute("aria-valuetext", String(value));
-    }
-  }
-
-  let asked = false;
-  function later() { // one computation a frame, however fast a slider moves
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => { asked = false; show(); });
-  }
-
-  function moved(event) {
-    const value = Number.parseFloat(event.target.value);
-    if (!Number.isFinite(value)) return; // half typed
-    set(Number(event.target.dataset.vector), value, event.target);
-    find("#explorer-preset").value = "";
-    later();
-  }
-
-  function makeSlider(name, index) {
-    const line = document.createElement("div");
-    line.className = "tx-slider";
-    const label = document.createElement("label");
-    label.htmlFor = `explorer-slider-${index}`;
-    label.textContent = name;
-    const range = document.createElement("input");
-    Object.assign(range, { type: "range", id: label.htmlFor, min: "-1", max: "2", step: "0.05" });
-    const number = document.createElement("input");
-    Object.assign(number, { type: "number", step: "0.05" });
-    number.setAttribute("aria-label", `coefficient of ${name}`);
-    for (const input of [range, number]) {
-      input.dataset.vector = String(index);
-      input.value = "0";
-      input.addEventListener("input", moved);
-    }
-    line.append(label, range, number);
-    return line;
-  }
-
-  function choose(name) {
-    data.presets[name].forEach((value, index) => set(index, value, null));
-    find("#explorer-preset").value = name;
-    show();
-  }
-
-  find("#explorer-sliders").append(...data.vectors.map(makeSlider));
+function start() {
+  const all = data.vectors.length > 1 ? [sliderOf(ALL, ALL)] : [];
+  find("#explorer-sliders").append(...all, ...data.vectors.map(sliderOf));
   const own = new Option("own position", "");
   own.disabled = true;
   find("#explorer-preset").append(own, ...Object.keys(data.presets).map((name) => new Option(name, name)));
   find("#explorer-preset").addEventListener("change", (event) => choose(event.target.value));
   for (const radio of root.querySelectorAll("input[name=explorer-split]")) {
     radio.disabled = !data.splits.some((one) => one.split === radio.value);
-    radio.addEventListener("change", show);
+    radio.addEventListener("change", () => { show(); remember(); });
   }
   if (!find("input[name=explorer-split]:checked:enabled")) {
     find("input[name=explorer-split]:enabled").checked = true;
   }
-  window.tangentExplorer = {
-    vectors: data.vectors, coefs: () => coefs.slice(), state, choose,
-    set: (name, value) => {
-      set(data.vectors.indexOf(name), value, null);
-      find("#explorer-preset").value = "";
-      show();
-    },
+  find("#explorer-careful-label").hidden = control === null;
+  const actions = {
+    common: () => search(model.bestCommon, "Best common coefficient"),
+    best: () => search(model.best, "Best coefficients"),
+    reset: () => { find("#explorer-status").textContent = ""; moveTo(coefs.map(() => 0), Object.keys(data.presets)[0]); },
+    link: () => { remember(); copy(window.location.href, "Link"); },
+    python: () => copy(asPython(), "Python"),
+    json: () => copy(asJson(), "JSON"),
   };
-  choose(Object.keys(data.presets)[0]);
-})();
+  for (const [name, action] of Object.entries(actions)) find(`#explorer-${name}`).addEventListener("click", action);
+  window.addEventListener("popstate", () => { if (!restore() && !window.location.hash) begin(); });
+  if (!restore()) begin();
+}
+
+function begin() {
+  const first = Object.keys(data.presets)[0];
+  setAll(data.presets[first], null);
+  find("#explorer-preset").value = first;
+  show();
+}
+
+start();
+window.tangentExplorer = {
+  vectors: data.vectors, coefs: () => coefs.slice(), state, choose, asPython, asJson, model,
+  set: (name, value) => {
+    set(data.vectors.indexOf(name), value, null);
+    find("#explorer-preset").value = "";
+    show();
+  },
+};

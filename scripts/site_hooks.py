@@ -1,0 +1,101 @@
+"""Hooks of mkdocs: README.md is the home page, and pages may link to any file of the repository.
+
+Files outside docs/ that pages link to are copied into the site, below `repository/`, as are those
+that copied pages link to; a folder becomes a list of its files. So a link is written once, as it
+works in a clone.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIES = "repository"
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
+SOURCES = {uri: place for place, uri in PAGES.items()}
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", flags=re.DOTALL | re.MULTILINE)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds README.md, CHANGELOG.md, CONTRIBUTING.md and every file that pages link to."""
+    pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+    todo, known = [*PAGES, *pages], set(pages)
+    while todo:
+        place = todo.pop()
+        path = ROOT / place
+        if place not in known:
+            known.add(place)
+            files.append(_file(config, path, address(place)))
+        linked = targets(path.read_text(encoding="utf-8"), place) if place.endswith(".md") else ()
+        if path.is_dir():
+            linked = (each.relative_to(ROOT).as_posix() for each in _members(path))
+        todo += [each for each in linked if each not in known and _is_copied(each)]
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Rewrites links of a page to what they are in the site."""
+    uri = page.file.src_uri
+    place, folder = source(uri), posixpath.dirname(uri)
+
+    def replaced(match: re.Match[str]) -> str:
+        there = address(resolved(match[1], place))
+        return posixpath.relpath(there, folder or ".") + (match[2] or "")
+
+    parts, end = [], 0
+    for code in CODE.finditer(markdown):
+        parts += [LINK.sub(replaced, markdown[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, LINK.sub(replaced, markdown[end:])])
+
+
+def targets(text: str, place: str) -> Iterator[str]:
+    """The files that the text of a Markdown file links to, as paths below the root."""
+    return (resolved(match[1], place) for match in LINK.finditer(CODE.sub("", text)))
+
+
+def resolved(link: str, place: str) -> str:
+    """The path that a relative link of the file `place` leads to; a folder's README.md, if any."""
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(place), link))
+    readme = f"{target}/README.md"
+    return readme if (ROOT / readme).is_file() else target
+
+
+def address(place: str) -> str:
+    """The path in the site of a file or folder of the repository."""
+    if place in PAGES or place.startswith("docs/"):
+        return PAGES.get(place, place.removeprefix("docs/"))
+    return f"{COPIES}/{place}" + ("/index.md" if (ROOT / place).is_dir() else "")
+
+
+def source(uri: str) -> str:
+    """The inverse of `address`."""
+    if uri in SOURCES or not uri.startswith(f"{COPIES}/"):
+        return SOURCES.get(uri, f"docs/{uri}")
+    return uri.removeprefix(f"{COPIES}/")
+
+
+def _is_copied(place: str) -> bool:
+    return not place.startswith("docs/") and (ROOT / place).exists()
+
+
+def _members(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+
+
+def _file(config: Any, path: Path, uri: str) -> File:
+    if path.is_dir():
+        lines = [f"- [{each.name}]({each.name})" for each in _members(path)]
+        return File.generated(config, uri, content="\n".join([f"# {path.name}", "", *lines]))
+    return File.generated(config, uri, abs_src_path=str(path))

@@ -1,0 +1,151 @@
+"""The one sentence that a figure's numbers say, computed from its table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tangent_arithmetic.run.modes import MODES, in_order
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+KEPT = 0.95  # share of the control set's accuracy at which negations are compared
+
+
+def takeaway(folder: Path, name: str) -> str:
+    """What the figure of an analysis says; empty without a sound table.
+
+    Args:
+        folder: holds the tables.
+        name: the figure and its table, such as "subsets".
+    """
+    import pandas as pd
+
+    path = folder / f"{name}.csv"
+    if name not in TAKEAWAYS or not path.is_file():
+        return ""
+    try:
+        return TAKEAWAYS[name](pd.read_csv(path, encoding="utf-8"))
+    except Exception as error:  # a damaged table, of any kind, costs the sentence alone
+        logger.warning("%s has no takeaway: %s", path, error)
+        return ""
+
+
+def single(table: pd.DataFrame) -> str:
+    """The mean gaps to standard fine-tuning, and the largest."""
+    parts = []
+    for mode in ("linear", "posthoc"):
+        gaps = 100 * (table["standard"] - table[mode])
+        task, side = table["task"][gaps.idxmax()], "below" if gaps.mean() >= 0 else "above"
+        largest = f"largest gap: {task}, {gaps.max():.1f}"
+        parts.append(f"{MODES[mode].label} {abs(gaps.mean()):.1f} points {side} ({largest})")
+    return f"Against standard fine-tuning, on average: {'; '.join(parts)}."
+
+
+def subsets(table: pd.DataFrame) -> str:
+    """The mean of all tasks with one vector and with all."""
+    most = table["num_vectors"].max()
+    parts = []
+    for mode in in_order(table["mode"]):
+        means = 100 * table[table["mode"] == mode].groupby("num_vectors")["absolute"].mean()
+        parts.append(f"from {means.loc[1]:.1f} to {means.loc[most]:.1f} % ({MODES[mode].label})")
+    return f"From one vector to all {most} the mean of all tasks goes {_listed(parts)}."
+
+
+def disentanglement(table: pd.DataFrame) -> str:
+    """The mean error within the search range, the lowest first."""
+    inside = table[table["coef1"].between(0, 1) & table["coef2"].between(0, 1)]
+    means = inside.groupby("mode")["error"].mean().sort_values()
+    parts = [f"{MODES[mode].label} {error:.2f}" for mode, error in means.items()]
+    return f"Mean error in the frame, lowest first: {', '.join(parts)}."
+
+
+def similarity(table: pd.DataFrame) -> str:
+    """The mean cosine between tasks, and the largest."""
+    pairs = table[(table["mode1"] == table["mode2"]) & (table["task1"] != table["task2"])]
+    means = pairs.groupby("mode1")["cosine"].mean()
+    parts = [f"{means[mode]:.3f} ({MODES[mode].label})" for mode in in_order(pairs["mode1"])]
+    top = pairs.loc[pairs["cosine"].abs().idxmax()]
+    which = f"{top['task1']} and {top['task2']} ({MODES[top['mode1']].label})"
+    return (
+        f"Mean cosine between tasks: {', '.join(parts)}; farthest from 0: {top['cosine']:.2f}, "
+        f"{which}."
+    )
+
+
+def layers(table: pd.DataFrame) -> str:
+    """The layer with the largest share."""
+    parts = []
+    for mode in in_order(table["mode"]):
+        shares = table[table["mode"] == mode].groupby("layer")["share"].mean()
+        parts.append(f"{shares.idxmax()}, {100 * shares.max():.0f} % ({MODES[mode].label})")
+    return f"Largest share of the squared norm: {'; '.join(parts)}."
+
+
+def negation(table: pd.DataFrame) -> str:
+    """How far the task falls on average while the mean control accuracy is kept."""
+    parts, start = [], 0.0
+    for mode in in_order(table["mode"]):
+        means = table[table["mode"] == mode].groupby("coefficient")[["target", "control"]].mean()
+        start = means["target"].loc[0.0]
+        kept = means[means["control"] >= KEPT * means["control"].loc[0.0]]
+        parts.append(f"{100 * kept['target'].min():.1f} % ({MODES[mode].label})")
+    return (
+        f"With {100 * KEPT:.0f} % of the control accuracy kept, one common coefficient lowers the "
+        f"task from {100 * start:.1f} to {_listed(parts)}."
+    )
+
+
+def negation_random(table: pd.DataFrame) -> str:
+    """Accuracy on the task after negating its vector and a random one."""
+    means = 100 * table.groupby(["vector", "mode"])["target"].mean()
+    parts = [
+        f"{means['task', mode]:.1f} or {means['random', mode]:.1f} % ({MODES[mode].label})"
+        for mode in in_order(table["mode"])
+    ]
+    return f"The task after negation of its own vector or of a random one: {', '.join(parts)}."
+
+
+def analogies(table: pd.DataFrame) -> str:
+    """The analogy without the target's images between zero-shot and the target's own vector."""
+    parts = []
+    for mode in in_order(table["mode"]):
+        means = 100 * table[table["mode"] == mode].groupby(["vector", "chosen"])["accuracy"].mean()
+        zero, own = means["zero-shot", "-"], means["target", "-"]
+        analogy = means["c + b - a", "without target"]
+        parts.append(f"{analogy:.1f} % ({MODES[mode].label}; {zero:.1f} zero-shot, {own:.1f} own)")
+    return f"Without images of the target, c + b - a reaches on average {', '.join(parts)}."
+
+
+def analogies_few(table: pd.DataFrame) -> str:
+    """In how many settings the analogy is the better start, and by how much."""
+    wide = table.pivot(index=["target", "shots"], columns="start", values="accuracy")
+    gains = 100 * (wide["analogy"] - wide["pre-trained model"])
+    ahead = int((gains > 0).sum())
+    return (
+        f"The analogy is the better start in {ahead} of {len(gains)} settings; mean difference "
+        f"{gains.mean():+.1f} points."
+    )
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+TAKEAWAYS: Mapping[str, Callable[[pd.DataFrame], str]] = {
+    "single": single,
+    "subsets": subsets,
+    "disentanglement": disentanglement,
+    "similarity": similarity,
+    "layers": layers,
+    "negation": negation,
+    "negation_random": negation_random,
+    "analogies": analogies,
+    "analogies_few": analogies_few,
+}

@@ -1,0 +1,88 @@
+"""The metrics of a split, gathered over batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tangent_arithmetic.arithmetic.metrics import METRICS, Parts, Statistic
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
+
+
+def statistics(dimensions: int) -> list[Statistic]:
+    """The statistics behind the metrics of labels with so many dimensions, each once."""
+    return list(dict.fromkeys(metric.statistic for metric in METRICS[dimensions]))
+
+
+@dataclass
+class Tally:
+    """The statistics of some images, one batch after the other.
+
+    Attributes:
+        dimensions: of the labels; 0 as long as there are no images.
+        num_images: the number of images.
+        parts: the tensors of each statistic; of one that adds up there is one part.
+    """
+
+    dimensions: int = 0
+    num_images: int = 0
+    parts: list[list[Parts]] = field(default_factory=list)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds the images of a batch.
+
+        Args:
+            logits: shape (images, classes).
+            labels: int64 (images,), or zeros and ones (images, classes).
+        """
+        if not len(labels):
+            return
+        kinds = statistics(labels.ndim)
+        self.dimensions, self.num_images = labels.ndim, self.num_images + len(labels)
+        self.parts = self.parts or [[] for _ in kinds]
+        for statistic, parts in zip(kinds, self.parts, strict=True):
+            parts.append(statistic.of(logits, labels))
+            if statistic.adds_up:
+                parts[:] = [statistic.joined(parts)]
+
+    def joined(self) -> Tally:
+        """The same with one part for each statistic, on the CPU."""
+        kinds = statistics(self.dimensions) if self.dimensions else []
+        parts = [s.joined(parts) for s, parts in zip(kinds, self.parts, strict=True)]
+        on_cpu = [[tuple(tensor.cpu() for tensor in part)] for part in parts]
+        return Tally(self.dimensions, self.num_images, on_cpu)
+
+
+def scores(tallies: Sequence[Tally]) -> list[dict[str, float]]:
+    """The metrics of each tally over the images of all ranks.
+
+    Returns:
+        For each {metric: value, ..., "num_images": number of images}, the main metric first.
+
+    Raises:
+        UsageError: if there are no images, or a metric is undefined for their labels.
+    """
+    ranks = ddp.gather([tally.joined() for tally in tallies])
+    return [_score(shares) for shares in zip(*ranks, strict=True)]
+
+
+def _score(shares: Sequence[Tally]) -> dict[str, float]:
+    shares = [share for share in shares if share.num_images]  # a rank may have no images
+    if not shares:
+        raise UsageError("no images to evaluate on: the split is empty")
+    metrics, kinds = METRICS[shares[0].dimensions], statistics(shares[0].dimensions)
+    joined = [s.joined([share.parts[i][0] for share in shares]) for i, s in enumerate(kinds)]
+    found = {m.name: m.score(*joined[kinds.index(m.statistic)]) for m in metrics}
+    return {**found, "num_images": sum(share.num_images for share in shares)}
+
+
+def measured(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The metrics of some images, on this rank alone, the main one first."""
+    tally = Tally()
+    tally.add(logits, labels)
+    found = _score([tally.joined()])
+    del found["num_images"]
+    return found

@@ -1,0 +1,135 @@
+"""Own data in folders: ImageFolder's layouts.
+
+    ROOT/train/CLASS/*.jpg, ROOT/test/..., and perhaps ROOT/val/...
+    ROOT/CLASS/*.jpg, of which a part is for testing (`data/splitting.py`)
+
+With train/ and val/ alone, val/ is the test split, as in ImageNet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tangent_arithmetic.data.base import Splits
+from tangent_arithmetic.data.files import ListedPictures, class_folders, class_pictures
+from tangent_arithmetic.data.own.words import CLASSNAMES, Names, named
+from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
+
+logger = logging.getLogger(__name__)
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def split_names(found: list[str], name: str) -> dict[str, str]:
+    """Which of the names that a data set has are its splits: ours -> its own.
+
+    Args:
+        found: folders, values of a column or splits of a hub.
+        name: the data set, for messages.
+
+    Raises:
+        UsageError: if there is a test or validation split, but no training split, or two of a kind.
+    """
+    lower = {text.lower(): text for text in found}
+    splits: dict[str, str] = {}
+    for ours, names in SPLITS.items():
+        theirs = [lower[text] for text in names if text in lower]
+        if len(theirs) > 1:
+            raise UsageError(
+                f"data set {name}: {' and '.join(theirs)} are both its {ours} split; keep one"
+            )
+        if theirs:
+            splits[ours] = theirs[0]
+    if splits and "train" not in splits:
+        raise UsageError(
+            f"data set {name}: expected a split train beside {', '.join(splits.values())}, got "
+            f"{', '.join(map(shown, sorted(found)[:8]))}; rename it, or name the data set without "
+            "splits to have it split"
+        )
+    if "val" in splits and "test" not in splits:
+        splits["test"] = splits.pop("val")
+        logger.info(
+            "%s: no test split; %s is used for testing, and validation images are held out of the "
+            "training images",
+            name,
+            splits["test"],
+        )
+    return splits
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A data set in a folder.
+
+    Attributes:
+        name: the data set, for messages.
+        root: its folder.
+        names: class names, see `words.named`; None for `classnames.txt` in the folder, if any.
+    """
+
+    name: str
+    root: Path
+    names: Names = None
+
+    def _layout(self) -> tuple[dict[str, Path], list[str]]:
+        """The folder of each split ("all" for a folder that is not split), and the classes."""
+        names = class_folders(self.root)
+        if not names:
+            raise MissingFileError(
+                f"data set {self.name}: {self.root} has no folders; expected one folder of images "
+                "per class, or train/ and test/ with these"
+            )
+        split = [name for name in names if class_folders(self.root / name)]  # not "train", a class
+        parts = split_names(split, self.name)
+        splits = {ours: self.root / theirs for ours, theirs in parts.items()} or {"all": self.root}
+        return splits, class_folders(splits.get("train", self.root))
+
+    def _phrases(self, classes: list[str]) -> tuple[str, ...]:
+        beside = self.root / CLASSNAMES
+        names = beside if self.names is None and beside.is_file() else self.names
+        return named(self.name, classes, names)
+
+    def classnames(self, location: Path) -> tuple[str, ...]:
+        """The class names; lists no images."""
+        return self._phrases(self._layout()[1])
+
+    def __call__(self, location: Path) -> Splits:
+        """Lists the images.
+
+        Raises:
+            MissingFileError: if a folder or the images of a class are missing.
+            UsageError: if a split has a class that the training images lack.
+        """
+        folders, classes = self._layout()
+        read = {split: self._read(folder, classes) for split, folder in folders.items()}
+        train = read.get("train") or read["all"]
+        splits = Splits(train, read.get("test", train), self._phrases(classes), read.get("val"))
+        if "test" in read:
+            return splits
+        paths, labels = zip(*train.samples, strict=True)
+        return with_test_part(self.name, splits, _keys(train), labels, paths)
+
+    def _read(self, folder: Path, classes: list[str]) -> ListedPictures:
+        """The images of a split; those of testing may lack classes."""
+        pictures = class_pictures(folder)
+        if extra := sorted(set(pictures.classes) - set(classes)):
+            raise UsageError(
+                f"data set {self.name}: {folder} has classes that the training images lack: "
+                f"{', '.join(map(shown, extra[:10]))}; remove them, or add training images"
+            )
+        labels = [classes.index(name) for name in pictures.classes]
+        samples = [(path, labels[label]) for path, label in pictures.samples]
+        return ListedPictures(samples, classes, folder)
+
+
+def _keys(pictures: ListedPictures) -> list[str]:
+    root = pictures.root
+    return [Path(path).relative_to(root).as_posix() for path, _ in pictures.samples]

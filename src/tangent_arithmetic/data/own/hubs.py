@@ -1,0 +1,126 @@
+"""Own data from the Hugging Face hub: image and label columns are found, or named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tangent_arithmetic.data.base import Splits
+from tangent_arithmetic.data.hub import HubPictures, load_rows
+from tangent_arithmetic.data.own.folders import split_names
+from tangent_arithmetic.data.own.words import Names, named
+from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.runtime.errors import UsageError, shown
+
+LABELS = ("label", "labels", "fine_label", "class", "category", "target")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the hub.
+
+    Attributes:
+        name: the data set, for messages.
+        repo: its repository, or a folder that the library `datasets` can load.
+        options: of "config", "image", "label", "train", "val" and "test": the configuration, the
+            columns and the splits, where they are not found.
+        names: class names, see `words.named`; None for those of the label column.
+    """
+
+    name: str
+    repo: str
+    options: tuple[tuple[str, str], ...] = ()
+    names: Names = None
+
+    def __call__(self, location: Path) -> Splits:
+        """Reads it, from the network or from the library's cache.
+
+        Raises:
+            MissingFileError: if the library is not installed or the hub cannot be reached.
+            UsageError: if columns or splits cannot be found, or a label is missing.
+        """
+        chosen = dict(self.options)
+        rows = load_rows(self.name, self.repo, chosen.get("config"))
+        splits = self._splits(rows, chosen)
+        image = self._column(rows[splits["train"]], "image", chosen.get("image"))
+        label = self._column(rows[splits["train"]], "label", chosen.get("label"))
+        classes = self._classes([rows[split] for split in splits.values()], label)
+        parts = {
+            ours: self._pictures(rows[theirs], image, label, classes)
+            for ours, theirs in splits.items()
+        }
+        train, names = parts["train"], named(self.name, list(classes.values()), self.names)
+        whole = Splits(train, parts.get("test", train), names, parts.get("val"), "hub")
+        if "test" in parts:
+            return whole
+        codes = [train.labels[code] for code in train.rows[label]]
+        return with_test_part(self.name, whole, [str(i) for i in range(len(codes))], codes)
+
+    def _splits(self, rows: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
+        named = {ours: chosen[ours] for ours in ("train", "val", "test") if ours in chosen}
+        for ours, theirs in named.items():
+            if theirs not in rows:
+                raise UsageError(
+                    f"data set {self.name}: {self.repo} has no split {shown(theirs)} for {ours}; "
+                    f"it has {', '.join(rows)}"
+                )
+        rest = [split for split in rows if split not in named.values()]
+        found = {} if "train" in named and "test" in named else split_names(rest, self.name)
+        splits = {**found, **named}
+        if "train" not in splits and len(rows) == 1:
+            splits = {"train": next(iter(rows))}
+        if "train" not in splits:
+            raise UsageError(
+                f"data set {self.name}: {self.repo} has the splits {', '.join(rows)}; name that of "
+                f"training as in {self.name}=hub:{self.repo}?train=SPLIT"
+            )
+        return splits
+
+    def _column(self, rows: Any, kind: str, wanted: str | None) -> str:
+        features = rows.features
+        if wanted is not None and wanted in features:
+            return wanted
+        types = {name: type(feature).__name__ for name, feature in features.items()}
+        of_type = {"image": "Image", "label": "ClassLabel"}[kind]
+        found = [name for name, type_name in types.items() if type_name == of_type]
+        if kind == "label" and len(found) != 1:
+            found = [name for name in LABELS if name in (found or features)][:1] or found
+        if wanted is None and len(found) == 1:
+            return str(found[0])
+        got = ", ".join(f"{name} ({type_name})" for name, type_name in types.items())
+        raise UsageError(
+            f"data set {self.name}: expected one {kind} column in {self.repo}, got "
+            f"{f'no column {shown(wanted)}' if wanted else ', '.join(found) or 'none'} of {got}; "
+            f"name it as in {self.name}=hub:{self.repo}?{kind}=COLUMN"
+        )
+
+    def _classes(self, splits: list[Any], label: str) -> dict[Any, str]:
+        """The class name of each value of the label column, in the order of our labels."""
+        names = getattr(splits[0].features[label], "names", None)
+        if names is not None:
+            return dict(enumerate(names))
+        values = {value for rows in splits for value in rows.unique(label)}
+        odd = next((v for v in values if not isinstance(v, int | str) or v == ""), None)
+        if odd is not None or None in values:
+            raise UsageError(
+                f"data set {self.name}: the column {shown(label)} of {self.repo} has the value "
+                f"{shown(odd)}, expected an integer or a text in every row"
+            )
+        return {
+            value: str(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))
+        }
+
+    def _pictures(self, rows: Any, image: str, label: str, classes: dict[Any, str]) -> HubPictures:
+        numbers = {value: number for number, value in enumerate(classes)}
+        for index, value in enumerate(rows[label][:]):
+            if value not in numbers:
+                raise UsageError(
+                    f"data set {self.name}: row {index} of {self.repo} has the label "
+                    f"{shown(value)}, which is no class: this split is unlabelled, at least in "
+                    f"part. Name another one as in {self.name}=hub:{self.repo}?test=SPLIT"
+                )
+        values = list(numbers)
+        plain = values == list(range(len(values)))
+        return HubPictures(rows, image, label, tuple(range(len(values))) if plain else numbers)

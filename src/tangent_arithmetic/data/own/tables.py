@@ -1,0 +1,245 @@
+"""Own data in a table: a CSV, TSV or Parquet file of image paths and labels.
+
+Columns are found by name (`COLUMNS`) or named in the source. Relative paths are relative to the
+table. A column of splits is optional. A cell such as `cat|dog` has several labels: the data set is
+then a multi-label one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tangent_arithmetic.data.base import Pictures, Splits
+from tangent_arithmetic.data.files import ListedPictures, require_files
+from tangent_arithmetic.data.own.folders import split_names
+from tangent_arithmetic.data.own.words import Names, named
+from tangent_arithmetic.data.pictures import read_rgb
+from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.storage.reading import readable
+
+ENDINGS = (".csv", ".tsv", ".parquet")
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img"),
+    "label": ("label", "labels", "class", "classes", "category", "target", "tags", "species"),
+    "split": ("split", "subset", "partition", "fold"),
+}
+SEPARATOR = "|"  # between the labels of one image
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Images in files with several labels each.
+
+    Attributes:
+        paths: the files.
+        targets: uint8 (images, classes), 1 where an image has the label.
+        root: the folder of the table.
+    """
+
+    paths: tuple[str, ...]
+    targets: np.ndarray
+    root: Path
+
+    @property
+    def samples(self) -> list[tuple[str, str]]:
+        """Path and labels of each image, the labels as a text: its identity."""
+        labels = ("|".join(map(str, np.flatnonzero(row))) for row in self.targets)
+        return list(zip(self.paths, labels, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        return read_rgb(self.paths[index]), self.targets[index]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a table: a path, labels and a split for each image."""
+
+    paths: list[str]
+    labels: list[tuple[str, ...]]
+    splits: list[str]
+    classes: list[str]
+    multilabel: bool
+
+    def of(self, split: str) -> _Rows:
+        """The rows of a split."""
+        kept = [i for i, name in enumerate(self.splits) if name == split]
+        paths, labels = [self.paths[i] for i in kept], [self.labels[i] for i in kept]
+        return replace(self, paths=paths, labels=labels, splits=[split] * len(kept))
+
+    def pictures(self, root: Path) -> Pictures:
+        """The images."""
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        if not self.multilabel:
+            labels = [numbers[label] for (label,) in self.labels]
+            return ListedPictures(list(zip(self.paths, labels, strict=True)), self.classes, root)
+        targets = np.zeros((len(self.paths), len(self.classes)), np.uint8)
+        for row, labelled in enumerate(self.labels):
+            targets[row, [numbers[label] for label in labelled]] = 1
+        return LabelledFiles(tuple(self.paths), targets, root)
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """A data set in a table.
+
+    Attributes:
+        name: the data set, for messages.
+        path: the table.
+        columns: names of the columns "image", "label" and "split"; found if not given.
+        names: class names, see `words.named`; None for those of the table.
+        multilabel: whether images have several labels; None if a cell with `|` says so.
+    """
+
+    name: str
+    path: Path
+    columns: tuple[tuple[str, str], ...] = ()
+    names: Names = None
+    multilabel: bool | None = None
+
+    def classnames(self, location: Path) -> tuple[str, ...]:
+        """The class names; opens no image."""
+        return named(self.name, self._rows().classes, self.names)
+
+    def __call__(self, location: Path) -> Splits:
+        """Reads the table and checks that its images exist.
+
+        Raises:
+            MissingFileError: if the table or an image does not exist.
+            UsageError: if the table cannot be read, or a column or a cell is missing.
+        """
+        rows = self._rows()
+        require_files(rows.paths, self.path, self.name)
+        parts = {split: rows.of(split) for split in dict.fromkeys(rows.splits)}
+        read = {split: part.pictures(self.path.parent) for split, part in parts.items()}
+        train, test, val = read["train"], read.get("test", read["train"]), read.get("val")
+        names = named(self.name, rows.classes, self.names)
+        splits = Splits(train, test, names, val, "table", rows.multilabel)
+        if "test" in read:
+            return splits
+        keys = [_below(path, self.path.parent) for path in parts["train"].paths]
+        strata = [None if rows.multilabel else labels for labels in parts["train"].labels]
+        return with_test_part(self.name, splits, keys, strata, parts["train"].paths)
+
+    def _rows(self) -> _Rows:
+        table = read_table(self.path)
+        columns = {kind: self._column(kind, list(table)) for kind in COLUMNS}
+        cells = {kind: table[column] for kind, column in columns.items() if column is not None}
+        multilabel = self.multilabel
+        if multilabel is None:
+            multilabel = any(SEPARATOR in cell for cell in cells["label"])
+        for kind in ("image",) if multilabel else ("image", "label"):
+            if empty := [row for row, cell in enumerate(cells[kind], 1) if not cell]:
+                raise UsageError(
+                    f"data set {self.name}: {self.path} has no {kind} in row {empty[0]} (column "
+                    f"{shown(columns[kind])}; {len(empty)} such rows); fill it, or remove the row"
+                )
+        labels = [_labels(cell) if multilabel else (cell,) for cell in cells["label"]]
+        classes = _in_order({label for cell in labels for label in cell})
+        if not classes:
+            raise UsageError(f"data set {self.name}: {self.path} has no rows with a label")
+        return _Rows(self._paths(cells["image"]), labels, self._splits(cells), classes, multilabel)
+
+    def _paths(self, cells: Sequence[str]) -> list[str]:
+        """The paths of the images, which are relative to the table; refuses repeated ones."""
+        paths = [str(self.path.parent / Path(cell).expanduser()) for cell in cells]
+        rows: dict[str, int] = {}
+        for row, path in enumerate(paths):
+            if (first := rows.setdefault(path, row)) != row:
+                raise UsageError(
+                    f"data set {self.name}: {self.path} has {shown(path)} twice, in rows "
+                    f"{first + 1} and {row + 1}; expected a row for each image, several labels "
+                    f"separated by {SEPARATOR}"
+                )
+        return paths
+
+    def _splits(self, cells: Mapping[str, Sequence[str]]) -> list[str]:
+        """The split of each row, train without such a column."""
+        if "split" not in cells:
+            return ["train"] * len(cells["image"])
+        found = list(dict.fromkeys(cells["split"]))
+        ours = {theirs: ours for ours, theirs in split_names(found, self.name).items()}
+        if strange := [text for text in found if text not in ours]:
+            raise UsageError(
+                f"data set {self.name}: unknown split '{shown(strange[0])}' in {self.path}, "
+                "expected train, val and test"
+            )
+        return [ours[cell] for cell in cells["split"]]
+
+    def _column(self, kind: str, names: list[str]) -> str | None:
+        wanted = dict(self.columns).get(kind)
+        if wanted is not None and wanted in names:
+            return wanted
+        lower = {name.lower().strip(): name for name in names}
+        found = next((lower[name] for name in COLUMNS[kind] if name in lower), None)
+        if wanted is None and (found is not None or kind == "split"):
+            return found
+        what = f"column {shown(wanted)}" if wanted else f"{kind} column"
+        raise UsageError(
+            f"data set {self.name}: {self.path} has no {what}; its columns are "
+            f"{', '.join(map(shown, names))}. Name one as in "
+            f"{self.name}={self.path.name}?{kind}=COLUMN"
+        )
+
+
+def read_table(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV, TSV or Parquet file, as text; an empty cell is an empty text.
+
+    Raises:
+        MissingFileError: if it does not exist.
+        UsageError: if it cannot be read.
+    """
+    import pandas as pd
+
+    ending = path.suffix.lower()
+    with readable(path, f"a table ({ending.lstrip('.').upper()})"):
+        if ending == ".parquet":
+            try:
+                frame = pd.read_parquet(path)
+            except ImportError as error:
+                raise UsageError(
+                    f"{path}: Parquet needs the library pyarrow, which is not installed (pip "
+                    "install pyarrow); or save the table as CSV"
+                ) from error
+        else:
+            separator = "\t" if ending == ".tsv" else ","
+            frame = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            )
+    return {str(name): [_text(cell) for cell in frame[name]] for name in frame.columns}
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, list | tuple | np.ndarray):  # Parquet has lists of labels
+        return SEPARATOR.join(map(_text, cell)) + (SEPARATOR if len(cell) == 1 else "")
+    if cell is None or cell != cell:
+        return ""
+    if isinstance(cell, float) and cell.is_integer():  # an integer column with missing cells
+        return str(int(cell))
+    return str(cell).strip()
+
+
+def _labels(cell: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in cell.split(SEPARATOR) if part.strip()))
+
+
+def _in_order(labels: set[str]) -> list[str]:
+    """Sorted as numbers if all are, else as texts."""
+    if all(label.isdecimal() for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)
+
+
+def _below(path: str, folder: Path) -> str:
+    """A path relative to the folder if it lies in it."""
+    inside = Path(path).is_relative_to(folder)
+    return Path(path).relative_to(folder).as_posix() if inside else path

@@ -1,0 +1,203 @@
+"""Plain `torch.utils.data.Dataset`s as data sets: items of any usual type become PIL images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tangent_arithmetic.data.base import Splits, spaced
+from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.runtime.errors import PictureError, UsageError, shown
+
+EXPECTED = (
+    "expected a PIL image, an array (height, width[, channels]) or a tensor (channels, height, "
+    "width), of bytes or of numbers from 0 to 1"
+)
+
+
+@dataclass(frozen=True)
+class DatasetPictures:
+    """The items of a map-style data set.
+
+    Attributes:
+        name: the data set, for messages.
+        dataset: items (image, label), see `tangent_arithmetic.data.suites.register_dataset`.
+        classes: number of classes.
+    """
+
+    name: str
+    dataset: Any
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        image, label = _item(self.name, self.dataset, index)
+        return to_image(image, f"{self.name}[{index}]"), self._label(label, index)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether labels are vectors."""
+        return self.targets.ndim == 2
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """The labels: int64 (images,), or uint8 (images, classes)."""
+        listed = self._listed()
+        if listed is None:
+            items = (_item(self.name, self.dataset, i)[1] for i in range(len(self.dataset)))
+            listed = [self._label(label, index) for index, label in enumerate(items)]
+        vectors = bool(len(listed)) and np.ndim(listed[0]) == 1
+        return np.asarray(listed, np.uint8 if vectors else np.int64)
+
+    @property
+    def samples(self) -> Any:
+        """Path and label of each image, if a torchvision data set lists them; else None."""
+        if not self._is_raw():
+            return None
+        return getattr(self.dataset, "samples", None) or getattr(self.dataset, "_samples", None)
+
+    @property
+    def data(self) -> Any:
+        """The images of a torchvision data set in memory; else None."""
+        return getattr(self.dataset, "data", None) if self._is_raw() else None
+
+    def _is_raw(self) -> bool:
+        """Whether items are what a torchvision data set reads, without transforms of the user's."""
+        own = type(self.dataset).__module__.startswith("torchvision.datasets.")
+        kinds = ("transform", "target_transform")
+        return own and all(getattr(self.dataset, kind, None) is None for kind in kinds)
+
+    def _listed(self) -> Any:
+        """The labels that the data set lists beside its items, if its items have the same."""
+        if getattr(self.dataset, "target_transform", None) is not None or not len(self):
+            return None
+        first = self._label(_item(self.name, self.dataset, 0)[1], 0)
+        for attribute in ("targets", "labels", "_labels"):
+            values = getattr(self.dataset, attribute, None)
+            if values is not None and len(values) == len(self):
+                labels = [self._label(value, index) for index, value in enumerate(values)]
+                return labels if np.array_equal(labels[0], first) else None
+        return None
+
+    def _label(self, label: Any, index: int) -> Any:
+        """The label as an int in range, or as a uint8 vector of zeros and ones."""
+        value = np.asarray(label)
+        if value.ndim == 1 and value.shape == (self.classes,) and np.isin(value, (0, 1)).all():
+            return value.astype(np.uint8)
+        if value.size == 1 and value.ndim <= 1 and np.issubdtype(value.dtype, np.integer):
+            number = int(value.reshape(()))
+            if 0 <= number < self.classes:
+                return number
+        raise PictureError(
+            f"{self.name}[{index}] has the label {shown(label, 60)}, expected an integer from 0 to "
+            f"{self.classes - 1}, or {self.classes} zeros and ones where images have several labels"
+        )
+
+
+def _item(name: str, dataset: Any, index: int) -> tuple[Any, Any]:
+    item = dataset[index]
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise UsageError(
+            f"data set {name}: expected items (image, label), got a {type(item).__name__} for "
+            f"index {index}"
+        )
+    return item[0], item[1]
+
+
+def to_image(value: Any, name: str) -> Image.Image:
+    """An item's image as a PIL image.
+
+    Args:
+        value: a PIL image, an array or a tensor.
+        name: by which a user can find it, for messages.
+
+    Raises:
+        PictureError: for another type, shape or range, such as a normalised tensor.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    array = np.asarray(value)
+    if hasattr(value, "detach") and array.ndim == 3:  # a tensor: channels first
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
+        raise PictureError(f"{name} is a {type(value).__name__} of shape {array.shape}, {EXPECTED}")
+    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):  # also true for NaN
+            raise PictureError(
+                f"{name} has values from {array.min():g} to {array.max():g}, {EXPECTED}; hand over "
+                "images that are not normalised, the model's own preprocessing does it"
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise PictureError(f"{name} has values of type {array.dtype}, {EXPECTED}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def plain_splits(
+    name: str,
+    train: Any,
+    test: Any,
+    val: Any = None,
+    classnames: Sequence[str] | None = None,
+    source: str = "python",
+) -> Splits:
+    """The splits of plain data sets.
+
+    Args:
+        name: the data set, for messages.
+        train: the training images, see `tangent_arithmetic.data.suites.register_dataset`.
+        test: the test images; None for a part of the training images.
+        val: the validation images; None for none.
+        classnames: one phrase per class; None for `train.classes`.
+        source: see `Splits`.
+
+    Raises:
+        UsageError: if it is no map-style data set, or class names are not given.
+    """
+    for part in (part for part in (train, test, val) if part is not None):
+        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
+            raise UsageError(
+                f"data set {name}: expected a map-style data set, with len() and [index], got a "
+                f"{type(part).__name__}"
+            )
+    names = _names(name, train, classnames)
+    pictures = {
+        split: DatasetPictures(name if split == "train" else f"{name}.{split}", part, len(names))
+        for split, part in (("train", train), ("test", test), ("val", val))
+        if part is not None
+    }
+    if not len(pictures["train"]):
+        raise UsageError(f"data set {name}: its training split is empty")
+    label = pictures["train"][0][1]
+    splits = Splits(
+        pictures["train"],
+        pictures.get("test", pictures["train"]),
+        names,
+        pictures.get("val"),
+        source,
+        np.ndim(label) == 1,
+    )
+    if test is not None:
+        return splits
+    labels = pictures["train"].targets
+    strata = [None] * len(labels) if labels.ndim == 2 else labels.tolist()
+    return with_test_part(name, splits, [str(index) for index in range(len(labels))], strata)
+
+
+def _names(name: str, train: Any, classnames: Sequence[str] | None) -> tuple[str, ...]:
+    given = classnames if classnames is not None else getattr(train, "classes", None)
+    if isinstance(given, str) or given is None or not len(given):
+        raise UsageError(
+            f"data set {name}: expected class names, one phrase per class in the order of the "
+            f"labels, got {given!r}; the training set has no attribute classes either"
+        )
+    first = (each[0] if isinstance(each, tuple | list) else each for each in given)
+    return tuple(spaced(str(text)) for text in first) if classnames is None else tuple(given)

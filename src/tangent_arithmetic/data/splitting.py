@@ -1,0 +1,107 @@
+"""The test part of data that come in one piece.
+
+It is a fifth of each class, rounded, and at least one image of a class that has two: the images
+whose keys have the smallest SHA-256. A key is a path relative to the data set, or a row's number.
+The rule needs no random generator, so that the part is the same on every machine and with every
+version of a library, and an image that is added later moves few others. A file that is there twice
+is for training: tested on, its copy among the training images would have told the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tangent_arithmetic.data.base import Pictures, Splits, SubsetPictures
+from tangent_arithmetic.runtime.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+PART = 5  # one image of so many is for testing
+
+
+def split_off(
+    keys: Sequence[str], strata: Sequence[Hashable], trained: Collection[int] = ()
+) -> tuple[list[int], list[int]]:
+    """The indices of the training and the test part, each in order.
+
+    Args:
+        keys: a text for each image, different for different images.
+        strata: the class of each image; all the same to draw from all images together.
+        trained: indices of images that must be for training.
+    """
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index, stratum in enumerate(strata):
+        members[stratum].append(index)
+    test: set[int] = set()
+    for indices in members.values():
+        count = max(1, (2 * len(indices) + PART) // (2 * PART)) if len(indices) > 1 else 0
+        free = [index for index in indices if index not in trained]
+        test.update(sorted(free, key=lambda index: _rank(keys[index]))[:count])
+    return [i for i in range(len(keys)) if i not in test], sorted(test)
+
+
+def _rank(key: str) -> tuple[bytes, str]:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest(), key
+
+
+def twins(paths: Sequence[str]) -> set[int]:
+    """The indices of files whose content another one has, too."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, path in enumerate(paths):
+        groups[Path(path).stat().st_size].append(index)
+    found: set[int] = set()
+    for same_size in (group for group in groups.values() if len(group) > 1):
+        contents: dict[bytes, list[int]] = defaultdict(list)
+        for index in same_size:
+            contents[hashlib.sha256(Path(paths[index]).read_bytes()).digest()].append(index)
+        found.update(i for group in contents.values() if len(group) > 1 for i in group)
+    return found
+
+
+def with_test_part(
+    name: str,
+    splits: Splits,
+    keys: Sequence[str],
+    strata: Sequence[Hashable],
+    paths: Sequence[str] | None = None,
+) -> Splits:
+    """The splits with a test part of the training images; says so in the log.
+
+    Args:
+        name: the data set, for messages.
+        splits: `test` is not used.
+        keys: see `split_off`, of the training images.
+        strata: likewise.
+        paths: their files, if they are files.
+
+    Raises:
+        UsageError: if no class has two images.
+    """
+    copies = set() if paths is None else twins(paths)
+    if copies:
+        logger.warning(
+            "%s: %d files have the content of another one, such as %s; they are for training",
+            name,
+            len(copies),
+            keys[min(copies)],
+        )
+    train, test = split_off(keys, strata, copies)
+    if not test:
+        raise UsageError(
+            f"data set {name}: {len(keys)} image{'' if len(keys) == 1 else 's'}, at most one (not "
+            "counting copies) of each class, cannot be split into a training and a test part. Add "
+            "images, or give it a test split"
+        )
+    logger.info(
+        "%s: no test split; a fifth of each class is for testing: %d training and %d test images",
+        name,
+        len(train),
+        len(test),
+    )
+    whole: Pictures = splits.train
+    return replace(splits, train=SubsetPictures(whole, train), test=SubsetPictures(whole, test))

@@ -1,0 +1,1 @@
+"""Image backbones without a text tower: timm, torchvision, and modules of your own."""

@@ -1,0 +1,119 @@
+"""Backbones of your own: what a callable `MODULE:FACTORY` returns."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tangent_arithmetic.encoders.backbones.building import Backbone, unavailable
+from tangent_arithmetic.encoders.backbones.names import PYTHON, BackboneName
+from tangent_arithmetic.encoders.backbones.transforms import imagenet
+from tangent_arithmetic.encoders.base import Transform
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.factories import imported
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "torchvision", "timm", "open_clip", "transformers")
+
+
+@dataclass(frozen=True)
+class Described:
+    """A transform, and the recipe that identifies it: any JSON value."""
+
+    transform: Transform
+    recipe: Any
+
+    def __call__(self, image: Any) -> Any:
+        """The transformed image."""
+        return self.transform(image)
+
+
+def build(name: BackboneName, weights: bool) -> Backbone:
+    """The module of a factory, called without arguments; the module itself is not changed.
+
+    The factory returns the module, or (module, preprocess), or (module, train_preprocess,
+    preprocess), where a preprocess maps a PIL image to a tensor. Without one, the transforms of
+    timm's configuration are used if the module has one, those of ImageNet otherwise.
+
+    Args:
+        name: the factory.
+        weights: ignored: the factory decides.
+
+    Raises:
+        UsageError: if it cannot be called, or returns something else.
+    """
+    place = f"{PYTHON}{name.architecture}"
+    factory = imported(name.architecture)
+    with unavailable(place, False):
+        value = factory()
+    module, *given = value if isinstance(value, tuple) else (value,)
+    if not isinstance(module, nn.Module) or len(given) > 2 or not all(map(callable, given)):
+        got = [type(one).__name__ for one in (module, *given)]
+        raise UsageError(
+            f"{place} returned {', '.join(got)}; expected a torch.nn.Module, (module, preprocess) "
+            "or (module, train_preprocess, preprocess)"
+        )
+    module = copy.deepcopy(module).eval()  # a factory may return the same module twice
+    code = _code(module, factory)
+    if not given:
+        given = list(_default(place, module))
+    train, val = given[0], given[-1]
+    return Backbone(module, _identified(train, code, True), _identified(val, code, False))
+
+
+def _default(place: str, module: nn.Module) -> tuple[Transform, Transform]:
+    if getattr(module, "pretrained_cfg", None):
+        from tangent_arithmetic.encoders.backbones.timm_models import with_transforms
+
+        made = with_transforms(module)
+        return made.train_preprocess, made.val_preprocess
+    logger.info(
+        "%s gives no preprocessing: 224 x 224 pixels, normalised as for ImageNet; return (module, "
+        "preprocess) for another",
+        place,
+    )
+    return imagenet()
+
+
+def _identified(transform: Transform, code: str | None, training: bool) -> Transform:
+    """The transform, with a recipe if everything that it depends on is known.
+
+    The recipe covers the sources of the module's classes, since weights alone do not determine
+    features.
+    """
+    own = getattr(transform, "recipe", None)
+    facts = _parts(transform) if own is None else own
+    if facts is None or code is None:
+        return transform
+    return Described(transform, {"python": facts, "code": code, "training": training})
+
+
+def _parts(transform: Any) -> str | None:
+    """A description of a composition of torchvision's transforms; None for anything else."""
+    parts = getattr(transform, "transforms", None)
+    if not isinstance(parts, list) or " at 0x" in repr(transform):
+        return None
+    known = all(type(part).__module__.startswith("torchvision.") for part in parts)
+    return repr(transform) if known else None
+
+
+def _code(module: nn.Module, factory: object) -> str | None:
+    """A hash of the sources of a module's classes and its factory; None if one is unknown."""
+    kinds = {type(part) for part in module.modules()}
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in LIBRARIES]
+    digest = hashlib.sha256()
+    try:
+        files = {inspect.getsourcefile(one) for one in (*own, factory)}  # type: ignore[arg-type]
+        for file in sorted(str(file) for file in files):
+            digest.update(Path(file).read_bytes())
+    except (OSError, TypeError):
+        return None
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Image encoders by name: the one place that tells CLIPs from backbones without a text tower."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.encoders.backbones import encoder as backbones
+from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
+from tangent_arithmetic.encoders.backbones.names import BackboneName, is_backbone
+from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.encoders.clip import ClipName
+from tangent_arithmetic.encoders.images import ImageEncoder, ModelSettings
+from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts, resolve
+from tangent_arithmetic.storage.checkpoints import read_header
+from tangent_arithmetic.storage.wrappers import read_weights
+
+STANDARD = (ImageEncoder.kind, BackboneEncoder.kind)  # kinds of checkpoints of standard encoders
+IMAGE_ENCODERS = tuple(name for kind in STANDARD for name in (kind, f"linearized_{kind}"))
+
+
+def has_text_tower(name: str) -> bool:
+    """Whether a model can build zero-shot heads, by its name."""
+    return not is_backbone(name)
+
+
+def is_random(name: str) -> bool:
+    """Whether a model's name asks for random weights."""
+    return name.endswith("__init__")
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether a model's own weights come with this package."""
+    return name.partition("__")[0] == EMBEDDED_MODEL
+
+
+def weights_file(name: str) -> Path | None:
+    """The file or folder of a model's weights, if its name contains one."""
+    if is_backbone(name) and name.startswith(backbones.SCHEMES):
+        return BackboneName.parse(name).file
+    parsed = ClipName.parse(name)
+    return parsed.file or parsed.folder
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws the random weights of a model from a seed, and restores the generator on exit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def pretrained(settings: ModelSettings, seed: int = 0) -> ModuleEncoder:
+    """The pre-trained encoder of these settings.
+
+    Args:
+        settings: `model`, its name; `load`, a checkpoint of other weights; the folder of downloads.
+        seed: of random weights.
+
+    Raises:
+        UsageError: if the model is unknown, or its weights are unavailable or do not fit it.
+    """
+    with seeded(seed):
+        if not is_backbone(settings.model):
+            return ImageEncoder(settings)
+        paths = [settings.load] if isinstance(settings.load, str) else settings.load or []
+        if not paths:
+            return BackboneEncoder(settings.model)
+        return _loaded(settings.model, resolve(paths[0]))
+
+
+def _loaded(name: str, path: Path) -> BackboneEncoder:
+    """A backbone with the weights of a checkpoint of ours, or of any file with its names."""
+    if read_header(path) is not None:
+        return BackboneEncoder.load(path, name)
+    tensors = read_weights(path)
+    encoder = BackboneEncoder(name, weights=False)
+    own = encoder.weights()
+    named = {f"{backbones.MODEL}{n.removeprefix(backbones.MODEL)}": v for n, v in tensors.items()}
+    theta = {key: value for key, value in named.items() if key in own}
+    shapes = {key: tuple(value.shape) for key, value in own.items()}
+    backbones.check_fits(shapes, theta, name, path)
+    encoder.load_weights(theta)
+    return encoder
+
+
+def load_image_encoder(name: str, path: Path) -> ModuleEncoder:
+    """The standard encoder of a model with the weights of a checkpoint.
+
+    Raises:
+        UsageError: if the checkpoint belongs to another model.
+    """
+    return BackboneEncoder.load(path, name) if is_backbone(name) else ImageEncoder.load(name, path)
+
+
+def is_standard(path: str, name: str) -> bool:
+    """Whether a file holds a standard encoder: one of ours, or weights of the model `name`."""
+    resolved = resolve(path)
+    if is_backbone(name) and read_header(resolved) is None:
+        return True  # its names and shapes are checked when it is read
+    return read_facts(resolved, name)["kind"] in STANDARD
+
+
+def weights_in(path: Path) -> dict[str, Tensor]:
+    """The weights theta in the checkpoint of an image encoder of any kind."""
+    return load_checkpoint(path, kinds=IMAGE_ENCODERS).theta

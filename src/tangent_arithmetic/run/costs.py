@@ -1,0 +1,60 @@
+"""What the parts of a whole benchmark cost, for the time left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.runtime.eta import Step
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Expected costs of stages, in seconds on two cores with the embedded suite.
+
+    Sweeps of standard models cost a pass a coefficient, those of linear ones one pass. Steps of a
+    kind have a common pace on another machine, model or suite.
+
+    Attributes:
+        tasks: number of tasks.
+        points: number of coefficients.
+    """
+
+    tasks: int
+    points: int
+
+    def training(self, mode: str) -> Step:
+        """Fine-tuning of all tasks."""
+        kind = _kind(mode)
+        return Step(f"{kind} training", self.tasks * {"standard": 21, "linear": 36}[kind])
+
+    @property
+    def zeroshot(self) -> Step:
+        """The zero-shot evaluation, with the control set."""
+        return Step("standard evaluation", 8 + 3.6 * self.tasks)
+
+    def single(self, mode: str) -> Step:
+        """Single-task evaluation."""
+        return self._evaluation(mode, 2.5 * self.tasks, 7.5 * self.tasks)
+
+    def addition(self, mode: str) -> Step:
+        """Task addition."""
+        return self._evaluation(mode, (2.2 + 0.66 * self.points) * self.tasks, 6 * self.tasks)
+
+    def negation(self, mode: str) -> Step:
+        """Task negation, with the control set."""
+        swept = (5 + 1.2 * self.points) * self.tasks
+        return self._evaluation(mode, 15 + swept, 25 + 2.2 * self.tasks)
+
+    @property
+    def report(self) -> Step:
+        """The page with its explorer."""
+        return Step("linear evaluation", 10 + 5 * self.tasks)
+
+    def _evaluation(self, mode: str, standard: float, linear: float) -> Step:
+        kind = _kind(mode)
+        return Step(f"{kind} evaluation", {"standard": standard, "linear": linear}[kind])
+
+
+def _kind(mode: str) -> str:
+    return "linear" if MODES[mode].linear else "standard"

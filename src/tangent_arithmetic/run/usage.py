@@ -1,0 +1,151 @@
+"""What each command uses of the flags: a table for its help, its checks and suggested commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tangent_arithmetic.run.modes import MODES, edited, trained
+
+MODEL = ("finetuning_mode", "model", "load", "head", "openclip_cachedir", "save", "seed")
+DATA = ("suite", "tasks", "template", "data_location", "data_source")
+TRAINING = ("batch_size", "num_grad_accumulation", "lr", "wd", "ls", "warmup_length", "epochs")
+STATES = ("checkpoint_every", "state_every", "restart")
+EVALUATION = ("batch_size", "sample", "feature_cache", "results", "results_db")
+ANALYSIS = (
+    *("pairs", "grid_points", "subset_sample", "analogies", "shots", "style"),
+    "explorer_megabytes",
+)
+MACHINE = ("device", "precision", "world_size", "port", "num_workers", "cache_dir")
+RECORDS = ("exp_name", "wandb")
+ANALYSES = (
+    *("single", "similarity", "disentanglement", "negation", "subsets", "analogies", "few"),
+    *("figures", "report"),
+)
+COMMON = (*MODEL, *DATA, *MACHINE, *RECORDS)
+BATCHES = {"batch_size": "pictures that are evaluated at a time (default: 256)"}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a command is used.
+
+    Attributes:
+        script: its name beside the package, without `.py`, as in the public projects.
+        fields: the settings that it uses, by the names of `Config`.
+        examples: command lines without the program's name.
+        modes: names of the fine-tuning modes that it has.
+        needs_mode: whether it has to be told one of them.
+        names: what can be named among its flags; empty for nothing.
+        noun: what that is, for messages.
+        texts: its own help of a flag.
+    """
+
+    script: str
+    fields: tuple[str, ...]
+    examples: tuple[str, str, str]
+    modes: Callable[[], list[str]] = edited
+    needs_mode: bool = True
+    names: tuple[str, ...] = ()
+    noun: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+USAGES = {
+    "finetune": Usage(
+        "finetune",
+        (*COMMON, "train_dataset", *TRAINING, *STATES, "sample", "results_db"),
+        (
+            "finetune --finetuning-mode=linear",
+            "finetune --finetuning-mode=standard --model=ViT-B-32 --train-dataset=MNIST,DTD",
+            "finetune --finetuning-mode=linear --train-dataset=pets=pictures/pets --epochs=5",
+        ),
+        trained,
+        texts={
+            "sample": "measure validation accuracy on N pictures (default: on at most 1,000)",
+            "finetuning_mode": "what is trained: the model, or its linearisation",
+        },
+    ),
+    "evaluate": Usage(
+        "eval_single_task",
+        (*COMMON, "eval_datasets", "control_dataset", *EVALUATION),
+        (
+            "evaluate --finetuning-mode=none",
+            "evaluate --finetuning-mode=linear --eval-datasets=MNIST,Signs",
+            "evaluate --finetuning-mode=posthoc --sample=500 --device=cpu",
+        ),
+        lambda: list(MODES),
+        texts=BATCHES,
+    ),
+    "add": Usage(
+        "eval_task_addition",
+        (*COMMON, *EVALUATION, "n_eval_points"),
+        (
+            "add --finetuning-mode=linear",
+            "add --finetuning-mode=posthoc --tasks=MNIST,Signs",
+            "add --finetuning-mode=standard --model=ViT-B-32 --n-eval-points=11",
+        ),
+        texts=BATCHES,
+    ),
+    "negate": Usage(
+        "eval_task_negation",
+        (*COMMON, "control_dataset", *EVALUATION, "n_eval_points", "control_threshold"),
+        (
+            "negate --finetuning-mode=linear",
+            "negate --finetuning-mode=linear --tasks=MNIST --control-threshold=0.9",
+            "negate --finetuning-mode=standard --tasks=MNIST --control-dataset=Signs",
+        ),
+        texts=BATCHES,
+    ),
+    "analyze": Usage(
+        "analyze",
+        (
+            *(*COMMON, "control_dataset", *EVALUATION, *ANALYSIS),
+            *("n_eval_points", "control_threshold"),
+        ),
+        (
+            "analyze",
+            "analyze report --explorer-megabytes=5",
+            "analyze disentanglement --pairs=MNIST+Signs --grid-points=21",
+        ),
+        needs_mode=False,
+        names=ANALYSES,
+        noun="analysis",
+        texts={**BATCHES, "finetuning_mode": "the only mode to analyse (default: all that exist)"},
+    ),
+}
+
+REPRODUCE = Usage(
+    "reproduce",
+    (
+        *(name for name in COMMON if name not in ("finetuning_mode", "seed")),
+        *(*TRAINING, *STATES, "control_dataset", *EVALUATION, "n_eval_points"),
+        *("control_threshold", "explorer_megabytes"),
+    ),
+    (
+        "reproduce --quick",
+        "reproduce --seeds=3",
+        "reproduce --suite=mine.yaml --model=ViT-B-32 --device=cuda",
+    ),
+    needs_mode=False,
+)
+
+
+def examples_of(lines: tuple[str, ...]) -> str:
+    """A command's examples, for the end of its description."""
+    return "\n".join(["Examples:", *(f"  tangent-arithmetic {line}" for line in lines)])
+
+
+def choices(command: str) -> dict[str, tuple[str, ...]]:
+    """Names that shell completion offers for a command's flags; other values are valid too."""
+    from tangent_arithmetic.data.suites import EMBEDDED_MODEL, SUITES
+
+    sets = tuple(dict.fromkeys(name for suite in SUITES.values() for name in suite.names))
+    models = (EMBEDDED_MODEL, "ViT-B-32", "ViT-B-16", "ViT-L-14", "timm:", "torchvision:")
+    return {
+        "finetuning_mode": tuple(USAGES[command].modes()),
+        "model": models,
+        "suite": tuple(SUITES),
+        **dict.fromkeys(("tasks", "train_dataset", "eval_datasets", "control_dataset"), sets),
+        "device": ("cpu", "cuda", "mps"),
+    }

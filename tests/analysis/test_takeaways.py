@@ -1,0 +1,87 @@
+"""The sentences below figures say what the tables say, and nothing where a table is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tangent_arithmetic.analysis.takeaways import TAKEAWAYS, takeaway
+
+COMMITTED = Path(__file__).resolve().parents[2] / "results/embedded/ViT-Nano-8_seed3/analysis"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tables = {
+        "single": "task,standard,posthoc,linear\nA,0.9,0.5,0.8\nB,0.7,0.8,0.7\n",
+        "subsets": "mode,num_vectors,absolute\nlinear,1,0.5\nlinear,1,0.6\nlinear,2,0.7\n",
+        "disentanglement": "mode,coef1,coef2,error\nstandard,0,1,0.4\nstandard,0,2,1.9\n"
+        "linear,1,1,0.2\nlinear,-1,1,1.9\n",
+        "similarity": "mode1,task1,mode2,task2,cosine\nlinear,A,linear,A,1\n"
+        "linear,A,linear,B,-0.3\nlinear,A,standard,B,0.9\nlinear,B,linear,C,0.1\n",
+        "layers": "mode,task,layer,share\nlinear,A,one,0.25\nlinear,A,two,0.75\n",
+        "negation": "mode,task,coefficient,target,control\nlinear,A,0,0.6,0.8\n"
+        "linear,A,0.5,0.3,0.77\nlinear,A,1,0.1,0.5\n",
+        "negation_random": "mode,vector,target\nlinear,task,0.25\nlinear,random,0.5\n",
+        "analogies": "mode,vector,chosen,accuracy\nlinear,zero-shot,-,0.25\nlinear,target,-,0.75\n"
+        "linear,c + b - a,without target,0.5\nlinear,c + b - a,with target,0.6\n",
+        "analogies_few": "target,start,shots,accuracy\nA,analogy,1,0.5\nA,analogy,5,0.4\n"
+        "A,pre-trained model,1,0.4\nA,pre-trained model,5,0.6\n",
+    }
+    for name, text in tables.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "single",
+            "Against standard fine-tuning, on average: linear 5.0 points below (largest gap: A, "
+            "10.0); post-hoc 15.0 points below (largest gap: A, 40.0).",
+        ),
+        ("subsets", "From one vector to all 2 the mean of all tasks goes from 55.0 to 70.0 % (l"),
+        ("disentanglement", "Mean error in the frame, lowest first: linear 0.20, standard 0.40."),
+        (
+            "similarity",
+            "Mean cosine between tasks: -0.100 (linear); farthest from 0: -0.30, A and B (linear).",
+        ),
+        ("layers", "Largest share of the squared norm: two, 75 % (linear)."),
+        (
+            "negation",
+            "With 95 % of the control accuracy kept, one common coefficient lowers the task from "
+            "60.0 to 30.0 % (linear).",
+        ),
+        (
+            "negation_random",
+            "The task after negation of its own vector or of a random one: 25.0 or 50.0 % (linear)",
+        ),
+        (
+            "analogies",
+            "Without images of the target, c + b - a reaches on average 50.0 % (linear; 25.0 "
+            "zero-shot, 75.0 own).",
+        ),
+        (
+            "analogies_few",
+            "The analogy is the better start in 1 of 2 settings; mean difference -5.0 points.",
+        ),
+    ],
+)
+def test_a_takeaway_is_computed(name: str, expected: str, folder: Path) -> None:
+    assert takeaway(folder, name).startswith(expected)
+
+
+@pytest.mark.parametrize("name", TAKEAWAYS)
+def test_committed_tables_have_takeaways_and_damaged_ones_none(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert takeaway(COMMITTED, name).endswith(".")
+    assert takeaway(tmp_path, name) == "" and not caplog.text
+    table = pd.read_csv(COMMITTED / f"{name}.csv")
+    table[table.columns[:1]].to_csv(tmp_path / f"{name}.csv")
+    assert takeaway(tmp_path, name) == "" and "has no takeaway" in caplog.text
+    (tmp_path / f"{name}.csv").write_bytes(b"\xff\x00")
+    assert takeaway(tmp_path, name) == ""

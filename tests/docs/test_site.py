@@ -1,0 +1,89 @@
+"""The documentation site builds without a warning, is complete, and opens offline."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import tangent_arithmetic
+from tests.browser import browsing, opened
+
+pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra: docs)")
+pytest.importorskip("material", reason="mkdocs-material is not installed (extra: docs)")
+pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed (extra: docs)")
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1280, 900)}
+OPENED = ("index", "tutorials/own-images", "published-numbers", "api", "migration")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as own:
+        yield own
+
+
+class Loader(yaml.SafeLoader):
+    """Reads mkdocs.yml, whose tags are of no interest here."""
+
+
+def addresses(entries: Any) -> Iterator[str]:
+    for entry in entries:
+        found = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from [found] if isinstance(found, str) else addresses(found)
+
+
+def test_every_page_of_docs_is_in_the_navigation() -> None:
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    listed = set(addresses(config["nav"]))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages <= listed
+    assert listed - pages == {"index.md", "changelog.md", "contributing.md"}  # from the root
+
+
+@pytest.mark.slow
+def test_it_is_complete_and_asks_for_nothing(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    outside = re.compile(r'<(?:script|img|iframe)[^>]*\bsrc="(?:https?:)?//|<link[^>]*href="http')
+    for page in pages:
+        if site / "repository" not in page.parents:  # pages of runs are tested on their own
+            assert not outside.search(page.read_text(encoding="utf-8")), page
+    api = (site / "api.html").read_text(encoding="utf-8")
+    for name in tangent_arithmetic.__all__:
+        assert name.startswith("__") or name in api, name
+    assert (site / "repository/results/embedded/ViT-Nano-8_seed3/report.html").is_file()
+    assert (site / "images/explorer.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_its_pages_open_in_a_browser(site: Path, browser: Any, size: str, scheme: str) -> None:
+    width, height = SIZES[size]
+    viewport = {"width": width, "height": height}
+    for name in OPENED:
+        page_of = site / f"{name}.html"
+        with opened(browser, page_of, viewport=viewport, color_scheme=scheme) as page:
+            assert page.locator("article h1").first.is_visible(), name
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            images = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+            assert page.evaluate(images) == 0, name

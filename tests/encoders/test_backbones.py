@@ -1,0 +1,256 @@
+"""Backbones by name: features, linearisation, files, transforms, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
+from tangent_arithmetic.encoders.backbones import encoder as backbones
+from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
+from tangent_arithmetic.encoders.backbones.names import is_backbone
+from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.encoders.registry import load_linear, load_standard
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+
+VIT, RESNET = "timm:test_vit__init__", "timm:test_resnet__init__"
+NAMES = [VIT, RESNET, "torchvision:squeezenet1_1__init__", "python:own_models:build"]
+OWN = """
+import torch
+from torch import nn
+from torchvision import transforms as t
+
+KEPT = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+PREPROCESS = t.Compose([t.Resize((32, 32)), t.ToTensor()])
+
+def build():
+    return KEPT, PREPROCESS
+
+def bare():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+
+def maps():
+    return nn.Conv2d(3, 4, 3)
+
+def number():
+    return 3
+
+def broken():
+    raise OSError("no disk")
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "own_models.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("own_models", None)
+
+
+def pictures() -> Tensor:
+    return torch.randn(2, 3, 160, 160)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_backbone_is_linearised_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    encoder, x = BackboneEncoder(name).eval(), pictures()
+    features = encoder(x)
+    assert features.shape[0] == 2 and features.ndim == 2
+    digest = encoder.save(tmp_path / "zeroshot.pt")
+    again = load_standard(tmp_path / "zeroshot.safetensors").eval()
+    assert isinstance(again, BackboneEncoder) and torch.equal(again(x), features)
+    tuned = BackboneEncoder(name)
+    tuned.load_weights(
+        {n: v + 0.01 if v.is_floating_point() else v for n, v in encoder.weights().items()}
+    )
+    tau = NonLinearTaskVector(encoder, tuned)
+    assert torch.equal(tau.apply_to(tmp_path / "zeroshot.pt", 1.0)(x), tuned.eval()(x))
+    linear = linearized(encoder)
+    torch.testing.assert_close(linear(x), features)
+    linear.load_weights({**tuned.weights(), **linear_buffers(linear)})
+    linear.save(tmp_path / "linear_finetuned.pt")
+    kept = load_linear(tmp_path / "linear_finetuned.safetensors")
+    assert torch.equal(kept(x), linear(x)) and not torch.allclose(linear(x), features)
+    assert digest != linear.save(tmp_path / "other.pt")
+
+
+def linear_buffers(linear: Any) -> dict[str, Tensor]:
+    return {n: v for n, v in linear.weights().items() if n not in linear.theta0()}
+
+
+def test_features_are_those_of_the_library(tmp_path: Path) -> None:
+    module: Any = timm.create_model("test_vit", num_classes=7).eval()
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    encoder = BackboneEncoder(
+        f"timm:test_vit__pretrained__{tmp_path / 'weights.safetensors'}"
+    ).eval()
+    x = pictures()
+    with torch.no_grad():
+        expected = module.forward_head(module.forward_features(x), pre_logits=True)
+        assert torch.equal(encoder(x), expected)
+    torch.save(
+        {"state_dict": {f"module.{n}": v for n, v in module.state_dict().items()}},
+        tmp_path / "w.pth",
+    )
+    again = BackboneEncoder(f"timm:test_vit__pretrained__{tmp_path / 'w.pth'}")
+    assert torch.equal(again.eval()(x), expected)
+
+
+def test_a_torchvision_classifier_loses_its_last_layer(tmp_path: Path) -> None:
+    from torchvision import models
+
+    module = models.mobilenet_v3_small(weights=None).eval()
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    encoder = BackboneEncoder(f"torchvision:mobilenet_v3_small__pretrained__{tmp_path / 'w.pth'}")
+    x = pictures()
+    with torch.no_grad():
+        assert torch.equal(module.classifier[-1](encoder.eval()(x)), module(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transforms_fit_the_module_and_are_identified(name: str) -> None:
+    encoder = BackboneEncoder(name)
+    image = Image.new("RGB", (50, 40), (255, 0, 0))
+    for transform in (encoder.train_preprocess, encoder.val_preprocess):
+        assert transform is not None
+        x = transform(image)
+        assert x.ndim == 3 and encoder.eval()(x[None]).ndim == 2
+        json.dumps(transform.recipe)  # type: ignore[attr-defined]
+    assert encoder.train_preprocess.recipe != encoder.val_preprocess.recipe  # type: ignore[union-attr]
+
+
+def test_a_repository_of_timm_is_read_from_a_folder(tmp_path: Path) -> None:
+    module: Any = timm.create_model("test_vit", num_classes=5)
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    save_file(module.state_dict(), folder / "model.safetensors")
+    config = {
+        "architecture": "test_vit",
+        "pretrained_cfg": {
+            "mean": [0.1] * 3,
+            "input_size": [3, 160, 160],
+            "fixed_input_size": True,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    name = f"local-dir:{folder}"
+    assert is_backbone(name) and not is_backbone(f"local-dir:{tmp_path}")
+    encoder, x = BackboneEncoder(name).eval(), pictures()
+    with torch.no_grad():
+        expected = module.eval().forward_head(module.forward_features(x), pre_logits=True)
+        assert torch.equal(encoder(x), expected)
+    assert "0.1" in str(encoder.val_preprocess)
+    config["architecture"] = "vit_giant_patch14_224"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"describes .* weights, but its files hold at most"):
+        BackboneEncoder(name)
+
+
+def test_two_encoders_of_a_factory_do_not_share_weights() -> None:
+    one, other = (BackboneEncoder("python:own_models:build") for _ in range(2))
+    with torch.no_grad():
+        next(one.parameters()).zero_()
+    assert next(other.parameters()).any()
+
+
+def test_a_module_without_transforms_gets_those_of_imagenet() -> None:
+    encoder = BackboneEncoder("python:own_models:bare")
+    assert encoder.val_preprocess is not None
+    x = encoder.val_preprocess(Image.new("RGB", (300, 260)))
+    assert x.shape == (3, 224, 224) and encoder(x[None]).shape == (1, 2)
+
+
+BAD = [
+    ("timm:resnet500__init__", "unknown model of timm 'resnet500'; choose from resnet50"),
+    ("timm:resnet18.none", "unknown weights of timm:resnet18 'none'"),
+    ("timm:test_vit__pretrained__nowhere.pt", "no file of weights nowhere.pt"),
+    (
+        "torchvision:resnet19__init__",
+        "unknown model of torchvision 'resnet19'; choose from resnet18",
+    ),
+    ("torchvision:resnet18__pretrained__V9", "unknown weights of torchvision:resnet18 'V9'"),
+    ("python:own_models", "expected MODULE:FACTORY"),
+    ("python:no_such_module:build", "no module no_such_module on Python's path"),
+    ("python:own_models:biuld", "has no 'biuld'; nearest in it: build"),
+    ("python:own_models:number", "returned int; expected a torch.nn.Module"),
+    ("python:own_models:broken", r"cannot be built \(OSError: no disk\)"),
+    ("python:own_models:build__init__", "the factory of a python: model gives its weights"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), BAD, ids=[name for name, _ in BAD])
+def test_a_name_that_cannot_be_built_is_explained(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        BackboneEncoder(name)
+
+
+def test_missing_weights_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UsageError, match=r"timm:test_vit__pretrained__FILE; .*timm:test_vit__init__ has random"
+    ):
+        BackboneEncoder("timm:test_vit")  # the tests are offline
+
+
+def test_a_map_of_features_is_refused() -> None:
+    encoder = BackboneEncoder("python:own_models:maps")
+    with pytest.raises(UsageError, match=r"expected features of shape \(batch, features\)"):
+        encoder(pictures())
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    BackboneEncoder(VIT).save(path)
+    with pytest.raises(
+        UsageError, match="holds weights of timm:test_vit__init__, expected timm:test_resnet"
+    ):
+        BackboneEncoder.load(path, RESNET)
+    checkpoint_of(path, "timm:test_vit2__init__")
+    with pytest.raises(UsageError, match="does not fit timm:test_vit2__init__"):
+        BackboneEncoder.load(path)
+
+
+def test_a_name_in_a_file_executes_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "_named", set())
+    path = tmp_path / "a.safetensors"
+    encoder = BackboneEncoder(VIT)
+    for name in ("python:own_models:build", "hf-hub:a/b"):
+        encoder.model_name = name
+        encoder.save(path)
+        with pytest.raises(UsageError, match="names in files are not trusted"):
+            BackboneEncoder.load(path)
+    assert "own_models" not in sys.modules
+
+
+def test_changed_code_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.safetensors"
+    BackboneEncoder("python:own_models:build").save(path)
+    BackboneEncoder.load(path)
+    assert not caplog.records
+    (tmp_path / "own_models.py").write_text(f"{OWN}\n# another forward pass\n")
+    BackboneEncoder.load(path)
+    assert "was made with other preprocessing or code" in caplog.text
+
+
+def checkpoint_of(path: Path, name: str) -> None:
+    """Gives a checkpoint another model's name."""
+    encoder = BackboneEncoder(VIT)
+    encoder.model_name = name
+    encoder.save(path)
+
+
+def test_a_missing_repository_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        BackboneEncoder(f"local-dir:{tmp_path / 'none'}")

@@ -1,0 +1,70 @@
+"""The summary over seeds: which runs it is of, its tables, and suites without a control set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import (
+    collect,
+    grids,
+    latex_tables,
+    siblings,
+    summarised,
+    tables,
+    with_seed,
+)
+
+COMMITTED = Path(__file__).resolve().parents[2] / "results"
+RUN = Run.of(Config(results=str(COMMITTED)))
+
+
+def test_siblings_are_the_seeds_with_results() -> None:
+    for seed in range(4):
+        assert [one.seed for one in siblings(with_seed(RUN, seed))] == [0, 1, 2, 3]
+    sampled = RUN.with_(sample=500)
+    assert [one.seed for one in siblings(sampled)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "found"),
+    [("_seed7", [0, 7]), ("_seed7_sample9", [0]), ("_seedy", [0]), ("-two_seed7", [0])],
+)
+def test_only_folders_of_the_same_model_are_siblings(
+    folder: str, found: list[int], tmp_path: Path
+) -> None:
+    run = RUN.with_(results=str(tmp_path))
+    path = run.results.with_name(f"{run.results.name}{folder}")
+    path.mkdir(parents=True)
+    (path / "zeroshot_accuracies.json").write_text("{}")
+    assert [one.seed for one in siblings(run)] == found
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"runs": 3}', '{"runs": [{"seed": "x"}, 4]}'])
+def test_a_damaged_summary_is_of_no_runs(content: str, tmp_path: Path) -> None:
+    run = RUN.with_(results=str(tmp_path))
+    run.results.mkdir(parents=True)
+    (run.results.parent / "summary.json").write_text(content)
+    assert summarised(run) == []
+
+
+def test_tables_are_those_of_the_committed_summary() -> None:
+    runs = summarised(RUN)
+    summary = collect(runs)
+    committed = json.loads((COMMITTED / "embedded" / "summary.json").read_text())
+    assert summary == {kind: committed[kind] for kind in ("single", "addition", "negation")}
+    text = tables(summary, runs[0].tasks, runs[0].control_set)
+    assert text in (COMMITTED / "embedded" / "summary.md").read_text(encoding="utf-8")
+    latex = latex_tables(summary, runs[0].tasks, runs[0].control_set)
+    assert latex == (COMMITTED / "embedded" / "summary.tex").read_text(encoding="utf-8")
+    assert latex.count("\\toprule") == 3
+
+
+def test_without_a_control_set_there_is_no_table_of_negations() -> None:
+    summary = collect([RUN])
+    titles = [title for title, _, _ in grids(summary, RUN.tasks, None)]
+    assert len(titles) == 2 and not any("negation" in title for title in titles)
