@@ -54,7 +54,7 @@ def drawn(axes: Any) -> Iterator[tuple[str, str]]:
             yield label, colors.to_hex(paint)
 
 
-@pytest.mark.parametrize("name", set(DRAWN) - {"layers", "subsets", "disentanglement"})
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - {"layers", "subsets", "disentanglement"}))
 def test_the_colour_of_a_mode_has_its_meaning_alone(name: str) -> None:
     figure = plain(DRAWN[name], read_table(RUN, name), RUN)
     seen = dict(drawn(figure.axes))

@@ -25,7 +25,7 @@ from tangent_arithmetic.commands import evaluate, negate
 from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
 from tests.small_suite import TASKS, flags, small_suite
 
-NAMES = {
+NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "src.args": {"parse_arguments": ()},
     "src.linearize": {
         "LinearizedModel": ("model", "init_model"),
@@ -166,7 +166,7 @@ def test_label_smoothing_is_the_mean_of_two_losses() -> None:
 
 def test_a_dot_dict_is_a_dict_with_attributes() -> None:
     args = utils.DotDict({"lr": 1.0})
-    args.model = "ViT-B-32"
+    args.model = "ViT-B-32"  # type: ignore[attr-defined]
     assert args == {"lr": 1.0, "model": "ViT-B-32"} and args.lr == 1
     with pytest.raises(AttributeError, match="missing"):
         _ = args.missing

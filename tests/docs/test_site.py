@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import pytest
 import yaml
 
 import tangent_arithmetic
-from tests.browser import browsing, opened
+from tests.browser import browsing
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra: docs)")
 pytest.importorskip("material", reason="mkdocs-material is not installed (extra: docs)")
@@ -39,6 +43,45 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser() -> Iterator[Any]:
     with browsing() as own:
         yield own
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[str]:
+    """The address of the site on this machine."""
+    handler = functools.partial(Quiet, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def opened(browser: Any, address: str, **context: Any) -> Iterator[Any]:
+    """A page of the site; fails at the end if there was an error or a request to another place."""
+    host = address.rpartition("/")[0].partition("//")[2].partition("/")[0]
+    with contextlib.closing(browser.new_context(**context)) as own:
+        page, problems = own.new_page(), []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "console", lambda said: problems.append(said.text) if said.type == "error" else None
+        )
+        page.on(
+            "request",
+            lambda asked: (
+                None if host in asked.url or asked.url[:5] in ("data:", "blob:")
+                else problems.append(asked.url)
+            ),
+        )  # fmt: skip
+        page.goto(address)
+        yield page
+        assert problems == []
 
 
 class Loader(yaml.SafeLoader):
@@ -77,12 +120,12 @@ def test_it_is_complete_and_asks_for_nothing(site: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_its_pages_open_in_a_browser(site: Path, browser: Any, size: str, scheme: str) -> None:
+def test_its_pages_open_in_a_browser(served: str, browser: Any, size: str, scheme: str) -> None:
     width, height = SIZES[size]
     viewport = {"width": width, "height": height}
     for name in OPENED:
-        page_of = site / f"{name}.html"
-        with opened(browser, page_of, viewport=viewport, color_scheme=scheme) as page:
+        address = f"{served}/{name}.html"
+        with opened(browser, address, viewport=viewport, color_scheme=scheme) as page:
             assert page.locator("article h1").first.is_visible(), name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
             images = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
