@@ -190,11 +190,14 @@ def test_linear_vector_at_one_is_its_checkpoint(root: Path) -> None:
 
 
 def test_single_task_results_have_both_splits_and_provenance(root: Path) -> None:
-    names = {name for task in TASKS for name in (task, f"{task}Val")}
+    def keys(*names: str) -> set[str]:
+        splits = [split for name in names for split in (name, f"{name}Val")]
+        return {*splits, *(f"{split}:balanced" for split in splits), "provenance"}
+
     zeroshot = results(root, "zeroshot_accuracies")
-    assert zeroshot.keys() == names | {"Shapes", "ShapesVal", "provenance"}
+    assert zeroshot.keys() == keys(*TASKS, "Shapes")
     for name in ("ft", "linear_ft", "posthoc_ft"):
-        assert results(root, f"{name}_accuracies").keys() == names | {"provenance"}
+        assert results(root, f"{name}_accuracies").keys() == keys(*TASKS)
     origin = zeroshot["provenance"]
     assert origin["theta0_hash"] == read_facts(root / "checkpoints/zeroshot.safetensors")["hash"]
     for key in ("argv", "config", "commit", "versions", "device", "seconds", "machine", "seed"):
