@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import itertools
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
