@@ -107,3 +107,12 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
         load_results(tmp_path)
     with pytest.raises(MissingFileError, match="expected a folder of results"):
         load_results(tmp_path / "none")
+
+
+def test_negations_name_the_metric_of_each_set(tmp_path: Path) -> None:
+    sweep = {"0.5": {"AVal:map": 0.4, "CVal:top1": 0.8, "CVal:balanced": 0.7}}
+    record = {"val": sweep, "coefficient": 0.5, "test": 0.3, "test_control": 0.75}
+    table = load_results(written(tmp_path / "own" / "model", negations={"A": record}))
+    at = {"split": "test", "task": "A", "coefficient": 0.5}
+    assert one(table, metric="map", **at) == 0.3
+    assert one(table, metric="control_top1", **at) == 0.75

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tangent_arithmetic.arithmetic.metrics import MAINS
 from tangent_arithmetic.run import results
 from tangent_arithmetic.run.modes import MODES, Mode
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
@@ -165,10 +166,18 @@ def _negations(found: Mapping[str, Any], method: str, mode: Mode | None) -> Iter
                 control = colon and name.removesuffix("Val") != task
                 metric = f"control_{metric}" if control else metric
                 yield _Value(method, "validation", task, float(coef), metric, value)
-        for key, coef in (("zeroshot", 0.0), ("test", record.get("coefficient"))):
-            for prefix, end in (("", ""), ("control_", "_control")):
+        for prefix, end in (("", ""), ("control_", "_control")):
+            metric = f"{prefix}{_main_of(record, task, bool(prefix))}"
+            for key, coef in (("zeroshot", 0.0), ("test", record.get("coefficient"))):
                 if (value := record.get(f"{key}{end}")) is not None:
-                    yield _Value(method, "test", task, coef, f"{prefix}top1", value)
+                    yield _Value(method, "test", task, coef, metric, value)
+
+
+def _main_of(record: Mapping[str, Any], task: str, control: bool) -> str:
+    """The main metric of a negated task, or of its control set, by the sweep on validation."""
+    found = (key.rpartition(":") for metrics in record.get("val", {}).values() for key in metrics)
+    names = {metric for name, colon, metric in found if colon and (name != f"{task}Val") == control}
+    return next((main for main in MAINS if main in names), MAINS[0])
 
 
 def _split_of(name: str) -> tuple[str, str]:
