@@ -13,7 +13,7 @@ from tangent_arithmetic.data.embedded.captions import WRONG
 from tangent_arithmetic.data.embedded.drawing import SIZE, Rng
 from tangent_arithmetic.data.embedded.model import MERGES
 
-DRAWN = [family for family, _ in pool.FAMILIES if family is not pool._emoji]
+DRAWN = [family for family, _ in pool.FAMILIES.values() if family is not pool._emoji]
 
 
 @pytest.mark.parametrize("family", DRAWN, ids=lambda family: family.__name__.strip("_"))
@@ -30,7 +30,7 @@ def test_families_draw_reproducible_pairs(family: Callable[[Rng], pool.Pair]) ->
 
 @pytest.fixture
 def without_emoji(monkeypatch: pytest.MonkeyPatch) -> None:
-    rest = tuple(pair for pair in pool.FAMILIES if pair[0] is not pool._emoji)
+    rest = {name: pair for name, pair in pool.FAMILIES.items() if name != "emoji"}
     monkeypatch.setattr(pool, "FAMILIES", rest)
 
 
@@ -47,7 +47,7 @@ def test_a_few_captions_belong_to_another_image(
     without_emoji: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        pool, "FAMILIES", ((lambda rng: (np.zeros((SIZE, SIZE, 3)), str(rng.random())), 1.0),)
+        pool, "FAMILIES", {"a": (lambda rng: (np.zeros((SIZE, SIZE, 3)), str(rng.random())), 1.0)}
     )
     texts = [pool.draw_pair(0, i)[1] for i in range(1500)]
     repeated = len(texts) - len(set(texts))

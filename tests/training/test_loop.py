@@ -37,7 +37,7 @@ from tangent_arithmetic.training.loop import (
     train,
     wrap_ddp,
 )
-from tangent_arithmetic.training.objectives import OBJECTIVES, CrossEntropy, Objective
+from tangent_arithmetic.training.objectives import OBJECTIVES, CrossEntropy, Objective, Setting
 from tangent_arithmetic.training.optimizers import OPTIMIZERS
 from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Snapshots
@@ -470,7 +470,7 @@ class Counting(torch.optim.SGD):
 def test_registered_objectives_and_optimizers_train_and_resume_exactly(
     tmp_path: Path, linear: bool
 ) -> None:
-    OBJECTIVES.register("focal")(lambda recipe: Focal())
+    OBJECTIVES.register("focal")(lambda setting: Focal())
 
     @OPTIMIZERS.register("counting")
     def counting(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> Counting:
@@ -481,7 +481,7 @@ def test_registered_objectives_and_optimizers_train_and_resume_exactly(
 
     def run(**options: Any) -> dict[str, Tensor]:
         model: nn.Module = LinearizedModel(network()) if linear else network()
-        objective, optimizer = OBJECTIVES["focal"](RECIPE), OPTIMIZERS["counting"]
+        objective, optimizer = OBJECTIVES["focal"](Setting(RECIPE)), OPTIMIZERS["counting"]
         data = TrainingData(pictures(), to_tensor)
         train(model, data, RECIPE, objective=objective, optimizer=optimizer, **options)
         return dict(model.state_dict())
@@ -504,7 +504,7 @@ def test_registered_objectives_and_optimizers_train_and_resume_exactly(
 def test_losses_of_images_and_their_mean_are_the_same_objective() -> None:
     each, mean = (trained(objective=Focal(by_image)) for by_image in (True, False))
     assert distance(mean, each) < 1e-5 and distance(each, trained()) > 1e-3
-    assert distance(trained(objective=OBJECTIVES["cross_entropy"](RECIPE)), trained()) == 0.0
+    assert distance(trained(objective=OBJECTIVES["supervised"](Setting(RECIPE))), trained()) == 0.0
 
     class Wrong(Objective):
         def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:

@@ -27,7 +27,7 @@ from tangent_arithmetic.training.objectives import (
     BinaryCrossEntropy,
     CrossEntropy,
     intercepts,
-    objective_of,
+    supervised_of,
 )
 from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Snapshots
@@ -102,8 +102,8 @@ def test_intercepts_predict_as_many_labels_as_there_are(shift: float) -> None:
 
 
 def test_labels_choose_the_objective() -> None:
-    assert type(objective_of(RECIPE, False)) is CrossEntropy
-    found = objective_of(RECIPE, True)
+    assert type(supervised_of(RECIPE, False)) is CrossEntropy
+    found = supervised_of(RECIPE, True)
     assert type(found) is BinaryCrossEntropy and found.label_smoothing == RECIPE.ls
     labels = several()
     given = trained(labels, objective=BinaryCrossEntropy(RECIPE.ls))

@@ -23,6 +23,7 @@ from tangent_arithmetic.run.models import (
     classification_head,
     zeroshot_encoder,
 )
+from tangent_arithmetic.run.objectives import method_of, objective_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.tracking import append_result, tracked
 from tangent_arithmetic.run.validation import Validation
@@ -49,6 +50,7 @@ def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
     facts = read_facts(path)
     recipe = {"precision": "fp32", **facts["info"].get("recipe", {})}  # fp32 before the flag
     made = {**recipe, "seed": facts["info"].get("seed"), "theta0": facts["theta0_hash"]}
+    made |= facts["info"].get("method", {})
     check_settings(path, made, {**wanted, "theta0": theta0_hash}, "--save")
     return True
 
@@ -69,7 +71,8 @@ def finetune(run: Run, task: str) -> Path:
     mode, seed = run.mode.name, run.seed
     path, recipe = run.finetuned_path(task, mode), run.recipe(task)
     encoder, theta0_hash = zeroshot_encoder(run)
-    wanted = {**asdict(recipe), "seed": seed}
+    method = method_of(run, task)
+    wanted = {**asdict(recipe), **method, "seed": seed}
     if ddp.broadcast(is_done(path, wanted, theta0_hash)):
         _check_origin(path, run, task)
         if ddp.is_main_process():
@@ -78,6 +81,7 @@ def finetune(run: Run, task: str) -> Path:
         return path
     data, head = run.data.dataset(f"{task}Val"), classification_head(run, task)
     origin = {"theta0_hash": theta0_hash, **_of_data(data), **_of_head(run, task)}
+    origin |= {"method": method} if method else {}
     made = {
         **wanted,
         **origin,
@@ -180,6 +184,7 @@ def _finetune(
             classifier,
             TrainingData(data.train, tuned.train_preprocess, run.num_workers),
             run.recipe(task),
+            objective=objective_of(run, task, data, classifier),
             seed=seed,
             snapshots=Snapshots(states, run.config.checkpoint_every, snapshot),
             tracker=tracker,

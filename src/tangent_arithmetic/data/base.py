@@ -113,6 +113,8 @@ def name_of(pictures: Pictures, index: int) -> str:
     """A name by which a user can find an image: its file, or its index and the type of data set."""
     while isinstance(pictures, SubsetPictures):
         index, pictures = int(pictures.indices[index]), pictures.pictures
+    if (joined := getattr(pictures, "name_of", None)) is not None:
+        return str(joined(index))
     if (samples := samples_of(pictures)) is not None:
         return str(samples[index][0])
     root = getattr(pictures, "root", None)

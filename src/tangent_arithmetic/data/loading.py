@@ -181,7 +181,17 @@ class BatchPlan:
         ]
 
 
-class RankBatches(Sampler[list[Key]]):
+class Batches(Sampler[list[Key]]):
+    """The keys of each batch of a loader.
+
+    Attributes:
+        seed: of the augmentation.
+    """
+
+    seed: int
+
+
+class RankBatches(Batches):
     """The micro-batches of one rank, from optimizer step `start` to `stop`.
 
     A rank takes every world-size-th image of a micro-batch. A rank left without images gets the
@@ -190,7 +200,7 @@ class RankBatches(Sampler[list[Key]]):
 
     def __init__(self, plan: BatchPlan, start: int, stop: int, rank: int, world_size: int) -> None:
         self.plan, self.start, self.stop = plan, start, stop
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.seed = rank, world_size, plan.seed
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, order = -1, np.empty(0)
@@ -360,13 +370,13 @@ class EvalBatches:
 def train_loader(
     pictures: Pictures,
     transform: Transform | None,
-    batches: RankBatches,
+    batches: Batches,
     num_workers: int,
     classes: int | None = None,
 ) -> Loader:
     """The micro-batches of one rank."""
     return Loader(
-        SeededPictures(pictures, transform, batches.plan.seed, classes),
+        SeededPictures(pictures, transform, batches.seed, classes),
         batch_sampler=batches,
         num_workers=num_workers,
         multiprocessing_context=_start_method(num_workers),

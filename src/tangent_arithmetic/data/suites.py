@@ -371,6 +371,6 @@ register_suite(
         batch_size={"": 64},
         num_workers=0,
         # with StreetDigits and Letters: two styles times two label sets, for analogies
-        related={"Digits": Task(1, 10), "StreetLetters": Task(1, 26)},
+        related={"Digits": Task(1, 10), "StreetLetters": Task(1, 26), "Pool": Task(1, 5)},
     )
 )

@@ -17,20 +17,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL
-from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.modes import ALL, MODES, OBJECTIVES, SUPERVISED
 from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
 from tangent_arithmetic.runtime.ranges import in_range, number, refused
 
 LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 LONGEST_PART = 255  # bytes of a file's name
 LONGEST_PATH = 4095
-GROUPS = ("model", "data", "training", "evaluation", "analysis", "machine")
+GROUPS = ("model", "data", "training", "evaluation", "solving", "analysis", "machine")
 SETS = "NAME[=SOURCE],..."
 
 Precision = Literal["fp32", "bf16"]
 DataSource = Literal["auto", "folder", "torchvision", "hub"]
 Style = Literal["screen", "paper"]
 HeadKind = Literal["auto", "zeroshot", "probe"]
+PenaltyNorm = Literal["relative", "squared", "plain"]
+OthersPerStep = Literal["one", "all"]
+TestSplit = Literal["test", "validation"]
+Unlabelled = Literal["entropy", "selflabel"]
+CoefficientSolver = Literal["auto", "gauss-newton", "quasi-newton"]
 Names = list[str]
 
 
@@ -56,7 +61,12 @@ class Config:
     """The settings of a run. Assigning an attribute that does not exist raises `UsageError`."""
 
     finetuning_mode: str | None = _flag(
-        "model", None, "how weights are fine-tuned and edited", choices=MODES
+        "model",
+        None,
+        "how weights are fine-tuned and edited; MODE+OBJECTIVE+TRAINABLE for variants, such as "
+        "linear+taujp or linear+attention",
+        choices=MODES,
+        composed=True,
     )
     model: str = _flag(
         "model",
@@ -162,6 +172,66 @@ class Config:
     epochs: int | None = _flag(
         "training", None, "passes over the training set (default: task table)", least=1, most=10**6
     )
+    objective: str = _flag(
+        "training",
+        SUPERVISED,
+        "what is minimised: supervised, the cross-entropy (of each class for several labels an "
+        "image); taujp, tak, orthoreg, with a penalty on interference; delta, distillation from "
+        "the linear model",
+        choices=OBJECTIVES,
+    )
+    trainable: str = _flag(
+        "training",
+        ALL,
+        "parameters to train: all, attention, attention-weights, mlp, norm, last:K (blocks), "
+        "lora:R (rank), or a regular expression of their names",
+        metavar="WHICH",
+    )
+    penalty: float | None = _flag(
+        "training",
+        None,
+        "weight of the objective's penalty (default: the objective's)",
+        least=0,
+        most=1e9,
+    )
+    penalty_norm: PenaltyNorm = _flag(
+        "training",
+        "relative",
+        "tau-Jp: the mean of |J tau|^2 / |f0|^2 (relative), of |J tau|^2 (squared), or of |J tau| "
+        "(plain); delta: of the student's difference to its teacher instead of J tau",
+    )
+    others: Names | None = _flag(
+        "training",
+        None,
+        "data sets whose images, without labels, the penalty keeps unchanged (default: the run's "
+        "other tasks and its control set)",
+        distinct=True,
+        metavar=SETS,
+    )
+    others_batch_size: int = _flag(
+        "training", 16, "of these images, those of a step, over all processes", least=1, most=2**20
+    )
+    others_per_step: OthersPerStep = _flag(
+        "training", "one", "data sets among these that a step takes images of: one in turn, or all"
+    )
+    teacher: str | None = _flag(
+        "training",
+        None,
+        "delta: the mode whose checkpoint of the task is distilled (default: linear+taujp if it is "
+        "there, else linear)",
+        choices=MODES,
+        composed=True,
+        metavar="MODE",
+    )
+    coef_min: float = _flag(
+        "training", 0.5, "delta: smallest coefficient at which the student follows", least=0, most=10
+    )
+    coef_max: float = _flag(
+        "training", 1.0, "delta: largest coefficient at which the student follows", least=0, most=10
+    )
+    coefs_per_step: int = _flag(
+        "training", 1, "delta: coefficients a step, each one standard pass", least=1, most=1000
+    )
     checkpoint_every: int = _flag(
         "training", -1, "optimizer steps between model snapshots (-1: none)", least=-1, most=10**9
     )
@@ -203,6 +273,40 @@ class Config:
     results_db: str | None = _flag(
         "evaluation", None, "file to append one JSON line a result to", path=True, metavar="FILE"
     )
+    coefficients: str = _flag(
+        "solving",
+        "task-layer",
+        "a coefficient for each task, layer (shared by the tasks), task-layer (layer of each "
+        "task), block (tensor of each task), or match of a regular expression in the names of each "
+        "task's parameters",
+        metavar="WHICH",
+    )
+    unlabelled: Unlabelled | None = _flag(
+        "solving",
+        None,
+        "solve on validation pictures without their labels: by the entropy of the predictions, or "
+        "by self-labels (default: with labels)",
+    )
+    negate: bool = _flag("solving", False, "forget each task instead, and keep the control set")
+    ridge: float | None = _flag(
+        "solving",
+        None,
+        "strength of the pull towards the best coefficient for all (default: cross-validated)",
+        least=0,
+        most=1e9,
+    )
+    coefficient_bounds: Names | None = _flag(
+        "solving",
+        None,
+        "least and largest coefficient, such as 0,1 (default: none)",
+        metavar="LOW,HIGH",
+    )
+    solver: CoefficientSolver = _flag(
+        "solving",
+        "auto",
+        "standard models: passes of Gauss-Newton, a quasi-Newton method on the true loss, or auto: "
+        "the one that needs fewer forward passes",
+    )
     pairs: Names | None = _flag(
         "analysis",
         None,
@@ -241,6 +345,9 @@ class Config:
         least=1,
         most=10**6,
         metavar="N,...",
+    )
+    interference_split: TestSplit = _flag(
+        "analysis", "test", "split whose images the interference matrix is measured on"
     )
     style: Style = _flag(
         "analysis",
@@ -334,7 +441,8 @@ def _value(name: str, value: Any) -> Any:
     if value is None and optional:
         return None
     if choices := choices_of(item, kind):
-        if value not in choices:
+        composed = item.metadata.get("composed") and str(value).partition("+")[0] in choices
+        if value not in choices and not composed:
             raise refused(f"one of {', '.join(choices)}", value)
         return value
     if kind in (int, float):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tangent_arithmetic.data.own.sources import plain_name
 from tangent_arithmetic.data.suites import DEFAULT_CACHE, OWN_SUITE, Suite
 from tangent_arithmetic.run.args import LONGEST_PART, Config, checked
-from tangent_arithmetic.run.modes import Mode, get_mode
+from tangent_arithmetic.run.modes import Mode, get_mode, variant
 from tangent_arithmetic.run.suites import suite_of
 from tangent_arithmetic.runtime import processes
 from tangent_arithmetic.runtime.errors import UsageError, shown
@@ -76,6 +76,12 @@ class Run:
         """
         _ = (self.train_datasets, self.eval_datasets, self.control_set)
         _ = (self.folder, self.results, self.cache)
+        low, high = self.config.coef_min, self.config.coef_max
+        if low > high:
+            raise UsageError(
+                f"--coef-min={low:g} is above --coef-max={high:g}; expected a range, such as "
+                "--coef-min=0.5 --coef-max=1"
+            )
         return self
 
     @property
@@ -90,7 +96,10 @@ class Run:
         Raises:
             UsageError: if `--finetuning-mode` is not given.
         """
-        return get_mode(str(self.config.finetuning_mode))
+        mode = get_mode(str(self.config.finetuning_mode))
+        if not mode.edits or mode.trained_by is not None:
+            return mode
+        return variant(mode, self.config.objective, self.config.trainable)
 
     @cached_property
     def suite(self) -> Suite:
@@ -172,6 +181,24 @@ class Run:
                 "leave it out of one of them"
             )
         return [*names, *([control] if control else [])]
+
+    def others(self, task: str) -> list[str]:
+        """The data sets whose images an objective keeps unchanged: `--others`.
+
+        By default the run's tasks but `task`, and its control set.
+
+        Raises:
+            UsageError: if there are none.
+        """
+        if self.config.others:
+            return distinct_tasks(self.suite, "others", self.config.others)
+        names = [*self.tasks, *([self.control_set] if self.control_set else [])]
+        if not (others := [name for name in dict.fromkeys(names) if name != task]):
+            raise UsageError(
+                f"{self.mode.label} needs images of other data sets, and suite {self.suite.name} "
+                f"has none beside {task}; name some with --others=NAME=FOLDER, any pictures will do"
+            )
+        return others
 
     @property
     def seed(self) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 from tangent_arithmetic.run.config import Config, checked
 from tangent_arithmetic.run.results import ROOT
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.run.usage import TRAINING, USAGES
+from tangent_arithmetic.run.usage import RECIPE, USAGES
 
-ONCE = ("finetuning_mode", "restart")  # not for another command
-RECIPE = tuple(name for name in TRAINING if name != "batch_size")
+ONCE = ("finetuning_mode", "objective", "trainable", "restart")  # not for another command
+OF_TRAINING = tuple(name for name in RECIPE if name != "batch_size")
 
 
 def command(
@@ -45,7 +45,7 @@ def _settings(run: Run, subcommand: str, task: str | None) -> dict[str, Any]:
     used = set(USAGES[subcommand].fields).difference(ONCE)
     if subcommand == "finetune":
         values["train_dataset"] = _to_train(run, task)
-        if all(values[name] == getattr(defaults, name) for name in RECIPE):
+        if all(values[name] == getattr(defaults, name) for name in OF_TRAINING):
             used.discard("batch_size")  # that of an evaluation, not of training
     return {
         item.name: values[item.name]

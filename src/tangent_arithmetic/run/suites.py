@@ -77,7 +77,7 @@ def _primary(config: Config) -> list[str]:
 
 def _named(config: Config) -> list[str]:
     """All data sets that the flags name."""
-    lists = (config.tasks, config.train_dataset, config.eval_datasets)
+    lists = (config.tasks, config.train_dataset, config.eval_datasets, config.others)
     names = [name for each in lists for name in each or []]
     return [*names, *([config.control_dataset] if config.control_dataset else [])]
 

@@ -9,20 +9,25 @@ from tangent_arithmetic.run.modes import MODES, edited, trained
 
 MODEL = ("finetuning_mode", "model", "load", "head", "openclip_cachedir", "save", "seed")
 DATA = ("suite", "tasks", "template", "data_location", "data_source")
-TRAINING = ("batch_size", "num_grad_accumulation", "lr", "wd", "ls", "warmup_length", "epochs")
+RECIPE = ("batch_size", "num_grad_accumulation", "lr", "wd", "ls", "warmup_length", "epochs")
+METHOD = ("objective", "trainable")
+PENALTY = ("penalty", "penalty_norm", "others", "others_batch_size", "others_per_step")
+DELTA = ("teacher", "coef_min", "coef_max", "coefs_per_step")
+TRAINING = (*RECIPE, *PENALTY, *DELTA)
 STATES = ("checkpoint_every", "state_every", "restart")
 EVALUATION = ("batch_size", "sample", "feature_cache", "results", "results_db")
 ANALYSIS = (
-    *("pairs", "grid_points", "subset_sample", "analogies", "shots", "style"),
-    "explorer_megabytes",
+    *("pairs", "grid_points", "subset_sample", "analogies", "shots", "interference_split"),
+    *("style", "explorer_megabytes"),
 )
+SOLVING = ("coefficients", "unlabelled", "negate", "ridge", "coefficient_bounds", "solver")
 MACHINE = ("device", "precision", "world_size", "port", "num_workers", "cache_dir")
 RECORDS = ("exp_name", "wandb")
 ANALYSES = (
-    *("single", "similarity", "disentanglement", "negation", "subsets", "analogies", "few"),
-    *("figures", "report"),
+    *("single", "similarity", "interference", "disentanglement", "negation", "subsets"),
+    *("analogies", "few", "figures", "report"),
 )
-COMMON = (*MODEL, *DATA, *MACHINE, *RECORDS)
+COMMON = (*MODEL, *METHOD, *DATA, *MACHINE, *RECORDS)
 BATCHES = {"batch_size": "pictures that are evaluated at a time (default: 256)"}
 
 
@@ -97,6 +102,24 @@ USAGES = {
         ),
         texts=BATCHES,
     ),
+    "combine": Usage(
+        "combine",
+        (
+            *(name for name in COMMON if name not in ("world_size", "port")),
+            *("control_dataset", *EVALUATION, "n_eval_points", "control_threshold"),
+            *(*SOLVING, "shots"),
+        ),
+        (
+            "combine --finetuning-mode=linear",
+            "combine --finetuning-mode=standard --coefficients=task --shots=4",
+            "combine --finetuning-mode=linear --coefficients=layer --negate",
+        ),
+        texts={
+            **BATCHES,
+            "shots": "solve on N labelled validation pictures a class (default: on all)",
+            "sample": "solve and evaluate on N pictures of each split (default: on all)",
+        },
+    ),
     "analyze": Usage(
         "analyze",
         (
@@ -111,20 +134,20 @@ USAGES = {
         needs_mode=False,
         names=ANALYSES,
         noun="analysis",
-        texts={**BATCHES, "finetuning_mode": "the only mode to analyse (default: all that exist)"},
+        texts={**BATCHES, "finetuning_mode": "the only mode to analyse (default: those with checkpoints)"},
     ),
 }
 
 REPRODUCE = Usage(
     "reproduce",
     (
-        *(name for name in COMMON if name not in ("finetuning_mode", "seed")),
+        *(name for name in COMMON if name not in ("finetuning_mode", "seed", *METHOD)),
         *(*TRAINING, *STATES, "control_dataset", *EVALUATION, "n_eval_points"),
         *("control_threshold", "explorer_megabytes"),
     ),
     (
         "reproduce --quick",
-        "reproduce --seeds=3",
+        "reproduce --seeds=3 --modes=standard,linear,linear+taujp",
         "reproduce --suite=mine.yaml --model=ViT-B-32 --device=cuda",
     ),
     needs_mode=False,

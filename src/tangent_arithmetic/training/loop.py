@@ -13,6 +13,7 @@ import math
 import random
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ from tangent_arithmetic.runtime.errors import DivergedError, UsageError
 from tangent_arithmetic.runtime.logs import Progress, Tracker
 from tangent_arithmetic.runtime.processes import Stopped, deferred_signals
 from tangent_arithmetic.storage.states import RunStates
-from tangent_arithmetic.training.objectives import CrossEntropy, Objective, objective_of
+from tangent_arithmetic.training.objectives import CrossEntropy, Objective, supervised_of
 from tangent_arithmetic.training.optimizers import OptimizerFactory, adamw
 from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Keeper, Snapshots, is_finite
@@ -155,6 +156,28 @@ def step_gradients(
     return float(ddp.all_sum(loss_sum)) / total
 
 
+def penalty_gradient(
+    model: nn.Module, step: int, objective: Objective, compute: Compute
+) -> float | None:
+    """Adds the gradient of the objective's penalty to the parameters; its mean over the ranks.
+
+    Done before the first forward pass of a step: DDP then averages it along with that of the loss,
+    and its graph is gone by then.
+
+    Args:
+        model: the model, not wrapped.
+        step: the optimizer step.
+        objective: the objective.
+        compute: device and precision.
+    """
+    with compute.autocast():
+        penalty = objective.penalty(model, step)
+    if penalty is None:
+        return None
+    penalty.backward()  # type: ignore[no-untyped-call]
+    return float(ddp.all_sum(penalty.detach())) / ddp.world_size()
+
+
 def _summed(loss: Tensor, count: int) -> Tensor:
     """The sum of the losses of `count` images, from an objective's losses or their mean."""
     if loss.ndim == 0:
@@ -212,7 +235,7 @@ def train(
     steps, device = recipe.epochs * plan.steps_per_epoch, next(model.parameters()).device
     num_classes, multilabel = _prepare(model, data, Compute(device, recipe.precision), plan)
     check_one_class(num_classes, multilabel, description)
-    objective = objective or objective_of(recipe, multilabel)
+    objective = objective or supervised_of(recipe, multilabel)
     wrapped = wrap_ddp(model, device)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optim = optimizer(params, recipe)
@@ -224,14 +247,16 @@ def train(
     keeper.resume()
     shares = RankBatches(plan, keeper.done, steps, ddp.rank(), ddp.world_size())
     loader = train_loader(data.pictures, data.transform, shares, data.num_workers, num_classes)
-    with deferred_signals() as asked, iterating(loader) as batches:
+    compute = Compute(device, recipe.precision)
+    with deferred_signals() as asked, closing(objective), iterating(loader) as batches:
         bar = Progress(range(keeper.done, steps), description, done=keeper.done, unit="step")
         for step in bar:
             seed_step(seed, step)
             set_rate(step)
+            penalty = penalty_gradient(model, step, objective, compute)
             loss = step_gradients(wrapped, plan, step, batches, device, objective, recipe.precision)
             norm = float(torch.nn.utils.clip_grad_norm_(params.values(), CLIP_NORM))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(penalty or 0)):
                 keeper.save()
                 raise _diverged(loss, norm, plan, step, data.pictures, recipe, snapshots.states)
             optim.step()
@@ -239,7 +264,8 @@ def train(
             keeper.losses.append(loss)
             bar.note(sum(plan.micro_sizes(step)), loss=loss)
             rate = optim.param_groups[0]["lr"]
-            tracker.log({"loss": loss, "lr": rate, "grad_norm": norm}, step)
+            values = {"loss": loss, "lr": rate, "grad_norm": norm}
+            tracker.log(values if penalty is None else {**values, "penalty": penalty}, step)
             snapshot = snapshots.every > 0 and keeper.done % snapshots.every == 0
             if snapshot or keeper.done == steps:
                 _check_finite(model, keeper.done, recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tangent_arithmetic.data.embedded.base import EmbeddedSet
+from tangent_arithmetic.data.embedded.generic import GENERIC
 from tangent_arithmetic.data.embedded.glyphs import (
     DIGITS_SET,
     LETTERS_SET,
@@ -17,5 +18,5 @@ from tangent_arithmetic.data.embedded.textures import TEXTURES_SET
 
 _TASKS = (EMOJI, FASHION, LANDCOVER, LETTERS_SET, MNIST, SIGNS_SET, STREET_DIGITS, TEXTURES_SET)
 EMBEDDED_SETS: dict[str, EmbeddedSet] = {
-    embedded.name: embedded for embedded in (*_TASKS, SHAPES, DIGITS_SET, STREET_LETTERS)
+    embedded.name: embedded for embedded in (*_TASKS, SHAPES, DIGITS_SET, STREET_LETTERS, GENERIC)
 }

@@ -214,22 +214,23 @@ def _emoji(rng: Rng) -> Pair:
     return finish(rng, image, MOVED), caption(rng, *phrases)
 
 
-FAMILIES: tuple[tuple[Callable[[Rng], Pair], float], ...] = (  # and their shares of the pool
-    (_shapes, 0.20),
-    (_glyphs, 0.28),
-    (_textures, 0.12),
-    (_signs, 0.12),
-    (_covers, 0.09),
-    (_clothes, 0.07),
-    (_emoji, 0.12),
-)
+FAMILIES: dict[str, tuple[Callable[[Rng], Pair], float]] = {  # and their shares of the pool
+    "shapes": (_shapes, 0.20),
+    "glyphs": (_glyphs, 0.28),
+    "textures": (_textures, 0.12),
+    "signs": (_signs, 0.12),
+    "covers": (_covers, 0.09),
+    "clothes": (_clothes, 0.07),
+    "emoji": (_emoji, 0.12),
+}
 
 
 def draw_pair(seed: int, index: int) -> Pair:
     """Pair `index` of the pool: a uint8 image (32, 32, 3) and its caption."""
     rng = np.random.default_rng((seed, 7, index))
-    shares = np.array([share for _, share in FAMILIES])
-    family = FAMILIES[int(rng.choice(len(FAMILIES), p=shares / shares.sum()))][0]
+    families = [family for family, _ in FAMILIES.values()]
+    shares = np.array([share for _, share in FAMILIES.values()])
+    family = families[int(rng.choice(len(FAMILIES), p=shares / shares.sum()))]
     image, caption = family(rng)
     if index > 0 and rng.random() < WRONG:
         return image, draw_pair(seed, int(rng.integers(index)))[1]

@@ -1,50 +1,22 @@
-"""Training objectives: the interface, and cross-entropy for one or several labels an image."""
+"""Cross-entropy, for one or several labels an image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangent_arithmetic.runtime import ddp
-from tangent_arithmetic.runtime.registry import Registry
+from tangent_arithmetic.training.objectives.base import OBJECTIVES, Objective, Setting
 from tangent_arithmetic.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
 
 BISECTIONS = 60  # of an interval of a few hundred: to the precision of float64
-
-
-class Objective(Protocol):
-    """A loss to minimise; subclasses without state define `loss` alone."""
-
-    def loss(
-        self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int
-    ) -> Float[Tensor, " batch"] | Float[Tensor, ""]:
-        """The loss of each image of a batch, or their mean.
-
-        Args:
-            model: maps images to logits, shape (batch, classes).
-            batch: images and labels, on the model's device; labels are int64 (batch,), or zeros and
-                ones (batch, classes) in uint8 where an image has several.
-            step: the optimizer step, from 0.
-        """
-        ...
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """The tensors that an exact resume needs."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor], /) -> object:
-        """Restores the tensors of `state_dict`."""
-        return None
-
-
-OBJECTIVES: Registry[Callable[[Recipe], Objective]] = Registry("objective")
 
 
 class CrossEntropy(Objective):
@@ -131,18 +103,12 @@ def intercepts(
     return (low + high) / 2
 
 
-@OBJECTIVES.register("cross_entropy")
-def cross_entropy(recipe: Recipe) -> CrossEntropy:
-    """Cross-entropy with the recipe's label smoothing."""
-    return CrossEntropy(recipe.ls)
-
-
-@OBJECTIVES.register("binary_cross_entropy")
-def binary_cross_entropy(recipe: Recipe) -> BinaryCrossEntropy:
-    """Binary cross-entropy of each class, with the recipe's label smoothing."""
-    return BinaryCrossEntropy(recipe.ls)
-
-
-def objective_of(recipe: Recipe, multilabel: bool) -> Objective:
+def supervised_of(recipe: Recipe, multilabel: bool) -> Objective:
     """The objective that goes with labels: cross-entropy, binary for several an image."""
-    return OBJECTIVES["binary_cross_entropy" if multilabel else "cross_entropy"](recipe)
+    return BinaryCrossEntropy(recipe.ls) if multilabel else CrossEntropy(recipe.ls)
+
+
+@OBJECTIVES.register("supervised")
+def supervised(setting: Setting) -> Objective:
+    """Cross-entropy alone."""
+    return supervised_of(setting.recipe, setting.multilabel)

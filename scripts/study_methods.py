@@ -1,0 +1,210 @@
+"""Chooses the settings of a linear method on validation, and reports the chosen ones on test.
+
+    python scripts/study_methods.py --finetuning-mode=linear+taujp --grid=penalty=1,10
+    python scripts/study_methods.py --finetuning-mode=linear+taujp --penalty=10 --seeds=0,1,2 --test
+
+Fine-tunes every task for each point of the grid (checkpoints that exist are used), and prints a row
+a point: accuracy of the single tasks, of the sum of all task vectors at its best coefficient and at
+1, and of the negations with the control set at 95 % of its accuracy. Coefficients are always chosen
+on validation; without --test so are all figures, and test splits are not read. Other flags are
+those of src/finetune.py. --output=FILE adds the rows to a JSON file, with provenance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.arithmetic.features import Features, linear_features
+from tangent_arithmetic.commands.finetune import finetune
+from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.run.args import Parser, parse_arguments
+from tangent_arithmetic.run.models import (
+    classification_head,
+    split_of,
+    task_vector,
+    zeroshot_encoder,
+)
+from tangent_arithmetic.run.objectives import method_of
+from tangent_arithmetic.run.results import markdown_table, provenance
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.atomic import check_writable, write_json
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.storage.reading import read_json
+
+SUMS = np.round(np.arange(0, 1.5001, 0.05), 2)  # the published grid goes to 1
+NEGATIONS = np.round(np.arange(0, 6.0001, 0.05), 2)
+COLUMNS = (
+    "single",
+    "best",
+    "normalised",
+    "coefficient",
+    "at 1",
+    "worst",
+    "target",
+    "control",
+    "xi",
+)
+HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control", "xi"]
+
+
+class Study:
+    """The figures of one trained set of task vectors.
+
+    Args:
+        run: the run, whose checkpoints exist.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.tasks, self.control = run, run.tasks, run.control
+        encoder, theta0_hash = zeroshot_encoder(run)
+        vectors = (task_vector(run, t, run.mode.name, encoder, theta0_hash) for t in self.tasks)
+        self.vectors = [vector.vector for vector in vectors]
+        self.base = linearized(encoder)
+
+    def features(self, name: str) -> Features:
+        """f0 and J tau of every task vector on a split."""
+        split = split_of(self.run, self.base, name)
+        return linear_features(self.base, self.vectors, split.batches, split.compute, split.cache)
+
+    @torch.no_grad()
+    def curve(self, name: str, signs: dict[str, float], coefs: Sequence[float]) -> np.ndarray:
+        """Accuracy along a signed sum of task vectors."""
+        features, head = self.features(name), classification_head(self.run, name)
+        direction = sum(
+            (
+                signs[t] * d
+                for t, d in zip(self.tasks, features.directions, strict=True)
+                if t in signs
+            ),
+            torch.zeros(()),
+        )
+        return np.array([_accuracy(head(features.f0 + c * direction), features) for c in coefs])
+
+    def interference(self, split: str) -> np.ndarray:
+        """xi_ij, the mean of |J tau_j|^2 / |f0|^2 over the images of task i."""
+        rows = []
+        for task in self.tasks:
+            found = self.features(f"{task}{split}")
+            size = found.f0.square().sum(1)
+            rows.append([float((d.square().sum(1) / size).mean()) for d in found.directions])
+        return np.array(rows)
+
+    def figures(self, split: str) -> dict[str, Any]:
+        """All figures on a split, "Val" or "" for test; coefficients are those of validation."""
+        every = dict.fromkeys(self.tasks, 1.0)
+        single_val = {t: self.curve(f"{t}Val", {t: 1.0}, [1.0])[0] for t in self.tasks}
+        on_val = {t: self.curve(f"{t}Val", every, SUMS) for t in self.tasks}
+        normalised = np.mean([on_val[t] / single_val[t] for t in self.tasks], axis=0)
+        best = int(normalised.argmax())
+        single = {t: self.curve(f"{t}{split}", {t: 1.0}, [1.0])[0] for t in self.tasks}
+        ends = [0.0, SUMS[best], 1.0]
+        sums = {t: self.curve(f"{t}{split}", every, ends) for t in self.tasks}
+        zeroshot, at_best, at_one = np.array([sums[t] for t in self.tasks]).T
+        negations = {t: self.negation(t, split) for t in self.tasks}
+        xi = self.interference(split)
+        alone = np.array([single[t] for t in self.tasks])
+        off = xi[~np.eye(len(xi), dtype=bool)].mean()
+        return {
+            "zeroshot": zeroshot.mean(),
+            "single": alone.mean(),
+            "best": at_best.mean(),
+            "normalised": (at_best / alone).mean(),
+            "coefficient": float(SUMS[best]),
+            "at 1": at_one.mean(),
+            "worst": (at_best - zeroshot).min(),
+            "target": np.mean([n["target"] for n in negations.values()]),
+            "control": np.mean([n["control"] for n in negations.values()]),
+            "control zeroshot": np.mean([n["control zeroshot"] for n in negations.values()]),
+            "xi": off,
+            "xi own": np.diag(xi).mean(),
+            "tasks": {
+                t: {"zeroshot": z, "single": s, "best": b, "at 1": o, **negations[t]}
+                for t, z, s, b, o in zip(self.tasks, zeroshot, alone, at_best, at_one, strict=True)
+            },
+        }
+
+    def negation(self, task: str, split: str) -> dict[str, float]:
+        """Target and control accuracy at the coefficient chosen on validation."""
+        signs = {task: -1.0}
+        target = self.curve(f"{task}Val", signs, NEGATIONS)
+        control = self.curve(f"{self.control}Val", signs, NEGATIONS)
+        threshold = self.run.config.control_threshold
+        allowed = np.flatnonzero(control >= threshold * control[0])
+        coef = NEGATIONS[min(allowed, key=lambda i: (target[i], i))]
+        return {
+            "target": self.curve(f"{task}{split}", signs, [coef])[0],
+            "control": self.curve(f"{self.control}{split}", signs, [coef])[0],
+            "control zeroshot": self.curve(f"{self.control}{split}", signs, [0.0])[0],
+            "negated at": float(coef),
+        }
+
+
+def _accuracy(logits: Tensor, features: Features) -> float:
+    return float((logits.argmax(1) == features.labels).double().mean())
+
+
+def row(label: str, found: dict[str, Any]) -> list[str]:
+    """A row of the table, in percent."""
+    plain = ("coefficient", "xi")
+    cells = (f"{found[c]:.3g}" if c in plain else f"{100 * found[c]:.1f}" for c in COLUMNS)
+    return [label, *cells]
+
+
+def points(grids: Sequence[str]) -> list[dict[str, str]]:
+    """The points of a grid of NAME=VALUE,..., each a value by flag."""
+    axes = [(name, values.split(",")) for name, _, values in (g.partition("=") for g in grids)]
+    return [
+        dict(zip([name for name, _ in axes], chosen, strict=True))
+        for chosen in itertools.product(*(values for _, values in axes))
+    ]
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fine-tunes, evaluates, prints the table and writes the results."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--grid", action="append", default=[], help="FLAG=VALUE,... to try")
+    parser.add_argument("--seeds", default="0", help="seeds, N,...")
+    parser.add_argument("--test", action="store_true", help="report on the test splits")
+    parser.add_argument("--folder", type=Path, default=Path("checkpoints/study"))
+    parser.add_argument("--label", default="", help="name of the rows")
+    parser.add_argument("--output", type=Path, help="JSON file to add the rows to")
+    own, flags = parser.parse_known_args(argv)
+    setup_logging()
+    if own.output:
+        check_writable(own.output)
+    rows: list[list[str]] = []
+    for point, seed in itertools.product(points(own.grid), own.seeds.split(",")):
+        start, words = time.monotonic(), [f"--{name}={value}" for name, value in point.items()]
+        run = Run.of(parse_arguments([*flags, *words, f"--seed={seed}"]))
+        settings = {**method_of(run, run.tasks[0]), **point, "others": run.config.others}
+        name = "_".join(f"{n}={v}" for n, v in settings.items() if v is not None) or "plain"
+        name = name.replace("/", "-").replace(" ", "")
+        run = run.with_(save=str(own.folder / f"seed{seed}" / name))
+        for task in run.tasks:
+            finetune(run, task)
+        found = Study(run).figures("" if own.test else "Val")
+        label = ", ".join([own.label or run.mode.label, *(f"{n} {v}" for n, v in point.items())])
+        rows.append(row(f"{label}, seed {seed}", found))
+        print(markdown_table(HEADER, rows), flush=True)
+        if own.output:
+            record = {"label": label, "seed": int(seed), "split": "test" if own.test else "val"}
+            record |= {"settings": settings, **found}
+            record["provenance"] = provenance(run, time.monotonic() - start)
+            old = read_json(own.output)["rows"] if own.output.is_file() else []
+            write_json(own.output, {"rows": [*old, record]})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
