@@ -77,7 +77,9 @@ class Study:
         return linear_features(self.base, self.vectors, split.batches, split.compute, split.cache)
 
     @torch.no_grad()
-    def curve(self, name: str, signs: dict[str, float], coefs: Sequence[float]) -> np.ndarray:
+    def curve(
+        self, name: str, signs: dict[str, float], coefs: Sequence[float] | np.ndarray
+    ) -> np.ndarray:
         """Accuracy along a signed sum of task vectors."""
         features, head = self.features(name), classification_head(self.run, name)
         direction = sum(

@@ -46,6 +46,27 @@ def trained(base: Path) -> Path:
     return folder
 
 
+@functools.cache
+def varied(base: Path) -> Path:
+    """The folder of a copy of the run that has the mode linear+taujp too, evaluated in all ways."""
+    folder = base / "varied_run"
+    shutil.copytree(trained(base), folder)
+    with smaller_suite():
+        words = [*flags(folder), "--finetuning-mode=linear+taujp", "--others-batch-size=8"]
+        assert finetune.main([word for word in words if not word.startswith("--results=")]) == 0
+        for command in (evaluate, add, negate):
+            assert command.main(words) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """The run of `varied`, whose results tests may add to."""
+    folder = varied(tmp_path_factory.getbasetemp())
+    with smaller_suite():
+        yield Run.of(small_config(folder))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The run and its suite; tests must not write into its results, see `own`."""

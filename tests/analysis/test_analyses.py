@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tangent_arithmetic.analysis import (
     analogies,
     disentanglement,
     fewshot,
+    interference,
     negation,
     similarity,
     single,
@@ -28,6 +30,7 @@ from tangent_arithmetic.analysis.figures import plain
 from tangent_arithmetic.analysis.tables import LONGEST, table_path
 from tangent_arithmetic.commands import analyze
 from tangent_arithmetic.data.identity import labels_of
+from tangent_arithmetic.encoders.base import is_linear
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.models import finetuned_encoder, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.results import arithmetic_path, load_results
@@ -173,6 +176,58 @@ def test_cosines_norms_and_layers(run: Run) -> None:
     assert written == [".00", ".00"]  # the vectors are nearly orthogonal; no diagonal
     bars = plain(similarity.draw_layers, shares, run).axes[0].containers
     assert sum(bar[0].get_width() for bar in bars) == pytest.approx(100)
+
+
+def test_interference_comes_with_every_sum_and_is_an_analysis(composed: Run) -> None:
+    mode = "linear+taujp"
+    table = interference.table(composed, ["standard", "posthoc", mode])
+    assert list(table.columns) == ["mode", "images of", *TASKS]
+    assert list(table["mode"]) == ["posthoc"] * 3 + [mode] * 3
+    assert list(table["images of"])[:3] == [*TASKS, "Shapes"]
+    rows = interference.matrices(table)[mode]
+    edits = Edits(composed, mode, TASKS)
+    assert is_linear(edits.base)
+    for name in ("Emoji", "Shapes"):
+        (batch,) = edits.split(name).batches
+        for task in TASKS:
+            f0, (step,) = edits.base.tangents(batch[0], [edits.vectors[task]])
+            sizes = step.double().square().sum(dim=1) / f0.double().square().sum(dim=1)
+            assert rows[name][task] == pytest.approx(float(sizes.mean()), rel=1e-5)
+    stored = load_results(arithmetic_path(composed, mode, "additions"))["interference"]
+    for task in TASKS:
+        assert stored[task] == pytest.approx(rows[task], rel=1e-6)  # all 24 images are measured
+    other = interference.table(composed.with_(interference_split="validation"), [mode])
+    assert not np.allclose(other[list(TASKS)], table[3:][list(TASKS)])
+    with pytest.raises(UsageError, match=r"that of linear models, got standard; choose from --fin"):
+        interference.table(composed, ["standard"])
+
+
+def test_analyses_are_of_the_modes_with_checkpoints(
+    composed: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(composed.config.results, tmp_path / "results")
+    run = composed.with_(results=str(tmp_path / "results"), grid_points=3)
+    run = run.with_(pairs=["Emoji+FashionMNIST"])
+    (run.results / "posthoc_negations.json").unlink()
+    names = ["single", "similarity", "negation", "disentanglement"]
+    with caplog.at_level("INFO"):
+        analyze.analyze(run, names)
+    assert "negation: no results of posthoc, left out" in caplog.text
+    tables = {name: pd.read_csv(table_path(run, name)) for name in names}
+    assert list(tables["negation"]["mode"].unique()) == ["standard", "linear", "linear+taujp"]
+    assert list(tables["similarity"]["mode1"].unique()) == ["standard", "linear", "linear+taujp"]
+    assert len(tables["disentanglement"]["mode"].unique()) == 4
+    assert list(tables["single"].columns)[3:] == [
+        *("standard", "posthoc", "linear", "linear+taujp"),
+        *("advantage_posthoc", "advantage_linear", "advantage_linear+taujp"),
+    ]
+    page = (run.results / "report.html").read_text(encoding="utf-8")
+    assert "linear, \u03c4Jp 0." in page  # in a takeaway
+    analyze.analyze(run.with_(finetuning_mode="linear+taujp"), ["similarity"])
+    assert set(pd.read_csv(table_path(run, "similarity"))["mode1"]) == {"linear+taujp"}
+    named = analyze.explored_mode(run, ["standard", "linear+taujp", "posthoc"])
+    assert named == "linear+taujp"
+    assert analyze.explored_mode(run, ["standard"]) == "linear"
 
 
 def test_random_vectors_have_the_norms_of_the_task_vector() -> None:

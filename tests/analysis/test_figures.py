@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from matplotlib import colors, pyplot
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.figures import overview, plain, save
+from tangent_arithmetic.analysis.figures import _overview, overview, plain, save
 from tangent_arithmetic.analysis.tables import read_table
 from tangent_arithmetic.commands import analyze
 from tangent_arithmetic.run.args import Config
@@ -23,6 +27,7 @@ from tangent_arithmetic.run.summary import collect, summarised
 COMMITTED = Path(__file__).resolve().parents[2] / "results"
 RUN = Run.of(Config(results=str(COMMITTED), seed=3))
 DRAWN = {name: draw for parts in analyze.ANALYSES.values() for name, _, draw in parts}
+COMPOSED = ("linear+taujp", "linear+tak", "linear+taujp+attention", "standard+delta")
 OWNERS = {colors.to_hex(mode.colour): mode.label for mode in MODES.values()}
 
 
@@ -32,9 +37,73 @@ def figures_closed() -> Iterator[None]:
     pyplot.close("all")
 
 
+def table_of(name: str) -> pd.DataFrame:
+    """The committed table of an analysis; one of our own where none is committed."""
+    return (
+        interference_table("linear", "posthoc") if name == "interference" else read_table(RUN, name)
+    )
+
+
+def interference_table(*modes: str) -> pd.DataFrame:
+    """Interference of three vectors on four data sets, smaller for each further mode."""
+    rows = [
+        {"mode": mode, "images of": images, "A": a / 10**i, "B": 0.02, "C": 0.0}
+        for i, mode in enumerate(modes)
+        for images, a in (("A", 0.5), ("B", 0.03), ("C", 0.01), ("Control", 0.2))
+    ]
+    return pd.DataFrame(rows)
+
+
+def with_modes(name: str) -> pd.DataFrame:
+    """A committed table, with rows of composed modes beside those of linear models."""
+    table = table_of(name)
+    if name == "single":
+        for mode in COMPOSED:
+            table[mode], table[f"advantage_{mode}"] = table["linear"], 0.1
+        return table
+    if name == "interference":
+        return interference_table("linear", "posthoc", *COMPOSED[:3])
+    columns = [column for column in table.columns if column.startswith("mode")]
+    if not columns:
+        return table
+    own = table[(table[columns] == "linear").all(axis=1)]
+    return pd.concat([table, *(own.assign(**dict.fromkeys(columns, mode)) for mode in COMPOSED)])
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_composed_modes_are_drawn_with_looks_of_their_own(name: str) -> None:
+    table = with_modes(name)
+    figure = plain(DRAWN[name], table, RUN)
+    figure.canvas.draw()
+    words = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
+    if name != "analogies_few":
+        assert "standard, DELTA" in words or name == "interference"
+        assert all(MODES[mode].label in words for mode in COMPOSED[:3])
+    looks: dict[tuple[str, str], set[str]] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            if isinstance(handle, Line2D) and handle.get_marker() not in ("None", ""):
+                look = colors.to_hex(handle.get_color()), str(handle.get_marker())
+                looks.setdefault(look, set()).add(label)
+    assert all(len(labels) == 1 for labels in looks.values()), looks
+    width, height = plain(DRAWN[name], table, RUN, style="paper").get_size_inches()
+    assert width == 3.25 and height <= 9.5
+
+
+def test_interference_is_on_one_logarithmic_scale() -> None:
+    figure = plain(DRAWN["interference"], interference_table("linear", "linear+taujp"), RUN)
+    one, other = (axis.images[0] for axis in figure.axes[:2])
+    assert one.norm.__class__.__name__ == "LogNorm"
+    assert one.get_clim() == other.get_clim() == (0.001, 0.5)
+    assert one.get_array()[1, 0] == 0.03 and other.get_array()[1, 0] == 0.003
+    assert one.get_array().mask[:, 2].all()  # 0 has no logarithm
+    titles = [axis.get_title() for axis in figure.axes[:2]]
+    assert titles == ["linear", "linear, \u03c4Jp"]
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_paper_is_a_column_wide_with_embedded_fonts(name: str, tmp_path: Path) -> None:
-    table = read_table(RUN, name)
+    table = table_of(name)
     save(plain(DRAWN[name], table, RUN, style="paper"), tmp_path, name, "a note")
     pdf = (tmp_path / "paper" / f"{name}.pdf").read_bytes()
     box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+)", pdf)
@@ -56,7 +125,7 @@ def drawn(axes: Any) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", sorted(set(DRAWN) - {"layers", "subsets", "disentanglement"}))
 def test_the_colour_of_a_mode_has_its_meaning_alone(name: str) -> None:
-    figure = plain(DRAWN[name], read_table(RUN, name), RUN)
+    figure = plain(DRAWN[name], table_of(name), RUN)
     seen = dict(drawn(figure.axes))
     for label, colour in seen.items():
         for mode in MODES.values():
@@ -111,3 +180,22 @@ def test_the_overview_draws_the_spread_over_seeds(tmp_path: Path) -> None:
     text = (tmp_path / "overview.svg").read_text(encoding="utf-8")
     mean = summary["single"]["linear"]["mean"]["mean"]
     assert f"{100 * mean:.1f}" in text
+
+
+def test_the_overview_has_bars_of_the_modes_with_results_alone(tmp_path: Path) -> None:
+    shutil.copytree(COMMITTED / "embedded/ViT-Nano-8", tmp_path / "embedded/ViT-Nano-8")
+    run = Run.of(Config(results=str(tmp_path)))
+    for path in (*run.results.glob("posthoc_*"), run.results / "negations.json"):
+        path.unlink()
+    origin = {"mode": "linear+taujp"}
+    for kind in ("ft_accuracies", "additions", "negations"):
+        results = json.loads((run.results / f"linear_{kind}.json").read_text())
+        results["provenance"] |= origin
+        (run.results / f"linear_taujp_{kind}.json").write_text(json.dumps(results))
+    figure = plain(_overview, run, collect([run]))
+    labels = [[tick.get_text() for tick in figure.axes[i].get_xticklabels()] for i in (0, 2)]
+    assert labels[0] == ["zero-shot", "standard", "linear", "linear, \u03c4Jp"]
+    assert labels[1] == ["zero-shot", "linear", "linear, \u03c4Jp"]
+    assert len(figure.axes[0].patches) == 4 and len(figure.axes[2].patches) == 6
+    swept = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert swept == ["standard", "linear", "linear, \u03c4Jp", "zero-shot"]

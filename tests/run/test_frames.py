@@ -12,6 +12,7 @@ import pytest
 
 import tangent_arithmetic
 from tangent_arithmetic.run.frames import COLUMNS, load_results
+from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results"
@@ -68,6 +69,26 @@ def test_a_root_holds_the_rows_of_its_folders() -> None:
     runs = [load_results(folder) for folder in sorted((COMMITTED / "embedded").glob("ViT-*"))]
     assert len(runs) == 4 and set(table["seed"]) == {0, 1, 2, 3}
     pd.testing.assert_frame_equal(table, pd.concat(runs, ignore_index=True))
+
+
+def test_composed_modes_are_named_by_their_files(tmp_path: Path) -> None:
+    name = "linear+attn.*q"
+    sums = {"test": {"A:top1": 0.25}, "coefficient": 0.5, "test_at_1": {"A:top1": 0.125}}
+    sums |= {"interference": {"A": {"A": 0.5}}}
+    folder = written(
+        tmp_path / "own" / "model",
+        linear_taujp_additions={**sums, "provenance": {"mode": "linear+taujp"}},
+        linear_taujp_additions__A={**sums, "provenance": {"mode": "linear+taujp"}},
+        **{f"{MODES[name].prefix}ft_accuracies": {"A": 0.75, "provenance": {"mode": name}}},
+        linear_tak_ft_accuracies={"A": 0.5},
+    )
+    table = load_results(folder)
+    assert set(table["mode"]) == {"linear+taujp", name}
+    assert set(table["method"]) == {"single", "addition", "addition A"}
+    rows = {"mode": "linear+taujp", "method": "addition", "split": "test", "task": "A"}
+    assert one(table, coefficient=0.5, **rows) == 0.25
+    assert one(table, coefficient=1.0, **rows) == 0.125
+    assert one(table, mode=name) == 0.75
 
 
 def test_files_without_provenance_are_placed_by_their_folders(tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ VALUES: dict[str, Any] = {
     "subset_sample": 1, "analogies": ["A+B-C=D"], "shots": ["2"], "explorer_megabytes": 2.0,
     "feature_cache": False, "device": "cpu", "precision": "bf16", "world_size": 2, "port": 4000,
     "num_workers": 1, "exp_name": "one two", "wandb": True, "style": "paper",
+    "interference_split": "validation", "penalty": 3.0, "penalty_norm": "plain",
+    "others": ["MNIST"], "others_batch_size": 8, "others_per_step": "all", "factors": "kfac",
+    "factor_images": 64, "factor_rank": 32, "factor_directions": 0, "teacher": "linear",
+    "coef_min": 0.1, "coef_max": 2.0, "coefs_per_step": 3, "coefficients": "task",
+    "unlabelled": "entropy", "ridge": 0.1, "coefficient_bounds": ["0", "2"],
+    "solver": "gauss-newton", "negate": True,
 }  # fmt: skip
 FREE = {*ONCE, "finetuning_accuracies"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,38 @@ def test_tables_are_those_of_the_committed_summary() -> None:
     latex = latex_tables(summary, runs[0].tasks, runs[0].control_set)
     assert latex == (COMMITTED / "embedded" / "summary.tex").read_text(encoding="utf-8")
     assert latex.count("\\toprule") == 3
+
+
+def test_modes_with_results_alone_have_rows(tmp_path: Path) -> None:
+    shutil.copytree(RUN.results, tmp_path / "embedded" / "ViT-Nano-8")
+    shutil.copytree(RUN.results, tmp_path / "embedded" / "ViT-Nano-8_seed1")
+    run = RUN.with_(results=str(tmp_path))
+    folder = run.results
+    for path in (*folder.parent.glob("*/posthoc_*"), *folder.parent.glob("*/negations.json")):
+        path.unlink()
+    for kind in ("ft_accuracies", "additions"):
+        results = json.loads((folder / f"linear_{kind}.json").read_text())
+        results["provenance"] |= {"mode": "linear+taujp"}
+        results["test_at_1"] = {"avg_top1": 0.5, "avg_normalized_top1": 0.75}
+        (folder / f"linear_taujp_{kind}.json").write_text(json.dumps(results))
+    summary = collect([run, with_seed(run, 1)])
+    assert list(summary["single"]) == ["none", "standard", "linear", "linear+taujp"]
+    assert list(summary["addition"]) == ["standard", "linear", "linear+taujp"]
+    assert list(summary["negation"]) == ["linear"]
+    at_one = summary["addition"]["linear+taujp"]["mean at 1"]
+    assert at_one == {"mean": None, "std": None, "values": [0.5, None]}
+    titles = {title[:11]: (header, rows) for title, header, rows in grids(summary, RUN.tasks, None)}
+    header, rows = titles["Task additi"]
+    assert [row[0] for row in rows] == ["zero-shot", "standard", "linear", "linear, \u03c4Jp"]
+    assert header[-1] == "mean at 1" and [row[-1] for row in rows] == ["", "-", "-", "-"]
+    (one,) = [
+        row
+        for title, _, rows in grids(collect([run]), RUN.tasks, None)
+        for row in rows
+        if title.startswith("Task addition") and row[0] == "linear, \u03c4Jp"
+    ]
+    assert one[-1] == "50.0"
+    assert "linear, $\\tau$Jp" in latex_tables(summary, RUN.tasks, None)
 
 
 def test_without_a_control_set_there_is_no_table_of_negations() -> None:

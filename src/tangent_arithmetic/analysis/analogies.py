@@ -24,7 +24,7 @@ from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.analysis.tables import of_table, read_table
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
 from tangent_arithmetic.arithmetic.sweeps import smallest
-from tangent_arithmetic.run.modes import MODES, in_order
+from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -169,7 +169,8 @@ def with_few_images(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """Accuracy on each target by vector; for analogies with both choices of the coefficient."""
-    modes = in_order(table["mode"])
+    modes = distinct(table["mode"])
+    step = min(0.27, 0.81 / len(modes))
     targets = list(dict.fromkeys(table["target"]))
     figure, axes = panels(1, len(targets), width=2.9, height=3.6, sharey=True)
     tuned = [(name, "with target") for name in ("c", "b", "c + b")]
@@ -177,11 +178,11 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     bars = [("zero-shot", "-"), *tuned, *both, ("target", "-")]
     for axis, target in zip(axes[0], targets, strict=True):
         for k, mode in enumerate(modes):
-            part = table[(table["mode"] == mode) & (table["target"] == target)]
+            part = table[(table["mode"] == mode.name) & (table["target"] == target)]
             by = part.set_index(["vector", "chosen"])["accuracy"]
-            places = [i + 0.27 * (k - 1) for i in range(len(bars))]
+            places = [i + step * (k - (len(modes) - 1) / 2) for i in range(len(bars))]
             heights = [100 * by[bar] for bar in bars]
-            axis.bar(places, heights, 0.26, color=MODES[mode].colour, label=MODES[mode].label)
+            axis.bar(places, heights, step - 0.01, color=mode.colour, label=mode.label)
         names = [v if chosen != "without target" else f"{v} *" for v, chosen in bars]
         axis.set_xticks(range(len(bars)), names, rotation=60, ha="right")
         axis.set_title(target)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.run.modes import MODES, edited
+from tangent_arithmetic.run.modes import MODES, Mode, distinct
+from tangent_arithmetic.run.present import with_results
 from tangent_arithmetic.run.results import arithmetic_path, optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import atomic
@@ -163,6 +164,7 @@ def heat(
     limits: tuple[float, float],
     colours: str = palette.MAGNITUDE,
     written: bool = False,
+    log: bool = False,
 ) -> Any:
     """A heat map of a table, with its first row at the bottom if row names are numbers.
 
@@ -172,16 +174,18 @@ def heat(
         limits: range of the colour scale.
         colours: name of the colour map.
         written: whether to write each value in its cell.
+        log: whether the colour scale is logarithmic.
     """
     import numpy as np
     from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, Normalize
 
     numbers = square.to_numpy(dtype=float)
     numeric = np.issubdtype(np.asarray(square.index).dtype, np.number)
     low, high = limits
     axis.grid(False)
     shades = colormaps[colours].with_extremes(bad="#e3e3e3")
-    scale: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": shades}
+    scale: dict[str, Any] = {"norm": (LogNorm if log else Normalize)(low, high), "cmap": shades}
     if numeric:
         x, y = (np.asarray(edge, dtype=float) for edge in (square.columns, square.index))
         half = (x[1] - x[0]) / 2
@@ -198,8 +202,15 @@ def heat(
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         colour = "white" if dark else "black"
         size = 4.5 if in_paper() else 6.5
-        axis.text(j, i, short(numbers[i, j]), ha="center", va="center", fontsize=size, color=colour)
+        text = f"{numbers[i, j]:.1g}" if log else short(numbers[i, j])
+        axis.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
     return image
+
+
+def named(axis: Axes, labels: Sequence[str]) -> None:
+    """Names the places 0, 1, ... of an axis, at an angle if there are many."""
+    many: dict[str, Any] = {"rotation": 35, "ha": "right"} if len(labels) > 4 else {}
+    axis.set_xticks(range(len(labels)), list(labels), **many)
 
 
 def short(value: float) -> str:
@@ -230,7 +241,7 @@ def _overview(run: Run, summary: dict[str, Any]) -> Any:
 
 def _bars(
     axis: Axes,
-    modes: Sequence[str],
+    modes: Sequence[Mode],
     figures: Sequence[dict[str, Any]],
     offset: float = 0.0,
     **options: Any,
@@ -241,48 +252,56 @@ def _bars(
             continue
         mean, spread = 100 * one["mean"], 100 * one["std"] if one["std"] else None
         width = 0.8 if offset == 0 else 0.38
-        style = {"color": MODES[mode].colour, "ecolor": palette.INK, **options}
+        style = {"color": mode.colour, "ecolor": palette.INK, **options}
         axis.bar(i + offset, mean, width, yerr=spread, **style)
-        size = "xx-small" if in_paper() else "small"
+        size = "xx-small" if in_paper() or len(modes) > 5 else "small"
         above = mean + (spread or 0) + 1
         axis.text(i + offset, above, f"{mean:.1f}", ha="center", fontsize=size)
 
 
 def _single(axis: Axes, summary: dict[str, Any]) -> None:
-    _bars(axis, list(MODES), [summary["single"][m]["mean"] for m in MODES])
+    known = {m: one["mean"] for m, one in summary["single"].items()}
+    modes = distinct(m for m, one in known.items() if one["mean"] is not None)
+    _bars(axis, modes, [known[mode.name] for mode in modes])
     axis.set(title="one task, fine-tuned", ylabel="test accuracy, mean of tasks, %", ylim=(0, 105))
-    axis.set_xticks(range(len(MODES)), [mode.label for mode in MODES.values()])
+    named(axis, [mode.label for mode in modes])
 
 
 def _addition(axis: Axes, run: Run) -> None:
     start = None
-    for mode in edited():
-        results = optional_results(arithmetic_path(run, mode, "additions"))
+    for mode in distinct(m for m in with_results(run.results) if MODES[m].edits):
+        results = optional_results(arithmetic_path(run, mode.name, "additions"))
         swept = results.get("val", {}).items()
         means = {float(c): one.get("avg_top1") for c, one in swept}
         curve = {c: 100 * means[c] for c in sorted(means) if means[c] is not None}
-        colour, marker = MODES[mode].colour, MODES[mode].marker
-        axis.plot(list(curve), list(curve.values()), color=colour, label=MODES[mode].label)
+        if not curve:
+            continue
+        axis.plot(list(curve), list(curve.values()), color=mode.colour, label=mode.label)
         if (best := results.get("coefficient")) in curve:
-            axis.plot(best, curve[best], marker, color=colour)
+            axis.plot(best, curve[best], mode.marker, color=mode.colour)
         start = curve.get(0.0, start)
     if start is not None:
         axis.axhline(start, color=palette.ZEROSHOT, linestyle=":", label="zero-shot")
     axis.set(xlabel="coefficient (marker: chosen)", ylabel="validation accuracy, mean, %")
     axis.set_title(f"all {len(run.tasks)} task vectors added")
-    axis.legend()
+    if axis.lines:
+        axis.legend()
 
 
 def _negation(axis: Axes, summary: dict[str, Any], control: str | None) -> None:
-    modes = ["none", *edited()]
-    first = summary["negation"]["standard"]
-    target = [first["zero-shot"], *(summary["negation"][m]["target"] for m in edited())]
+    by_mode = summary["negation"]
+    modes = distinct(["none", *by_mode]) if by_mode else []
+
+    def bars(before: str, after: str) -> list[dict[str, Any]]:
+        starts = (one[before] for one in by_mode.values() if one[before]["mean"] is not None)
+        edits = [by_mode[mode.name][after] for mode in modes[1:]]
+        return [next(starts, {"mean": None}), *edits] if modes else []
+
     axis.set_title("one task negated")
-    _bars(axis, modes, target, offset=-0.2 if control else 0.0)
+    _bars(axis, modes, bars("zero-shot", "target"), offset=-0.2 if control else 0.0)
     if control:
-        kept = [first["zero-shot control"], *(summary["negation"][m]["control"] for m in edited())]
         hollow = {"color": "white", "edgecolor": palette.CONTROL, "hatch": "////"}
-        _bars(axis, modes, kept, offset=0.2, **hollow)
+        _bars(axis, modes, bars("zero-shot control", "control"), offset=0.2, **hollow)
         axis.set_title(f"one task negated: task (solid), {control} (control, hatched)")
     axis.set(ylabel="test accuracy, %", ylim=(0, 105))
-    axis.set_xticks(range(len(modes)), ["zero-shot", *(MODES[mode].label for mode in edited())])
+    named(axis, [mode.label for mode in modes])

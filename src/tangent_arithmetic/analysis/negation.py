@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.figures import named, panels
 from tangent_arithmetic.arithmetic.metrics import main_metric
 from tangent_arithmetic.run.models import base_encoder, command, task_vector, zeroshot_encoder
-from tangent_arithmetic.run.modes import MODES, in_order
+from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.negation import negate_task, zeroshot_accuracies
 from tangent_arithmetic.run.results import arithmetic_path, complete_results
 from tangent_arithmetic.run.run import Run
@@ -107,11 +107,11 @@ def draw_curves(table: pd.DataFrame, run: Run) -> Any:
     """Accuracy on the negated task against that on the control set, mean of the tasks."""
     figure, axes = panels(1, 1, width=5.2, height=3.9)
     axis = axes[0][0]
-    for mode in in_order(table["mode"]):
-        means = table[table["mode"] == mode].groupby("coefficient")[["target", "control"]].mean()
-        label, colour, marker = MODES[mode].label, MODES[mode].colour, MODES[mode].marker
+    for mode in distinct(table["mode"]):
+        own = table[table["mode"] == mode.name]
+        means = own.groupby("coefficient")[["target", "control"]].mean()
         x, y = 100 * means["control"], 100 * means["target"]
-        axis.plot(x, y, marker=marker, ms=4, color=colour, label=label)
+        axis.plot(x, y, marker=mode.marker, ms=4, color=mode.colour, label=mode.label)
     start = 100 * table[table["coefficient"] == 0]["control"].mean()
     least = run.config.control_threshold * start
     axis.axvline(least, color=palette.CONTROL, ls=":", label=f"{least:.1f} %, the threshold")
@@ -125,8 +125,8 @@ def draw_curves(table: pd.DataFrame, run: Run) -> Any:
 def draw_random(table: pd.DataFrame, run: Run) -> Any:
     """Test accuracy on the negated task and on the control set, by kind of vector."""
     figure, axes = panels(1, 2, width=4.2, height=3.4)
-    modes = in_order(table["mode"])
-    colours = [MODES[mode].colour for mode in modes]
+    modes = distinct(table["mode"])
+    colours = [mode.colour for mode in modes]
     sides = (
         ("target", "zeroshot", "negated task"),
         ("control", "zeroshot_control", f"{run.control} (control)"),
@@ -136,13 +136,13 @@ def draw_random(table: pd.DataFrame, run: Run) -> Any:
             means = table[table["vector"] == vector].groupby("mode")[column].mean()
             places = [i + 0.4 * k - 0.2 for i in range(len(modes))]
             style = {"color": colours, "hatch": hatch, "edgecolor": "white"}
-            axis.bar(places, 100 * means[modes], 0.38, **style)
+            axis.bar(places, 100 * means[[mode.name for mode in modes]], 0.38, **style)
             axis.bar(
                 0, 0, color=palette.REFERENCE, hatch=hatch, ec="white", label=f"{vector} vector"
             )
         start = 100 * table[before].mean()
         axis.axhline(start, color=palette.ZEROSHOT, ls=":", label="zero-shot")
-        axis.set_xticks(range(len(modes)), [MODES[m].label for m in modes])
+        named(axis, [mode.label for mode in modes])
         axis.set(title=title, ylabel="test accuracy, mean of the tasks, %", ylim=(0, 100))
     axes[0][0].legend(loc="upper right")
     return figure

@@ -15,8 +15,8 @@ import torch
 
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.edits import Edits
-from tangent_arithmetic.analysis.figures import heat, legend_below, panels
-from tangent_arithmetic.run.modes import MODES, trained
+from tangent_arithmetic.analysis.figures import NARROW, heat, legend_below, panels
+from tangent_arithmetic.run.modes import MODES, distinct, in_order, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.storage.statedict import State
 
@@ -73,7 +73,7 @@ def layers(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
 
 def _vectors(run: Run, modes: Sequence[str] | None) -> dict[tuple[str, str], State]:
     """Task vectors by mode and task."""
-    chosen = [mode for mode in trained() if modes is None or mode in modes]
+    chosen = trained() if modes is None else in_order(MODES[mode].training.name for mode in modes)
     by_mode = {mode: Edits(run, mode, run.tasks).vectors for mode in chosen}
     return {(mode, task): tau for mode, taus in by_mode.items() for task, tau in taus.items()}
 
@@ -85,20 +85,21 @@ def _flat(tau: State) -> torch.Tensor:
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """Cosine similarities within each mode, and the norms; the diagonal of ones is masked."""
-    modes = [mode for mode in trained() if mode in set(table["mode1"])]
-    figure, axes = panels(1, len(modes) + 1, width=3.9, height=3.6)
+    modes = distinct(table["mode1"])
+    width = 3.9 if len(modes) < 3 else NARROW - 0.05  # in a paper, two side by side
+    figure, axes = panels(1, len(modes) + 1, width=width, height=3.6)
     lengths = {}
     for axis, mode in zip(axes[0], modes, strict=False):
-        own = table[table["mode1"] == mode]
-        part = own[own["mode2"] == mode]
+        own = table[table["mode1"] == mode.name]
+        part = own[own["mode2"] == mode.name]
         order = list(dict.fromkeys(part["task1"]))
         square = part.pivot(index="task1", columns="task2", values="cosine").loc[order, order]
         square = square.mask(np.eye(len(order), dtype=bool))
         image = heat(axis, square, (-LIMIT, LIMIT), palette.SIGNED, written=True)
-        axis.set_title(f"cosine, {MODES[mode].label} (diagonal of 1 masked)")
-        lengths[MODES[mode].label] = own.groupby("task1", sort=False)["norm1"].first()
+        axis.set_title(f"cosine, {mode.label} (diagonal of 1 masked)")
+        lengths[mode.label] = own.groupby("task1", sort=False)["norm1"].first()
     figure.colorbar(image, ax=axes[0][len(modes) - 1], extend="both", label="cosine")
-    colours = [MODES[mode].colour for mode in modes]
+    colours = [mode.colour for mode in modes]
     pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], color=colours, width=0.75)
     axes[0][-1].invert_yaxis()
     axes[0][-1].set(title="norm of the task vector", ylabel="")
@@ -109,7 +110,7 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
 def draw_layers(table: pd.DataFrame, run: Run) -> Any:
     """Mean share of each layer over the tasks, by mode; from the first layer to the last."""
     by = table.groupby(["mode", "layer"], sort=False)["share"].mean()
-    modes = [mode for mode in trained() if mode in set(table["mode"])]
+    modes = in_order(table["mode"])
     shares = 100 * pd.DataFrame({MODES[mode].label: by[mode] for mode in modes}).T
     shares = shares[sorted(shares.columns, key=_depth)]
     figure, axes = panels(1, 1, width=7.0, height=1.2 + 0.6 * len(shares))

@@ -1,4 +1,4 @@
-"""Single-task accuracy: standard fine-tuning against post-hoc linearisation and linear fine-tuning.
+"""Single-task accuracy: standard fine-tuning against its linearisation and all other modes.
 
 Source: arXiv:2305.12827, the comparison of single-task accuracies and the non-linear advantage.
 """
@@ -15,11 +15,13 @@ from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.figures import in_paper, panels
 from tangent_arithmetic.arithmetic.metrics import nonlinear_advantage
 from tangent_arithmetic.run.models import command
-from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.modes import MODES, Mode, distinct
+from tangent_arithmetic.run.present import with_results
 from tangent_arithmetic.run.results import accuracies_path, complete_results
 from tangent_arithmetic.run.run import Run
 
-OTHERS = ("posthoc", "linear")
+FIRST = ("posthoc", "linear")  # of the modes compared with standard fine-tuning
+ADVANTAGE = "advantage_"
 
 
 def table(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
@@ -30,22 +32,34 @@ def table(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
         modes: ignored.
 
     Returns:
-        Columns task, classes, zeroshot, standard, posthoc, linear, advantage_posthoc and
-        advantage_linear.
+        Columns task, classes, zeroshot, standard, and for each other mode with results MODE and
+        advantage_MODE, such as posthoc and advantage_posthoc.
     """
+    found = with_results(run.results)
+    found = [mode for mode in found if accuracies_path(run, mode).is_file()]
+    others = [*(mode for mode in FIRST if mode in found)]
+    others += [mode for mode in found if mode not in ("none", "standard", *FIRST)]
+    others = others or list(FIRST)  # whose absence names the command that makes them
     columns: dict[str, Any] = {
         "task": run.tasks,
         "classes": [len(run.data.classnames(task)) for task in run.tasks],
     }
-    for mode in ("none", "standard", *OTHERS):
+    for mode in ("none", "standard", *others):
         made_by = command("eval_single_task", run, mode)
         results = complete_results(accuracies_path(run, mode), made_by, run.tasks)
         column = "zeroshot" if mode == "none" else mode
         columns[column] = [results[task] for task in run.tasks]
-    for mode in OTHERS:
+    for mode in others:
         gaps = zip(columns[mode], columns["standard"], columns["classes"], strict=True)
-        columns[f"advantage_{mode}"] = [nonlinear_advantage(*gap) for gap in gaps]
+        columns[f"{ADVANTAGE}{mode}"] = [nonlinear_advantage(*gap) for gap in gaps]
     return pd.DataFrame(columns)
+
+
+def compared(table: pd.DataFrame) -> list[Mode]:
+    """The modes that a table compares with standard fine-tuning, in the order of its columns."""
+    names = [c.removeprefix(ADVANTAGE) for c in table.columns if c.startswith(ADVANTAGE)]
+    looks = {mode.name: mode for mode in distinct(names)}
+    return [looks[name] for name in names]
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
@@ -54,10 +68,12 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     left, right = axes[0]
     _scatter(left, table)
     places = range(len(table))
-    for k, mode in enumerate(MODES[name] for name in OTHERS):
-        gaps, label = 100 * table[f"advantage_{mode.name}"], f"over {mode.label}"
-        shifted = [place + 0.4 * k - 0.2 for place in places]
-        right.barh(shifted, gaps, 0.38, color=mode.colour, label=label)
+    others = compared(table)
+    step = 0.8 / len(others)
+    for k, mode in enumerate(others):
+        gaps, label = 100 * table[f"{ADVANTAGE}{mode.name}"], f"over {mode.label}"
+        shifted = [place + step * (k - (len(others) - 1) / 2) for place in places]
+        right.barh(shifted, gaps, 0.95 * step, color=mode.colour, label=label)
     right.set_yticks(list(places), list(table["task"]))
     right.invert_yaxis()
     right.set_xlabel("advantage of standard fine-tuning,\n% of the error of chance")
@@ -67,15 +83,15 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
 
 def _scatter(axis: Any, table: pd.DataFrame) -> None:
     """A column of points a task, with its name below."""
-    columns = ["zeroshot", *OTHERS]
+    modes = {"zeroshot": MODES["none"], **{mode.name: mode for mode in compared(table)}}
+    columns = list(modes)
     x = 100 * table["standard"]
     low, high = 100 * table[columns].min(axis=1), 100 * table[columns].max(axis=1)
     bottom, end = float(low.min()), max(100.0, float(x.max()))
     start = min(bottom, float(x.min()))
     axis.plot([start, end], [start, end], color=palette.REFERENCE, lw=1, zorder=0)
     axis.vlines(x, low, high, color=palette.REFERENCE, lw=0.6, alpha=0.6, zorder=0)
-    for column in columns:
-        mode = MODES["none" if column == "zeroshot" else column]
+    for column, mode in modes.items():
         style = {"marker": mode.marker, "color": mode.colour, "label": mode.label}
         axis.plot(x, 100 * table[column], linestyle="none", **style)
     left, width = float(x.min()) - 3, float(x.max() - x.min()) + 8

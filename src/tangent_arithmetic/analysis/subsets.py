@@ -24,7 +24,7 @@ from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
 from tangent_arithmetic.arithmetic.sweeps import smallest
 from tangent_arithmetic.run.models import checkpoint_hashes, command
-from tangent_arithmetic.run.modes import MODES, in_order
+from tangent_arithmetic.run.modes import MODES, distinct
 from tangent_arithmetic.run.results import accuracies_path, require_results
 from tangent_arithmetic.run.run import Run
 
@@ -62,12 +62,13 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     val = [f"{task}Val" for task in tasks]
     for mode in modes:
         edits = Edits(run, mode, tasks)
-        sample = run.config.subset_sample if mode == "standard" else None
+        linear = MODES[mode].linear
+        sample = None if linear else run.config.subset_sample
         hashes = checkpoint_hashes(run, tasks, mode)
         made_by = command("eval_single_task", run, mode)
         path, theta0_hash = accuracies_path(run, mode), edits.theta0_hash
         singles = require_results(path, run, theta0_hash, made_by, hashes, [*tasks, *val])
-        coefs = coefficients(11 if mode == "standard" else run.config.n_eval_points)
+        coefs = coefficients(run.config.n_eval_points if linear else 11)
         chosen = subsets(tasks, sample, run.seed)
         for row in evaluate(edits, chosen, tasks, singles, coefs, smallest(map(edits.split, val))):
             rows.append({"mode": mode, **row})
@@ -121,11 +122,13 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     """
     tasks = len({task for name in table["tasks"] for task in name.split("+")})
     figure, axes = panels(1, 2, width=4.4, height=3.6)
+    modes = distinct(table["mode"])
     measures = (("absolute", "accuracy"), ("normalised", "normalised accuracy"))
     for axis, (column, name) in zip(axes[0], measures, strict=True):
-        for k, mode in enumerate(in_order(table["mode"])):
-            part, shift = table[table["mode"] == mode], 0.16 * (k - 1)
-            label, colour, marker = MODES[mode].label, MODES[mode].colour, MODES[mode].marker
+        for k, mode in enumerate(modes):
+            part = table[table["mode"] == mode.name]
+            shift = min(0.16, 0.6 / len(modes)) * (k - (len(modes) - 1) / 2)
+            label, colour, marker = mode.label, mode.colour, mode.marker
             dots = {"ms": 4, "alpha": 0.3, "color": colour, "zorder": 1, "mew": 0}
             axis.plot(part["num_vectors"] + shift, 100 * part[column], ".", **dots)
             by_size = part.groupby("num_vectors")[column]

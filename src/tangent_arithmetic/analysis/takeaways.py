@@ -38,9 +38,9 @@ def takeaway(folder: Path, name: str) -> str:
 
 def single(table: pd.DataFrame) -> str:
     """The mean gaps to standard fine-tuning, and the largest."""
-    parts = []
-    for mode in ("linear", "posthoc"):
-        gaps = 100 * (table["standard"] - table[mode])
+    parts, best = [], table["standard"]
+    for mode in in_order(set(table.columns) - {"standard"}):
+        gaps = 100 * (best - table[mode])
         task, side = table["task"][gaps.idxmax()], "below" if gaps.mean() >= 0 else "above"
         largest = f"largest gap: {task}, {gaps.max():.1f}"
         parts.append(f"{MODES[mode].label} {abs(gaps.mean()):.1f} points {side} ({largest})")
@@ -55,6 +55,15 @@ def subsets(table: pd.DataFrame) -> str:
         means = 100 * table[table["mode"] == mode].groupby("num_vectors")["absolute"].mean()
         parts.append(f"from {means.loc[1]:.1f} to {means.loc[most]:.1f} % ({MODES[mode].label})")
     return f"From one vector to all {most} the mean of all tasks goes {_listed(parts)}."
+
+
+def interference(table: pd.DataFrame) -> str:
+    """The mean interference off the diagonal and on it, and the largest."""
+    from tangent_arithmetic.analysis.interference import matrices
+    from tangent_arithmetic.arithmetic.interference import means
+
+    parts = [f"{MODES[mode].label}: {means(rows)}" for mode, rows in matrices(table).items()]
+    return f"Mean interference by images and vector. {'. '.join(parts)}."
 
 
 def disentanglement(table: pd.DataFrame) -> str:
@@ -141,6 +150,7 @@ def _listed(parts: Iterable[str]) -> str:
 TAKEAWAYS: Mapping[str, Callable[[pd.DataFrame], str]] = {
     "single": single,
     "subsets": subsets,
+    "interference": interference,
     "disentanglement": disentanglement,
     "similarity": similarity,
     "layers": layers,

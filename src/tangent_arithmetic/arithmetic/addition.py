@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
+from tangent_arithmetic.arithmetic.line import lines
 from tangent_arithmetic.arithmetic.metrics import normalized
+from tangent_arithmetic.arithmetic.steps import Plateau, Steps, weighted
 from tangent_arithmetic.arithmetic.sweeps import Split, smallest, sweep_splits
 from tangent_arithmetic.encoders.base import Encoder
 from tangent_arithmetic.storage.statedict import State
+
+NEAR = 0.005  # of the mean normalised accuracy: what a coefficient near the best may cost
 
 
 def add(
@@ -37,7 +41,9 @@ def add(
         coefs: coefficients to try.
 
     Returns:
-        {"test": metrics, "val": {coefficient: metrics}, "coefficient", "zeroshot": metrics}.
+        {"test": metrics, "test_at_1": metrics at coefficient 1, "val": {coefficient: metrics},
+        "coefficient", "zeroshot": metrics}; and for linear encoders "exact", see `exact_optimum`,
+        with "test", the metrics there.
     """
 
     def swept(splits: Sequence[Split], at: Sequence[float]) -> dict[float, dict[str, float]]:
@@ -47,5 +53,53 @@ def add(
 
     on_val = {str(coef): metrics for coef, metrics in swept(val, coefs).items()}
     coef = find_optimal_coef(on_val, num_images=smallest(val))
-    on_test = swept(test, [0.0, coef])
-    return {"test": on_test[coef], "val": on_val, "coefficient": coef, "zeroshot": on_test[0.0]}
+    exact = exact_optimum(encoder, tau, val, references)
+    further = [exact["coefficient"]] if exact else []
+    on_test = swept(test, sorted({0.0, coef, 1.0, *further}))
+    results = {
+        "test": on_test[coef],
+        "test_at_1": on_test[1.0],
+        "val": on_val,
+        "coefficient": coef,
+        "zeroshot": on_test[0.0],
+    }
+    if exact:
+        results["exact"] = {**exact, "test": on_test[exact["coefficient"]]}
+    return results
+
+
+def exact_optimum(
+    encoder: Encoder, tau: State, val: Sequence[Split], references: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """The true maximum of the mean normalised accuracy over all real coefficients.
+
+    Args and their meaning are those of `add`.
+
+    Returns:
+        {"coefficient", "value", "plateau": [low, high], "near": [low, high]}: the middle of the
+        widest range with the largest value, that range, and the range about it in which at most
+        `NEAR` is lost; ends are None where it is unbounded. None if a split has no exact line, see
+        `line.lines`.
+    """
+    found = lines(encoder, tau, val)
+    learned = [split.name for split in val if references[split.name]]
+    if found is None or not learned:
+        return None
+    total = _mean({s.name: line for s, line in zip(val, found, strict=True)}, learned, references)
+    best = total.best()
+    near = total.around(best.coefficient, best.value - NEAR)
+    assert near is not None
+    return {
+        "coefficient": best.coefficient,
+        "value": best.value,
+        "plateau": best.ends(),
+        "near": Plateau(*near, best.value).ends(),
+    }
+
+
+def _mean(
+    found: Mapping[str, Steps], names: Sequence[str], references: Mapping[str, float]
+) -> Steps:
+    """The mean of accuracies, each divided by its reference."""
+    weights = [1 / (len(names) * references[name]) for name in names]
+    return weighted([found[name] for name in names], weights)

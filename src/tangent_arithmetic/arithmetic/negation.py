@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
+from tangent_arithmetic.arithmetic.line import lines
 from tangent_arithmetic.arithmetic.metrics import main_key
 from tangent_arithmetic.arithmetic.sweeps import Split, sweep_splits
 from tangent_arithmetic.encoders.base import Encoder
@@ -39,7 +40,8 @@ def negate(
 
     Returns:
         {"test", "test_control", "val": {coefficient: metrics}, "coefficient", "qualified"}; the
-        last is whether any coefficient keeps the control set.
+        last is whether any coefficient keeps the control set. For linear encoders also "exact", see
+        `exact_optimum`, with "test" and "test_control" there.
     """
     negated = statedict.scale(tau, -1.0)
     swept = sweep_splits(encoder, negated, coefs, val)
@@ -53,11 +55,46 @@ def negate(
         control_metric_threshold=least,
         num_images=val[0].num_images,
     )
-    on_test = sweep_splits(encoder, negated, [coef], test)[coef]
+    exact = exact_optimum(encoder, negated, val, least)
+    further = [exact["coefficient"]] if exact else []
+    swept_on_test = sweep_splits(encoder, negated, [coef, *further], test)
+
+    def tested(at: float) -> dict[str, float]:
+        keys = ("test", "test_control")
+        metrics = swept_on_test[at]
+        return {k: metrics[main_key(metrics, s.name)] for k, s in zip(keys, test, strict=True)}
+
     return {
-        "test": on_test[main_key(on_test, test[0].name)],
-        "test_control": on_test[main_key(on_test, test[1].name)],
+        **tested(coef),
         "val": on_val,
         "coefficient": coef,
         "qualified": on_val[str(coef)][control] >= least,
+        **({"exact": {**exact, **tested(exact["coefficient"])}} if exact else {}),
     }
+
+
+def exact_optimum(
+    encoder: Encoder, negated: State, val: tuple[Split, Split], least: float
+) -> dict[str, Any] | None:
+    """The true minimum of the task's accuracy over all coefficients >= 0 that keep the control set.
+
+    Args:
+        encoder: at theta0.
+        negated: -tau, by name.
+        val: validation splits of the task and of the control set.
+        least: lowest acceptable accuracy on the latter.
+
+    Returns:
+        {"coefficient", "value", "plateau": [low, high]}: the middle of the range with the lowest
+        accuracy, and of equal ones with the largest on the control set; that accuracy; the range,
+        whose end is None where it is unbounded. None if a split has no exact line, see
+        `line.lines`, or if no coefficient keeps the control set.
+    """
+    found = lines(encoder, negated, val)
+    if found is None:
+        return None
+    task, control = found
+    best = task.least(control, least, low=0.0)
+    if best is None:
+        return None
+    return {"coefficient": best.coefficient, "value": best.value, "plateau": best.ends()}

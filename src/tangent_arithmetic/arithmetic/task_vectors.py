@@ -355,11 +355,14 @@ class TaskVector:
         """The model, moved in place by scaling_coef * tau."""
         coef = _scalar(scaling_coef, "scaling_coef")
         if any(map(_differentiated, (coef, *self.vector.values()))):
+            linear = isinstance(model, LinearizedModel) or is_linear(model)
+            name = "model" if isinstance(model, LinearizedModel) or not linear else "encoder.model"
+            state = f"{name}.theta()" if linear else "dict(model.state_dict())"
             raise UsageError(
                 "derivatives of the coefficient or the vector would be lost in a model's weights. "
-                "Apply the vector to a state dict, theta = tau.apply_to(dict(model.state_dict()), "
-                "coef), and call torch.func.functional_call(model, theta, inputs); or, if you need "
-                "no derivatives, use torch.no_grad()"
+                f"Apply the vector to a state dict, theta = tau.apply_to({state}, coef), and call "
+                f"torch.func.functional_call({name}, theta, inputs); or, if you need no "
+                "derivatives, use torch.no_grad()"
             )
         tied = self.ties
         own = _state_of(model)
@@ -411,7 +414,13 @@ class LinearizedTaskVector(TaskVector):
     """A task vector of linear fine-tuning; `apply_to` returns a `LinearizedImageEncoder`."""
 
     def apply_to(self, pretrained_checkpoint: Source, scaling_coef: float | Tensor = 1.0) -> Any:
-        """The linearised model at theta_0 + scaling_coef * tau."""
+        """The linearised model at theta_0 + scaling_coef * tau.
+
+        A state dict gives a state dict, through which derivatives propagate: those of a linear
+        model are its `theta()`.
+        """
+        if isinstance(pretrained_checkpoint, Mapping):
+            return self.apply_to_nonlinear(pretrained_checkpoint, scaling_coef=scaling_coef)
         return self.apply_to_linear(pretrained_checkpoint, scaling_coef)
 
     def get_named_parameters(self, param_names: object = None) -> dict[str, Tensor]:

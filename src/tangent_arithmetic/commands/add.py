@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tangent_arithmetic.arithmetic.addition import add
 from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.interference import Matrix, matrix, means
 from tangent_arithmetic.arithmetic.metrics import main_metric
+from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.encoders.base import LinearEncoder, is_linear
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
@@ -26,6 +29,7 @@ from tangent_arithmetic.run.results import (
     accuracy_table,
     arithmetic_path,
     check_targets,
+    percent,
     provenance,
     require_results,
     write_results,
@@ -36,15 +40,19 @@ from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 
+IMAGES = 64  # of each task, on which interference is measured with every sum
+
 
 def task_addition(run: Run) -> dict[str, Any]:
     """The sum of all task vectors of a run, see `arithmetic.addition.add`, with provenance.
 
     Accuracies are normalised by those of the same mode's single-task encoders on the same split.
+    Linear modes have the matrix "interference" too, see `interference_of`.
     """
     mode, tasks, begin = run.mode.name, run.tasks, time.monotonic()
     encoder, theta0_hash = zeroshot_encoder(run)
-    first, *others = (task_vector(run, task, mode, encoder, theta0_hash) for task in tasks)
+    vectors = {task: task_vector(run, task, mode, encoder, theta0_hash) for task in tasks}
+    first, *others = vectors.values()
     total = sum(others, start=first)
     hashes = checkpoint_hashes(run, tasks, mode)
     made_by = command("eval_single_task", run, mode)
@@ -60,9 +68,24 @@ def task_addition(run: Run) -> dict[str, Any]:
         singles,
         coefficients(run.config.n_eval_points),
     )
+    if is_linear(base):
+        results["interference"] = interference_of(run, base, vectors)
     splits = run.data.split_hashes([*validation, *tasks])
     facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, "splits": splits}
     return {**results, "provenance": provenance(run, time.monotonic() - begin, **facts)}
+
+
+def interference_of(run: Run, base: LinearEncoder, vectors: Mapping[str, TaskVector]) -> Matrix:
+    """The interference of each vector on `IMAGES` test images of each task.
+
+    They are few, so that the matrix can come with every sum: for K tasks they cost 1 + 2K forward
+    passes. The analysis "interference" measures it on all images.
+    """
+    splits = {task: split_of(run, base, task) for task in vectors}
+    for task, split in splits.items():
+        if (split.num_images or 0) > IMAGES:
+            splits[task] = split_of(run.with_(sample=IMAGES), base, task)
+    return matrix(base, {task: tau.vector for task, tau in vectors.items()}, splits)
 
 
 def addition_table(results: dict[str, Any], tasks: Sequence[str], mode: str) -> str:
@@ -74,6 +97,16 @@ def addition_table(results: dict[str, Any], tasks: Sequence[str], mode: str) -> 
         for kind, names in (("absolute", mains), ("normalised", normalised)):
             rows[f"{label}, {kind}"] = [results[key].get(name) for name in names]
     return accuracy_table(tasks, rows)
+
+
+def exact_line(exact: Mapping[str, Any]) -> str:
+    """The exact optimum, see `arithmetic.addition.exact_optimum`, in a sentence."""
+    low, high = ("unbounded" if end is None else f"{end:.4f}" for end in exact["plateau"])
+    return (
+        f"exact optimum on validation: coefficient {exact['coefficient']:.4f}, plateau {low} to "
+        f"{high}, normalised {percent(exact['value'])}; there on test, mean: "
+        f"{percent(exact['test'].get('avg_top1'))}"
+    )
 
 
 def work(run: Run) -> None:
@@ -90,6 +123,12 @@ def work(run: Run) -> None:
         tracker.show("report", page)
     if ddp.is_main_process():
         print(addition_table(results, run.tasks, mode))
+        if "interference" in results:
+            told = means(results["interference"])
+            print(f"interference, on at most {IMAGES} test images of each task: {told}")
+        print(f"at coefficient 1: {percent(results['test_at_1'].get('avg_top1'))} on test, mean")
+        if "exact" in results:
+            print(exact_line(results["exact"]))
         print(
             f"coefficient {results['coefficient']}, chosen on validation; wrote {path} and {page}"
         )

@@ -1,9 +1,10 @@
 """Runs the papers' analyses of a run: tables, figures and the report page.
 
-NAME is an analysis (single, similarity, disentanglement, negation, subsets, analogies, few),
-"report" for the page with its tangent explorer, or "figures" to redraw the figures of existing
-tables. The default is all analyses and the page. They need the run's checkpoints and results, see
-src/finetune.py and src/eval_*.py. --finetuning-mode restricts them to one mode.
+NAME is an analysis (single, similarity, interference, disentanglement, negation, subsets,
+analogies, few), "report" for the page with its tangent explorer, or "figures" to redraw the figures
+of existing tables. The default is all analyses and the page. They need the run's checkpoints and
+results, see src/finetune.py and src/eval_*.py. The modes are those with checkpoints, or the one of
+--finetuning-mode.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pandas as pd
 from tangent_arithmetic.analysis import (
     analogies,
     disentanglement,
+    interference,
     negation,
     similarity,
     single,
@@ -38,7 +40,8 @@ from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import announce
-from tangent_arithmetic.run.modes import edited
+from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.present import NEGATION, SINGLE, chosen, files_of
 from tangent_arithmetic.run.results import check_targets
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import collect, summarised
@@ -59,6 +62,7 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
         ("similarity", similarity.table, similarity.draw),
         ("layers", similarity.layers, similarity.draw_layers),
     ],
+    "interference": [("interference", interference.table, interference.draw)],
     "disentanglement": [("disentanglement", disentanglement.table, disentanglement.draw)],
     "negation": [
         ("negation", negation.curves, negation.draw_curves),
@@ -69,6 +73,7 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
     "few": [("analogies_few", analogies.with_few_images, analogies.draw_few)],
 }
 FIGURES, REPORT = "figures", "report"
+NEEDS = {"negation": NEGATION, "subsets": SINGLE}  # results that an analysis reads of each mode
 NAMES = (*ANALYSES, FIGURES, REPORT)
 
 
@@ -80,19 +85,20 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
         names: see `NAMES`. Empty for all analyses and the explorer; those whose checkpoints or
             results are missing are then skipped with a warning.
     """
-    parts = [part for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())]
-    tables = [table_path(run, name) for name, *_ in parts]
+    parts = [
+        (analysis, *part) for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())
+    ]
+    tables = [table_path(run, name) for _, name, *_ in parts]
     stems = [path.stem for path in tables] + (["single"] if FIGURES in names else [])
     folder = run.results / "figures" / ("paper" if run.config.style == "paper" else "")
     figures = [folder / f"{stem}.png" for stem in stems]
     check_targets(run, report_path(run), *tables, *figures)
-    mode = run.config.finetuning_mode
-    modes = edited() if mode is None else [mode]
-    for name, make, draw in parts:
+    modes = chosen(run) if parts or REPORT in names or not names else ()
+    for analysis, name, make, draw in parts:
         with _optional(name, not names):
             logger.info("analysis: %s", name)
             start = time.monotonic()
-            table = make(run, modes)
+            table = make(run, evaluated(run, analysis, modes))
             if ddp.is_main_process():
                 seconds = time.monotonic() - start
                 path = write_table(run, name, table, seconds)
@@ -110,8 +116,29 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
     explored = None
     if REPORT in names or not names:
         with _optional("the explorer", not names):
-            explored = tangent_explorer.explore(run, "posthoc" if mode == "posthoc" else "linear")
+            explored = tangent_explorer.explore(run, explored_mode(run, modes))
     logger.info("wrote %s", write_report(run, explored))
+
+
+def evaluated(run: Run, analysis: str, modes: Sequence[str]) -> Sequence[str]:
+    """The modes with the results that an analysis reads; all of them if none has, or one is named.
+
+    The analysis then says which command makes the results.
+    """
+    kind = NEEDS.get(analysis)
+    if kind is None or run.config.finetuning_mode is not None:
+        return modes
+    found = [mode for mode in modes if files_of(run.results, mode, kind)]
+    if found and (missing := [mode for mode in modes if mode not in found]):
+        logger.info("%s: no results of %s, left out", analysis, ", ".join(missing))
+    return found or modes
+
+
+def explored_mode(run: Run, modes: Sequence[str]) -> str:
+    """The mode of the explorer: the first linear one, with results if one has; "linear" if none."""
+    linear = [mode for mode in modes if MODES[mode].linear]
+    known = [mode for mode in linear if files_of(run.results, mode, SINGLE)]
+    return next(iter([*known, *linear]), "linear")
 
 
 @contextlib.contextmanager

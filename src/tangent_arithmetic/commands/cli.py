@@ -19,6 +19,8 @@ COMMANDS = {
     "evaluate": "evaluate the pre-trained encoder or each fine-tuned one on its own task",
     "add": "add all task vectors and evaluate the sum on every task",
     "negate": "negate each task vector: forget the task, keep the control set",
+    "combine": "solve for the coefficients of task vectors, by task, layer or tensor",
+    "certify": "certify which coefficients leave a control set's answers as they are",
     "merge": "merge models with composable configuration",
     "analyze": "make the papers' analyses, the report page and the tangent explorer",
     "reproduce": "run the whole benchmark, for one or several seeds",
@@ -28,7 +30,8 @@ COMMANDS = {
     "artificial-data": "run the study on artificial data",
 }
 HOMES = {"artificial-data": "tangent_arithmetic.artificial_data.experiment"}
-CONFIGURED = ("finetune", "evaluate", "add", "negate", "analyze")  # their flags are `Config`'s
+# their flags are `Config`'s
+CONFIGURED = ("finetune", "evaluate", "add", "negate", "combine", "certify", "analyze")
 COMPLETION = "--completion"
 WRITE = "--tyro-write-completion"
 SHELLS = ("bash", "zsh", "fish")

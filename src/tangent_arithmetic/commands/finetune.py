@@ -35,6 +35,7 @@ from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.states import RunStates, check_settings
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
 from tangent_arithmetic.training.resume import Snapshots
+from tangent_arithmetic.training.trainable import train_only
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +162,7 @@ def _finetune(
     tuned = base_encoder(encoder, mode.name)
     classifier = ImageClassifier(tuned, head)
     classifier.freeze_head()
+    train_only(tuned, mode.trainable)
     classifier.to(run.device)
 
     def write(target: Path, **info: Any) -> None:

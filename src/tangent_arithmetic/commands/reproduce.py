@@ -1,7 +1,8 @@
 """Runs the whole benchmark: fine-tune, evaluate, add, negate, report; then prints the tables.
 
 What is done is skipped: a stage counts as done when its results are those it wrote and the
-checkpoints behind them are the same. Any other flag is passed to the scripts in src/.
+checkpoints behind them are the same. --modes names the modes, such as
+--modes=linear,linear+taujp. Any other flag is passed to the scripts in src/.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 from tangent_arithmetic.run.args import HELP, Config, flags, paragraphs, parse_arguments
 from tangent_arithmetic.run.checks import check
 from tangent_arithmetic.run.costs import Costs
-from tangent_arithmetic.run.modes import edited, trained
+from tangent_arithmetic.run.modes import ALL, MODES, SUPERVISED, edited, in_order, trained
 from tangent_arithmetic.run.parser import Parser
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.usage import REPRODUCE, examples_of
@@ -39,6 +40,8 @@ QUICK = (
 
 logger = logging.getLogger(__name__)
 
+Main = Callable[[Sequence[str]], int]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -51,14 +54,23 @@ class Stage:
         output: the results file that it writes; None for fine-tuning, which skips by itself.
         cost: what is expected of it, for the time left.
         parts: what is called one after the other, each with further arguments; by name.
+        mode: the mode that it is of; None for the page, which shows all.
     """
 
     name: str
-    main: Callable[[Sequence[str]], int]
+    main: Main
     argv: list[str]
     output: Path | None
     cost: Step
     parts: dict[str, list[str]] = field(default_factory=lambda: {"": []})
+    mode: str | None = None
+
+    @property
+    def inputs(self) -> list[str]:
+        """The modes whose checkpoints it reads."""
+        if self.mode is None:
+            return trained()
+        return [MODES[self.mode].training.name] if MODES[self.mode].edits else []
 
     @property
     def steps(self) -> list[Step]:
@@ -66,8 +78,14 @@ class Stage:
         return [Step(self.cost.kind, self.cost.cost / len(self.parts))] * len(self.parts)
 
 
-def stages(run: Run, flags: list[str]) -> list[Stage]:
-    """All stages of a run, in order."""
+def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> list[Stage]:
+    """All stages of a run, in order.
+
+    Args:
+        run: the run.
+        flags: its flags, for each entry point.
+        modes: the modes with task vectors; None for those of the table.
+    """
     from tangent_arithmetic.commands import add, analyze, evaluate, finetune, negate
     from tangent_arithmetic.report.page import report_path
     from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
@@ -75,26 +93,36 @@ def stages(run: Run, flags: list[str]) -> list[Stage]:
     def argv(mode: str) -> list[str]:
         return [f"--finetuning-mode={mode}", *flags]
 
+    def stage(name: str, main: Main, mode: str, output: Path | None, cost: Step) -> Stage:
+        parts = {"": list[str]()} if output else _each_task(run)
+        return Stage(name, main, argv(mode), output, cost, parts, mode)
+
     costs = Costs(len(run.tasks), run.config.n_eval_points)
+    modes = edited() if modes is None else modes
     zeroshot = accuracies_path(run, "none")
-    found = [Stage("zero-shot evaluation", evaluate.main, argv("none"), zeroshot, costs.zeroshot)]
-    for mode in trained():
-        name, cost = f"{mode} fine-tuning", costs.training(mode)
-        found.append(Stage(name, finetune.main, argv(mode), None, cost, _each_task(run)))
-    for mode in edited():
+    found = [stage("zero-shot evaluation", evaluate.main, "none", zeroshot, costs.zeroshot)]
+    for mode in _in_training_order(modes):
+        found.append(stage(f"{mode} fine-tuning", finetune.main, mode, None, costs.training(mode)))
+    for mode in modes:
         name, path = f"{mode} single-task evaluation", accuracies_path(run, mode)
-        found.append(Stage(name, evaluate.main, argv(mode), path, costs.single(mode)))
-    for mode in edited():
+        found.append(stage(name, evaluate.main, mode, path, costs.single(mode)))
+    for mode in modes:
         name, path = f"{mode} task addition", arithmetic_path(run, mode, "additions")
-        found.append(Stage(name, add.main, argv(mode), path, costs.addition(mode)))
+        found.append(stage(name, add.main, mode, path, costs.addition(mode)))
     if run.control_set is None:
         logger.info("no negation: suite %s has no control set", run.suite.name)
-    for mode in edited() if run.control_set else ():
+    for mode in modes if run.control_set else ():
         name, path = f"{mode} task negation", arithmetic_path(run, mode, "negations")
-        found.append(Stage(name, negate.main, argv(mode), path, costs.negation(mode)))
+        found.append(stage(name, negate.main, mode, path, costs.negation(mode)))
     words, page = [analyze.REPORT, *flags], report_path(run)
     found.append(Stage("report page", analyze.main, words, page, costs.report))
     return found
+
+
+def _in_training_order(modes: Sequence[str]) -> list[str]:
+    """The modes that fine-tune for these; one that learns from a linear model comes after it."""
+    training = in_order(MODES[mode].training.name for mode in modes)
+    return sorted(training, key=lambda mode: MODES[mode].objective == "delta")
 
 
 def _each_task(run: Run) -> dict[str, list[str]]:
@@ -114,16 +142,15 @@ class Ledger:
     def __init__(self, run: Run) -> None:
         self.run, self.path = run, run.folder / "stages.json"
 
-    def _entry(self, stage: Stage) -> dict[str, Any]:
+    def _entry(self, stage: Stage, modes: Sequence[str]) -> dict[str, Any]:
+        """What identifies a finished stage whose inputs are the checkpoints of these modes."""
         from tangent_arithmetic.encoders.loading import read_facts
 
         assert stage.output is not None
         files = [self.run.zeroshot_path]
         for task in self.run.tasks:
-            files += [self.run.finetuned_path(task, m) for m in trained()]
+            files += [self.run.finetuned_path(task, mode) for mode in modes]
         inputs = [read_facts(f)["hash"] for f in files if f.is_file()]
-        if "zero-shot" in stage.name:
-            inputs = inputs[:1]
         exists = stage.output.is_file()
         digest = hashlib.sha256(stage.output.read_bytes()).hexdigest() if exists else None
         return {"argv": stage.argv, "inputs": inputs, "output": digest}
@@ -141,13 +168,15 @@ class Ledger:
         """Whether the stage's results are there and still those of today's checkpoints."""
         if stage.output is None or not stage.output.is_file():
             return False
-        found, wanted = self._read().get(stage.name), self._entry(stage)
-        return bool(without_home(found) == without_home(wanted))
+        found = without_home(self._read().get(stage.name))
+        earlier = trained()  # earlier ledgers hold the checkpoints of all modes
+        accepted = (self._entry(stage, modes) for modes in (stage.inputs, earlier))
+        return any(found == without_home(entry) for entry in accepted)
 
     def note(self, stage: Stage) -> None:
         """Notes that a stage is done."""
         if stage.output is not None:
-            entries = {**self._read(), stage.name: self._entry(stage)}
+            entries = {**self._read(), stage.name: self._entry(stage, stage.inputs)}
             write_json(self.path, entries)
 
 
@@ -184,8 +213,17 @@ def _help() -> None:
 
     about = tyro.conf.arg(help="number of seeds, from 0", metavar="N")
     quick = tyro.conf.arg(help="two tasks, one epoch, in checkpoints/quick")
+    which = tyro.conf.arg(
+        help="modes to fine-tune and evaluate, such as standard,linear,linear+taujp",
+        metavar="MODE,...",
+    )
     own = make_dataclass(
-        "benchmark", [("seeds", Annotated[int, about], 1), ("quick", Annotated[bool, quick], False)]
+        "benchmark",
+        [
+            ("seeds", Annotated[int, about], 1),
+            ("modes", Annotated[str, which], ",".join(edited())),
+            ("quick", Annotated[bool, quick], False),
+        ],
     )
     shown = flags(REPRODUCE.fields, texts=REPRODUCE.texts, first={"benchmark": own})
     tyro.cli(
@@ -197,8 +235,8 @@ def _help() -> None:
     )
 
 
-def _options(argv: Sequence[str] | None) -> tuple[int, list[str], Config]:
-    """The number of seeds, the flags for the scripts, and the settings.
+def _options(argv: Sequence[str] | None) -> tuple[int, list[str], list[str], Config]:
+    """The number of seeds, the modes, the flags for the scripts, and the settings.
 
     Raises:
         UsageError: for flags that do not go together.
@@ -208,22 +246,42 @@ def _options(argv: Sequence[str] | None) -> tuple[int, list[str], Config]:
         _help()
     parser = Parser(add_help=False)
     parser.add_argument("--seeds", type=number(int, 1, 10_000), default=1)
+    parser.add_argument("--modes", default=",".join(edited()))
     parser.add_argument("--quick", action="store_true")
     own, rest = parser.parse_known_args(words)
     if own.quick:
         rest = [*QUICK, *rest]
     if any(f.startswith(("--seed=", "--finetuning-mode")) or f == "--seed" for f in rest):
-        raise UsageError("expected no --seed and no --finetuning-mode here; use --seeds=N")
+        raise UsageError("expected no --seed and no --finetuning-mode here; use --seeds=N, --modes")
     config = parse_arguments(rest)
     if own.seeds > 1 and config.save is not None:
         raise UsageError("--save names one run's folder; leave it out with several seeds")
-    return own.seeds, rest, config
+    if config.objective != SUPERVISED or config.trainable != ALL:
+        raise UsageError(
+            "expected no --objective and no --trainable here; name the modes that have them, "
+            "such as --modes=linear,linear+taujp"
+        )
+    return own.seeds, _modes(own.modes), rest, config
+
+
+def _modes(text: str) -> list[str]:
+    """The modes that `--modes` names, in order.
+
+    Raises:
+        UsageError: if one is unknown, or has no task vectors.
+    """
+    names = [MODES[name.strip()].name for name in text.split(",") if name.strip()]
+    if without := [name for name in names if not MODES[name].edits]:
+        raise UsageError(f"--modes={without[0]} has no task vectors; it is evaluated anyway")
+    if not names:
+        raise UsageError(f"--modes names nothing; choose from {', '.join(edited())}")
+    return in_order(names)
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    seeds, flags, config = _options(argv)
+    seeds, modes, flags, config = _options(argv)
     run = Run.of(config)
     check(run)
     from tangent_arithmetic.analysis.figures import overview
@@ -241,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ledgers = [Ledger(run).path for run in runs]
     for path in (suite / "summary.json", suite / "summary.md", figure, *ledgers):
         check_writable(path)
-    work = [stages(r, [*flags, f"--seed={seed}"] if seed else flags) for seed, r in enumerate(runs)]
+    seeded = [[*flags, f"--seed={seed}"] if seed else flags for seed in range(seeds)]
+    work = [stages(r, words, modes) for r, words in zip(runs, seeded, strict=True)]
     for run, todo in zip(runs, work, strict=True):
         check_targets(run, *(stage.output for stage in todo if stage.output))
     estimate = Estimate([step for todo in work for stage in todo for step in stage.steps])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tangent_arithmetic.encoders.published import hub
+from tangent_arithmetic.encoders.published.layout import beside
 from tangent_arithmetic.encoders.published.loading import load
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.checkpoints import (
@@ -47,7 +48,8 @@ def resolve(path: str | Path, made_by: str | None = None) -> Path:
         for ours in tried
         for name in (ours.name, f"nonlinear_{ours.name}")
     ]
-    for candidate in (*tried, *published):
+    named_by_folder = (file for ours in tried for file in beside(ours))
+    for candidate in (*tried, *published, *named_by_folder):
         if candidate.is_file() or (candidate / "config.json").is_file():
             return candidate
     way_out = f" Make it with: {made_by}" if made_by else ""

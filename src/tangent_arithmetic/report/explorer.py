@@ -52,7 +52,7 @@ def build(
         singles: reference accuracies for the normalisation, by data set.
         presets: name -> coefficients by name of the vector; missing ones are 0.
         control: the control set, which is excluded from means.
-        mode: "linear" or "posthoc".
+        mode: a linear mode.
         key: identifies the data, see `key_of`.
         origin: where the task vectors come from, for code to copy, see `origin_of`.
     """
@@ -75,9 +75,22 @@ def _framed(data: Any, mode: str, key: str) -> str:
     """The HTML fragment of an explorer's data."""
     script = text("explorer-model.js") + text("explorer.js")
     page = asset("explorer.html.j2").render(
-        data=json_in_page(data), style=text("explorer.css"), script=script, mode=mode
+        data=json_in_page(data),
+        style=text("explorer.css"),
+        script=script,
+        mode=mode,
+        model=_described(mode),
+        colour=None if mode in ("linear", "posthoc") else get_mode(mode).colour,
     )
     return f"{START.format(key)}\n{page}\n{END}"
+
+
+def _described(mode: str) -> str:
+    """A mode as an adjective: "linear", "post-hoc linearised", "linear (\u03c4Jp)"."""
+    label, _, variant = get_mode(mode).label.partition(", ")
+    if get_mode(mode).trained_by is not None:
+        label = f"{label} linearised"
+    return f"{label} ({variant})" if variant else label
 
 
 def json_in_page(data: object) -> str:
@@ -163,7 +176,7 @@ def explore(run: Run, mode: str) -> str:
 
     Args:
         run: the run.
-        mode: "linear" or "posthoc".
+        mode: a linear mode.
     """
     tasks, control = run.tasks, run.control_set
     sets = dict.fromkeys([*tasks, *([control] if control else [])])

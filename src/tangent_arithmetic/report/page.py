@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tangent_arithmetic.analysis.takeaways import takeaway
 from tangent_arithmetic.report import explorer
-from tangent_arithmetic.report.tables import UNVERIFIED, tables_of
+from tangent_arithmetic.report.tables import UNVERIFIED, Table, tables_of
 from tangent_arithmetic.report.templates import asset, text
 from tangent_arithmetic.run.models import command
-from tangent_arithmetic.run.modes import linear
+from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.present import with_results
 from tangent_arithmetic.run.results import optional_results
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import AT_ONE
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import disk_errors, write_text
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
@@ -40,6 +42,8 @@ TYPES = {
 CAPTIONS = {
     "single": "Single tasks: standard fine-tuning, its post-hoc linearisation, linear fine-tuning",
     "subsets": "Sums of task vectors over subsets of the tasks, by their number",
+    "interference": "Interference: the size of J\u03c4 on the images of each task, relative to the "
+    "pre-trained features",
     "disentanglement": "Disentanglement error of pairs of tasks; frame: coefficients from 0 to 1",
     "similarity": "Cosine similarity of the task vectors, without each vector's own",
     "layers": "Share of the task vectors' squared norm by layer",
@@ -65,6 +69,13 @@ DEFINITIONS = {
     "cost little.",
     "accuracy": "top-1 on the test split, in percent; mean average precision for data sets with "
     "several labels a picture.",
+}
+WHERE_SHOWN = {  # further definitions, by what a label or a column must have
+    ", ": (
+        "linear, \u03c4Jp",
+        "after the comma: what training adds to the loss, or the parameters that it trains.",
+    ),
+    AT_ONE: (AT_ONE, "the sum of the task vectors as they are: coefficient 1, without a search."),
 }
 
 
@@ -93,22 +104,30 @@ def write_report(run: Run, explored: str | None = None) -> Path:
 def page_of(run: Run, explored: str | None) -> str:
     """The HTML of the page."""
     seed = "" if run.config.seed is None else f", seed {run.seed}"
-    figures = list(_figures(run.results))
+    figures, tables = list(_figures(run.results)), tables_of(run)
     return asset("report.html.j2").render(
         title=without_home(f"{run.config.model}, suite {run.suite.name}{seed}"),
         sample=run.config.sample,
         style=text("report.css"),
         tables=[
-            (table, *map(_link, ("csv", "tex"), (table.csv(), table.latex())))
-            for table in tables_of(run)
+            (table, *map(_link, ("csv", "tex"), (table.csv(), table.latex()))) for table in tables
         ],
-        definitions=DEFINITIONS,
+        definitions={**DEFINITIONS, **dict(_further(tables))},
         explorer=explored,
         explorer_command=without_home(command("analyze", run, name="report")),
         figures=figures,
         origins=without_home(list(_origins(run.results))),
         unverified=UNVERIFIED.strip(),
     )
+
+
+def _further(tables: Sequence[Table]) -> Iterable[tuple[str, str]]:
+    """Definitions of what only some pages show."""
+    modes = {MODES[name].label for name in MODES.composed}
+    words = {line.label for table in tables for line in table.lines if line.own}
+    shown = {", "} if words & modes else set()
+    shown |= {column for table in tables for column in table.columns}
+    return [entry for what, entry in WHERE_SHOWN.items() if what in shown]
 
 
 def _kept(run: Run, path: Path) -> str | None:
@@ -121,7 +140,8 @@ def _kept(run: Run, path: Path) -> str | None:
         return None
     parts = (
         explorer.part_of(page, explorer.key_of(run, mode), mode, explorer.origin_of(run, mode))
-        for mode in linear()
+        for mode in with_results(run.results)
+        if MODES[mode].linear
     )
     return next((part for part in parts if part), None)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from tangent_arithmetic.report.published import COLUMNS, Row, rows
 from tangent_arithmetic.run.latex import booktabs
-from tangent_arithmetic.run.modes import MODES, edited
+from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.present import ADDITION, NEGATION, files_of, with_results
 from tangent_arithmetic.run.results import accuracies_path, mean, optional_results, percent, score
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.run.summary import siblings
+from tangent_arithmetic.run.summary import AT_ONE, siblings
 
 UNVERIFIED = " †"
 COEFFICIENT = "coefficient"
@@ -112,10 +113,11 @@ class Table:
 
 def tables_of(run: Run) -> list[Table]:
     """The tables of a run: its own rows, means over seeds where there are several, and papers'."""
-    found = _own(run)
     runs = siblings(run)
+    at_one = any(_has_at_one(one) for one in (run, *runs))
+    found = _own(run, at_one)
     if len(runs) > 1:
-        others = [(one.seed, _own(one)) for one in runs]
+        others = [(one.seed, _own(one, at_one)) for one in runs]
         for kind in ("single", "addition", "negation"):
             if found[kind].lines:
                 found[kind].lines += _over_seeds(
@@ -132,14 +134,26 @@ def tables_of(run: Run) -> list[Table]:
     return [table for table in found.values() if table.lines]
 
 
-def _own(run: Run) -> dict[str, Table]:
-    """The tables with this run's own rows, by `KINDS`; without rows where there are no results."""
-    by_mode = {mode: optional_results(accuracies_path(run, mode)) for mode in MODES}
+def _has_at_one(run: Run) -> bool:
+    """Whether a sum of a run was evaluated at coefficient 1 on the test splits."""
+    return any("test_at_1" in optional_results(p) for p in run.results.glob("*additions*.json"))
+
+
+def _own(run: Run, at_one: bool) -> dict[str, Table]:
+    """The tables with this run's own rows, by `KINDS`; without rows where there are no results.
+
+    Args:
+        run: the run.
+        at_one: whether the table of sums has the column `AT_ONE`.
+    """
+    modes = with_results(run.results)
+    by_mode = {mode: optional_results(accuracies_path(run, mode)) for mode in modes}
+    edited = [mode for mode in modes if MODES[mode].edits]
     tasks = [t for t in run.suite.tasks if any(t in results for results in by_mode.values())]
     return {
         "single": _single(by_mode, tasks),
-        "addition": _addition(run, tasks),
-        "negation": _negation(run, tasks),
+        "addition": _addition(run, edited, tasks, at_one),
+        "negation": _negation(run, edited, tasks),
         "merging": _merging(run, tasks),
     }
 
@@ -157,16 +171,20 @@ def _single(by_mode: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> T
     return table
 
 
-def _addition(run: Run, tasks: Sequence[str]) -> Table:
-    table = Table("addition", "Task addition: the sum of task vectors", [*tasks, *SUM])
-    for mode in edited():
-        for path in sorted(run.results.glob(f"{MODES[mode].prefix}additions*.json")):
+def _addition(run: Run, modes: Sequence[str], tasks: Sequence[str], at_one: bool) -> Table:
+    columns = [*tasks, *SUM, *([AT_ONE] if at_one else [])]
+    table = Table("addition", "Task addition: the sum of task vectors", columns)
+    for mode in modes:
+        for path, of in files_of(run.results, mode, ADDITION):
             results = optional_results(path)
             if not {"test", "coefficient"} <= set(results):
                 continue
-            of = path.stem.partition("-")[2]
             label = f"{MODES[mode].label}, {of}" if of else MODES[mode].label
-            table.lines.append(_sum(label, results, tasks))
+            line = _sum(label, results, tasks)
+            if at_one:
+                one = results.get("test_at_1", {}).get("avg_top1")
+                line = replace(line, cells=[*line.cells, percent(one)], values=(*line.values, one))
+            table.lines.append(line)
     return table
 
 
@@ -189,7 +207,7 @@ def _sum(label: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Line:
     return Line(label, cells, (*values, coef))
 
 
-def _negation(run: Run, tasks: Sequence[str]) -> Table:
+def _negation(run: Run, modes: Sequence[str], tasks: Sequence[str]) -> Table:
     control = run.control_set
     title = "Task negation: accuracy on the task to forget, and on the control set"
     lower = [*tasks, "mean"]
@@ -197,8 +215,9 @@ def _negation(run: Run, tasks: Sequence[str]) -> Table:
     if zeroshot := optional_results(accuracies_path(run, "none")):
         values = [zeroshot.get(task) for task in tasks]
         table.lines.append(_line("zero-shot", [*values, mean(values), zeroshot.get(str(control))]))
-    for mode in edited():
-        results = optional_results(run.results / f"{MODES[mode].prefix}negations.json")
+    for mode in modes:
+        paths = files_of(run.results, mode, NEGATION)
+        results = optional_results(paths[0][0]) if paths else {}
         if any(task in results for task in tasks):
             negations = [results.get(task, {}) for task in tasks]
             kept = mean([negation.get("test_control") for negation in negations])

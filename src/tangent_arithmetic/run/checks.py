@@ -49,10 +49,11 @@ def parse_command(
         f"tangent-arithmetic {command}",
         flags(usage.fields, {"finetuning_mode": usage.modes()}, usage.texts),
     )
-    if usage.needs_mode or config.finetuning_mode is not None:
-        require_mode(config.finetuning_mode, f"{usage.script}.py", usage.modes())
-    check(Run.of(config))
-    return names, config
+    run = Run.of(config)
+    if usage.needs_mode or run.config.finetuning_mode is not None:
+        require_mode(run.config.finetuning_mode, f"{usage.script}.py", usage.modes())
+    check(run)
+    return names, run.config
 
 
 def check(run: Run) -> None:

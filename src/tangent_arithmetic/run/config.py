@@ -33,6 +33,7 @@ Style = Literal["screen", "paper"]
 HeadKind = Literal["auto", "zeroshot", "probe"]
 PenaltyNorm = Literal["relative", "squared", "plain"]
 OthersPerStep = Literal["one", "all"]
+FactorKind = Literal["diag", "kfac", "ekfac"]
 TestSplit = Literal["test", "validation"]
 Unlabelled = Literal["entropy", "selflabel"]
 CoefficientSolver = Literal["auto", "gauss-newton", "quasi-newton"]
@@ -183,8 +184,8 @@ class Config:
     trainable: str = _flag(
         "training",
         ALL,
-        "parameters to train: all, attention, attention-weights, mlp, norm, last:K (blocks), "
-        "lora:R (rank), or a regular expression of their names",
+        "parameters to train: all, attention, attention-weights, norm_and_bias, or a regular "
+        "expression of their names",
         metavar="WHICH",
     )
     penalty: float | None = _flag(
@@ -214,6 +215,29 @@ class Config:
     others_per_step: OthersPerStep = _flag(
         "training", "one", "data sets among these that a step takes images of: one in turn, or all"
     )
+    factors: FactorKind = _flag(
+        "training",
+        "ekfac",
+        "tak: form of the Gauss-Newton matrix: its diagonal, Kronecker factors (kfac), or these "
+        "with the second moments of examples' gradients (ekfac)",
+    )
+    factor_images: int = _flag(
+        "training",
+        256,
+        "tak: images of each data set that factors are collected from",
+        least=1,
+        most=10**6,
+    )
+    factor_rank: int = _flag(
+        "training", 128, "tak: rank of a data set's factors of a layer", least=1, most=10_000
+    )
+    factor_directions: int = _flag(
+        "training",
+        64,
+        "tak: leading directions through all layers (0: layers are independent)",
+        least=0,
+        most=10_000,
+    )
     teacher: str | None = _flag(
         "training",
         None,
@@ -224,10 +248,10 @@ class Config:
         metavar="MODE",
     )
     coef_min: float = _flag(
-        "training", 0.5, "delta: smallest coefficient at which the student follows", least=0, most=10
+        "training", 0.5, "delta: smallest coefficient that the student follows at", least=0, most=10
     )
     coef_max: float = _flag(
-        "training", 1.0, "delta: largest coefficient at which the student follows", least=0, most=10
+        "training", 1.0, "delta: largest coefficient that the student follows at", least=0, most=10
     )
     coefs_per_step: int = _flag(
         "training", 1, "delta: coefficients a step, each one standard pass", least=1, most=1000

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tangent_arithmetic.arithmetic.metrics import MAINS
 from tangent_arithmetic.run import results
-from tangent_arithmetic.run.modes import MODES, Mode
+from tangent_arithmetic.run.modes import Mode
+from tangent_arithmetic.run.present import kind_of
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
         raise MissingFileError(f"expected a folder of results, found none at {root}")
     rows: list[tuple[Any, ...]] = []
     for path in sorted(root.rglob("*.json")):
-        if (kind := _kind_of(path.stem)) is not None:
+        if (kind := _kind_of(path)) is not None:
             rows += _rows(path, *kind)
     if not rows:
         raise UsageError(
@@ -82,19 +83,9 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(ignore_index=True)
 
 
-def _kind_of(stem: str) -> tuple[Mode | None, str] | None:
-    """The mode and the method of a file of results, by its name; None for other files."""
-    if stem.startswith("merging-"):
-        return None, "merging"
-    for mode in MODES.values():
-        if stem == mode.accuracies:
-            return mode, "single"
-        if mode.edits and stem == f"{mode.prefix}negations":
-            return mode, "negation"
-        operation, _, of = stem.partition("-")
-        if mode.edits and operation == f"{mode.prefix}additions":
-            return mode, f"addition {of}".strip()
-    return None
+def _kind_of(path: Path) -> tuple[Mode | None, str] | None:
+    """The mode and the method of a file of results; None for other files."""
+    return (None, "merging") if path.stem.startswith("merging-") else kind_of(path)
 
 
 def _rows(path: Path, mode: Mode | None, method: str) -> Iterator[tuple[Any, ...]]:
@@ -137,11 +128,12 @@ def _single(found: Mapping[str, Any], method: str, mode: Mode | None) -> Iterato
 
 
 def _sums(found: Mapping[str, Any], method: str, mode: Mode | None) -> Iterator[_Value]:
-    """Sums and merges: the sweep on validation, and the chosen model and zero-shot on test."""
+    """Sums and merges: the sweep on validation; the chosen one, zero-shot and 1 on test."""
     for coef, metrics in found.get("val", {}).items():
         yield from _metrics(metrics, method, "validation", float(coef))
     yield from _metrics(found.get("zeroshot", {}), method, "test", 0.0)
     yield from _metrics(found.get("test", {}), method, "test", found.get("coefficient"))
+    yield from _metrics(found.get("test_at_1", {}), method, "test", 1.0)
 
 
 def _metrics(

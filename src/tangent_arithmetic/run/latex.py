@@ -11,6 +11,7 @@ ESCAPED = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "†": r"$\dagger$",
+    "\u03c4": r"$\tau$",
     "\u2212": "$-$",
     "\u2013": "--",
 }

@@ -190,9 +190,13 @@ def variant(mode: Mode, objective: str = SUPERVISED, trainable: str = ALL) -> Mo
     if slug != "_".join(parts) or len(slug) > 60:  # a regular expression: told apart by its hash
         slug = f"{slug[:40]}-{number:08x}"
     prefix = f"{base.prefix or 'standard_'}{slug}_"
-    look = {"colour": _colour(objective, number), "marker": MARKERS[number % len(MARKERS)]}
     composed = replace(
-        wanted, name=name, label=", ".join([base.label, *names]), prefix=prefix, **look
+        wanted,
+        name=name,
+        label=", ".join([base.label, *names]),
+        prefix=prefix,
+        colour=_colour(objective, number),
+        marker=MARKERS[number % len(MARKERS)],
     )
     _check_prefix(composed)
     MODES.composed[name] = composed

@@ -10,6 +10,7 @@ from torch import nn
 from tangent_arithmetic.data.registry import ImageDataset
 from tangent_arithmetic.data.unlabelled import Unlabelled
 from tangent_arithmetic.encoders.base import Transform
+from tangent_arithmetic.run.factors import factors_facts, factors_of
 from tangent_arithmetic.run.modes import ALL, SUPERVISED
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.teacher import OF_DELTA, load_teacher, teacher_facts
@@ -18,7 +19,8 @@ from tangent_arithmetic.training.objectives import OBJECTIVES, Objective, Settin
 OF_PENALTY = ("penalty", "penalty_norm")
 OF_OTHERS = ("others_batch_size", "others_per_step")
 WITH_OTHERS = ("taujp",)  # objectives that see images of other data sets
-FILES = {"teacher": load_teacher}  # what an objective may read, by name: of (run, task)
+# what an objective may read, by name: of (run, task)
+FILES = {"teacher": load_teacher, "factors": factors_of}
 
 
 def method_of(run: Run, task: str) -> dict[str, Any]:
@@ -38,6 +40,8 @@ def method_of(run: Run, task: str) -> dict[str, Any]:
     if mode.objective in WITH_OTHERS:
         facts["others"] = run.others(task)
         facts |= {name: getattr(config, name) for name in OF_OTHERS}
+    if mode.objective == "tak":
+        facts |= factors_facts(run, task)
     if mode.objective == "delta":
         facts |= teacher_facts(run, task)
     return facts

@@ -59,6 +59,7 @@ def provenance(run: Run, seconds: float, **facts: Any) -> dict[str, Any]:
         "config": config,
         "model": run.config.model,
         "suite": run.suite.name,
+        **({} if run.config.finetuning_mode is None else {"mode": run.mode.name}),
         "seed": run.seed,
         "commit": git_commit(),
         "source": _relative(Path(tangent_arithmetic.__file__)),

@@ -153,7 +153,7 @@ RECORD = _table(
     },
     _fact,
 )
-NAMES = ("model", "suite", "commit", "source", "device", "machine", "theta0_hash")
+NAMES = ("model", "suite", "mode", "commit", "source", "device", "machine", "theta0_hash")
 ORIGIN = {
     "argv": _words,
     "config": _table({}, _fact),
@@ -162,6 +162,11 @@ ORIGIN = {
     "seconds": AMOUNT,
     **dict.fromkeys(NAMES, TEXT),
 }
-SUM = {"test": METRICS, "zeroshot": METRICS, "val": _sweep, "coefficient": AMOUNT}
+SUM = {
+    **dict.fromkeys(("test", "test_at_1", "zeroshot"), METRICS),
+    "val": _sweep,
+    "coefficient": AMOUNT,
+    "interference": _table({}, _table({}, AMOUNT)),
+}
 FILE = {**ORIGIN, **SUM, "provenance": _table(ORIGIN, _fact)}  # a table's origin is its own file
 KINDS: dict[str, Check] = {"additions": _fact, "negations": RECORD, "accuracies": SHARE}

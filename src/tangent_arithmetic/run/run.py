@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tangent_arithmetic.data.own.sources import plain_name
 from tangent_arithmetic.data.suites import DEFAULT_CACHE, OWN_SUITE, Suite
+from tangent_arithmetic.run.adoption import adopted
 from tangent_arithmetic.run.args import LONGEST_PART, Config, checked
 from tangent_arithmetic.run.modes import Mode, get_mode, variant
 from tangent_arithmetic.run.suites import suite_of
@@ -62,7 +63,7 @@ class Run:
         defaults = Config()
         names = [field.name for field in fields(Config)]
         values = {n: checked(n, getattr(args, n, getattr(defaults, n))) for n in names}
-        return cls(Config(**values))
+        return cls(adopted(Config(**values)))
 
     def with_(self, **settings: Any) -> Run:
         """A run that differs in some settings."""

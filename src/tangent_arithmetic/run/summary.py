@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tangent_arithmetic.run.latex import booktabs
-from tangent_arithmetic.run.modes import MODES, edited
+from tangent_arithmetic.run.modes import MODES, in_order
+from tangent_arithmetic.run.present import with_results
 from tangent_arithmetic.run.results import (
     accuracies_path,
     arithmetic_path,
@@ -24,6 +25,8 @@ from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.storage.reading import read_json
+
+AT_ONE = "mean at 1"  # at coefficient 1
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -62,7 +65,8 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
 
     Returns:
         {"single": {mode: {data set: figures}}, "addition": {mode: {metric: figures}}, "negation":
-        ...}, where figures are {"mean", "std", "values"} over the runs.
+        ...}, where figures are {"mean", "std", "values"} over the runs. It has the modes with
+        results in one of the runs, and zero-shot.
     """
     first = runs[0]
     tasks, control = first.tasks, first.control_set
@@ -88,8 +92,15 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
             "absolute": test.get("avg_top1"),
             "zero-shot normalised": zeroshot.get("avg_normalized_top1"),
             "normalised": test.get("avg_normalized_top1"),
+            **at_one(results.get("test_at_1", {})),
             **{task: score(test, task) for task in tasks},
         }
+
+    def at_one(test: dict[str, Any]) -> dict[str, float | None]:
+        if not has_at_one:
+            return {}
+        keys = {"": "avg_top1", " normalised": "avg_normalized_top1"}
+        return {f"{AT_ONE}{end}": test.get(key) for end, key in keys.items()}
 
     def negation(results: dict[str, Any]) -> dict[str, float | None]:
         by_task = {task: results.get(task, {}) for task in tasks}
@@ -105,11 +116,24 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
         }
         return {**means, **{task: found.get("test") for task, found in by_task.items()}}
 
-    return {
-        "single": {m: gather(accuracies_path, single(m), m) for m in MODES},
-        "addition": {m: gather(arithmetic_path, addition, m, "additions") for m in edited()},
-        "negation": {m: gather(arithmetic_path, negation, m, "negations") for m in edited()},
+    modes = in_order(["none", *(name for run in runs for name in with_results(run.results))])
+    edits = [mode for mode in modes if MODES[mode].edits]
+    sums = [arithmetic_path(run, mode, "additions") for run in runs for mode in edits]
+    has_at_one = any("test_at_1" in optional_results(path) for path in sums)
+    found = {
+        "single": {m: gather(accuracies_path, single(m), m) for m in modes},
+        "addition": {m: gather(arithmetic_path, addition, m, "additions") for m in edits},
+        "negation": {m: gather(arithmetic_path, negation, m, "negations") for m in edits},
     }
+    return {
+        kind: {mode: one for mode, one in by_mode.items() if mode == "none" or _is_known(one)}
+        for kind, by_mode in found.items()
+    }
+
+
+def _is_known(figures: dict[str, Any]) -> bool:
+    """Whether any figure of a mode is known."""
+    return any(value is not None for one in figures.values() for value in one["values"])
 
 
 Grid = tuple[str, list[str], list[list[str]]]  # title, header, rows
@@ -123,22 +147,26 @@ def grids(summary: dict[str, Any], tasks: Sequence[str], control: str | None) ->
 
     zeroshot = summary["single"]["none"]
     columns = [*tasks, "mean"]
-    single = [[MODES[m].label, *row(f, columns)] for m, f in summary["single"].items()]
+    shown = {m: f for m, f in summary["single"].items() if _is_known(f)}
+    single = [[MODES[m].label, *row(f, columns)] for m, f in shown.items()]
 
+    at_one = [AT_ONE] if any(AT_ONE in f for f in summary["addition"].values()) else []
     keys = ("absolute", "normalised", "zero-shot normalised")
-    addition = [["zero-shot", *row(zeroshot, columns), "", "", "0"]]
+    addition = [["zero-shot", *row(zeroshot, columns), "", "", "0", *("" for _ in at_one)]]
     for mode, figures in summary["addition"].items():
         values = figures["coefficient"]["values"]
         coefs = ", ".join("-" if coef is None else f"{coef:g}" for coef in values)
         cells = row(figures, [*tasks, *keys])
-        addition.append([MODES[mode].label, *cells, coefs])
+        addition.append([MODES[mode].label, *cells, coefs, *row(figures, at_one)])
 
     title = "Task negation: accuracy on the forgotten task, and on the control set (mean)"
     negation = [["zero-shot", *row(zeroshot, [*columns, *([control] if control else [])])]]
+    if not _is_known(zeroshot):
+        addition, negation = addition[1:], negation[1:]
     for mode, figures in summary["negation"].items() if control else ():
         negation.append([MODES[mode].label, *row(figures, [*tasks, "target", "control"])])
 
-    sums = ["%", *tasks, "mean", "normalised", "zero-shot normalised", "coef"]
+    sums = ["%", *tasks, "mean", "normalised", "zero-shot normalised", "coef", *at_one]
     parts = [
         ("Single-task accuracy", ["%", *columns], single),
         ("Task addition: the sum of all task vectors", sums, addition),

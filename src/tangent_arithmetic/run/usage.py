@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tangent_arithmetic.run.modes import MODES, edited, trained
+from tangent_arithmetic.run.modes import MODES, edited, linear, trained
 
 MODEL = ("finetuning_mode", "model", "load", "head", "openclip_cachedir", "save", "seed")
 DATA = ("suite", "tasks", "template", "data_location", "data_source")
@@ -13,7 +13,8 @@ RECIPE = ("batch_size", "num_grad_accumulation", "lr", "wd", "ls", "warmup_lengt
 METHOD = ("objective", "trainable")
 PENALTY = ("penalty", "penalty_norm", "others", "others_batch_size", "others_per_step")
 DELTA = ("teacher", "coef_min", "coef_max", "coefs_per_step")
-TRAINING = (*RECIPE, *PENALTY, *DELTA)
+FACTORS = ("factors", "factor_images", "factor_rank", "factor_directions")
+TRAINING = (*RECIPE, *PENALTY, *FACTORS, *DELTA)
 STATES = ("checkpoint_every", "state_every", "restart")
 EVALUATION = ("batch_size", "sample", "feature_cache", "results", "results_db")
 ANALYSIS = (
@@ -120,6 +121,17 @@ USAGES = {
             "sample": "solve and evaluate on N pictures of each split (default: on all)",
         },
     ),
+    "certify": Usage(
+        "certify",
+        (*COMMON, "control_dataset", *EVALUATION),
+        (
+            "certify --finetuning-mode=linear",
+            "certify --finetuning-mode=linear --tasks=MNIST,Signs --control-dataset=Emoji",
+            "certify --finetuning-mode=posthoc --sample=500 --device=cpu",
+        ),
+        linear,
+        texts=BATCHES,
+    ),
     "analyze": Usage(
         "analyze",
         (
@@ -134,7 +146,10 @@ USAGES = {
         needs_mode=False,
         names=ANALYSES,
         noun="analysis",
-        texts={**BATCHES, "finetuning_mode": "the only mode to analyse (default: those with checkpoints)"},
+        texts={
+            **BATCHES,
+            "finetuning_mode": "the only mode to analyse (default: those with checkpoints)",
+        },
     ),
 }
 

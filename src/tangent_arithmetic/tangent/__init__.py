@@ -12,9 +12,10 @@ PyTorch's own forward-mode AD, the reference and the fallback. `canary.py` check
 """
 
 from tangent_arithmetic.tangent.canary import checking
+from tangent_arithmetic.tangent.directions import at_once
 from tangent_arithmetic.tangent.engine import check_call, jvp, jvps
 from tangent_arithmetic.tangent.plain import plain_jvp
 from tangent_arithmetic.tangent.rules import rule
 from tangent_arithmetic.tangent.weights import Displacement
 
-__all__ = ["Displacement", "check_call", "checking", "jvp", "jvps", "plain_jvp", "rule"]
+__all__ = ["Displacement", "at_once", "check_call", "checking", "jvp", "jvps", "plain_jvp", "rule"]

@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent import outputs
 from tangent_arithmetic.tangent.call import Call
-from tangent_arithmetic.tangent.duals import CannotShare, Duals
+from tangent_arithmetic.tangent.directions import AT_ONCE, ONE_BY_ONE, CannotShare, Directions
+from tangent_arithmetic.tangent.duals import Duals
 from tangent_arithmetic.tangent.outputs import log_once
 from tangent_arithmetic.tangent.plain import Unfused, locating, plain_jvp
 from tangent_arithmetic.tangent.recompute import Segments
@@ -37,8 +38,8 @@ CACHES: WeakKeyDictionary[nn.Module, set[Key]] = WeakKeyDictionary()  # attribut
 def differentiate(call: Call) -> tuple[Any, list[Any]]:
     """The output and its derivatives, by the fastest method that is exact.
 
-    That is one pass for all directions, a pass for each, a pass without rules, or
-    `torch.func.jvp`.
+    That is one pass for all directions, or for as many as `at_once` allows; a pass for each; a pass
+    without rules; or `torch.func.jvp`.
     """
     transforms = [level.key() for level in retrieve_all_functorch_interpreters()]
     if TransformType.Jvp in transforms or forward_ad._current_level >= 0:
@@ -60,9 +61,10 @@ def differentiate(call: Call) -> tuple[Any, list[Any]]:
     if call.model in WITHOUT_RULES:
         return _each(native, call)
     several = len(call.vectors) > 1
+    separate = several and (learnt or call.model in ONE_BY_ONE)
     replay = None if call.model in SETTLED and not several else call.replay()
     try:
-        result = _each(by_rules, call) if several and learnt else by_rules(call)
+        result = _each(by_rules, call) if separate else _in_chunks(by_rules, call)
         SETTLED.add(call.model)
         return result
     except CannotShare as reason:
@@ -89,6 +91,31 @@ def _each(method: Callable[[Call], tuple[Any, list[Any]]], call: Call) -> tuple[
     return results[0][0], [d_out for _, (d_out,) in results]
 
 
+def _in_chunks(
+    method: Callable[[Call], tuple[Any, list[Any]]], call: Call
+) -> tuple[Any, list[Any]]:
+    """Runs a pass for all directions, or several for as many at once as `AT_ONCE` allows.
+
+    Directions are taken in the order of the parameters that they move first, so that those of one
+    pass, and those alive at one place in it, are neighbours.
+    """
+    size = AT_ONCE.get() or len(call.vectors)
+    if len(call.vectors) == 1:
+        return method(call)
+    place = {name: k for k, name in enumerate(call.parameters)}
+    firsts = [min((place[name] for name in v), default=len(place)) for v in call.vectors]
+    order = sorted(range(len(firsts)), key=firsts.__getitem__)
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    saved = call.replay() if len(chunks) > 1 else None
+    out, steps = None, dict[int, Any]()
+    for chunk in chunks:
+        if saved is not None:
+            saved.restore()
+        out, found = method(replace(call, vectors=[call.vectors[k] for k in chunk]))
+        steps.update(zip(chunk, found, strict=True))
+    return out, [steps[k] for k in range(len(order))]
+
+
 def _plain(call: Call) -> tuple[Any, list[Any]]:
     out, d_out = plain_jvp(call.model, call.values, call.vectors[0], *call.args, **call.kwargs)
     return out, [d_out]
@@ -107,10 +134,10 @@ def run(
         call: the call.
         learnt: whether the result is differentiated in the directions.
         rules: False leaves all operations to PyTorch's forward AD.
-        kind: how duals meet functionals; a subclass may watch them.
+        kind: how duals along one direction meet functionals; a subclass may watch them.
     """
     model, vectors = call.model, call.vectors
-    duals = kind(len(vectors), learnt)
+    duals = kind(learnt) if len(vectors) == 1 else Directions(len(vectors))
     segments = Segments(call, duals)
 
     def make(name: str) -> Tensor:
@@ -122,7 +149,7 @@ def run(
             parts = [v[name].detach().to(value) if name in v else None for v in vectors]
             if learnt and leaf(vectors[0], name).requires_grad:
                 value = AtTheta0.apply(leaf(vectors[0], name), value)
-            return duals.pair(value, parts)
+            return duals.weight(value, parts)
 
     known = CACHES.get(model, set())
     kept, unchanged = Attributes(model), _Unchanged(call)
@@ -143,7 +170,7 @@ def run(
             kept.restore([*carried, *known])
         unchanged.check()
         leaves, spec = outputs.flatten(out)
-        pairs = [duals.split(value) for value in leaves]
+        pairs = [duals.tangents(value) for value in leaves]
     if not known.issuperset(carried) or moved:
         _check_state(call, carried, moved)
     if all(tangents is None for _, tangents in pairs):

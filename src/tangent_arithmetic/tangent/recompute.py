@@ -103,8 +103,7 @@ class _Segment:
         for k, value in zip(
             self._places, _Recomputed.apply(self, values, *tensors, *weights), strict=True
         ):
-            tangents = pairs[k][1]
-            leaves[k] = value if tangents is None else duals.pair(value, tangents)
+            leaves[k] = duals.pair(value, pairs[k][1])
         return pytree.tree_unflatten(leaves, spec)
 
     def gradients(self, saved: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:

@@ -125,9 +125,15 @@ class Attributes:
         ]
 
     def clear(self, keys: Iterable[Key]) -> None:
-        """Takes the tensors out of attributes: elements are dropped, attributes become None."""
+        """Takes the tensors out of attributes: elements are dropped, attributes become None.
+
+        An attribute that holds nothing but the model's own parameters stays: no tangent is in it.
+        """
         modules = list(self._model.modules())
+        own = {id(parameter) for parameter in self._model.parameters()}
         for place, name in keys:
+            if all(id(t) in own for t in tensors_in(self._values.get((place, name)))):
+                continue
             if isinstance(self._values.get((place, name)), Tensor):
                 modules[place].__dict__[name] = None
             for container, _ in self._contents.get((place, name), ()):

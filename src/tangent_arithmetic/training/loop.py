@@ -174,7 +174,7 @@ def penalty_gradient(
         penalty = objective.penalty(model, step)
     if penalty is None:
         return None
-    penalty.backward()  # type: ignore[no-untyped-call]
+    penalty.backward()
     return float(ddp.all_sum(penalty.detach())) / ddp.world_size()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.registry import Registry
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
@@ -43,7 +44,43 @@ def _enclosing(model: nn.Module, name: str) -> list[nn.Module]:
     return modules
 
 
-@TRAINABLE.register("everything")
+def predicate_of(which: str) -> Predicate:
+    """The predicate of a choice: one of `TRAINABLE`, or a regular expression of parameters' names.
+
+    Raises:
+        UsageError: for an invalid expression.
+    """
+    if which in TRAINABLE:
+        return TRAINABLE[which]
+    try:
+        pattern = re.compile(which)
+    except re.error as error:
+        raise UsageError(
+            f"--trainable: expected {', '.join(TRAINABLE)} or a regular expression, got {which!r} "
+            f"({error})"
+        ) from error
+    return lambda name, modules: pattern.search(name) is not None
+
+
+def train_only(model: nn.Module, which: str) -> None:
+    """Freezes, in place, all but the parameters of a choice, see `predicate_of`.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    predicate = predicate_of(which)
+    try:
+        select(model, predicate)
+    except ValueError as error:
+        shown = ", ".join(names[:: max(1, len(names) // 6)])
+        raise UsageError(
+            f"--trainable={which} matches none of the {len(names)} parameters; their names are "
+            f"such as {shown}"
+        ) from error
+
+
+@TRAINABLE.register("all")
 def everything(name: str, modules: Sequence[nn.Module]) -> bool:
     """All parameters."""
     return True
@@ -53,6 +90,12 @@ def everything(name: str, modules: Sequence[nn.Module]) -> bool:
 def attention(name: str, modules: Sequence[nn.Module]) -> bool:
     """Projections of attention layers, recognised by class: `MultiheadAttention`, `Attention`."""
     return any(re.search(r"Attention(Pool\w*)?$", type(module).__name__) for module in modules)
+
+
+@TRAINABLE.register("attention-weights")
+def attention_weights(name: str, modules: Sequence[nn.Module]) -> bool:
+    """The matrices of attention layers, without biases (arXiv:2407.07089)."""
+    return attention(name, modules) and not name.rpartition(".")[2].endswith("bias")
 
 
 @TRAINABLE.register("norm_and_bias")

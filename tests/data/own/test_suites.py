@@ -93,7 +93,7 @@ def test_own_and_other_data_sets_mix(
     for each in (*run.tasks, *run.eval_datasets, *([control] if control else [])):
         assert run.data.classnames(each) and _prompts(run, each)
         assert Run.of(run.config).suite == run.suite  # in another process
-    assert get_suite("embedded").related.keys() == {"Digits", "StreetLetters"}
+    assert get_suite("embedded").related.keys() == {"Digits", "StreetLetters", "Pool"}
 
 
 def test_a_borrowed_data_set_is_that_of_its_suite(folder: Path, args: MakeArgs) -> None:

@@ -32,6 +32,6 @@ GENERIC = EmbeddedSet(
     name="Pool",
     classnames=tuple(CLASSES),
     templates=("a photo of a {}.", "a picture of a {}."),
-    build=render_split(_draw, len(CLASSES), 311, SYNTHETIC_SIZES),
+    build=render_split(_draw, len(CLASSES), 312, SYNTHETIC_SIZES),
     source="synthetic, drawn by this project; clothes from Fashion-MNIST (MIT)",
 )

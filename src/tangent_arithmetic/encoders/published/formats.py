@@ -27,6 +27,7 @@ from tangent_arithmetic.encoders.clip import (
     shapes,
 )
 from tangent_arithmetic.encoders.published import huggingface
+from tangent_arithmetic.encoders.published.layout import model_in
 from tangent_arithmetic.encoders.published.recorded import recorded
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import (
@@ -375,7 +376,8 @@ def model_of(
         fitting = [stated]
     else:
         fitting = fitting_models(theta)
-    folders = [part for part in path.absolute().parts[:-1] if part.partition("__")[0] in OPENAI]
+    parts = map(model_in, path.absolute().parts[:-1])
+    folders = [part for part in parts if part.partition("__")[0] in OPENAI]
     folder = folders[-1] if folders else None
     if not fitting and folder is None:
         raise UsageError(

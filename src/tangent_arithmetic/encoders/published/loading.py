@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tangent_arithmetic.encoders.published.formats import read
+from tangent_arithmetic.encoders.published.layout import ZEROSHOTS, facts_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.checkpoints import ZEROSHOT, Checkpoint, read_checkpoint
 from tangent_arithmetic.storage.reading import readable
@@ -19,7 +20,6 @@ from tangent_arithmetic.storage.statedict import content_hash
 
 logger = logging.getLogger(__name__)
 
-ZEROSHOTS = ("zeroshot.pt", "nonlinear_zeroshot.pt", "linear_zeroshot.pt")
 KEPT = 2  # files in the cache: metadata and weights are read in separate calls
 _recent: OrderedDict[tuple[Any, ...], Checkpoint] = OrderedDict()
 
@@ -62,6 +62,8 @@ def _load(path: Path, model: str | None, start: Path | None) -> Checkpoint:
 
     checkpoint = read(path, model, base)
     logger.info("%s: %s", path, checkpoint.info["published"])
+    if facts := facts_of(path):
+        checkpoint = replace(checkpoint, info={**checkpoint.info, "trained": facts})
     if checkpoint.kind != "image_encoder" or start is None:
         return checkpoint
     return replace(checkpoint, theta0_hash=content_hash(_starting_point(start)))

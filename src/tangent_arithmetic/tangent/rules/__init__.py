@@ -5,21 +5,37 @@ from tangent_arithmetic.tangent.rules import (
     elementwise,
     groups,
     libraries,
+    linear,
     normalization,
     products,
     recurrent,
 )
-from tangent_arithmetic.tangent.rules.registry import COMPOSITES, RULES, composite, keywords, rule
+from tangent_arithmetic.tangent.rules.registry import (
+    COMPOSITES,
+    RULES,
+    STACKED,
+    VIEWS,
+    Pushes,
+    along,
+    composite,
+    keywords,
+    rule,
+)
 
 __all__ = [
     "COMPOSITES",
     "RULES",
+    "STACKED",
+    "VIEWS",
+    "Pushes",
+    "along",
     "attention",
     "composite",
     "elementwise",
     "groups",
     "keywords",
     "libraries",
+    "linear",
     "normalization",
     "products",
     "recurrent",

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangent_arithmetic.tangent.rules.registry import Tangent, composite, rule
+from tangent_arithmetic.tangent.rules.registry import Pushes, Tangent, along, composite, rule
+from tangent_arithmetic.tangent.stacks import Stacks
 
 # Letters: B batch, H heads, L queries, S keys, E features per head, D features
 CHUNK = 2**19  # probabilities in memory at once, so that they fit into the cache
@@ -43,23 +44,55 @@ def scaled_dot_product_attention(
     out = F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
 
+    lead = out.shape[:-2] or (1,)
+
     def push(d: Tangent) -> Tensor:
-        lead = out.shape[:-2] or (1,)
-        mask = _additive(attn_mask, is_causal, out, key.shape[-2])
-        dmask = d(attn_mask)
-        if dmask is not None:
-            dmask = dmask.expand(*dmask.shape[:-2], out.shape[-2], key.shape[-2])
-        tensors = (query, key, value, mask, d(query), d(key), d(value), dmask)
-        ready = tuple(None if x is None else _broadcast(x, lead, out) for x in tensors)
         step = torch.empty_like(out.expand(*lead, *out.shape[-2:]))  # of the layout of out
-        size = max(1, CHUNK // max(1, math.prod(lead[1:]) * out.shape[-2] * key.shape[-2]))
-        for part in (slice(i, i + size) for i in range(0, lead[0], size)):
-            q, k, v, *rest = (None if x is None else x[part].flatten(0, -3) for x in ready)
-            assert q is not None and k is not None and v is not None
-            step[part] = _tangent(q, k, v, *rest, factor=factor).view(step[part].shape)
+        fill([d], [step])
         return step.view(out.shape)
 
-    return out, push
+    def several(d: Stacks) -> Tensor:
+        alive = next(s.alive for s in map(d, (query, key, value, attn_mask)) if s is not None)
+        like = torch.empty_like(out.expand(*lead, *out.shape[-2:]))
+        shape, strides = (len(alive), *like.shape), (like.numel(), *like.stride())
+        steps = torch.empty_strided(shape, strides, dtype=out.dtype, device=out.device)
+        fill([along(d, k) for k in alive], list(steps))
+        return steps.view(len(alive), *out.shape)
+
+    def fill(ds: Sequence[Tangent], steps: Sequence[Tensor]) -> None:
+        """Writes the tangent along each direction; the probabilities are computed once."""
+        mask = _additive(attn_mask, is_causal, out, key.shape[-2])
+        values = _ready((query, key, value, mask), lead, out)
+        moved = [_ready(_moved(d, query, key, value, attn_mask, out), lead, out) for d in ds]
+        size = max(1, CHUNK // max(1, math.prod(lead[1:]) * out.shape[-2] * key.shape[-2]))
+        for part in (slice(i, i + size) for i in range(0, lead[0], size)):
+            q, k, v, m = (None if x is None else x[part].flatten(0, -3) for x in values)
+            assert q is not None and k is not None and v is not None
+            p = _probabilities(q, k, m, factor)
+            for tensors, step in zip(moved, steps, strict=True):
+                dq, dk, dv, dmask = (None if x is None else x[part].flatten(0, -3) for x in tensors)
+                found = _tangent(p, q, k, v, dq, dk, dv, dmask, factor=factor)
+                step[part] = found.view(step[part].shape)
+
+    return out, Pushes(push, several)
+
+
+Tensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # q, k, v, mask
+
+
+def _moved(
+    d: Tangent, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor
+) -> Tensors:
+    """The tangents of all inputs along one direction."""
+    dmask = d(mask)
+    if dmask is not None:
+        dmask = dmask.expand(*dmask.shape[:-2], out.shape[-2], key.shape[-2])
+    return d(query), d(key), d(value), dmask
+
+
+def _ready(tensors: Tensors, lead: Sequence[int], like: Tensor) -> Tensors:
+    q, k, v, mask = (None if x is None else _broadcast(x, lead, like) for x in tensors)
+    return q, k, v, mask
 
 
 def _broadcast(x: Tensor, lead: Sequence[int], like: Tensor) -> Tensor:
@@ -85,11 +118,21 @@ def _forbidding(where: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(where, dtype=dtype).masked_fill_(where, -math.inf)
 
 
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    """P of (B * H, L, E), of shape (B * H, L, S)."""
+    if mask is None:
+        scores = torch.bmm(q, k.mT).mul_(factor)
+    else:
+        scores = torch.baddbmm(mask, q, k.mT, alpha=factor)
+    p = scores.softmax(-1)
+    return p if mask is None else p.nan_to_num_(0.0)  # a fully masked row gives 0, as in PyTorch
+
+
 def _tangent(
+    p: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
     dq: Tensor | None,
     dk: Tensor | None,
     dv: Tensor | None,
@@ -98,13 +141,6 @@ def _tangent(
     factor: float,
 ) -> Tensor:
     """The tangent of attention over (B * H, L, E)."""
-    if mask is None:
-        scores = torch.bmm(q, k.mT).mul_(factor)
-    else:
-        scores = torch.baddbmm(mask, q, k.mT, alpha=factor)
-    p = scores.softmax(-1)  # (B * H, L, S)
-    if mask is not None:  # a fully masked row gives 0, as in PyTorch
-        p = p.nan_to_num_(0.0)
     step = None if dv is None else torch.bmm(p, dv)
     ds = None if dq is None else torch.bmm(dq, k.mT)
     if dk is not None:

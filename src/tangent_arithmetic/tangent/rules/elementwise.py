@@ -12,17 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangent_arithmetic.tangent.rules.registry import Push, Tangent, composite, rule
+from tangent_arithmetic.tangent.rules.registry import Push, Pushes, Tangent, composite, rule
+from tangent_arithmetic.tangent.stacks import Stacks
 
 aten = torch.ops.aten
 
 
-def _diagonal(y: Tensor, x: Tensor, backward: Callable[[Tensor], Tensor]) -> tuple[Tensor, Push]:
+def _diagonal(y: Tensor, x: Tensor, backward: Callable[[Tensor], Tensor]) -> tuple[Tensor, Pushes]:
     def push(d: Tangent) -> Tensor | None:
         dx = d(x)
         return None if dx is None else backward(dx.to(y.dtype))
 
-    return y, push
+    def several(d: Stacks) -> Tensor | None:  # the slope is that of all directions
+        dx = d(x)
+        return None if dx is None else dx.values.to(y.dtype) * backward(torch.ones_like(y))
+
+    return y, Pushes(push, several)
 
 
 @rule(F.gelu)
@@ -103,7 +108,8 @@ def tanh(input: Tensor) -> tuple[Tensor, Push]:
 def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Push]:
     r"""Softmax: \(dy = y \circ (dx - \sum y \circ dx)\); its Jacobian is symmetric."""
     y = torch.softmax(input, dim, dtype=dtype)
-    return _diagonal(y, input, lambda dx: aten._softmax_backward_data(dx, y, dim, y.dtype))
+    _, pushes = _diagonal(y, input, lambda dx: aten._softmax_backward_data(dx, y, dim, y.dtype))
+    return y, pushes.one
 
 
 @rule(F.softmax)
@@ -127,7 +133,15 @@ def mul(input: Tensor | float, other: Tensor | float) -> tuple[Tensor, Push]:
             return torch.mul(left, other).to(y.dtype)
         return torch.mul(left, other).addcmul_(*torch.broadcast_tensors(input, right)).to(y.dtype)
 
-    return y, push
+    def several(d: Stacks) -> Tensor | None:
+        left, right = d(input), d(other)
+        first = None if left is None else torch.mul(left.lifted(y.ndim), other)
+        if right is None:
+            return first
+        second = torch.mul(right.lifted(y.ndim), input)
+        return second if first is None else first + second
+
+    return y, Pushes(push, several)
 
 
 @rule(torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide, Tensor.true_divide)
@@ -144,7 +158,15 @@ def div(input: Tensor, other: Tensor | float, *, rounding_mode: str | None = Non
         step = y * right
         return ((-step if left is None else left - step) / other).to(y.dtype)
 
-    return y, push
+    def several(d: Stacks) -> Tensor | None:
+        left, right = d(input), d(other)
+        step = None if left is None else left.lifted(y.ndim)
+        if right is not None:
+            second = y * right.lifted(y.ndim)
+            step = -second if step is None else step - second
+        return None if step is None else step / other
+
+    return y, Pushes(push, several)
 
 
 @rule(torch.pow, Tensor.pow, Tensor.__pow__)

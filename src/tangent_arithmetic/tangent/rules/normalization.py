@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangent_arithmetic.tangent.rules.registry import Push, Tangent, composite, rule
+from tangent_arithmetic.tangent.rules.registry import Push, Pushes, Tangent, composite, rule
+from tangent_arithmetic.tangent.stacks import Stack, Stacks
 
 
 def _standardized(
@@ -26,6 +27,20 @@ def _standardized(
     backward = torch.ops.aten.native_layer_norm_backward
     flags = [True, False, False]  # only the gradient in x
     return xhat, backward(dx.to(x.dtype), x, shape, mean, rstd, None, None, flags)[0]
+
+
+def _standardized_stack(
+    x: Tensor, dx: Stack | None, shape: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor | None]:
+    """`x` standardised over its last dimensions, of `shape`, and the stacked tangents."""
+    xhat, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+    if dx is None:
+        return xhat, None
+    backward = torch.ops.aten.native_layer_norm_backward
+    flags, step = [True, False, False], x.new_empty(len(dx.alive), *x.shape)
+    for place, part in zip(step, dx.parts, strict=True):
+        place.copy_(backward(part.to(x.dtype), x, shape, mean, rstd, None, None, flags)[0])
+    return xhat, step
 
 
 def _affine(
@@ -66,7 +81,13 @@ def layer_norm(
         step = _affine(xhat, dxhat, weight, dweight, dbias)
         return None if step is None else step.expand(y.shape)
 
-    return y, push
+    def several(d: Stacks) -> Tensor | None:
+        dx, dweight, dbias = d(input), d(weight), d(bias)
+        xhat, dxhat = _standardized_stack(input.to(y.dtype), dx, shape, eps)
+        steps = (None if v is None else v.lifted(y.ndim).to(y.dtype) for v in (dweight, dbias))
+        return _affine(xhat, dxhat, weight, *steps)
+
+    return y, Pushes(push, several)
 
 
 @rule(F.group_norm, torch.group_norm)
@@ -133,7 +154,25 @@ def batch_norm(
         )
         return step.addcmul_(input.to(y.dtype), by_channel(tilt, y))
 
-    return y, push
+    def several(d: Stacks) -> Tensor | None:
+        dx, dweight, dbias = d(input), d(weight), d(bias)
+        step, shift = None, None if dbias is None else dbias.values
+        if dx is not None:
+            zero = torch.zeros_like(running_mean)
+            folded = dx.values.to(y.dtype).flatten(0, 1)
+            step = F.batch_norm(folded, zero, running_var, weight, None, False, momentum, eps)
+            step = step.unflatten(0, (len(dx.alive), -1))
+        if dweight is not None:
+            tilt = torch.rsqrt(running_var + eps) * dweight.values  # (directions, channels)
+            shift = -running_mean * tilt if shift is None else shift - running_mean * tilt
+            term = input.to(y.dtype), _by_channel_stack(tilt, y)
+            step = term[0] * term[1] if step is None else step.addcmul_(*term)
+        if shift is None:
+            return step
+        shift = _by_channel_stack(shift, y)
+        return shift if step is None else step.add_(shift)
+
+    return y, Pushes(push, several)
 
 
 @composite(torch._weight_norm)
@@ -142,6 +181,12 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     others = [i for i in range(v.ndim) if i != dim]
     norm: Tensor = torch.linalg.vector_norm(v, dim=others, keepdim=True)
     return v * (g / norm)
+
+
+def _by_channel_stack(values: Tensor, like: Tensor) -> Tensor:
+    """(directions, channels) as (directions, 1, channels, 1, ...)."""
+    shape = (len(values), 1, -1, *[1] * (like.ndim - 2))
+    return values.to(like.dtype).reshape(shape)
 
 
 def by_channel(value: Tensor | None, like: Tensor) -> Any:

@@ -2,7 +2,7 @@ r"""Bilinear and linear functionals: \(d(x W) = dx\, W + x\, dW\)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 from tangent_arithmetic.tangent.rules.registry import (
     Push,
+    Pushes,
     Tangent,
+    along_first,
     bilinear,
     composite,
     rule,
     total,
 )
+from tangent_arithmetic.tangent.stacks import Stack, Stacks
 
 
 @rule(F.linear)
@@ -46,7 +49,32 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
             return None if dbias is None else dbias.expand(y.shape)
         return step.reshape(y.shape)
 
-    return y, push
+    def several(d: Stacks) -> Tensor | None:
+        dx, dweight, dbias = d(input), d(weight), d(bias)
+        step = None if dx is None else F.linear(dx.values.to(y.dtype), weight.to(y.dtype))
+        if dweight is not None:
+            step = _add_products(step, input.to(y.dtype), dweight, y)
+        if dbias is None:
+            return step
+        shift = dbias.lifted(y.ndim).to(y.dtype)
+        return shift if step is None else step.add_(shift)
+
+    return y, Pushes(push, several)
+
+
+def _add_products(step: Tensor | None, x: Tensor, dweight: Stack, like: Tensor) -> Tensor:
+    """`step + x dW^T` of each direction, written to where it belongs."""
+    rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
+    parts = [part.to(like.dtype) for part in dweight.parts]
+    new = step is None
+    if step is None:
+        step = like.new_empty(len(parts), *like.shape)
+    for place, part in zip(step.view(len(parts), len(rows), like.shape[-1]), parts, strict=True):
+        if new:
+            torch.mm(rows, part.mT, out=place)
+        else:
+            place.addmm_(rows, part.mT)
+    return step
 
 
 PRODUCTS = (torch.matmul, torch.mm, torch.bmm, torch.sparse.mm, torch.spmm)
@@ -84,7 +112,34 @@ def _convolution(convolve: Callable[..., Tensor]) -> None:
             other = convolve(dx, weight, None, *args, **kwargs)
             return other if step is None else step.add_(other)
 
-        return y, push
+        def several(d: Stacks) -> Any:
+            dx, dweight, dbias = d(input), d(weight), d(bias)
+            if input.ndim != weight.ndim:  # without a batch
+                return NotImplemented
+            step = None
+            if dx is not None:  # directions as further examples
+                folded = convolve(dx.values.flatten(0, 1), weight, None, *args, **kwargs)
+                step = folded.unflatten(0, (len(dx.alive), -1))
+            if dweight is not None:
+                products = [convolve(input, v, None, *args, **kwargs) for v in dweight.parts]
+                step = _add_each(step, products)
+            if dbias is None:
+                return step
+            shift = dbias.values.to(y.dtype)[
+                (slice(None), None, slice(None), *[None] * (y.ndim - 2))
+            ]
+            return shift if step is None else step.add_(shift)
+
+        return y, Pushes(push, several)
+
+
+def _add_each(step: Tensor | None, terms: Sequence[Tensor]) -> Tensor:
+    """Adds one term a direction to the stacked tangents."""
+    if step is None:
+        return torch.stack(list(terms))
+    for place, term in zip(step, terms, strict=True):
+        place.add_(term)
+    return step
 
 
 for _convolve in (
@@ -133,7 +188,12 @@ def _linear_map(function: Callable[..., Tensor]) -> None:
     @rule(function)
     def linear_map(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Push]:
         y = function(input, *args, **kwargs)
-        return y, lambda d: function(d(input), *args, **kwargs)
+
+        def several(d: Stacks) -> Tensor | None:
+            dx = d(input)
+            return None if dx is None else along_first(lambda v: function(v, *args, **kwargs), dx)
+
+        return y, Pushes(lambda d: function(d(input), *args, **kwargs), several)
 
 
 for _function in (

@@ -39,7 +39,7 @@ STREAM = 17  # of random numbers, apart from those of training
 
 def between(
     theta0: Mapping[str, Tensor], module: nn.Module, coef: float
-) -> dict[str, Float[Tensor, "..."]]:
+) -> dict[str, Float[Tensor, ...]]:
     r"""\(\theta_0 + \alpha (\theta - \theta_0)\) for the trained parameters of a module, by name.
 
     Its gradient with respect to theta is alpha times that with respect to the result.

@@ -40,7 +40,7 @@ def tangent_size(
         norm: "relative", \(\|d\|^2 / \|f_0\|^2\); "squared", \(\|d\|^2\); "plain", \(\|d\|\).
     """
     wide = torch.promote_types(tangent.dtype, torch.float32)
-    lengths = torch.linalg.vector_norm(tangent.to(wide), dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(tangent.to(wide), dim=1)
     if norm == "plain":
         return lengths
     squares = tangent.to(wide).square().sum(dim=1)

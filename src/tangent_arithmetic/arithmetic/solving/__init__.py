@@ -1,0 +1,1 @@
+"""Coefficients of task vectors, solved for instead of swept: groups, reductions, solvers."""

@@ -1,0 +1,148 @@
+r"""A standard model whose weights move along directions: its logits, loss, gradient, linearisation.
+
+One backward pass gives the derivatives of a loss in all coefficients,
+\(\partial L / \partial a_k = \langle \nabla_\theta L, \tau_k \rangle\).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tangent_arithmetic.arithmetic.solving.groups import along
+from tangent_arithmetic.arithmetic.solving.reduced import Reduced, reduce
+from tangent_arithmetic.arithmetic.sweeps import Split
+from tangent_arithmetic.data.loading import EvalBatches, to_device
+from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.runtime.compute import Compute
+from tangent_arithmetic.runtime.logs import progress
+from tangent_arithmetic.storage.statedict import State, move
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+
+
+@dataclass
+class Merged:
+    """A standard encoder whose weights move along directions; it is changed in place.
+
+    Attributes:
+        encoder: the encoder.
+        vectors: the directions, by name of weight.
+        splits: labelled images with their heads.
+        folder: where large arrays are mapped.
+        units: forward passes of all images that have been spent; a gradient counts three, and a
+            pass along K directions 1 + 2K.
+    """
+
+    encoder: ModuleEncoder
+    vectors: Sequence[State]
+    splits: Sequence[Split]
+    folder: Path | None = None
+    units: float = 0.0
+    theta0: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Keeps theta0."""
+        self.theta0 = {name: value.clone() for name, value in self.encoder.weights().items()}
+
+    @torch.no_grad()
+    def weights(self, a: Float64[np.ndarray, " directions"]) -> dict[str, Tensor]:
+        """theta0 + the sum of a_k tau_k."""
+        step = {n: v.to(self.theta0[n].device) for n, v in along(self.vectors, a).items()}
+        return move(self.theta0, step)
+
+    def place(self, a: Float64[np.ndarray, " directions"]) -> None:
+        """Moves the encoder to a point."""
+        self.encoder.load_weights(self.weights(a))
+
+    @torch.no_grad()
+    def logits(self, a: Float64[np.ndarray, " directions"]) -> list[Reduced]:
+        """The logits of all images at a point, as `Reduced` without directions."""
+        self.place(a)
+        self.units += 1
+        found = []
+        for split in self.splits:
+            parts = [
+                (split.head(self.encoder(images).float()).cpu(), labels.cpu())
+                for images, labels in _batches(split, self.encoder, "logits")
+            ]
+            logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+            steps = torch.zeros(0, *logits.shape)
+            found.append(Reduced(split.name, logits, steps, None, labels))
+        return found
+
+    def linearise(self, a: Float64[np.ndarray, " directions"]) -> list[Reduced]:
+        """The images along the directions at a point, to first order."""
+        self.place(a)
+        self.units += 1 + 2 * len(self.vectors)
+        return [
+            reduce(linearized(self.encoder), self.vectors, split, self.folder)
+            for split in self.splits
+        ]
+
+    def value_and_gradient(
+        self, a: Float64[np.ndarray, " directions"]
+    ) -> tuple[float, Float64[np.ndarray, " directions"]]:
+        """The mean over splits of their cross-entropies, and its gradient in the coefficients."""
+        self.place(a)
+        self.units += 3
+        parameters = dict(self.encoder.named_parameters())
+        flags = {name: p.requires_grad for name, p in parameters.items()}
+        total = 0.0
+        try:
+            for p in parameters.values():
+                p.requires_grad_(True).grad = None
+            for split in self.splits:
+                count = _count(split)
+                for images, labels in _batches(split, self.encoder, "gradient"):
+                    loss = _cross_entropy(split.head(self.encoder(images).float()), labels)
+                    loss = loss * len(labels) / (count * len(self.splits))
+                    loss.backward()
+                    total += float(loss.detach())
+            gradient = [_product(parameters, tau) for tau in self.vectors]
+        finally:
+            for name, p in parameters.items():
+                p.requires_grad_(flags[name]).grad = None
+        return total, np.asarray(gradient, dtype=np.float64)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+    return F.cross_entropy(logits, labels)
+
+
+def _product(parameters: dict[str, torch.nn.Parameter], tau: State) -> float:
+    """The inner product of the parameters' gradients and a direction, in float64."""
+    total = 0.0
+    for name, value in tau.items():
+        gradient = parameters[name].grad if name in parameters else None
+        if gradient is not None:
+            total += float((gradient.double() * value.to(gradient.device).double()).sum())
+    return total
+
+
+def _count(split: Split) -> int:
+    if isinstance(split.batches, EvalBatches):
+        return len(split.batches.pictures)
+    return sum(len(labels) for _, labels in split.batches)
+
+
+def _batches(split: Split, encoder: ModuleEncoder, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a split, moved with the encoder and the head to the device, with progress."""
+    compute = split.compute or Compute.of(encoder.weights())
+    encoder.eval().to(compute.device)
+    split.head.to(compute.device)
+    total = len(split.batches) if isinstance(split.batches, EvalBatches) else None
+    for batch in progress(split.batches, f"{what} on {split.name}", total):
+        with compute.autocast():
+            yield to_device(batch, compute.device)

@@ -1,0 +1,216 @@
+r"""Collection: factors of a module from the gradients of single examples.
+
+\(G = E_x J^\top J / \|f_0\|^2 = E_x E_v\, g g^\top\) with \(g = J^\top v / \|f_0(x)\|\) and
+\(v \sim N(0, I)\). One backward pass an example gives g in all parameters, terms between tokens
+included, whatever the module is made of. A first pass over the images finds the bases, a second
+one the moments in them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tangent_arithmetic.training.factors.bases import compress, leading
+from tangent_arithmetic.training.factors.blocks import LARGEST_SIDE, Block, blocks_of, logger
+from tangent_arithmetic.training.factors.factor import Factor
+from tangent_arithmetic.training.factors.whole import CORNER, SHRINKAGE, Factors
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Kind = Literal["diag", "kfac", "ekfac"]
+Gradients = Mapping[str, Tensor]
+Bases = dict[str, tuple[Tensor, Tensor]]
+Watch = Callable[[Iterable[Any]], Iterable[Any]]
+RANK = 128  # of the bases
+DIRECTIONS = 64  # through all layers
+EXACT = 2**14  # entries of a matrix up to which second moments are not sketched
+SKETCH = 16  # random vectors an example, for larger ones
+
+
+class Images(Protocol):
+    """Inputs of which the number is known."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How factors are collected.
+
+    Attributes:
+        kind: see `factor.py`; "diag" keeps the diagonal of G alone.
+        rank: of the bases of each block.
+        directions: leading directions through all layers; 0 for independent layers.
+        probes: random v an example; 0 takes each output in turn, which is exact.
+        seed: of the probes.
+        shrinkage: share of independent layers, see `whole.py`.
+    """
+
+    kind: Kind = "ekfac"
+    rank: int = RANK
+    directions: int = DIRECTIONS
+    probes: int = 1
+    seed: int = 0
+    shrinkage: float = SHRINKAGE
+
+
+def collect(
+    module: nn.Module, images: Images, settings: Settings = Settings(), watch: Watch = iter
+) -> Factors:
+    """The factors of a module at its weights, which are not changed.
+
+    Args:
+        module: maps a batch to features, shape (batch, features); run in eval mode.
+        images: inputs, without the batch's dimension; iterated over twice.
+        settings: kind, rank and so on.
+        watch: wraps the iteration over images of both passes, such as in a progress bar.
+    """
+    if not len(images):
+        raise ValueError("expected images to collect factors from, got none")
+    probe = _Probe(module, settings)
+    blocks = probe.blocks
+    bases: Bases = {} if settings.kind == "diag" else _bases(probe, images, settings, watch)
+    sums = _Moments(blocks, bases, settings)
+    count = 0
+    for gradients in probe.gradients(watch(images)):
+        sums.add(gradients)
+        count += 1
+    return sums.factors(count)
+
+
+class _Probe:
+    """Gradients of random projections of a module's features, an example at a time."""
+
+    def __init__(self, module: nn.Module, settings: Settings) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.blocks = tuple(blocks_of(self.module))
+        self.settings = settings
+        self.names = [name for block in self.blocks for name in block.names]
+        weights = dict(self.module.named_parameters())
+        self.weights = [weights[name].requires_grad_() for name in self.names]
+
+    def gradients(self, images: Iterable[Tensor]) -> Iterator[Gradients]:
+        """J^T v / |f0| by name, for each example and probe."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        device = self.weights[0].device
+        for image in images:
+            with torch.enable_grad():
+                features = self.module(image[None].to(device))
+            size = torch.linalg.vector_norm(features.detach())
+            probes = self._probes(features, generator)
+            for k, v in enumerate(probes):
+                found = torch.autograd.grad(
+                    features,
+                    self.weights,
+                    v.to(features)[None] / size,
+                    retain_graph=k + 1 < len(probes),
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                yield dict(zip(self.names, found, strict=True))
+
+    def _probes(
+        self, features: Float[Tensor, "1 features"], generator: torch.Generator
+    ) -> Float[Tensor, "probes features"]:
+        """Vectors v with mean v v^T = I."""
+        count = features.shape[1]
+        if not self.settings.probes:
+            return torch.eye(count, dtype=torch.float64) * math.sqrt(count)
+        shape = (self.settings.probes, count)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _bases(probe: _Probe, images: Images, settings: Settings, watch: Watch) -> Bases:
+    """Leading eigenvectors of the row and column moments of each block that is not too large."""
+    small = [block for block in probe.blocks if max(block.shape) <= LARGEST_SIDE]
+    for block in set(probe.blocks) - set(small):
+        logger.warning(
+            "%s: %d x %d is too large for Kronecker factors; its diagonal is used",
+            block.name,
+            *block.shape,
+        )
+    moments = dict[tuple[str, int], Tensor]()
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    for gradients in probe.gradients(watch(images)):
+        for block in small:
+            matrix = block.matrix(gradients)
+            for side, rows in enumerate((matrix, matrix.mT)):
+                if len(rows) <= 1:
+                    continue
+                key, part = (block.name, side), _sketched(rows, generator)
+                if key not in moments:
+                    moments[key] = part.new_zeros(len(rows), len(rows))
+                moments[key].addmm_(part, part.mT)
+    bases: Bases = {}
+    for block in small:
+        one = probe.weights[0].new_ones(1, 1)
+        left, right = (
+            leading(moments.pop((block.name, side)), settings.rank) if size > 1 else one
+            for side, size in enumerate(block.shape)
+        )
+        bases[block.name] = (left, right)
+    return bases
+
+
+def _sketched(rows: Float[Tensor, "n m"], generator: torch.Generator) -> Float[Tensor, "n s"]:
+    """A matrix S with E[S S^T] = M M^T: M itself, or a random projection of a large M."""
+    if rows.numel() <= EXACT or rows.shape[1] <= SKETCH:
+        return rows
+    projection: Tensor = torch.randn(rows.shape[1], SKETCH, generator=generator) / SKETCH**0.5
+    return rows @ projection.to(rows)
+
+
+class _Moments:
+    """Second moments of examples' gradients in given bases."""
+
+    def __init__(self, blocks: Sequence[Block], bases: Bases, settings: Settings) -> None:
+        self.blocks, self.bases, self.settings = tuple(blocks), bases, settings
+        self.sums, self.energy = dict[str, Tensor](), dict[str, Tensor]()
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in bases}
+
+    def add(self, gradients: Gradients) -> None:
+        """Adds one example."""
+        for block in self.blocks:
+            name, matrix = block.name, block.matrix(gradients)
+            z = matrix
+            if name in self.bases:
+                left, right = self.bases[name]
+                z = left.mT @ (matrix @ right)
+                if self.settings.directions:
+                    self.rows[name].append(z[:CORNER, :CORNER].clone())
+            squares = z.square()
+            self.sums[name] = self.sums[name].add_(squares) if name in self.sums else squares
+            total = self.energy.get(name, matrix.new_zeros(()))
+            self.energy[name] = total + matrix.square().sum()
+
+    def factors(self, count: int) -> Factors:
+        """The means over `count` examples."""
+        found = {block.name: self._factor(block, count) for block in self.blocks}
+        directions = dict[str, Tensor]()
+        if self.settings.directions and self.bases:
+            flat = [torch.stack(rows).flatten(1) / count**0.5 for rows in self.rows.values()]
+            kept = compress(flat, flat[0].new_ones(count), self.settings.directions)
+            for name, value in zip(self.rows, kept, strict=True):
+                directions[name] = value.reshape(-1, *self.rows[name][0].shape)
+        return Factors(self.blocks, found, directions, self.settings.shrinkage)
+
+    def _factor(self, block: Block, count: int) -> Factor:
+        moments, energy = self.sums[block.name] / count, self.energy[block.name] / count
+        if block.name not in self.bases:
+            return Factor(moments, energy.new_zeros(()))
+        outside = block.shape[0] * block.shape[1] - moments.numel()
+        rest = (energy - moments.sum()).clamp(min=0) / max(outside, 1)
+        if self.settings.kind == "kfac":
+            whole = moments.sum().clamp(min=torch.finfo(moments.dtype).tiny)
+            moments = torch.outer(moments.sum(1), moments.sum(0)) / whole
+        left, right = self.bases[block.name]
+        return Factor(moments, rest if outside else torch.zeros_like(rest), left, right)

@@ -1,0 +1,47 @@
+"""The study of a method's settings: its figures are those of the evaluation, by another way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
+from tangent_arithmetic.run.run import Run
+from tests.commands.test_reproduce import script
+from tests.small_suite import TASKS, flags, small_config, small_suite
+
+
+def test_figures_agree_with_an_evaluation_of_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "study.json"
+    argv = ["--finetuning-mode=linear+taujp", "--others-batch-size=4", "--grid=penalty=1,100"]
+    where = [f"--folder={tmp_path / 'study'}", f"--output={output}", "--test"]
+    with small_suite(monkeypatch):
+        study = script("study_methods")
+        assert study.main([*flags(tmp_path), *argv, *where]) == 0
+        rows = json.loads(output.read_text())["rows"]
+        assert [row["settings"]["penalty"] for row in rows] == ["1", "100"]
+        assert rows[0]["xi"] > rows[1]["xi"] > 0
+        folder = next(
+            path for path in (tmp_path / "study" / "seed0").iterdir() if "=100" in path.name
+        )
+        run = Run.of(small_config(tmp_path)).with_(
+            finetuning_mode="linear+taujp", save=str(folder), seed=0
+        )
+        encoder, theta0_hash = zeroshot_encoder(run)
+        first, second = (task_vector(run, t, "linear+taujp", encoder, theta0_hash) for t in TASKS)
+        base, coef = linearized(encoder), rows[1]["coefficient"]
+        for task, tau in zip(TASKS, (first, second), strict=True):
+            split, found = split_of(run, base, task), rows[1]["tasks"][task]
+            total = (first + second).vector
+            expected = split.sweep(base, total, [0.0, coef, 1.0])
+            assert [found["zeroshot"], found["best"], found["at 1"]] == pytest.approx(expected)
+            assert found["single"] == pytest.approx(split.sweep(base, tau.vector, [1.0])[0])
+            negated = split.sweep(base, tau.vector, [-found["negated at"]])[0]
+            assert found["target"] == pytest.approx(negated)
+    table = capsys.readouterr().out
+    assert "penalty 100" in table and f"{100 * rows[1]['single']:.1f}" in table
