@@ -294,6 +294,11 @@ def work(run: Run) -> None:
     announce(run, "combine")
     if ddp.world_size() > 1:
         raise UsageError("combine runs in one process; start it without torchrun")
+    if not run.mode.linear:
+        raise UsageError(
+            f"combine solves for linear models, got --finetuning-mode={run.mode.name}; choose "
+            "linear or posthoc"
+        )
     settings = settings_of(run)
     check_grouping(run.config.coefficients)
     kind = "negated" if run.config.negate else "combined"

@@ -91,7 +91,7 @@ class Reduced:
         parts = []
         for s in self.chunks(self.steps.shape[0] * self.base.shape[1]):
             steps = self.steps[:, s].double()
-            moved = (point @ steps.reshape(len(point), -1)).reshape(steps.shape[1:])
+            moved = torch.einsum("k,knc->nc", point, steps)
             parts.append(self.base[s].double() + moved)
         return torch.cat(parts)
 
