@@ -9,6 +9,7 @@ per direction. An operation in place on memory that several values share needs a
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -25,17 +26,8 @@ from tangent_arithmetic.tangent.duals import Duals, in_place
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
 from tangent_arithmetic.tangent.plain import operation
 from tangent_arithmetic.tangent.replay import random_states, set_random_states
-from tangent_arithmetic.tangent.rules import STACKED, VIEWS, Push, Pushes, Tangent, along
-from tangent_arithmetic.tangent.stacks import (
-    Alive,
-    Stack,
-    Stacks,
-    apart,
-    mapped,
-    overlaps,
-    summed,
-    union,
-)
+from tangent_arithmetic.tangent.rules import STACKED, VIEWS, Pushes, along
+from tangent_arithmetic.tangent.stacks import Alive, Stack, mapped, overlaps, summed, union
 from tangent_arithmetic.tangent.state import unpack
 
 STACK = "_stack_of_tangents"  # attribute of a dual tensor; PyTorch's own tangent is a placeholder
@@ -147,7 +139,7 @@ class Directions(Duals):
             return self._one_by_one(func, args, kwargs)
         out, push = result
         if func in STACKED:
-            push = Pushes(_for_one(push), push)
+            push = Pushes(_never, push)
         with torch.no_grad():
             step = self._push(push, stacks, out)
         if id(out) in pairs:
@@ -167,35 +159,25 @@ class Directions(Duals):
         Inputs that move along the same directions are one term of the sum over all inputs.
         """
         foreign = {place for stack in stacks.values() for place in stack.places()}
-        if not isinstance(push, Pushes):
-            return self._summed([self._pushed(push, stacks, out)], foreign)
-        terms: list[Stack | None] = []
-        for alive in dict.fromkeys(stack.alive for stack in stacks.values()):
-            term = {key: stack for key, stack in stacks.items() if stack.alive == alive}
-            found = NotImplemented
-            if push.shares or not apart(out):
-                found = push.several(lambda primal, term=term: term.get(id(primal)))
-            if found is NotImplemented:
-                terms.append(self._pushed(push.one, term, out))
-            elif isinstance(found, list):
-                terms.append(Stack(alive, [step.to(out.dtype) for step in found]))
-            elif found is not None:
-                terms.append(Stack(alive, found.to(out.dtype).expand(len(alive), *out.shape)))
-        return self._summed(terms, foreign)
-
-    def _pushed(self, push: Push, stacks: Mapping[int, Stack], out: Tensor) -> Stack | None:
-        """The tangents of a value, pushed one by one."""
-        found: dict[int, Tensor] = {}
+        terms: list[Stack] = []
+        if isinstance(push, Pushes):
+            for alive in dict.fromkeys(stack.alive for stack in stacks.values()):
+                term = {key: s for key, s in stacks.items() if s.alive == alive}
+                found = push.several(functools.partial(_stack_of, term))
+                if found is NotImplemented:
+                    return self._push(push.one, stacks, out)
+                if found is not None:
+                    values = found.to(out.dtype).expand(len(alive), *out.shape)
+                    terms.append(Stack(alive, values))
+            return summed(terms, foreign) if terms else None
+        tangents: list[Tensor] = []
+        moving: list[int] = []
         for k in union(stacks.values()):
             step = push(along(lambda primal: stacks.get(id(primal)), k))
             if step is not None:
-                found[k] = step.to(out.dtype).expand(out.shape)
-        return _restacked(tuple(found), list(found.values()))
-
-    @staticmethod
-    def _summed(terms: Sequence[Stack | None], foreign: set[int]) -> Stack | None:
-        present = [term for term in terms if term is not None]
-        return summed(present, foreign) if present else None
+                moving.append(k)
+                tangents.append(step.to(out.dtype))
+        return _restacked(tuple(moving), tangents)
 
     def native(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Evaluates a functional as linear if it is known to be, else by PyTorch's forward AD."""
@@ -275,18 +257,8 @@ class Directions(Duals):
             yield self._pair(pairs[0][0], stack)
 
 
-def _for_one(push: Callable[[Stacks], Any]) -> Push:
-    """A push of stacks as one for a single direction."""
-
-    def one(d: Tangent) -> Tensor | None:
-        def stack(primal: object) -> Stack | None:
-            tangent = d(primal)
-            return None if tangent is None else Stack((0,), tangent.unsqueeze(0))
-
-        found = push(stack)
-        return None if found is None else found[0]
-
-    return one
+def _never(d: Any) -> Tensor | None:
+    raise AssertionError("a rule for stacks has no push for one direction")
 
 
 def _dual(primal: Any, stack: Stack | None, direction: int) -> Any:
@@ -297,10 +269,7 @@ def _dual(primal: Any, stack: Stack | None, direction: int) -> Any:
 def _restacked(alive: Alive, tangents: Sequence[Tensor]) -> Stack | None:
     if any(t.layout is not torch.strided for t in tangents):
         raise CannotShare("a tangent is sparse")
-    if not tangents:
-        return None
-    parts = [t.detach() for t in tangents]
-    return Stack(alive, parts if apart(parts[0]) else torch.stack(parts))
+    return Stack(alive, torch.stack([t.detach() for t in tangents])) if tangents else None
 
 
 def _replaced(dual: Tensor, step: Stack | None) -> Tensor:

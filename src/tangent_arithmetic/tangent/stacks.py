@@ -1,9 +1,4 @@
-"""Tangents of one value along several directions, of which only those that move it are stored.
-
-Small tangents, and all on a GPU, are one tensor, so that they go through an operation together.
-Large ones on a CPU are separate: one fills the processor, and the memory of the last is used again,
-while each new tensor of all of them would be filled with zeros by the operating system first.
-"""
+"""Tangents of one value along several directions, of which only those that move it are stored."""
 
 from __future__ import annotations
 
@@ -14,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGE = 2**20  # bytes; tangents on a CPU from this size on are separate tensors
 Alive = tuple[int, ...]  # the directions that move a value, ascending
 
 
 class Stack:
     """The tangents of a value along the directions that move it; along the others they are zero.
 
-    They are one tensor with a leading axis of directions, or separate tensors until that is needed.
-    Those of a weight are the caller's, and stay where they are.
+    They are one tensor with a leading axis of directions, or separate tensors until that is needed:
+    the tangents of a weight are the caller's, and stay where they are.
 
     Args:
         alive: the directions, ascending.
@@ -117,8 +111,6 @@ def summed(terms: Sequence[Stack], foreign: set[int]) -> Stack:
         terms: at least one, of which the longest may be overwritten.
         foreign: memory that must not be overwritten.
     """
-    if any(term.separate for term in terms):
-        return _summed_apart(terms, foreign)
     first, *others = sorted(terms, key=lambda term: -len(term.alive))
     alive, values = union(terms), first.values
     if len(first.alive) < len(alive):
@@ -140,26 +132,6 @@ def summed(terms: Sequence[Stack], foreign: set[int]) -> Stack:
     return Stack(alive, values)
 
 
-def _summed_apart(terms: Sequence[Stack], foreign: set[int]) -> Stack:
-    """`summed`, direction by direction."""
-    sums, own = dict[int, Tensor](), set[int]()
-    for term in terms:
-        theirs = bool(term.places() & foreign) or (not term.separate and overlaps(term.values))
-        for k, part in zip(term.alive, term.parts, strict=True):
-            if k in own:
-                sums[k].add_(part)
-                continue
-            sums[k] = sums[k] + part if k in sums else part
-            if sums[k] is not part or not (theirs or overlaps(part)):
-                own.add(k)
-    alive = tuple(sorted(sums))
-    return Stack(alive, [sums[k] if k in own else _copied(sums[k]) for k in alive])
-
-
-def _copied(value: Tensor) -> Tensor:
-    return value.contiguous() if overlaps(value) else value.clone()
-
-
 def _by_place(terms: Sequence[Stack]) -> list[Stack]:
     return sorted(terms, key=lambda term: term.alive)
 
@@ -169,11 +141,6 @@ def _positions(alive: Alive, part: Alive) -> slice | list[int]:
     found = [alive.index(k) for k in part]
     run = found == list(range(found[0], found[0] + len(found)))
     return slice(found[0], found[0] + len(found)) if run else found
-
-
-def apart(like: Tensor) -> bool:
-    """Whether the tangents of a value are kept as separate tensors."""
-    return like.device.type == "cpu" and like.numel() * like.element_size() >= LARGE
 
 
 def overlaps(values: Tensor) -> bool:

@@ -13,7 +13,7 @@ IMAGES, CLASSES, WIDTH, DIRECTIONS = 60, 4, 7, 3
 
 def raw(seed: int, images: int = IMAGES, width: int = WIDTH, directions: int = DIRECTIONS
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """W, features (1 + directions, images, width), and labels, which W f and W d_1 predict a bit."""
+    """W, features (1 + directions, images, width), and labels, which W f and W d_1 tell a bit."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(CLASSES, width, generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)

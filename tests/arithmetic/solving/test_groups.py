@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import open_clip
 import pytest
@@ -29,7 +30,7 @@ def clip_tower() -> nn.Module:
 
 
 def hugging_face() -> nn.Module:
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     config = transformers.CLIPVisionConfig(num_hidden_layers=3, projection_dim=4, **sizes)
     return transformers.CLIPVisionModelWithProjection(config)
 
@@ -122,7 +123,7 @@ DISTINCT = ["embed.weight", "blocks.0.a.weight"]
         ("layer", LAYERS),
         ("task-layer", [f"{task}/{layer}" for task in "xy" for layer in LAYERS]),
         ("block", [f"{task}/{name}" for task in "xy" for name in NAMES]),
-        (r"blocks\.(\d+)\.(\w)", [f"{t}/{g}" for t in "xy" for g in ("rest", "0.a", "0.b", "1.a", "1.b")]),
+        (r"blocks\.(\d+)\.(\w)", [f"{t}/{g}" for t in "xy" for g in ("rest", "0.a", "0.b", "1.a", "1.b")]),  # noqa: E501
         ("blocks", [f"{t}/{g}" for t in "xy" for g in ("rest", "blocks")]),
     ],
 )  # fmt: skip

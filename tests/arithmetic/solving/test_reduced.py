@@ -25,7 +25,7 @@ from tests.small_suite import random_vector
 @pytest.mark.parametrize(("normalises", "biased"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_logits_are_those_of_the_moved_linear_model(
-    count: int, normalises: bool, biased: bool, mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, normalises: bool, biased: bool, mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: E501
 ) -> None:  # fmt: skip
     monkeypatch.setattr(module, "LARGE", 0 if mapped else 2**30)
     monkeypatch.setattr(module, "CHUNK", 100)
@@ -38,7 +38,8 @@ def test_logits_are_those_of_the_moved_linear_model(
     found = reduce(encoder, vectors, split, tmp_path)
     assert len(found) == IMAGES and bool(list(tmp_path.iterdir())) == mapped
     rank = min(count + 1, FEATURES)
-    assert found.root is None if not normalises else found.root.shape == (IMAGES, rank, count + 1)
+    shape = None if found.root is None else found.root.shape
+    assert shape == ((IMAGES, rank, count + 1) if normalises else None)
     for a in points(3, count):
         moved = {n: v + sum(float(c) * tau[n] for c, tau in zip(a, vectors, strict=True))
                  for n, v in theta0.items()}  # fmt: skip

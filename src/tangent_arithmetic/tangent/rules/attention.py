@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangent_arithmetic.tangent.rules.registry import Pushes, Tangent, along, composite, rule
-from tangent_arithmetic.tangent.stacks import Stacks, apart
+from tangent_arithmetic.tangent.stacks import Stacks
 
 # Letters: B batch, H heads, L queries, S keys, E features per head, D features
 CHUNK = 2**19  # probabilities in memory at once, so that they fit into the cache
@@ -51,13 +51,9 @@ def scaled_dot_product_attention(
         fill([d], [step])
         return step.view(out.shape)
 
-    def several(d: Stacks) -> Any:
+    def several(d: Stacks) -> Tensor:
         alive = next(s.alive for s in map(d, (query, key, value, attn_mask)) if s is not None)
         like = torch.empty_like(out.expand(*lead, *out.shape[-2:]))
-        if apart(out):
-            parts = [torch.empty_like(like) for _ in alive]
-            fill([along(d, k) for k in alive], parts)
-            return [part.view(out.shape) for part in parts]
         shape, strides = (len(alive), *like.shape), (like.numel(), *like.stride())
         steps = torch.empty_strided(shape, strides, dtype=out.dtype, device=out.device)
         fill([along(d, k) for k in alive], list(steps))
@@ -78,7 +74,7 @@ def scaled_dot_product_attention(
                 found = _tangent(p, q, k, v, dq, dk, dv, dmask, factor=factor)
                 step[part] = found.view(step[part].shape)
 
-    return out, Pushes(push, several, shares=True)
+    return out, Pushes(push, several)
 
 
 Tensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # q, k, v, mask

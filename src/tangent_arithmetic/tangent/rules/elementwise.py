@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangent_arithmetic.tangent.rules.registry import Push, Pushes, Tangent, composite, rule
-from tangent_arithmetic.tangent.stacks import Stacks, apart
+from tangent_arithmetic.tangent.stacks import Stacks
 
 aten = torch.ops.aten
 
@@ -23,16 +23,11 @@ def _diagonal(y: Tensor, x: Tensor, backward: Callable[[Tensor], Tensor]) -> tup
         dx = d(x)
         return None if dx is None else backward(dx.to(y.dtype))
 
-    def several(d: Stacks) -> Any:  # the slope is that of all directions
+    def several(d: Stacks) -> Tensor | None:  # the slope is that of all directions
         dx = d(x)
-        if dx is None:
-            return None
-        slope = backward(torch.ones_like(y))
-        if apart(y):
-            return [part.to(y.dtype) * slope for part in dx.parts]
-        return dx.values.to(y.dtype) * slope
+        return None if dx is None else dx.values.to(y.dtype) * backward(torch.ones_like(y))
 
-    return y, Pushes(push, several, shares=True)
+    return y, Pushes(push, several)
 
 
 @rule(F.gelu)

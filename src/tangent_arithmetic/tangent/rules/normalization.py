@@ -6,7 +6,7 @@ r"""Normalisations: \(y = \hat x\, w + b\), \(\hat x = (x - \mu) / \sigma\).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangent_arithmetic.tangent.rules.registry import Push, Pushes, Tangent, composite, rule
-from tangent_arithmetic.tangent.stacks import Stack, Stacks, apart
+from tangent_arithmetic.tangent.stacks import Stack, Stacks
 
 
 def _standardized(
@@ -29,17 +29,18 @@ def _standardized(
     return xhat, backward(dx.to(x.dtype), x, shape, mean, rstd, None, None, flags)[0]
 
 
-def _standardized_along(
+def _standardized_stack(
     x: Tensor, dx: Stack | None, shape: Sequence[int], eps: float
-) -> tuple[Tensor, Iterator[Tensor] | None]:
-    """`x` standardised over its last dimensions, of `shape`, and its tangents one by one."""
+) -> tuple[Tensor, Tensor | None]:
+    """`x` standardised over its last dimensions, of `shape`, and the stacked tangents."""
     xhat, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
     if dx is None:
         return xhat, None
     backward = torch.ops.aten.native_layer_norm_backward
-    flags = [True, False, False]  # only the gradient in x
-    parts = (part.to(x.dtype) for part in dx.parts)
-    return xhat, (backward(p, x, shape, mean, rstd, None, None, flags)[0] for p in parts)
+    flags, step = [True, False, False], x.new_empty(len(dx.alive), *x.shape)
+    for place, part in zip(step, dx.parts, strict=True):
+        place.copy_(backward(part.to(x.dtype), x, shape, mean, rstd, None, None, flags)[0])
+    return xhat, step
 
 
 def _affine(
@@ -80,24 +81,13 @@ def layer_norm(
         step = _affine(xhat, dxhat, weight, dweight, dbias)
         return None if step is None else step.expand(y.shape)
 
-    def several(d: Stacks) -> Any:
+    def several(d: Stacks) -> Tensor | None:
         dx, dweight, dbias = d(input), d(weight), d(bias)
-        xhat, parts = _standardized_along(input.to(y.dtype), dx, shape, eps)
-        if apart(y):
-            count = next(len(s.alive) for s in (dx, dweight, dbias) if s is not None)
-            none = [None] * count
-            rows = zip(
-                none if parts is None else parts,
-                none if dweight is None else dweight.parts,
-                none if dbias is None else dbias.parts,
-                strict=True,
-            )
-            steps = [_affine(xhat, dxhat, weight, dw, db) for dxhat, dw, db in rows]
-            return [step.expand(y.shape) for step in steps if step is not None]
-        scales = (None if v is None else v.lifted(y.ndim).to(y.dtype) for v in (dweight, dbias))
-        return _affine(xhat, None if parts is None else torch.stack(list(parts)), weight, *scales)
+        xhat, dxhat = _standardized_stack(input.to(y.dtype), dx, shape, eps)
+        steps = (None if v is None else v.lifted(y.ndim).to(y.dtype) for v in (dweight, dbias))
+        return _affine(xhat, dxhat, weight, *steps)
 
-    return y, Pushes(push, several, shares=True)
+    return y, Pushes(push, several)
 
 
 @rule(F.group_norm, torch.group_norm)

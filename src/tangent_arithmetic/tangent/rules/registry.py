@@ -31,15 +31,12 @@ class Pushes:
         one: the push for one direction.
         several: the same for stacked tangents: given `d`, which maps each input to its `Stack`
             (None for zero), all along the same directions, it returns the stacked tangents of the
-            value, (directions, *shape), or a tensor that broadcasts to it, or a list of tensors;
-            None for zero. `NotImplemented` leaves it to one push per direction.
-        shares: whether directions share more than overhead: `several` is then called for large
-            tangents too, which are separate tensors.
+            value, (directions, *shape), or a tensor that broadcasts to it; None for zero.
+            `NotImplemented` leaves it to one push per direction.
     """
 
     one: Push
     several: Callable[[Stacks], Any]
-    shares: bool = False
 
     def __call__(self, d: Tangent) -> Tensor | None:
         """The tangent along one direction."""
