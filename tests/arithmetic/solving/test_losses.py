@@ -75,7 +75,7 @@ def test_the_curvature_of_cross_entropy(weighted: bool) -> None:
     def value(point: Tensor) -> Tensor:
         return 0.7 * expected("cross_entropy", logits(0, point, False) / norms[:, None], w)
 
-    exact = torch.func.hessian(value)(torch.tensor(a))
+    exact = torch.autograd.functional.hessian(value, torch.tensor(a))
     np.testing.assert_allclose(term.curvature(a, norms), exact, rtol=1e-4, atol=1e-5)
 
 

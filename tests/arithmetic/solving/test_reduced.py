@@ -85,6 +85,14 @@ def test_a_part_of_the_images() -> None:
         assert part.labels.tolist() == whole.labels[images].tolist()
 
 
+def test_along_sums_of_the_directions() -> None:
+    split, sums = reduced(4), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, -2.0]])
+    both = split.along(sums)
+    for a in points(3, 2):
+        torch.testing.assert_close(both.logits(a), split.logits(sums @ a), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(both.norms(a), split.norms(sums @ a), rtol=1e-5)
+
+
 def test_other_heads_are_refused() -> None:
     encoder = linearized(Convolution())
     split = Split("X", torch.nn.Linear(FEATURES, 2), [])

@@ -70,6 +70,14 @@ class Reduced:
             labels=self.labels[images],
         )
 
+    def along(self, sums: Float64[np.ndarray, "directions groups"]) -> Reduced:
+        """The images along sums of the directions, such as whole task vectors of their layers."""
+        mixed = torch.from_numpy(sums).float()
+        root = self.root
+        if root is not None:
+            root = torch.cat([root[:, :, :1], root[:, :, 1:] @ mixed], dim=2)
+        return replace(self, steps=torch.einsum("kg,knc->gnc", mixed, self.steps), root=root)
+
     def chunks(self, width: int) -> Iterator[slice]:
         """Slices of the images, `CHUNK` numbers each, `width` an image."""
         size = max(1, CHUNK // max(1, width))

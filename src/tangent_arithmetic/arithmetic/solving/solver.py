@@ -58,7 +58,8 @@ class Objective:
 
     def penalty(self, a: Float64[np.ndarray, " directions"]) -> float:
         """The ridge at a point."""
-        return self.ridge * float(((a - self.centre) ** 2).mean()) if self.ridge else 0.0
+        away = float(((a - self.centre) ** 2).mean()) if self.ridge else 0.0
+        return self.ridge * away if away else 0.0
 
     def value(
         self, a: Float64[np.ndarray, " directions"], norms: Sequence[Tensor] | None = None
@@ -134,12 +135,11 @@ def solve(
     Raises:
         UsageError: if the objective is not finite at the start.
     """
-    a = _inside(start, bounds)
+    a = _inside(objective.centre if math.isinf(objective.ridge) else start, bounds)
     best = first = objective.value(a)
     if not math.isfinite(best):
         raise UsageError("the objective is not finite where the solver starts; check the weights")
     if math.isinf(objective.ridge) or rounds < 1:
-        a = _inside(objective.centre, bounds) if math.isinf(objective.ridge) else a
         return Solution(a, best, first, 0.0, None, 0, 0)
     difference, gradient, done, evaluations = 0.0, None, 0, 0
     begin = _sampled(objective, a, bounds)

@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
 from tangent_arithmetic.arithmetic.solving.merged import Merged
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
-from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, solve
+from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, minimum, solve
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -141,7 +141,9 @@ def _step(
     both, origin = ridge + damping, np.zeros(len(a))
     middle = ridge * (centre - a) / both  # where the sum of ridge and damping is least
     around = None if bounds is None else (bounds[0] - a, bounds[1] - a)
-    step = solve(Objective(terms, middle, both), origin, around).coefficients
+    objective = Objective(terms, middle, both)
+    step = solve(objective, origin, around, rounds=1).coefficients
+    step, _, _ = minimum(objective, step, bounds=around)  # with norms that vary: a true descent
     return step, Objective(terms, centre - a, ridge).value(step)
 
 
