@@ -142,6 +142,23 @@ def test_features_of_the_whole_split_in_order(case: Case, cached: bool) -> None:
             assert distance(found.at((a, b)), case.linear(images)) < 1e-5
 
 
+@pytest.mark.parametrize(("pairs", "expected"), [(1, 24), (6, 12), (10**6, 3)])
+def test_parts_of_a_vector_sum_to_it_however_many_images_at_a_time(
+    case: Case, passes: list[int], pairs: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tau,) = case.vectors(1)
+    names = list(case.linear.theta0())
+    parts = [{n: tau[n] for n in names[k::3]} for k in range(3)]
+    whole = case.features(tau, cached=False)
+    passes.clear()
+    monkeypatch.setattr(features, "PAIRS", pairs)
+    found = case.features(*parts, cached=False)
+    assert set(passes) == {3} and len(passes) == expected
+    assert torch.equal(found.labels, whole.labels) and distance(found.f0, whole.f0) < 1e-5
+    assert distance(found.at((1.0, 1.0, 1.0)), whole.at((1.0,))) < 1e-5
+    assert min(float(step.norm()) for step in found.directions) > 0
+
+
 @given(st.lists(st.tuples(COEF, COEF), min_size=2, max_size=2), COEF)
 def test_features_are_affine_in_the_coefficients(
     points: list[tuple[float, float]], t: float

@@ -17,7 +17,14 @@ import pytest
 
 from tangent_arithmetic.commands import benchmark
 from tangent_arithmetic.commands.benchmark import images, main, subjects, summary, turns
-from tangent_arithmetic.commands.benchmark.subjects import ENGINE, SUBJECTS, Settings, Subject
+from tangent_arithmetic.commands.benchmark.subjects import (
+    ENGINE,
+    SUBJECTS,
+    Settings,
+    Subject,
+    bounds,
+    by_block,
+)
 from tangent_arithmetic.runtime.errors import UsageError
 
 # anything else is imported in the tests: spawned processes import this module too
@@ -74,6 +81,13 @@ def test_each_ratio_compares_existing_variants(subject: Subject) -> None:
     assert subject.ratios
     for _, above, below in subject.ratios.values():
         assert {above, below} <= subject.variants.keys() and above != below
+
+
+def test_directions_have_their_bound_and_their_blocks() -> None:
+    assert bounds(12) == {"whole": 17, "blocks": 53} and bounds(6)["blocks"] == 29
+    names = ("stem.w", "a.blocks.0.mlp.1.w", "a.blocks.0.b", "a.blocks.1.w", "head.w")
+    split = by_block(dict.fromkeys(names))  # type: ignore[arg-type]
+    assert [list(part) for part in split] == [list(names[1:3]), [names[3]]]
 
 
 # turns, in real processes
@@ -395,7 +409,7 @@ def run(subject: str, path: Path, *flags: str) -> Any:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_of_a_small_model(tmp_path: Path, precision: str) -> None:
     facts = run("step", tmp_path / "step.json", "--rounds=2", f"--precision={precision}")
-    assert list(facts["medians"]) == ["standard", "linear", "plain"]
+    assert list(facts["medians"]) == ["standard", "linear", "plain", "selected"]
     assert facts["ratios"].keys() == SUBJECTS["step"].ratios.keys()
     for name, ratio in facts["ratios"].items():
         assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]

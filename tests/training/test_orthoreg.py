@@ -1,16 +1,32 @@
-"""OrthoReg against its definition, and trained parameters by choice."""
+"""OrthoReg against its definition, and exact resume; test_reparametrised has two processes."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from tangent_arithmetic.runtime.errors import UsageError
-from tangent_arithmetic.training.loop import penalty_gradient
+from tangent_arithmetic.encoders.classifiers import ImageClassifier
+from tangent_arithmetic.encoders.images import ClassificationHead
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.training.loop import TrainingData, penalty_gradient, train
 from tangent_arithmetic.training.objectives import OBJECTIVES, Setting
 from tangent_arithmetic.training.objectives.orthoreg import defect
+from tangent_arithmetic.training.resume import Snapshots
 from tangent_arithmetic.training.trainable import train_only
-from tests.training.test_taujp import CPU, RECIPE, Tiny, classifier
+from tests.training.test_taujp import (
+    CPU,
+    RECIPE,
+    Interrupted,
+    Recording,
+    Tiny,
+    classifier,
+    pictures,
+    to_tensor,
+)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 2, 3)])
@@ -37,22 +53,57 @@ def test_penalty_and_gradient_are_those_of_the_displacement() -> None:
     assert all(found[n] is None for n, t in tau.items() if t.ndim == 1)
 
 
-@pytest.mark.parametrize(
-    ("which", "names"),
-    [
-        ("all", {"net.1.weight", "net.1.bias", "net.3.weight", "net.3.bias"}),
-        ("norm_and_bias", {"net.1.bias", "net.3.bias"}),
-        (r"^net\.3", {"net.3.weight", "net.3.bias"}),
-    ],
-)
-def test_a_choice_is_a_name_or_a_regular_expression(which: str, names: set[str]) -> None:
-    model = Tiny()
-    train_only(model, which)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == names
+def trained(weight: float, linear: bool = True, **options: Any) -> dict[str, Tensor]:
+    model = classifier() if linear else plain()
+    setting = Setting(RECIPE, model=model, penalty=weight)
+    loss = OBJECTIVES["orthoreg"](setting)
+    train(model, TrainingData(pictures(0), to_tensor), RECIPE, objective=loss, **options)
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def test_a_choice_of_nothing_is_refused_with_names() -> None:
-    with pytest.raises(UsageError, match=r"matches none of the 4 .* such as net.1.weight"):
-        train_only(Tiny(), "lora:8")
-    with pytest.raises(UsageError, match=r"expected all, .* or a regular expression, got '\('"):
-        train_only(Tiny(), "(")
+def plain() -> ImageClassifier:
+    torch.manual_seed(1)
+    model = ImageClassifier(Tiny(), ClassificationHead(True, torch.randn(3, 4)))
+    model.freeze_head()
+    return model
+
+
+def test_a_standard_model_is_compared_with_its_start() -> None:
+    model = plain().double()
+    objective = OBJECTIVES["orthoreg"](Setting(RECIPE, model=model, penalty=2.0))
+    identities = 4 + 6  # at the start no column has length 1
+    assert penalty_gradient(model, 0, objective, CPU) == pytest.approx(2.0 * identities)
+    with torch.no_grad():
+        matrix = model.get_parameter("image_encoder.net.3.weight")
+        matrix.add_(torch.linalg.qr(torch.randn(6, 4, dtype=torch.float64))[0].T)
+    assert penalty_gradient(model, 0, objective, CPU) == pytest.approx(2.0 * 6)
+
+
+def test_without_a_trained_matrix_there_is_no_penalty() -> None:
+    model = plain()
+    train_only(model.image_encoder, "norm_and_bias")
+    assert OBJECTIVES["orthoreg"](Setting(RECIPE, model=model)).penalty(model, 0) is None
+
+
+def test_a_larger_weight_makes_steps_more_orthonormal() -> None:
+    start = dict(classifier().named_parameters())
+    names = [name for name, value in start.items() if value.ndim == 2 and value.requires_grad]
+    left = [
+        sum(float(defect(trained(weight)[name] - start[name].detach())) for name in names)
+        for weight in (0.0, 10.0)
+    ]
+    assert left[1] < left[0]
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_an_interrupted_run_continues_exactly(linear: bool, tmp_path: Path) -> None:
+    def states() -> Snapshots:
+        return Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
+
+    straight, first, second = Recording(), Recording(5), Recording()
+    expected = trained(2.0, linear, tracker=straight)
+    with pytest.raises(Interrupted):
+        trained(2.0, linear, snapshots=states(), tracker=first)
+    found = trained(2.0, linear, snapshots=states(), tracker=second)
+    assert first.seen[:5] + second.seen == straight.seen and len(straight.seen) == 12
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

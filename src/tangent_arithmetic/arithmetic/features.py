@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,12 +36,16 @@ from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.statedict import State, check_part, content_hash, scale
+from tangent_arithmetic.tangent import at_once
+from tangent_arithmetic.tangent.memory import freed_memory_kept
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int64, UInt8
 
 logger = logging.getLogger(__name__)
 
+PAIRS = 768  # of an image and a direction, in memory at once; ViT-B-32 takes 3 MB for each
+DIRECTIONS = 128  # at once; those beyond take another pass
 CACHE_BYTES = 8 * 2**30  # beyond this the least recently used features are deleted
 
 
@@ -142,19 +146,43 @@ def _compute(
     labels: list[Tensor] = []
     total = len(batches) if isinstance(batches, EvalBatches) else None
     bar = progress(batches, f"features of {getattr(batches, 'name', 'a split')}", total)
-    for batch in bar:
-        images, truth = to_device(batch, device)
-        bar.note(len(images) * ddp.world_size())
-        with compute.autocast():
-            f0, steps = encoder.tangents(images, taus or [{}])
-        parts.append([value.float().cpu() for value in (f0, *steps[: len(taus)])])
-        labels.append(truth.cpu())
+    with freed_memory_kept():
+        for batch in bar:
+            images, truth = to_device(batch, device)
+            bar.note(len(images) * ddp.world_size())
+            with compute.autocast():
+                f0, steps = few_at_a_time(encoder, images, taus or [{}])
+            parts.append([value.float().cpu() for value in (f0, *steps[: len(taus)])])
+            labels.append(truth.cpu())
     if not parts:  # fewer images than ranks
         parts = [[torch.zeros(0, 0)] * (1 + len(taus))]
     features = [torch.cat(column) for column in zip(*parts, strict=True)]
     tensors = {key: {"features": v} for key, v in zip(("f0", *vectors), features, strict=True)}
     tensors["f0"]["labels"] = torch.cat(labels) if labels else _labels(batches)
     return tensors
+
+
+@torch.no_grad()
+def few_at_a_time(
+    encoder: LinearEncoder, images: Tensor, vectors: Sequence[Mapping[str, Tensor]]
+) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch features"]]]:
+    """f0 and the directions of a batch, of so few images at a time that memory is bounded.
+
+    An image's features do not depend on the others, so this costs no arithmetic; a pass of fewer
+    directions would compute f0 again.
+
+    Args:
+        encoder: provides f and theta0.
+        images: the batch.
+        vectors: each tau_t by name; what is missing is zero.
+    """
+    parts: list[list[Tensor]] = []
+    with at_once(DIRECTIONS):
+        for some in images.split(max(1, PAIRS // min(len(vectors), DIRECTIONS))):
+            f0, steps = encoder.tangents(some, vectors)
+            parts.append([f0, *steps])
+    f0, *steps = (torch.cat(column) for column in zip(*parts, strict=True))
+    return f0, steps
 
 
 def _labels(batches: EvalBatches | Iterable[Sequence[Tensor]]) -> Tensor:

@@ -17,13 +17,8 @@ from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
-from tangent_arithmetic.run.models import (
-    announce,
-    base_encoder,
-    classification_head,
-    zeroshot_encoder,
-)
-from tangent_arithmetic.run.objectives import method_of, objective_of
+from tangent_arithmetic.run.models import announce, classification_head, zeroshot_encoder
+from tangent_arithmetic.run.objectives import method_of, objective_of, trained_encoder
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.tracking import append_result, tracked
 from tangent_arithmetic.run.validation import Validation
@@ -33,9 +28,9 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entr
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.states import RunStates, check_settings
+from tangent_arithmetic.training.adapters import save_adapters
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
 from tangent_arithmetic.training.resume import Snapshots
-from tangent_arithmetic.training.trainable import train_only
 
 logger = logging.getLogger(__name__)
 
@@ -159,10 +154,9 @@ def _finetune(
     mode, seed, path = run.mode, run.seed, states.checkpoint
     validation = Validation(run, task, encoder)
     seed_everything(seed)
-    tuned = base_encoder(encoder, mode.name)
+    tuned = trained_encoder(run, encoder, head, data, states)
     classifier = ImageClassifier(tuned, head)
     classifier.freeze_head()
-    train_only(tuned, mode.trainable)
     classifier.to(run.device)
 
     def write(target: Path, **info: Any) -> None:
@@ -193,6 +187,8 @@ def _finetune(
             description=f"{task} {mode.name}",
             watch=watch if run.config.wandb else None,
         )
+        if ddp.is_main_process():
+            save_adapters(tuned, path.with_name(f"{path.stem}_adapters"))
         try:
             after = validation.measure("after", tuned)
         except BaseException:

@@ -184,8 +184,9 @@ class Config:
     trainable: str = _flag(
         "training",
         ALL,
-        "parameters to train: all, attention, attention-weights, norm_and_bias, or a regular "
-        "expression of their names",
+        "parameters to train: all, attention, attention-weights, mlp, norm, norm_and_bias, last:K "
+        "(blocks), lora:R (rank; lora:R:WHICH for other matrices), talos:SHARE (of the weights, "
+        "the least sensitive), or a regular expression of their names",
         metavar="WHICH",
     )
     penalty: float | None = _flag(

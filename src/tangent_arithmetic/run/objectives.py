@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from tangent_arithmetic.data.loading import SeededPictures
 from tangent_arithmetic.data.registry import ImageDataset
 from tangent_arithmetic.data.unlabelled import Unlabelled
-from tangent_arithmetic.encoders.base import Transform
+from tangent_arithmetic.encoders.base import ModuleEncoder, Transform
+from tangent_arithmetic.encoders.classifiers import ImageClassifier
+from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.run.factors import factors_facts, factors_of
+from tangent_arithmetic.run.models import base_encoder
 from tangent_arithmetic.run.modes import ALL, SUPERVISED
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.teacher import OF_DELTA, load_teacher, teacher_facts
+from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.training import talos
+from tangent_arithmetic.training.lora import adapted
 from tangent_arithmetic.training.objectives import OBJECTIVES, Objective, Setting
+from tangent_arithmetic.training.trainable import choice_of, train_only
 
 OF_PENALTY = ("penalty", "penalty_norm")
 OF_OTHERS = ("others_batch_size", "others_per_step")
@@ -70,6 +83,63 @@ def objective_of(run: Run, task: str, data: ImageDataset, model: nn.Module) -> O
         files=lambda name: FILES[name](run, task),
     )
     return OBJECTIVES[run.mode.objective](setting)
+
+
+def trained_encoder(
+    run: Run,
+    encoder: ModuleEncoder,
+    head: ClassificationHead,
+    data: ImageDataset,
+    states: RunStates,
+) -> ModuleEncoder:
+    """The encoder to train: as the run's mode edits it, and with the mode's trained parameters.
+
+    Args:
+        run: the run.
+        encoder: the pre-trained encoder.
+        head: the task's head.
+        data: the task's data set.
+        states: of the run; masks are kept beside its checkpoint.
+
+    Raises:
+        UsageError: if the model has no such parameters.
+    """
+    choice = choice_of(run.mode.trainable)
+    tuned = base_encoder(encoder, run.mode.name)
+    if choice.kind == "lora":
+        return adapted(tuned, int(choice.number), choice.which, run.seed)
+    if choice.kind == "talos":
+        return talos.restricted(tuned, _masks(run, encoder, head, data, states, choice.number))
+    train_only(tuned, choice.which)
+    return tuned
+
+
+def _masks(
+    run: Run,
+    encoder: ModuleEncoder,
+    head: ClassificationHead,
+    data: ImageDataset,
+    states: RunStates,
+    share: float,
+) -> talos.Masks:
+    """The weights that TaLoS trains, from a file beside the checkpoint or computed by rank 0."""
+    path = states.checkpoint.with_name(f"{states.checkpoint.stem}_masks.safetensors")
+    made = hashlib.sha256(json.dumps(states.settings, sort_keys=True).encode()).hexdigest()
+    if ddp.is_main_process() and talos.load_masks(path, made) is None:
+        classifier = ImageClassifier(encoder, head).to(run.device)
+        classifier.freeze_head()
+        pictures = SeededPictures(data.train, encoder.val_preprocess)
+        order = np.random.default_rng(run.seed).permutation(len(pictures))[: talos.IMAGES]
+        images = [pictures[int(index)][0] for index in order]
+        masks = talos.masks_of(classifier, images, share, run.seed)
+        prefix = "image_encoder."
+        masks = {name.removeprefix(prefix): mask for name, mask in masks.items()}
+        talos.save_masks(path, masks, made)
+    ddp.barrier()
+    masks_or_none = talos.load_masks(path, made)
+    if masks_or_none is None:
+        raise UsageError(f"{path} is not that of rank 0; --save must be a folder that all share")
+    return masks_or_none
 
 
 def _others(run: Run, task: str, transform: Transform | None) -> Callable[[], Unlabelled]:

@@ -5,8 +5,9 @@ latter is linear in \(v\), so its backward pass, \(J^\top g\), is that of the or
 \(\theta_0\), from the same saved tensors. A training step costs one forward pass, two more for the
 tangent, and an ordinary backward pass: 5 units instead of 3.
 
-`engine.py` is the entrance, `passes.py` runs a module on dual numbers (`duals.py`), `rules/` has
-the derivative of each functional, `weights.py` replaces a module's parameters. `plain.py` wraps
+`engine.py` is the entrance, `passes.py` runs a module on dual numbers, along one direction
+(`duals.py`) or several (`directions.py`, `stacks.py`); `rules/` has the derivative of each
+functional, `weights.py` replaces a module's parameters. `plain.py` wraps
 PyTorch's own forward-mode AD, the reference and the fallback. `canary.py` checks first calls,
 `state.py` guards what modules keep between calls, `backends.py` PyTorch's process-wide switches.
 """

@@ -13,6 +13,9 @@ If it agrees with neither, a tangent has been lost, and the call ends in an erro
 module. If only reverse mode agrees with it, the module stops gradients (detach, `no_grad`, NumPy, a
 straight-through estimator): the expansion follows autograd, and a warning says so.
 
+The first call with several directions, which share a pass, checks these too: the parts of a
+direction must sum to the whole. If they do not, each takes a pass of its own, with a warning.
+
 It costs about seven forward passes of at most `EXAMPLES` examples, in which the module's hooks run
 too. `checking(False)` turns it off; `check=True` of `LinearizedModel` repeats it in each call, with
 all examples, in float64.
@@ -37,6 +40,7 @@ from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent.backends import lent_to_backward
 from tangent_arithmetic.tangent.call import Call
+from tangent_arithmetic.tangent.directions import ONE_BY_ONE
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
 from tangent_arithmetic.tangent.passes import CACHES, copied, differentiate, same
 from tangent_arithmetic.tangent.probe import Probe
@@ -49,6 +53,7 @@ EXAMPLES = 3  # two would be constant after batch normalisation
 # float32 inside, the smallest for networks with many kinks
 STEPS = {torch.float64: (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), torch.float32: (1e-3,)}
 ADJOINT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+PARTS = 3  # of the probe, in the check of directions that share a pass
 DIFFERENCE = {torch.float64: 1e-3, torch.float32: 0.1}  # tolerances, relative
 _seen: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
 _enabled: ContextVar[bool] = ContextVar("checking", default=True)
@@ -77,16 +82,60 @@ def first_call(call: Call) -> None:
     if not _enabled.get() or not _checkable(call):
         return
     kind, seen = _kind(call), _seen.setdefault(call.model, set())
-    if kind in seen:
-        return
-    seen.add(kind)
+    checks: dict[Hashable, Callable[[Call], None]] = {kind: _check}
+    if len(call.vectors) > 1:
+        checks[kind, "together"] = _check_together
+    for key, check in checks.items():
+        if key not in seen:
+            seen.add(key)
+            _on_few(check, call)
+
+
+def _on_few(check: Callable[[Call], None], call: Call) -> None:
+    """Runs a check on a few examples, or on all if these are no valid input."""
     for small in (_examples(call, EXAMPLES), _examples(call, None)):
         try:
-            return _check(small)
+            return check(small)
         except Disagreement:
             raise
         except Exception as error:  # a part of the batch may be no valid input
             logger.debug("%s was not checked: %s", type(call.model).__name__, error)
+
+
+def _check_together(call: Call) -> None:
+    """Has each direction take a pass of its own if those that share one do not add up.
+
+    The probe is split into directions of consecutive parameters, whose tangents must sum to its
+    own.
+    """
+    names = list(dict.fromkeys(name for v in call.vectors for name in v))
+    size = max(1, -(-len(names) // PARTS))
+    parts = [names[start : start + size] for start in range(0, len(names), size)]
+    whole, *probes = (Probe(part, call.value) for part in (names, *parts))
+    dtype = next((call.value(n).dtype for n in whole), None)
+    if dtype not in ADJOINT or call.model in ONE_BY_ONE:
+        return
+    saved, kept = call.replay(), Attributes(call.model)
+    try:
+        with torch.no_grad():
+            _, (alone,) = differentiate(replace(call, vectors=[whole]))
+            saved.restore()
+            _, (again, *steps) = differentiate(replace(call, vectors=[whole, *probes]))
+    finally:
+        kept.restore()
+        saved.restore()
+    expected, tangents = _finite(alone), [_finite(step) for step in steps]
+    sums = [sum(terms[1:], terms[0]) for terms in zip(*tangents, strict=True)]
+    tolerance = min(10 * ADJOINT[dtype], DIFFERENCE[torch.float32])
+    if torch.is_autocast_enabled():
+        tolerance = DIFFERENCE[torch.float32]
+    if max(_distance(sums, expected), _distance(_finite(again), expected)) > tolerance:
+        ONE_BY_ONE.add(call.model)
+        logger.warning(
+            "%s gives other tangents along several directions at once than along each: it takes a "
+            "pass per direction; check the rules of your own",
+            type(call.model).__name__,
+        )
 
 
 def check(call: Call) -> None:

@@ -121,15 +121,17 @@ class Directions(Duals):
         pairs: dict[int, Tensor] = {}  # primal -> its dual tensor
 
         def value_of(arg: Any) -> Any:
-            if isinstance(arg, list | tuple) and func in STACKED:
-                return [value_of(element) for element in arg]
             primal, stack = self._split(arg)
             if stack is not None:
                 stacks[id(primal)], pairs[id(primal)] = stack, arg
             return primal
 
-        values = tuple(value_of(arg) for arg in args)
-        named = {name: value_of(arg) for name, arg in kwargs.items()}
+        def values_of(arg: Any) -> Any:  # not recursive: the cycle would keep all tensors alive
+            listed = isinstance(arg, list | tuple) and func in STACKED
+            return [value_of(element) for element in arg] if listed else value_of(arg)
+
+        values = tuple(values_of(arg) for arg in args)
+        named = {name: values_of(arg) for name, arg in kwargs.items()}
         if not stacks:
             return func(*args, **kwargs)
         if any(dual.is_complex() for dual in pairs.values()):

@@ -56,6 +56,9 @@ def jvps(
 ) -> tuple[Any, list[Any]]:
     """As `jvp`, for several directions, which share one primal pass if possible.
 
+    Where a direction moves nothing yet, it costs nothing (`directions.py`); `at_once` bounds how
+    many share a pass, and with them the memory.
+
     Returns:
         The output, and its derivative along each of the directions.
     """

@@ -299,7 +299,9 @@ class LinearizedModel(nn.Module):
     ) -> tuple[Any, list[Any]]:
         r"""\(f(x; \theta_0)\) and \(J(x; \theta_0) \tau_t\) for several task vectors.
 
-        All share one pass of the primal: T vectors cost 1 + 2T forward passes.
+        All share one pass of the primal: T whole vectors cost 1 + 2T forward passes. A vector that
+        moves one layer has no tangent before it and none of its weights after it: T by L equal
+        layers cost 1 + T + T (L - 1) / 2. `tangent.at_once` bounds the memory.
 
         Args:
             x: the module's input; a tuple for several.

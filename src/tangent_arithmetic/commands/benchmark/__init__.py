@@ -6,10 +6,13 @@ rounds; the first turn of each process is warm-up.
 
     tangent-arithmetic benchmark step      training step and forward pass: standard, linear, plain
     tangent-arithmetic benchmark sweep     21 coefficients: in one sweep, or one by one
+    tangent-arithmetic benchmark directions  features along 8 vectors, whole and by block, against
+                                             their bound in forward passes
     tangent-arithmetic benchmark startup   importing the library, and --help
     tangent-arithmetic benchmark data      loading images: by number of workers, and by stage
 
-"linear" is this project's engine, "plain" is `torch.func.jvp` with unfused attention.
+"linear" is this project's engine, "plain" is `torch.func.jvp` with unfused attention, "selected" is
+"linear" with the parameters of `--trainable` alone.
 """
 
 from __future__ import annotations
@@ -57,6 +60,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=number(int, 1), default=5, help="turns of each variant")
     parser.add_argument("--variants", help="comma-separated (default: all of the subject's)")
+    parser.add_argument(
+        "--trainable",
+        default="attention",
+        help="step: parameters that the variant selected trains, as in finetune",
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
     known = SUBJECTS[options.subject].variants
@@ -73,7 +81,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = _options(argv)
-    settings = Settings(options.model, options.batch_size, options.device, options.precision)
+    settings = Settings(
+        options.model, options.batch_size, options.device, options.precision, options.trainable
+    )
     from tangent_arithmetic.run.results import git_commit, versions  # imports torch
     from tangent_arithmetic.runtime.atomic import write_json
 

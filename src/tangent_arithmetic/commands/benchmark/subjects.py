@@ -10,6 +10,7 @@ import functools
 import gc
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,12 +43,14 @@ class Settings:
         batch_size: images or texts per batch.
         device: cpu, cuda or mps.
         precision: fp32 or bf16 (autocast).
+        trainable: subset of the parameters that the variant "selected" trains.
     """
 
     model: str
     batch_size: int
     device: str
     precision: Literal["fp32", "bf16"]
+    trainable: str = "attention"
 
 
 Turn = Callable[[], object]
@@ -93,6 +96,22 @@ def _linear_model(settings: Settings) -> tuple[LinearizedModel, Any, Any]:
     linear = LinearizedModel(model)
     with torch.no_grad():
         for value in linear.parameters():  # so that theta differs from theta0
+            value.add_(torch.randn_like(value), alpha=1e-3)
+    return linear, args, kwargs
+
+
+def _selected_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
+    """The linearised model, frozen at theta0 but for a subset of its parameters."""
+    import torch
+
+    from tangent_arithmetic.tangent.linearized import LinearizedModel
+    from tangent_arithmetic.training.trainable import train_only
+
+    model, args, kwargs = _standard_model(settings)
+    linear = LinearizedModel(model)
+    train_only(linear, settings.trainable)
+    with torch.no_grad():
+        for value in (p for p in linear.parameters() if p.requires_grad):
             value.add_(torch.randn_like(value), alpha=1e-3)
     return linear, args, kwargs
 
@@ -173,7 +192,7 @@ def _sweeps(points: int, linear: bool, one_by_one: bool) -> Build:
 
         run = Run.of(
             SimpleNamespace(
-                **asdict(settings),
+                **{k: value for k, value in asdict(settings).items() if k != "trainable"},
                 suite="clip8",
                 eval_datasets=["EuroSAT"],
                 num_workers=0,
@@ -204,6 +223,80 @@ def _sweeps(points: int, linear: bool, one_by_one: bool) -> Build:
         return {"time": turn}
 
     return turns
+
+
+NUM_TASKS = 8  # of the subject directions
+
+
+def bounds(num_layers: int) -> dict[str, int]:
+    """The forward passes to whose arithmetic the features of directions amount.
+
+    K whole vectors take 1 + 2K; T tasks by L equal layers 1 + T + T (L - 1) / 2, since a direction
+    that moves one layer has no tangent before it and no product with its weights after it.
+    """
+    tasks = NUM_TASKS
+    return {"whole": 1 + 2 * tasks, "blocks": round(1 + tasks + tasks * (num_layers - 1) / 2)}
+
+
+def by_block(tau: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """A vector split by blocks, the parts of its names up to a number; the rest is left out."""
+    blocks: dict[str, dict[str, Tensor]] = {}
+    for name, value in tau.items():
+        block = re.match(r".*?\.\d+\.", name)
+        if block:
+            blocks.setdefault(block[0], {})[name] = value
+    return list(blocks.values())
+
+
+def _directions(as_bound: bool) -> Build:
+    """Features of whole vectors and of task-by-block directions, or as many forward passes."""
+
+    def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
+        import torch
+
+        from tangent_arithmetic.arithmetic.features import few_at_a_time
+        from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
+        from tangent_arithmetic.runtime.compute import Compute
+        from tangent_arithmetic.tangent.memory import freed_memory_kept
+
+        compute = Compute(torch.device(settings.device), settings.precision)
+        size = _image_size(settings.model)
+        images = torch.randn(settings.batch_size, 3, size, size, device=compute.device)
+        encoder = _encoder(settings).to(compute.device).eval()
+        linear = LinearizedImageEncoder(image_encoder=encoder)
+        theta0 = linear.theta0()
+        model = linear.model.module0()
+        whole = [
+            {name: 1e-3 * torch.randn_like(value) for name, value in theta0.items()}
+            for _ in range(1 if as_bound else NUM_TASKS)
+        ]
+        vectors = {"whole": whole, "blocks": [part for tau in whole for part in by_block(tau)]}
+        passes = bounds(len(by_block(whole[0])))
+
+        def forward(count: int) -> None:
+            with torch.no_grad(), compute.autocast():
+                for _ in range(count):
+                    model(images)
+
+        def along(name: str) -> None:
+            with compute.autocast(), freed_memory_kept():
+                few_at_a_time(linear, images, vectors[name])
+
+        if as_bound:
+            return {name: functools.partial(forward, passes[name]) for name in passes}
+        return {name: functools.partial(along, name) for name in passes}
+
+    return turns
+
+
+def _image_size(model: str) -> int:
+    import open_clip
+
+    from tangent_arithmetic.data.embedded.model import register
+
+    register()  # ViT-Nano-8
+    config: Any = open_clip.get_model_config(model)
+    return int(config["vision_cfg"]["image_size"])
 
 
 def _command(*words: str) -> Build:
@@ -295,8 +388,12 @@ SUBJECTS = {
             "standard": _passes(_standard_model),
             "linear": _passes(_linear_model),
             "plain": _passes(_plain_model),
+            "selected": _passes(_selected_model),
         },
-        {"step, plain / linear": ("step", "plain", "linear")}
+        {
+            "step, plain / linear": ("step", "plain", "linear"),
+            "step, selected / linear": ("step", "selected", "linear"),
+        }
         | {
             f"{label}, {above} / {below}": (measure, above, below)
             for label, measure in zip(("step", "forward", "peak memory"), MEASURES, strict=True)
@@ -315,6 +412,20 @@ SUBJECTS = {
             "standard sweep / one by one": ("time", "standard, sweep", "standard, one by one"),
         },
         images.write_pictures,
+    ),
+    "directions": Subject(
+        {"forward passes": _directions(True), "features": _directions(False)},
+        {
+            f"features of {what} / their bound in forward passes": (
+                measure,
+                "features",
+                "forward passes",
+            )
+            for measure, what in (
+                ("whole", f"{NUM_TASKS} vectors"),
+                ("blocks", f"{NUM_TASKS} vectors by block"),
+            )
+        },
     ),
     "startup": Subject(
         {

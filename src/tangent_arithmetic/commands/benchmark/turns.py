@@ -69,7 +69,7 @@ def measure(
     """Measures all variants; returns variant -> measure -> one value per round.
 
     Args:
-        subject: step, sweep, startup or data.
+        subject: step, sweep, directions, startup or data.
         variants: which of its variants.
         settings: the model and machine.
         rounds: turns of each variant after the warm-up.
@@ -101,7 +101,7 @@ def measure(
                         figures[name].setdefault(what, []).append(seconds)
                     label = f"round {turn} of {rounds}" if turn else "warm-up"
                     print(f"{name}, {what}, {label}: {seconds:.2f} s", file=sys.stderr, flush=True)
-            for name in variants if what == "step" else ():
+            for name in order if what in ("step", "blocks") else ():
                 pipes[name].send("memory")
                 figures[name]["memory"] = [_receive(pipes[name], name) / 2**30]
     finally:

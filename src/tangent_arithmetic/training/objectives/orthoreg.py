@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
 from tangent_arithmetic.training.objectives.base import OBJECTIVES, Objective, Penalised, Setting
 from tangent_arithmetic.training.objectives.supervised import supervised_of
+from tangent_arithmetic.training.reparametrised import theta_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,23 +45,26 @@ class OrthoReg(Penalised):
 
     def __init__(self, supervised: Objective, weight: float, model: nn.Module) -> None:
         super().__init__(supervised, weight)
-        encoder: nn.Module = getattr(model, "image_encoder", model)
-        self.encoder = encoder
-        start: dict[str, Tensor] = dict(encoder.named_parameters())
-        if isinstance(encoder, LinearizedEncoder):
-            start = encoder.theta0()
+        self.encoder: nn.Module = getattr(model, "image_encoder", model)
+        start = (
+            self.encoder.theta0()
+            if isinstance(self.encoder, LinearizedEncoder)
+            else theta_of(self.encoder)
+        )
         self.start = {name: value.detach().clone() for name, value in start.items()}
 
-    def penalty(self, model: nn.Module, step: int) -> Float[Tensor, ""]:
-        """Lambda times the sum over the trained matrices; the same on every rank."""
-        encoder = self.encoder
-        inner = encoder.model if isinstance(encoder, LinearizedEncoder) else encoder
-        terms = [
-            defect(value - self.start[name].to(value.device))
-            for name, value in inner.named_parameters()
-            if value.requires_grad and value.ndim >= 2
-        ]
-        return self.weight * torch.stack(terms).sum()
+    def penalty(self, model: nn.Module, step: int) -> Float[Tensor, ""] | None:
+        """Lambda times the sum over the trained matrices, None without any; the same on all ranks.
+
+        It is in full precision also under autocast.
+        """
+        theta = {n: v for n, v in theta_of(self.encoder).items() if v.requires_grad and v.ndim >= 2}
+        if not theta:
+            return None
+        device = next(iter(theta.values())).device
+        with torch.autocast(device.type, enabled=False):
+            steps = (value - self.start[name].to(device) for name, value in theta.items())
+            return self.weight * torch.stack([defect(step) for step in steps]).sum()
 
 
 @OBJECTIVES.register("orthoreg")
