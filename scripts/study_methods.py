@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.arithmetic.features import Features, linear_features
+from tangent_arithmetic.arithmetic.interference import means, of_features
 from tangent_arithmetic.commands.finetune import finetune
 from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.run.args import Parser, parse_arguments
@@ -70,11 +71,15 @@ class Study:
         vectors = (task_vector(run, t, run.mode.name, encoder, theta0_hash) for t in self.tasks)
         self.vectors = [vector.vector for vector in vectors]
         self.base = linearized(encoder)
+        self._features = dict[str, Features]()
 
     def features(self, name: str) -> Features:
-        """f0 and J tau of every task vector on a split."""
-        split = split_of(self.run, self.base, name)
-        return linear_features(self.base, self.vectors, split.batches, split.compute, split.cache)
+        """f0 and J tau of every task vector on a split, read or computed once."""
+        if name not in self._features:
+            split = split_of(self.run, self.base, name)
+            facts = (split.batches, split.compute, split.cache)
+            self._features[name] = linear_features(self.base, self.vectors, *facts)
+        return self._features[name]
 
     @torch.no_grad()
     def curve(
@@ -92,15 +97,6 @@ class Study:
         )
         return np.array([_accuracy(head(features.f0 + c * direction), features) for c in coefs])
 
-    def interference(self, split: str) -> np.ndarray:
-        """xi_ij, the mean of |J tau_j|^2 / |f0|^2 over the images of task i."""
-        rows = []
-        for task in self.tasks:
-            found = self.features(f"{task}{split}")
-            size = found.f0.square().sum(1)
-            rows.append([float((d.square().sum(1) / size).mean()) for d in found.directions])
-        return np.array(rows)
-
     def figures(self, split: str) -> dict[str, Any]:
         """All figures on a split, "Val" or "" for test; coefficients are those of validation."""
         every = dict.fromkeys(self.tasks, 1.0)
@@ -113,9 +109,9 @@ class Study:
         sums = {t: self.curve(f"{t}{split}", every, ends) for t in self.tasks}
         zeroshot, at_best, at_one = np.array([sums[t] for t in self.tasks]).T
         negations = {t: self.negation(t, split) for t in self.tasks}
-        xi = self.interference(split)
+        xi = {t: of_features(self.features(f"{t}{split}")) for t in self.tasks}
+        told = means({t: dict(zip(self.tasks, row, strict=True)) for t, row in xi.items()})
         alone = np.array([single[t] for t in self.tasks])
-        off = xi[~np.eye(len(xi), dtype=bool)].mean()
         return {
             "zeroshot": zeroshot.mean(),
             "single": alone.mean(),
@@ -127,8 +123,8 @@ class Study:
             "target": np.mean([n["target"] for n in negations.values()]),
             "control": np.mean([n["control"] for n in negations.values()]),
             "control zeroshot": np.mean([n["control zeroshot"] for n in negations.values()]),
-            "xi": off,
-            "xi own": np.diag(xi).mean(),
+            "xi": told.off,
+            "xi own": told.on,
             "tasks": {
                 t: {"zeroshot": z, "single": s, "best": b, "at 1": o, **negations[t]}
                 for t, z, s, b, o in zip(self.tasks, zeroshot, alone, at_best, at_one, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError
-from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.training.loop import TrainingData, step_gradients, train, wrap_ddp
 from tangent_arithmetic.training.objectives import (
     OBJECTIVES,
@@ -33,9 +33,8 @@ from tangent_arithmetic.training.objectives import (
 )
 from tangent_arithmetic.training.objectives.delta import Delta
 from tangent_arithmetic.training.objectives.taujp import Norm
-from tangent_arithmetic.training.resume import Snapshots
 from tests.small_suite import flags, small_suite
-from tests.training.test_taujp import RECIPE, Interrupted, Recording, Tiny, pictures, to_tensor
+from tests.training.tiny import RECIPE, Tiny, continues_exactly, pictures, ranks_equal, to_tensor
 
 Weights = dict[str, Tensor]
 NORMS: tuple[Norm, ...] = ("relative", "squared", "plain")
@@ -224,16 +223,7 @@ def test_a_larger_weight_brings_the_student_nearer() -> None:
 
 
 def test_an_interrupted_run_continues_exactly(tmp_path: Path) -> None:
-    def states() -> Snapshots:
-        return Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
-
-    straight, first, second = Recording(), Recording(5), Recording()
-    expected = trained(2.0, tracker=straight)
-    with pytest.raises(Interrupted):
-        trained(2.0, snapshots=states(), tracker=first)
-    found = trained(2.0, snapshots=states(), tracker=second)
-    assert first.seen[:5] + second.seen == straight.seen and len(straight.seen) == 12
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    continues_exactly(functools.partial(trained, 2.0), tmp_path)
 
 
 def gradients() -> Weights:
@@ -253,13 +243,7 @@ def _in_two_processes(args: Any) -> None:
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     start(_in_two_processes, Config(save=str(tmp_path), world_size=2, port=12431))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    alone = {"gradients": gradients(), "weights": trained(2.0)}
-    for found in ranks:
-        for kind, expected in alone.items():
-            for name, value in expected.items():
-                torch.testing.assert_close(found[kind][name], value, rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(ranks[0]["weights"][n], v) for n, v in ranks[1]["weights"].items())
+    ranks_equal(tmp_path, {"gradients": gradients(), "weights": trained(2.0)})
 
 
 def test_a_setting_decides() -> None:

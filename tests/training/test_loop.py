@@ -43,6 +43,7 @@ from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Snapshots
 from tangent_arithmetic.training.schedule import cosine_factor, cosine_lr
 from tangent_arithmetic.training.trainable import TRAINABLE, select
+from tests.training.tiny import Interrupted, Recording
 
 RECIPE = Recipe(
     lr=1e-2, epochs=2, batch_size=4, num_grad_accumulation=2, warmup_length=3, wd=0.1, ls=0.1
@@ -180,23 +181,6 @@ def test_training_lowers_the_loss() -> None:
     assert facts["steps"] == 40
 
 
-class Interrupted(Exception):
-    pass
-
-
-class RecordingRun(Tracker):
-    """Keeps what is logged, and interrupts the run after a step."""
-
-    def __init__(self, stop: int | None = None) -> None:
-        super().__init__()
-        self.stop, self.seen = stop, list[Any]()
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        self.seen.append((step, values))
-        if step == self.stop:
-            raise Interrupted
-
-
 def states(folder: Path, **made: Any) -> RunStates:
     return RunStates(folder / "finetuned.safetensors", made, every=1)
 
@@ -204,7 +188,7 @@ def states(folder: Path, **made: Any) -> RunStates:
 def interrupted(folder: Path, **made: Any) -> list[Path]:
     """The states of a run that was interrupted after its fourth step, the newest last."""
     with pytest.raises(Interrupted):
-        trained(snapshots=Snapshots(states(folder, **made)), tracker=RecordingRun(stop=3))
+        trained(snapshots=Snapshots(states(folder, **made)), tracker=Recording(stop=3))
     return sorted((folder / "finetuned_resume").iterdir())
 
 
@@ -230,7 +214,7 @@ def test_an_interrupted_run_continues_exactly(tmp_path: Path, linear: bool) -> N
         train(model, TrainingData(pictures(16), to_tensor), recipe, **options)
         return dict(model.state_dict())
 
-    straight, first, second = RecordingRun(), RecordingRun(stop=3), RecordingRun()
+    straight, first, second = Recording(), Recording(stop=3), Recording()
     expected = trained(tracker=straight)
     with pytest.raises(Interrupted):
         trained(snapshots=Snapshots(states(tmp_path)), tracker=first)
@@ -257,7 +241,7 @@ def _in_two_processes(args: Any) -> None:
         for run, stop in (("straight", None), ("interrupted", 5), ("resumed", None)):
             model: nn.Module = LinearizedModel(network()) if linear else network()
             kept = None if run == "straight" else Snapshots(states(folder / kind))
-            recipe, tracker = replace(RECIPE, epochs=4), RecordingRun(stop)
+            recipe, tracker = replace(RECIPE, epochs=4), Recording(stop)
             with contextlib.suppress(Interrupted):
                 data = TrainingData(pictures(16), to_tensor)
                 train(model, data, recipe, snapshots=kept, tracker=tracker)
@@ -489,15 +473,15 @@ def test_registered_objectives_and_optimizers_train_and_resume_exactly(
     try:
         expected = run()
         with pytest.raises(Interrupted):
-            run(snapshots=Snapshots(states(tmp_path)), tracker=RecordingRun(stop=2))
-        second = RecordingRun()
+            run(snapshots=Snapshots(states(tmp_path)), tracker=Recording(stop=2))
+        second = Recording()
         found = run(snapshots=Snapshots(states(tmp_path)), tracker=second)
         assert [step for step, _ in second.seen] == [2, 3]
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert not torch.equal(found["1.weight"], trained()["1.weight"])
     finally:
         del OBJECTIVES["focal"], OPTIMIZERS["counting"]
-    with pytest.raises(UsageError, match="unknown objective 'focal'; choose from"):
+    with pytest.raises(UsageError, match=r"unknown objective 'focal'; choose from .*supervised"):
         OBJECTIVES["focal"]
 
 

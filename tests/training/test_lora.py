@@ -25,7 +25,7 @@ from tangent_arithmetic.training.lora import LowRank, adapted, targets
 from tangent_arithmetic.training.reparametrised import parts_of
 from tests.towers import known_towers
 from tests.training.selections import Attending, move
-from tests.training.test_taujp import Tiny
+from tests.training.tiny import Tiny
 
 MATRICES = ["patches.weight", "attn.in_proj_weight", "attn.out_proj.weight", "out.weight"]
 PLAIN = Attending().double().eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,16 @@ from torch import Tensor
 
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.encoders.images import ClassificationHead
-from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.training.loop import TrainingData, penalty_gradient, train
 from tangent_arithmetic.training.objectives import OBJECTIVES, Setting
 from tangent_arithmetic.training.objectives.orthoreg import defect
-from tangent_arithmetic.training.resume import Snapshots
 from tangent_arithmetic.training.trainable import train_only
-from tests.training.test_taujp import (
+from tests.training.tiny import (
     CPU,
     RECIPE,
-    Interrupted,
-    Recording,
     Tiny,
     classifier,
+    continues_exactly,
     pictures,
     to_tensor,
 )
@@ -97,13 +95,4 @@ def test_a_larger_weight_makes_steps_more_orthonormal() -> None:
 
 @pytest.mark.parametrize("linear", [False, True])
 def test_an_interrupted_run_continues_exactly(linear: bool, tmp_path: Path) -> None:
-    def states() -> Snapshots:
-        return Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
-
-    straight, first, second = Recording(), Recording(5), Recording()
-    expected = trained(2.0, linear, tracker=straight)
-    with pytest.raises(Interrupted):
-        trained(2.0, linear, snapshots=states(), tracker=first)
-    found = trained(2.0, linear, snapshots=states(), tracker=second)
-    assert first.seen[:5] + second.seen == straight.seen and len(straight.seen) == 12
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    continues_exactly(functools.partial(trained, 2.0, linear), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +20,14 @@ from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.storage.checkpoints import read_checkpoint
-from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.training.loop import TrainingData, penalty_gradient, train
 from tangent_arithmetic.training.lora import LowRank
 from tangent_arithmetic.training.objectives import OBJECTIVES, CrossEntropy, Objective, Setting
 from tangent_arithmetic.training.objectives.taujp import TauJp
 from tangent_arithmetic.training.reparametrised import Part, parts_of, reparametrise, theta_of
-from tangent_arithmetic.training.resume import Snapshots
 from tests.training.selections import KINDS, Attending, classifier, encoder, move, some_masks
 from tests.training.test_orthoreg import trained as with_orthoreg
-from tests.training.test_taujp import CPU, RECIPE, Interrupted, Recording, Tiny, pictures, to_tensor
+from tests.training.tiny import CPU, RECIPE, Tiny, continues_exactly, pictures, to_tensor
 
 STRONG = replace(RECIPE, wd=0.5)
 
@@ -97,16 +96,7 @@ def test_a_checkpoint_holds_dense_weights(linear: bool, how: str, tmp_path: Path
 
 @pytest.mark.parametrize(("linear", "how"), KINDS)
 def test_an_interrupted_run_continues_exactly(linear: bool, how: str, tmp_path: Path) -> None:
-    def states() -> Snapshots:
-        return Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
-
-    straight, first, second = Recording(), Recording(5), Recording()
-    expected = trained(linear, how, tracker=straight)
-    with pytest.raises(Interrupted):
-        trained(linear, how, snapshots=states(), tracker=first)
-    found = trained(linear, how, snapshots=states(), tracker=second)
-    assert first.seen[:5] + second.seen == straight.seen and len(straight.seen) == 12
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    continues_exactly(functools.partial(trained, linear, how), tmp_path)
 
 
 def by_kind() -> dict[str, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import UsageError
-from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.training.factors import Factors, Settings, collect
 from tangent_arithmetic.training.loop import (
@@ -30,16 +30,15 @@ from tangent_arithmetic.training.loop import (
 from tangent_arithmetic.training.objectives import OBJECTIVES, CrossEntropy, Setting
 from tangent_arithmetic.training.objectives.tak import Tak
 from tangent_arithmetic.training.objectives.taujp import linear_encoder
-from tangent_arithmetic.training.resume import Snapshots
-from tests.training.test_taujp import (
+from tests.training.tiny import (
     CPU,
     RECIPE,
-    Interrupted,
-    Recording,
     Tiny,
     classifier,
+    continues_exactly,
     interference,
     pictures,
+    ranks_equal,
     to_tensor,
 )
 
@@ -151,16 +150,7 @@ def test_a_larger_weight_leaves_less_on_other_images() -> None:
 
 
 def test_an_interrupted_run_continues_exactly_and_logs_the_penalty(tmp_path: Path) -> None:
-    def states() -> Snapshots:
-        return Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
-
-    straight, first, second = Recording(), Recording(5), Recording()
-    expected = trained(2.0, tracker=straight)
-    with pytest.raises(Interrupted):
-        trained(2.0, snapshots=states(), tracker=first)
-    found = trained(2.0, snapshots=states(), tracker=second)
-    assert first.seen[:5] + second.seen == straight.seen and len(straight.seen) == 12
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    straight = continues_exactly(functools.partial(trained, 2.0), tmp_path)
     assert straight.seen[0][1]["penalty"] == 0 < straight.seen[-1][1]["penalty"]
 
 
@@ -186,13 +176,7 @@ def _in_two_processes(args: Any) -> None:
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     start(_in_two_processes, Config(save=str(tmp_path), world_size=2, port=12417))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    alone = {"gradients": gradients(), "weights": trained(2.0)}
-    for found in ranks:
-        for kind, expected in alone.items():
-            for name, value in expected.items():
-                torch.testing.assert_close(found[kind][name], value, rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(ranks[0]["weights"][n], v) for n, v in ranks[1]["weights"].items())
+    ranks_equal(tmp_path, {"gradients": gradients(), "weights": trained(2.0)})
 
 
 def test_it_needs_a_linear_model_factors_and_the_relative_norm() -> None:

@@ -28,7 +28,7 @@ from tangent_arithmetic.training.talos import (
     sensitivity,
 )
 from tests.training.selections import Attending, some_masks
-from tests.training.test_taujp import RECIPE, pictures, to_tensor
+from tests.training.tiny import RECIPE, pictures, to_tensor
 
 IMAGES = list(torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(5)))
 

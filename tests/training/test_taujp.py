@@ -8,24 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.loading import BatchPlan, RankBatches, train_loader
 from tangent_arithmetic.data.unlabelled import Unlabelled
-from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.encoders.images import ClassificationHead
-from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.runtime import ddp
-from tangent_arithmetic.runtime.compute import Compute
-from tangent_arithmetic.runtime.logs import Tracker
-from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.training.loop import (
     TrainingData,
     penalty_gradient,
@@ -35,50 +28,19 @@ from tangent_arithmetic.training.loop import (
 )
 from tangent_arithmetic.training.objectives import OBJECTIVES, CrossEntropy, Objective, Setting
 from tangent_arithmetic.training.objectives.taujp import Norm, TauJp, linear_encoder, tangent_size
-from tangent_arithmetic.training.recipe import Recipe
-from tangent_arithmetic.training.resume import Snapshots
-
-RECIPE = Recipe(
-    lr=1e-2, epochs=4, batch_size=4, num_grad_accumulation=1, warmup_length=3, wd=0.1, ls=0.1
+from tests.training.tiny import (
+    CPU,
+    RECIPE,
+    Tiny,
+    classifier,
+    continues_exactly,
+    interference,
+    pictures,
+    ranks_equal,
+    to_tensor,
 )
+
 NORMS: tuple[Norm, ...] = ("relative", "squared", "plain")
-CPU = Compute(torch.device("cpu"))
-
-
-class Tiny(ModuleEncoder):
-    kind = "tiny_encoder"
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.GELU(), nn.Linear(6, 4))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        features: Tensor = self.net(inputs)
-        return features
-
-
-def to_tensor(image: Any) -> Tensor:
-    """A transform that draws random numbers, as augmentation does."""
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    return x + 0.1 * torch.randn_like(x)
-
-
-def pictures(seed: int, count: int = 12) -> ArrayPictures:
-    images = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    return ArrayPictures(images, np.arange(count) % 3)
-
-
-def classifier(moved: float = 0.0) -> ImageClassifier:
-    """A linearised encoder, `moved` away from theta0, with a frozen head."""
-    encoder = linearized(Tiny())
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(moved * torch.randn_like(parameter))
-    model = ImageClassifier(encoder, ClassificationHead(True, torch.randn(3, 4)))
-    model.freeze_head()
-    return model
 
 
 def objective(norm: Norm = "relative", weight: float = 2.0) -> TauJp:
@@ -153,45 +115,13 @@ def trained(weight: float, **options: Any) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def interference(weights: dict[str, Tensor]) -> float:
-    model = classifier()
-    model.load_state_dict({**model.state_dict(), **weights})
-    images = torch.stack([to_tensor(pictures(5, 6)[i][0]) for i in range(6)])
-    f0, d = linear_encoder(model).model.primal_and_tangent(images)
-    return tangent_size(f0, d, "relative").mean().item()
-
-
 def test_a_larger_weight_leaves_less_on_other_images() -> None:
     found = [interference(trained(weight)) for weight in (0.0, 3.0, 300.0)]
     assert found[0] > 2 * found[1] > 3 * found[2] > 0
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Recording(Tracker):
-    def __init__(self, stop: int | None = None) -> None:
-        super().__init__()
-        self.stop, self.seen = stop, list[Any]()
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        self.seen.append((step, values))
-        if step == self.stop:
-            raise Interrupted
-
-
 def test_an_interrupted_run_continues_exactly_and_logs_the_penalty(tmp_path: Path) -> None:
-    def states() -> Snapshots:
-        return Snapshots(RunStates(tmp_path / "finetuned.safetensors", {}, every=1))
-
-    straight, first, second = Recording(), Recording(5), Recording()
-    expected = trained(2.0, tracker=straight)
-    with pytest.raises(Interrupted):
-        trained(2.0, snapshots=states(), tracker=first)
-    found = trained(2.0, snapshots=states(), tracker=second)
-    assert first.seen[:5] + second.seen == straight.seen and len(straight.seen) == 12
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    straight = continues_exactly(functools.partial(trained, 2.0), tmp_path)
     assert straight.seen[0][1]["penalty"] == 0 < straight.seen[-1][1]["penalty"]
 
 
@@ -216,13 +146,7 @@ def _in_two_processes(args: Any) -> None:
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     start(_in_two_processes, Config(save=str(tmp_path), world_size=2, port=12409))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    alone = {"gradients": gradients(), "weights": trained(2.0)}
-    for found in ranks:
-        for kind, expected in alone.items():
-            for name, value in expected.items():
-                torch.testing.assert_close(found[kind][name], value, rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(ranks[0]["weights"][n], v) for n, v in ranks[1]["weights"].items())
+    ranks_equal(tmp_path, {"gradients": gradients(), "weights": trained(2.0)})
 
 
 def test_it_needs_a_linear_model_and_other_images() -> None:

@@ -22,7 +22,7 @@ from tangent_arithmetic.training.loop import TrainingData, train
 from tangent_arithmetic.training.towers import after_block, blocks_of
 from tangent_arithmetic.training.trainable import Choice, choice_of, train_only
 from tests.towers import known_towers
-from tests.training.test_taujp import RECIPE, Tiny
+from tests.training.tiny import RECIPE, Tiny
 
 
 @pytest.fixture(scope="module", autouse=True)

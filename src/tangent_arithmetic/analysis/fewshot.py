@@ -6,7 +6,6 @@ import copy
 import math
 from dataclasses import replace
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from tangent_arithmetic.analysis.edits import Edits, Point
@@ -14,12 +13,14 @@ from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
 from tangent_arithmetic.data.base import SubsetPictures
 from tangent_arithmetic.data.identity import labels_of
+from tangent_arithmetic.data.sampling import few_of_each
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.run.models import classification_head, split_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
 
+ORDER = 19  # in the seed of the images' order
 STEPS = 40  # optimizer steps, whatever the number of images
 
 
@@ -65,16 +66,5 @@ def _edited(edits: Edits, point: Point) -> ModuleEncoder:
 
 
 def chosen_indices(labels: ArrayLike, shots: int, seed: int) -> list[int]:
-    """Sorted indices of `shots` images of each class; of all images of a smaller class.
-
-    Args:
-        labels: (images,), or zeros and ones (images, classes): an image may count for several.
-        shots: images per class.
-        seed: of the order in which images are taken.
-    """
-    labels = np.asarray(labels)
-    order = np.random.default_rng([seed, 19]).permutation(len(labels))
-    one_hot = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
-    chosen = [order[has[order].astype(bool)][:shots] for has in one_hot.T]
-    indices: list[int] = np.unique(np.concatenate(chosen)).tolist()
-    return indices
+    """Sorted indices of `shots` images of each class, see `few_of_each`."""
+    return few_of_each(labels, shots, (seed, ORDER))

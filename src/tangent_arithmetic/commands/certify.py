@@ -72,12 +72,11 @@ def certified_control(run: Run) -> dict[str, Any]:
     hashes = checkpoint_hashes(run, run.tasks, run.mode.name)
     origin = {"theta0_hash": theta0_hash, "checkpoints": hashes}
     splits = run.data.split_hashes([control])
-    origin_facts = provenance(run, time.monotonic() - begin, **origin, splits=splits)
     about = {name: facts[name] for name in ("images", "accuracy", "radii")}
     return {
         "control": {"name": control, **about},
         "ranges": facts["ranges"],
-        "provenance": {**origin_facts, "mode": run.mode.name},
+        "provenance": provenance(run, time.monotonic() - begin, **origin, splits=splits),
     }
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def shots_of(config: Config) -> int | None:
     return int(config.shots[0])
 
 
-def settings_of(run: Run, folder: Path | None = None) -> Settings:
+def settings_of(run: Run) -> Settings:
     """How the run solves for coefficients.
 
     Raises:
@@ -109,8 +110,7 @@ def settings_of(run: Run, folder: Path | None = None) -> Settings:
             "--finetuning-mode=posthoc"
         )
     solver = None if config.solver == "auto" else config.solver
-    return Settings(config.ridge, bounds, config.unlabelled, solver=solver, seed=run.seed,
-                    folder=folder)  # fmt: skip
+    return Settings(config.ridge, bounds, config.unlabelled, solver=solver, seed=run.seed)
 
 
 def slug(run: Run) -> str:
@@ -306,7 +306,7 @@ def work(run: Run) -> None:
     targets = [path] if run.config.negate else [path, checkpoint_path(run)]
     check_targets(run, *targets)
     with tempfile.TemporaryDirectory(dir=_scratch(run), ignore_cleanup_errors=True) as folder:
-        settings = settings_of(run, Path(folder))
+        settings = replace(settings, folder=Path(folder))
         if run.config.negate:
             results = negations(run, settings)
         else:

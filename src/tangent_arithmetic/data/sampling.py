@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
@@ -30,3 +33,21 @@ def stratified(labels: np.ndarray, count: int) -> np.ndarray:
     whole[order[: count - whole.sum()]] += 1
     chosen = [np.flatnonzero(labels == k)[:n] for k, n in zip(classes, whole, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def few_of_each(labels: ArrayLike, shots: int, entropy: Sequence[int]) -> list[int]:
+    """Sorted indices of `shots` images of each class, of all images of a smaller one.
+
+    More shots include those of fewer. An image with several labels counts for each of them.
+
+    Args:
+        labels: (images,), or zeros and ones (images, classes).
+        shots: images a class.
+        entropy: seeds the order in which images are taken.
+    """
+    labels = np.asarray(labels)
+    order = np.random.default_rng(entropy).permutation(len(labels))
+    has = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
+    chosen = [order[column[order].astype(bool)][:shots] for column in has.T]
+    indices: list[int] = np.unique(np.concatenate(chosen)).tolist()
+    return indices

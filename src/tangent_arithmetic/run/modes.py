@@ -70,6 +70,11 @@ class Mode:
         return self if self.trained_by is None else MODES[self.trained_by]
 
     @property
+    def method(self) -> tuple[bool, str, str]:
+        """What decides the weights that it trains: linear or not, objective, trained parameters."""
+        return self.linear, self.objective, self.trainable
+
+    @property
     def checkpoint(self) -> str:
         """The name of a fine-tuned checkpoint, without its ending."""
         return f"{self.training.prefix}finetuned"
@@ -176,10 +181,7 @@ def variant(mode: Mode, objective: str = SUPERVISED, trainable: str = ALL) -> Mo
         )
     wanted = replace(mode, objective=objective, trainable=trainable)
     for other in (*MODES.values(), *MODES.composed.values()):
-        if (other.linear, other.objective, other.trainable, other.trained_by, other.edits) == (
-            *(wanted.linear, objective, trainable, None),
-            True,
-        ):
+        if other.edits and other.trained_by is None and other.method == wanted.method:
             return other
     base = next(m for m in MODES.values() if m.linear == mode.linear and m.edits)
     parts = [part for part in (objective, trainable) if part not in (SUPERVISED, ALL)]

@@ -31,7 +31,6 @@ from tangent_arithmetic.training.trainable import choice_of, train_only
 
 OF_PENALTY = ("penalty", "penalty_norm")
 OF_OTHERS = ("others_batch_size", "others_per_step")
-WITH_OTHERS = ("taujp",)  # objectives that see images of other data sets
 # what an objective may read, by name: of (run, task)
 FILES = {"teacher": load_teacher, "factors": factors_of}
 
@@ -50,14 +49,22 @@ def method_of(run: Run, task: str) -> dict[str, Any]:
     if mode.objective != SUPERVISED:
         facts["objective"] = mode.objective
         facts |= {name: getattr(config, name) for name in OF_PENALTY}
-    if mode.objective in WITH_OTHERS:
-        facts["others"] = run.others(task)
-        facts |= {name: getattr(config, name) for name in OF_OTHERS}
-    if mode.objective == "tak":
-        facts |= factors_facts(run, task)
-    if mode.objective == "delta":
-        facts |= teacher_facts(run, task)
+    if (further := FACTS.get(mode.objective)) is not None:
+        facts |= further(run, task)
     return facts
+
+
+def others_facts(run: Run, task: str) -> dict[str, Any]:
+    """What a checkpoint records of the images that its penalty saw."""
+    return {"others": run.others(task), **{name: getattr(run.config, name) for name in OF_OTHERS}}
+
+
+# what a checkpoint records of an objective's own settings
+FACTS: dict[str, Callable[[Run, str], dict[str, Any]]] = {
+    "taujp": others_facts,
+    "tak": factors_facts,
+    "delta": teacher_facts,
+}
 
 
 def objective_of(run: Run, task: str, data: ImageDataset, model: nn.Module) -> Objective:

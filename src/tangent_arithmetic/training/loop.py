@@ -233,7 +233,8 @@ def train(
     check_batch(recipe.batch_size, ddp.world_size())
     plan = BatchPlan(len(data.pictures), recipe.batch_size, recipe.num_grad_accumulation, seed)
     steps, device = recipe.epochs * plan.steps_per_epoch, next(model.parameters()).device
-    num_classes, multilabel = _prepare(model, data, Compute(device, recipe.precision), plan)
+    compute = Compute(device, recipe.precision)
+    num_classes, multilabel = _prepare(model, data, compute, plan)
     check_one_class(num_classes, multilabel, description)
     objective = objective or supervised_of(recipe, multilabel)
     wrapped = wrap_ddp(model, device)
@@ -247,7 +248,6 @@ def train(
     keeper.resume()
     shares = RankBatches(plan, keeper.done, steps, ddp.rank(), ddp.world_size())
     loader = train_loader(data.pictures, data.transform, shares, data.num_workers, num_classes)
-    compute = Compute(device, recipe.precision)
     with deferred_signals() as asked, closing(objective), iterating(loader) as batches:
         bar = Progress(range(keeper.done, steps), description, done=keeper.done, unit="step")
         for step in bar:

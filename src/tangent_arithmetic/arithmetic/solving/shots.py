@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.data.base import SubsetPictures
 from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.data.loading import EvalBatches
+from tangent_arithmetic.data.sampling import few_of_each
 from tangent_arithmetic.runtime.errors import UsageError
+
+ORDER = 29  # in the seed of the images' order
 
 
 def few(split: Split, shots: int | None, seed: int) -> Split:
@@ -31,17 +33,5 @@ def few(split: Split, shots: int | None, seed: int) -> Split:
 
 
 def shot_indices(labels: ArrayLike, shots: int, seed: int) -> list[int]:
-    """Sorted indices of `shots` images of each class, of all images of a smaller one.
-
-    More shots include those of fewer. An image with several labels counts for each of them.
-
-    Args:
-        labels: (images,), or zeros and ones (images, classes).
-        shots: images a class.
-        seed: of the order in which images are taken.
-    """
-    labels = np.asarray(labels)
-    order = np.random.default_rng([seed, 29]).permutation(len(labels))
-    has = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
-    chosen = [order[column[order].astype(bool)][:shots] for column in has.T]
-    return [int(i) for i in np.unique(np.concatenate(chosen))]
+    """Sorted indices of `shots` images of each class, see `few_of_each`."""
+    return few_of_each(labels, shots, (seed, ORDER))
