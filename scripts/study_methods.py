@@ -191,13 +191,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = run.with_(save=str(own.folder / f"seed{seed}" / name))
         for task in run.tasks:
             finetune(run, task)
-        found = Study(run).figures("" if own.test else "Val")
+        study = Study(run)
+        found = on_val = study.figures("Val")
+        if own.test:
+            found = study.figures("")
         label = ", ".join([own.label or run.mode.label, *(f"{n} {v}" for n, v in point.items())])
         rows.append(row(f"{label}, seed {seed}", found))
         print(markdown_table(HEADER, rows), flush=True)
         if own.output:
             record = {"label": label, "seed": int(seed), "split": "test" if own.test else "val"}
-            record |= {"settings": settings, **found}
+            record |= {"settings": settings, **found, "validation": on_val if own.test else None}
             record["provenance"] = provenance(run, time.monotonic() - start)
             old = read_json(own.output)["rows"] if own.output.is_file() else []
             write_json(own.output, {"rows": [*old, record]})
