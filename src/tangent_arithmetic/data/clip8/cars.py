@@ -5,12 +5,13 @@ Source: Krause et al., "3D object representations for fine-grained categorizatio
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from tangent_arithmetic.data.base import Splits
-from tangent_arithmetic.data.clip8.folders import listed, read_checked, require_all, spaced
+from tangent_arithmetic.data.clip8.folders import listed, require_all, spaced
 from tangent_arithmetic.data.files import ListedPictures
+from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.storage.matlab import read_table
 from tangent_arithmetic.storage.reading import inside
 
 # In the order of the labels of the developer kit; compared with the list of TensorFlow Datasets.
@@ -95,20 +96,22 @@ def load(location: Path) -> Splits:
     """Reads `stanford_cars/` below `location`."""
     folder = location / "stanford_cars"
     require_all("Cars", folder, FILES, LAYOUT)
+    classes = [name for (name,) in read_table(folder / FILES[0], "class_names")]
     train, test = (
-        read_checked("Cars", folder, partial(_read, location, split)) for split in ("train", "test")
+        _read(folder / file, folder / images, classes)
+        for file, images in ((FILES[1], "cars_train"), (FILES[2], "cars_test"))
     )
-    return Splits(train, test, tuple(spaced(name) for name in train.classes))
+    return Splits(train, test, tuple(spaced(name) for name in classes))
 
 
-def _read(location: Path, split: str) -> ListedPictures:
-    """The images listed in the developer kit, read by torchvision."""
-    from torchvision.datasets import StanfordCars
-
-    kit = StanfordCars(location, split)
-    images = location / "stanford_cars" / f"cars_{split}"
-    samples = [
-        (str(images / inside(f"the list of {images}", path.removeprefix(f"{images}/"))), int(label))
-        for path, label in kit._samples
-    ]
-    return ListedPictures(samples, kit.classes, images)
+def _read(table: Path, images: Path, classes: list[str]) -> ListedPictures:
+    """The images that a table of the developer kit lists; its classes count from one."""
+    samples = []
+    for name, label in read_table(table, "annotations", ("fname", "class")):
+        if not label.isdecimal() or not 1 <= int(label) <= len(classes):
+            raise UsageError(
+                f"{table} gives {shown(name)} the class {shown(label)}, expected a number from 1 "
+                f"to {len(classes)}; the file is damaged, fetch it again"
+            )
+        samples.append((str(images / inside(table, name)), int(label) - 1))
+    return ListedPictures(samples, classes, images)

@@ -20,6 +20,7 @@ from tangent_arithmetic.data.prepare.fetch import Place
 from tangent_arithmetic.data.prepare.unpack import gunzip, reading, refused, tar, unpack
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.runtime.logs import progress
+from tangent_arithmetic.storage.matlab import read_table
 from tangent_arithmetic.storage.reading import inside, read_text, readable
 
 CARS_TABLES = ("meta", "train_annos")  # tables of the developer kit that the loader reads
@@ -204,13 +205,11 @@ def _imagenet_train(place: Place, target: Path) -> None:
 
 def _validation_synsets(place: Place) -> dict[str, str]:
     """The synset of each validation image, by file name."""
-    import scipy.io
-
     with unpacked(place, "ILSVRC2012_devkit_t12.tar.gz") as source:
         path = _search(source, "meta.mat", place)
+        table = read_table(path, "synsets", ("ILSVRC2012_ID", "WNID"))
         with readable(path, "the developer kit's table of synsets"):
-            table = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
-            synsets = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+            synsets = {int(number): synset for number, synset in table}
         truth = _search(source, "ILSVRC2012_validation_ground_truth.txt", place)
         with readable(truth, "one synset number per line"):
             lines = enumerate(read_text(truth).split(), 1)
