@@ -107,3 +107,34 @@ def test_other_calls_stay_exact(how: str) -> None:
         assert (rounded - exact).detach().norm() < 0.03 * exact.detach().norm()
     else:
         assert linear(x).isfinite().all()
+
+
+def _called(model: nn.Module, x: Tensor) -> None:
+    torch.func.functional_call(model, {n: p.detach() + 1 for n, p in model.named_parameters()}, x)
+
+
+def _differentiated(model: nn.Module, x: Tensor) -> None:
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    torch.func.grad(lambda w: torch.func.functional_call(model, w, x)[0].sum())(weights)
+
+
+def _replaced(model: nn.Module, x: Tensor) -> None:
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("use", [_called, _differentiated, _replaced])
+@pytest.mark.parametrize("whose", ["the module's", "the linear model's"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_users_own_calls_in_between(kind: Any, whose: str, use: Any) -> None:
+    """Recurrent layers keep a list of their weights, which PyTorch's own calls replace."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 3, dtype=F64)
+    model = AllOutputs(kind(3, 4, 2, bidirectional=True)).to(F64)
+    linear = LinearizedModel(model)
+    with torch.no_grad():
+        for p in linear.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    before, plain = linear(x)[0].detach().clone(), model(x)[0].detach().clone()
+    for _ in range(2):
+        use(linear if whose == "the linear model's" else model, x)
+        assert torch.equal(linear(x)[0], before) and torch.equal(model(x)[0], plain)
