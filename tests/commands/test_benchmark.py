@@ -417,6 +417,14 @@ def test_a_step_of_a_small_model(tmp_path: Path, precision: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_step_with_each_objective(tmp_path: Path) -> None:
+    facts = run("objective", tmp_path / "objective.json")
+    assert list(facts["medians"]) == ["supervised", "taujp", "tak"]
+    assert facts["ratios"].keys() == SUBJECTS["objective"].ratios.keys()
+    assert facts["ratios"]["step, taujp / supervised"]["median"] > 1
+
+
+@pytest.mark.slow
 def test_a_sweep_of_a_small_model(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(images, "NUM_PICTURES", 10)
     monkeypatch.setattr(images, "PICTURE_SIZE", (64, 48))

@@ -374,3 +374,17 @@ def test_the_precision_is_what_is_computed_in_not_what_weights_are_in(
 @pytest.mark.parametrize(("args", "size"), [(Config(), 256), (Config(batch_size=3), 3)])
 def test_the_batch_of_an_evaluation_is_the_flag_or_256(args: Config, size: int) -> None:
     assert Run.of(args).data.batch_size == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [
+        ({}, 32),
+        ({"batch_size": 4, "num_grad_accumulation": 2}, 4),
+        ({"batch_size": 1}, 1),
+        ({"batch_size": 4, "others_batch_size": 7}, 7),
+    ],
+)
+def test_a_step_takes_half_as_many_other_images(flags: dict[str, int], count: int) -> None:
+    run = Run.of(Config(finetuning_mode="linear", objective="taujp", **flags))  # type: ignore[arg-type]
+    assert run.others_batch_size("MNIST") == count

@@ -210,8 +210,13 @@ class Config:
         distinct=True,
         metavar=SETS,
     )
-    others_batch_size: int = _flag(
-        "training", 16, "of these images, those of a step, over all processes", least=1, most=2**20
+    others_batch_size: int | None = _flag(
+        "training",
+        None,
+        "of these images, those of a step, over all processes (default: half as many as labelled "
+        "images)",
+        least=1,
+        most=2**20,
     )
     others_per_step: OthersPerStep = _flag(
         "training", "one", "data sets among these that a step takes images of: one in turn, or all"

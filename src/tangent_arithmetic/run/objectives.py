@@ -30,7 +30,6 @@ from tangent_arithmetic.training.objectives import OBJECTIVES, Objective, Settin
 from tangent_arithmetic.training.trainable import choice_of, train_only
 
 OF_PENALTY = ("penalty", "penalty_norm")
-OF_OTHERS = ("others_batch_size", "others_per_step")
 # what an objective may read, by name: of (run, task)
 FILES = {"teacher": load_teacher, "factors": factors_of}
 
@@ -56,7 +55,11 @@ def method_of(run: Run, task: str) -> dict[str, Any]:
 
 def others_facts(run: Run, task: str) -> dict[str, Any]:
     """What a checkpoint records of the images that its penalty saw."""
-    return {"others": run.others(task), **{name: getattr(run.config, name) for name in OF_OTHERS}}
+    return {
+        "others": run.others(task),
+        "others_batch_size": run.others_batch_size(task),
+        "others_per_step": run.config.others_per_step,
+    }
 
 
 # what a checkpoint records of an objective's own settings
@@ -154,7 +157,7 @@ def _others(run: Run, task: str, transform: Transform | None) -> Callable[[], Un
         return Unlabelled(
             {name: run.data.dataset(f"{name}Val").train for name in run.others(task)},
             transform,
-            run.config.others_batch_size,
+            run.others_batch_size(task),
             together=run.config.others_per_step == "all",
             seed=run.seed,
             num_workers=run.num_workers,

@@ -201,6 +201,12 @@ class Run:
             )
         return others
 
+    def others_batch_size(self, task: str) -> int:
+        """Images of other data sets in a step: `--others-batch-size`, or half the labelled ones."""
+        recipe = self.recipe(task)
+        labelled = recipe.batch_size * recipe.num_grad_accumulation
+        return self.config.others_batch_size or max(labelled // 2, 1)
+
     @property
     def seed(self) -> int:
         """`--seed`, or 0."""

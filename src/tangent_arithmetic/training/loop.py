@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,8 +162,8 @@ def penalty_gradient(
 ) -> float | None:
     """Adds the gradient of the objective's penalty to the parameters; its mean over the ranks.
 
-    Done before the first forward pass of a step: DDP then averages it along with that of the loss,
-    and its graph is gone by then.
+    With several ranks done before the first forward pass of a step, so that DDP averages it along
+    with that of the loss; with one afterwards, so that the pass needs no room for gradients.
 
     Args:
         model: the model, not wrapped.
@@ -253,8 +254,10 @@ def train(
         for step in bar:
             seed_step(seed, step)
             set_rate(step)
-            penalty = penalty_gradient(model, step, objective, compute)
+            penalised = partial(penalty_gradient, model, step, objective, compute)
+            penalty = penalised() if ddp.world_size() > 1 else None
             loss = step_gradients(wrapped, plan, step, batches, device, objective, recipe.precision)
+            penalty = penalised() if ddp.world_size() == 1 else penalty
             norm = float(torch.nn.utils.clip_grad_norm_(params.values(), CLIP_NORM))
             if not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(penalty or 0)):
                 keeper.save()

@@ -5,6 +5,8 @@ every round. Ratios are computed within rounds and reported as median, minimum a
 rounds; the first turn of each process is warm-up.
 
     tangent-arithmetic benchmark step      training step and forward pass: standard, linear, plain
+    tangent-arithmetic benchmark objective  linear fine-tuning: supervised, tau-Jp with 16 other
+                                             images a step, TAK
     tangent-arithmetic benchmark sweep     21 coefficients: in one sweep, or one by one
     tangent-arithmetic benchmark directions  features along 8 vectors, whole and by block, against
                                              their bound in forward passes

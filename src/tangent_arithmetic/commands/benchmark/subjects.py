@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tangent_arithmetic.commands.benchmark import images
+from tangent_arithmetic.commands.benchmark.objectives import objective_step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -381,6 +382,7 @@ def _stages(settings: Settings, folder: Path) -> dict[str, Turn]:
 
 CORES = os.cpu_count() or 1
 MEASURES = ("step", "forward", "memory")
+OTHERS = 16  # images of other data sets in a step
 STEP_PAIRS = [("linear", "standard"), ("plain", "standard")]
 SUBJECTS = {
     "step": Subject(
@@ -398,6 +400,18 @@ SUBJECTS = {
             f"{label}, {above} / {below}": (measure, above, below)
             for label, measure in zip(("step", "forward", "peak memory"), MEASURES, strict=True)
             for above, below in STEP_PAIRS
+        },
+    ),
+    "objective": Subject(
+        {
+            "supervised": objective_step("supervised", _encoder),
+            "taujp": objective_step("taujp", _encoder, others=OTHERS),
+            "tak": objective_step("tak", _encoder),
+        },
+        {
+            f"{label}, {above} / supervised": (measure, above, "supervised")
+            for label, measure in (("step", "step"), ("peak memory", "memory"))
+            for above in ("taujp", "tak")
         },
     ),
     "sweep": Subject(
