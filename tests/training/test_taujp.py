@@ -169,6 +169,6 @@ def test_a_setting_decides_weight_and_norm() -> None:
     )
     assert isinstance(made, TauJp) and (made.weight, made.norm) == (3.0, "plain")
     default: Objective = OBJECTIVES["taujp"](Setting(RECIPE, others=lambda: others))
-    assert isinstance(default, TauJp) and (default.weight, default.norm) == (10.0, "relative")
+    assert isinstance(default, TauJp) and (default.weight, default.norm) == (7.0, "relative")
     with contextlib.closing(default):
         default.others.batch(0)
