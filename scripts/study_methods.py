@@ -7,7 +7,8 @@ Fine-tunes every task for each point of the grid (checkpoints that exist are use
 a point: accuracy of the single tasks, of the sum of all task vectors at its best coefficient and at
 1, and of the negations with the control set at 95 % of its accuracy. Coefficients are always chosen
 on validation; without --test so are all figures, and test splits are not read. Other flags are
-those of src/finetune.py. --output=FILE adds the rows to a JSON file, with provenance.
+those of src/finetune.py. --output=FILE.json adds the rows to a file, with provenance, and writes
+the means over seeds of all that are in it to FILE.md.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tangent_arithmetic.run.models import (
 from tangent_arithmetic.run.objectives import method_of
 from tangent_arithmetic.run.results import markdown_table, provenance
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.runtime.atomic import check_writable, write_json
+from tangent_arithmetic.runtime.atomic import check_writable, write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.storage.reading import read_json
@@ -55,6 +56,7 @@ COLUMNS = (
     "control",
     "xi",
 )
+PLAIN = ("coefficient", "xi")  # no percentages
 HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control", "xi"]
 
 
@@ -153,9 +155,27 @@ def _accuracy(logits: Tensor, features: Features) -> float:
 
 def row(label: str, found: dict[str, Any]) -> list[str]:
     """A row of the table, in percent."""
-    plain = ("coefficient", "xi")
-    cells = (f"{found[c]:.3g}" if c in plain else f"{100 * found[c]:.1f}" for c in COLUMNS)
+    cells = (f"{found[c]:.3g}" if c in PLAIN else f"{100 * found[c]:.1f}" for c in COLUMNS)
     return [label, *cells]
+
+
+def over_seeds(records: Sequence[dict[str, Any]]) -> str:
+    """A table of all records: mean and standard deviation over the seeds of equal settings."""
+    groups = dict[str, list[dict[str, Any]]]()
+    for record in records:
+        others = record["settings"].get("others")
+        seen = f", others {' '.join(others)}" if others else ""
+        groups.setdefault(f"{record['label']}{seen} ({record['split']})", []).append(record)
+    lines = []
+    for label, group in groups.items():
+        cells = [label, str(len(group))]
+        for column in COLUMNS:
+            scale, digits = (1, 4) if column == "xi" else (1, 2) if column in PLAIN else (100, 1)
+            values = scale * np.array([record[column] for record in group])
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(group) > 1 else ""
+            cells.append(f"{values.mean():.{digits}f}{spread}")
+        lines.append(cells)
+    return markdown_table([HEADER[0], "seeds", *HEADER[1:]], lines)
 
 
 def points(grids: Sequence[str]) -> list[dict[str, str]]:
@@ -204,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record["provenance"] = provenance(run, time.monotonic() - start)
             old = read_json(own.output)["rows"] if own.output.is_file() else []
             write_json(own.output, {"rows": [*old, record]})
+            write_text(own.output.with_suffix(".md"), f"{over_seeds([*old, record])}\n")
     return 0
 
 

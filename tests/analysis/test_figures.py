@@ -39,9 +39,24 @@ def figures_closed() -> Iterator[None]:
 
 def table_of(name: str) -> pd.DataFrame:
     """The committed table of an analysis; one of our own where none is committed."""
+    if name == "fronts":
+        return fronts_table("linear", "posthoc")
     return (
         interference_table("linear", "posthoc") if name == "interference" else read_table(RUN, name)
     )
+
+
+def fronts_table(*modes: str) -> pd.DataFrame:
+    """Fronts of a pair and a triple of tasks."""
+    rows = [
+        {"mode": mode, "tasks": "+".join(tasks), "point": point, "task": task, "weight": weight}
+        | {"coefficient": 0.1, "loss": 1.0, "accuracy": 0.5 + weight / 4}
+        for mode in modes
+        for tasks in (("A", "B"), ("A", "B", "C"))
+        for point in range(len(tasks))
+        for task, weight in zip(tasks, [float(i == point) for i in range(len(tasks))], strict=True)
+    ]
+    return pd.DataFrame(rows)
 
 
 def interference_table(*modes: str) -> pd.DataFrame:
@@ -63,6 +78,8 @@ def with_modes(name: str) -> pd.DataFrame:
         return table
     if name == "interference":
         return interference_table("linear", "posthoc", *COMPOSED[:3])
+    if name == "fronts":
+        return fronts_table("linear", *COMPOSED)
     columns = [column for column in table.columns if column.startswith("mode")]
     if not columns:
         return table

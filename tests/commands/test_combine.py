@@ -15,48 +15,99 @@ from tests.small_suite import TASKS
 __all__ = ["own", "run", "words"]
 
 
-@pytest.mark.parametrize(("mode", "which"), [("linear", "task"), ("linear", "task-layer")])
+@pytest.mark.parametrize(
+    ("mode", "which", "more"),
+    [
+        ("linear", "task", []),
+        ("linear", "task-layer", []),
+        ("posthoc", "layer", ["--ridge=0.1"]),
+        ("standard", "task", ["--solver=gauss-newton", "--ridge=0.1"]),
+        ("standard", "layer", []),
+        ("standard", "task-layer", ["--solver=quasi-newton"]),
+    ],
+)
 def test_reported_accuracies_are_those_of_the_merged_model(
-    own: Run, words: list[str], mode: str, which: str, capsys: pytest.CaptureFixture[str]
+    own: Run,
+    words: list[str],
+    mode: str,
+    which: str,
+    more: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    argv = [f"--finetuning-mode={mode}", f"--coefficients={which}", *words]
+    argv = [f"--finetuning-mode={mode}", f"--coefficients={which}", *more, *words]
     assert combine.main(argv) == 0
-    out = capsys.readouterr().out
-    (path,) = own.results.glob(
-        f"{own.with_(finetuning_mode=mode).mode.prefix}combined_{which}.json"
-    )
+    out, here = capsys.readouterr().out, own.with_(finetuning_mode=mode)
+    path = own.results / f"{here.mode.prefix}combined_{which}.json"
     results = read_json(path)
     test, edits = results["test"], Edits(own, mode, TASKS)
     coefficients = results["coefficients"]
-    assert (
-        len(coefficients) == len(TASKS) if which == "task" else len(coefficients) > 2 * len(TASKS)
-    )
+    layers = {name.rpartition("/")[2] for name in coefficients}
+    counts = {"task": len(TASKS), "layer": len(layers), "task-layer": len(TASKS) * len(layers)}
+    assert len(coefficients) == counts[which] and (which == "task" or len(layers) > 3)
+    assert len(set(coefficients.values())) > 1  # not the uniform coefficient
     uniform = dict.fromkeys(TASKS, results["uniform"])
-    prefix = own.with_(finetuning_mode=mode).mode.prefix
-    checkpoint = own.folder / f"{prefix}combined_{which}.safetensors"
-    encoder = load_encoder(checkpoint, linear=mode == "linear")
+    checkpoint = own.folder / f"{here.mode.prefix}combined_{which}.safetensors"
+    encoder = load_encoder(checkpoint, linear=here.mode.linear)
     for task in TASKS:
         assert test["zeroshot"][task] == pytest.approx(edits.accuracies(task, [{}])[0])
         assert test["uniform"][task] == pytest.approx(edits.accuracies(task, [uniform])[0])
         found = split_of(own, encoder, task).accuracy(encoder)["top1"]
         assert test["solved"][task] == pytest.approx(found)
-    assert f"{results['uniform']:g}" in out and str(path) in out
-    before = path.read_text()
+    assert f"{results['uniform']:g}" in out and str(path) in out and str(checkpoint) in out
+    solver = "gauss-newton" if "--solver=gauss-newton" in more else "quasi-newton"
+    assert results["solver"].get("solver") == (None if here.mode.linear else solver)
     assert combine.main(argv) == 0  # the same result on a rerun
     again = read_json(path)
-    assert again["coefficients"] == coefficients and again["test"] == test and before
+    assert again["coefficients"] == coefficients and again["test"] == test
 
 
-def test_an_unknown_grouping_is_refused(
+@pytest.mark.parametrize("mode", ["linear", "standard"])
+def test_coefficients_of_few_or_unlabelled_images(own: Run, words: list[str], mode: str) -> None:
+    prefix = own.with_(finetuning_mode=mode).mode.prefix
+    for flag, name in (("--shots=1", "task_1shot"), ("--unlabelled=selflabel", "task_selflabel")):
+        argv = [f"--finetuning-mode={mode}", "--coefficients=task", flag, *words]
+        assert combine.main(argv) == 0
+        results = read_json(own.results / f"{prefix}combined_{name}.json")
+        assert results["solved_on"]["labels"] == (flag == "--shots=1")
+        assert set(results["test"]["solved"]) == set(TASKS)
+        few = results["solved_on"]["images"]["EmojiVal"]
+        assert few < 20 if flag == "--shots=1" else few == 20
+
+
+def test_negation_by_layer_keeps_the_control_set(
     own: Run, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--finetuning-mode=linear", "--coefficients=(", *words]
-    assert combine.main(argv) == 2
-    assert "--coefficients" in capsys.readouterr().err
+    argv = ["--finetuning-mode=linear", "--coefficients=layer", "--negate", *words]
+    assert combine.main(argv) == 0
+    path = own.results / "linear_negated_layer.json"
+    results, out = read_json(path), capsys.readouterr().out
+    for task in TASKS:
+        val = results[task]["val"]
+        assert val["solved"]["control"] >= results[task]["least_control"]
+        assert val["solved"]["task"] <= val["uniform"]["task"]
+        assert set(results[task]["test"]["solved"]) == {task, own.control}
+        fronts = [point["task"] for point in results[task]["front"]]
+        assert fronts == sorted(fronts, reverse=True)
+    assert "solved control" in out and str(path) in out
 
 
-def test_standard_models_are_refused(
-    own: Run, words: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--finetuning-mode=linear", "--coefficients=("], "--coefficients"),
+        (["--finetuning-mode=standard", "--negate"], "--negate solves for coefficients of linear"),
+        (["--finetuning-mode=linear", "--solver=gauss-newton"], "--solver is for standard models"),
+        (
+            ["--finetuning-mode=standard", "--solver=quasi-newton", "--unlabelled=entropy"],
+            "leave out --solver",
+        ),
+        (["--finetuning-mode=linear", "--unlabelled=entropy", "--negate"], "uses no labels"),
+        (["--finetuning-mode=linear", "--coefficient-bounds=1,0"], "--coefficient-bounds"),
+        (["--finetuning-mode=linear", "--shots=1,2"], "--shots: expected one number"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(
+    own: Run, words: list[str], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert combine.main(["--finetuning-mode=standard", *words]) == 2
-    assert "combine solves for linear models" in capsys.readouterr().err
+    assert combine.main([*flags, *words]) == 2
+    assert message in capsys.readouterr().err

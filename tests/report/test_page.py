@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageChops
 
 from tangent_arithmetic.commands import analyze
 from tangent_arithmetic.report import page as report
-from tangent_arithmetic.report.tables import Table, tables_of
+from tangent_arithmetic.report.table import Table
+from tangent_arithmetic.report.tables import tables_of
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.results import load_results
 from tangent_arithmetic.run.run import Run
@@ -25,7 +27,14 @@ from tests.browser import opened
 
 COMMITTED = Path(__file__).resolve().parents[2] / "results"
 RUN = Run.of(Config(results=str(COMMITTED), seed=3))
-SIZES = [(360, "light"), (360, "dark"), (768, "light"), (768, "dark"), (1280, "light")]
+SIZES = [
+    (360, "light"),
+    (360, "dark"),
+    (400, "light"),
+    (768, "light"),
+    (768, "dark"),
+    (1280, "light"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +91,20 @@ def test_figures_have_takeaways_and_files(browser: Any, file: Path) -> None:
                 if path.is_file():
                     link = figure.locator(f'a[download="{name}.{kind}"]')
                     assert contents(link.get_attribute("href")) == path.read_bytes()
+
+
+def test_figures_are_shown_as_drawn_and_in_less_than_half_the_bytes(
+    browser: Any, file: Path
+) -> None:
+    with opened(browser, file) as page:
+        for figure in page.locator("figure").all():
+            name = figure.get_attribute("id").removeprefix("figure-")
+            path = RUN.results / "figures" / f"{name}.png"
+            shown = contents(figure.locator("img").get_attribute("src"))
+            assert len(shown) < path.stat().st_size / 2
+            with Image.open(io.BytesIO(shown)) as one, Image.open(path) as other:
+                assert ImageChops.difference(one.convert("RGBA"), other).getbbox() is None
+            assert figure.locator("img").evaluate("i => i.decode().then(() => i.naturalWidth)") > 0
 
 
 def test_tables_are_downloaded_as_they_are_read(browser: Any, file: Path) -> None:

@@ -9,17 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot
 
 from src.eval import eval_single_dataset
+from tangent_arithmetic.analysis import fronts
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import overview
+from tangent_arithmetic.arithmetic.fronts import SMALLEST_RIDGE
+from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
+from tangent_arithmetic.arithmetic.solving.solver import Objective
 from tangent_arithmetic.commands import analyze, evaluate
-from tangent_arithmetic.report import explorer, packing
+from tangent_arithmetic.report import explorer
 from tangent_arithmetic.report import page as report
+from tangent_arithmetic.report.packing import KINDS
+from tangent_arithmetic.report.sizes import sample_size
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, load_results
@@ -74,7 +81,7 @@ def test_each_evaluation_leaves_a_page(run: Run) -> None:
     assert row[-1] == f"{100 * addition['test_at_1']['avg_top1']:.1f}"
     negated = load_results(arithmetic_path(run, "standard", "negations"))
     kept = sum(negated[task]["test_control"] for task in TASKS) / 2
-    assert rows_of(page, "Task negation")["standard"][-1] == f"{100 * kept:.1f}"
+    assert rows_of(page, "Task negation")["standard"][-3] == f"{100 * kept:.1f}"
     for name in ("linear_negations.json", "zeroshot_accuracies.json"):
         assert f'<th scope="row">{name}</th>' in page
     assert "python src/analyze.py report" in page and "arXiv" not in page
@@ -192,7 +199,11 @@ def test_presets_need_valid_results(empty: Run) -> None:
     arithmetic_path(empty, "linear", "negations").write_text(negations)
     presets = explorer.presets_of(empty, "linear")
     assert presets["Forget MNIST (0.5)"] == {"MNIST": -0.5}
-    assert not any(name.startswith(("Best sum", "Forget Emoji")) for name in presets)
+    assert not any(name.startswith(("Best sum", "Exact", "Forget Emoji")) for name in presets)
+    added = '{"coefficient": 0.3, "exact": {"coefficient": 0.28771}}'
+    arithmetic_path(empty, "linear", "additions").write_text(added)
+    presets = explorer.presets_of(empty, "linear")
+    assert set(presets["Exact best sum on validation (0.2877)"].values()) == {0.28771}
 
 
 def test_a_damaged_page_or_figure_does_not_stop_the_page(empty: Run) -> None:
@@ -219,13 +230,11 @@ def test_the_explorer_is_kept_until_results_change(own: Run, words: list[str]) -
 
 def test_an_explorer_that_does_not_fit_uses_the_largest_sample(own: Run, words: list[str]) -> None:
     names = [f"{name}{end}" for end in ("Val", "") for name in (*TASKS, "Shapes")]
-    assert explorer.sample_size(own, names, 2) is None
-    assert explorer.sample_size(own.with_(sample=9), names, 2) == 9
+    assert sample_size(own, names, 2) is None
+    assert sample_size(own.with_(sample=9), names, 2) == 9
 
     def limited(megabytes: float) -> int | None:  # below the least value of the flag
-        return explorer.sample_size(
-            Run(replace(own.config, explorer_megabytes=megabytes)), names, 2
-        )
+        return sample_size(Run(replace(own.config, explorer_megabytes=megabytes)), names, 2)
 
     assert limited(1e-9) == 1
     count = limited(0.03)
@@ -233,7 +242,9 @@ def test_an_explorer_that_does_not_fit_uses_the_largest_sample(own: Run, words: 
     sampled = own.with_(sample=count)
     page = explorer.explore(sampled, "linear")
     splits = data_of(page)["splits"]
-    size = sum(len(split[kind]) for split in splits for kind in packing.KINDS if split[kind])
+    size = sum(
+        len(split[kind]) for split in splits for kind in (*KINDS, "inner") if split.get(kind)
+    )
     assert 0.03e6 * (1 - 2 / count) < size <= 0.03e6 + 6 * 3 * 4
     assert max(split["images"] for split in splits) == count
     for split in splits:
@@ -286,6 +297,21 @@ def test_the_page_agrees_with_python(
         exec(page.evaluate("window.tangentExplorer.asPython()"), found)
     shown = eval_single_dataset(found["encoder"], "Emoji", own)["top1"]
     assert shown == state["Emoji"]["accuracy"]
+
+
+def test_the_page_of_a_run_solves_for_weights(browser: Any, own: Run) -> None:
+    report.write_report(own, explorer.explore(own, "linear"))
+    edits, shares = Edits(own, "linear", TASKS), (0.25, 0.75)
+    splits = [fronts.reduced(edits, f"{task}Val") for task in TASKS]
+    with opened(browser, report.report_path(own)) as page:
+        assert page.locator("#explorer-chooser").is_visible()
+        weights = {split.name: share for split, share in zip(splits, shares, strict=True)}
+        found = page.evaluate("w => window.tangentExplorer.solver.solve(w)", weights)
+    terms = [Term(s, cross_entropy, share) for s, share in zip(splits, shares, strict=True)]
+    objective = Objective(terms, np.full(len(TASKS), fronts.START), SMALLEST_RIDGE)
+    value, gradient = objective.value_and_gradient(np.array(found["coefs"]))
+    assert found["value"] == pytest.approx(value, rel=1e-5)
+    assert np.linalg.norm(gradient) < 1e-4
 
 
 @pytest.mark.parametrize("width", [360, 1280])

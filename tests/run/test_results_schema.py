@@ -56,6 +56,18 @@ DAMAGES: list[tuple[str, str, Any, list[str]]] = [
         {"val": {"0.15": {}}},
         ["val > 0.15", "val > nan", "val > b"],
     ),
+    (
+        "linear_combined_task",
+        '{"test": {"solved": {"MNIST": 0.5}}, "uniform": 0.3, "checkpoint": "x", "provenance": 1}',
+        {"test": {"solved": {"MNIST": 0.5}}, "uniform": 0.3, "checkpoint": "x"},
+        ["provenance: expected an object"],
+    ),
+    (
+        "negated_task",
+        '{"MNIST": {"test": {"solved": {"MNIST": 0.5}}}}',
+        {"MNIST": {"test": {"solved": {"MNIST": 0.5}}}},
+        [],
+    ),
     ("negations", '{"MNIST": 0.5}', {}, ["MNIST: expected an object, got 0.5"]),
     (
         "negations",

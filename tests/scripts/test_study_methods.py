@@ -45,3 +45,5 @@ def test_figures_agree_with_an_evaluation_of_the_checkpoints(
             assert found["target"] == pytest.approx(negated)
     table = capsys.readouterr().out
     assert "penalty 100" in table and f"{100 * rows[1]['single']:.1f}" in table
+    means = output.with_suffix(".md").read_text()
+    assert "penalty 100 (test)" in means and f"{100 * rows[1]['single']:.1f}" in means

@@ -6,6 +6,7 @@ the test splits; see `arithmetic/fronts.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,19 +16,21 @@ import torch
 
 from tangent_arithmetic.analysis.disentanglement import pairs_of
 from tangent_arithmetic.analysis.edits import Edits
-from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.figures import in_paper, panels
 from tangent_arithmetic.arithmetic.features import linear_features
 from tangent_arithmetic.arithmetic.fronts import Front, front, simplex
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 from tangent_arithmetic.encoders.base import is_linear
 from tangent_arithmetic.encoders.images import ClassificationHead
-from tangent_arithmetic.run.modes import MODES, in_order
+from tangent_arithmetic.run.modes import MODES, Mode, distinct, linear
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
 
 DIVISIONS = {2: 20, 3: 6}  # of the weights, by the number of tasks; 2 for more tasks
 START = 0.3  # the coefficient to start from
 HEIGHT = np.sqrt(3) / 2  # of a triangle whose sides are 1
+COLUMNS = 3  # of panels
 
 
 def sets_of(run: Run) -> list[tuple[str, ...]]:
@@ -42,9 +45,18 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     Returns:
         Columns "mode", "tasks" (such as "A+B"), "point", "task", "weight", "coefficient" (of the
         task's own vector), "loss" on validation, "accuracy" on test.
+
+    Raises:
+        UsageError: if no mode is linear, or for invalid pairs.
     """
+    chosen = [mode for mode in modes if MODES[mode].linear]
+    if not chosen:
+        raise UsageError(
+            f"fronts are solved for linear models, got {', '.join(modes)}; choose from "
+            f"{', '.join(f'--finetuning-mode={mode}' for mode in linear())}"
+        )
     rows = []
-    for mode in (name for name in modes if MODES[name].linear):
+    for mode in chosen:
         for tasks in sets_of(run):
             found = front_of(Edits(run, mode, tasks))
             parts = found.weights, found.coefficients, found.losses, found.accuracies
@@ -84,44 +96,65 @@ def reduced(edits: Edits, name: str) -> Reduced:
     )
 
 
-def draw(found: pd.DataFrame) -> Any:
+def draw(found: pd.DataFrame, run: Run) -> Any:
     """A panel a set of tasks: for two tasks the front, for three a triangle of weights."""
     sets = list(dict.fromkeys(found["tasks"]))
-    triples = [name for name in sets if name.count("+") == 2]
-    shown = [name for name in sets if name.count("+") == 1]
-    modes = in_order(found["mode"])
-    panel_names = [(name, None) for name in shown] + [(n, mode) for n in triples for mode in modes]
-    figure, axes = panels(1, len(panel_names), width=3.4, height=3.4)
-    flat = [axis for row in axes for axis in row]
-    for axis, (name, mode) in zip(flat, panel_names, strict=False):
+    modes = distinct(found["mode"])
+    pairs = [name for name in sets if name.count("+") == 1]
+    triples = [(name, mode) for name in sets if name.count("+") == 2 for mode in modes]
+    figure, axes = _grid(len(pairs) + len(triples))
+    for axis, name in zip(axes, pairs, strict=False):
+        _pair(axis, found[found["tasks"] == name], name.split("+"), modes)
+    for axis, (name, mode) in zip(axes[len(pairs) :], triples, strict=True):
         own = found[found["tasks"] == name]
-        if mode is None:
-            _pair(axis, own, name.split("+"), modes)
-        else:
-            _triangle(figure, axis, own[own["mode"] == mode], name.split("+"), mode)
+        _triangle(figure, axis, own, name.split("+"), mode)
     return figure
 
 
-def _pair(axis: Any, found: pd.DataFrame, tasks: Sequence[str], modes: Sequence[str]) -> None:
-    for name in modes:
-        mode, own = MODES[name], found[found["mode"] == name]
+def _grid(count: int) -> tuple[Any, list[Any]]:
+    """A figure with so many panels: `COLUMNS` to a row, in a paper two."""
+    columns = count if in_paper() else min(count, COLUMNS)
+    rows = math.ceil(count / columns)
+    figure, axes = panels(rows, columns, width=3.2, height=3.2)
+    flat = [axis for row in axes for axis in row]
+    for axis in flat[count:]:
+        axis.remove()
+    return figure, flat[:count]
+
+
+def _pair(axis: Any, found: pd.DataFrame, tasks: Sequence[str], modes: Sequence[Mode]) -> None:
+    """The front of two tasks, a line a mode."""
+    for mode in modes:
+        own = found[found["mode"] == mode.name]
         if own.empty:
             continue
         first, second = (100 * own[own["task"] == t]["accuracy"].to_numpy() for t in tasks)
-        axis.plot(first, second, color=mode.colour, marker=mode.marker, ms=3, label=mode.label)
+        style = {"color": mode.colour, "marker": mode.marker, "label": mode.label}
+        axis.plot(first, second, ms=3, **style)
     axis.set(xlabel=f"{tasks[0]}, test, %", ylabel=f"{tasks[1]}, test, %")
     axis.legend()
 
 
-def _triangle(figure: Any, axis: Any, found: pd.DataFrame, tasks: Sequence[str], mode: str) -> None:
+def _triangle(
+    figure: Any, axis: Any, found: pd.DataFrame, tasks: Sequence[str], mode: Mode
+) -> None:
+    """The mean accuracy of three tasks at each of the weights, whose corners are single tasks.
+
+    The scale is that of all modes.
+    """
+    means = 100 * found.groupby(["mode", "point"])["accuracy"].mean()
+    found = found[found["mode"] == mode.name]
+    if found.empty:
+        axis.set_axis_off()
+        return
     weights = np.stack([found[found["task"] == t]["weight"].to_numpy() for t in tasks], axis=1)
-    mean = 100 * found.groupby("point")["accuracy"].mean().to_numpy()
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, HEIGHT]])
     places = weights @ corners
-    dots = axis.scatter(places[:, 0], places[:, 1], c=mean, s=60)
+    look = {"c": means[mode.name], "vmin": means.min(), "vmax": means.max()}
+    dots = axis.scatter(places[:, 0], places[:, 1], s=20 if in_paper() else 60, **look)
     figure.colorbar(dots, ax=axis, label="mean of three, test, %", shrink=0.7)
-    sides: tuple[Any, ...] = ("right", "top"), ("left", "top"), ("center", "bottom")
+    sides: tuple[Any, ...] = ("center", "top"), ("center", "top"), ("center", "bottom")
     for (x, y), task, (ha, va) in zip(corners, tasks, sides, strict=True):
         axis.text(x, y + (0.06 if y else -0.06), task, ha=ha, va=va)
-    axis.set(title=f"weights, {MODES[mode].label}", xlim=(-0.3, 1.3), ylim=(-0.25, 1.1))
+    axis.set(title=f"weights, {mode.label}", xlim=(-0.3, 1.3), ylim=(-0.25, 1.1))
     axis.set_axis_off()

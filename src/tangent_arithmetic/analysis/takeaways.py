@@ -120,6 +120,29 @@ def negation_random(table: pd.DataFrame) -> str:
     return f"The task after negation of its own vector or of a random one: {', '.join(parts)}."
 
 
+def fronts(table: pd.DataFrame) -> str:
+    """What the first pair's equal weights give up of each task against all weight for it."""
+    pair = next(name for name in table["tasks"] if name.count("+") == 1)
+    parts = []
+    for mode in in_order(table["mode"]):
+        own = table[(table["mode"] == mode) & (table["tasks"] == pair)]
+        lost = [
+            100 * (rows.loc[rows["weight"].idxmax(), "accuracy"] - _at(rows, 0.5))
+            for _, rows in own.groupby("task", sort=False)
+        ]
+        parts.append(f"{' and '.join(f'{value:.1f}' for value in lost)} ({MODES[mode].label})")
+    names = " and ".join(pair.split("+"))
+    return (
+        f"Against all weight for one of {names}, equal weights give up so many points of each: "
+        f"{', '.join(parts)}."
+    )
+
+
+def _at(rows: pd.DataFrame, weight: float) -> float:
+    """The accuracy at the weight nearest to one."""
+    return float(rows.loc[(rows["weight"] - weight).abs().idxmin(), "accuracy"])
+
+
 def analogies(table: pd.DataFrame) -> str:
     """The analogy without the target's images between zero-shot and the target's own vector."""
     parts = []
@@ -156,6 +179,7 @@ TAKEAWAYS: Mapping[str, Callable[[pd.DataFrame], str]] = {
     "layers": layers,
     "negation": negation,
     "negation_random": negation_random,
+    "fronts": fronts,
     "analogies": analogies,
     "analogies_few": analogies_few,
 }

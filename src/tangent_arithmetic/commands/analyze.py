@@ -1,6 +1,6 @@
 """Runs the papers' analyses of a run: tables, figures and the report page.
 
-NAME is an analysis (single, similarity, interference, disentanglement, negation, subsets,
+NAME is an analysis (single, similarity, interference, disentanglement, negation, subsets, fronts,
 analogies, few), "report" for the page with its tangent explorer, or "figures" to redraw the figures
 of existing tables. The default is all analyses and the page. They need the run's checkpoints and
 results, see src/finetune.py and src/eval_*.py. The modes are those with checkpoints, or the one of
@@ -21,6 +21,7 @@ import pandas as pd
 from tangent_arithmetic.analysis import (
     analogies,
     disentanglement,
+    fronts,
     interference,
     negation,
     similarity,
@@ -69,6 +70,7 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
         ("negation_random", negation.against_random, negation.draw_random),
     ],
     "subsets": [("subsets", subsets.table, subsets.draw)],
+    "fronts": [("fronts", fronts.table, fronts.draw)],
     "analogies": [("analogies", analogies.table, analogies.draw)],
     "few": [("analogies_few", analogies.with_few_images, analogies.draw_few)],
 }

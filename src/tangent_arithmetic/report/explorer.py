@@ -7,19 +7,22 @@ coefficients a. It works offline.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.arithmetic.logits import Logits, gathered
-from tangent_arithmetic.report.packing import packed, unpacked
+from tangent_arithmetic.report.norms import logits_and_inner
+from tangent_arithmetic.report.packing import packed, packed_inner, unpacked
+from tangent_arithmetic.report.sizes import sample_size
+from tangent_arithmetic.report.solved import numbers
 from tangent_arithmetic.report.templates import asset, text
-from tangent_arithmetic.run.models import classification_head
 from tangent_arithmetic.run.modes import get_mode
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, optional_results
 from tangent_arithmetic.run.run import Run
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 START, END = "<!-- tangent explorer: {} -->", "<!-- end of the tangent explorer -->"
 DATA = re.compile(r'<script type="application/json" id="explorer-data">(.*?)</script>', re.DOTALL)
+SCRIPTS = [f"explorer{part}.js" for part in ("-model", "-line", "-solve", "", "-chooser", "-start")]
 FORMAT = 1  # version of the data; explorers of other versions are not reused
 Presets = Mapping[str, Mapping[str, float]]
 
@@ -43,6 +47,7 @@ def build(
     mode: str = "linear",
     key: str = "",
     origin: Mapping[str, str] | None = None,
+    inner: Mapping[str, Tensor | None] | None = None,
 ) -> str:
     """The explorer as an HTML fragment for any page or notebook.
 
@@ -55,11 +60,17 @@ def build(
         mode: a linear mode.
         key: identifies the data, see `key_of`.
         origin: where the task vectors come from, for code to copy, see `origin_of`.
+        inner: inner products of the features of some data sets, see `norms.logits_and_inner`; with
+            those of all validation splits the page solves for coefficients.
     """
     (vectors,) = {each.vectors for each in logits.values()}
     data = {
         "vectors": vectors,
-        "splits": [packed(name, each) for name, each in logits.items()],
+        "splits": [
+            packed(name, each)
+            | ({"inner": packed_inner(inner[name])} if inner and name in inner else {})
+            for name, each in logits.items()
+        ],
         "singles": dict(singles or {}),
         "presets": {
             name: [float(point.get(vector, 0.0)) for vector in vectors]
@@ -73,7 +84,7 @@ def build(
 
 def _framed(data: Any, mode: str, key: str) -> str:
     """The HTML fragment of an explorer's data."""
-    script = text("explorer-model.js") + text("explorer.js")
+    script = "".join(map(text, SCRIPTS))
     page = asset("explorer.html.j2").render(
         data=json_in_page(data),
         style=text("explorer.css"),
@@ -185,11 +196,15 @@ def explore(run: Run, mode: str) -> str:
     if sample is not None:
         logger.info("explorer: %d images of each split", sample)
     edits = Edits(run.with_(sample=sample), mode, tasks)
-    logits = {name: gathered(edits.logits(name)) for name in names}
+    both = {name: logits_and_inner(edits, name) for name in names if name.endswith("Val")}
+    inner = {name: products for name, (each, products) in both.items() if each.gram is None}
+    logits = {
+        name: both[name][0] if name in both else gathered(edits.logits(name)) for name in names
+    }
     results = optional_results(accuracies_path(run, mode))
     singles = {name: results[name] for name in names if name in results}
     presets, key = presets_of(run, mode), key_of(run, mode)
-    return build(logits, singles, presets, control, mode, key, origin_of(run, mode))
+    return build(logits, singles, presets, control, mode, key, origin_of(run, mode), inner)
 
 
 def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
@@ -200,6 +215,8 @@ def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
     if "coefficient" in added:
         coef = added["coefficient"]
         presets[f"Best sum on validation ({coef:g})"] = dict.fromkeys(tasks, coef)
+    if (exact := numbers(added.get("exact")).get("coefficient")) is not None:
+        presets[f"Exact best sum on validation ({exact:.4f})"] = dict.fromkeys(tasks, exact)
     presets["Sum of all"] = dict.fromkeys(tasks, 1.0)
     presets |= {f"Only {task}": {task: 1.0} for task in tasks}
     negated = optional_results(arithmetic_path(run, mode, "negations"))
@@ -208,27 +225,3 @@ def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
             coef = negated[task]["coefficient"]
             presets[f"Forget {task} ({coef:g})"] = {task: -coef}
     return presets
-
-
-def sample_size(run: Run, names: Iterable[str], vectors: int) -> int | None:
-    """The largest number of images per split that fits into the page; None if all images do."""
-    sizes: list[tuple[int, int]] = []  # number of images, bytes per image
-    for name in names:
-        head = classification_head(run, name)
-        data, classes = run.data.dataset(name), head.weight.shape[0]
-        several = data.multilabel
-        has_gram = head.normalize and (several or bool(head.bias.any()))
-        gram = 8 * (1 + vectors) ** 2 if has_gram else 0
-        labels = 2 * (classes if several else 1)
-        sizes.append((len(data.test), 4 * (1 + vectors) * classes + labels + gram))
-    limit = int(run.config.explorer_megabytes * 1e6 * 3 / 4)  # base64 turns 3 bytes into 4
-    sample = run.config.sample
-    most = max(images for images, _ in sizes)
-    most = most if sample is None else min(sample, most)
-
-    def excess(count: int) -> int:
-        return sum(min(count, images) * each for images, each in sizes) - limit
-
-    if excess(most) <= 0:
-        return None if sample is None else most
-    return max(1, bisect.bisect_right(range(most), 0, key=excess) - 1)

@@ -11,6 +11,7 @@ import torch
 
 from tangent_arithmetic.arithmetic.logits import Logits
 
+INNER = "<f4"  # inner products for the norms of features, upper triangles
 KINDS = {"base": "<f4", "steps": "<f4", "labels": "<i2", "bias": "<f4", "gram": "<f8"}
 
 
@@ -26,6 +27,19 @@ def packed(name: str, logits: Logits) -> dict[str, Any]:
         "multilabel": logits.labels.ndim == 2,
         **{kind: _written(getattr(logits, kind), dtype) for kind, dtype in KINDS.items()},
     }
+
+
+def packed_inner(inner: torch.Tensor | None) -> str | None:
+    """Inner products in the format of the page's script: the upper triangles, by rows.
+
+    Args:
+        inner: symmetric matrices (images, 1+vectors, 1+vectors); None if the head does not
+            normalise.
+    """
+    if inner is None:
+        return None
+    rows, columns = torch.triu_indices(inner.shape[1], inner.shape[2])
+    return _written(inner[:, rows, columns], INNER)
 
 
 def _written(value: torch.Tensor | None, dtype: str) -> str | None:

@@ -2,136 +2,63 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from tangent_arithmetic.report.certified import certified_tables
 from tangent_arithmetic.report.published import COLUMNS, Row, rows
-from tangent_arithmetic.run.latex import booktabs
-from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.report.solved import Solved, heat_maps, numbers, solved_of
+from tangent_arithmetic.report.table import COEFFICIENT, UNVERIFIED, Line, Table
+from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.present import ADDITION, NEGATION, files_of, with_results
 from tangent_arithmetic.run.results import accuracies_path, mean, optional_results, percent, score
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import AT_ONE, siblings
 
-UNVERIFIED = " †"
-COEFFICIENT = "coefficient"
 SUM = ("mean", "normalised", COEFFICIENT)  # columns of sums and merges, after the tasks
-KINDS = ("single", "addition", "negation", "merging")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table.
-
-    Attributes:
-        label: its first column.
-        cells: accuracies in percent, formatted.
-        values: the fractions of this run's own rows, for the best and for means over seeds.
-        published: whether it comes from a paper or another project.
-        seeds: whether it is a mean over seeds.
-        note: a note below the table.
-    """
-
-    label: str
-    cells: list[str]
-    values: tuple[float | None, ...] = ()
-    published: bool = False
-    seeds: bool = False
-    note: str = ""
-
-    @property
-    def own(self) -> bool:
-        """Whether it holds this run's own results."""
-        return bool(self.values) and not self.seeds
-
-
-@dataclass
-class Table:
-    """A table of the page; `columns` are those after the label.
-
-    Attributes:
-        name: of the file to download, and its anchor.
-        title: above it.
-        columns: after the label.
-        lower: columns in which the lowest value is best.
-        lines: the rows.
-    """
-
-    name: str
-    title: str
-    columns: list[str]
-    lower: Sequence[str] = ()
-    lines: list[Line] = field(default_factory=list)
-
-    @property
-    def notes(self) -> list[str]:
-        """The distinct notes below the table."""
-        return list(dict.fromkeys(line.note for line in self.lines if line.note))
-
-    @property
-    def unverified(self) -> bool:
-        """Whether a cell is marked as unverified."""
-        return any(cell.endswith(UNVERIFIED) for line in self.lines for cell in line.cells)
-
-    @property
-    def rows(self) -> list[tuple[Line, list[tuple[str, bool]]]]:
-        """Each line with its cells, and whether a cell is the best of this run's in its column."""
-        best = [self._best(i) for i in range(len(self.columns))]
-        return [
-            (line, [(cell, line.own and cell in best[i]) for i, cell in enumerate(line.cells)])
-            for line in self.lines
-        ]
-
-    def _best(self, i: int) -> set[str]:
-        """The cells, as they are read, of the best edited model in a column."""
-        if self.columns[i] == COEFFICIENT:
-            return set()
-        known = [line.values[i] for line in self.lines if line.own and line.label != "zero-shot"]
-        values = [value for value in known if value is not None]
-        if len(values) < 2:
-            return set()
-        return {percent(min(values) if self.columns[i] in self.lower else max(values))}
-
-    def csv(self) -> str:
-        """The table as it is read, as comma-separated values."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["test accuracy, %", *self.columns])
-        writer.writerows([line.label, *line.cells] for line in self.lines)
-        return file.getvalue()
-
-    def latex(self) -> str:
-        """The table as it is read, with the best in bold, for LaTeX's package booktabs."""
-        cells = [[line.label, *line.cells] for line in self.lines]
-        bold = [[False, *(heavy for _, heavy in row)] for _, row in self.rows]
-        return booktabs(["test accuracy, %", *self.columns], cells, bold=bold)
+EXACT = ("exact", "control at exact")  # columns of negations, after the control set
 
 
 def tables_of(run: Run) -> list[Table]:
     """The tables of a run: its own rows, means over seeds where there are several, and papers'."""
     runs = siblings(run)
-    at_one = any(_has_at_one(one) for one in (run, *runs))
-    found = _own(run, at_one)
+    shown = Columns(
+        at_one=any(map(_has_at_one, (run, *runs))), exact=any(map(_has_exact, (run, *runs)))
+    )
+    found = _own(run, shown)
     if len(runs) > 1:
-        others = [(one.seed, _own(one, at_one)) for one in runs]
+        others = [(one.seed, _own(one, shown)) for one in runs]
         for kind in ("single", "addition", "negation"):
             if found[kind].lines:
                 found[kind].lines += _over_seeds(
                     found[kind], {seed: one[kind] for seed, one in others}
                 )
     names = {"addition": {"mean": "absolute"}, "negation": {"mean": "target"}}
-    names["negation"][found["negation"].columns[-1]] = "control"
+    names["negation"][f"control {run.control_set}"] = "control"
     for kind, table in found.items():
         if table.lines and kind in COLUMNS:
             published = rows(kind, str(run.config.model))
             table.lines += [
                 _published(row, table.columns, names.get(kind, {})) for row in published
             ]
-    return [table for table in found.values() if table.lines]
+    maps, certified = heat_maps(solved_of(run.results)), certified_tables(run.results)
+    ordered = [found["single"], found["addition"], *maps, found["negation"], *certified]
+    return [table for table in (*ordered, found["merging"]) if table.lines]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns that only newer results fill.
+
+    Attributes:
+        at_one: the sum at coefficient 1, `AT_ONE`.
+        exact: the exact optimum of a negation, `EXACT`.
+    """
+
+    at_one: bool
+    exact: bool
 
 
 def _has_at_one(run: Run) -> bool:
@@ -139,21 +66,28 @@ def _has_at_one(run: Run) -> bool:
     return any("test_at_1" in optional_results(p) for p in run.results.glob("*additions*.json"))
 
 
-def _own(run: Run, at_one: bool) -> dict[str, Table]:
-    """The tables with this run's own rows, by `KINDS`; without rows where there are no results.
+def _has_exact(run: Run) -> bool:
+    """Whether a negation of a run has an exact optimum."""
+    files = (optional_results(path) for path in run.results.glob("*negations.json"))
+    return any(_at_exact(of_task, "test") is not None for f in files for of_task in f.values())
 
-    Args:
-        run: the run.
-        at_one: whether the table of sums has the column `AT_ONE`.
-    """
+
+def _at_exact(negation: object, key: str) -> float | None:
+    """An accuracy at the exact optimum of a task's negation; None if it has none."""
+    exact = negation.get("exact") if isinstance(negation, dict) else None
+    return numbers(exact).get(key)
+
+
+def _own(run: Run, shown: Columns) -> dict[str, Table]:
+    """The tables with this run's own rows, by kind; without rows where there are no results."""
     modes = with_results(run.results)
     by_mode = {mode: optional_results(accuracies_path(run, mode)) for mode in modes}
     edited = [mode for mode in modes if MODES[mode].edits]
     tasks = [t for t in run.suite.tasks if any(t in results for results in by_mode.values())]
     return {
         "single": _single(by_mode, tasks),
-        "addition": _addition(run, edited, tasks, at_one),
-        "negation": _negation(run, edited, tasks),
+        "addition": _addition(run, by_mode, tasks, shown.at_one),
+        "negation": _negation(run, edited, tasks, shown.exact),
         "merging": _merging(run, tasks),
     }
 
@@ -171,21 +105,40 @@ def _single(by_mode: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> T
     return table
 
 
-def _addition(run: Run, modes: Sequence[str], tasks: Sequence[str], at_one: bool) -> Table:
+def _addition(
+    run: Run, by_mode: Mapping[str, Mapping[str, Any]], tasks: Sequence[str], at_one: bool
+) -> Table:
     columns = [*tasks, *SUM, *([AT_ONE] if at_one else [])]
     table = Table("addition", "Task addition: the sum of task vectors", columns)
-    for mode in modes:
+    solved = solved_of(run.results)
+    names = in_order({*by_mode, *(one.mode.name for one in solved)})
+    for mode in (name for name in names if MODES[name].edits):
         for path, of in files_of(run.results, mode, ADDITION):
             results = optional_results(path)
             if not {"test", "coefficient"} <= set(results):
                 continue
-            label = f"{MODES[mode].label}, {of}" if of else MODES[mode].label
-            line = _sum(label, results, tasks)
+            line = _sum(f"{MODES[mode].label}, {of}" if of else MODES[mode].label, results, tasks)
             if at_one:
                 one = results.get("test_at_1", {}).get("avg_top1")
                 line = replace(line, cells=[*line.cells, percent(one)], values=(*line.values, one))
             table.lines.append(line)
+        singles = by_mode.get(mode, {})
+        own, every = [one for one in solved if one.mode.name == mode], list(run.suite.tasks)
+        table.lines += [_solved(one, singles, table.columns, every) for one in own]
     return table
+
+
+def _solved(
+    one: Solved, singles: Mapping[str, Any], columns: Sequence[str], all_tasks: Sequence[str]
+) -> Line:
+    """The row of a sum with solved coefficients; its normalised mean needs all single tasks."""
+    of = "" if set(one.test) == set(all_tasks) else f" {'+'.join(one.test)},"
+    shares = [v / singles[t] if singles.get(t) else None for t, v in one.test.items()]
+    means = {"mean": mean([*one.test.values()]), "normalised": mean(shares)}
+    values = [one.test.get(column, means.get(column)) for column in columns]
+    cells = [*map(percent, values)]
+    cells[columns.index(COEFFICIENT)] = f"{len(one.coefficients)} solved"
+    return Line(f"{one.mode.label},{of} solved: {one.name}", cells, tuple(values))
 
 
 def _merging(run: Run, tasks: Sequence[str]) -> Table:
@@ -207,22 +160,25 @@ def _sum(label: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Line:
     return Line(label, cells, (*values, coef))
 
 
-def _negation(run: Run, modes: Sequence[str], tasks: Sequence[str]) -> Table:
-    control = run.control_set
+def _negation(run: Run, modes: Sequence[str], tasks: Sequence[str], exact: bool) -> Table:
+    control, further = run.control_set, EXACT if exact else ()
     title = "Task negation: accuracy on the task to forget, and on the control set"
-    lower = [*tasks, "mean"]
-    table = Table("negation", title, [*lower, f"control {control}"], lower)
+    columns = [*tasks, "mean", f"control {control}", *further]
+    table = Table("negation", title, columns, [*tasks, "mean", EXACT[0]])
     if zeroshot := optional_results(accuracies_path(run, "none")):
         values = [zeroshot.get(task) for task in tasks]
-        table.lines.append(_line("zero-shot", [*values, mean(values), zeroshot.get(str(control))]))
+        values += [mean(values), zeroshot.get(str(control)), *(None for _ in further)]
+        table.lines.append(_line("zero-shot", values))
     for mode in modes:
         paths = files_of(run.results, mode, NEGATION)
         results = optional_results(paths[0][0]) if paths else {}
         if any(task in results for task in tasks):
             negations = [results.get(task, {}) for task in tasks]
-            kept = mean([negation.get("test_control") for negation in negations])
             values = [negation.get("test") for negation in negations]
-            table.lines.append(_line(MODES[mode].label, [*values, mean(values), kept]))
+            values += [mean(values), mean([one.get("test_control") for one in negations])]
+            for _, key in zip(further, ("test", "test_control"), strict=False):
+                values.append(mean([_at_exact(negation, key) for negation in negations]))
+            table.lines.append(_line(MODES[mode].label, values))
     return table if len(table.lines) > 1 else replace(table, lines=[])
 
 

@@ -22,7 +22,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     """The sound part of a results file, and what is wrong with the rest.
 
     What a file may hold beside its provenance follows from its name: "additions" a sum,
-    "negations" a record a task, "accuracies" a number a data set, another one any of these.
+    "negations" a record a task, "accuracies" a number a data set, "combined" and "negated"
+    the facts of solved coefficients, another one any of these.
 
     Raises:
         MissingFileError: if it is not there.
@@ -35,6 +36,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[str]]:
             raise TypeError(f"it holds a {type(found).__name__}")
         faults: list[str] = []
         stem = Path(path).stem
+        if any(word in stem for word in SOLVED):
+            return _table({"provenance": _table(ORIGIN, _fact)}, _fact)(found, "", faults), faults
         kinds = (check for word, check in KINDS.items() if word in stem)
         return _table(FILE, next(kinds, _any_kind))(found, "", faults), faults
 
@@ -169,4 +172,5 @@ SUM = {
     "interference": _table({}, _table({}, AMOUNT)),
 }
 FILE = {**ORIGIN, **SUM, "provenance": _table(ORIGIN, _fact)}  # a table's origin is its own file
+SOLVED = ("combined_", "negated_")  # files of `combine`
 KINDS: dict[str, Check] = {"additions": _fact, "negations": RECORD, "accuracies": SHARE}

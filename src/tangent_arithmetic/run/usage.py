@@ -26,7 +26,7 @@ MACHINE = ("device", "precision", "world_size", "port", "num_workers", "cache_di
 RECORDS = ("exp_name", "wandb")
 ANALYSES = (
     *("single", "similarity", "interference", "disentanglement", "negation", "subsets"),
-    *("analogies", "few", "figures", "report"),
+    *("fronts", "analogies", "few", "figures", "report"),
 )
 COMMON = (*MODEL, *METHOD, *DATA, *MACHINE, *RECORDS)
 BATCHES = {"batch_size": "pictures that are evaluated at a time (default: 256)"}

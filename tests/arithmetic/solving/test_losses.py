@@ -16,6 +16,7 @@ from tangent_arithmetic.arithmetic.solving.losses import (
     cross_entropy,
     entropy,
     imbalance,
+    thinned,
     true_class,
 )
 from tests.arithmetic.solving.problems import logits, points, raw, reduced
@@ -97,7 +98,14 @@ def test_a_prior_and_a_part_of_the_images() -> None:
     p = logits(0, torch.tensor(a)).softmax(1).mean(0)
     assert Term(split, imbalance(p)).value(a, None) == pytest.approx(0, abs=1e-6)
     term = Term(split, cross_entropy)
-    chosen = torch.arange(60) % 3 == 0
     alone = Term(split.take(slice(None, None, 3)), cross_entropy)
-    assert term.on(chosen).value(a, None) == pytest.approx(alone.value(a, None))
-    assert term.on(chosen).every(3).value(a, None) == pytest.approx(alone.value(a, None))
+    for chosen in (slice(None, None, 3), torch.arange(0, 60, 3)):
+        assert term.on(chosen).value(a, None) == pytest.approx(alone.value(a, None))
+    weights = torch.rand(60, dtype=torch.float64)
+    halves = replace(alone, weights=weights[::3] / weights[::3].sum())
+    heavy = replace(term, weights=weights / weights.sum()).on(chosen)
+    assert heavy.value(a, None) == pytest.approx(halves.value(a, None))
+    norms = split.norms(a)
+    assert term.rootless().value(a, norms) == pytest.approx(term.value(a, None))
+    assert thinned([term, term], 61) is None
+    assert [len(own.reduced) for own in thinned([term, term], 50) or []] == [30, 30]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from tangent_arithmetic.arithmetic.solving import ridge as ridge_module
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
 from tangent_arithmetic.arithmetic.solving.ridge import RIDGES, cross_validated, fold_of
 from tangent_arithmetic.arithmetic.solving.shots import few, shot_indices
-from tangent_arithmetic.arithmetic.solving.solver import Objective, minimum
+from tangent_arithmetic.arithmetic.solving.solver import Objective, minimum, solve
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.runtime.errors import UsageError
@@ -53,6 +54,18 @@ def test_the_loss_left_out_is_that_of_solutions_on_the_other_folds() -> None:
         losses.append(rest.value(alone, rest.reduced.norms(CENTRE)))
     assert found.table[0][1] == pytest.approx(np.mean(losses), abs=1e-6)
     assert found.table[0][2] == pytest.approx(np.std(losses, ddof=1) / 3**0.5, abs=1e-6)
+
+
+def test_of_many_images_a_sample_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strength on a third of the images is the prior of a third of it on all."""
+    monkeypatch.setattr(ridge_module, "SAMPLE", 40)
+    own = terms()
+    found = cross_validated(own, CENTRE)
+    alone = cross_validated([term.on(slice(None, None, 3)) for term in own], CENTRE)
+    assert found.share == pytest.approx(1 / 3) and alone.share == 1
+    assert found.table == alone.table and found.ridge == pytest.approx(alone.ridge / 3)
+    whole = solve(Objective(own, CENTRE, found.ridge), CENTRE)
+    assert found.solution.coefficients.tolist() == whole.coefficients.tolist()
 
 
 def test_labels_without_any_pattern_give_a_strong_ridge() -> None:

@@ -189,4 +189,4 @@ def test_without_labels_the_box_holds_and_the_objective_falls(rule: str) -> None
 
 
 def test_the_cheaper_solver_by_forward_passes() -> None:
-    assert cheaper(6) == "gauss-newton" and cheaper(48) == "quasi-newton"
+    assert cheaper(2) == "gauss-newton" and cheaper(48) == "quasi-newton"

@@ -18,8 +18,8 @@ from tangent_arithmetic.arithmetic.solving.groups import along
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
 from tangent_arithmetic.arithmetic.solving.merged import Merged
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced, reduce
-from tangent_arithmetic.arithmetic.solving.ridge import RIDGES, cross_validated
-from tangent_arithmetic.arithmetic.solving.solver import Bounds
+from tangent_arithmetic.arithmetic.solving.ridge import Validated, cross_validated
+from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, solve
 from tangent_arithmetic.arithmetic.solving.standard import (
     PASSES,
     Solver,
@@ -112,10 +112,12 @@ def combine_linear(splits: Sequence[Reduced], uniform: float, settings: Settings
     if settings.rule is not None:
         return _unlabelled(splits, settings)
     centre = np.full(count, uniform)
-    ridges = RIDGES if settings.ridge is None else [settings.ridge]
-    folds = 5 if settings.ridge is None else 1
-    terms = supervised(list(splits))
-    found = cross_validated(terms, centre, ridges, folds, settings.seed, settings.bounds)
+    terms, ridge = supervised(list(splits)), settings.ridge
+    if ridge is None:
+        found = cross_validated(terms, centre, seed=settings.seed, bounds=settings.bounds)
+    else:
+        solution = solve(Objective(terms, centre, ridge), centre, settings.bounds)
+        found = Validated(solution, ridge, [])
     return Combination(found.solution.coefficients, uniform, found.facts())
 
 

@@ -12,7 +12,7 @@ With \(p_i\) the probabilities of image i, \(y_i\) its class and \(w_i\) its wei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float64
+    from jaxtyping import Float, Float64, Int64
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, weights -> scalar
 
@@ -88,20 +88,16 @@ class Term:
             return self.weights
         return torch.full((len(self.reduced),), 1 / len(self.reduced), dtype=torch.float64)
 
-    def on(self, chosen: Tensor) -> Term:
-        """The term on a part of its images.
-
-        Args:
-            chosen: true for each of them.
-        """
-        return replace(self, weights=chosen.double() / max(1, int(chosen.sum())))
-
-    def every(self, step: int) -> Term:
-        """The term on every `step`-th image."""
+    def on(self, images: slice | Int64[Tensor, " images"]) -> Term:
+        """The term on a part of its images, whose weights then sum to 1."""
         weights = self.weights
         if weights is not None:
-            weights = weights[::step] / weights[::step].sum().clamp_min(1e-12)
-        return replace(self, reduced=self.reduced.take(slice(None, None, step)), weights=weights)
+            weights = weights[images] / weights[images].sum().clamp_min(1e-12)
+        return replace(self, reduced=self.reduced.take(images), weights=weights)
+
+    def rootless(self) -> Term:
+        """The term without what only norms are computed from, to be given norms."""
+        return replace(self, reduced=replace(self.reduced, root=None))
 
     @property
     def convex(self) -> bool:
@@ -144,12 +140,26 @@ class Term:
         reduced = self.reduced
         p = reduced.logits(a, norms).softmax(dim=1)
         scale = (self.factor * self.shares / norms**2).sqrt()
-        root = (scale[:, None] * p.sqrt()).float()
+        likely = p.sqrt().float()
+        root = scale.float()[:, None] * likely
         count, classes = len(reduced.steps), reduced.base.shape[1]
         total = torch.zeros(count, count, dtype=torch.float64)
         for s in reduced.chunks(count * classes):
-            steps = reduced.steps[:, s]
-            weighted = (steps * root[s]).reshape(count, -1)
-            means = (steps * root[s] * p[s].sqrt().float()).sum(dim=2)
+            weighted = reduced.steps[:, s] * root[s]
+            means = torch.einsum("knc,nc->kn", weighted, likely[s])
+            weighted = weighted.reshape(count, -1)
             total += (weighted @ weighted.T - means @ means.T).double()
         return np.asarray(total)
+
+
+def thinned(terms: Sequence[Term], count: int) -> list[Term] | None:
+    """Every n-th image of all terms, from `count` to twice as many; None if there are no more.
+
+    Args:
+        terms: the terms.
+        count: images of all terms together.
+    """
+    step = sum(len(term.reduced) for term in terms) // count
+    if step < 2 or any(len(term.reduced) < step for term in terms):
+        return None
+    return [term.on(slice(None, None, step)) for term in terms]

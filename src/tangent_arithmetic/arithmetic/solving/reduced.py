@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tangent_arithmetic.arithmetic.features import few_at_a_time
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.encoders.base import LinearEncoder
@@ -29,12 +30,13 @@ from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.statedict import State
+from tangent_arithmetic.tangent.memory import freed_memory_kept
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Float64, Int64, UInt8
 
 LARGE = 2**30  # bytes of a split beyond which it is memory-mapped
-CHUNK = 2**22  # numbers that are converted to float64 at a time
+CHUNK = 2**19  # numbers that are converted to float64 at a time: what a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Reduced:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, images: slice | Sequence[int]) -> Reduced:
+    def take(self, images: slice | Sequence[int] | Int64[Tensor, " images"]) -> Reduced:
         """Some of the images."""
         return replace(
             self,
@@ -176,16 +178,17 @@ def reduce(
     bar = progress(batches, f"directions of {split.name}", total)
     labels, done = list[Tensor](), 0
     store: _Store | None = None
-    for batch in bar:
-        images, truth = to_device(batch, compute.device)
-        with compute.autocast():
-            f0, steps = encoder.tangents(images, taus)
-        wide = torch.stack([f0.float(), *(step.float() for step in steps)])  # (1+K, b, D)
-        store = store or _Store(count, wide, head, folder)
-        store.put(done, wide, head)
-        done += len(images)
-        labels.append(truth.cpu())
-        bar.note(len(images))
+    with freed_memory_kept():
+        for batch in bar:
+            images, truth = to_device(batch, compute.device)
+            with compute.autocast():
+                f0, steps = few_at_a_time(encoder, images, taus)
+            wide = torch.stack([f0.float(), *(step.float() for step in steps)])  # (1+K, b, D)
+            store = store or _Store(count, wide, head, folder)
+            store.put(done, wide, head)
+            done += len(images)
+            labels.append(truth.cpu())
+            bar.note(len(images))
     if store is None:
         raise UsageError(f"{split.name} has no images to solve for coefficients on")
     bias = head.bias.detach().cpu() if bool(head.bias.any()) else None

@@ -1,11 +1,12 @@
-r"""Coefficients that minimise an objective over stored logits, by SciPy's solvers.
+r"""Coefficients that minimise an objective over stored logits.
 
 \[ \min_a \sum_t g_t L_t(\ell_t(a)) + \frac{r}{K} \|a - c\|^2 \]
 
 The norm of an image's features depends on \(a\). With the norms fixed at the current point logits
 are affine in \(a\), so that cross-entropy is convex and its minimum is found exactly; the norms are
 then updated, and again. A round is kept only if the true objective falls, so a solution is never
-worse than where it started.
+worse than where it started. Of many images, rounds on a sample settle the norms, and one round on
+all of them follows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from scipy.optimize import Bounds as Box
 from scipy.optimize import minimize
 from torch import Tensor
 
-from tangent_arithmetic.arithmetic.solving.losses import Term
+from tangent_arithmetic.arithmetic.solving.losses import Term, thinned
+from tangent_arithmetic.arithmetic.solving.newton import newton
 from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 ROUNDS = 6  # updates of the norms
 STEPS = 500  # of a solver in a round
-HALVINGS = 4  # of a step after which the true objective has not fallen
-SMALL = 1e-5  # change of the coefficients at which the norms need no update
-PRECISION = 1e-8  # norm of the gradient at the minimum
-SAMPLE = 4096  # images of all terms on which a solver with more images begins
+QUARTERS = 2  # times that a step is shortened after which the true objective has not fallen
+SMALL = 1e-4  # change of the coefficients at which the norms need no update
+PRECISION = 1e-7  # norm of the gradient at the minimum
+LEAST = 1e-9  # relative fall of the objective below which rounds end
+SAMPLE = 4096  # images of all terms on which a solver with many more begins
 Bounds = tuple[Any, Any]  # least and largest coefficient: numbers, or one of each direction
 
 
@@ -51,6 +54,16 @@ class Objective:
     terms: Sequence[Term]
     centre: Float64[np.ndarray, " directions"]
     ridge: float = 0.0
+
+    @property
+    def images(self) -> int:
+        """The number of images of all terms."""
+        return sum(len(term.reduced) for term in self.terms)
+
+    @property
+    def convex(self) -> bool:
+        """Whether the objective is convex with fixed norms, and has a `curvature`."""
+        return all(term.convex for term in self.terms)
 
     def norms(self, a: Float64[np.ndarray, " directions"]) -> list[Tensor]:
         """The norms of all images' features at a point, by term."""
@@ -81,12 +94,12 @@ class Objective:
         return value, gradient
 
     def curvature(
-        self, a: Float64[np.ndarray, " directions"], norms: Sequence[Tensor]
+        self, a: Float64[np.ndarray, " directions"], norms: Sequence[Tensor], step: int = 1
     ) -> Float64[np.ndarray, "directions directions"]:
-        """The Hessian, if all terms are convex."""
-        total = 2 * self.ridge / len(a) * np.eye(len(a))
+        """The Hessian with fixed norms, if the objective is convex, of every `step`-th image."""
+        total, some = 2 * self.ridge / len(a) * np.eye(len(a)), slice(None, None, step)
         for term, own in zip(self.terms, norms, strict=True):
-            total = total + term.curvature(a, own)
+            total = total + term.on(some).curvature(a, own[some])
         return np.asarray(total)
 
 
@@ -136,42 +149,47 @@ def solve(
         UsageError: if the objective is not finite at the start.
     """
     a = _inside(objective.centre if math.isinf(objective.ridge) else start, bounds)
-    best = first = objective.value(a)
+    norms = objective.norms(a)
+    best = first = objective.value(a, norms)
     if not math.isfinite(best):
         raise UsageError("the objective is not finite where the solver starts; check the weights")
     if math.isinf(objective.ridge) or rounds < 1:
         return Solution(a, best, first, 0.0, None, 0, 0)
     difference, gradient, done, evaluations = 0.0, None, 0, 0
-    begin = _sampled(objective, a, bounds)
+    if sample := thinned(objective.terms, SAMPLE):
+        begin = solve(replace(objective, terms=sample), a, bounds, rounds).coefficients
+        there = objective.norms(begin)
+        if (value := objective.value(begin, there)) < best:
+            a, best, norms, rounds = begin, value, there, 1  # the sample has settled the norms
     for _ in range(rounds):
-        norms = objective.norms(a)
-        found, slope, count = minimum(objective, a if done else begin, norms, bounds)
+        found, slope, count = minimum(objective, a, norms, bounds)
         evaluations += count
-        value = objective.value(found)
-        for _ in range(HALVINGS):  # the norms may have moved far
-            if value < best:
-                break
-            found = (a + found) / 2
-            value = objective.value(found)
-        if value >= best - 1e-12 * abs(best):
+        found, value, ahead = _shortened(objective, a, found, best)
+        if value >= best - LEAST * abs(best):
             break
         moved = float(np.abs(found - a).max())
         difference, gradient = objective.value(found, norms) - value, slope
-        a, best, done = found, value, done + 1
+        a, best, norms, done = found, value, ahead, done + 1
         if moved < SMALL or all(term.reduced.root is None for term in objective.terms):
             break
     return Solution(a, best, first, difference, gradient, done, evaluations)
 
 
-def _sampled(
-    objective: Objective, a: np.ndarray, bounds: Bounds | None
-) -> Float64[np.ndarray, " directions"]:
-    """The minimum on a sample of many images, a start near that on all; else the point itself."""
-    step = sum(len(term.reduced) for term in objective.terms) // SAMPLE
-    if step < 2 or any(len(term.reduced) < step for term in objective.terms):
-        return a
-    sample = replace(objective, terms=[term.every(step) for term in objective.terms])
-    return minimum(sample, a, sample.norms(a), bounds)[0]
+def _shortened(
+    objective: Objective, a: np.ndarray, found: np.ndarray, best: float
+) -> tuple[np.ndarray, float, list[Tensor]]:
+    """A step to a minimum with fixed norms, quartered while the true objective is not below `best`.
+
+    Returns:
+        The point, the true objective and the norms there.
+    """
+    for share in 0.25 ** np.arange(1 + QUARTERS):  # the norms may have moved far
+        point = a + share * (found - a)
+        norms = objective.norms(point)
+        value = objective.value(point, norms)
+        if value < best:
+            break
+    return point, value, norms
 
 
 def minimum(
@@ -179,11 +197,19 @@ def minimum(
     start: Float64[np.ndarray, " directions"],
     norms: Sequence[Tensor] | None = None,
     bounds: Bounds | None = None,
+    precision: float = PRECISION,
 ) -> tuple[Float64[np.ndarray, " directions"], float, int]:
     """The minimum of an objective, with fixed norms or, if None, the true one (a local minimum).
 
-    Newton's method in a trust region where the objective is convex and there are no bounds, else
-    L-BFGS-B.
+    Newton's method where the objective is convex and there are no bounds, with the Hessian of a
+    sample of many images; else L-BFGS-B.
+
+    Args:
+        objective: the objective.
+        start: where to start.
+        norms: of the images' features, by term.
+        bounds: the least and the largest coefficient; None for none.
+        precision: norm of the gradient at which a solver stops.
 
     Returns:
         The point, the norm of the (projected) gradient there, and the number of evaluations.
@@ -195,27 +221,13 @@ def minimum(
         count += 1
         return objective.value_and_gradient(a, norms)
 
-    convex = norms is not None and all(term.convex for term in objective.terms)
-    if convex and bounds is None:
-        assert norms is not None
-        fixed = norms
-        found = minimize(
-            function,
-            start,
-            jac=True,
-            hess=lambda a: objective.curvature(a, fixed),
-            method="trust-exact",
-            options={"gtol": PRECISION, "maxiter": STEPS},
-        )
-    else:
-        found = minimize(
-            function,
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=None if bounds is None else Box(*np.broadcast_arrays(*bounds, start)[:2]),
-            options={"gtol": PRECISION, "ftol": 0.0, "maxiter": STEPS, "maxcor": 30},
-        )
+    if objective.convex and norms is not None and bounds is None:
+        step = max(1, objective.images // SAMPLE)
+        a, slope = newton(function, lambda a: objective.curvature(a, norms, step), start, precision)
+        return a, float(np.linalg.norm(slope)), count
+    box = None if bounds is None else Box(*np.broadcast_arrays(*bounds, start)[:2])
+    options = {"gtol": precision, "ftol": 0.0, "maxiter": STEPS, "maxcor": 30}
+    found = minimize(function, start, jac=True, method="L-BFGS-B", bounds=box, options=options)
     return found.x, _projected(found.x, found.jac, bounds), count
 
 
@@ -231,8 +243,3 @@ def _projected(a: np.ndarray, gradient: np.ndarray, bounds: Bounds | None) -> fl
 def _inside(a: np.ndarray, bounds: Bounds | None) -> Float64[np.ndarray, " directions"]:
     a = np.asarray(a, dtype=np.float64)
     return a if bounds is None else np.clip(a, *bounds)
-
-
-def with_ridge(objective: Objective, ridge: float) -> Objective:
-    """The same objective with another ridge."""
-    return replace(objective, ridge=ridge)

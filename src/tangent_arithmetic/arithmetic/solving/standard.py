@@ -32,8 +32,9 @@ logger = logging.getLogger(__name__)
 PASSES = 4  # of Gauss-Newton, at most
 TRIES = 4  # of a pass, with more damping each
 DAMPING = 1.0  # mu of the first pass
-GAIN = 1e-3  # relative fall of the objective below which passes end
+GAIN = 1e-3  # relative fall of the objective below which passes, or steps, end
 GRADIENTS = 30  # of the quasi-Newton method, at most
+TYPICAL = 12  # gradients until it ends: 8, 10 and 14 for 8, 6 and 48 coefficients (embedded suite)
 Solver = Literal["gauss-newton", "quasi-newton"]
 Terms = Callable[[list[Reduced]], list[Term]]
 
@@ -71,9 +72,10 @@ class Route:
         }
 
 
-def cheaper(directions: int, passes: int = PASSES, gradients: int = GRADIENTS) -> Solver:
-    """The solver that needs fewer forward passes, by the bounds 3 + 2K a pass and 3 a gradient."""
-    return "gauss-newton" if passes * (3 + 2 * directions) <= 3 * gradients else "quasi-newton"
+def cheaper(directions: int, passes: int = PASSES) -> Solver:
+    """The solver that needs fewer forward passes: 3 + 2K a pass, three a gradient."""
+    newton, quasi = passes * (3 + 2 * directions), 3 * TYPICAL
+    return "gauss-newton" if newton <= quasi else "quasi-newton"
 
 
 def gauss_newton(
@@ -176,7 +178,7 @@ def quasi_newton(
         return value, gradient + 2 * ridge * (a - centre) / len(a)
 
     limits = None if bounds is None else [bounds] * len(centre)
-    options = {"maxfun": gradients, "maxiter": gradients, "ftol": 1e-5, "maxcor": 20}
+    options = {"maxfun": gradients, "maxiter": gradients, "ftol": GAIN, "maxcor": 20}
     minimize(function, centre, jac=True, method="L-BFGS-B", bounds=limits, options=options)
     model.place(best[1])
     return Route(best[1], ridge, history, model.units, "quasi-newton")

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy, entropy, imbalance
+from tangent_arithmetic.arithmetic.solving.minibatches import StoredImages
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, Solution, minimum
 
@@ -157,27 +157,18 @@ def adamerging(
         batch: images of each task in a step.
         seed: of the batches.
     """
-    a = torch.full((len(splits[0].steps),), start, dtype=torch.float64, requires_grad=True)
+    images, counts = StoredImages(splits), [len(split) for split in splits]
+    a = torch.full((images.directions,), start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([a], lr=rate, betas=(0.9, 0.999))
     generator = np.random.default_rng([seed, 31])
     for _ in range(steps):
         optimizer.zero_grad()
+        draw = (generator.choice(n, min(batch, n), replace=False) for n in counts)
+        chosen = {split: torch.from_numpy(own) for split, own in enumerate(draw)}
         loss = torch.zeros((), dtype=torch.float64)
-        for split in splits:
-            chosen = generator.choice(len(split), min(batch, len(split)), replace=False)
-            logits = _differentiable(split, a.clamp(0, 1), torch.from_numpy(chosen))
-            shares = torch.full((len(chosen),), 1 / len(chosen), dtype=torch.float64)
-            loss = loss + entropy(logits, split.labels[chosen], shares)
+        for split, logits in images.logits(a.clamp(0, 1), chosen).items():
+            shares = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64)
+            loss = loss + entropy(logits, images.labels[split][chosen[split]], shares)
         loss.backward()
         optimizer.step()
     return np.asarray(a.detach().clamp(0, 1))
-
-
-def _differentiable(split: Reduced, a: Tensor, chosen: Tensor) -> Tensor:
-    """The logits of some images as a function of the coefficients."""
-    logits = split.base[chosen].double()
-    logits = logits + torch.einsum("k,knc->nc", a, split.steps[:, chosen].double())
-    if split.root is not None:
-        point = torch.cat([torch.ones(1, dtype=a.dtype), a])
-        logits = logits / (split.root[chosen].double() @ point).norm(dim=1, keepdim=True)
-    return logits if split.bias is None else logits + split.bias.double()

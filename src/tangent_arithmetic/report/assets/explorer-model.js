@@ -3,7 +3,7 @@
 function tangentModel(data) {
   const numVectors = data.vectors.length;
   const zeros = new Array(numVectors).fill(0);
-  const arrays = { base: Float32Array, steps: Float32Array, labels: Int16Array, bias: Float32Array, gram: Float64Array };
+  const arrays = { base: Float32Array, steps: Float32Array, labels: Int16Array, bias: Float32Array, gram: Float64Array, inner: Float32Array };
   const STEP = 0.05; // of the search, and of the sliders
   const KEPT = 0.95; // share of the control set's zero-shot accuracy that a careful search keeps
   const ROUNDS = 8;
@@ -19,7 +19,7 @@ function tangentModel(data) {
   function unpack(split) {
     if (!split.ready) {
       for (const [name, Kind] of Object.entries(arrays)) {
-        split[name] = split[name] === null ? null : decode(split[name], Kind);
+        if (typeof split[name] === "string") split[name] = decode(split[name], Kind); // else null, or not in older pages
       }
       split.ready = true;
       split.chance = chance(split);
@@ -186,5 +186,5 @@ function tangentModel(data) {
     return highest;
   }
 
-  return { STEP, KEPT, mean, accuracy, error, splitsOf, bestCommon, best };
+  return { STEP, KEPT, mean, accuracy, error, splitsOf, goal, bestCommon, best };
 }

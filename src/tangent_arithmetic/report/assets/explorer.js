@@ -1,4 +1,4 @@
-// The sliders, the table and the address of the page; tangentModel computes.
+// The sliders, the table and the address of the page; tangentModel computes, the chooser snaps.
 const here = document.currentScript; // null where a notebook runs the script
 const root = (here && here.closest(".tx")) || document.getElementById("explorer");
 const data = JSON.parse(root.querySelector("#explorer-data").textContent);
@@ -176,7 +176,7 @@ function later() { // one computation a frame, however fast a slider moves
 }
 
 function moved(event) {
-  const value = Number.parseFloat(event.target.value);
+  const value = snapped(event.target);
   if (!Number.isFinite(value)) return; // half typed
   const key = event.target.dataset.vector;
   if (key === ALL) setAll(coefs.map(() => value), event.target);
@@ -223,83 +223,3 @@ function search(solve, what) {
     find("#explorer-status").textContent = `${what}: mean ${kind} ${percent(found.value)} % on the ${found.kind} pictures.`;
   }, 20);
 }
-
-// --- copies
-
-const named = () => Object.fromEntries(data.vectors.map((name, i) => [name, coefs[i]]));
-const asJson = () => JSON.stringify(named(), null, 2);
-
-function asPython() { // a JSON object of numbers is also a Python dictionary
-  const lines = [`coefs = ${asJson().replace(/\n {2}/g, "\n    ").replace(/\n}$/, ",\n}")}`];
-  if (data.origin) {
-    const { folder, file, kind } = data.origin;
-    const atHome = folder.startsWith("~");
-    lines.unshift(...(atHome ? ["from pathlib import Path", ""] : []), `from tangent_arithmetic import ${kind}`, "");
-    lines.push(
-      atHome ? `folder = Path(${JSON.stringify(folder)}).expanduser()` : `folder = ${JSON.stringify(folder)}`,
-      'theta0 = f"{folder}/zeroshot.safetensors"',
-      `taus = {task: ${kind}(theta0, f"{folder}/{task}Val/${file}") for task in coefs}`,
-      "tau = sum(coef * taus[task] for task, coef in coefs.items())",
-      "encoder = tau.apply_to_linear(theta0)",
-    );
-  }
-  return `${lines.join("\n")}\n`;
-}
-
-async function copy(text, what) {
-  const area = find("#explorer-text");
-  let copied = false;
-  try {
-    await navigator.clipboard.writeText(text);
-    copied = true;
-  } catch { /* not allowed here: the text is shown and selected */ }
-  area.hidden = copied;
-  area.value = text;
-  if (!copied) area.select();
-  find("#explorer-status").textContent = copied ? `${what} copied.` : `${what}: press Ctrl+C or Cmd+C to copy.`;
-}
-
-function start() {
-  const all = data.vectors.length > 1 ? [sliderOf(ALL, ALL)] : [];
-  find("#explorer-sliders").append(...all, ...data.vectors.map(sliderOf));
-  const own = new Option("own position", "");
-  own.disabled = true;
-  find("#explorer-preset").append(own, ...Object.keys(data.presets).map((name) => new Option(name, name)));
-  find("#explorer-preset").addEventListener("change", (event) => choose(event.target.value));
-  for (const radio of root.querySelectorAll("input[name=explorer-split]")) {
-    radio.disabled = !data.splits.some((one) => one.split === radio.value);
-    radio.addEventListener("change", () => { show(); remember(); });
-  }
-  if (!find("input[name=explorer-split]:checked:enabled")) {
-    find("input[name=explorer-split]:enabled").checked = true;
-  }
-  find("#explorer-careful-label").hidden = control === null;
-  const actions = {
-    common: () => search(model.bestCommon, "Best common coefficient"),
-    best: () => search(model.best, "Best coefficients"),
-    reset: () => { find("#explorer-status").textContent = ""; moveTo(coefs.map(() => 0), Object.keys(data.presets)[0]); },
-    link: () => { remember(); copy(window.location.href, "Link"); },
-    python: () => copy(asPython(), "Python"),
-    json: () => copy(asJson(), "JSON"),
-  };
-  for (const [name, action] of Object.entries(actions)) find(`#explorer-${name}`).addEventListener("click", action);
-  window.addEventListener("popstate", () => { if (!restore() && !window.location.hash) begin(); });
-  if (!restore()) begin();
-}
-
-function begin() {
-  const first = Object.keys(data.presets)[0];
-  setAll(data.presets[first], null);
-  find("#explorer-preset").value = first;
-  show();
-}
-
-start();
-window.tangentExplorer = {
-  vectors: data.vectors, coefs: () => coefs.slice(), state, choose, asPython, asJson, model,
-  set: (name, value) => {
-    set(data.vectors.indexOf(name), value, null);
-    find("#explorer-preset").value = "";
-    show();
-  },
-};
