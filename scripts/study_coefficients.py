@@ -1,32 +1,35 @@
-"""Solved coefficients on the embedded suite; writes results/embedded/coefficients.{json,md}.
+"""Solved coefficients beside other choices; writes coefficients.json and coefficients.md.
 
-    python scripts/study_coefficients.py --seeds=3
-    python scripts/study_coefficients.py --time  # of a solve: 48 coefficients, 8 x 5,000 pictures
+    python scripts/study_coefficients.py --seeds=3 --modes=linear,linear+taujp,standard
+    python scripts/study_coefficients.py --sample=200  # 10 minutes on a core
 
-For each fine-tuning seed and mode: the best coefficient for all on validation, solved ones by task,
-layer and task-layer on all validation pictures, and by task-layer on a few a class; standard models
-by Gauss-Newton (at most four passes) and by the quasi-Newton method; negation of linear vectors by
-layer. Accuracies are of the test splits. Checkpoints of all modes must exist (`finetune`), those of
-a seed in the folder that `--seed` picks. The figure shows task-layer coefficients of the first one.
+For each seed of fine-tuning and each mode: zero-shot, the best coefficient for all, solved ones by
+task, by layer and by both, on all validation pictures and on a few a class; aTLAS on the same
+pictures; for linear modes also negation by layer beside one coefficient. Everything is chosen on
+validation, accuracies are of test splits. aTLAS learns the same coefficients from the same stored
+logits for linear modes; for others a coefficient for each tensor, through the network, at the last
+of `--rates` alone. The published rate is 0.001, for more pictures and so more steps.
+
+Seconds are those of the choice. For linear modes they come after a pass over the pictures, which
+all choices share and which has a row of its own. Checkpoints must exist (`finetune`), those of a
+seed in the folder that `--seed` picks. Other flags are those of `combine`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 
-from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.figures import heat, panels, plain, save
 from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.solving.atlas import Recipe, atlas
 from tangent_arithmetic.arithmetic.solving.combining import (
+    Combination,
     Settings,
-    accuracies,
     best_uniform,
     combine_linear,
     combine_standard,
@@ -34,177 +37,238 @@ from tangent_arithmetic.arithmetic.solving.combining import (
 )
 from tangent_arithmetic.arithmetic.solving.groups import Direction, along, directions
 from tangent_arithmetic.arithmetic.solving.merged import Merged
+from tangent_arithmetic.arithmetic.solving.minibatches import (
+    LabelledImages,
+    NetworkImages,
+    StoredImages,
+)
+from tangent_arithmetic.arithmetic.solving.negation import forget
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
-from tangent_arithmetic.arithmetic.solving.shots import shot_indices
-from tangent_arithmetic.arithmetic.solving.solver import Objective, solve
-from tangent_arithmetic.arithmetic.solving.standard import Solver, supervised
-from tangent_arithmetic.commands.combine import negations, settings_of
-from tangent_arithmetic.data.suites import EMBEDDED_MODEL
-from tangent_arithmetic.encoders.base import Encoder, is_linear
-from tangent_arithmetic.run.args import Config, Parser
-from tangent_arithmetic.run.models import base_encoder, split_of, task_vector, zeroshot_encoder
-from tangent_arithmetic.run.modes import get_mode
-from tangent_arithmetic.run.results import git_commit, markdown_table, versions
+from tangent_arithmetic.arithmetic.solving.shots import few, shot_indices
+from tangent_arithmetic.arithmetic.sweeps import Split
+from tangent_arithmetic.encoders.base import LinearEncoder, is_linear
+from tangent_arithmetic.run.args import Parser, parse_arguments
+from tangent_arithmetic.run.models import (
+    base_encoder,
+    checkpoint_hashes,
+    split_of,
+    task_vector,
+    zeroshot_encoder,
+)
+from tangent_arithmetic.run.results import markdown_table, provenance
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.ranges import number
 
-SHOTS = (1, 4, 16)
-Row = dict[str, Any]  # "mean" test accuracy, "coefficients" by name, "facts"
-Points = dict[str, tuple[np.ndarray, Row]]
+T = TypeVar("T")
+GRID = coefficients(21)
+Row = dict[str, Any]  # "mean" over tasks, "test" by task, "control", "seconds", "facts"
+Rows = dict[str, Row]
+COLUMNS = ("mean", "control")
 
 
-def sums(parts: Sequence[Direction], by: str) -> np.ndarray:
-    """Which task-layer directions each task, or each layer, is the sum of."""
-    keys = [getattr(part, by) for part in parts]
-    return np.array([[float(key == group) for group in dict.fromkeys(keys)] for key in keys])
+class Study:
+    """The choices of a mode and a seed.
 
+    Args:
+        run: the run, whose checkpoints exist.
+        shots: labelled pictures a class where there are few.
+        rates: learning rates of aTLAS.
+        blocks: whether a coefficient for each tensor of a standard model is solved for too.
+    """
 
-def linear(splits: list[Reduced], parts: Sequence[Direction], uniform: float, seed: int) -> Points:
-    """Solved points of a linear model: coefficients of the task-layer directions, and facts."""
-    settings, found = Settings(seed=seed), Points()
-    for name, groups in (
-        ("task", sums(parts, "task")),
-        ("layer", sums(parts, "group")),
-        ("task-layer", np.eye(len(parts))),
-    ):
-        begin = time.monotonic()
-        solved = combine_linear([s.along(groups) for s in splits], uniform, settings)
-        facts = {**solved.facts, "seconds": round(time.monotonic() - begin, 2)}
-        found[name] = groups @ solved.coefficients, facts
-    for shots in SHOTS:
-        few = [s.take(shot_indices(s.labels, shots, seed)) for s in splits]
-        grid = coefficients(21)
-        ones = np.ones(len(parts))
-        means = [np.mean([s.accuracy(c * ones) for s in few]) for c in grid]
-        best = grid[int(np.argmax(means))]
-        found[f"uniform, {shots} a class"] = best * ones, {"uniform": best}
-        solved = combine_linear(few, best, settings)
-        facts = {**solved.facts, "images": sum(map(len, few))}
-        found[f"task-layer, {shots} a class"] = solved.coefficients, facts
-    return found
-
-
-def standard(model: Merged, count: int, uniform: float, seed: int) -> Points:
-    """Solved points of a standard model."""
-    found = Points()
-    solvers: tuple[Solver, ...] = ("gauss-newton", "quasi-newton")
-    for solver in solvers:
-        model.place(np.zeros(count))
-        model.units, begin = 0.0, time.monotonic()
-        solved = combine_standard(model, uniform, Settings(seed=seed, solver=solver))
-        facts = {**solved.facts, "seconds": round(time.monotonic() - begin, 1)}
-        found[f"task-layer, {solver}"] = solved.coefficients, facts
-    return found
-
-
-def study(run: Run, mode: str) -> dict[str, Row]:
-    """The rows of a mode and a seed."""
-    encoder, theta0_hash = zeroshot_encoder(run)
-    taus = {t: task_vector(run, t, mode, encoder, theta0_hash).vector for t in run.tasks}
-    parts = directions(taus, "task-layer", list(encoder.weights()))
-    vectors, base = [part.vector for part in parts], base_encoder(encoder, mode)
-    val = [split_of(run, base, f"{task}Val") for task in run.tasks]
-    test = [split_of(run, base, task) for task in run.tasks]
-    ones = np.ones(len(parts))
-    uniform = best_uniform(base, along(vectors, ones), val, coefficients(21))
-    points: Points = {
-        "zero-shot": (0 * ones, {}),
-        "uniform": (uniform * ones, {"uniform": uniform}),
-    }
-    if is_linear(base):
-        points |= linear(reductions(base, vectors, val, None), parts, uniform, run.seed)
-    else:
-        model = Merged(base, vectors, val)
-        points |= standard(model, len(parts), uniform, run.seed)
-        model.place(0 * ones)
-    return _rows(base, parts, points, test)
-
-
-def _rows(base: Encoder, parts: Sequence[Direction], points: Points, test: Sequence[Any]
-) -> dict[str, Row]:  # fmt: skip
-    found = accuracies(
-        base, [p.vector for p in parts], {n: a for n, (a, _) in points.items()}, test
-    )
-    names = [part.name for part in parts]
-    return {
-        name: {
-            "mean": float(np.mean(list(found[name].values()))),
-            "test": found[name],
-            "coefficients": dict(zip(names, map(float, a), strict=True)),
-            "facts": facts,
+    def __init__(self, run: Run, shots: int, rates: Sequence[float], blocks: bool = False) -> None:
+        self.run, self.shots, self.rates, self.blocks = run, shots, rates, blocks
+        self.encoder, self.theta0_hash = zeroshot_encoder(run)
+        self.taus = {
+            task: task_vector(run, task, run.mode.name, self.encoder, self.theta0_hash).vector
+            for task in run.tasks
         }
-        for name, (a, facts) in points.items()
-    }
+        self.base = base_encoder(self.encoder, run.mode.name)
+        self.settings, self.rows = Settings(seed=run.seed), Rows()
+        self.val, self.test = self.splits("Val"), self.splits("")
 
+    def splits(self, end: str) -> list[Split]:
+        """The validation ("Val") or test ("") splits of all tasks."""
+        return [split_of(self.run, self.base, f"{task}{end}") for task in self.run.tasks]
 
-def negation(run: Run) -> dict[str, Row]:
-    """Means over tasks of the negation by layer: accuracy on the task, and on the control set."""
-    results = negations(run, settings_of(run))
-    return {
-        f"negation, {label}": {
-            "mean": float(np.mean([results[t]["test"][kind][t] for t in run.tasks])),
-            "control": float(np.mean([results[t]["test"][kind][run.control] for t in run.tasks])),
-            "test": {t: results[t]["test"][kind][t] for t in run.tasks},
+    def parts(self, grouping: str) -> list[Direction]:
+        """The directions of a grouping."""
+        return directions(self.taus, grouping, list(self.encoder.weights()))
+
+    def row(self, name: str, parts: Sequence[Direction], a: np.ndarray, test: Sequence[float],
+            seconds: float, facts: Row | None = None) -> None:  # fmt: skip
+        """Adds a choice with its accuracies on the test splits."""
+        self.rows[name] = {
+            "mean": float(np.mean(test)),
+            "test": dict(zip(self.run.tasks, test, strict=True)),
+            "seconds": seconds,
+            "coefficients": {p.name: float(c) for p, c in zip(parts, a, strict=True)},
+            "facts": facts or {},
         }
-        for kind, label in (("uniform", "one"), ("solved", "by layer"))
+
+    def learned(
+        self, images: LabelledImages, rates: Sequence[float], add: Callable[..., None]
+    ) -> None:
+        """Adds aTLAS at each of some learning rates."""
+        for rate in rates:
+            recipe = Recipe(rate=rate)
+            found, seconds = timed(partial(atlas, images, recipe, self.run.seed))
+            facts = {"epoch": found.epoch, "steps": found.steps, "val": max(found.accuracies)}
+            add(f"aTLAS, rate {rate:g}", found.coefficients, seconds, facts)
+
+
+def linear(study: Study, base: LinearEncoder) -> Rows:
+    """The rows of a linear mode, from a pass over each split along the task-layer directions."""
+    parts, run = study.parts("task-layer"), study.run
+    reduced = partial(reductions, base, [part.vector for part in parts], folder=None)
+    val, seconds = timed(partial(reduced, splits=study.val))
+    test, ones = reduced(splits=study.test), np.ones(len(parts))
+
+    def add(name: str, a: np.ndarray, seconds: float, facts: Row | None = None) -> None:
+        study.row(name, parts, a, [split.accuracy(a) for split in test], seconds, facts)
+
+    def uniform(name: str, splits: list[Reduced]) -> float:
+        best, seconds = timed(
+            lambda: max(GRID, key=lambda c: (np.mean([s.accuracy(c * ones) for s in splits]), -c))
+        )
+        add(name, best * ones, seconds, {"uniform": best})
+        return best
+
+    study.rows["pass over validation"] = {"seconds": seconds}
+    add("zero-shot", 0 * ones, 0.0)
+    best = uniform("uniform", val)
+    for name, sums in groupings(parts).items():
+        mixed = [split.along(sums) for split in val]
+        found, seconds = timed(partial(combine_linear, mixed, best, study.settings))
+        add(name, sums @ found.coefficients, seconds, found.facts)
+    some = [split.take(shot_indices(split.labels, study.shots, run.seed)) for split in val]
+    best = uniform(f"uniform, {study.shots} shots", some)
+    found, seconds = timed(partial(combine_linear, some, best, study.settings))
+    add(f"task-layer, {study.shots} shots", found.coefficients, seconds, found.facts)
+    study.learned(StoredImages(val), study.rates, add)
+    control = [split_of(run, base, f"{run.control}{end}") for end in ("Val", "")]
+    study.rows |= negation(run, parts, val, test, reduced(splits=control))
+    return study.rows
+
+
+def groupings(parts: Sequence[Direction]) -> dict[str, np.ndarray]:
+    """The task-layer directions (rows) that each coefficient of a grouping (columns) moves."""
+    keys = {"task": [p.task for p in parts], "layer": [p.group for p in parts]}
+    keys["task-layer"] = [p.name for p in parts]
+    return {
+        name: np.array([[float(key == other) for other in dict.fromkeys(own)] for key in own])
+        for name, own in keys.items()
     }
 
 
-def table(results: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> str:
-    """A row a mode and a kind of coefficients; mean and standard deviation over seeds."""
-    rows = []
-    first = next(iter(results.values()))
-    for mode, kinds in first.items():
-        for kind in kinds:
-            own = [seed[mode][kind] for seed in results.values() if kind in seed.get(mode, {})]
-            control = [row["control"] for row in own if "control" in row]
-            rows.append([mode, kind, spread([row["mean"] for row in own]), spread(control)])
-    return markdown_table(["mode", "coefficients", "test, %", "control, %"], rows)
+def negation(
+    run: Run,
+    parts: Sequence[Direction],
+    val: Sequence[Reduced],
+    test: Sequence[Reduced],
+    control: Sequence[Reduced],
+) -> Rows:
+    """Means over tasks of negation, by one coefficient and by layer.
+
+    Args:
+        run: the run.
+        parts: the task-layer directions.
+        val: the tasks' validation splits along them.
+        test: their test splits.
+        control: validation and test split of the control set.
+    """
+    rows: Rows = {"negation, one": {}, "negation, layer": {}}
+    for task, own, held in zip(run.tasks, val, test, strict=True):
+        kept = np.eye(len(parts))[:, [part.task == task for part in parts]]
+        moved = [split.along(kept) for split in (own, control[0], held, control[1])]
+        find = partial(forget, moved[0], moved[1], run.config.control_threshold)
+        front, seconds = timed(find)
+        for name, one in (("negation, one", True), ("negation, layer", False)):
+            a = front.best(one=one).coefficients
+            rows[name].setdefault("test", {})[task] = moved[2].accuracy(a)
+            rows[name].setdefault("controls", {})[task] = moved[3].accuracy(a)
+            rows[name]["seconds"] = rows[name].get("seconds", 0.0) + seconds
+    for row in rows.values():
+        row["mean"] = float(np.mean(list(row["test"].values())))
+        row["control"] = float(np.mean(list(row["controls"].values())))
+    return rows
+
+
+def standard(study: Study) -> Rows:
+    """The rows of a standard mode: all through the network."""
+
+    def add(name: str, a: np.ndarray, seconds: float, facts: Row | None = None,
+            grouping: str = "block") -> None:  # fmt: skip
+        parts = study.parts(grouping)
+        tau = along([part.vector for part in parts], a)
+        moved = Merged(study.base, [tau], study.test)
+        test = [split.accuracy(np.zeros(0)) for split in moved.logits(np.ones(1))]
+        moved.place(np.zeros(1))
+        study.row(name, parts, a, test, seconds, facts)
+
+    def uniform(name: str, splits: Sequence[Split]) -> float:
+        ones = np.ones(len(study.taus))
+        tau = along(list(study.taus.values()), ones)
+        best, seconds = timed(partial(best_uniform, study.base, tau, splits, GRID))
+        add(name, best * ones, seconds, {"uniform": best}, "task")
+        return best
+
+    def solved(name: str, grouping: str, splits: Sequence[Split], best: float) -> None:
+        vectors = [part.vector for part in study.parts(grouping)]
+        model = Merged(study.base, vectors, splits)
+        find: Callable[[], Combination] = partial(combine_standard, model, best, study.settings)
+        found, seconds = timed(find)
+        model.place(np.zeros(len(vectors)))
+        add(name, found.coefficients, seconds, found.facts, grouping)
+
+    add("zero-shot", np.zeros(len(study.taus)), 0.0, None, "task")
+    best = uniform("uniform", study.val)
+    for grouping in ("task", "layer", "task-layer", *(["block"] if study.blocks else [])):
+        solved(grouping, grouping, study.val, best)
+    some = [few(split, study.shots, study.run.seed) for split in study.val]
+    best = uniform(f"uniform, {study.shots} shots", some)
+    solved(f"task-layer, {study.shots} shots", "task-layer", some, best)
+    blocks = [part.vector for part in study.parts("block")]
+    images = NetworkImages(Merged(study.base, blocks, study.val))
+    study.learned(images, study.rates[-1:], add)
+    return study.rows
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """The result of a function, and its seconds."""
+    begin = time.monotonic()
+    return work(), round(time.monotonic() - begin, 2)
+
+
+def table(results: Mapping[str, Mapping[str, Rows]]) -> str:
+    """A row a mode and a choice; mean and standard deviation over seeds."""
+    lines = []
+    for mode, first in next(iter(results.values())).items():
+        for name in first:
+            own = [seed[mode][name] for seed in results.values() if name in seed.get(mode, {})]
+            cells = [spread([100 * row[key] for row in own if key in row]) for key in COLUMNS]
+            lines.append([mode, name, *cells, f"{np.mean([row['seconds'] for row in own]):.1f}"])
+    return markdown_table(["mode", "coefficients", "test, %", "control, %", "seconds"], lines)
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean in percent, and the standard deviation of several values."""
+    """The mean, and the standard deviation of several values."""
     if not values:
         return "-"
-    scaled = 100 * np.asarray(values)
-    return f"{scaled.mean():.1f}" + (f" ± {scaled.std(ddof=1):.1f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if values[1:] else "")
 
 
-def draw(rows: Mapping[str, Mapping[str, Row]]) -> Any:
-    """The task-layer coefficients of each mode."""
-    kinds = {mode: next(k for k in own if k.startswith("task-layer")) for mode, own in rows.items()}
-    figure, axes = panels(1, len(kinds), width=5.0, height=3.6)
-    for axis, (mode, kind) in zip(axes[0], kinds.items(), strict=True):
-        values = pd.Series(rows[mode][kind]["coefficients"])
-        values.index = pd.MultiIndex.from_tuples(
-            [tuple(name.split("/", 1)) for name in values.index]
-        )
-        square = values.unstack()[list(dict.fromkeys(values.index.get_level_values(1)))]
-        limit = float(np.abs(values).max())
-        image = heat(axis, square, (-limit, limit), palette.SIGNED, written=True)
-        axis.set_title(f"{get_mode(mode).label}: coefficient of each task and layer")
-        figure.colorbar(image, ax=axis)
-    return figure
-
-
-def timed(images: int = 5000, count: int = 48, classes: int = 10) -> str:
-    """The seconds of a solve for `count` coefficients on 8 tasks of random images."""
-    torch.manual_seed(0)
-    splits = []
-    for task in range(8):
-        weight, labels = 3 * torch.randn(classes, 64), torch.randint(classes, (images,))
-        features = torch.randn(1 + count, images, 64)
-        features += torch.randn(1 + count, 1, 1) * 0.1 * weight[labels]
-        root = torch.linalg.qr(features.permute(1, 2, 0), mode="r").R.contiguous()
-        base, *steps = features @ weight.T
-        splits.append(Reduced(str(task), base, torch.stack(steps), root, labels))
-    objective = Objective(supervised(splits), np.full(count, 0.3), 0.1)
-    begin = time.monotonic()
-    found = solve(objective, objective.centre)
-    return f"{time.monotonic() - begin:.2f} s, {found.facts()}"
+def studied(run: Run, *settings: Any) -> dict[str, Any]:
+    """The rows of a mode and a seed, and where they come from; see `Study`."""
+    begin, study = time.monotonic(), Study(run, *settings)
+    base = study.base
+    rows = linear(study, base) if is_linear(base) else standard(study)
+    checkpoints = checkpoint_hashes(run, run.tasks, run.mode.name)
+    facts = {"theta0_hash": study.theta0_hash, "checkpoints": checkpoints}
+    return {"rows": rows, "provenance": provenance(run, time.monotonic() - begin, **facts)}
 
 
 @entry_point
@@ -213,40 +277,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--seeds", type=number(int, 1, 10_000), default=1, help="seeds, from 0")
     parser.add_argument("--modes", default="linear,standard", help="comma list of modes")
-    parser.add_argument("--sample", type=number(int, 1, 10**9), help="pictures of each split")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
-    parser.add_argument("--time", action="store_true", help="measure a solve on random images")
-    args = parser.parse_args(argv)
+    parser.add_argument("--few", type=number(int, 1, 10_000), default=4, help="pictures a class")
+    parser.add_argument("--rates", default="0.001,0.01", help="learning rates of aTLAS")
+    parser.add_argument("--blocks", action="store_true", help="solve standard models by tensor too")
+    own, flags = parser.parse_known_args(argv)
     setup_logging()
-    if args.time:
-        print(timed())
-        return 0
-    begun, results = time.monotonic(), dict[str, dict[str, dict[str, Row]]]()
-    folder, text = args.results / "embedded", ""
-    for seed in range(args.seeds):
-        found = results.setdefault(str(seed), {})
-        for mode in args.modes.split(","):
-            config = Config(model=EMBEDDED_MODEL, seed=seed or None, finetuning_mode=mode)
-            config.sample, config.coefficients = args.sample, "layer"
-            run = Run.of(config)
-            found[mode] = study(run, mode)
-            if run.mode.linear:
-                found[mode] |= negation(run.with_(negate=True))
-            facts: Row = {"commit": git_commit(), "versions": versions(), "sample": args.sample}
-            facts["seconds"] = round(time.monotonic() - begun, 1)
-            write_json(folder / "coefficients.json", {"provenance": facts, "seeds": results})
-        text = table(results)
-        write_text(
-            folder / "coefficients.md",
-            "# Solved coefficients on the embedded suite\n\n"
-            f"`python scripts/study_coefficients.py --seeds={len(results)}`: mean test accuracy of "
-            "the eight tasks; mean and standard deviation over fine-tuning seeds. All is chosen on "
-            "validation, or on a few of its pictures a class. For negation the accuracy on the "
-            f"negated task, and on the control set.\n\n{text}\n",
-        )
-    save(plain(draw, results["0"]), folder / "figures", "coefficients", "seed 0")
-    print(text)
+    rates = [float(rate) for rate in own.rates.split(",")]
+    results: dict[str, dict[str, Any]] = {}
+    for seed in range(own.seeds):
+        results[str(seed)] = {}
+        for mode in own.modes.split(","):
+            words = [*flags, f"--finetuning-mode={mode}", *([f"--seed={seed}"] if seed else [])]
+            run = Run.of(parse_arguments(words))
+            results[str(seed)][mode] = studied(run, own.few, rates, own.blocks)
+            write(run, results)
+    print(table(rows_of(results)))
     return 0
+
+
+def rows_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Rows]]:
+    """The rows alone: seed -> mode -> rows."""
+    return {seed: {m: found["rows"] for m, found in own.items()} for seed, own in results.items()}
+
+
+def write(run: Run, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes what is there so far to the suite's results."""
+    folder = run.results.parent
+    write_json(folder / "coefficients.json", {"seeds": results})
+    provenances = [found["provenance"] for own in results.values() for found in own.values()]
+    sample = run.config.sample
+    text = (
+        f"# Solved coefficients: {run.suite.name}, {run.config.model}\n\n"
+        "`python scripts/study_coefficients.py`: mean accuracy of the tasks' test splits, mean and "
+        "standard deviation over seeds of fine-tuning; all is chosen on validation"
+        f"{f', and {sample} pictures of each split are used' if sample else ''}. For negation the "
+        "accuracy on the negated task, and on the control set. Seconds are those of the choice on "
+        f"{provenances[0]['device']}, {torch.get_num_threads()} threads; those of linear modes "
+        f"come after the pass.\n\n{table(rows_of(results))}\n"
+    )
+    write_text(folder / "coefficients.md", text)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,19 @@ from torch import Tensor
 
 from tangent_arithmetic.arithmetic.solving.losses import Term, thinned
 from tangent_arithmetic.arithmetic.solving.newton import newton
-from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, Solution, minimum, solve
+from tangent_arithmetic.arithmetic.solving.solver import (
+    SAMPLE,
+    Bounds,
+    Objective,
+    Solution,
+    minimum,
+    solve,
+)
 from tangent_arithmetic.runtime.logs import progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
 
-SAMPLE = 2048  # images of all terms that choose, of more than twice as many
 RIDGES = (math.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.0)
 FOLDS = 5
 ROUGH = 1e-3  # norm of the gradient at the solutions of folds

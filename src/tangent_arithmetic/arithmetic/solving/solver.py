@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ QUARTERS = 2  # times that a step is shortened after which the true objective ha
 SMALL = 1e-4  # change of the coefficients at which the norms need no update
 PRECISION = 1e-7  # norm of the gradient at the minimum
 LEAST = 1e-9  # relative fall of the objective below which rounds end
-SAMPLE = 4096  # images of all terms on which a solver with many more begins
+SAMPLE = 2048  # images of all terms on which a solver with many more begins
 Bounds = tuple[Any, Any]  # least and largest coefficient: numbers, or one of each direction
 
 
@@ -209,7 +210,8 @@ def minimum(
         start: where to start.
         norms: of the images' features, by term.
         bounds: the least and the largest coefficient; None for none.
-        precision: norm of the gradient at which a solver stops.
+        precision: norm of the gradient at which a solver stops; of n times `SAMPLE` images n times
+            as much.
 
     Returns:
         The point, the norm of the (projected) gradient there, and the number of evaluations.
@@ -223,7 +225,8 @@ def minimum(
 
     if objective.convex and norms is not None and bounds is None:
         step = max(1, objective.images // SAMPLE)
-        a, slope = newton(function, lambda a: objective.curvature(a, norms, step), start, precision)
+        hessian = partial(objective.curvature, norms=norms, step=step)
+        a, slope = newton(function, hessian, start, step * precision)
         return a, float(np.linalg.norm(slope)), count
     box = None if bounds is None else Box(*np.broadcast_arrays(*bounds, start)[:2])
     options = {"gtol": precision, "ftol": 0.0, "maxiter": STEPS, "maxcor": 30}

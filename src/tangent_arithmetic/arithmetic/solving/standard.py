@@ -6,7 +6,7 @@ same directions, \(f + \sum_k \delta_k J \tau_k\); \(\delta\) is solved for, dam
 \(\delta\) solved again, from the same pass.
 
 A pass costs up to 1 + 2K forward passes an image, a gradient of the true loss three, whatever K is;
-`cheaper` compares.
+`cheaper` compares. L-BFGS follows that gradient.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRIES = 4  # of a pass, with more damping each
 DAMPING = 1.0  # mu of the first pass
 GAIN = 1e-3  # relative fall of the objective below which passes, or steps, end
 GRADIENTS = 30  # of the quasi-Newton method, at most
-TYPICAL = 12  # gradients until it ends: 8, 10 and 14 for 8, 6 and 48 coefficients (embedded suite)
+TYPICAL = 12  # gradients until it ends: 6, 10, 12 for 8, 6, 48 coefficients (embedded suite)
 Solver = Literal["gauss-newton", "quasi-newton"]
 Terms = Callable[[list[Reduced]], list[Term]]
 
