@@ -321,7 +321,8 @@ class Config:
     ridge: float | None = _flag(
         "solving",
         None,
-        "strength of the pull towards the best coefficient for all (default: cross-validated; 0.1 for the quasi-Newton method)",
+        "strength of the pull towards the best coefficient for all (default: cross-validated; 0.1 "
+        "for the quasi-Newton method)",
         least=0,
         most=1e9,
     )
