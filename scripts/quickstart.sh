@@ -12,5 +12,5 @@ for word in "$@"; do
 done
 python=$(bash "$root/scripts/setup.sh" "${setup[@]+"${setup[@]}"}" | tail -n 1)
 cd "$root"
-modes=standard,linear,posthoc,linear+taujp # and zero-shot
+modes=standard,linear,linear+taujp # and zero-shot
 exec "$python" scripts/reproduce.py --suite=embedded --modes="$modes" "${rest[@]+"${rest[@]}"}"

@@ -42,6 +42,11 @@ DERIVED = ("suite", "tasks", "batch_size", "num_grad_accumulation", "lr", "warmu
 
 # every flag of the public projects, and ours: attribute, text, value
 FLAGS = [
+    ("recipe", "fast", "fast"),
+    ("optimizer", "sgd", "sgd"),
+    ("schedule", "constant", "constant"),
+    ("averaging", "0.5", 0.5),
+    ("image_share", "0.3", 0.3),
     ("objective", "taujp", "taujp"),
     ("trainable", "attention", "attention"),
     ("penalty", "3", 3.0),

@@ -31,7 +31,8 @@ VALUES: dict[str, Any] = {
     "factor_images": 64, "factor_rank": 32, "factor_directions": 0, "teacher": "linear",
     "coef_min": 0.1, "coef_max": 2.0, "coefs_per_step": 3, "coefficients": "task",
     "unlabelled": "entropy", "ridge": 0.1, "coefficient_bounds": ["0", "2"],
-    "solver": "gauss-newton", "negate": True,
+    "solver": "gauss-newton", "negate": True, "recipe": "fast", "optimizer": "sgd",
+    "schedule": "constant", "averaging": 0.5, "image_share": 0.3,
 }  # fmt: skip
 FREE = {*ONCE, "finetuning_accuracies"}
 

@@ -144,9 +144,9 @@ def trained(weight: float, settings: Settings = TRUNCATED, **options: Any) -> di
 
 
 def test_a_larger_weight_leaves_less_on_other_images() -> None:
-    full = Settings(rank=100)
+    full = Settings(rank=100, probes=8)
     found = [interference(trained(weight, full)) for weight in (0.0, 3.0, 300.0)]
-    assert found[0] > 2 * found[1] > 8 * found[2] > 0
+    assert found[0] > 2 * found[1] > 4 * found[2] > 0
 
 
 def test_an_interrupted_run_continues_exactly_and_logs_the_penalty(tmp_path: Path) -> None:

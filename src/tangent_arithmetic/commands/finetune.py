@@ -30,6 +30,7 @@ from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.states import RunStates, check_settings
 from tangent_arithmetic.training.adapters import save_adapters
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
+from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
     if not path.is_file():
         return False
     facts = read_facts(path)
-    recipe = {"precision": "fp32", **facts["info"].get("recipe", {})}  # fp32 before the flag
+    recipe = {**Recipe.defaults(), **facts["info"].get("recipe", {})}  # before there were flags
     made = {**recipe, "seed": facts["info"].get("seed"), "theta0": facts["theta0_hash"]}
     made |= facts["info"].get("method", {})
     check_settings(path, made, {**wanted, "theta0": theta0_hash}, "--save")

@@ -1,4 +1,4 @@
-"""Runs the whole benchmark: fine-tune, evaluate, add, negate, report; then prints the tables.
+"""Runs the whole benchmark: fine-tune, evaluate, add, solve, negate, report; prints the tables.
 
 What is done is skipped: a stage counts as done when its results are those it wrote and the
 checkpoints behind them are the same. --modes names the modes, such as
@@ -86,16 +86,15 @@ def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> li
         flags: its flags, for each entry point.
         modes: the modes with task vectors; None for those of the table.
     """
-    from tangent_arithmetic.commands import add, analyze, evaluate, finetune, negate
+    from tangent_arithmetic.commands import add, analyze, combine, evaluate, finetune, negate
     from tangent_arithmetic.report.page import report_path
-    from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
+    from tangent_arithmetic.run.results import SOLVED, accuracies_path, arithmetic_path, solved_path
 
-    def argv(mode: str) -> list[str]:
-        return [f"--finetuning-mode={mode}", *flags]
-
-    def stage(name: str, main: Main, mode: str, output: Path | None, cost: Step) -> Stage:
+    def stage(name: str, main: Main, mode: str, output: Path | None, cost: Step,
+              *more: str) -> Stage:  # fmt: skip
         parts = {"": list[str]()} if output else _each_task(run)
-        return Stage(name, main, argv(mode), output, cost, parts, mode)
+        argv = [f"--finetuning-mode={mode}", *flags, *more]
+        return Stage(name, main, argv, output, cost, parts, mode)
 
     costs = Costs(len(run.tasks), run.config.n_eval_points)
     modes = edited() if modes is None else modes
@@ -109,6 +108,9 @@ def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> li
     for mode in modes:
         name, path = f"{mode} task addition", arithmetic_path(run, mode, "additions")
         found.append(stage(name, add.main, mode, path, costs.addition(mode)))
+    for mode in modes:
+        name, path = f"{mode} solved addition", solved_path(run, mode)
+        found.append(stage(name, combine.main, mode, path, costs.solved(mode), *SOLVED))
     if run.control_set is None:
         logger.info("no negation: suite %s has no control set", run.suite.name)
     for mode in modes if run.control_set else ():

@@ -37,6 +37,9 @@ FactorKind = Literal["diag", "kfac", "ekfac"]
 TestSplit = Literal["test", "validation"]
 Unlabelled = Literal["entropy", "selflabel"]
 CoefficientSolver = Literal["auto", "gauss-newton", "quasi-newton"]
+RecipeName = Literal["papers", "fast"]
+OptimizerName = Literal["adamw", "sgd"]
+ScheduleName = Literal["cosine", "constant"]
 Names = list[str]
 
 
@@ -148,6 +151,12 @@ class Config:
         "where clip8 comes from: the public projects' folders below --data-location, torchvision's "
         "layouts there, the Hugging Face hub, or the first of these that has a set",
     )
+    recipe: RecipeName = _flag(
+        "training",
+        "papers",
+        "papers: the suite's table; fast: half the images, in smaller batches, at a constant rate, "
+        "and the mean of the last half of the iterates",
+    )
     batch_size: int | None = _flag(
         "training",
         None,
@@ -172,6 +181,29 @@ class Config:
     )
     epochs: int | None = _flag(
         "training", None, "passes over the training set (default: task table)", least=1, most=10**6
+    )
+    image_share: float | None = _flag(
+        "training",
+        None,
+        "share of the images of these epochs to train on (default: the recipe's)",
+        least=0,
+        most=1,
+    )
+    optimizer: OptimizerName | None = _flag(
+        "training", None, "optimizer (default: the recipe's, adamw)"
+    )
+    schedule: ScheduleName | None = _flag(
+        "training",
+        None,
+        "learning rate after warm-up: half a cosine to 0, or constant (default: the recipe's)",
+    )
+    averaging: float | None = _flag(
+        "training",
+        None,
+        "share of the steps, at the end, whose iterates are averaged; 0 for none (default: the "
+        "recipe's)",
+        least=0,
+        most=1,
     )
     objective: str = _flag(
         "training",

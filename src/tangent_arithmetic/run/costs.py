@@ -45,6 +45,10 @@ class Costs:
         """Task addition."""
         return self._evaluation(mode, (2.8 + 0.66 * self.points) * self.tasks, 6 * self.tasks)
 
+    def solved(self, mode: str) -> Step:
+        """The sum with solved coefficients."""
+        return self._evaluation(mode, 6 * self.tasks, 9 * self.tasks)
+
     def negation(self, mode: str) -> Step:
         """Task negation, with the control set."""
         swept = (5 + 1.2 * self.points) * self.tasks

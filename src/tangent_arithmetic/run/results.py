@@ -30,6 +30,7 @@ from tangent_arithmetic.runtime.processes import one_at_a_time
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[3]  # of a clone
+SOLVED = ("--coefficients=task-layer", "--shots=4")  # of the sum that a benchmark solves for
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
@@ -98,6 +99,11 @@ def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
     if operation == "additions" and tasks != list(run.suite.tasks):
         operation += f"-{'+'.join(tasks)}"
     return run.results / f"{get_mode(mode).prefix}{operation}.json"
+
+
+def solved_path(run: Run, mode: str) -> Path:
+    """The file of a mode's sum with the coefficients of `SOLVED`."""
+    return run.results / f"{get_mode(mode).prefix}combined_task-layer_4shot.json"
 
 
 def check_targets(run: Run, *paths: Path) -> None:

@@ -320,34 +320,33 @@ class Run:
 
     def recipe(self, task: str) -> Recipe:
         """How a task is fine-tuned: flags set explicitly, the suite's recipe otherwise."""
-        from tangent_arithmetic.training.recipe import Recipe
+        from tangent_arithmetic.training.recipe import Recipe, fast
 
         config, suite = self.config, self.suite
         model = self.model.partition("__")[0]
-
-        def choose(name: str, table: Any) -> Any:
-            value = getattr(config, name)
-            return table if value is None else value
-
-        batch = choose("batch_size", suite.batch_size.get(model, suite.batch_size[""]))
-        accumulation = choose(
-            "num_grad_accumulation",
-            suite.num_grad_accumulation.get(model, suite.num_grad_accumulation[""]),
-        )
-        epochs, warmup = choose("epochs", suite.task(task).epochs), suite.warmup_length
-        if epochs is None or task in suite.sets or suite.name == OWN_SUITE:
-            planned = self.budget(task, batch * accumulation, epochs)
-            epochs, warmup = planned.epochs, planned.warmup_length
-        return Recipe(
-            lr=choose("lr", suite.lr),
-            epochs=epochs,
-            batch_size=batch,
-            num_grad_accumulation=accumulation,
-            warmup_length=choose("warmup_length", warmup),
+        recipe = Recipe(
+            lr=suite.lr,
+            epochs=0,
+            batch_size=suite.batch_size.get(model, suite.batch_size[""]),
+            num_grad_accumulation=suite.num_grad_accumulation.get(
+                model, suite.num_grad_accumulation[""]
+            ),
+            warmup_length=suite.warmup_length,
             wd=config.wd,
             ls=config.ls,
             precision=config.precision,
         )
+        flags = {field.name: getattr(config, field.name) for field in fields(recipe)}
+        given = {name: value for name, value in flags.items() if value is not None}
+        epochs = given.get("epochs", suite.task(task).epochs)
+        if epochs is None or task in suite.sets or suite.name == OWN_SUITE:
+            plain = replace(recipe, **given)
+            planned = self.budget(task, plain.batch_size * plain.num_grad_accumulation, epochs)
+            epochs, warmup = planned.epochs, planned.warmup_length
+            recipe = replace(recipe, warmup_length=warmup)
+        if config.recipe == "fast":
+            recipe = fast(recipe, self.mode.linear)
+        return replace(recipe, **{"epochs": epochs, **given})
 
     def budget(self, task: str, step_size: int, epochs: int | None = None) -> Budget:
         """How long a data set is trained on whose epochs no table states; said once in the log.

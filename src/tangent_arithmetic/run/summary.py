@@ -19,6 +19,7 @@ from tangent_arithmetic.run.results import (
     markdown_table,
     optional_results,
     score,
+    solved_path,
 )
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import write_json, write_text
@@ -64,9 +65,9 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
         runs: the settings of each run; what of their results is missing or damaged is None.
 
     Returns:
-        {"single": {mode: {data set: figures}}, "addition": {mode: {metric: figures}}, "negation":
-        ...}, where figures are {"mean", "std", "values"} over the runs. It has the modes with
-        results in one of the runs, and zero-shot.
+        {"single": {mode: {data set: figures}}, "addition": {mode: {metric: figures}}, "solved":
+        ..., "negation": ...}, where figures are {"mean", "std", "values"} over the runs. It has the
+        modes with results in one of the runs, and zero-shot.
     """
     first = runs[0]
     tasks, control = first.tasks, first.control_set
@@ -102,6 +103,11 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
         keys = {"": "avg_top1", " normalised": "avg_normalized_top1"}
         return {f"{AT_ONE}{end}": test.get(key) for end, key in keys.items()}
 
+    def solved(results: dict[str, Any]) -> dict[str, float | None]:
+        test = results.get("test", {}).get("solved", {})
+        values = {task: test.get(task) for task in tasks}
+        return {"absolute": _mean(list(values.values())), **values}
+
     def negation(results: dict[str, Any]) -> dict[str, float | None]:
         by_task = {task: results.get(task, {}) for task in tasks}
         names = {
@@ -123,6 +129,7 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     found = {
         "single": {m: gather(accuracies_path, single(m), m) for m in modes},
         "addition": {m: gather(arithmetic_path, addition, m, "additions") for m in edits},
+        "solved": {m: gather(solved_path, solved, m) for m in edits},
         "negation": {m: gather(arithmetic_path, negation, m, "negations") for m in edits},
     }
     return {
@@ -158,6 +165,11 @@ def grids(summary: dict[str, Any], tasks: Sequence[str], control: str | None) ->
         coefs = ", ".join("-" if coef is None else f"{coef:g}" for coef in values)
         cells = row(figures, [*tasks, *keys])
         addition.append([MODES[mode].label, *cells, coefs, *row(figures, at_one)])
+        if solved := summary.get("solved", {}).get(mode):
+            empty = ["" for _ in ("normalised", "zero-shot normalised", "coef", *at_one)]
+            addition.append(
+                [f"{MODES[mode].label}, solved", *row(solved, [*tasks, "absolute"]), *empty]
+            )
 
     title = "Task negation: accuracy on the forgotten task, and on the control set (mean)"
     negation = [["zero-shot", *row(zeroshot, [*columns, *([control] if control else [])])]]

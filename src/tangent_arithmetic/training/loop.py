@@ -38,11 +38,12 @@ from tangent_arithmetic.runtime.errors import DivergedError, UsageError
 from tangent_arithmetic.runtime.logs import Progress, Tracker
 from tangent_arithmetic.runtime.processes import Stopped, deferred_signals
 from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.training.averaging import TailMean
 from tangent_arithmetic.training.objectives import CrossEntropy, Objective, supervised_of
-from tangent_arithmetic.training.optimizers import OptimizerFactory, adamw
+from tangent_arithmetic.training.optimizers import OPTIMIZERS, OptimizerFactory
 from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Keeper, Snapshots, is_finite
-from tangent_arithmetic.training.schedule import cosine_lr
+from tangent_arithmetic.training.schedule import SCHEDULES, cosine_lr
 from tangent_arithmetic.training.small_sets import check_one_class, check_single_images
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def train(
     recipe: Recipe,
     *,
     objective: Objective | None = None,
-    optimizer: OptimizerFactory = adamw,
+    optimizer: OptimizerFactory | None = None,
     seed: int = 0,
     snapshots: Snapshots | None = None,
     tracker: Tracker | None = None,
@@ -206,15 +207,16 @@ def train(
 ) -> dict[str, Any]:
     """Trains the parameters that require grad, in place and on the model's device.
 
-    Learning rates follow `cosine_lr`; gradients are clipped to norm 1.
+    Learning rates follow the recipe's schedule; gradients are clipped to norm 1. The weights at the
+    end are the last iterate, or the mean of the last ones that the recipe averages.
 
     Args:
         model: maps images to logits, shape (batch, classes).
         data: the training pictures.
-        recipe: learning rate, epochs, batch size and so on.
+        recipe: optimizer, learning rate, epochs, batch size and so on.
         objective: the loss; if None cross-entropy with the recipe's label smoothing, binary for
             several labels an image.
-        optimizer: builds the optimizer.
+        optimizer: builds the optimizer; the recipe's if None.
         seed: determines the order of the pictures and their augmentation.
         snapshots: files to write during the run, and to continue from.
         tracker: logs loss, learning rate and gradient norm.
@@ -233,19 +235,19 @@ def train(
     snapshots, tracker = snapshots or Snapshots(), tracker or Tracker()
     check_batch(recipe.batch_size, ddp.world_size())
     plan = BatchPlan(len(data.pictures), recipe.batch_size, recipe.num_grad_accumulation, seed)
-    steps, device = recipe.epochs * plan.steps_per_epoch, next(model.parameters()).device
+    steps, device = recipe.steps(plan.steps_per_epoch), next(model.parameters()).device
     compute = Compute(device, recipe.precision)
     num_classes, multilabel = _prepare(model, data, compute, plan)
     check_one_class(num_classes, multilabel, description)
     objective = objective or supervised_of(recipe, multilabel)
     wrapped = wrap_ddp(model, device)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optim = optimizer(params, recipe)
-    set_rate = cosine_lr(
-        optim, [group["lr"] for group in optim.param_groups], recipe.warmup_length, steps
-    )
+    optim = (optimizer or OPTIMIZERS[recipe.optimizer])(params, recipe)
+    rates = [group["lr"] for group in optim.param_groups]
+    set_rate = cosine_lr(optim, rates, recipe.warmup_length, steps, SCHEDULES[recipe.schedule])
+    average = TailMean(params, recipe.averaging, steps)
     watched = {steps * part // WATCHED for part in range(1, WATCHED)} - {0}
-    keeper = Keeper(snapshots.states, model, optim, objective)
+    keeper = Keeper(snapshots.states, model, optim, {"objective": objective, "average": average})
     keeper.resume()
     shares = RankBatches(plan, keeper.done, steps, ddp.rank(), ddp.world_size())
     loader = train_loader(data.pictures, data.transform, shares, data.num_workers, num_classes)
@@ -265,6 +267,7 @@ def train(
             optim.step()
             optim.zero_grad(set_to_none=True)
             keeper.losses.append(loss)
+            average.update(keeper.done)
             bar.note(sum(plan.micro_sizes(step)), loss=loss)
             rate = optim.param_groups[0]["lr"]
             values = {"loss": loss, "lr": rate, "grad_norm": norm}
@@ -285,6 +288,7 @@ def train(
                 place = f"{description}: stopped after step {keeper.done} of {steps}"
                 logger.warning("%s on a signal; the same command continues the run", place)
                 raise Stopped(asked() or signal.SIGTERM)
+    average.place()
     model.eval()
     return _facts(keeper, plan, recipe, seed)
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.checkpoints import not_finite
 from tangent_arithmetic.storage.states import RunStates, differences, pack, unpack
-from tangent_arithmetic.training.objectives import Objective
 
 logger = logging.getLogger(__name__)
-OBJECTIVE = "objective/"  # prefix of an objective's tensors in a state
+
+
+class Stateful(Protocol):
+    """What has tensors to continue from."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor], /) -> object:
+        """Continues from them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Keeper:
         states: the files; None to write none.
         model: the model in training.
         optimizer: its optimizer.
-        objective: its objective, if that may have state.
+        others: whatever else has state, by the prefix of its tensors' names.
         unit: name of a step in messages.
 
     Attributes:
@@ -55,11 +64,11 @@ class Keeper:
         states: RunStates | None,
         model: nn.Module,
         optimizer: Optimizer,
-        objective: Objective | None = None,
+        others: Mapping[str, Stateful] | None = None,
         unit: str = "step",
     ) -> None:
         self.states, self.model, self.optimizer = states, model, optimizer
-        self.objective, self.unit = objective, unit
+        self.others, self.unit = dict(others or {}), unit
         self.losses = list[float]()
         self._before, self._start = 0.0, time.monotonic()
         device = next(model.parameters()).device.type
@@ -82,8 +91,8 @@ class Keeper:
         """Writes the current state, unless its weights are not finite."""
         if self.states is not None and ddp.is_main_process() and is_finite(self.model):
             tensors = pack(self.model, self.optimizer)
-            extra = {} if self.objective is None else self.objective.state_dict()
-            tensors |= {f"{OBJECTIVE}{name}": value for name, value in extra.items()}
+            for prefix, one in self.others.items():
+                tensors |= {f"{prefix}/{name}": value for name, value in one.state_dict().items()}
             tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
             self.states.save(tensors, self.done, {"seconds": self.seconds(), **self.where})
         ddp.barrier()
@@ -109,9 +118,9 @@ class Keeper:
             return
         tensors = dict(state.tensors)
         self.losses = tensors.pop("losses").tolist()
-        extra = {n: tensors.pop(n) for n in list(tensors) if n.startswith(OBJECTIVE)}
-        if self.objective is not None:
-            self.objective.load_state_dict({n[len(OBJECTIVE) :]: v for n, v in extra.items()})
+        for prefix, one in self.others.items():
+            own = [name for name in tensors if name.startswith(f"{prefix}/")]
+            one.load_state_dict({name[len(prefix) + 1 :]: tensors.pop(name) for name in own})
         unpack(tensors, self.model, self.optimizer)
         self._before = state.facts["seconds"]
         logger.info("continuing after %s %d (%s)", self.unit, self.done, self.states.folder)

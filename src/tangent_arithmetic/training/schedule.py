@@ -1,4 +1,4 @@
-"""The learning rate over a run: linear warm-up, then a half cosine."""
+"""The learning rate over a run: linear warm-up, then a half cosine or a constant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 from torch.optim import Optimizer
 
+from tangent_arithmetic.runtime.registry import Registry
 
+Schedule = Callable[[int, int, int], float]
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+
+
+@SCHEDULES.register("cosine")
 def cosine_factor(step: int, warmup_length: int, steps: int) -> float:
     """The learning rate at an optimizer step, as a share of its peak.
 
@@ -24,8 +30,18 @@ def cosine_factor(step: int, warmup_length: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
+@SCHEDULES.register("constant")
+def constant_factor(step: int, warmup_length: int, steps: int) -> float:
+    """The learning rate at an optimizer step, as a share of its peak: warm-up, then the peak."""
+    return min(1.0, (step + 1) / max(1, min(warmup_length, steps)))
+
+
 def cosine_lr(
-    optimizer: Optimizer, base_lrs: float | list[float], warmup_length: int, steps: int
+    optimizer: Optimizer,
+    base_lrs: float | list[float],
+    warmup_length: int,
+    steps: int,
+    factor: Schedule = cosine_factor,
 ) -> Callable[[int], None]:
     """A function of the step that sets the learning rate of each parameter group.
 
@@ -34,6 +50,7 @@ def cosine_lr(
         base_lrs: peak learning rate, or one per group.
         warmup_length: steps of warm-up, see `cosine_factor`.
         steps: steps of the run.
+        factor: the rate's share of its peak, of the step, `warmup_length` and `steps`.
 
     Raises:
         ValueError: if there are not as many rates as groups.
@@ -45,6 +62,6 @@ def cosine_lr(
 
     def set_rate(step: int) -> None:  # loading a state replaces the optimizer's groups
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * cosine_factor(step, warmup_length, steps)
+            group["lr"] = peak * factor(step, warmup_length, steps)
 
     return set_rate

@@ -54,13 +54,15 @@ class Block:
         rows = self.shapes[0][0]
         return rows, sizes[0] // rows + len(sizes) - 1
 
-    def matrix(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "rows columns"]:
-        """The block of named tensors of the parameters' shapes."""
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "*batch rows columns"]:
+        """The block of named tensors of the parameters' shapes, dimensions before these kept."""
         first, *others = (tensors[name] for name in self.names)
+        batch = first.shape[: first.dim() - len(self.shapes[0])]
         if not self.is_matrix:
-            return torch.cat([value.reshape(-1, 1) for value in (first, *others)])
-        matrix = first.flatten(1)
-        return torch.cat([matrix, *(b[:, None] for b in others)], dim=1) if others else matrix
+            vectors = [value.reshape(*batch, -1, 1) for value in (first, *others)]
+            return torch.cat(vectors, dim=-2)
+        matrix = first.flatten(len(batch) + 1)
+        return torch.cat([matrix, *(b[..., None] for b in others)], dim=-1) if others else matrix
 
     def parts(self, matrix: Float[Tensor, "rows columns"]) -> dict[str, Tensor]:
         """The tensors of a block, by name: the inverse of `matrix`."""

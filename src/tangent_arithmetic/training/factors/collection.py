@@ -2,8 +2,8 @@ r"""Collection: factors of a module from the gradients of single examples.
 
 \(G = E_x J^\top J / \|f_0\|^2 = E_x E_v\, g g^\top\) with \(g = J^\top v / \|f_0(x)\|\) and
 \(v \sim N(0, I)\). One backward pass an example gives g in all parameters, terms between tokens
-included, whatever the module is made of. A first pass over the images finds the bases, a second
-one the moments in them.
+included, whatever the module is made of; as many examples as memory allows are taken together. A
+first pass over the images finds the bases, a second one the moments in them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tangent_arithmetic.training.factors.bases import compress, leading
 from tangent_arithmetic.training.factors.blocks import LARGEST_SIDE, Block, blocks_of, logger
@@ -33,6 +35,8 @@ RANK = 128  # of the bases
 DIRECTIONS = 64  # through all layers
 EXACT = 2**14  # entries of a matrix up to which second moments are not sketched
 SKETCH = 16  # random vectors an example, for larger ones
+TOGETHER = 32  # examples at most
+MEMORY = 2**29  # bytes of the gradients of examples taken together
 
 
 class Images(Protocol):
@@ -82,51 +86,97 @@ def collect(
     sums = _Moments(blocks, bases, settings)
     count = 0
     for gradients in probe.gradients(watch(images)):
-        sums.add(gradients)
-        count += 1
+        count += sums.add(gradients)
     return sums.factors(count)
 
 
 class _Probe:
-    """Gradients of random projections of a module's features, an example at a time."""
+    """Gradients of random projections of a module's features, of each example."""
 
     def __init__(self, module: nn.Module, settings: Settings) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.blocks = tuple(blocks_of(self.module))
         self.settings = settings
-        self.names = [name for block in self.blocks for name in block.names]
         weights = dict(self.module.named_parameters())
-        self.weights = [weights[name].requires_grad_() for name in self.names]
+        names = [name for block in self.blocks for name in block.names]
+        self.weights = {name: weights[name].requires_grad_() for name in names}
+        self.can_batch = True  # until it fails
 
     def gradients(self, images: Iterable[Tensor]) -> Iterator[Gradients]:
-        """J^T v / |f0| by name, for each example and probe."""
+        """J^T v / |f0| by name, a row for each example and probe, of some examples at a time."""
         generator = torch.Generator().manual_seed(self.settings.seed)
-        device = self.weights[0].device
-        for image in images:
-            with torch.enable_grad():
-                features = self.module(image[None].to(device))
-            size = torch.linalg.vector_norm(features.detach())
-            probes = self._probes(features, generator)
-            for k, v in enumerate(probes):
-                found = torch.autograd.grad(
-                    features,
-                    self.weights,
-                    v.to(features)[None] / size,
-                    retain_graph=k + 1 < len(probes),
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                yield dict(zip(self.names, found, strict=True))
+        device = next(iter(self.weights.values())).device
+        rows = max(1, MEMORY // sum(weight.nbytes for weight in self.weights.values()))
+        features = None
+        for batch in _batches(images, min(rows, TOGETHER)):
+            examples = batch.to(device)
+            if features is None:
+                with torch.no_grad():
+                    features = self.module(examples[:1]).shape[1]
+            probes = self._probes(len(batch), features, generator)
+            for some in probes.split(max(1, rows // len(batch)), dim=1):
+                yield self._gradients(examples, some)
+
+    def _gradients(
+        self, batch: Float[Tensor, "batch ..."], probes: Float[Tensor, "batch probes features"]
+    ) -> Gradients:
+        probes = probes.to(next(iter(self.weights.values())))
+        if self.can_batch:
+            try:
+                with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for `vmap`
+                    found = vmap(self._gradient)(batch, probes)
+                return {name: value.flatten(0, 1) for name, value in found.items()}
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                self.can_batch = False
+                logger.info("examples are taken one by one: %s", str(error).partition("\n")[0])
+        each = [self._alone(image, v) for image, vs in zip(batch, probes, strict=True) for v in vs]
+        return {name: torch.stack([one[name] for one in each]) for name in self.weights}
+
+    def _gradient(self, image: Tensor, probes: Float[Tensor, "probes features"]) -> Gradients:
+        def features(weights: dict[str, Tensor]) -> Float[Tensor, " features"]:
+            found: Tensor = functional_call(self.module, weights, (image[None],))[0]
+            return found
+
+        value, pull = vjp(features, self.weights)[:2]
+        found: dict[str, Tensor] = vmap(lambda v: pull(v / torch.linalg.vector_norm(value))[0])(
+            probes
+        )
+        return {name: gradient.detach() for name, gradient in found.items()}
+
+    def _alone(self, image: Tensor, v: Float[Tensor, " features"]) -> Gradients:
+        """The same by autograd, for modules that `torch.func` cannot transform."""
+        with torch.enable_grad():
+            value = self.module(image[None])[0]
+        found = torch.autograd.grad(
+            value,
+            list(self.weights.values()),
+            v / torch.linalg.vector_norm(value.detach()),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return dict(zip(self.weights, found, strict=True))
 
     def _probes(
-        self, features: Float[Tensor, "1 features"], generator: torch.Generator
-    ) -> Float[Tensor, "probes features"]:
-        """Vectors v with mean v v^T = I."""
-        count = features.shape[1]
+        self, examples: int, features: int, generator: torch.Generator
+    ) -> Float[Tensor, "examples probes features"]:
+        """Vectors v of each example with mean v v^T = I."""
         if not self.settings.probes:
-            return torch.eye(count, dtype=torch.float64) * math.sqrt(count)
-        shape = (self.settings.probes, count)
+            every = torch.eye(features, dtype=torch.float64) * math.sqrt(features)
+            return every.expand(examples, -1, -1)
+        shape = (examples, self.settings.probes, features)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _batches(images: Iterable[Tensor], size: int) -> Iterator[Float[Tensor, "batch ..."]]:
+    """Images of equal shapes that follow each other, at most `size` together."""
+    batch = list[Tensor]()
+    for image in images:
+        if batch and (len(batch) == size or image.shape != batch[0].shape):
+            yield torch.stack(batch)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield torch.stack(batch)
 
 
 def _bases(probe: _Probe, images: Images, settings: Settings, watch: Watch) -> Bases:
@@ -142,17 +192,18 @@ def _bases(probe: _Probe, images: Images, settings: Settings, watch: Watch) -> B
     generator = torch.Generator().manual_seed(settings.seed + 1)
     for gradients in probe.gradients(watch(images)):
         for block in small:
-            matrix = block.matrix(gradients)
-            for side, rows in enumerate((matrix, matrix.mT)):
-                if len(rows) <= 1:
+            matrices = block.matrix(gradients)
+            for side, rows in enumerate((matrices, matrices.mT)):
+                if (count := rows.shape[1]) <= 1:
                     continue
                 key, part = (block.name, side), _sketched(rows, generator)
                 if key not in moments:
-                    moments[key] = part.new_zeros(len(rows), len(rows))
+                    moments[key] = part.new_zeros(count, count)
+                part = part.transpose(0, 1).flatten(1)
                 moments[key].addmm_(part, part.mT)
     bases: Bases = {}
     for block in small:
-        one = probe.weights[0].new_ones(1, 1)
+        one = next(iter(probe.weights.values())).new_ones(1, 1)
         left, right = (
             leading(moments.pop((block.name, side)), settings.rank) if size > 1 else one
             for side, size in enumerate(block.shape)
@@ -161,12 +212,15 @@ def _bases(probe: _Probe, images: Images, settings: Settings, watch: Watch) -> B
     return bases
 
 
-def _sketched(rows: Float[Tensor, "n m"], generator: torch.Generator) -> Float[Tensor, "n s"]:
-    """A matrix S with E[S S^T] = M M^T: M itself, or a random projection of a large M."""
-    if rows.numel() <= EXACT or rows.shape[1] <= SKETCH:
+def _sketched(
+    rows: Float[Tensor, "batch n m"], generator: torch.Generator
+) -> Float[Tensor, "batch n s"]:
+    """Matrices S with E[S S^T] = M M^T: M itself, or a random projection of each large M."""
+    batch, n, m = rows.shape
+    if n * m <= EXACT or m <= SKETCH:
         return rows
-    projection: Tensor = torch.randn(rows.shape[1], SKETCH, generator=generator) / SKETCH**0.5
-    return rows @ projection.to(rows)
+    projections: Tensor = torch.randn(batch, m, SKETCH, generator=generator) / SKETCH**0.5
+    return rows @ projections.to(rows)
 
 
 class _Moments:
@@ -177,30 +231,30 @@ class _Moments:
         self.sums, self.energy = dict[str, Tensor](), dict[str, Tensor]()
         self.rows: dict[str, list[Tensor]] = {name: [] for name in bases}
 
-    def add(self, gradients: Gradients) -> None:
-        """Adds one example."""
+    def add(self, gradients: Gradients) -> int:
+        """Adds examples; returns their number."""
         for block in self.blocks:
-            name, matrix = block.name, block.matrix(gradients)
-            z = matrix
+            name, matrices = block.name, block.matrix(gradients)
+            z = matrices
             if name in self.bases:
                 left, right = self.bases[name]
-                z = left.mT @ (matrix @ right)
+                z = left.mT @ (matrices @ right)
                 if self.settings.directions:
-                    self.rows[name].append(z[:CORNER, :CORNER].clone())
-            squares = z.square()
-            self.sums[name] = self.sums[name].add_(squares) if name in self.sums else squares
-            total = self.energy.get(name, matrix.new_zeros(()))
-            self.energy[name] = total + matrix.square().sum()
+                    self.rows[name].append(z[:, :CORNER, :CORNER].clone())
+            total, energy = z.square().sum(0), matrices.square().sum()
+            self.sums[name] = self.sums[name].add_(total) if name in self.sums else total
+            self.energy[name] = self.energy.get(name, 0) + energy
+        return len(matrices)
 
     def factors(self, count: int) -> Factors:
         """The means over `count` examples."""
         found = {block.name: self._factor(block, count) for block in self.blocks}
         directions = dict[str, Tensor]()
         if self.settings.directions and self.bases:
-            flat = [torch.stack(rows).flatten(1) / count**0.5 for rows in self.rows.values()]
+            flat = [torch.cat(rows).flatten(1) / count**0.5 for rows in self.rows.values()]
             kept = compress(flat, flat[0].new_ones(count), self.settings.directions)
             for name, value in zip(self.rows, kept, strict=True):
-                directions[name] = value.reshape(-1, *self.rows[name][0].shape)
+                directions[name] = value.reshape(-1, *self.rows[name][0].shape[1:])
         return Factors(self.blocks, found, directions, self.settings.shrinkage)
 
     def _factor(self, block: Block, count: int) -> Factor:

@@ -1,0 +1,64 @@
+r"""The mean of the last iterates of a run.
+
+A linear model's outputs are affine in its weights, so the mean of its weights has the mean of the
+outputs, exactly. It does not bounce as the last iterate does, so the learning rate need not fall.
+
+Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_swa_multi_avg_fn
+
+
+class TailMean:
+    """The running mean of parameters over the last steps of a run; one copy of them.
+
+    Args:
+        parameters: the parameters, by name.
+        share: of the run's steps, those at its end that are averaged, at least one; 0 for none.
+        steps: steps of the run.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], share: float, steps: int) -> None:
+        self.parameters = dict(parameters)
+        self.first = steps - math.ceil(share * steps)  # steps before the averaged ones
+        self.mean = dict[str, Tensor]()
+        self.count = 0
+        self._average = get_swa_multi_avg_fn()
+
+    @torch.no_grad()
+    def update(self, done: int) -> None:
+        """Takes the iterate after `done` steps into the mean."""
+        if done <= self.first:
+            return
+        now = [parameter.detach() for parameter in self.parameters.values()]
+        if self.mean:
+            self._average(list(self.mean.values()), now, self.count)
+        else:
+            copies = (value.clone() for value in now)
+            self.mean = dict(zip(self.parameters, copies, strict=True))
+        self.count += 1
+
+    @torch.no_grad()
+    def place(self) -> None:
+        """Sets the parameters to the mean; leaves them where nothing has been averaged."""
+        for name, value in self.mean.items():
+            self.parameters[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The mean and the number of its iterates, as tensors."""
+        return {**self.mean, "count": torch.tensor(self.count)} if self.mean else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from `state_dict`."""
+        self.count = int(state["count"]) if state else 0
+        self.mean = {
+            name: state[name].to(parameter.device, copy=True)
+            for name, parameter in (self.parameters.items() if state else ())
+        }
