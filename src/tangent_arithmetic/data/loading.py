@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import wait
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tangent_arithmetic.data.base import Pictures, name_of
+from tangent_arithmetic.data.batched import Parts, parts_of
 from tangent_arithmetic.data.pictures import is_plain, to_rgb
 from tangent_arithmetic.runtime.errors import PictureError, RunError, UsageError, shown
 from tangent_arithmetic.runtime.processes import prepare_training_worker, prepare_worker
@@ -39,24 +40,32 @@ BUS_ERROR = getattr(signal, "SIGBUS", None)  # raised by a write beyond the avai
 NO_DESCRIPTORS = ("Too many open files", "ancdata")
 
 
-@contextmanager
-def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
-    """Seeds the generators that transforms draw from, and restores their states on exit.
+def seed_transforms(entropy: tuple[int, ...]) -> None:
+    """Seeds the generators that transforms draw from.
 
     Seeds only PyTorch's CPU generator: `torch.manual_seed` also queues a call for every type of
     accelerator, which takes longer than a transform.
     """
     seeds = np.random.SeedSequence(entropy).generate_state(3, np.uint32)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(int(seeds[1]))
     np.random.seed(seeds[2])  # noqa: NPY002 - third-party transforms draw from it
     torch.default_generator.manual_seed(int(seeds[0]))
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Restores the states of these generators on exit."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+def _index(key: int | Key) -> int:
+    return key[1] if isinstance(key, tuple) else key
 
 
 class SeededPictures(Dataset[tuple[Any, Any]]):
@@ -85,13 +94,35 @@ class SeededPictures(Dataset[tuple[Any, Any]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @cached_property
+    def parts(self) -> Parts | None:
+        """The transform in a part for each image and one for several; None if it has none."""
+        return parts_of(self.transform)
+
     def __getitem__(self, key: int | Key) -> tuple[Any, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, label = self._read(index)
         if self.transform is None:
-            return image, label
-        with seeded((self.seed, epoch, index)):
+            return self._read(_index(key))
+        image, label = self._read(_index(key))
+        with restored():
+            self._seed(key)
             return self.transform(image), label
+
+    def __getitems__(self, keys: Sequence[int | Key]) -> list[tuple[Any, Any]]:
+        """The images and labels of a batch, as one after the other."""
+        if self.parts is None:
+            return [self[key] for key in keys]
+        images, labels = [], []
+        with restored() if self.parts.draws else nullcontext():
+            for key in keys:
+                image, label = self._read(_index(key))
+                if self.parts.draws:
+                    self._seed(key)
+                images.append(self.parts.head(image))
+                labels.append(label)
+        return list(zip(self.parts.together(images), labels, strict=True))
+
+    def _seed(self, key: int | Key) -> None:
+        seed_transforms((self.seed, *(key if isinstance(key, tuple) else (0, key))))
 
     def _read(self, index: int) -> tuple[Any, Any]:
         try:
