@@ -156,6 +156,18 @@ def test_validation_accuracy_before_and_after_is_logged_and_recorded(
     assert f"{told}{' of 40' if flags else ''} pictures; wrote" in caplog.text
 
 
+def test_a_target_ends_a_run_early_and_is_recorded(
+    run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Capture
+) -> None:
+    with caplog.at_level("INFO", logger="tangent_arithmetic"):
+        assert finetune.main([*run, "--target=0"]) == 0
+    assert "1 of 6 steps" in caplog.text
+    info = read_facts(checkpoint(tmp_path))["info"]
+    assert (info["steps"], info["planned"], info["target"], info["patience"]) == (1, 6, 0, None)
+    assert finetune.main([*run, "--target=0"]) == 0  # done before
+    assert finetune.main(run) == 2 and "target was 0" in capsys.readouterr().err
+
+
 def test_what_is_measured_on_the_way_does_not_change_the_weights(
     run: list[str], tmp_path: Path, monkeypatch: Patch
 ) -> None:

@@ -47,6 +47,8 @@ FLAGS = [
     ("schedule", "constant", "constant"),
     ("averaging", "0.5", 0.5),
     ("image_share", "0.3", 0.3),
+    ("target", "0.9", 0.9),
+    ("patience", "3", 3),
     ("objective", "taujp", "taujp"),
     ("trainable", "attention", "attention"),
     ("penalty", "3", 3.0),

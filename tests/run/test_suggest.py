@@ -32,7 +32,7 @@ VALUES: dict[str, Any] = {
     "coef_min": 0.1, "coef_max": 2.0, "coefs_per_step": 3, "coefficients": "task",
     "unlabelled": "entropy", "ridge": 0.1, "coefficient_bounds": ["0", "2"],
     "solver": "gauss-newton", "negate": True, "recipe": "fast", "optimizer": "sgd",
-    "schedule": "constant", "averaging": 0.5, "image_share": 0.3,
+    "schedule": "constant", "averaging": 0.5, "image_share": 0.3, "target": 0.9, "patience": 3,
 }  # fmt: skip
 FREE = {*ONCE, "finetuning_accuracies"}
 

@@ -1,4 +1,4 @@
-"""Averaged iterates, schedules, and the recipe that has both."""
+"""Averaged iterates, schedules, the recipe that has both, and runs that end early."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tangent_arithmetic.training.loop import TrainingData, train
 from tangent_arithmetic.training.optimizers import OPTIMIZERS
 from tangent_arithmetic.training.recipe import Recipe, fast
 from tangent_arithmetic.training.schedule import SCHEDULES
+from tangent_arithmetic.training.stopping import Stopping
 from tests.training.tiny import RECIPE, classifier, continues_exactly, pictures, to_tensor
 
 AVERAGED = replace(RECIPE, schedule="constant", averaging=0.5)
@@ -100,6 +101,57 @@ def test_a_constant_rate_follows_the_warm_up() -> None:
     assert [factor(step, 4, 8) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
     assert factor(0, 0, 8) == 1 and factor(0, 9, 2) == 0.5
     assert all(math.isfinite(SCHEDULES[name](0, 0, 1)) for name in SCHEDULES)
+
+
+def test_a_run_ends_at_its_target_or_when_it_no_longer_gains() -> None:
+    values = [0.1, 0.3, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9]
+
+    def steps(**settings: Any) -> tuple[int, list[int]]:
+        seen, iterates = list[int](), list[dict[str, Tensor]]()
+
+        def measure(done: int) -> float:
+            seen.append(done)
+            return values[done - 1]
+
+        trained(RECIPE, iterates, stopping=Stopping(measure, checks=12, **settings))
+        return len(iterates), seen
+
+    assert steps() == (12, [])
+    assert steps(target=0.5) == (5, [1, 2, 3, 4, 5])
+    assert steps(target=0.95) == (12, list(range(1, 12)))
+    assert steps(patience=2) == (4, [1, 2, 3, 4])
+    assert steps(patience=3)[0] == 12
+
+
+def test_measurements_are_of_the_mean_once_there_is_one() -> None:
+    seen, iterates = dict[int, Tensor](), list[Tensor]()
+    model = classifier()
+    first = next(p for p in model.parameters() if p.requires_grad)
+
+    def measure(done: int) -> float:
+        seen[done] = first.detach().clone()
+        return 0.5 + done / 100
+
+    def optimizer(parameters: Any, recipe: Recipe) -> torch.optim.Optimizer:
+        found = OPTIMIZERS["adamw"](parameters, recipe)
+        found.register_step_post_hook(lambda *_: iterates.append(first.detach().clone()))
+        return found
+
+    data, stopping = TrainingData(pictures(0), to_tensor), Stopping(measure, 0.6, checks=12)
+    found = train(model, data, AVERAGED, optimizer=optimizer, stopping=stopping)
+    assert list(seen) == [7, 8, 9, 10] and found["steps"] == 10 and found["planned"] == 12
+    for done, value in seen.items():
+        torch.testing.assert_close(value, torch.stack(iterates[6:done]).mean(0))
+    assert torch.equal(first, seen[10])
+
+
+def test_a_run_that_may_end_early_continues_exactly(tmp_path: Path) -> None:
+    def run(**options: Any) -> dict[str, Tensor]:
+        return trained(
+            AVERAGED, stopping=Stopping(lambda done: 0.5, patience=9, checks=12), **options
+        )
+
+    continues_exactly(run, tmp_path)
 
 
 def test_the_fast_recipe_takes_the_place_of_the_tables_but_not_of_flags() -> None:

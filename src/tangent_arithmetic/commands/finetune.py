@@ -32,6 +32,7 @@ from tangent_arithmetic.training.adapters import save_adapters
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
 from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Snapshots
+from tangent_arithmetic.training.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def is_done(path: Path, wanted: dict[str, Any], theta0_hash: str) -> bool:
     facts = read_facts(path)
     recipe = {**Recipe.defaults(), **facts["info"].get("recipe", {})}  # before there were flags
     made = {**recipe, "seed": facts["info"].get("seed"), "theta0": facts["theta0_hash"]}
+    made |= {name: facts["info"].get(name) for name in ("target", "patience")}
     made |= facts["info"].get("method", {})
     check_settings(path, made, {**wanted, "theta0": theta0_hash}, "--save")
     return True
@@ -70,6 +72,7 @@ def finetune(run: Run, task: str) -> Path:
     encoder, theta0_hash = zeroshot_encoder(run)
     method = method_of(run, task)
     wanted = {**asdict(recipe), **method, "seed": seed}
+    wanted |= {"target": run.config.target, "patience": run.config.patience}
     if ddp.broadcast(is_done(path, wanted, theta0_hash)):
         _check_origin(path, run, task)
         if ddp.is_main_process():
@@ -79,6 +82,7 @@ def finetune(run: Run, task: str) -> Path:
     data, head = run.data.dataset(f"{task}Val"), classification_head(run, task)
     origin = {"theta0_hash": theta0_hash, **_of_data(data), **_of_head(run, task)}
     origin |= {"method": method} if method else {}
+    origin |= {"target": run.config.target, "patience": run.config.patience}
     made = {
         **wanted,
         **origin,
@@ -176,6 +180,10 @@ def _finetune(
         def watch(step: int) -> None:
             tracker.log(validation.measure(f"step {step}", tuned), step)
 
+        def accuracy(step: int) -> float:
+            tracker.log(validation.measure(f"step {step}", tuned), step)
+            return validation.values[f"step {step}"]
+
         tracker.log(validation.measure("before", encoder), 0)  # a linearisation has the same
         facts = train(
             classifier,
@@ -187,6 +195,7 @@ def _finetune(
             tracker=tracker,
             description=f"{task} {mode.name}",
             watch=watch if run.config.wandb else None,
+            stopping=Stopping(accuracy, run.config.target, run.config.patience),
         )
         if ddp.is_main_process():
             save_adapters(tuned, path.with_name(f"{path.stem}_adapters"))
@@ -198,7 +207,7 @@ def _finetune(
         facts["validation"] = validation.facts
         save(path, **facts)  # before W&B ends, which may fail
         tracker.log(after, facts["steps"])
-    spent = f"{facts['steps']} steps in {facts['seconds']:.0f} s"
+    spent = f"{facts['steps']} of {facts['planned']} steps in {facts['seconds']:.0f} s"
     loss, told = facts["last_epoch_loss"], validation.told()
     logger.info("%s %s: %s, loss %.3f, %s; wrote %s", task, mode.name, spent, loss, told, path)
     return facts

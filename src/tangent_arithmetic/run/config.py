@@ -205,6 +205,21 @@ class Config:
         least=0,
         most=1,
     )
+    target: float | None = _flag(
+        "training",
+        None,
+        "validation accuracy at which fine-tuning ends, in [0, 1] (default: none)",
+        least=0,
+        most=1,
+    )
+    patience: int | None = _flag(
+        "training",
+        None,
+        "of 16 measurements of validation accuracy a run, those in a row without a gain after "
+        "which fine-tuning ends (default: it does not)",
+        least=1,
+        most=16,
+    )
     objective: str = _flag(
         "training",
         SUPERVISED,

@@ -9,7 +9,8 @@ Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averag
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,23 @@ class TailMean:
             copies = (value.clone() for value in now)
             self.mean = dict(zip(self.parameters, copies, strict=True))
         self.count += 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether the mean is of something."""
+        return bool(self.mean)
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """The parameters at the mean, and back at the iterate on exit."""
+        iterate = {name: p.detach().clone() for name, p in self.parameters.items() if self.begun}
+        self.place()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in iterate.items():
+                    self.parameters[name].copy_(value)
 
     @torch.no_grad()
     def place(self) -> None:

@@ -45,6 +45,7 @@ from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Keeper, Snapshots, is_finite
 from tangent_arithmetic.training.schedule import SCHEDULES, cosine_lr
 from tangent_arithmetic.training.small_sets import check_one_class, check_single_images
+from tangent_arithmetic.training.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +205,7 @@ def train(
     tracker: Tracker | None = None,
     description: str = "fine-tuning",
     watch: Callable[[int], object] | None = None,
+    stopping: Stopping | None = None,
 ) -> dict[str, Any]:
     """Trains the parameters that require grad, in place and on the model's device.
 
@@ -223,9 +225,12 @@ def train(
         description: label of the progress bar.
         watch: called on all ranks with the number of steps done, a few times before the end; it may
             leave the model in evaluation mode, and must not change weights or random generators.
+        stopping: ends the run before its last step; measures as `watch` does, once iterates are
+            averaged the mean of them.
 
     Returns:
-        Metadata for the checkpoint: steps, seconds, the last epoch's mean loss, the recipe.
+        Metadata for the checkpoint: steps, of how many that were planned, seconds, the last epoch's
+        mean loss, the recipe.
 
     Raises:
         UsageError: if the ranks cannot share a batch, or a picture cannot be read.
@@ -247,7 +252,9 @@ def train(
     set_rate = cosine_lr(optim, rates, recipe.warmup_length, steps, SCHEDULES[recipe.schedule])
     average = TailMean(params, recipe.averaging, steps)
     watched = {steps * part // WATCHED for part in range(1, WATCHED)} - {0}
-    keeper = Keeper(snapshots.states, model, optim, {"objective": objective, "average": average})
+    stateful: dict[str, Any] = {"objective": objective, "average": average}
+    stateful |= {"stopping": stopping} if stopping else {}
+    keeper = Keeper(snapshots.states, model, optim, stateful)
     keeper.resume()
     shares = RankBatches(plan, keeper.done, steps, ddp.rank(), ddp.world_size())
     loader = train_loader(data.pictures, data.transform, shares, data.num_workers, num_classes)
@@ -280,6 +287,13 @@ def train(
             if watch is not None and keeper.done in watched:
                 watch(keeper.done)
                 model.train()
+            ready = average.begun or not recipe.averaging
+            if stopping is not None and ready and stopping.due(keeper.done, steps):
+                with average.placed():
+                    enough = stopping(keeper.done)
+                model.train()
+                if enough:
+                    break
             due = keeper.done < steps and keeper.due()
             stop, due = ddp.any_of(asked() > 0, due, device=device)
             if stop or due:
@@ -290,7 +304,7 @@ def train(
                 raise Stopped(asked() or signal.SIGTERM)
     average.place()
     model.eval()
-    return _facts(keeper, plan, recipe, seed)
+    return {**_facts(keeper, plan, recipe, seed), "planned": steps}
 
 
 def _prepare(
