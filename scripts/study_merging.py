@@ -2,8 +2,8 @@
 
     python scripts/study_merging.py --seeds=3
 
-Encoders are those of `finetune.py` (made where they are missing). All eight tasks are merged;
-scaling factors are chosen on validation from 21 values between 0 and 1, accuracies are on test,
+Encoders are those of `finetune.py` (made where they are missing). All eight tasks are merged; the
+coefficient of a method that has one is chosen on validation from 21 values, accuracies are on test,
 normalised by those of each task's own encoder. `slerp`, which takes two models, merges MNIST's and
 Signs' and is measured on these two.
 """
@@ -18,20 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from tangent_arithmetic import merging
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, get_suite
-from tangent_arithmetic.merging import (
-    Algorithm,
-    DareTaskArithmetic,
-    DareTiesMerging,
-    SimpleAverageAlgorithm,
-    SlerpMergeAlgorithm,
-    TaskArithmeticAlgorithm,
-    TiesMergingAlgorithm,
-    WeightedAverageAlgorithm,
-    get_method,
-    run_pool,
-)
+from tangent_arithmetic.merging import Algorithm, get_method, run_pool
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.program import choose_scaling_factor
 from tangent_arithmetic.merging.registry import PRETRAINED
@@ -48,20 +38,45 @@ from tangent_arithmetic.runtime.ranges import number
 logger = logging.getLogger(__name__)
 PAIR = ("MNIST", "Signs")
 Row = dict[str, Any]
-# label -> class, options, fine-tuning mode, tasks (all if empty)
-METHODS: dict[str, tuple[type[Algorithm], dict[str, Any], str, tuple[str, ...]]] = {
-    "simple_average": (SimpleAverageAlgorithm, {}, "standard", ()),
-    "weighted_average (by gain)": (WeightedAverageAlgorithm, {}, "standard", ()),
-    "task_arithmetic": (TaskArithmeticAlgorithm, {}, "standard", ()),
-    "task_arithmetic, linear": (TaskArithmeticAlgorithm, {}, "linear", ()),
-    "ties (sum)": (TiesMergingAlgorithm, {}, "standard", ()),
-    "ties (mean)": (TiesMergingAlgorithm, {"merge_func": "mean"}, "standard", ()),
-    "ties (sum, by tensor)": (TiesMergingAlgorithm, {"scope": "tensor"}, "standard", ()),
-    "dare_task_arithmetic": (DareTaskArithmetic, {}, "standard", ()),
-    "dare_ties": (DareTiesMerging, {}, "standard", ()),
-    "slerp (2 tasks)": (SlerpMergeAlgorithm, {}, "standard", PAIR),
-    "task_arithmetic (2 tasks)": (TaskArithmeticAlgorithm, {}, "standard", PAIR),
+# label -> method, options, fine-tuning mode, tasks (all if empty)
+METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
+    "simple_average": ("simple_average", {}, "standard", ()),
+    "weighted_average (by gain)": ("weighted_average", {}, "standard", ()),
+    "task_arithmetic": ("task_arithmetic", {}, "standard", ()),
+    "task_arithmetic, linear": ("task_arithmetic", {}, "linear", ()),
+    "ties (sum)": ("ties", {}, "standard", ()),
+    "ties (mean)": ("ties", {"merge_func": "mean"}, "standard", ()),
+    "ties (sum, by tensor)": ("ties", {"scope": "tensor"}, "standard", ()),
+    "dare_task_arithmetic": ("dare_task_arithmetic", {}, "standard", ()),
+    "dare_ties": ("dare_ties", {}, "standard", ()),
+    **{
+        name: (name, {}, "standard", ())
+        for name in (
+            "breadcrumbs",
+            "della",
+            "lines_task_arithmetic",
+            "consensus_task_arithmetic",
+            "pcb_merging",
+            "model_stock",
+            "karcher",
+            "multislerp",
+            "star",
+            "tsv_m",
+            "iso_c",
+            "iso_cts",
+            "wudi",
+            "wudi_closed_form",
+        )
+    },
+    "slerp (2 tasks)": ("slerp", {}, "standard", PAIR),
+    "task_arithmetic (2 tasks)": ("task_arithmetic", {}, "standard", PAIR),
 }
+
+
+def algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:
+    """A method with its options."""
+    made: Algorithm = getattr(merging, get_method(name).algorithm)(**options)
+    return made
 
 
 def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, dict[str, float]]:
@@ -80,9 +95,9 @@ def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, d
 
 def pool_for(run: Path, label: str, tasks: Sequence[str]) -> ModelPool:
     """The models that a method merges, by its label."""
-    kind, _, mode, named = METHODS[label]
+    name, _, mode, named = METHODS[label]
     pool = run_pool(run, list(named or tasks), mode)
-    if kind is SlerpMergeAlgorithm:  # between the two, not from theta0
+    if name == "slerp":  # between the two, not from theta0
         return ModelPool({name: pool.models[name] for name in named})
     return pool
 
@@ -99,22 +114,22 @@ def study(run: Path, seed: int) -> dict[str, Row]:
     rows: dict[str, Row] = {
         "zero-shot": {"top1": own["standard"]["zero-shot"], "own": own["standard"]["own"]}
     }
-    for label, (kind, given, mode, named) in METHODS.items():
+    for label, (name, given, mode, named) in METHODS.items():
         options, pool, measured = dict(given), pool_for(run, label, names), pair if named else tasks
-        method = get_method(kind.method)
+        method = get_method(name)
         row: Row = {"own": {task: own[mode]["own"][task] for task in measured.tasks}}
-        if kind is WeightedAverageAlgorithm:
+        if name == "weighted_average":
             gains = [on_val["own"][task] - on_val["zero-shot"][task] for task in names]
             options["weights"] = [round(max(gain, 0.0), 4) for gain in gains]
         if "seed" in method.defaults:
             options["seed"] = seed
-        if "scaling_factor" in method.defaults:
+        if method.coefficient is not None:
             chosen = choose_scaling_factor(
-                kind(**{**options, "scaling_factor": 1.0}), pool, measured
+                algorithm(name, {**options, method.coefficient: 1.0}), pool, measured
             )
-            options["scaling_factor"] = row["coefficient"] = chosen["coefficient"]
+            options[method.coefficient] = row["coefficient"] = chosen["coefficient"]
         begun = time.monotonic()
-        state = merged_state(kind(**options).merge(pool))
+        state = merged_state(algorithm(name, options).merge(pool))
         row["seconds"] = round(time.monotonic() - begun, 3)
         report = measured.evaluate(measured.encoder(pool, state))
         row["top1"] = {task: report[task]["accuracy"] for task in measured.tasks}
@@ -150,7 +165,7 @@ def spread(values: Sequence[float]) -> str:
 
 def write(folder: Path, results: Mapping[int, Mapping[str, Row]], seconds: float) -> str:
     """Writes the results so far and returns the table."""
-    header = ["method", "accuracy, %", "normalised, %", "scaling factor", "seconds to merge"]
+    header = ["method", "accuracy, %", "normalised, %", "coefficient", "seconds to merge"]
     table = markdown_table(header, summarize(results))
     facts: Row = {"commit": git_commit(), "versions": versions(), "seeds": len(results)}
     facts["seconds"] = round(seconds, 1)
@@ -160,7 +175,7 @@ def write(folder: Path, results: Mapping[int, Mapping[str, Row]], seconds: float
         "# Merging on the embedded suite\n\n"
         f"`python scripts/study_merging.py --seeds={len(results)}`: mean test accuracy of the "
         "merged tasks (eight unless said), absolute and divided by that of each task's own "
-        "encoder; mean and standard deviation over fine-tuning seeds. Scaling factors, one a seed, "
+        "encoder; mean and standard deviation over fine-tuning seeds. Coefficients, one a seed, "
         f"were chosen on validation.\n\n{table}\n"
     )
     write_text(folder / "merging.md", text)

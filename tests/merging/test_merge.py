@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,13 +17,22 @@ import yaml
 from safetensors.torch import load_file
 
 from tangent_arithmetic.commands import add, evaluate, finetune, merge
-from tangent_arithmetic.merging import DareTaskArithmetic, ModelPool, TaskArithmeticAlgorithm
+from tangent_arithmetic.merging import (
+    DareTaskArithmetic,
+    ModelPool,
+    TaskArithmeticAlgorithm,
+    algorithm_class,
+    get_method,
+    program,
+)
 from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.merging.targets import algorithm_of, pool_of, rows_of
+from tangent_arithmetic.merging.taskpools import TaskPool
 from tangent_arithmetic.run import results_schema
 from tangent_arithmetic.run.results import load_results
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import content_hash
-from tests.merging.makers import NAMES, encoder_files, mixed, write_files
+from tests.merging.makers import NAMES, State, encoder_files, mixed, write_files
 from tests.small_suite import SIZES, TASKS, flags, small_suite
 
 ROOT = Path(merge.__file__).resolve().parent.parent
@@ -84,6 +94,11 @@ def test_one_command_merges_files(
         "dare/ties_merging",
         "linear/weighted_average method.weights=[0.3,0.7] method.normalize=false",
         "slerp/slerp method.t=0.25 ~modelpool.models._pretrained_",
+        "task_singular_vector/TaskSingularVectorMerging method.alpha=[0.5,1]",
+        "isotropic_merging/iso_c method.exclude_keys=[big]",
+        "isotropic_merging/iso_cts method.common_space_fraction=0.9",
+        "model_stock/model_stock",
+        "wudi/wudi method.iter_num=1",
         "dummy",
     ],
 )
@@ -218,8 +233,8 @@ def test_help_is_quick_and_merging_imports_nothing_heavy(
     words = [*pool_words(places), "merged_model_save_path=m.safetensors", "print_config=false"]
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    names = "dare_task_arithmetic, dare_ties, dummy, simple_average, slerp, task_arithmetic, ties"
-    assert f"method: {names}, ties_merging, weighted_average" in done.stdout
+    assert "method: breadcrumbs, consensus_task_arithmetic, dare_task_arithmetic" in done.stdout
+    assert "task_arithmetic, ties, ties_merging, tsv_m, weighted_average" in done.stdout
     assert done.stdout.startswith("usage: tangent-arithmetic merge [KEY=VALUE ...]")
     assert "CLIPVisionModelPool" in done.stdout and "\n2 0 False\n" in done.stdout
     assert done.stdout.endswith("0 set()\n")
@@ -286,6 +301,20 @@ def test_merged_accuracies_equal_those_of_the_addition_script(
         assert kept["provenance"][name] == added["provenance"][name]
 
 
+def test_auto_is_kept_under_the_name_of_the_option(
+    embedded: Path, run: Run, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    words = [*on_embedded(embedded), f"report_save_path={report}", "method.alpha=auto"]
+    words += [f"taskpool.results={tmp_path / 'results'}"]
+    assert run(*words, "method=tsv_m") == 0
+    content = json.loads(report.read_text())
+    chosen = content["scaling_factor"]["coefficient"]
+    assert content["merge"]["options"] == {"alpha": chosen, "exclude_keys": None}
+    (path,) = (tmp_path / "results").rglob("merging-tsv_m-alpha=auto*.json")
+    assert load_results(path)["coefficient"] == chosen
+
+
 def test_only_complete_results_of_the_run_s_models_are_stored(
     embedded: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -344,6 +373,47 @@ def test_names_of_fusion_bench_stand_for_ours() -> None:
     target = "fusion_bench.modelpool.OpenCLIPVisionModelPool"
     pool = pool_of({"_target_": target, "models": {"a": model}})
     assert isinstance(pool, ModelPool) and pool.models == {"a": "x/finetuned.pt"}
+
+
+def test_configurations_of_fusion_bench_are_accepted_as_they_are() -> None:
+    home = "fusion_bench.method"
+    tsv = {"_target_": f"{home}.TaskSingularVectorMerging", "alpha": 1, "exclude_keys": None}
+    for node in (
+        tsv | {"return_single_task_models": False},
+        {"_target_": f"{home}.ISO_C_Merge", "scaling_factor": 1.0, "exclude_keys": None},
+        {"_target_": f"{home}.model_stock.ModelStock", "ignore_keys": ["model.logit_scale"]},
+        {"_target_": f"{home}.WUDIMerging", "iter_num": 400, "exclude_keys": None},
+    ):
+        assert algorithm_of(node).options
+    with pytest.raises(UsageError, match="tsv_m has no option 'return_single_task_models'"):
+        algorithm_of(tsv | {"return_single_task_models": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [("task_arithmetic", 0.5), ("tsv_m", 0.5), ("iso_c", 1.5), ("lines_task_arithmetic", 0.5)],
+)
+def test_auto_chooses_the_option_that_scales_within_the_range_of_the_method(
+    name: str, best: float
+) -> None:
+    class Tasks:
+        """Accuracy falls with the distance from the best coefficient."""
+
+        def encoder(self, _pool: ModelPool, state: State) -> Any:
+            return SimpleNamespace(weights=lambda: state)
+
+        def sweep(self, encoder: Any, tau: State, coefs: list[float]) -> dict[str, list[float]]:
+            for key, value in encoder.weights().items():  # a line through the merged weights
+                torch.testing.assert_close(value + best * tau[key], at_best[key])
+            return {"task": [9 - abs(coef - best) for coef in coefs]}
+
+    states = {name: torch.full((2, 2), i + 1.0) for i, name in enumerate(("_pretrained_", *"ab"))}
+    pool = ModelPool({n: {"layers.0.w": v, "layers.1.w": v} for n, v in states.items()})
+    kind: Any = algorithm_class(get_method(name).algorithm)
+    option = str(get_method(name).coefficient)
+    at_best, algorithm = kind(**{option: best}).run(pool), kind(**{option: 1.0})
+    chosen = program.choose_scaling_factor(algorithm, pool, cast(TaskPool, Tasks()))
+    assert chosen["coefficient"] == best and float([*chosen["validation"]][-1]) == 2 * best
 
 
 def test_rows_name_our_sets() -> None:

@@ -54,6 +54,20 @@ ALL: tuple[Algorithm, ...] = (
     TiesMergingAlgorithm(scope="tensor", zero_sign="positive", merge_func="mean"),
     DareTaskArithmetic(),
     DareTiesMerging(),
+    merging.TaskSingularVectorMerging(0.8),
+    merging.ISO_C_Merge(1.3),
+    merging.ISO_CTS_Merge(1.3, 0.5),
+    merging.BreadcrumbsAlgorithm(beta=0.4, gamma=0.1),
+    merging.DellaAlgorithm(),
+    merging.ModelStock(),
+    merging.KarcherAlgorithm(),
+    merging.MultislerpAlgorithm([1.0, 3.0, 2.0]),
+    merging.ConsensusTaskArithmeticAlgorithm(),
+    merging.PcbMergingAlgorithm(pcb_ratio=0.4),
+    merging.WUDIMerging(iter_num=20),
+    merging.WudiClosedFormAlgorithm(),
+    merging.StarAlgorithm(),
+    merging.LinesTaskArithmeticAlgorithm(),
     DummyAlgorithm(),
 )
 
@@ -109,6 +123,20 @@ def test_ties_by_tensor_keeps_a_share_of_each() -> None:
     assert found["v"].tolist() == [0, 0, 300, 400]
     whole = TiesMergingAlgorithm(1.0, 20).run(pool)  # int(0.2 * 14) + 1 of all
     assert whole["w"].tolist() == [0] * 10 and whole["v"].tolist() == [0, 200, 300, 400]
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_ties_of_mixed_types_has_one_order_of_magnitudes(
+    scope: Literal["global", "tensor"],
+) -> None:
+    single, double = models(1, torch.float32), models(1)
+    mixed = {n: {"a": single[n]["w"], "b": 2 * double[n]["w"]} for n in single}
+    wide = {n: {k: v.double() for k, v in state.items()} for n, state in mixed.items()}
+    found, expected = (TiesMergingAlgorithm(1.0, 30, scope=scope).run(p) for p in (mixed, wide))
+    kept = {k: (expected[k] != wide["_pretrained_"][k]) for k in ("a", "b")}
+    assert 0 < sum(int(mask.sum()) for mask in kept.values()) < 30
+    for key, mask in kept.items():
+        assert torch.equal(found[key] != mixed["_pretrained_"][key], mask)
 
 
 def test_remove_keys_are_left_as_pretrained() -> None:
@@ -240,6 +268,32 @@ def test_dare_on_linear_weights_alone() -> None:
         (lambda: WeightedAverageAlgorithm([1, np.nan, 0]).run(models()), "must be finite"),
         (lambda: SlerpMergeAlgorithm(1.5).run(models(1)), "from 0 to 1, got 1.5"),
         (lambda: SlerpMergeAlgorithm().run(models()), "slerp merges 2 models, got 4: _pretrained_"),
+        (lambda: merging.TaskSingularVectorMerging([1, 2]).run(models()), "or 3 of them, one for"),
+        (lambda: merging.TaskSingularVectorMerging("1"), "must be a number, or a list of numbers"),
+        (lambda: merging.ISO_C_Merge(exclude_keys="w"), "exclude_keys must be a list of names"),
+        (lambda: merging.ISO_CTS_Merge(1, 1.2).run(models()), "from 0 to 1, got 1.2"),
+        (lambda: merging.BreadcrumbsAlgorithm(beta=0.9, gamma=0.1).run(models()), "less than 1"),
+        (lambda: merging.BreadcrumbsAlgorithm(gamma=-0.1).run(models()), "must be at least 0"),
+        (lambda: merging.DellaAlgorithm(sparsity_ratio=0.05).run(models()), "must be at least 0 a"),
+        (lambda: merging.DellaAlgorithm(sparsity_ratio=0.95).run(models()), "below 1, got spars"),
+        (lambda: merging.KarcherAlgorithm(max_iter=-1).run(models()), "must be at least 0, got m"),
+        (lambda: merging.MultislerpAlgorithm([1, 2]).run(models()), "expected 3 weights, one for"),
+        (
+            lambda: merging.MultislerpAlgorithm([1, 2, -1]).run(models()),
+            "at least 0, got .1, 2, -1",
+        ),
+        (
+            lambda: merging.ConsensusTaskArithmeticAlgorithm(prun_thre_k=4).run(models()),
+            "from 0 to the number of models, 3, got 4",
+        ),
+        (
+            lambda: merging.ConsensusTaskArithmeticAlgorithm(tall_mask_lambda=[0.2]).run(models()),
+            "tall_mask_lambda must be one number of at least 0, or 3 of them",
+        ),
+        (lambda: merging.PcbMergingAlgorithm(pcb_ratio=0).run(models()), "above 0 and at most 1"),
+        (lambda: merging.WUDIMerging(iter_num=-1).run(models()), "iter_num must be at least 0"),
+        (lambda: merging.WudiClosedFormAlgorithm(ridge=0).run(models()), "ridge must be above 0"),
+        (lambda: merging.StarAlgorithm(eta=0).run(models()), "above 0 and at most 100"),
         (lambda: get_method("task_arithmetc"), "unknown merging method 'task_arithmetc'; choose"),
         (lambda: ModelPool({"_pretrained_": {}}), "at least one model to merge, got none"),
     ],
@@ -269,7 +323,13 @@ def test_the_model_with_nan_or_infinity_is_named(algorithm: Algorithm, bad: floa
 def test_a_mask_of_infinities_that_all_models_have_is_kept() -> None:
     mask = torch.full((3,), -torch.inf)
     pool = {name: {"mask": mask.clone(), "w": torch.ones(2)} for name in ("_pretrained_", *"ab")}
-    for algorithm in (TaskArithmeticAlgorithm(), TiesMergingAlgorithm(), DareTaskArithmetic()):
+    two = pool | {"c": pool["b"]}
+    for algorithm in ALL:
+        needs_three = "weights" in algorithm.options
+        assert torch.equal(algorithm.run(two if needs_three else pool)["mask"], mask)
+    for algorithm in (TiesMergingAlgorithm(scope="tensor"), SlerpMergeAlgorithm()):
+        if algorithm.method == "slerp":
+            pool.pop("b")
         assert torch.equal(algorithm.run(pool)["mask"], mask)
 
 
@@ -290,7 +350,7 @@ def test_all_differences_are_listed() -> None:
 
 def test_methods_declare_what_they_need() -> None:
     own = [m for m in METHODS.values() if m.function.__module__.startswith("tangent_arithmetic.")]
-    assert len(own) == 8
+    assert len(own) == 22
     for method in own:
         assert METHODS[method.name] is method and method.source and method.passes >= 1
         assert method.function.__doc__ and not method.needs_data and not method.needs_models
@@ -363,6 +423,11 @@ def test_configurations_are_read_from_the_methods_without_importing_them() -> No
     own = {"task_arithmetic", "ties_merging", "simple_average", "linear/weighted_average"}
     theirs = {"dare/task_arithmetic", "dare/ties_merging", "slerp/slerp", "dummy"}
     short = {"ties", "weighted_average", "dare_task_arithmetic", "dare_ties", "slerp"}
+    own |= {"breadcrumbs", "consensus_task_arithmetic", "della", "karcher", "multislerp", "star"}
+    own |= {"pcb_merging", "wudi_closed_form", "tsv_m", "iso_c", "iso_cts", "model_stock", "wudi"}
+    own |= {"lines_task_arithmetic"}
+    theirs |= {"isotropic_merging/iso_c", "isotropic_merging/iso_cts", "wudi/wudi"}
+    theirs |= {"task_singular_vector/TaskSingularVectorMerging", "model_stock/model_stock"}
     assert set(read) == own | theirs | short
     assert read == {name: registered[name] for name in read}
     assert read["linear/weighted_average"]["weights"] == (0.5, 0.5)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms
+
+if TYPE_CHECKING:
+    from torchvision import transforms
 
 Transform = Callable[[Any], Any]
 TO_TENSOR = ("torchvision.ToTensor", "open_clip.MaybeToTensor")
@@ -54,6 +56,8 @@ class Parts:
 
 def parts_of(transform: Any) -> Parts | None:
     """A transform that ends in ToTensor and Normalize, in parts; None for another."""
+    from torchvision import transforms  # seconds, and merging reads no images
+
     if type(transform) is not transforms.Compose or len(transform.transforms) < 2:
         return None
     *head, first, last = transform.transforms

@@ -19,7 +19,13 @@ from tangent_arithmetic.merging.methods import get_method
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.saving import SHARD, check_target, recipe, save_merged
 from tangent_arithmetic.merging.stream import Merge, merged_state
-from tangent_arithmetic.merging.targets import algorithm_of, device_settings, pool_of, task_pool_of
+from tangent_arithmetic.merging.targets import (
+    algorithm_of,
+    device_settings,
+    method_of,
+    pool_of,
+    task_pool_of,
+)
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
@@ -69,8 +75,9 @@ class Job:
             settings = device_settings(config["fabric"])
             settings["data_location"] = str(expanded(str(config["path"].get("data_dir", "data"))))
             node = dict(config["method"])
-            if auto := node.get("scaling_factor") == AUTO:
-                node["scaling_factor"] = 1.0
+            name = method_of(node).coefficient
+            if auto := name is not None and node.get(name) == AUTO:
+                node[name] = 1.0
             algorithm, pool = algorithm_of(node, config.get("seed")), pool_of(config["modelpool"])
             tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
             target = config.get("merged_model_save_path") or None
@@ -137,7 +144,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         chosen = choose_scaling_factor(job.algorithm, job.pool, job.tasks)
         report["scaling_factor"] = chosen
-        options = {**job.algorithm.options, "scaling_factor": chosen["coefficient"]}
+        options = {**job.algorithm.options, str(merge.method.coefficient): chosen["coefficient"]}
         merge = type(job.algorithm)(**options).merge(job.pool, show=True)
     times = [time.monotonic()]
     state = job.merged(merge)
@@ -201,13 +208,14 @@ def _check_report(path: Path, place: Path | None) -> None:
 
 
 def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool) -> dict[str, Any]:
-    """The coefficient from 0 to 1 with the best mean accuracy on the tasks' validation splits.
+    """The coefficient with the best mean accuracy on the tasks' validation splits.
 
-    Accuracies are normalised by those of the pool's single-task models, if every task has one. Of
-    several best coefficients, the smallest is chosen.
+    It is one of `POINTS` from 0 to the method's `largest`, usually 1. Accuracies are normalised by
+    those of the pool's single-task models, if every task has one. Of several best coefficients, the
+    smallest is chosen.
 
     Args:
-        algorithm: the method, with scaling factor 1.
+        algorithm: the method, with the coefficient 1.
         pool: the models.
         tasks: the tasks.
 
@@ -220,12 +228,16 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool
     from tangent_arithmetic.arithmetic.coefficients import coefficients, find_optimal_coef
 
     method = get_method(algorithm.method)
-    if "scaling_factor" not in method.defaults:
+    if method.coefficient is None:
         raise UsageError(f"{method.name} has no scaling_factor to choose")
-    encoder = tasks.encoder(pool, dict(pool.base.tensors))
+    start = dict(pool.base.tensors)
+    if not method.scales:
+        at_zero = type(algorithm)(**{**algorithm.options, method.coefficient: 0.0})
+        start = merged_state(at_zero.merge(pool, show=True))
+    encoder = tasks.encoder(pool, start)
     merged = merged_state(algorithm.merge(pool, show=True))
     tau = _difference(tasks.encoder(pool, merged), encoder)
-    coefs = coefficients(POINTS)
+    coefs = [round(method.largest * coef, 10) for coef in coefficients(POINTS)]
     swept = tasks.sweep(encoder, tau, coefs)
     normalised = set(swept) <= set(pool.model_names)
     best = dict.fromkeys(swept, 1.0)

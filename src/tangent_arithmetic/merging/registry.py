@@ -2,7 +2,8 @@ r"""Merging methods: their form, and the table of them.
 
 A method is a pure function of one *piece*: the same part of one tensor in every model. The caller
 (`merging/stream.py`) cuts tensors into pieces and joins the results, so that a method never holds a
-model and knows nothing about files.
+model and knows nothing about files. The pieces of a method registered with `whole=True` are whole
+tensors.
 
     @merging_method("simple_average", source="arXiv:2203.05482")
     def simple_average(piece: Piece) -> Tensor:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PRETRAINED = "_pretrained_"
 RESERVED = ("statistics",)
+SCALE = "scaling_factor"
 OWN = "tangent_arithmetic.merging."  # where the classes of the methods are found
 Function = TypeVar("Function", bound="Callable[..., Tensor]")
 
@@ -74,6 +76,11 @@ class Piece:
 Pieces = Callable[[], Iterator[Piece]]
 
 
+def per_model(value: float | Sequence[float], num_models: int) -> list[float]:
+    """An option that is one number for all models, or a list of one per model, as a list."""
+    return [value] * num_models if isinstance(value, int | float) else list(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
     """A registered merging method.
@@ -89,6 +96,11 @@ class Method:
         needs_pretrained: whether the pre-trained model is required.
         num_models: the number of models that it merges, without the pre-trained one unless
             `ordered`; None for any number.
+        whole: whether its pieces must be whole tensors.
+        coefficient: the option that can be `auto`, "scaling_factor" if there is one; the merged
+            weights are an affine function of it.
+        scales: whether the coefficient scales the merged task vector, so that 0 gives theta0.
+        largest: the largest coefficient that `auto` tries.
         ordered: whether the pre-trained model counts as the first of the models.
         drops: whether weights may be left out, so that a NaN in one need not show in the result.
         needs_data: whether it needs data.
@@ -106,6 +118,10 @@ class Method:
     passes: int = 1
     needs_pretrained: bool = True
     num_models: int | None = None
+    whole: bool = False
+    coefficient: str | None = None
+    scales: bool = True
+    largest: float = 1.0
     ordered: bool = False
     drops: bool = False
     needs_data: bool = False
@@ -168,14 +184,27 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_list(value: object, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str)
+
+
 # annotation -> its name in messages, and a check of plain values
 TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     float: ("a number", _is_number),
     int: ("an integer", lambda value: type(value) is int),
     bool: ("true or false", lambda value: type(value) is bool),
     str: ("a string", lambda value: type(value) is str),
-    Sequence[float]: ("a list of numbers", lambda v: type(v) is list and all(map(_is_number, v))),
-    Sequence[str]: ("a list of names", lambda v: type(v) is list and {*map(type, v)} <= {str}),
+    Sequence[float]: ("a list of numbers", lambda v: _is_list(v, _is_number)),
+    Sequence[str]: ("a list of names", lambda v: _is_list(v, _is_name)),
+    Sequence[str] | None: ("a list of names", lambda v: v is None or _is_list(v, _is_name)),
+    float | Sequence[float]: (
+        "a number, or a list of numbers",
+        lambda v: _is_number(v) or _is_list(v, _is_number),
+    ),
 }
 METHODS: dict[str, Method] = {}
 
@@ -218,8 +247,9 @@ def merging_method(
         types: dict[str, Any] = {}
         with contextlib.suppress(NameError):  # an annotation imported for type checkers only
             types = get_type_hints(function)
+        scale = SCALE if SCALE in defaults else None
         derived: dict[str, Any] = {**names, "defaults": defaults, "types": types}
-        METHODS[name] = Method(name, function, source, **derived, **facts)
+        METHODS[name] = Method(name, function, source, **derived, **{"coefficient": scale, **facts})
         return function
 
     return register

@@ -71,8 +71,8 @@ class Record:
         if chosen := report.get("scaling_factor"):
             metric = "avg_normalized_top1" if "normalised" in chosen["metric"] else "avg_top1"
             results["val"] = {coef: {metric: v} for coef, v in chosen["validation"].items()}
-        if "scaling_factor" in merge.options:
-            results["coefficient"] = merge.options["scaling_factor"]
+        if (name := merge.method.coefficient) is not None:
+            results["coefficient"] = merge.options[name]
         results["merge"] = {"label": self.label, **report["merge"]}
         results["provenance"] = provenance(
             run,
@@ -122,7 +122,7 @@ def label_of(run: Run, merge: Merge, auto: bool) -> str:
     """The method, options that differ from their defaults, the mode, and tasks if only a part."""
     options = merge.method.changed(merge.options)
     if auto:
-        options = {**options, "scaling_factor": "auto"}
+        options = {**options, str(merge.method.coefficient): "auto"}
     words = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
     parts = [merge.method.name + (f" ({words})" if words else "")]
     if merge.thetas[-1].is_linear:

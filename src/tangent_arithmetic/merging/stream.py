@@ -1,4 +1,7 @@
-"""Piecewise merging: memory is one piece of each model, whatever their size."""
+"""Piecewise merging: memory is one piece of each model, whatever their size.
+
+A piece is a part of a tensor, or a whole one for methods that say so.
+"""
 
 from __future__ import annotations
 
@@ -109,13 +112,15 @@ class Merge:
         self, name: str, arguments: dict[str, Any], advance: Callable[[int], Any]
     ) -> Iterator[Part]:
         dtype = self.pool.base.outline[name].dtype
-        unchecked = self.method.drops and self.method.prepare is None
+        method = self.method
+        strict = method.drops or method.whole or method.prepare is not None
         for piece in self._pieces(name):
-            if unchecked:
-                self._is_finite(piece)
-            merged = self.method.function(piece, **arguments)
-            if not is_finite(merged):
+            if strict and not self._is_finite(piece):
                 merged = self._not_finite(piece)
+            else:
+                merged = method.function(piece, **arguments)
+                if not is_finite(merged):
+                    merged = self._not_finite(piece)
             if merged.dtype != dtype:
                 merged = statedict.round_to(merged, dtype, name, start=piece.start)
             yield Part(name, piece.start, merged)
@@ -140,10 +145,12 @@ class Merge:
         types = {value.dtype for value in (*whole, whole0) if value is not None}
         wide = torch.float64 if torch.float64 in types else torch.float32
 
-        def cut(values: Tensor, start: int) -> Tensor:
-            return values[start : start + PIECE].to(base_device, wide)
+        size = max(1, base.numel()) if self.method.whole else PIECE
 
-        for start in range(0, base.numel(), PIECE):
+        def cut(values: Tensor, start: int) -> Tensor:
+            return values[start : start + size].to(base_device, wide)
+
+        for start in range(0, base.numel(), size):
             theta0 = None if whole0 is None else cut(whole0, start)
             thetas = tuple(cut(values, start) for values in whole)
             yield Piece(first, tuple(base.shape), start, theta0, thetas, tuple(self.models))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tangent_arithmetic.merging.algorithms import Algorithm, algorithm_class
 from tangent_arithmetic.merging.methods import METHODS
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
-from tangent_arithmetic.merging.registry import OWN
+from tangent_arithmetic.merging.registry import OWN, Method
 from tangent_arithmetic.runtime.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ HELD_OUT = "fusion_bench.utils.data.train_validation_split"
 IGNORED = {"_target_", "_recursive_", "_usage_", "platform", "processor", "data_processor"}
 IGNORED |= {"train_datasets", "test_datasets", "val_datasets"}
 OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose"}
+OPTIONS_OFF = {"return_single_task_models"}  # accepted if false
 SUITE_KEYS = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size", "num_workers"}
 CLIP_KEYS = {*IGNORED, "base_model", "clip_model", "dataloader_kwargs"}
 CLIP_KEYS |= {"layer_wise_feature_save_path", "layer_wise_feature_first_token_only"}
@@ -65,6 +66,20 @@ def target_of(node: Node, what: str) -> str:
     return re.sub(r"^src\.merging\.", OWN, target)  # the name in earlier versions
 
 
+def method_of(node: Node) -> Method:
+    """The merging method of a configuration.
+
+    Args:
+        node: the group `method`.
+    """
+    target = target_of(node, "method")
+    methods = {method.algorithm: method for method in METHODS.values()}
+    name = target.rpartition(".")[2]
+    if not target.startswith(METHODS_OF) or name not in methods:
+        raise unknown("method._target_", target, (f"{OWN}{known}" for known in methods))
+    return methods[name]
+
+
 def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
     """The merging algorithm of a configuration.
 
@@ -72,15 +87,12 @@ def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
         node: the group `method`.
         seed: the seed of random masks, if the group does not set one.
     """
-    target = target_of(node, "method")
-    methods = {method.algorithm: method for method in METHODS.values()}
-    name = target.rpartition(".")[2]
-    if not target.startswith(METHODS_OF) or name not in methods:
-        raise unknown("method._target_", target, (f"{OWN}{known}" for known in methods))
-    options = {key: value for key, value in node.items() if key not in OPTIONS_IGNORED}
-    if seed is not None and "seed" in methods[name].defaults:
+    method = method_of(node)
+    ignored = OPTIONS_IGNORED | {key for key in OPTIONS_OFF if not node.get(key)}
+    options = {key: value for key, value in node.items() if key not in ignored}
+    if seed is not None and "seed" in method.defaults:
         options.setdefault("seed", seed)
-    return algorithm_class(name)(**options)
+    return algorithm_class(method.algorithm)(**options)
 
 
 def pool_of(node: Node) -> ModelPool:

@@ -1,8 +1,8 @@
-"""Trimming and sign election of TIES, over weights that are read piece by piece."""
+"""Order statistics of weights that are read piece by piece; trimming and sign election of TIES."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,29 @@ if TYPE_CHECKING:
 Taus = Callable[[Piece], Iterable[Tensor]]
 DIGIT = {"global": 16, "tensor": 11}  # bits; a histogram of 2**DIGIT for each threshold sought
 WHOLE = ""  # the key of a threshold over the whole vector
+KEY_BITS = 32  # of `ordered_keys`
+
+
+def ordered_keys(values: Float[Tensor, " weights"]) -> Tensor:
+    """Integers from 0 in the order of signed numbers, which are rounded to float32."""
+    bits = values.float().view(torch.int32).long()
+    return torch.where(bits >= 0, bits + 2**31, -1 - bits)
+
+
+def key_value(key: int) -> float:
+    """The number of a key of `ordered_keys`."""
+    bits = key - 2**31 if key >= 2**31 else -1 - key
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+def _width(values: Tensor) -> int:
+    """The number of bits of `values` that are ordered: those of magnitudes, or of keys."""
+    return KEY_BITS if values.dtype == torch.int64 else values.itemsize * 8 - 1
 
 
 @dataclass
 class Selection:
-    """The k-th smallest of a stream of magnitudes, found digit by digit without storing them.
+    """The k-th smallest of a stream of magnitudes or keys, found digit by digit, not stored.
 
     Non-negative floating-point numbers are ordered like their bits.
 
@@ -44,8 +62,8 @@ class Selection:
     def count(self, values: Float[Tensor, " weights"], high: int, low: int) -> None:
         """Counts the digits from bit `low` to `high` of the magnitudes with the prefix."""
         self.dtype = values.dtype
-        bits = values.abs().view(self._integer)
-        if high < bits.itemsize * 8 - 1:
+        bits = values if values.dtype == torch.int64 else values.abs().view(self._integer)
+        if high < _width(values):
             bits = bits[(bits >> high) == self.prefix]
         size = 1 << (high - low)
         counts = torch.bincount((bits >> low) & (size - 1), minlength=size)
@@ -62,7 +80,9 @@ class Selection:
         self.counts = None
 
     def value(self) -> float:
-        """The magnitude, after all digits are fixed."""
+        """The magnitude, after all digits are fixed; of keys, the number itself."""
+        if self.dtype == torch.int64:
+            return key_value(self.prefix)
         return float(torch.tensor(self.prefix, dtype=self._integer).view(self.dtype))
 
     @property
@@ -85,19 +105,37 @@ def find_thresholds(
     pieces: Pieces, taus: Taus, threshold: float, scope: str
 ) -> list[dict[str, float]]:
     """The smallest magnitude that stays in each model, by tensor or, under `WHOLE`, overall."""
+    return order_statistics(pieces, taus, [_rank(threshold, scope)], scope)
+
+
+def order_statistics(
+    pieces: Pieces, rows: Taus, ranks: Sequence[Callable[[int], int]], scope: str
+) -> list[dict[str, float]]:
+    """The k-th smallest number of each row, by tensor or, under `WHOLE`, overall.
+
+    Args:
+        pieces: starts a pass over the weights.
+        rows: (piece) -> floating-point numbers, ordered by magnitude, or `ordered_keys`.
+        ranks: (number of weights) -> k, from 1; that of row i is `ranks[i % len(ranks)]`.
+        scope: "global" or "tensor".
+    """
     searches: list[dict[str, Selection]] = []
-    rank = _rank(threshold, scope)
     high: int | None = None
+    width = None
     while high != 0:
         low = 0
         for piece in pieces():
             key = piece.name if scope == "tensor" else WHOLE
-            for model, tau in enumerate(taus(piece)):
-                high = high or tau.itemsize * 8 - 1  # without the sign bit
+            for row, values in enumerate(rows(piece)):
+                width = width or _width(values)
+                if _width(values) != width:  # some float32, some float64
+                    return order_statistics(pieces, _in_double(rows), ranks, scope)
+                high = high or width
                 low = max(0, high - DIGIT[scope])
-                if model == len(searches):
+                if row == len(searches):
                     searches.append({})
-                searches[model].setdefault(key, Selection(rank)).count(tau, high, low)
+                selection = searches[row].setdefault(key, Selection(ranks[row % len(ranks)]))
+                selection.count(values, high, low)
         if high is None:
             return []  # no weights at all
         for selections in searches:
@@ -105,6 +143,10 @@ def find_thresholds(
                 selection.settle(high, low)
         high = low
     return [{key: s.value() for key, s in selections.items()} for selections in searches]
+
+
+def _in_double(rows: Taus) -> Taus:
+    return lambda piece: (values.double() for values in rows(piece))
 
 
 @dataclass(frozen=True)

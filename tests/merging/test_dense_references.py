@@ -1,0 +1,488 @@
+"""Each method without data against its paper's formula, written densely in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from tangent_arithmetic import merging
+from tangent_arithmetic.merging import Algorithm
+from tangent_arithmetic.merging.methods import dare
+from tangent_arithmetic.merging.methods.consensus import lambdas_of
+from tangent_arithmetic.merging.trimming import KEY_BITS, key_value, ordered_keys
+from tests.merging.makers import State
+
+Array = np.ndarray
+SHAPES = {
+    "wide": (6, 11),
+    "tall": (9, 4),
+    "square": (8, 8),
+    "visual.positional_embedding": (5, 7),
+    "vector": (7,),
+    "scalar": (),
+    "conv": (3, 2, 2, 2),
+    "text_projection": (4, 6),
+    "model.token_embedding.weight": (9, 4),
+}
+MATRICES = ("wide", "tall", "square", "visual.positional_embedding")
+
+
+def pool_of(num_models: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, State]:
+    generator = torch.Generator().manual_seed(seed)
+    names = ["_pretrained_", *"abcdefgh"[:num_models]]
+    return {
+        name: {
+            key: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            for key, shape in SHAPES.items()
+        }
+        for name in names
+    }
+
+
+def taus_of(pool: dict[str, State], key: str) -> list[Array]:
+    base = pool["_pretrained_"][key].double().numpy()
+    return [state[key].double().numpy() - base for n, state in pool.items() if n != "_pretrained_"]
+
+
+def check(
+    algorithm: Algorithm,
+    pool: dict[str, State],
+    expected: Callable[[str, list[Array]], Array],
+    rtol: float = 1e-9,
+    keys: Sequence[str] = tuple(SHAPES),
+) -> None:
+    """The merged vectors are what a function of a tensor's name and task vectors gives."""
+    merged = algorithm.run(pool)
+    for key in keys:
+        found = (merged[key].double() - pool["_pretrained_"][key].double()).numpy()
+        reference = expected(key, taus_of(pool, key))
+        np.testing.assert_allclose(found, reference, rtol=rtol, atol=rtol, err_msg=key)
+
+
+def or_mean(
+    of_matrix: Callable[[list[Array]], Array], scale: float
+) -> Callable[[str, list[Array]], Array]:
+    """The method on matrices, the mean of the task vectors elsewhere, both scaled."""
+
+    def expected(key: str, taus: list[Array]) -> Array:
+        return scale * (of_matrix(taus) if key in MATRICES else np.mean(taus, axis=0))
+
+    return expected
+
+
+def svd(matrix: Array) -> tuple[Array, Array, Array]:
+    return np.linalg.svd(matrix, full_matrices=False)
+
+
+def orthogonal(matrix: Array) -> Array:
+    u, _, vt = svd(matrix)
+    return u @ vt
+
+
+# --- spectral methods
+
+
+def tsv(taus: list[Array]) -> Array:
+    rank = max(1, min(taus[0].shape) // len(taus))
+    parts = [svd(tau) for tau in taus]
+    u = np.concatenate([u[:, :rank] for u, _, _ in parts], axis=1)
+    s = np.concatenate([s[:rank] for _, s, _ in parts])
+    v = np.concatenate([vt[:rank].T for _, _, vt in parts], axis=1)
+    return orthogonal(u) @ np.diag(s) @ orthogonal(v).T
+
+
+@pytest.mark.parametrize("num_models", [1, 2, 3, 4])
+def test_tsv_m(num_models: int) -> None:
+    pool = pool_of(num_models)
+    check(merging.TaskSingularVectorMerging(0.7), pool, or_mean(tsv, 0.7))
+
+
+def test_tsv_m_with_a_factor_for_each_model() -> None:
+    pool, factors = pool_of(2), [0.5, 2.0]
+
+    def expected(key: str, taus: list[Array]) -> Array:
+        scaled = [f * tau for f, tau in zip(factors, taus, strict=True)]
+        return or_mean(tsv, 1.0)(key, scaled)
+
+    check(merging.TaskSingularVectorMerging(alpha=factors), pool, expected)
+
+
+def iso_c(taus: list[Array]) -> Array:
+    u, s, vt = svd(np.sum(taus, axis=0))
+    return np.mean(s) * u @ vt
+
+
+def iso_cts(taus: list[Array], fraction: float) -> Array:
+    rank = min(taus[0].shape)
+    common = rank - round((rank - int(rank * fraction)) / len(taus)) * len(taus)
+    own = (rank - common) // len(taus)
+    parts = [[part[..., :common] for part in _columns(np.sum(taus, axis=0))]]
+    basis = parts[0][0]
+    for tau in taus:
+        rest = tau - basis @ basis.T @ tau
+        parts.append([part[..., :own] for part in _columns(rest)])
+    u, s, v = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
+    return np.mean(s) * orthogonal(u) @ orthogonal(v).T
+
+
+def _columns(matrix: Array) -> tuple[Array, Array, Array]:
+    u, s, vt = svd(matrix)
+    return u, s, vt.T
+
+
+@pytest.mark.parametrize("num_models", [1, 3])
+def test_iso_c(num_models: int) -> None:
+    check(merging.ISO_C_Merge(1.3), pool_of(num_models), or_mean(iso_c, 1.3))
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.8, 1.0])
+@pytest.mark.parametrize("num_models", [1, 2])
+def test_iso_cts(num_models: int, fraction: float) -> None:
+    algorithm = merging.ISO_CTS_Merge(1.5, fraction)
+    check(algorithm, pool_of(num_models), or_mean(lambda taus: iso_cts(taus, fraction), 1.5))
+
+
+def star(taus: list[Array], eta: float) -> Array:
+    total = np.zeros_like(taus[0])
+    for tau in taus:
+        u, s, vt = svd(tau)
+        rank = 1
+        while s[:rank].sum() < eta / 100 * s.sum() * (1 - 1e-12):
+            rank += 1
+        total += u[:, :rank] @ np.diag(s[:rank] * s.sum() / s[:rank].sum()) @ vt[:rank]
+    return total / len(taus)
+
+
+@pytest.mark.parametrize("eta", [1, 40, 77.5, 100])
+def test_star(eta: float) -> None:
+    check(merging.StarAlgorithm(0.9, eta), pool_of(3), or_mean(lambda taus: star(taus, eta), 0.9))
+
+
+def interference(merged: Array, taus: list[Array]) -> float:
+    return sum(np.sum(((merged - tau) @ tau.T) ** 2) / np.sum(tau**2) for tau in taus)
+
+
+def test_wudi_in_closed_form_is_the_minimum() -> None:
+    def least_squares(taus: list[Array]) -> Array:
+        n = taus[0].shape[1]
+        rows = np.concatenate([tau / np.linalg.norm(tau) for tau in taus])  # rows @ M.T = targets
+        targets = np.concatenate([tau @ tau.T / np.linalg.norm(tau) for tau in taus])
+        assert np.linalg.matrix_rank(rows) == n
+        return np.linalg.lstsq(rows, targets, rcond=None)[0].T
+
+    algorithm = merging.WudiClosedFormAlgorithm(0.9, ridge=1e-13)
+    check(algorithm, pool_of(3), or_mean(least_squares, 0.9), rtol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 25])
+def test_wudi_takes_steps_of_adam_on_the_objective(steps: int) -> None:
+    def descend(taus: list[Array]) -> Array:
+        stack = torch.tensor(np.stack(taus))
+        merged = stack.sum(dim=0).requires_grad_()
+        optimizer = torch.optim.Adam([merged], lr=0.01)
+        for _ in range(steps):
+            products = (merged - stack) @ stack.mT
+            energy = stack.square().sum(dim=(1, 2), keepdim=True)
+            optimizer.zero_grad()
+            (products.square() / energy).sum().backward()
+            optimizer.step()
+        return merged.detach().numpy()
+
+    algorithm = merging.WUDIMerging(0.9, iter_num=steps, lr=0.01)
+    check(algorithm, pool_of(3), or_mean(descend, 0.9), rtol=1e-8)
+
+
+def test_wudi_lowers_the_interference() -> None:
+    pool = pool_of(3)
+    taus = taus_of(pool, "wide")
+
+    def of(algorithm: Algorithm) -> float:
+        merged = algorithm.run(pool)["wide"] - pool["_pretrained_"]["wide"]
+        return interference(merged.numpy(), taus)
+
+    values = [of(merging.WUDIMerging(iter_num=n, lr=0.01)) for n in (0, 50, 500)]
+    assert values[0] > values[1] > values[2] > of(merging.WudiClosedFormAlgorithm())
+
+
+def test_float32_is_merged_to_its_precision() -> None:
+    """Gram matrices stand for LAPACK's decomposition where they are exact enough."""
+    pool = pool_of(3, dtype=torch.float32)
+    cases = [
+        (merging.TaskSingularVectorMerging(), tsv),
+        (merging.ISO_C_Merge(), iso_c),
+        (merging.ISO_CTS_Merge(), lambda taus: iso_cts(taus, 0.8)),
+        (merging.StarAlgorithm(), lambda taus: star(taus, 40)),
+    ]
+    for algorithm, reference in cases:
+        check(algorithm, pool, or_mean(reference, 1.0), rtol=3e-6)
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 5e5])
+def test_ill_conditioned_matrices_are_decomposed_to_the_precision_of_float32(
+    condition: float,
+) -> None:
+    u, v = (orthogonal(np.random.default_rng(i).normal(size=(12, 12))) for i in (0, 1))
+    tau = u @ np.diag(np.geomspace(1, 1 / condition, 12)) @ v
+    zero = torch.zeros(12, 12)
+    rounded = torch.tensor(tau).float()
+    isometry = orthogonal(rounded.double().numpy())
+    size = np.linalg.svd(rounded.double().numpy(), compute_uv=False).mean()
+    pool = {"_pretrained_": {"w": zero}, "a": {"w": rounded}}
+    found = merging.ISO_C_Merge(1 / size).run(pool)["w"]
+    np.testing.assert_allclose(found.numpy(), isometry, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_of_low_rank_keep_it(dtype: torch.dtype) -> None:
+    """Singular vectors of the value 0 are arbitrary; none enters a result."""
+    numbers = np.random.default_rng(3)
+    tau = torch.tensor(numbers.normal(size=(9, 2)) @ numbers.normal(size=(2, 12))).to(dtype)
+    pool = {"_pretrained_": {"w": 0 * tau}, "a": {"w": tau}}
+    for algorithm in (merging.ISO_C_Merge(), merging.ISO_CTS_Merge(1.0, 0.5)):
+        merged = algorithm.run(pool)["w"].double()
+        s, before = (torch.linalg.svdvals(value.double()) for value in (merged, pool["a"]["w"]))
+        assert s[0].item() == pytest.approx(before[:2].mean().item(), rel=1e-5)
+        assert s[1].item() == pytest.approx(s[0].item(), rel=1e-5) and s[2].item() < 1e-5
+    merged = merging.TaskSingularVectorMerging().run(pool)["w"]
+    torch.testing.assert_close(merged, pool["a"]["w"])
+
+
+def test_excluded_matrices_are_averaged() -> None:
+    pool = pool_of(2)
+    keys = list(MATRICES)
+    for algorithm in (
+        merging.TaskSingularVectorMerging(exclude_keys=keys),
+        merging.ISO_C_Merge(exclude_keys=keys),
+        merging.ISO_CTS_Merge(exclude_keys=keys),
+        merging.StarAlgorithm(exclude_keys=keys),
+        merging.WUDIMerging(exclude_keys=keys),
+        merging.WudiClosedFormAlgorithm(exclude_keys=keys),
+    ):
+        check(algorithm, pool, lambda _, taus: np.mean(taus, axis=0))
+
+
+# --- masks
+
+
+def test_breadcrumbs() -> None:
+    def expected(_: str, taus: list[Array]) -> Array:
+        total = np.zeros_like(taus[0])
+        for tau in taus:
+            order = np.argsort(np.abs(tau).reshape(-1))
+            number = len(order)
+            kept = order[int(0.5 * number) : number - int(0.2 * number)]
+            mask = np.zeros(number, dtype=bool)
+            mask[kept] = True
+            total += np.where(mask.reshape(tau.shape), tau, 0)
+        return 0.4 * total
+
+    check(merging.BreadcrumbsAlgorithm(0.4, beta=0.5, gamma=0.2), pool_of(3), expected)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+def test_consensus(k: int) -> None:
+    lambdas = [0.2, 0.4, 0.6]
+
+    def expected(_: str, taus: list[Array]) -> Array:
+        total = sum(taus)
+        pairs = zip(taus, lambdas, strict=True)
+        used = sum((np.abs(t) > value * np.abs(total - t)).astype(int) for t, value in pairs)
+        return 0.4 * total * (used >= k)
+
+    algorithm = merging.ConsensusTaskArithmeticAlgorithm(0.4, lambdas, k)
+    check(algorithm, pool_of(3), expected)
+    assert lambdas_of(0.3, "ab") == [0.3, 0.3]
+
+
+@pytest.mark.parametrize("elect", [True, False])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_della(elect: bool, rescale: bool) -> None:
+    p, epsilon = 0.5, 0.6
+    pool = pool_of(3)
+
+    def expected(key: str, taus: list[Array]) -> Array:
+        kept = []
+        for name, tau in zip("abc", taus, strict=True):
+            rows = tau.reshape(len(tau) if tau.ndim > 1 else 1, -1)
+            numbers = dare.uniform(7, name, key, 0, tau.size).numpy().reshape(rows.shape)
+            n, out = rows.shape[1], np.zeros_like(rows)
+            for i, row in enumerate(rows):
+                ranks = np.argsort(np.argsort(-np.abs(row)))
+                drop = p + epsilon * (ranks / (n - 1) - 0.5) if n > 1 else np.full(n, p)
+                out[i] = np.where(numbers[i] >= drop, row / (1 - drop) if rescale else row, 0)
+            kept.append(out.reshape(tau.shape))
+        stack = np.stack(kept)
+        if not elect:
+            return 0.9 * stack.mean(axis=0)
+        agree = stack * (np.sign(stack) == np.sign(stack.sum(axis=0)))
+        return 0.9 * agree.sum(axis=0) / np.maximum(1, (agree != 0).sum(axis=0))
+
+    check(merging.DellaAlgorithm(0.9, p, epsilon, elect, rescale, seed=7), pool, expected)
+
+
+def test_della_drops_small_weights_more_often() -> None:
+    tau = torch.linspace(1, 2, 1000).repeat(200, 1)
+    pool = {"_pretrained_": {"w": torch.zeros_like(tau)}, "a": {"w": tau}}
+    found = merging.DellaAlgorithm(1.0, 0.4, 0.6).run(pool)["w"]
+    dropped = (found == 0).double().mean(dim=0)
+    assert abs(dropped.mean().item() - 0.4) < 0.01
+    assert abs(dropped[:100].mean().item() - 0.67) < 0.02  # mean of the tenth: 0.7 - 0.03
+    assert abs(dropped[-100:].mean().item() - 0.13) < 0.02
+    assert abs(found.double().mean().item() - tau.double().mean().item()) < 0.02
+
+
+def test_pcb() -> None:
+    """Over the vector of all tensors, as the authors' code."""
+    pool = pool_of(3)
+    flat = np.stack(
+        [np.concatenate([taus_of(pool, key)[i].reshape(-1) for key in SHAPES]) for i in range(3)]
+    )
+    merged = pcb(flat, 0.3)
+    found = merging.PcbMergingAlgorithm(1.2, 0.3).run(pool)
+    vector = np.concatenate(
+        [(found[key] - pool["_pretrained_"][key]).numpy().reshape(-1) for key in SHAPES]
+    )
+    np.testing.assert_allclose(vector, 1.2 * merged, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_are_ordered_like_signed_numbers() -> None:
+    values = torch.tensor([-torch.inf, -3e38, -2.5, -1e-45, -0.0, 0.0, 1e-45, 0.5, 3e38])
+    keys = ordered_keys(values)
+    assert keys.tolist() == sorted(keys.tolist()) and len(keys.unique()) == len(values)
+    assert [key_value(key) for key in keys.tolist()] == values.tolist()
+    assert bool((keys >= 0).all()) and bool((keys < 2**KEY_BITS).all())
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 0.99, 1.0])
+def test_pcb_with_bounds_of_either_sign(ratio: float) -> None:
+    """The bound of the parameters that count is negative where more count than agree."""
+    pool = pool_of(2, seed=5, dtype=torch.float32)
+    flat = np.stack(
+        [np.concatenate([taus_of(pool, key)[i].reshape(-1) for key in SHAPES]) for i in (0, 1)]
+    )
+    found = merging.PcbMergingAlgorithm(1.0, ratio).run(pool)
+    vector = [(found[key] - pool["_pretrained_"][key]).numpy().reshape(-1) for key in SHAPES]
+    np.testing.assert_allclose(np.concatenate(vector), pcb(flat, ratio), rtol=1e-4, atol=1e-4)
+
+
+def pcb(flat: Array, ratio: float) -> Array:
+    num_models, number = flat.shape
+    sizes = np.sort(np.abs(flat), axis=1)
+    low = sizes[:, int(1e-4 * number), None]
+    high = sizes[:, int(number * (1 - 1e-4) - 1), None]
+    clamped = np.clip(np.abs(flat), low, high)
+    intra = np.exp(num_models * ((clamped - low) / (high - low)) ** 2)
+    raw = intra * np.tanh(flat * flat.sum(axis=0))
+    least = np.sort(raw, axis=1)[:, int(number * (1 - ratio)), None]
+    beta = (np.maximum(raw, least) - least) / (raw.max(axis=1, keepdims=True) - least)
+    return (np.sign(flat) * clamped * beta).sum(axis=0) / np.maximum(beta.sum(axis=0), 1e-12)
+
+
+# --- depth
+
+
+def test_lines() -> None:
+    depth = {"conv1.weight": 0.0, "blocks.0.w": 0.0, "blocks.1.w": 0.5, "blocks.2.w": 1.0}
+    depth |= {"text.h.5.w": 0.0, "text.h.7.0.w": 1.0, "only.3.w": 0.0, "layer4.weight": 0.0}
+    generator = torch.Generator().manual_seed(0)
+    pool = {
+        name: {key: torch.randn(2, generator=generator).double() for key in depth}
+        for name in ("_pretrained_", *"abcd")
+    }
+    found = merging.LinesTaskArithmeticAlgorithm(0.6).run(pool)
+    for key, where in depth.items():
+        expected = (1 / 4 + 0.6 * where) * np.sum(taus_of(pool, key), axis=0)
+        merged = (found[key] - pool["_pretrained_"][key]).numpy()
+        np.testing.assert_allclose(merged, expected, rtol=1e-12)
+
+
+# --- spheres
+
+
+@pytest.mark.parametrize("num_models", [1, 2, 4])
+def test_model_stock(num_models: int) -> None:
+    def expected(_: str, taus: list[Array]) -> Array:
+        pairs = list(itertools.combinations([tau.reshape(-1) for tau in taus], 2))
+        mean = np.mean(taus, axis=0)
+        if not pairs:
+            return mean
+        cosine = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
+        bottom = 1 + (len(taus) - 1) * cosine
+        return mean * (len(taus) * cosine / bottom if bottom > 1e-6 else 0.0)
+
+    check(merging.ModelStock(), pool_of(num_models), expected)
+
+
+def test_model_stock_leaves_ignored_keys_at_the_mean() -> None:
+    pool = pool_of(3)
+    merged = merging.ModelStock(ignore_keys=["wide"]).run(pool)
+    mean = torch.stack([pool[name]["wide"] for name in "abc"]).mean(dim=0)
+    torch.testing.assert_close(merged["wide"], mean)
+
+
+def explicit_karcher(vectors: list[Array], weights: Sequence[float], steps: int) -> Array:
+    """In the space of the weights, not of the factors."""
+    norms = [np.linalg.norm(v) for v in vectors]
+    units = [v / n for v, n in zip(vectors, norms, strict=True)]
+    mean = sum(w * u for w, u in zip(weights, units, strict=True))
+    mean = mean / np.linalg.norm(mean)
+    for _ in range(steps):
+        step = np.zeros_like(mean)
+        for w, u in zip(weights, units, strict=True):
+            angle = np.arccos(np.clip(np.sum(mean * u), -1, 1))
+            step += w * angle / np.sin(angle) * (u - np.cos(angle) * mean)
+        size = np.linalg.norm(step)
+        mean = np.cos(size) * mean + np.sin(size) * step / size
+    return mean * np.dot(weights, norms)
+
+
+def test_karcher_is_the_mean_on_the_sphere() -> None:
+    pool = pool_of(3)
+    del pool["_pretrained_"]
+    found = merging.KarcherAlgorithm(max_iter=200, tol=0.0).run(pool)
+    for key in ("wide", "conv"):
+        vectors = [state[key].numpy().reshape(-1) for state in pool.values()]
+        expected = explicit_karcher(vectors, [1 / 3] * 3, 200)
+        np.testing.assert_allclose(found[key].numpy().reshape(-1), expected, rtol=1e-9)
+        unit = expected / np.linalg.norm(expected)
+        pull = np.zeros_like(unit)
+        for v in vectors:
+            u = v / np.linalg.norm(v)
+            angle = np.arccos(unit @ u)
+            pull += angle / np.sin(angle) * (u - np.cos(angle) * unit)
+        assert np.linalg.norm(pull) < 1e-7  # the gradient of the sum of squared angles
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_multislerp(with_base: bool) -> None:
+    pool = pool_of(3)
+    weights = [1.0, 2.0, 5.0]
+    given = dict(pool) if with_base else {n: s for n, s in pool.items() if n != "_pretrained_"}
+    found = merging.MultislerpAlgorithm(weights).run(given)
+    for key in ("wide", "conv"):
+        start = pool["_pretrained_"][key] if with_base else torch.zeros(SHAPES[key])
+        vectors = [(pool[name][key] - start).double().numpy().reshape(-1) for name in "abc"]
+        expected = explicit_karcher(vectors, [w / 8 for w in weights], 1)
+        merged = (found[key] - start).numpy().reshape(-1)
+        np.testing.assert_allclose(merged, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_multislerp_of_two_is_slerp() -> None:
+    pool = pool_of(2)
+    del pool["_pretrained_"]
+    found = merging.MultislerpAlgorithm([0.3, 0.7]).run(pool)["wide"]
+    u, v = pool["a"]["wide"], pool["b"]["wide"]
+    v = v / v.norm() * u.norm()  # slerp changes the norm along the way, multislerp takes the mean
+    slerp = merging.SlerpMergeAlgorithm(0.7).run({"a": {"w": u}, "b": {"w": v}})["w"]
+    cosine = (found * slerp).sum() / found.norm() / slerp.norm()
+    assert 1 - cosine.item() < 1e-3  # one step from the chord's mean
+
+
+def test_opposite_models_have_no_mean_direction() -> None:
+    u = torch.tensor([1.0, 2.0, -1.0]).double()
+    for algorithm in (merging.KarcherAlgorithm(), merging.MultislerpAlgorithm()):
+        assert algorithm.run({"a": {"w": u}, "b": {"w": -u}})["w"].abs().max() < 1e-12
