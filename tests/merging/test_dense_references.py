@@ -1,4 +1,4 @@
-"""Each method without data against its paper's formula, written densely in float64."""
+"""Each method without data against its formula, written densely in float64."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ def breadcrumbs(
 
     The mask \(m_t\) is 0 for the `int(beta * n)` smallest and the `int(gamma * n)` largest
     magnitudes of n, and 1 for the others; all magnitudes equal to the smallest or largest that
-    stays stay too. mergekit's `density` is 1 - beta - gamma.
+    stays stay too. mergekit's `density` is 1 - beta - gamma; the authors' code masks each row of a
+    tensor (its last dimension) by itself.
 
     Args:
         piece: one tensor of every model.
@@ -36,7 +37,7 @@ def breadcrumbs(
         beta: share of the smallest weights to drop.
         gamma: share of the largest weights, the outliers, to drop.
 
-    Source: Davari and Belilovsky, "Model Breadcrumbs", arXiv:2312.06795, section 3.
+    Source: Davari and Belilovsky, "Model Breadcrumbs", arXiv:2312.06795.
     """
     if not (beta >= 0 and gamma >= 0 and beta + gamma < 1):
         raise UsageError(

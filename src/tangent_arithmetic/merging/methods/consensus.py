@@ -47,7 +47,7 @@ def consensus_task_arithmetic(
         prun_thre_k: k; 0 is task arithmetic.
 
     Source: Wang et al., "Localizing Task Information for Improved Model Merging and Compression",
-    arXiv:2405.07813, sections 4 and 5.
+    arXiv:2405.07813.
     """
     lambdas = lambdas_of(tall_mask_lambda, piece.models)
     if not 0 <= prun_thre_k <= len(piece.models):

@@ -58,8 +58,9 @@ def della(
 
     \(\hat\tau_t\) drops each weight with its probability \(p_i\) and divides the others by
     \(1 - p_i\). Within a row of n weights, \(p_i = p - \epsilon/2 + \epsilon r_i / (n - 1)\) with
-    the rank \(r_i\), 0 for the largest magnitude. A row belongs to one output; a vector is one
-    row. The sign is that of the sum of the \(\hat\tau_t\), weight by weight.
+    the rank \(r_i\), 0 for the largest magnitude, as in the authors' code; the paper divides by n.
+    A row belongs to one output; a vector is one row. The sign is that of the sum of the
+    \(\hat\tau_t\), weight by weight, plus where it is 0.
 
     Args:
         piece: one tensor of every model.
@@ -71,7 +72,7 @@ def della(
         rescale: divide by 1 - p.
         seed: seed of the masks, see `merging.methods.dare`.
 
-    Source: Deep et al., "DELLA-Merging", arXiv:2406.11617, section 3.
+    Source: Deep et al., "DELLA-Merging", arXiv:2406.11617, section 2 and algorithm 1.
     """
     low, high = sparsity_ratio - epsilon / 2, sparsity_ratio + epsilon / 2
     if not (epsilon >= 0 and low >= 0 and high < 1):

@@ -49,10 +49,11 @@ def iso_c(
 
     Args:
         piece: one tensor of every model.
-        scaling_factor: alpha; the paper chooses it on validation, 1.3 to 1.5 for eight CLIPs.
+        scaling_factor: alpha; the paper chooses it on validation, 0.8 to 1.5 by model and
+            number of tasks.
         exclude_keys: further tensors to average.
 
-    Source: Marczak et al., "No Task Left Behind", arXiv:2502.04959, section 4.1.
+    Source: Marczak et al., "No Task Left Behind", arXiv:2502.04959, section 4.
     """
     if not spectral.is_spectral(piece, exclude_keys):
         return spectral.mean_tau(piece).mul_(scaling_factor).add_(piece.base)
@@ -84,11 +85,13 @@ def iso_cts(
 
     Args:
         piece: one tensor of every model.
-        scaling_factor: alpha.
-        common_space_fraction: k / r; k is then rounded so that T divides r - k.
+        scaling_factor: alpha; the paper chooses it on validation, 1.1 to 1.9 by model and
+            number of tasks.
+        common_space_fraction: k / r; k is then rounded so that T divides r - k, as in
+            fusion-bench.
         exclude_keys: further tensors to average.
 
-    Source: Marczak et al., "No Task Left Behind", arXiv:2502.04959, section 4.2 and algorithm 1.
+    Source: Marczak et al., "No Task Left Behind", arXiv:2502.04959, section 4.
     """
     if not 0 <= common_space_fraction <= 1:
         raise UsageError(

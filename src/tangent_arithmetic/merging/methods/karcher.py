@@ -87,7 +87,8 @@ def karcher(piece: Piece, *, max_iter: int = 10, tol: float = 1e-5, statistics: 
     r"""The point of the sphere with the least sum of squared angles, times the mean norm.
 
     \(m = \arg\min_m \sum_t \angle(m, \theta_t)^2\), tensor by tensor, without the pre-trained
-    model; options and defaults are those of mergekit.
+    model; options and defaults are those of mergekit. Where the directions cancel, the result is
+    the mean of the models.
 
     Args:
         piece: one piece of every model.
@@ -124,16 +125,18 @@ def multislerp(
     r"""\(\exp_m \sum_t w_t \log_m u_t\) times the weighted mean norm: one step of `karcher`.
 
     m is the normalised weighted mean of the directions \(u_t\), of the task vectors where there is
-    a pre-trained model, else of the models.
+    a pre-trained model, else of the models. mergekit projects the \(u_t\) in place of
+    \(\log_m u_t\); the weighted sum of the projections is 0, so that its result keeps the
+    direction m.
 
     Args:
         piece: one piece of every model.
         weights: w, one per model; none for equal ones.
-        normalize_weights: divide the weights by their sum; else it scales the result.
+        normalize_weights: divide the weights by their sum; else it scales the step and the norm.
         statistics: the result of `vectors`.
 
     Source: Buss and Fillmore, "Spherical averages and applications to spherical splines and
-    interpolation", ACM Transactions on Graphics 20, 2001; the method of mergekit.
+    interpolation", ACM Transactions on Graphics 20, 2001; name and options are mergekit's.
     """
     if not all(weight >= 0 for weight in weights):
         raise UsageError(f"multislerp's weights must be at least 0, got {list(weights)}")

@@ -56,8 +56,8 @@ def lines_task_arithmetic(
     r"""\(\theta = \theta_0 + (\alpha + \beta \frac{l - 1}{L - 1}) \sum_t \tau_t\) in block l of L.
 
     \(\alpha = 1 / T\), the coefficient of the mean, which tensors outside of the blocks have, and
-    those of the first one. The paper's \(\alpha\) for other merged vectors is the ratio of their
-    norms to that of the sum, divided by T.
+    those of the first one. The paper's \(\alpha\) for another merged vector is the norm of the sum
+    divided by T and by the norm of that vector.
 
     Args:
         piece: one piece of every model.
@@ -65,7 +65,7 @@ def lines_task_arithmetic(
         statistics: the result of `prepare`.
 
     Source: Wang et al., "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model
-    Merging", arXiv:2410.17146, sections 3 and 4.
+    Merging", arXiv:2410.17146, sections 4 and 5.2.
     """
     factor = 1 + len(piece.thetas) * beta * statistics[piece.name]
     return mean_tau(piece).mul_(factor).add_(piece.base)

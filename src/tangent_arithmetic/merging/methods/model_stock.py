@@ -56,7 +56,7 @@ def model_stock(
         ignore_keys: tensors that become the mean (t = 1).
         statistics: the result of `prepare`.
 
-    Source: Jang et al., "Model Stock", arXiv:2403.19522, section 4.
+    Source: Jang et al., "Model Stock", arXiv:2403.19522.
     """
     t = 1.0 if piece.name in (ignore_keys or ()) else ratio(statistics[piece.name])
     return mean_tau(piece).mul_(t).add_(piece.base)

@@ -1,6 +1,6 @@
 r"""PCB-merging: each weight of a task vector counts by its size and its agreement with the others.
 
-All quantiles are over whole vectors, as in the paper's code, and exact: they are found digit by
+All quantiles are over whole vectors, as in the authors' code, and exact: they are found digit by
 digit in passes over the weights. Those of signed numbers are rounded to float32.
 """
 
@@ -98,7 +98,8 @@ def pcb_merging(
     \(\beta_t\) is \(\exp(T\, \overline{|\tau_t|}^2) \odot \tanh(\tau_t \odot \sum_s \tau_s)\) with
     all but its largest values set to the smallest of these, mapped to [0, 1]; the bar maps the
     magnitudes of a task vector to [0, 1]. Magnitudes beyond their quantiles 0.0001 and 0.9999 are
-    moved there, in the merged vectors too.
+    moved there, in the merged vectors too. All this is as in the authors' code; the paper's
+    formulas have softmax functions in place of exp and tanh.
 
     Args:
         piece: one piece of every model.
@@ -106,8 +107,7 @@ def pcb_merging(
         pcb_ratio: share of the weights of a task vector that count.
         statistics: the result of `prepare`.
 
-    Source: Du et al., "Parameter Competition Balancing for Model Merging", arXiv:2410.02396,
-    section 3; the clamping is that of the authors' code.
+    Source: Du et al., "Parameter Competition Balancing for Model Merging", arXiv:2410.02396.
     """
     merged = statistics.merged(torch.stack(tuple(piece.taus())))
     return merged.mul_(scaling_factor).add_(piece.base)

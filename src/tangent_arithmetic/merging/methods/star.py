@@ -45,7 +45,7 @@ def star(
         exclude_keys: further tensors to average.
 
     Source: Lee et al., "STAR: Spectral Truncation and Rescale for Model Merging",
-    arXiv:2502.10339, section 3.
+    arXiv:2502.10339.
     """
     if not 0 < eta <= 100:
         raise UsageError(f"star's eta must be above 0 and at most 100 (percent), got {eta}")

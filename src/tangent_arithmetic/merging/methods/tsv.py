@@ -61,7 +61,7 @@ def tsv_m(
         alpha: the scaling factor, or one per model.
         exclude_keys: further tensors to average.
 
-    Source: Gargiulo et al., "Task Singular Vectors", arXiv:2412.00081, section 4 and algorithm 1.
+    Source: Gargiulo et al., "Task Singular Vectors", arXiv:2412.00081, section 4.2 and algorithm 1.
     """
     factors = factors_of(alpha, piece.models)
     if not spectral.is_spectral(piece, exclude_keys):

@@ -51,12 +51,12 @@ def wudi(
     Args:
         piece: one tensor of every model.
         scaling_factor: lambda; the paper has 1.
-        iter_num: number of steps.
+        iter_num: number of steps; 400 in fusion-bench's configuration.
         lr: learning rate, at most the change of a weight in a step.
         exclude_keys: further tensors to average.
 
     Source: Cheng et al., "Whoever Started the Interference Should End It", arXiv:2503.08099,
-    section 4.
+    algorithm 1.
     """
     if iter_num < 0 or not lr > 0:
         raise UsageError(
@@ -94,7 +94,7 @@ def wudi_closed_form(
         exclude_keys: further tensors to average.
 
     Source: Cheng et al., "Whoever Started the Interference Should End It", arXiv:2503.08099,
-    equation of the objective in section 4.
+    the objective of algorithm 1.
     """
     if not ridge > 0:
         raise UsageError(f"wudi_closed_form's ridge must be above 0, got {ridge}")
