@@ -22,6 +22,7 @@ from tangent_arithmetic.commands.combining.sums import (
     combination_table,
     save,
 )
+from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.models import announce
 from tangent_arithmetic.run.results import check_targets, write_results
@@ -46,12 +47,12 @@ def work(run: Run) -> None:
 
 def _sum(run: Run, settings: Settings) -> None:
     path = run.results / f"{run.mode.prefix}combined_{slug(run)}.json"
-    check_targets(run, path, checkpoint_path(run))
+    check_targets(run, path, checkpoint_path(run), report_path(run))
     results, model = combination(run, settings)
     results["checkpoint"] = str(save(run, model, results))
     write_results(path, results, run)
     print(f"{combination_table(run, results)}\n{account(results)}")
-    print(f"wrote {path}, {checkpoint_path(run)}")
+    print(f"wrote {path}, {checkpoint_path(run)} and {write_report(run)}")
 
 
 def _negate(run: Run, settings: Settings) -> None:
