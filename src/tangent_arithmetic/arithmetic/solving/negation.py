@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 FACTORS = tuple(round(0.3 + 0.05 * i, 2) for i in range(27))  # 0.3 to 1.6
-UNIFORM = tuple(round(0.05 * i, 2) for i in range(41))  # 0 to 2
+UNIFORM = tuple(round(0.05 * i, 2) for i in range(121))  # 0 to 6
 RIDGE = 3e-4  # chosen on validation, embedded suite
 
 
