@@ -128,11 +128,12 @@ def test_tables_are_downloaded_as_they_are_read(browser: Any, file: Path) -> Non
 def test_the_best_of_a_column_is_bold(name: str, lower: bool, tables: dict[str, Table]) -> None:
     table = tables[name]
     own = [line for line in table.lines if line.own and line.label != "zero-shot"]
-    assert [line.label for line in own] == ["standard", "linear", "post-hoc"]
+    assert [line.label for line in own][:3] == ["standard", "linear", "post-hoc"]
     marked = {line.label: [best for _, best in cells] for line, cells in table.rows}
     for i, column in enumerate(table.columns):
-        values = {line.label: line.values[i] or 0.0 for line in own}
-        if column == "coefficient":
+        known = {line.label: line.values[i] for line in own}
+        values = {label: value for label, value in known.items() if value is not None}
+        if column == "coefficient" or not values:
             assert not any(flags[i] for flags in marked.values())
             continue
         best = min if lower and not column.startswith("control") else max

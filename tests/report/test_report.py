@@ -110,7 +110,13 @@ def test_a_composed_mode_has_rows_and_an_explorer(composed: Run) -> None:
 
 
 def test_pages_without_new_results_have_no_new_columns(tmp_path: Path) -> None:
-    run = Run.of(Config(results=str(COMMITTED.parent)))
+    run = Run.of(Config(results=str(tmp_path)))
+    later = shutil.ignore_patterns("*taujp*", "*combined*", "report.html")
+    shutil.copytree(COMMITTED / "ViT-Nano-8", run.results, ignore=later)
+    for path in run.results.glob("*additions.json"):
+        results = json.loads(path.read_text())
+        kept = {k: v for k, v in results.items() if k not in ("test_at_1", "interference")}
+        path.write_text(json.dumps(kept))
     page = report.page_of(run, None)
     assert list(rows_of(page, "Single-task accuracy"))[:4] == [
         *("zero-shot", "standard", "linear", "post-hoc")
