@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from tangent_arithmetic import merging
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, get_suite
-from tangent_arithmetic.merging import Algorithm, get_method, run_pool
+from tangent_arithmetic.merging import get_method, run_pool
+from tangent_arithmetic.merging.algorithms import algorithm_class
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.program import choose_scaling_factor
 from tangent_arithmetic.merging.registry import PRETRAINED
@@ -73,12 +73,6 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
 }
 
 
-def algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:
-    """A method with its options."""
-    made: Algorithm = getattr(merging, get_method(name).algorithm)(**options)
-    return made
-
-
 def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, dict[str, float]]:
     """Accuracy of the pre-trained encoder and of each task's own encoder, by task."""
 
@@ -95,9 +89,9 @@ def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, d
 
 def pool_for(run: Path, label: str, tasks: Sequence[str]) -> ModelPool:
     """The models that a method merges, by its label."""
-    name, _, mode, named = METHODS[label]
+    method, _, mode, named = METHODS[label]
     pool = run_pool(run, list(named or tasks), mode)
-    if name == "slerp":  # between the two, not from theta0
+    if method == "slerp":  # between the two, not from theta0
         return ModelPool({name: pool.models[name] for name in named})
     return pool
 
@@ -117,6 +111,7 @@ def study(run: Path, seed: int) -> dict[str, Row]:
     for label, (name, given, mode, named) in METHODS.items():
         options, pool, measured = dict(given), pool_for(run, label, names), pair if named else tasks
         method = get_method(name)
+        algorithm = algorithm_class(method.algorithm)
         row: Row = {"own": {task: own[mode]["own"][task] for task in measured.tasks}}
         if name == "weighted_average":
             gains = [on_val["own"][task] - on_val["zero-shot"][task] for task in names]
@@ -125,11 +120,11 @@ def study(run: Path, seed: int) -> dict[str, Row]:
             options["seed"] = seed
         if method.coefficient is not None:
             chosen = choose_scaling_factor(
-                algorithm(name, {**options, method.coefficient: 1.0}), pool, measured
+                algorithm(**{**options, method.coefficient: 1.0}), pool, measured
             )
             options[method.coefficient] = row["coefficient"] = chosen["coefficient"]
         begun = time.monotonic()
-        state = merged_state(algorithm(name, options).merge(pool))
+        state = merged_state(algorithm(**options).merge(pool))
         row["seconds"] = round(time.monotonic() - begun, 3)
         report = measured.evaluate(measured.encoder(pool, state))
         row["top1"] = {task: report[task]["accuracy"] for task in measured.tasks}

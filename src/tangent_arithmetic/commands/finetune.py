@@ -72,7 +72,8 @@ def finetune(run: Run, task: str) -> Path:
     encoder, theta0_hash = zeroshot_encoder(run)
     method = method_of(run, task)
     wanted = {**asdict(recipe), **method, "seed": seed}
-    wanted |= {"target": run.config.target, "patience": run.config.patience}
+    ends = {"target": run.config.target, "patience": run.config.patience}
+    wanted |= ends
     if ddp.broadcast(is_done(path, wanted, theta0_hash)):
         _check_origin(path, run, task)
         if ddp.is_main_process():
@@ -80,9 +81,8 @@ def finetune(run: Run, task: str) -> Path:
         logger.info("%s %s: done before, skipped (%s)", task, mode, path)
         return path
     data, head = run.data.dataset(f"{task}Val"), classification_head(run, task)
-    origin = {"theta0_hash": theta0_hash, **_of_data(data), **_of_head(run, task)}
+    origin = {"theta0_hash": theta0_hash, **_of_data(data), **_of_head(run, task), **ends}
     origin |= {"method": method} if method else {}
-    origin |= {"target": run.config.target, "patience": run.config.patience}
     made = {
         **wanted,
         **origin,

@@ -30,7 +30,8 @@ from tangent_arithmetic.runtime.processes import one_at_a_time
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[3]  # of a clone
-SOLVED = ("--coefficients=task-layer", "--shots=4")  # of the sum that a benchmark solves for
+GROUPING, SHOTS = "task-layer", 4  # of the sum that a benchmark solves for
+SOLVED = (f"--coefficients={GROUPING}", f"--shots={SHOTS}")
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
@@ -103,7 +104,7 @@ def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
 
 def solved_path(run: Run, mode: str) -> Path:
     """The file of a mode's sum with the coefficients of `SOLVED`."""
-    return run.results / f"{get_mode(mode).prefix}combined_task-layer_4shot.json"
+    return run.results / f"{get_mode(mode).prefix}combined_{GROUPING}_{SHOTS}shot.json"
 
 
 def check_targets(run: Run, *paths: Path) -> None:
