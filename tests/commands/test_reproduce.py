@@ -225,6 +225,7 @@ def test_every_file_of_the_design_is_there(root: Path) -> None:
     names = ["zeroshot_accuracies", "report"]
     for prefix in ("", "linear_", "posthoc_"):
         names += [f"{prefix}ft_accuracies", f"{prefix}additions-{suffix}", f"{prefix}negations"]
+        names.append(f"{prefix}combined_task-layer_4shot")
     suite = root / "results" / "embedded"
     for run in ("ViT-Nano-8", "ViT-Nano-8_seed1"):
         assert {path.stem for path in (suite / run).iterdir()} == set(names)
@@ -266,7 +267,7 @@ def test_run_again_it_skips_everything(
         assert reproduce.main(["--seeds=2", *several(root)]) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == before
     out = capsys.readouterr().out
-    assert out.count("done before, skipped") == 2 * 11
+    assert out.count("done before, skipped") == 2 * 14
     assert caplog.text.count("done before, skipped") == 2 * 2 * len(TASKS)
     assert "Single-task accuracy" in out and "results:" in out
 
@@ -280,7 +281,7 @@ def test_chosen_modes_alone_are_run_and_shown(
         assert reproduce.main(words) == 0
         assert reproduce.main([*words[1:], "--modes=linear,linear+taujp"]) == 0
     out = capsys.readouterr().out
-    assert out.count("done before, skipped") == 4  # zero-shot, and three stages of linear+taujp
+    assert out.count("done before, skipped") == 5  # zero-shot, and four stages of linear+taujp
     suite = tmp_path / "results" / "embedded"
     summary = json.loads((suite / "summary.json").read_text())
     assert list(summary["single"]) == ["none", "linear", "linear+taujp"]
