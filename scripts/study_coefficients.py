@@ -10,6 +10,8 @@ validation, accuracies are of test splits. aTLAS learns the same coefficients fr
 logits for linear modes; for others a coefficient for each tensor, through the network, at the last
 of `--rates` alone. The published rate is 0.001, for more pictures and so more steps.
 
+Rows of other modes and seeds that the file has are kept.
+
 Seconds are those of the choice. For linear modes they come after a pass over the pictures, which
 all choices share and which has a row of its own. Checkpoints must exist (`finetune`), those of a
 seed in the folder that `--seed` picks. Other flags are those of `combine`.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,6 +48,7 @@ from tangent_arithmetic.arithmetic.solving.minibatches import (
 from tangent_arithmetic.arithmetic.solving.negation import forget
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 from tangent_arithmetic.arithmetic.solving.shots import few, shot_indices
+from tangent_arithmetic.arithmetic.solving.unlabelled import RULES
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.encoders.base import LinearEncoder, is_linear
 from tangent_arithmetic.run.args import Parser, parse_arguments
@@ -61,6 +65,7 @@ from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.ranges import number
+from tangent_arithmetic.storage.reading import read_json
 
 T = TypeVar("T")
 GRID = coefficients(21)
@@ -148,6 +153,11 @@ def linear(study: Study, base: LinearEncoder) -> Rows:
     best = uniform(f"uniform, {study.shots} shots", some)
     found, seconds = timed(partial(combine_linear, some, best, study.settings))
     add(f"task-layer, {study.shots} shots", found.coefficients, seconds, found.facts)
+    for rule in RULES:
+        settings = replace(study.settings, rule=rule)
+        found, seconds = timed(partial(combine_linear, val, best, settings))
+        add(f"task-layer, no labels, {rule}", found.coefficients, seconds, found.facts)
+    add("AdaMerging", found.others["AdaMerging"], 0.0)
     study.learned(StoredImages(val), study.rates, add)
     control = [split_of(run, base, f"{run.control}{end}") for end in ("Val", "")]
     study.rows |= negation(run, parts, val, test, reduced(splits=control))
@@ -216,10 +226,11 @@ def standard(study: Study) -> Rows:
         add(name, best * ones, seconds, {"uniform": best}, "task")
         return best
 
-    def solved(name: str, grouping: str, splits: Sequence[Split], best: float) -> None:
+    def solved(name: str, grouping: str, splits: Sequence[Split], best: float,
+               settings: Settings = study.settings) -> None:  # fmt: skip
         vectors = [part.vector for part in study.parts(grouping)]
         model = Merged(study.base, vectors, splits)
-        find: Callable[[], Combination] = partial(combine_standard, model, best, study.settings)
+        find: Callable[[], Combination] = partial(combine_standard, model, best, settings)
         found, seconds = timed(find)
         model.place(np.zeros(len(vectors)))
         add(name, found.coefficients, seconds, found.facts, grouping)
@@ -228,6 +239,9 @@ def standard(study: Study) -> Rows:
     best = uniform("uniform", study.val)
     for grouping in ("task", "layer", "task-layer", *(["block"] if study.blocks else [])):
         solved(grouping, grouping, study.val, best)
+    for rule in RULES:
+        settings = replace(study.settings, rule=rule)
+        solved(f"task-layer, no labels, {rule}", "task-layer", study.val, best, settings)
     some = [few(split, study.shots, study.run.seed) for split in study.val]
     best = uniform(f"uniform, {study.shots} shots", some)
     solved(f"task-layer, {study.shots} shots", "task-layer", some, best)
@@ -246,8 +260,8 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 def table(results: Mapping[str, Mapping[str, Rows]]) -> str:
     """A row a mode and a choice; mean and standard deviation over seeds."""
     lines = []
-    for mode, first in next(iter(results.values())).items():
-        for name in first:
+    for mode in dict.fromkeys(mode for seed in results.values() for mode in seed):
+        for name in dict.fromkeys(n for seed in results.values() for n in seed.get(mode, {})):
             own = [seed[mode][name] for seed in results.values() if name in seed.get(mode, {})]
             cells = [spread([100 * row[key] for row in own if key in row]) for key in COLUMNS]
             lines.append([mode, name, *cells, f"{np.mean([row['seconds'] for row in own]):.1f}"])
@@ -283,9 +297,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, flags = parser.parse_known_args(argv)
     setup_logging()
     rates = [float(rate) for rate in own.rates.split(",")]
-    results: dict[str, dict[str, Any]] = {}
+    path = Run.of(parse_arguments(flags)).results.parent / "coefficients.json"
+    results: dict[str, dict[str, Any]] = read_json(path)["seeds"] if path.exists() else {}
     for seed in range(own.seeds):
-        results[str(seed)] = {}
+        results.setdefault(str(seed), {})
         for mode in own.modes.split(","):
             words = [*flags, f"--finetuning-mode={mode}", *([f"--seed={seed}"] if seed else [])]
             run = Run.of(parse_arguments(words))

@@ -97,10 +97,6 @@ def test_negation_by_layer_keeps_the_control_set(
         (["--finetuning-mode=linear", "--coefficients=("], "--coefficients"),
         (["--finetuning-mode=standard", "--negate"], "--negate solves for coefficients of linear"),
         (["--finetuning-mode=linear", "--solver=gauss-newton"], "--solver is for standard models"),
-        (
-            ["--finetuning-mode=standard", "--solver=quasi-newton", "--unlabelled=entropy"],
-            "leave out --solver",
-        ),
         (["--finetuning-mode=linear", "--unlabelled=entropy", "--negate"], "uses no labels"),
         (["--finetuning-mode=linear", "--coefficient-bounds=1,0"], "--coefficient-bounds"),
         (["--finetuning-mode=linear", "--shots=1,2"], "--shots: expected one number"),

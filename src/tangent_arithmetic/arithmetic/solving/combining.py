@@ -138,18 +138,19 @@ def _unlabelled(splits: Sequence[Reduced], settings: Settings) -> Combination:
 def combine_standard(model: Merged, uniform: float, settings: Settings) -> Combination:
     """Solved coefficients of a standard model, which is at the solution afterwards.
 
-    Without labels, self-labels are those of the uniform point, and are not updated.
+    Without labels, self-labels are those of the uniform point that is best without labels, and are
+    not updated.
 
     Args:
         model: the model, with the splits to solve on.
-        uniform: the coefficient for all directions to start from.
+        uniform: the coefficient for all directions to start from; without labels it is not used.
         settings: how to solve.
     """
     count = len(model.vectors)
     centre = np.full(count, uniform)
-    if settings.rule is not None:
-        return _standard_unlabelled(model, centre, settings)
     solver = settings.solver or cheaper(count, settings.passes)
+    if settings.rule is not None:
+        return _standard_unlabelled(model, solver, settings)
     if solver == "quasi-newton":
         ridge = RIDGE if settings.ridge is None else settings.ridge
         route = quasi_newton(model, centre, ridge, bounds=settings.bounds)
@@ -170,10 +171,15 @@ def combine_standard(model: Merged, uniform: float, settings: Settings) -> Combi
     return Combination(route.coefficients, uniform, {**facts, "cross_validation": table})
 
 
-def _standard_unlabelled(
-    model: Merged, centre: Float64[np.ndarray, " directions"], settings: Settings
-) -> Combination:
-    guards, start = settings.guards, model.logits(centre)
+def _standard_unlabelled(model: Merged, solver: Solver, settings: Settings) -> Combination:
+    guards, ones = settings.guards, np.ones(len(model.vectors))
+
+    def doubt(coefficient: float) -> float:
+        terms = unlabelled_terms(model.logits(coefficient * ones), guards.balance)
+        return Objective(terms, np.zeros(0)).value(np.zeros(0))
+
+    centre = min((round(0.1 * i, 1) for i in range(11)), key=doubt) * ones
+    start = model.logits(centre)
     labelled = [self_labels(split, np.zeros(0), guards.confidence) for split in start]
 
     def terms(splits: list[Reduced]) -> list[Term]:
@@ -185,8 +191,11 @@ def _standard_unlabelled(
             for split, own in zip(splits, labelled, strict=True)
         ]
 
-    ridge = guards.ridge if settings.ridge is None else settings.ridge
-    route = gauss_newton(model, centre, ridge, terms, settings.passes, guards.box(centre))
+    ridge, box = guards.ridge if settings.ridge is None else settings.ridge, guards.box(centre)
+    if solver == "quasi-newton":
+        route = quasi_newton(model, centre, ridge, bounds=box, terms=terms)
+    else:
+        route = gauss_newton(model, centre, ridge, terms, settings.passes, box)
     return Combination(
         route.coefficients, float(centre[0]), {"rule": settings.rule, **route.facts()}
     )

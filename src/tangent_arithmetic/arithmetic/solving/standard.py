@@ -5,8 +5,9 @@ same directions, \(f + \sum_k \delta_k J \tau_k\); \(\delta\) is solved for, dam
 \(\mu \|\delta\|^2 / K\), and taken if the true objective falls. Otherwise the damping is raised and
 \(\delta\) solved again, from the same pass.
 
-A pass costs up to 1 + 2K forward passes an image, a gradient of the true loss three, whatever K is;
-`cheaper` compares. L-BFGS follows that gradient.
+A pass costs up to 1 + 2K forward passes an image, a gradient of the true loss three, whatever K is
+(four without labels, whose objectives need all logits first); `cheaper` compares. L-BFGS follows
+that gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
-from tangent_arithmetic.arithmetic.solving.merged import Merged
+from tangent_arithmetic.arithmetic.solving.merged import Merged, Terms
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, minimum, solve
 
@@ -36,7 +37,6 @@ GAIN = 1e-3  # relative fall of the objective below which passes, or steps, end
 GRADIENTS = 30  # of the quasi-Newton method, at most
 TYPICAL = 12  # gradients until it ends: 6, 10, 12 for 8, 6, 48 coefficients (embedded suite)
 Solver = Literal["gauss-newton", "quasi-newton"]
-Terms = Callable[[list[Reduced]], list[Term]]
 
 
 def supervised(splits: list[Reduced]) -> list[Term]:
@@ -73,7 +73,7 @@ class Route:
 
 
 def cheaper(directions: int, passes: int = PASSES) -> Solver:
-    """The solver that needs fewer forward passes: 3 + 2K a pass, three a gradient."""
+    """The solver that needs fewer forward passes: 3 + 2K a pass, three a gradient (labels)."""
     newton, quasi = passes * (3 + 2 * directions), 3 * TYPICAL
     return "gauss-newton" if newton <= quasi else "quasi-newton"
 
@@ -155,8 +155,9 @@ def quasi_newton(
     ridge: float,
     gradients: int = GRADIENTS,
     bounds: Bounds | None = None,
+    terms: Terms | None = None,
 ) -> Route:
-    """Coefficients by L-BFGS-B on the true loss.
+    """Coefficients by L-BFGS-B on the true objective.
 
     Args:
         model: the model; at the solution afterwards.
@@ -164,13 +165,14 @@ def quasi_newton(
         ridge: strength of the ridge towards it.
         gradients: evaluations at most.
         bounds: the least and the largest coefficient; None for none.
+        terms: the objective on the splits; the mean of their cross-entropies if None.
     """
     history: list[dict[str, Any]] = []
     best = (np.inf, np.asarray(centre, dtype=np.float64))
 
     def function(a: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best
-        value, gradient = model.value_and_gradient(a)
+        value, gradient = model.value_and_gradient(a, terms)
         value += ridge * float(((a - centre) ** 2).mean())
         if value < best[0]:
             best = value, a.copy()

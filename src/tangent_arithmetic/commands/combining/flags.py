@@ -59,8 +59,6 @@ def settings_of(run: Run) -> Settings:
     solver = None if config.solver == "auto" else config.solver
     if solver is not None and run.mode.linear:
         raise UsageError(f"--solver is for standard models, got mode {run.mode.name}; leave it out")
-    if solver == "quasi-newton" and config.unlabelled is not None:
-        raise UsageError("--unlabelled is solved by --solver=gauss-newton; leave out --solver")
     return Settings(config.ridge, bounds, config.unlabelled, solver=solver, seed=run.seed)
 
 
