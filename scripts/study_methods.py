@@ -1,4 +1,4 @@
-"""Chooses the settings of a linear method on validation, and reports the chosen ones on test.
+"""Chooses the settings of a method on validation, and reports the chosen ones on test.
 
     python scripts/study_methods.py --finetuning-mode=linear+taujp --grid=penalty=1,10
     python scripts/study_methods.py --finetuning-mode=linear+taujp --penalty=10 --seeds=0,1,2 --test
@@ -6,9 +6,11 @@
 Fine-tunes every task for each point of the grid (checkpoints that exist are used), and prints a row
 a point: accuracy of the single tasks, of the sum of all task vectors at its best coefficient and at
 1, and of the negations with the control set at 95 % of its accuracy. Coefficients are always chosen
-on validation; without --test so are all figures, and test splits are not read. Other flags are
-those of src/finetune.py. --output=FILE.json adds the rows to a file, with provenance, and writes
-the means over seeds of all that are in it to FILE.md.
+on validation; without --test so are all figures, and test splits are not read. Images (steps times
+batch) and seconds are those of training all tasks. Standard models are evaluated at fewer
+coefficients, each of which takes a pass, and are not negated. Other flags are those of
+src/finetune.py. --output=FILE.json adds the rows to a file, with provenance, and writes the means
+over seeds of all that are in it to FILE.md.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ from torch import Tensor
 
 from tangent_arithmetic.arithmetic.features import Features, linear_features
 from tangent_arithmetic.arithmetic.interference import means, of_features
+from tangent_arithmetic.arithmetic.solving.groups import along
 from tangent_arithmetic.commands.finetune import finetune
-from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.encoders.base import is_linear
+from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.run.args import Parser, parse_arguments
 from tangent_arithmetic.run.models import (
+    base_encoder,
     classification_head,
     split_of,
     task_vector,
@@ -44,6 +49,7 @@ from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.storage.reading import read_json
 
 SUMS = np.round(np.arange(0, 1.5001, 0.05), 2)  # the published grid goes to 1
+STANDARD_SUMS = np.round(np.arange(0, 1.0001, 0.05), 2)
 NEGATIONS = np.round(np.arange(0, 6.0001, 0.05), 2)
 COLUMNS = (
     "single",
@@ -55,9 +61,13 @@ COLUMNS = (
     "target",
     "control",
     "xi",
+    "images",
+    "seconds",
 )
-PLAIN = ("coefficient", "xi")  # no percentages
-HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control", "xi"]
+# columns that are no percentages, and their digits
+PLAIN = {"coefficient": 2, "xi": 4, "images": 0, "seconds": 0}
+HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control", "xi",
+          "images", "seconds"]  # fmt: skip
 
 
 class Study:
@@ -72,12 +82,14 @@ class Study:
         encoder, theta0_hash = zeroshot_encoder(run)
         vectors = (task_vector(run, t, run.mode.name, encoder, theta0_hash) for t in self.tasks)
         self.vectors = [vector.vector for vector in vectors]
-        self.base = linearized(encoder)
+        self.base = base_encoder(encoder, run.mode.name)
+        self.sums = SUMS if is_linear(self.base) else STANDARD_SUMS
         self._features = dict[str, Features]()
 
     def features(self, name: str) -> Features:
         """f0 and J tau of every task vector on a split, read or computed once."""
         if name not in self._features:
+            assert is_linear(self.base)
             split = split_of(self.run, self.base, name)
             facts = (split.batches, split.compute, split.cache)
             self._features[name] = linear_features(self.base, self.vectors, *facts)
@@ -88,6 +100,10 @@ class Study:
         self, name: str, signs: dict[str, float], coefs: Sequence[float] | np.ndarray
     ) -> np.ndarray:
         """Accuracy along a signed sum of task vectors."""
+        if not is_linear(self.base):
+            own = [v for t, v in zip(self.tasks, self.vectors, strict=True) if t in signs]
+            tau = along(own, np.array([signs[t] for t in self.tasks if t in signs]))
+            return np.array(split_of(self.run, self.base, name).sweep(self.base, tau, list(coefs)))
         features, head = self.features(name), classification_head(self.run, name)
         direction = sum(
             (
@@ -103,35 +119,41 @@ class Study:
         """All figures on a split, "Val" or "" for test; coefficients are those of validation."""
         every = dict.fromkeys(self.tasks, 1.0)
         single_val = {t: self.curve(f"{t}Val", {t: 1.0}, [1.0])[0] for t in self.tasks}
-        on_val = {t: self.curve(f"{t}Val", every, SUMS) for t in self.tasks}
+        on_val = {t: self.curve(f"{t}Val", every, self.sums) for t in self.tasks}
         normalised = np.mean([on_val[t] / single_val[t] for t in self.tasks], axis=0)
         best = int(normalised.argmax())
         single = {t: self.curve(f"{t}{split}", {t: 1.0}, [1.0])[0] for t in self.tasks}
-        ends = [0.0, SUMS[best], 1.0]
+        ends = [0.0, self.sums[best], 1.0]
         sums = {t: self.curve(f"{t}{split}", every, ends) for t in self.tasks}
         zeroshot, at_best, at_one = np.array([sums[t] for t in self.tasks]).T
-        negations = {t: self.negation(t, split) for t in self.tasks}
-        xi = {t: of_features(self.features(f"{t}{split}")) for t in self.tasks}
-        told = means({t: dict(zip(self.tasks, row, strict=True)) for t, row in xi.items()})
         alone = np.array([single[t] for t in self.tasks])
+        tasks = {
+            t: {"zeroshot": z, "single": s, "best": b, "at 1": o}
+            for t, z, s, b, o in zip(self.tasks, zeroshot, alone, at_best, at_one, strict=True)
+        }
         return {
             "zeroshot": zeroshot.mean(),
             "single": alone.mean(),
             "best": at_best.mean(),
             "normalised": (at_best / alone).mean(),
-            "coefficient": float(SUMS[best]),
+            "coefficient": float(self.sums[best]),
             "at 1": at_one.mean(),
             "worst": (at_best - zeroshot).min(),
-            "target": np.mean([n["target"] for n in negations.values()]),
-            "control": np.mean([n["control"] for n in negations.values()]),
-            "control zeroshot": np.mean([n["control zeroshot"] for n in negations.values()]),
-            "xi": told.off,
-            "xi own": told.on,
-            "tasks": {
-                t: {"zeroshot": z, "single": s, "best": b, "at 1": o, **negations[t]}
-                for t, z, s, b, o in zip(self.tasks, zeroshot, alone, at_best, at_one, strict=True)
-            },
+            **(self.linear_figures(split, tasks) if is_linear(self.base) else {}),
+            "tasks": tasks,
         }
+
+    def linear_figures(self, split: str, tasks: dict[str, dict[str, float]]
+    ) -> dict[str, float | None]:  # fmt: skip
+        """Means of negation, whose figures are added to each task's, and interference."""
+        negations = {t: self.negation(t, split) for t in self.tasks}
+        for task, found in negations.items():
+            tasks[task] |= found
+        xi = {t: of_features(self.features(f"{t}{split}")) for t in self.tasks}
+        told = means({t: dict(zip(self.tasks, row, strict=True)) for t, row in xi.items()})
+        names = ("target", "control", "control zeroshot")
+        negated = {n: float(np.mean([own[n] for own in negations.values()])) for n in names}
+        return {**negated, "xi": told.off, "xi own": told.on}
 
     def negation(self, task: str, split: str) -> dict[str, float]:
         """Target and control accuracy at the coefficient chosen on validation."""
@@ -155,8 +177,24 @@ def _accuracy(logits: Tensor, features: Features) -> float:
 
 def row(label: str, found: dict[str, Any]) -> list[str]:
     """A row of the table, in percent."""
-    cells = (f"{found[c]:.3g}" if c in PLAIN else f"{100 * found[c]:.1f}" for c in COLUMNS)
-    return [label, *cells]
+    return [label, *(cell([found[c]] if found.get(c) is not None else [], c) for c in COLUMNS)]
+
+
+def cell(values: Sequence[float], column: str) -> str:
+    """The mean of values, and their deviation if there are several; "-" if there are none."""
+    scale, digits = (1, PLAIN[column]) if column in PLAIN else (100, 1)
+    if not values:
+        return "-"
+    spread = f" ± {np.std(scale * np.array(values), ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * np.mean(values):.{digits}f}{spread}"
+
+
+def cost(run: Run) -> dict[str, float]:
+    """Images and seconds of training all tasks, as their checkpoints record them."""
+    infos = [read_facts(run.finetuned_path(task, run.mode.name))["info"] for task in run.tasks]
+    sizes = [i["recipe"]["batch_size"] * i["recipe"]["num_grad_accumulation"] for i in infos]
+    images = sum(size * info["steps"] for size, info in zip(sizes, infos, strict=True))
+    return {"images": images, "seconds": sum(info["seconds"] for info in infos)}
 
 
 def over_seeds(records: Sequence[dict[str, Any]]) -> str:
@@ -168,13 +206,9 @@ def over_seeds(records: Sequence[dict[str, Any]]) -> str:
         groups.setdefault(f"{record['label']}{seen} ({record['split']})", []).append(record)
     lines = []
     for label, group in groups.items():
-        cells = [label, str(len(group))]
-        for column in COLUMNS:
-            scale, digits = (1, 4) if column == "xi" else (1, 2) if column in PLAIN else (100, 1)
-            values = scale * np.array([record[column] for record in group])
-            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(group) > 1 else ""
-            cells.append(f"{values.mean():.{digits}f}{spread}")
-        lines.append(cells)
+        values = ([record[c] for record in group if record.get(c) is not None] for c in COLUMNS)
+        cells = (cell(own, column) for own, column in zip(values, COLUMNS, strict=True))
+        lines.append([label, str(len(group)), *cells])
     return markdown_table([HEADER[0], "seeds", *HEADER[1:]], lines)
 
 
@@ -216,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if own.test:
             found = study.figures("")
         label = ", ".join([own.label or run.mode.label, *(f"{n} {v}" for n, v in point.items())])
+        found |= cost(run)
         rows.append(row(f"{label}, seed {seed}", found))
         print(markdown_table(HEADER, rows), flush=True)
         if own.output:

@@ -43,6 +43,16 @@ def test_figures_agree_with_an_evaluation_of_the_checkpoints(
             assert found["single"] == pytest.approx(split.sweep(base, tau.vector, [1.0])[0])
             negated = split.sweep(base, tau.vector, [-found["negated at"]])[0]
             assert found["target"] == pytest.approx(negated)
+        argv = ["--finetuning-mode=standard", "--recipe=fast", "--grid=image-share=1"]
+        assert study.main([*flags(tmp_path), *argv, *where]) == 0
+        standard = json.loads(output.read_text())["rows"][-1]
+        run = run.with_(finetuning_mode="standard", save=str(folder.with_name("image-share=1")))
+        for task in TASKS:
+            own = task_vector(run, task, "standard", encoder, theta0_hash).vector
+            accuracy = split_of(run, encoder, task).sweep(encoder, own, [1.0])[0]
+            assert standard["tasks"][task]["single"] == pytest.approx(accuracy)
+        assert standard["images"] == rows[0]["images"] > 0 and standard["seconds"] > 0
+        assert "xi" not in standard and "target" not in standard
     table = capsys.readouterr().out
     assert "penalty 100" in table and f"{100 * rows[1]['single']:.1f}" in table
     means = output.with_suffix(".md").read_text()
