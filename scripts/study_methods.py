@@ -9,8 +9,9 @@ a point: accuracy of the single tasks, of the sum of all task vectors at its bes
 on validation; without --test so are all figures, and test splits are not read. Images (steps times
 batch) and seconds are those of training all tasks. Standard models are evaluated at fewer
 coefficients, each of which takes a pass, and are not negated. Other flags are those of
-src/finetune.py. --output=FILE.json adds the rows to a file, with provenance, and writes the means
-over seeds of all that are in it to FILE.md.
+src/finetune.py. --joint trains one model of all tasks instead, on the same images. --output adds
+the rows to a JSON file, with provenance, and writes the means over seeds of all that are in it
+beside it, in markdown.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from tangent_arithmetic.arithmetic.features import Features, linear_features
 from tangent_arithmetic.arithmetic.interference import means, of_features
+from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.solving.groups import along
 from tangent_arithmetic.commands.finetune import finetune
 from tangent_arithmetic.encoders.base import is_linear
+from tangent_arithmetic.encoders.classifiers import ImageClassifier
+from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.run.args import Parser, parse_arguments
 from tangent_arithmetic.run.models import (
@@ -47,9 +54,11 @@ from tangent_arithmetic.runtime.atomic import check_writable, write_json, write_
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.storage.reading import read_json
+from tangent_arithmetic.training.loop import TrainingData, train
+from tangent_arithmetic.training.objectives import Objective
 
 SUMS = np.round(np.arange(0, 1.5001, 0.05), 2)  # the published grid goes to 1
-STANDARD_SUMS = np.round(np.arange(0, 1.0001, 0.05), 2)
+STANDARD_SUMS = np.round(np.arange(0, 1.0001, 0.1), 2)
 NEGATIONS = np.round(np.arange(0, 6.0001, 0.05), 2)
 COLUMNS = (
     "single",
@@ -68,6 +77,69 @@ COLUMNS = (
 PLAIN = {"coefficient": 2, "xi": 4, "images": 0, "seconds": 0}
 HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control", "xi",
           "images", "seconds"]  # fmt: skip
+
+
+class Together(Dataset[tuple[Any, int]]):
+    """The training images of all tasks, as often as their recipes have epochs, with all classes.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        sets = [run.data.dataset(f"{task}Val") for task in run.tasks]
+        self.ends = np.cumsum([0, *(len(data.classnames) for data in sets)])
+        repeats = [run.recipe(task).epochs for task in run.tasks]
+        self.items = [
+            (data.train, index, int(begin))
+            for data, begin, count in zip(sets, self.ends[:-1], repeats, strict=True)
+            for index in list(range(len(data.train))) * count
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        pictures, inner, begin = self.items[index]
+        image, label = pictures[inner]
+        return image, begin + int(label)
+
+
+@dataclass
+class Masked(Objective):
+    """Cross-entropy over the classes of an image's own task.
+
+    Attributes:
+        ends: the first class of each task, and the number of classes.
+    """
+
+    ends: np.ndarray
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        """The loss of each image."""
+        images, labels = batch
+        edges = torch.as_tensor(self.ends[1:], device=labels.device)
+        own = torch.bucketize(torch.arange(int(edges[-1]), device=labels.device), edges, right=True)
+        others = own[None] != own[labels][:, None]
+        logits = model(images).masked_fill(others, -torch.inf)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+def joint(run: Run, split: str) -> dict[str, Any]:
+    """One model of all tasks, trained on what the single ones are: the sum's upper bound."""
+    encoder, _ = zeroshot_encoder(run)
+    tuned = base_encoder(encoder, run.mode.name)
+    heads, images = [classification_head(run, task) for task in run.tasks], Together(run)
+    weights, biases = (torch.cat([getattr(h, n) for h in heads]) for n in ("weight", "bias"))
+    classifier = ImageClassifier(tuned, ClassificationHead(heads[0].normalize, weights, biases))
+    classifier.freeze_head()
+    data = TrainingData(images, tuned.train_preprocess, run.num_workers)
+    recipe = replace(run.recipe(run.tasks[0]), epochs=1)
+    facts = train(classifier, data, recipe, objective=Masked(images.ends), seed=run.seed)
+    metrics = [split_of(run, tuned, f"{task}{split}").accuracy(tuned) for task in run.tasks]
+    alone = {task: main_of(found) for task, found in zip(run.tasks, metrics, strict=True)}
+    cost = {"images": len(images), "seconds": facts["seconds"]}
+    return {"at 1": float(np.mean(list(alone.values()))), "tasks": alone, **cost}
 
 
 class Study:
@@ -221,6 +293,18 @@ def points(grids: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
+def measured(run: Run, test: bool, together: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Figures of what is fine-tuned where it is missing; if on test, those on validation too."""
+    if together:
+        return joint(run, "" if test else "Val"), None
+    for task in run.tasks:
+        finetune(run, task)
+    study = Study(run)
+    on_val = study.figures("Val")
+    found = study.figures("") if test else on_val
+    return {**found, **cost(run)}, on_val if test else None
+
+
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Fine-tunes, evaluates, prints the table and writes the results."""
@@ -229,6 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0", help="seeds, N,...")
     parser.add_argument("--test", action="store_true", help="report on the test splits")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/study"))
+    parser.add_argument("--joint", action="store_true", help="one model of all tasks instead")
     parser.add_argument("--label", default="", help="name of the rows")
     parser.add_argument("--output", type=Path, help="JSON file to add the rows to")
     own, flags = parser.parse_known_args(argv)
@@ -243,19 +328,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "_".join(f"{n}={v}" for n, v in settings.items() if v is not None) or "plain"
         name = name.replace("/", "-").replace(" ", "")
         run = run.with_(save=str(own.folder / f"seed{seed}" / name))
-        for task in run.tasks:
-            finetune(run, task)
-        study = Study(run)
-        found = on_val = study.figures("Val")
-        if own.test:
-            found = study.figures("")
-        label = ", ".join([own.label or run.mode.label, *(f"{n} {v}" for n, v in point.items())])
-        found |= cost(run)
+        found, on_val = measured(run, own.test, own.joint)
+        name = own.label or run.mode.label + ", joint training" * own.joint
+        label = ", ".join([name, *(f"{n} {v}" for n, v in point.items())])
         rows.append(row(f"{label}, seed {seed}", found))
         print(markdown_table(HEADER, rows), flush=True)
         if own.output:
             record = {"label": label, "seed": int(seed), "split": "test" if own.test else "val"}
-            record |= {"settings": settings, **found, "validation": on_val if own.test else None}
+            record |= {"settings": settings, **found, "validation": on_val}
             record["provenance"] = provenance(run, time.monotonic() - start)
             old = read_json(own.output)["rows"] if own.output.is_file() else []
             write_json(own.output, {"rows": [*old, record]})

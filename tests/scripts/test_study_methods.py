@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
@@ -53,7 +56,20 @@ def test_figures_agree_with_an_evaluation_of_the_checkpoints(
             assert standard["tasks"][task]["single"] == pytest.approx(accuracy)
         assert standard["images"] == rows[0]["images"] > 0 and standard["seconds"] > 0
         assert "xi" not in standard and "target" not in standard
+        argv = ["--finetuning-mode=linear", "--joint", "--seeds=0,1"]
+        assert study.main([*flags(tmp_path), *argv, *where]) == 0
+        joint = json.loads(output.read_text())["rows"][-1]
+        assert joint["images"] > 0 and joint["at 1"] > 0 and set(joint["tasks"]) == set(TASKS)
     table = capsys.readouterr().out
     assert "penalty 100" in table and f"{100 * rows[1]['single']:.1f}" in table
     means = output.with_suffix(".md").read_text()
     assert "penalty 100 (test)" in means and f"{100 * rows[1]['single']:.1f}" in means
+
+
+def test_the_loss_of_joint_training_sees_the_classes_of_the_images_own_task() -> None:
+    masked = script("study_methods").Masked([0, 3, 5])
+    logits = torch.randn(4, 5, dtype=torch.float64)
+    found = masked.loss(nn.Identity(), (logits, torch.tensor([0, 2, 3, 4])), 0)
+    first = F.cross_entropy(logits[:2, :3], torch.tensor([0, 2]), reduction="none")
+    second = F.cross_entropy(logits[2:, 3:], torch.tensor([0, 1]), reduction="none")
+    torch.testing.assert_close(found, torch.cat([first, second]))
