@@ -60,6 +60,14 @@ def test_figures_agree_with_an_evaluation_of_the_checkpoints(
         assert study.main([*flags(tmp_path), *argv, *where]) == 0
         joint = json.loads(output.read_text())["rows"][-1]
         assert joint["images"] > 0 and joint["at 1"] > 0 and set(joint["tasks"]) == set(TASKS)
+        argv = [*flags(tmp_path), f"--rows={output}", "--rounds=1"]
+        assert script("study_fast").main(argv) == 0
+    folder = tmp_path / "results" / "embedded"
+    cost = json.loads((folder / "fast_cost.json").read_text())["an image"]
+    for batch, own in cost["standard"].items():
+        ratio = cost["linear"][batch]["operations"] / own["operations"]
+        assert 1.5 < ratio < 5 / 3 + 0.01 and own["seconds"] > 0
+    assert (folder / "figures" / "fast.svg").is_file()
     table = capsys.readouterr().out
     assert "penalty 100" in table and f"{100 * rows[1]['single']:.1f}" in table
     means = output.with_suffix(".md").read_text()
