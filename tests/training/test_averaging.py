@@ -18,7 +18,7 @@ from tangent_arithmetic.training.loop import TrainingData, train
 from tangent_arithmetic.training.optimizers import OPTIMIZERS
 from tangent_arithmetic.training.recipe import Recipe, fast
 from tangent_arithmetic.training.schedule import SCHEDULES
-from tangent_arithmetic.training.stopping import Stopping
+from tangent_arithmetic.training.stopping import WATCHED, Stopping
 from tests.training.tiny import RECIPE, classifier, continues_exactly, pictures, to_tensor
 
 AVERAGED = replace(RECIPE, schedule="constant", averaging=0.5)
@@ -113,10 +113,12 @@ def test_a_run_ends_at_its_target_or_when_it_no_longer_gains() -> None:
             seen.append(done)
             return values[done - 1]
 
-        trained(RECIPE, iterates, stopping=Stopping(measure, checks=12, **settings))
+        stopping = Stopping(measure, **{"checks": 12, **settings})
+        trained(RECIPE, iterates, stopping=stopping)
         return len(iterates), seen
 
-    assert steps() == (12, [])
+    assert steps(checks=0) == (12, [])
+    assert steps(checks=WATCHED) == (12, [3, 6, 9])
     assert steps(target=0.5) == (5, [1, 2, 3, 4, 5])
     assert steps(target=0.95) == (12, list(range(1, 12)))
     assert steps(patience=2) == (4, [1, 2, 3, 4])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tangent_arithmetic.training.adapters import save_adapters
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
 from tangent_arithmetic.training.recipe import Recipe
 from tangent_arithmetic.training.resume import Snapshots
-from tangent_arithmetic.training.stopping import Stopping
+from tangent_arithmetic.training.stopping import WATCHED, Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +177,6 @@ def _finetune(
 
     with tracked(run, f"finetune-{mode.name}-{task}") as tracker:
 
-        def watch(step: int) -> None:
-            tracker.log(validation.measure(f"step {step}", tuned), step)
-
         def accuracy(step: int) -> float:
             tracker.log(validation.measure(f"step {step}", tuned), step)
             return validation.values[f"step {step}"]
@@ -194,8 +191,7 @@ def _finetune(
             snapshots=Snapshots(states, run.config.checkpoint_every, snapshot),
             tracker=tracker,
             description=f"{task} {mode.name}",
-            watch=watch if run.config.wandb else None,
-            stopping=Stopping(accuracy, run.config.target, run.config.patience),
+            stopping=_stopping(run, accuracy),
         )
         if ddp.is_main_process():
             save_adapters(tuned, path.with_name(f"{path.stem}_adapters"))
@@ -211,6 +207,14 @@ def _finetune(
     loss, told = facts["last_epoch_loss"], validation.told()
     logger.info("%s %s: %s, loss %.3f, %s; wrote %s", task, mode.name, spent, loss, told, path)
     return facts
+
+
+def _stopping(run: Run, measure: Callable[[int], float]) -> Stopping:
+    """Measurements to decide on the run's end, or for W&B."""
+    stopping = Stopping(measure, run.config.target, run.config.patience)
+    if not stopping.decides:
+        stopping.checks = WATCHED if run.config.wandb else 0
+    return stopping
 
 
 def work(run: Run) -> None:

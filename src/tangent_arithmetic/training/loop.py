@@ -50,7 +50,6 @@ from tangent_arithmetic.training.stopping import Stopping
 logger = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
-WATCHED = 4  # parts of a run, after each of which but the last `watch` is called
 
 
 def seed_everything(seed: int) -> None:
@@ -204,7 +203,6 @@ def train(
     snapshots: Snapshots | None = None,
     tracker: Tracker | None = None,
     description: str = "fine-tuning",
-    watch: Callable[[int], object] | None = None,
     stopping: Stopping | None = None,
 ) -> dict[str, Any]:
     """Trains the parameters that require grad, in place and on the model's device.
@@ -223,10 +221,9 @@ def train(
         snapshots: files to write during the run, and to continue from.
         tracker: logs loss, learning rate and gradient norm.
         description: label of the progress bar.
-        watch: called on all ranks with the number of steps done, a few times before the end; it may
-            leave the model in evaluation mode, and must not change weights or random generators.
-        stopping: ends the run before its last step; measures as `watch` does, once iterates are
-            averaged the mean of them.
+        stopping: measures during the run, and may end it before its last step. Called on all ranks,
+            with the mean of the iterates in place once there is one; it may leave the model in
+            evaluation mode, and must not change weights or random generators.
 
     Returns:
         Metadata for the checkpoint: steps, of how many that were planned, seconds, the last epoch's
@@ -251,7 +248,6 @@ def train(
     rates = [group["lr"] for group in optim.param_groups]
     set_rate = cosine_lr(optim, rates, recipe.warmup_length, steps, SCHEDULES[recipe.schedule])
     average = TailMean(params, recipe.averaging, steps)
-    watched = {steps * part // WATCHED for part in range(1, WATCHED)} - {0}
     stateful: dict[str, Any] = {"objective": objective, "average": average}
     stateful |= {"stopping": stopping} if stopping else {}
     keeper = Keeper(snapshots.states, model, optim, stateful)
@@ -284,11 +280,8 @@ def train(
                 _check_finite(model, keeper.done, recipe)
             if snapshot:
                 snapshots.save(keeper.done)
-            if watch is not None and keeper.done in watched:
-                watch(keeper.done)
-                model.train()
-            ready = average.begun or not recipe.averaging
-            if stopping is not None and ready and stopping.due(keeper.done, steps):
+            settled = average.begun or not recipe.averaging
+            if stopping is not None and stopping.due(keeper.done, steps, settled):
                 with average.placed():
                     enough = stopping(keeper.done)
                 model.train()

@@ -1,4 +1,4 @@
-"""The end of a run before its last step: at a target, or when validation no longer gains."""
+"""Measurements during a run, and its end at a target or when validation no longer gains."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHECKS = 16  # of a run
+CHECKS = 16  # of a run that may end early
+WATCHED = 4  # of a run that is watched, the one after its last step included
 
 
 @dataclass
 class Stopping:
-    """Decides from accuracies, measured several times a run, whether it is done.
+    """Measures an accuracy several times a run, and decides from it whether the run is done.
 
     Attributes:
         measure: the accuracy of the weights as they are, on images that are not trained on; called
             with the number of steps done, on all ranks.
         target: accuracy that is enough; None for none.
         patience: measurements in a row without a gain, after which a run ends; None for no end.
-        checks: measurements of a whole run.
+        checks: measurements of a whole run, the one after its last step included, which is not
+            made here; 0 for none.
     """
 
     measure: Callable[[int], float]
@@ -30,9 +32,21 @@ class Stopping:
     best: float = float("-inf")
     without_gain: int = 0
 
-    def due(self, done: int, steps: int) -> bool:
-        """Whether to measure after a step that is not the last one."""
-        if self.target is None and self.patience is None:
+    @property
+    def decides(self) -> bool:
+        """Whether the run may end early."""
+        return self.target is not None or self.patience is not None
+
+    def due(self, done: int, steps: int, settled: bool = True) -> bool:
+        """Whether to measure after a step that is not the last one.
+
+        Args:
+            done: steps done.
+            steps: of the run.
+            settled: whether the weights are what the run would end with: the mean of iterates, if
+                it has one. Before, nothing can be decided.
+        """
+        if self.decides and not settled:
             return False
         return done < steps and done * self.checks // steps > (done - 1) * self.checks // steps
 
