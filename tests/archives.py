@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import re
@@ -162,6 +163,39 @@ def publish_svhn(root: Path) -> Files:
     return {path.name: path.read_bytes() for path in (root / "svhn").glob("*_32x32.mat")}
 
 
+def publish_emnist(root: Path) -> Files:
+    """All parts packed one by one, in one archive."""
+    raw = files_below(root / "EMNIST" / "EMNIST" / "raw", "gzip")
+    packed = {f"{name}.gz": gzip.compress(content) for name, content in raw.items()}
+    return {"gzip.zip": zip_bytes({**packed, "gzip/emnist-mapping.txt.gz": b"not wanted"})}
+
+
+def publish_packed(folder: str, prefix: str = "") -> Callable[[Path], Files]:
+    """All files packed one by one."""
+    return lambda root: {
+        f"{prefix}{path.name}.gz": gzip.compress(path.read_bytes())
+        for path in (root / folder).iterdir()
+    }
+
+
+def publish_flowers102(root: Path) -> Files:
+    """The pictures, and two tables."""
+    folder = root / "flowers102" / "flowers-102"
+    tables = {path.name: path.read_bytes() for path in folder.glob("*.mat")}
+    return {"102flowers.tgz": tar_bytes(files_below(folder / "jpg", "jpg")), **tables}
+
+
+def publish_pets(root: Path) -> Files:
+    """The pictures, and the lists beside what else is annotated."""
+    folder = root / "OxfordIIITPet" / "oxford-iiit-pet"
+    images = files_below(folder / "images", "images")
+    lists = files_below(folder / "annotations", "annotations")
+    return {
+        "images.tar.gz": tar_bytes({**images, "images/Abyssinian_1.mat": b"not wanted"}),
+        "annotations.tar.gz": tar_bytes({**lists, "annotations/trimaps/pug_1.png": b"not wanted"}),
+    }
+
+
 def publish_folder(folder: str, name: str) -> Callable[[Path], Files]:
     """One folder in one packed archive."""
     return lambda root: {name: tar_bytes(files_below(root / folder, Path(folder).name))}
@@ -172,10 +206,20 @@ PUBLISHERS: dict[str, Callable[[Path], Files]] = {
     "CIFAR10": publish_folder("cifar-10-batches-py", "cifar-10-python.tar.gz"),
     "CIFAR100": publish_folder("cifar-100-python", "cifar-100-python.tar.gz"),
     "DTD": publish_dtd,
+    "EMNIST": publish_emnist,
+    "EMNISTLetters": publish_emnist,
     "EuroSAT": publish_eurosat,
+    "FashionMNIST": publish_packed("FashionMNIST/FashionMNIST/raw", "FashionMNIST-"),
+    "FER2013": lambda root: {"fer2013.csv": (root / "fer2013" / "fer2013.csv").read_bytes()},
+    "Flowers102": publish_flowers102,
+    "Food101": publish_folder("food101/food-101", "food-101.tar.gz"),
     "GTSRB": publish_gtsrb,
     "ImageNet": publish_imagenet,
+    "KMNIST": publish_packed("KMNIST/KMNIST/raw", "KMNIST-"),
     "MNIST": publish_mnist,
+    "OxfordIIITPet": publish_pets,
+    "PCAM": publish_packed("PCAM/pcam"),
+    "RenderedSST2": publish_folder("RenderedSST2/rendered-sst2", "rendered-sst2.tgz"),
     "RESISC45": publish_resisc45,
     "STL10": publish_folder("stl10/stl10_binary", "stl10_binary.tar.gz"),
     "SUN397": publish_sun397,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import pickle
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from torchvision import datasets
 
 from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.clip8 import imagenet
+from tangent_arithmetic.data.clip20 import food
 
 Patch = pytest.MonkeyPatch
 
@@ -253,8 +255,130 @@ def make_svhn(root: Path, patch: Patch) -> None:
     patch.setattr(datasets.SVHN, "split_list", split_list)
 
 
+# The sets that clip14 and clip20 add
+
+
+def idx_files(folder: Path, parts: dict[str, tuple[int, ...]], step: int, first: int = 0) -> None:
+    """Idx files of 28 x 28 pixels of level (label - first) * step."""
+    for part, labels in parts.items():
+        levels = (np.array(labels) - first)[:, None, None] * np.full((28, 28), step)
+        write(folder / f"{part}-images-idx3-ubyte", idx(levels))
+        write(folder / f"{part}-labels-idx1-ubyte", idx(np.array(labels)))
+
+
+def make_fashion_mnist(root: Path, patch: Patch) -> None:
+    """As MNIST, in a folder of its own."""
+    parts = {"train": (9, 0, 3), "t10k": (2, 1)}
+    idx_files(root / "FashionMNIST" / "FashionMNIST" / "raw", parts, 20)
+
+
+def make_kmnist(root: Path, patch: Patch) -> None:
+    """As MNIST, in a folder of its own."""
+    idx_files(root / "KMNIST" / "KMNIST" / "raw", {"train": (1, 8, 8), "t10k": (0, 9)}, 11)
+
+
+def make_emnist(root: Path, patch: Patch) -> None:
+    """The digits of EMNIST."""
+    parts = {"emnist-digits-train": (4, 9, 1), "emnist-digits-test": (0, 7)}
+    idx_files(root / "EMNIST" / "EMNIST" / "raw", parts, 12)
+
+
+def make_emnist_letters(root: Path, patch: Patch) -> None:
+    """The letters of EMNIST, which count from one."""
+    parts = {"emnist-letters-train": (1, 26, 5), "emnist-letters-test": (3, 2)}
+    idx_files(root / "EMNIST" / "EMNIST" / "raw", parts, 9, first=1)
+
+
+def make_fer2013(root: Path, patch: Patch) -> None:
+    """One table of training and of two kinds of test pictures, with all pixels as numbers."""
+    rows = ["emotion,pixels,Usage"]
+    usages = {"Training": (0, 6, 3), "PublicTest": (1,), "PrivateTest": (5, 2)}
+    for i, (usage, labels) in enumerate(usages.items()):
+        rows += [f"{n},{' '.join([str(n + 40 * i)] * 48 * 48)},{usage}" for n in labels]
+    write(root / "fer2013" / "fer2013.csv", "\n".join(rows) + "\n")
+    ((_, md5),) = checksums(root / "fer2013", ["fer2013.csv"])
+    fer = ("fer2013.csv", md5)
+    patch.setattr(datasets.FER2013, "_RESOURCES", {**datasets.FER2013._RESOURCES, "fer": fer})
+
+
+def make_flowers102(root: Path, patch: Patch) -> None:
+    """Numbered pictures, the label of each, and three lists of numbers in no order."""
+    folder = root / "flowers102" / "flowers-102"
+    numbers = np.arange(1, 307)  # of every class one picture a list
+    labels = (7 * numbers) % 102 + 1
+    for number, label in zip(numbers, labels, strict=True):
+        level = label + 120 * ((number - 1) // 102 == 0)
+        picture(folder / "jpg" / f"image_{number:05d}.jpg", int(level))
+    scipy.io.savemat(folder / "imagelabels.mat", {"labels": labels[None].astype(np.uint8)})
+    names = {"tstid": numbers[:102], "trnid": numbers[204:], "valid": numbers[102:204]}
+    lists = {name: part[None, ::-1].astype(np.uint16) for name, part in names.items()}
+    scipy.io.savemat(folder / "setid.mat", lists)
+
+
+def make_food101(root: Path, patch: Patch) -> None:
+    """All pictures by dish, and lists of names without endings, by dish in no order."""
+    folder = root / "food101" / "food-101"
+    dishes = [name.replace(" ", "_") for name in food.CLASSES]
+    for split, level in {"train": 50, "test": 150}.items():
+        listing = {dish: [f"{dish}/{level}"] for dish in reversed(dishes)}
+        for i, dish in enumerate(dishes):
+            picture(folder / "images" / dish / f"{level}.jpg", level + i % 40)
+        if split == "train":
+            listing["waffles"].append("waffles/7")
+        write(folder / "meta" / f"{split}.json", json.dumps(listing))
+    picture(folder / "images" / "waffles" / "7.jpg", 200)
+
+
+# fmt: off
+PETS = [
+    "Abyssinian", "american_bulldog", "american_pit_bull_terrier", "basset_hound", "beagle",
+    "Bengal", "Birman", "Bombay", "boxer", "British_Shorthair", "chihuahua", "Egyptian_Mau",
+    "english_cocker_spaniel", "english_setter", "german_shorthaired", "great_pyrenees", "havanese",
+    "japanese_chin", "keeshond", "leonberger", "Maine_Coon", "miniature_pinscher", "newfoundland",
+    "Persian", "pomeranian", "pug", "Ragdoll", "Russian_Blue", "saint_bernard", "samoyed",
+    "scottish_terrier", "shiba_inu", "Siamese", "Sphynx", "staffordshire_bull_terrier",
+    "wheaten_terrier", "yorkshire_terrier",
+]
+# fmt: on
+
+
+def make_pets(root: Path, patch: Patch) -> None:
+    """All pictures in one folder, and two lists of name, class, species and breed, in no order."""
+    folder = root / "OxfordIIITPet" / "oxford-iiit-pet"
+    for split, number in {"trainval": 1, "test": 2}.items():
+        lines = []
+        for label, breed in enumerate(PETS):
+            picture(folder / "images" / f"{breed}_{number}.jpg", label + 100 * number)
+            lines.append(f"{breed}_{number} {label + 1} {1 + breed[0].islower()} 1\n")
+        write(folder / "annotations" / f"{split}.txt", "".join(reversed(lines)))
+
+
+def make_pcam(root: Path, patch: Patch) -> None:
+    """HDF5 files: one array of pictures and one of labels a split."""
+    h5py = pytest.importorskip("h5py")
+    folder = root / "PCAM" / "pcam"
+    folder.mkdir(parents=True)
+    for split, levels in {"train": (3, 8, 4), "test": (21, 30)}.items():
+        numbers = np.array(levels, np.uint8)[:, None, None, None]
+        pixels = np.broadcast_to(numbers, (len(levels), 96, 96, 3))
+        for kind, array in {"x": pixels, "y": numbers % 2}.items():
+            with h5py.File(folder / f"camelyonpatch_level_2_split_{split}_{kind}.h5", "w") as file:
+                file.create_dataset(kind, data=array, chunks=(1, *array.shape[1:]))
+
+
+def make_rendered_sst2(root: Path, patch: Patch) -> None:
+    """A folder a class; the validation split is in `valid`."""
+    levels = {"train": 40, "valid": 80, "test": 120}
+    folder = root / "RenderedSST2" / "rendered-sst2"
+    make_folders(folder, levels, ("negative", "positive"), ".png")
+
+
 Maker = Callable[[Path, Patch], None]
 MAKERS: dict[str, Maker] = {"Cars": make_cars, "CIFAR10": make_cifar10, "CIFAR100": make_cifar100}
 MAKERS |= {"DTD": make_dtd, "EuroSAT": make_eurosat, "GTSRB": make_gtsrb, "MNIST": make_mnist}
 MAKERS |= {"ImageNet": make_imagenet, "RESISC45": make_resisc45, "STL10": make_stl10}
 MAKERS |= {"SUN397": make_sun397, "SVHN": make_svhn}
+MAKERS |= {"EMNIST": make_emnist, "EMNISTLetters": make_emnist_letters, "PCAM": make_pcam}
+MAKERS |= {"FashionMNIST": make_fashion_mnist, "FER2013": make_fer2013, "KMNIST": make_kmnist}
+MAKERS |= {"Flowers102": make_flowers102, "Food101": make_food101, "OxfordIIITPet": make_pets}
+MAKERS |= {"RenderedSST2": make_rendered_sst2}

@@ -33,7 +33,7 @@ from tangent_arithmetic.arithmetic.features import _read_all, _write
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.artificial_data.workspace import Workspace
 from tangent_arithmetic.commands import merge
-from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 from tangent_arithmetic.data.files import class_pictures
 from tangent_arithmetic.data.loading import SeededPictures
 from tangent_arithmetic.data.prepare.arrange import listed
@@ -480,7 +480,7 @@ def test_no_damage_to_a_data_set_gets_past(
     kinds = {path.suffix: path for path in files}  # often one of each kind of file, or any
 
     def read() -> None:
-        splits = load_public(name, CLIP8_SETS[name], root, "folder")
+        splits = load_public(name, PUBLIC_SETS[name], root, "folder")
         for pictures in (splits.train, splits.val, splits.test):
             if pictures is not None:
                 read_all(pictures)

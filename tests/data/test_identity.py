@@ -17,6 +17,7 @@ from torchvision.datasets import FakeData, ImageFolder
 from tangent_arithmetic.data.base import ArrayPictures, Pictures, SubsetPictures
 from tangent_arithmetic.data.clip8 import CLIP8_SETS
 from tangent_arithmetic.data.clip8.folders import ClassFolders
+from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 from tangent_arithmetic.data.files import LazyPictures
 from tangent_arithmetic.data.identity import (
     fingerprint,
@@ -27,7 +28,7 @@ from tangent_arithmetic.data.identity import (
     times_hash,
 )
 from tangent_arithmetic.data.registry import get_dataset, split_record
-from tests.data.test_clip8 import make_and_load
+from tests.data.test_clip20 import make_and_load
 from tests.miniatures import Opaque, picture, write
 
 Patch = pytest.MonkeyPatch
@@ -210,7 +211,7 @@ def test_a_lazy_data_set_keeps_its_first_listing(tmp_path: Path) -> None:
 # --- the public data sets
 
 
-@pytest.mark.parametrize("name", CLIP8_SETS)
+@pytest.mark.parametrize("name", PUBLIC_SETS)
 def test_a_split_is_recognised_wherever_and_whenever_it_was_copied(
     name: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -219,13 +220,14 @@ def test_a_split_is_recognised_wherever_and_whenever_it_was_copied(
     splits = make_and_load(name, roots[0], monkeypatch)
     hashes = [fingerprint(splits.train), fingerprint(splits.test)]
     assert None not in hashes and hashes[0] != hashes[1]
-    again = CLIP8_SETS[name](roots[0])
+    again = PUBLIC_SETS[name](roots[0])
     assert [fingerprint(again.train), fingerprint(again.test)] == hashes
     shutil.copytree(roots[0], roots[1])
     for path in roots[1].rglob("*"):
         os.utime(path, (1, 1))
     records = [
-        split_record(get_dataset(f"{name}Val", None, root, val_fraction=0.5)) for root in roots
+        split_record(get_dataset(f"{name}Val", None, root, val_fraction=0.5, suite="clip20"))
+        for root in roots
     ]
     assert records[0] == records[1]
     assert records[0]["dataset"] == name and records[0]["source"] == "folder"

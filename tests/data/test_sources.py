@@ -22,6 +22,7 @@ from torchvision import datasets as torchvision_sets
 
 from tangent_arithmetic.data.base import ArrayPictures, Splits
 from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.clip20 import CLIP20_SETS, PUBLIC_SETS
 from tangent_arithmetic.data.hub import HubPictures, HubSet, match_classes
 from tangent_arithmetic.data.identity import fingerprint, labels_of, split_ids
 from tangent_arithmetic.data.loading import EvalBatches
@@ -35,7 +36,7 @@ from tests.miniatures import MAKERS, SUN_FOLDERS, SYNSETS, TEXTURES, make_folder
 
 Patch = pytest.MonkeyPatch
 SAME = ("Cars", "CIFAR10", "CIFAR100", "GTSRB", "MNIST")
-ON_HUB = [name for name, entry in CLIP8_SETS.items() if entry.hub]
+ON_HUB = [name for name, entry in PUBLIC_SETS.items() if entry.hub]
 
 
 # --- miniatures of torchvision's layouts
@@ -154,18 +155,18 @@ def on_hub(
     image: str = "image",
 ) -> PublicSet:
     """Puts a data set on a hub that is a folder, with a superfluous split."""
-    entry = CLIP8_SETS[name]
+    entry = PUBLIC_SETS[name]
     assert entry.hub is not None
     folder = (entry.hub.files or "data/{}").rpartition("/")[0]
     features = class_features(library, names, image, entry.hub.label or "label")
     if entry.hub.label:
         features["coarse_label"] = library.ClassLabel(names=list(names))
-    splits = {"train": ids, "test": ids[:2], "contrast": ids[:1]}
+    splits = {"train": ids, entry.hub.test: ids[:2], "contrast": ids[:1]}
     to_parquet(library, root / folder, features, splits)
     readme = card(name, entry.hub.config or "default", folder, splits)
     write(root / "README.md", readme)
     local = replace(entry, hub=replace(entry.hub, repo=str(root)))
-    patch.setitem(CLIP8_SETS, name, local)
+    patch.setitem(CLIP8_SETS if name in CLIP8_SETS else CLIP20_SETS, name, local)
     return local
 
 
@@ -358,13 +359,13 @@ def test_labels_of_the_hub_are_ours_whatever_their_order(
     name: str, hub: Any, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """There the classes are in reverse order and spelt in another way."""
-    own = CLIP8_SETS[name].hub
+    own = PUBLIC_SETS[name].hub
     assert own is not None
     count = len(own.classnames)
     names = [phrase.upper().replace(" ", "_") for phrase in reversed(own.classnames)]
     ids = [0, 1, count - 1, count // 2]
     on_hub(hub, tmp_path / "repo", monkeypatch, name, names, ids, "img")
-    data = get_dataset(name, None, tmp_path / "nothing")
+    data = get_dataset(name, None, tmp_path / "nothing", suite="clip20")
     assert data.source == "hub" and data.classnames == own.classnames
     assert labels(data.train) == [count - 1 - i for i in ids] == labels_of(data.train).tolist()
     assert labels(data.test) == [count - 1, count - 2]
@@ -378,6 +379,9 @@ def test_aliases_stand_for_their_classes() -> None:
     theirs = ["cra" if name == "crab" else name for name in cifar.classnames]
     assert match_classes("CIFAR100", cifar, theirs) == tuple(range(100))
     assert match_classes("EuroSAT", land, [*land.aliases]) == tuple(range(10))
+    kana = CLIP20_SETS["KMNIST"].hub
+    assert kana is not None
+    assert match_classes("KMNIST", kana, list("おきすつなはまやれを")) == tuple(range(10))
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from tangent_arithmetic.data.clip8 import CLIP8_SETS
+from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 from tangent_arithmetic.data.templates import TEMPLATES, get_templates
 from tangent_arithmetic.runtime.errors import UsageError
 
 COUNTS = {"Cars": 8, "CIFAR10": 18, "CIFAR100": 18, "DTD": 8, "EuroSAT": 3, "Food101": 1}
 COUNTS |= {"GTSRB": 3, "ImageNet": 80, "MNIST": 1, "RESISC45": 18, "STL10": 2, "SUN397": 2}
-COUNTS |= {"SVHN": 1}
+COUNTS |= {"SVHN": 1, "EMNIST": 1, "EMNISTLetters": 1, "FashionMNIST": 2, "FER2013": 6}
+COUNTS |= {"Flowers102": 1, "KMNIST": 1, "OxfordIIITPet": 1, "PCAM": 1, "RenderedSST2": 1}
 
 
 def test_number_of_prompts_and_places_for_the_class_name() -> None:
-    assert {*TEMPLATES, "ImageNet"} == set(COUNTS) == {*CLIP8_SETS, "Food101"}
+    assert {*TEMPLATES, "ImageNet"} == set(COUNTS) == set(PUBLIC_SETS)
     for name, count in COUNTS.items():
         texts = [template("<class>") for template in get_templates(name)]
         assert len(set(texts)) == count
@@ -33,7 +34,17 @@ def test_number_of_prompts_and_places_for_the_class_name() -> None:
         ("DTD", 3, "a photo of a x object."),
         ("DTD", 4, "a photo of the x texture."),
         ("EuroSAT", 1, "a centered satellite photo of a x."),
+        ("EMNIST", 0, 'a photo of the digit character: "x".'),
+        ("EMNISTLetters", 0, 'a photo of the digit character: "x".'),
+        ("FashionMNIST", 1, "a photo of the x."),
+        ("FER2013", 0, "a photo of a x looking face."),
+        ("FER2013", 5, "look at how x they are."),
+        ("Flowers102", 0, "a photo of a x, a type of flower."),
         ("Food101", 0, "a photo of x, a type of food."),
+        ("KMNIST", 0, "a photo of the character x."),
+        ("OxfordIIITPet", 0, "a photo of a x, a type of pet."),
+        ("PCAM", 0, "this is a photo of x"),
+        ("RenderedSST2", 0, "a x review of a movie."),
         ("GTSRB", 0, 'a zoomed in photo of a "x" traffic sign.'),
         ("ImageNet", 0, "a bad photo of a x."),
         ("ImageNet", 79, "a tattoo of the x."),
@@ -65,7 +76,7 @@ def test_embedded_data_sets_have_their_own_prompts() -> None:
         ("EuroSATs", "clip8", "unknown data set 'EuroSATs'; choose from EuroSAT, "),
         ("Imagenet", "clip8", "unknown data set 'Imagenet'; choose from ImageNet, "),
         ("Cars", "embedded", r"unknown data set 'Cars'; choose from .*Emoji"),
-        ("Cars", "clip", "unknown suite 'clip'; choose from clip8, embedded"),
+        ("Cars", "clip", "unknown suite 'clip'; choose from clip8, clip14, clip20, "),
     ],
 )
 def test_unknown_names_list_the_nearest_first(name: str, suite: str, message: str) -> None:

@@ -82,7 +82,7 @@ def messages(report: Report) -> str:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tangent-arithmetic prepare-data", description=__doc__)
     add = parser.add_argument
-    add("--suite", default="clip8", metavar="NAME", help="suite to prepare (default: clip8)")
+    add("--suite", default="clip8", metavar="NAME", help="clip8, clip14 or clip20 (default: clip8)")
     add("--data-location", default="~/data", metavar="PATH", help="data root (default: ~/data)")
     choices = f"of {', '.join(SETS)} (default: the suite's tasks and control)"
     add("--datasets", metavar="NAME,...", help=f"comma-separated list {choices}")

@@ -38,6 +38,7 @@ class HubSet:
         files: file pattern of a split, to avoid downloading unneeded splits; None for all files of
             the configuration.
         label: the label column, where there are several.
+        test: the hub's name of the test split.
         aliases: the hub's class name -> ours, where they differ in more than case, spaces and
             punctuation.
     """
@@ -47,6 +48,7 @@ class HubSet:
     config: str | None = None
     files: str | None = None
     label: str | None = None
+    test: str = "test"
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -102,14 +104,15 @@ def load_hub(name: str, hub: HubSet) -> Splits:
         MissingFileError: if the library is not installed or the hub cannot be reached.
         UsageError: if the columns or classes are not as expected.
     """
-    files = hub.files and {split: hub.files.format(split) for split in ("train", "test")}
+    wanted = ("train", hub.test)
+    files = hub.files and {split: hub.files.format(split) for split in wanted}
     splits = load_rows(name, hub.repo, hub.config, data_files=files or None)
-    if missing := [split for split in ("train", "test") if split not in splits]:
+    if missing := [split for split in wanted if split not in splits]:
         raise UsageError(
-            f"data set {name}: {hub.repo} has the splits {', '.join(splits)}, expected train and "
-            f"test; {' and '.join(missing)} is missing"
+            f"data set {name}: {hub.repo} has the splits {', '.join(splits)}, expected "
+            f"{' and '.join(wanted)}; {' and '.join(missing)} is missing"
         )
-    train, test = (pictures_of(name, hub, splits[split]) for split in ("train", "test"))
+    train, test = (pictures_of(name, hub, splits[split]) for split in wanted)
     return Splits(train, test, hub.classnames)
 
 

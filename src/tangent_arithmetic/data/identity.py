@@ -26,8 +26,8 @@ SAMPLED = 64  # images of a split whose content is hashed
 def fingerprint(pictures: Pictures) -> str | None:
     """A hash of a split's images, labels and their order.
 
-    Images in memory are hashed by content, files by path, size and modification time: a file
-    replaced on disk changes the hash, and no file is read.
+    Images in memory are hashed by content, files, of one image or all, by path, size and
+    modification time: a file replaced on disk changes the hash, and no file is read.
 
     Returns:
         64 hexadecimal digits; None for an unknown type of data set.
@@ -39,6 +39,8 @@ def fingerprint(pictures: Pictures) -> str | None:
         return _hash(pictures.identity.encode())
     if (samples := samples_of(pictures)) is not None:
         return _hash(*(_text(f"{_file(path)}|{label}") for path, label in samples))
+    if (files := _stored(pictures)) is not None:
+        return _hash(*(_text(_file(path)) for path in files))
     if (arrays := _arrays(pictures)) is not None:
         return _hash(*(_bytes(np.asarray(array)) for array in arrays))
     return None
@@ -60,7 +62,7 @@ def split_ids(pictures: Pictures) -> list[str] | None:
         return [f"hub/{index}" for index in range(len(pictures))]
     if (samples := samples_of(pictures)) is not None:
         return _below([str(path) for path, _ in samples])
-    if _arrays(pictures) is not None or isinstance(pictures, DatasetPictures):
+    if isinstance(pictures, DatasetPictures) or _stored(pictures) or _arrays(pictures) is not None:
         return [str(index) for index in range(len(pictures))]
     return None
 
@@ -82,7 +84,7 @@ def pictures_hash(pictures: Pictures) -> str:
             for name, (path, label) in zip(names, files, strict=True)
         ]
         return _hash(*parts, *(Path(files[index][0]).read_bytes() for index in spread))
-    if (digest := fingerprint(pictures)) is not None:
+    if _stored(pictures) is None and (digest := fingerprint(pictures)) is not None:
         return digest
     decoded = (pictures[index] for index in spread)
     return _hash(*(_bytes(np.asarray(x)) + f"|{label}".encode() for x, label in decoded))
@@ -141,6 +143,11 @@ def _below(paths: list[str]) -> list[str]:
     ends = min(paths), max(paths)  # the common prefix of these two is that of all
     shared = posixpath.commonpath([posixpath.dirname(end) for end in ends])
     return [path[len(shared) :].lstrip("/") for path in paths]
+
+
+def _stored(pictures: Pictures) -> Sequence[Path] | None:
+    """The files that hold all images and labels of a split, as of PCAM; else None."""
+    return getattr(pictures, "files", None)
 
 
 def _arrays(pictures: Pictures) -> tuple[Any, Any] | None:

@@ -26,7 +26,14 @@ from tangent_arithmetic.data.loading import (
 )
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.sources import load_public
-from tangent_arithmetic.data.suites import DATASETS, DEFAULT_CACHE, RegisteredSet, Suite
+from tangent_arithmetic.data.suites import (
+    DATASETS,
+    DEFAULT_CACHE,
+    PUBLIC,
+    RegisteredSet,
+    Suite,
+    get_suite,
+)
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, unknown
 from tangent_arithmetic.runtime.private import expanded
@@ -76,12 +83,18 @@ class ImageDataset:
 def known_datasets(suite: str | None = None) -> dict[str, str]:
     """Name -> suite of all data sets, or of those of one suite.
 
-    Where several suites have a name, clip8 wins over embedded, and embedded over registered ones.
+    Where several suites have a name, clip8 wins over embedded, embedded over clip14 and clip20, and
+    these over registered ones. So FashionMNIST is the public one in suite clip20 only.
     """
-    from tangent_arithmetic.data.clip8 import CLIP8_SETS
+    from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 
-    sets = [*DATASETS, *(("embedded", name) for name in EMBEDDED_SETS)]
-    sets += [("clip8", name) for name in CLIP8_SETS]
+    first, *others = PUBLIC
+    sets = [
+        *DATASETS,
+        *((home, name) for home in reversed(others) for name in get_suite(home).names),
+    ]
+    sets += [*(("embedded", name) for name in EMBEDDED_SETS)]
+    sets += [(first, name) for name in get_suite(first).names if name in PUBLIC_SETS]
     return {name: home for home, name in sets if suite in (None, home)}
 
 
@@ -110,15 +123,15 @@ def _home(dataset_name: str, suite: str | Suite | None) -> tuple[str, str, Regis
     return names[name], name, DATASETS.get((names[name], name))
 
 
-@lru_cache(maxsize=16)  # about one suite; listing folders again would be slow
+@lru_cache(maxsize=24)  # about one suite; listing folders again would be slow
 def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) -> Splits:
     if suite == "embedded":
         from tangent_arithmetic.data.embedded.rendering import load_embedded
 
         return replace(load_embedded(name, cache), source="embedded")
-    from tangent_arithmetic.data.clip8 import CLIP8_SETS
+    from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 
-    return load_public(name, CLIP8_SETS[name], location, data_source)
+    return load_public(name, PUBLIC_SETS[name], location, data_source)
 
 
 @lru_cache(maxsize=32)
@@ -183,7 +196,7 @@ def get_dataset(
             `known_datasets`.
         cache_dir: where rendered images are cached.
         data_source: "folder", "torchvision" or "hub", or "auto" for the first of these that has
-            it; suite clip8 only.
+            it; public data sets only.
 
     Raises:
         UsageError: if the name is unknown (the message lists the choices, nearest first) or a
@@ -252,8 +265,8 @@ def get_classnames(
 ) -> tuple[str, ...]:
     """The class names of a data set, in the order of the labels; arguments as for `get_dataset`.
 
-    Images are neither listed nor rendered where the names are known without. For a set of clip8
-    that is not on disk these are the published names, so that its head can be built before it is
+    Images are neither listed nor rendered where the names are known without. For a public set that
+    is not on disk these are the published names, so that its head can be built before it is
     downloaded.
     """
     home, name, entry = _home(dataset_name, suite)
@@ -264,9 +277,9 @@ def get_classnames(
     try:
         return _splits(dataset_name, location, suite, cache_dir, "folder").classnames
     except MissingFileError:
-        from tangent_arithmetic.data.clip8 import CLIP8_SETS, classnames
+        from tangent_arithmetic.data.clip20 import PUBLIC_SETS, classnames
 
-        if entry is not None or home != "clip8" or name not in CLIP8_SETS:
+        if entry is not None or home not in PUBLIC or name not in PUBLIC_SETS:
             raise  # a registered set
         return classnames(name)
 

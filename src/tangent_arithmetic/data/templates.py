@@ -1,14 +1,16 @@
-"""Prompt templates of the data sets of suite clip8, and the lookup for all suites.
+"""Prompt templates of the public data sets, and the lookup for all suites.
 
 Source: the prompts that OpenAI published with CLIP (Radford et al., 2021, arXiv:2103.00020);
-ImageNet's eighty come with open_clip.
+ImageNet's eighty come with open_clip. EMNIST, FashionMNIST and KMNIST are not among them: their
+prompts are those of the authors of arXiv:2405.07813 (github.com/nik-dim/tall_masks), and those of
+EMNISTLetters are FusionBench's, which are EMNIST's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from tangent_arithmetic.data.suites import DATASETS, Suite, get_suite
+from tangent_arithmetic.data.suites import DATASETS, PUBLIC, Suite, get_suite
 from tangent_arithmetic.runtime.errors import unknown
 
 _TINY_PHOTOS = tuple(
@@ -56,13 +58,29 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "a centered satellite photo of a {}.",
         "a centered satellite photo of the {}.",
     ),
+    "EMNIST": ('a photo of the digit character: "{}".',),
+    "EMNISTLetters": ('a photo of the digit character: "{}".',),
+    "FashionMNIST": ("a photo of a {}.", "a photo of the {}."),
+    "FER2013": (
+        "a photo of a {} looking face.",
+        "a photo of a face showing the emotion: {}.",
+        "a photo of a face looking {}.",
+        "a face that looks {}.",
+        "they look {}.",
+        "look at how {} they are.",
+    ),
+    "Flowers102": ("a photo of a {}, a type of flower.",),
     "Food101": ("a photo of {}, a type of food.",),
     "GTSRB": (
         'a zoomed in photo of a "{}" traffic sign.',
         'a centered photo of a "{}" traffic sign.',
         'a close up photo of a "{}" traffic sign.',
     ),
+    "KMNIST": ("a photo of the character {}.",),
     "MNIST": ('a photo of the number: "{}".',),
+    "OxfordIIITPet": ("a photo of a {}, a type of pet.",),
+    "PCAM": ("this is a photo of {}",),
+    "RenderedSST2": ("a {} review of a movie.",),
     "RESISC45": _AERIAL,
     "STL10": ("a photo of a {}.", "a photo of the {}."),
     "SUN397": ("a photo of a {}.", "a photo of the {}."),
@@ -87,17 +105,17 @@ def get_templates(name: str, suite: str | Suite = "clip8") -> list[Callable[[str
     home, name = suite.borrowed.get(name, (suite.name, name))
     if home != suite.name:
         return get_templates(name, home)
-    if (home, name) == ("clip8", "ImageNet"):
+    if home in PUBLIC and name == "ImageNet":
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return list(OPENAI_IMAGENET_TEMPLATES)
-    known = dict(TEMPLATES) if home == "clip8" else {}
+    known = dict(TEMPLATES) if home in PUBLIC else {}
     if home == "embedded":
         from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 
         known = {n: embedded.templates for n, embedded in EMBEDDED_SETS.items()}
     if name not in known:
         own_names = [each for where, each in DATASETS if where == home]
-        imagenet = ["ImageNet"] if home == "clip8" else []
+        imagenet = ["ImageNet"] if home in PUBLIC else []
         raise unknown("data set", name, [*known, *own_names, *imagenet])
     return [template.format for template in known[name]]

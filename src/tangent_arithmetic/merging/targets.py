@@ -39,6 +39,7 @@ TASK_POOLS = {
     f"{OWN}SuiteTaskPool": "suite",
 }
 ROWS = "datasets.load_dataset"
+FER2013 = "fusion_bench.dataset.fer2013.load_fer2013"  # the same with a path by default
 HELD_OUT = "fusion_bench.utils.data.train_validation_split"
 # keys of FusionBench's configurations that have no effect here
 IGNORED = {"_target_", "_recursive_", "_usage_", "platform", "processor", "data_processor"}
@@ -190,7 +191,8 @@ def rows_of(node: Any, where: str) -> HubRows:
     """The data set of a configuration.
 
     Raises:
-        UsageError: for a `_target_` other than `datasets.load_dataset` and its held-out tenth.
+        UsageError: for a `_target_` other than `datasets.load_dataset`, its held-out tenth and
+            FusionBench's loader of FER2013.
     """
     from tangent_arithmetic.merging.taskpools import HubRows
 
@@ -204,10 +206,11 @@ def rows_of(node: Any, where: str) -> HubRows:
                 "validation_fraction=0.1, random_seed=0, return_split=val"
             )
         return HubRows(inner.path, inner.config, inner.split, validation=True)
-    if target != ROWS:
-        raise unknown(f"_target_ of {where}", str(target), (ROWS, HELD_OUT))
+    if target not in (ROWS, FER2013):
+        raise unknown(f"_target_ of {where}", str(target), (ROWS, HELD_OUT, FER2013))
     words: Sequence[Any] = list(node.get("_args_") or ())
-    path = node.get("path", words[0] if words else None)
+    usual = "clip-benchmark/wds_fer2013" if target == FER2013 else None
+    path = node.get("path", words[0] if words else usual)
     config = node.get("name", words[1] if len(words) > 1 else None)
     if not isinstance(path, str):
         raise UsageError(f"{where} needs the path of a data set, got {path!r}")

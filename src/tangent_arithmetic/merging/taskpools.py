@@ -35,6 +35,10 @@ State = Mapping[str, Tensor]
 MEASURES = ("accuracy", "loss")
 OTHER_NAMES = {"mnist": "MNIST", "svhn": "SVHN"}  # of the same sets on the hub
 OTHER_NAMES |= {"tanganke/cifar10": "CIFAR10", "tanganke/cifar100": "CIFAR100"}
+OTHER_NAMES |= {"1aurent/PatchCamelyon": "PCAM", "clip-benchmark/wds_fer2013": "FER2013"}
+# read from the hub as they are there, with our prompts
+PROMPTS = {"tanganke/emnist_letters": "EMNISTLetters"}
+SUITE = "clip20"  # has all public data sets
 
 
 @dataclass(frozen=True)
@@ -213,9 +217,9 @@ class HubRows:
 
     def known(self) -> str | None:
         """The name of the data set in our registry, or None."""
-        from tangent_arithmetic.data.clip8 import CLIP8_SETS
+        from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 
-        names = {entry.hub.repo: name for name, entry in CLIP8_SETS.items() if entry.hub}
+        names = {entry.hub.repo: name for name, entry in PUBLIC_SETS.items() if entry.hub}
         return {**names, **OTHER_NAMES}.get(self.path)
 
 
@@ -223,7 +227,8 @@ class CLIPVisionModelTaskPool(TaskPool):
     """Image classification with CLIPs of Hugging Face, as FusionBench's pool of this name.
 
     Data sets of our registry come from local folders if they exist, else from the hub. Others take
-    their classes from the label column, with the prompt "a photo of a {}.".
+    their classes from the label column, with the prompt "a photo of a {}.". The letters of EMNIST
+    are always the hub's, since ours are upright, with our prompt.
 
     Args:
         test_datasets: name -> data set.
@@ -240,10 +245,11 @@ class CLIPVisionModelTaskPool(TaskPool):
         fast_dev_run: bool = False,
         **settings: Any,
     ) -> None:
+        from tangent_arithmetic.data.clip20 import PUBLIC_SETS
         from tangent_arithmetic.merging.clip_text import read_text_tower
 
         self.base_model = base_model
-        run = Run.of(Config(model="ViT-B-32", suite="clip8", **settings))
+        run = Run.of(Config(model="ViT-B-32", suite=SUITE, **settings))
         text = cache(lambda: read_text_tower(base_model).to(run.device))
 
         def head(classes: Sequence[str], prompts: Sequence[Callable[[str], str]]) -> nn.Module:
@@ -254,10 +260,12 @@ class CLIPVisionModelTaskPool(TaskPool):
             ours = rows.known()
             if ours is None:
                 return generic_task(name, rows, head)
-            split = "Val" if rows.validation or rows.split != "test" else ""
+            hub = PUBLIC_SETS[ours].hub
+            tested = hub.test if hub is not None and hub.repo == rows.path else "test"
+            split = "Val" if rows.validation or rows.split != tested else ""
             return Task(
                 lambda validation: run.data.dataset(f"{ours}{'Val' if validation else split}").test,
-                lambda: head(run.data.dataset(ours).classnames, get_templates(ours)),
+                lambda: head(run.data.dataset(ours).classnames, get_templates(ours, SUITE)),
             )
 
         tasks = {name: task(name, rows) for name, rows in test_datasets.items()}
@@ -297,7 +305,9 @@ def generic_task(
         classes = classes_of(name, rows.path, table)
         return pictures_of(name, HubSet(rows.path, classes), table), classes
 
+    prompts: Sequence[Callable[[str], str]] = ["a photo of a {}.".format]
+    if rows.path in PROMPTS:
+        prompts = get_templates(PROMPTS[rows.path], SUITE)
     return Task(
-        lambda validation: None if validation else read()[0],
-        lambda: head(read()[1], ["a photo of a {}.".format]),
+        lambda validation: None if validation else read()[0], lambda: head(read()[1], prompts)
     )

@@ -115,7 +115,8 @@ class Config:
     suite: str | None = _flag(
         "data",
         None,
-        "embedded, clip8 or a YAML file of your own (default: the model's, or the data sets named)",
+        "embedded, clip8, clip14, clip20 or a YAML file of your own (default: the model's, or the "
+        "data sets named)",
         metavar="NAME|FILE",
     )
     tasks: Names | None = _flag(
@@ -148,8 +149,8 @@ class Config:
     data_source: DataSource = _flag(
         "data",
         "auto",
-        "where clip8 comes from: the public projects' folders below --data-location, torchvision's "
-        "layouts there, the Hugging Face hub, or the first of these that has a set",
+        "where public data sets come from: the public projects' folders below --data-location, "
+        "torchvision's layouts there, the Hugging Face hub, or the first of these that has a set",
     )
     recipe: RecipeName = _flag(
         "training",
@@ -457,7 +458,7 @@ class Config:
     num_workers: int | None = _flag(
         "machine",
         None,
-        "data-loading processes of each process (default: clip8 one a core, embedded 0)",
+        "data-loading processes of each process (default: one a core, embedded 0)",
         least=0,
         most=1024,
     )

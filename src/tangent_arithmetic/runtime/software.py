@@ -11,7 +11,8 @@ from typing import Any
 
 _ENCODERS = tuple(f"encoders/{name}.py" for name in ("base", "clip", "images", "linearized"))
 _ENCODERS += ("encoders/backbones",)
-SOURCES = ("tangent", *_ENCODERS, "arithmetic/features.py", "training", "data/*.py", "data/clip8")
+_DATA = ("data/*.py", "data/clip8", "data/clip20")
+SOURCES = ("tangent", *_ENCODERS, "arithmetic/features.py", "training", *_DATA)
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm")
 
 

@@ -1,1 +1,1 @@
-"""Preparation of the public data sets of suite clip8: downloading, arranging and verifying."""
+"""Preparation of the public data sets of clip8, clip14 and clip20: fetch, arrange and verify."""

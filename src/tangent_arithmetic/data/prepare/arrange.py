@@ -26,29 +26,56 @@ from tangent_arithmetic.storage.reading import inside, read_text, readable
 CARS_TABLES = ("meta", "train_annos")  # tables of the developer kit that the loader reads
 EUROSAT_HELD_OUT = 270  # images of every class for val, and as many for test
 EUROSAT_SEED = 0
+EMNIST_PARTS = ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1")
 SYNSET = re.compile(r"n\d{8}")
 
 
-def mnist(place: Place) -> None:
-    """Unpacks the four idx files to `MNIST/raw/`."""
+def gunzipped(place: Place) -> None:
+    """Unpacks files that are packed one by one: those of MNIST and its kin, and of PCAM."""
     for archive in place.public.archives:
         packed = place.archive(archive.name)
-        gunzip(packed, place.folder / archive.name.removesuffix(".gz"))
+        name = archive.name.removeprefix(f"{place.name}-").removesuffix(".gz")
+        gunzip(packed, place.folder / name)
 
 
-def svhn(place: Place) -> None:
-    """Takes the two MATLAB files as they are."""
+def emnist(place: Place) -> None:
+    """Unpacks the four idx files of the digits, or of the letters, from the archive of all."""
+    split = "letters" if place.name == "EMNISTLetters" else "digits"
+    files = [f"emnist-{split}-{part}-ubyte" for part in EMNIST_PARTS]
+    packed = {f"gzip/{file}.gz" for file in files}
+    with unpacked(place, "gzip.zip", wanted=packed.__contains__) as source:
+        for file in files:
+            gunzip(part(place, source, f"gzip/{file}.gz"), place.folder / file)
+
+
+def published(place: Place) -> None:
+    """Takes the published files as they are."""
     _take_published(place, place.public.archives)
-
-
-def cifar(place: Place) -> None:
-    """Unpacks the pickled batches of CIFAR-10 or CIFAR-100."""
-    _extract(place, place.public.archives[0].name, place.public.folder, place.folder)
 
 
 def stl10(place: Place) -> None:
     """Unpacks the binary files to `stl10/stl10_binary/`."""
     _extract(place, "stl10_binary.tar.gz", "stl10_binary", place.folder / "stl10_binary")
+
+
+def one_folder(place: Place) -> None:
+    """Unpacks an archive of one folder, named as the data set's folder."""
+    _extract(place, place.public.archives[0].name, place.folder.name, place.folder)
+
+
+def flowers(place: Place) -> None:
+    """Unpacks the images, and takes the two tables."""
+    _extract(place, "102flowers.tgz", "jpg", place.folder / "jpg")
+    _take_published(place, place.public.archives[1:])
+
+
+def pets(place: Place) -> None:
+    """Unpacks the images and the lists, without the outlines of the animals."""
+    with unpacked(place, "images.tar.gz", wanted=lambda name: name.endswith(".jpg")) as source:
+        take_all(tree(part(place, source, "images"), place.folder / "images"))
+    lists = [f"annotations/{name}.txt" for name in ("trainval", "test")]
+    with unpacked(place, "annotations.tar.gz", wanted=set(lists).__contains__) as source:
+        take_all((part(place, source, name), place.folder / name) for name in lists)
 
 
 def gtsrb(place: Place) -> None:
@@ -222,17 +249,27 @@ def _validation_synsets(place: Place) -> dict[str, str]:
 
 ARRANGERS: dict[str, Callable[[Place], None]] = {
     "Cars": cars,
-    "CIFAR10": cifar,
-    "CIFAR100": cifar,
+    "CIFAR10": one_folder,
+    "CIFAR100": one_folder,
     "DTD": dtd,
+    "EMNIST": emnist,
+    "EMNISTLetters": emnist,
     "EuroSAT": eurosat,
+    "FashionMNIST": gunzipped,
+    "FER2013": published,
+    "Flowers102": flowers,
+    "Food101": one_folder,
     "GTSRB": gtsrb,
     "ImageNet": imagenet,
-    "MNIST": mnist,
+    "KMNIST": gunzipped,
+    "MNIST": gunzipped,
+    "OxfordIIITPet": pets,
+    "PCAM": gunzipped,
+    "RenderedSST2": one_folder,
     "RESISC45": resisc45,
     "STL10": stl10,
     "SUN397": sun397,
-    "SVHN": svhn,
+    "SVHN": published,
 }
 
 

@@ -40,13 +40,21 @@ def inspect(path: str) -> Finding:
     return path, digest, None
 
 
+def _pixels(pictures: Pictures, index: int) -> Finding:
+    """The SHA-256 of an image's pixels, and the reason if it cannot be read."""
+    try:
+        pixels = np.asarray(pictures[index][0])
+    except Exception as error:  # h5py raises several types for a damaged file
+        return f"image {index}", None, str(error) or type(error).__name__
+    return f"image {index}", hashlib.sha256(pixels.tobytes()).hexdigest(), None
+
+
 def findings_of(pictures: Pictures, description: str, num_workers: int) -> Iterator[Finding]:
     """Yields the content hash of every image, or the reason why it cannot be decoded."""
     samples = samples_of(pictures)
     if samples is None:
-        data = np.asarray(pictures.data)  # type: ignore[attr-defined]
-        for i, pixels in enumerate(progress(data, description, len(data))):
-            yield f"image {i}", hashlib.sha256(pixels.tobytes()).hexdigest(), None
+        indices = range(len(pictures))
+        yield from (_pixels(pictures, i) for i in progress(indices, description, len(indices)))
         return
     paths = [str(path) for path, _ in samples]
     if num_workers < 2 or len(paths) < SERIAL:

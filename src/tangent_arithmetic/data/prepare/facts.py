@@ -103,6 +103,14 @@ _GTSRB_TEST = (
 # fmt: on
 
 
+_FER = (
+    "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-"
+    "challenge"
+)
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/"
+_PCAM = "https://zenodo.org/record/2546921/files/"
+
+
 def _at(name: str, checksum: str, *folders: str) -> Archive:
     """An archive that can be downloaded from these folders, whose URLs end in a slash."""
     return Archive(name, tuple(folder + name for folder in folders), checksum)
@@ -111,6 +119,39 @@ def _at(name: str, checksum: str, *folders: str) -> Archive:
 def _unconfirmed(*per_class: int) -> Figure:
     """The figure of a split with these numbers of images, by label."""
     return Figure(sum(per_class), per_class, confirmed=False)
+
+
+def _idx(name: str, page: str, folder: str, *checksums: str) -> OfficialSet:
+    """A set with the files, and the number of images, of MNIST, and classes of equal size."""
+    kinds = ("images-idx3", "labels-idx1")
+    files = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in kinds]
+    return OfficialSet(
+        folder=f"{name}/{name}/raw",
+        classes=10,
+        splits={"train": Figure(60_000, 6_000), "test": Figure(10_000, 1_000)},
+        source=page,
+        page=page,
+        archives=tuple(  # named apart from MNIST's
+            Archive(f"{name}-{file}", (folder + file,), checksum)
+            for file, checksum in zip(files, checksums, strict=True)
+        ),
+    )
+
+
+def _emnist(classes: int, train: int, test: int) -> OfficialSet:
+    page = "https://www.nist.gov/itl/products-and-services/emnist-dataset"
+    folder = "https://biometrics.nist.gov/cs_links/EMNIST/"
+    return OfficialSet(
+        folder="EMNIST/EMNIST/raw",
+        classes=classes,
+        splits={
+            "train": Figure(classes * train, train, confirmed=False),
+            "test": Figure(classes * test, test, confirmed=False),
+        },
+        source="arXiv:1702.05373 (digits); the files, whose letters differ from it (letters)",
+        page=page,
+        archives=(_at("gzip.zip", "58c8d27c78d21e728a6bc7b3cc06412e", folder),),
+    )
 
 
 def _cifar(classes: int, per_class: int, checksum: str) -> OfficialSet:
@@ -158,6 +199,8 @@ SETS: dict[str, OfficialSet] = {
             _at("dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1", f"{_DTD}download/"),
         ),
     ),
+    "EMNIST": _emnist(10, 24_000, 4_000),
+    "EMNISTLetters": _emnist(26, 4_800, 800),
     "EuroSAT": OfficialSet(
         folder="EuroSAT_splits",
         classes=10,
@@ -171,6 +214,56 @@ SETS: dict[str, OfficialSet] = {
         source="arXiv:1709.00029; splits: github.com/mlfoundations/task_vectors/issues/1",
         page="https://github.com/phelber/EuroSAT",
         archives=(_at("EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387", *_EUROSAT),),
+    ),
+    "FashionMNIST": _idx(
+        "FashionMNIST",
+        "https://github.com/zalandoresearch/fashion-mnist",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+    "FER2013": OfficialSet(
+        folder="fer2013",
+        classes=7,
+        # test: the published PublicTest and PrivateTest
+        splits={
+            "train": _unconfirmed(3995, 436, 4097, 7215, 4830, 3171, 4965),
+            "test": _unconfirmed(958, 111, 1024, 1774, 1247, 831, 1233),
+        },
+        source="arXiv:1307.0414 (28,709 and two times 3,589 images)",
+        page=_FER,
+        archives=(Archive("fer2013.csv", (), "f8428a1edbd21e88f42c73edd2a14f95"),),
+        by_hand="Register at Kaggle, accept the rules of the competition, and take fer2013.csv out "
+        "of its fer2013.tar.gz; icml_face_data.csv, put into the folder fer2013, serves too",
+        sealed=True,
+    ),
+    "Flowers102": OfficialSet(
+        folder="flowers102/flowers-102",
+        classes=102,
+        splits={"train": Figure(1_020, 10), "test": Figure(6_149)},
+        source=f"{_OXFORD}flowers/102/",
+        page=f"{_OXFORD}flowers/102/",
+        archives=(
+            _at("102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", f"{_OXFORD}flowers/102/"),
+            _at("imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", f"{_OXFORD}flowers/102/"),
+            _at("setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c", f"{_OXFORD}flowers/102/"),
+        ),
+    ),
+    "Food101": OfficialSet(
+        folder="food101/food-101",
+        classes=101,
+        splits={"train": Figure(75_750, 750), "test": Figure(25_250, 250)},
+        source="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
+        page="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
+        archives=(
+            _at(
+                "food-101.tar.gz",
+                "85eeb15f3717b99a5da872d97d918f87",
+                "http://data.vision.ee.ethz.ch/cvl/",
+            ),
+        ),
     ),
     "GTSRB": OfficialSet(
         folder="gtsrb",
@@ -200,6 +293,15 @@ SETS: dict[str, OfficialSet] = {
         ),
         by_hand="Register at the official page and accept its terms",
     ),
+    "KMNIST": _idx(
+        "KMNIST",
+        "http://codh.rois.ac.jp/kmnist/",
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
     "MNIST": OfficialSet(
         folder="MNIST/raw",
         classes=10,
@@ -214,6 +316,48 @@ SETS: dict[str, OfficialSet] = {
             _at("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", *_MNIST),
             _at("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", *_MNIST),
             _at("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", *_MNIST),
+        ),
+    ),
+    "OxfordIIITPet": OfficialSet(
+        folder="OxfordIIITPet/oxford-iiit-pet",
+        classes=37,
+        # about 100 of each class for training, and as many to test
+        splits={"train": Figure(3_680), "test": Figure(3_669)},
+        source="annotations/README in the archive",
+        page=f"{_OXFORD}pets/",
+        archives=(
+            _at("images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", f"{_OXFORD}pets/data/"),
+            _at("annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", f"{_OXFORD}pets/data/"),
+        ),
+    ),
+    "PCAM": OfficialSet(
+        folder="PCAM/pcam",
+        classes=2,
+        splits={"train": Figure(262_144), "test": Figure(32_768)},
+        source="https://github.com/basveeling/pcam",
+        page="https://github.com/basveeling/pcam",
+        archives=tuple(
+            _at(f"camelyonpatch_level_2_split_{part}.h5.gz", checksum, _PCAM)
+            for part, checksum in (
+                ("train_x", "1571f514728f59376b705fc836ff4b63"),
+                ("train_y", "35c2d7259d906cfc8143347bb8e05be7"),
+                ("test_x", "d8c2d60d490dbd479f8199bdfa0cf6ec"),
+                ("test_y", "60a7035772fbdb7f34eb86d4420cf66a"),
+            )
+        ),
+    ),
+    "RenderedSST2": OfficialSet(
+        folder="RenderedSST2/rendered-sst2",
+        classes=2,
+        splits={"train": Figure(6_920, (3_310, 3_610)), "test": Figure(1_821, (912, 909))},
+        source="https://github.com/openai/CLIP/blob/main/data/rendered-sst2.md",
+        page="https://github.com/openai/CLIP/blob/main/data/rendered-sst2.md",
+        archives=(
+            _at(
+                "rendered-sst2.tgz",
+                "2384d08e9dcfa4bd55b324e610496ee5",
+                "https://openaipublic.azureedge.net/clip/data/",
+            ),
         ),
     ),
     "RESISC45": OfficialSet(

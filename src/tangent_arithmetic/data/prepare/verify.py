@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from tangent_arithmetic.data.base import Pictures
-from tangent_arithmetic.data.clip8 import CLIP8_SETS, dtd, eurosat, resisc45, sun397
+from tangent_arithmetic.data.clip8 import dtd, eurosat, resisc45, sun397
+from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 from tangent_arithmetic.data.files import LazyPictures
 from tangent_arithmetic.data.identity import fingerprint, labels_of
 from tangent_arithmetic.data.prepare.contents import Finding, findings_of
@@ -81,7 +82,7 @@ def splits_of(name: str, root: Path) -> dict[str, Pictures]:
         folders, paths = FOLDER_SPLITS[name]
         folders.check_same(root / path for path in paths.values())
         return {split: folders.pictures(root / path) for split, path in paths.items()}
-    splits = CLIP8_SETS[name](root)
+    splits = PUBLIC_SETS[name](root)
     pictures = {"train": splits.train, "test": splits.test}
     if name == "RESISC45":
         pictures["val"] = resisc45.read_list(root / "resisc45", "resisc45-val.txt")
@@ -129,7 +130,7 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
     compare(report, findings, root, SETS[name].sealed)
     if not report.errors and name in FOLDER_SPLITS:
         try:
-            CLIP8_SETS[name](root)
+            PUBLIC_SETS[name](root)
         except UsageError as error:
             report.errors.append(str(error))
     report.verdict = "wrong" if report.errors else "good"
