@@ -5,7 +5,7 @@
 Encoders are those of `finetune.py` (made where they are missing). All eight tasks are merged; the
 coefficient of a method that has one is chosen on validation from 21 values, accuracies are on test,
 normalised by those of each task's own encoder. `slerp`, which takes two models, merges MNIST's and
-Signs' and is measured on these two.
+Signs' and is measured on these two. Methods that need images take validation images.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
             "iso_cts",
             "wudi",
             "wudi_closed_form",
+            "fisher_merging",
+            "regmean",
+            "regmean_plusplus",
+            "task_wise_adamerging",
+            "layer_wise_adamerging",
         )
     },
     "slerp (2 tasks)": ("slerp", {}, "standard", PAIR),
@@ -124,7 +129,8 @@ def study(run: Path, seed: int) -> dict[str, Row]:
             )
             options[method.coefficient] = row["coefficient"] = chosen["coefficient"]
         begun = time.monotonic()
-        state = merged_state(algorithm(**options).merge(pool))
+        examples = measured.examples(pool) if method.needs_data else None
+        state = merged_state(algorithm(**options).merge(pool, examples=examples))
         row["seconds"] = round(time.monotonic() - begun, 3)
         report = measured.evaluate(measured.encoder(pool, state))
         row["top1"] = {task: report[task]["accuracy"] for task in measured.tasks}

@@ -24,10 +24,12 @@ from tangent_arithmetic.merging import (
     algorithm_class,
     get_method,
     program,
+    run_pool,
 )
 from tangent_arithmetic.merging.configurations import configurations
+from tangent_arithmetic.merging.examples import Part
 from tangent_arithmetic.merging.targets import algorithm_of, pool_of, rows_of
-from tangent_arithmetic.merging.taskpools import TaskPool
+from tangent_arithmetic.merging.taskpools import SuiteTaskPool, TaskPool
 from tangent_arithmetic.run import results_schema
 from tangent_arithmetic.run.results import load_results
 from tangent_arithmetic.runtime.errors import UsageError
@@ -173,7 +175,7 @@ def test_dry_runs_touch_nothing(
     ("words", "message"),
     [
         (["method=task_arithmetik"], "unknown method 'task_arithmetik'; choose from task_"),
-        (["method=fisher_merging/clip_fisher_merging"], "unknown method 'fisher_merging/clip_f"),
+        (["method=surgery/adamerging_surgery"], "unknown method 'surgery/adamerging_surgery'"),
         (["method.scaling=1"], "unknown key 'method.scaling'; nearest: method.scaling_factor, "),
         (["taskpool=svhn"], "unknown taskpool 'svhn'; choose from CLIPVisionModelTaskPool/clip-"),
         (["merged"], "expected KEY=VALUE, got 'merged'; --help lists the keys"),
@@ -234,7 +236,10 @@ def test_help_is_quick_and_merging_imports_nothing_heavy(
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "method: breadcrumbs, consensus_task_arithmetic, dare_task_arithmetic" in done.stdout
-    assert "task_arithmetic, ties, ties_merging, tsv_m, weighted_average" in done.stdout
+    assert (
+        "task_arithmetic, task_wise_adamerging, ties, ties_merging, tsv_m, weighted_average"
+        in done.stdout
+    )
     assert done.stdout.startswith("usage: tangent-arithmetic merge [KEY=VALUE ...]")
     assert "CLIPVisionModelPool" in done.stdout and "\n2 0 False\n" in done.stdout
     assert done.stdout.endswith("0 set()\n")
@@ -343,6 +348,69 @@ def test_only_complete_results_of_the_run_s_models_are_stored(
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("fisher_merging/clip_fisher_merging", {"num_fisher_examples": 2}),
+        ("regmean/clip_regmean", {"num_regmean_examples": 8}),
+        ("regmean_plusplus/clip_regmean_plusplus", {"num_regmean_examples": 8}),
+        ("task_wise_adamerging", {"max_steps": 2, "split": "test"}),
+        ("adamerging/clip", {"max_steps": 2, "grouping": "task-layer"}),
+    ],
+)
+def test_methods_that_need_images_take_those_of_the_task_pool(
+    method: str, options: dict[str, Any], embedded: Path, run: Run, tmp_path: Path
+) -> None:
+    report, merged = tmp_path / "report.json", tmp_path / "merged.safetensors"
+    words = [f"method={method}", *(f"method.{key}={value}" for key, value in options.items())]
+    words += [f"report_save_path={report}", f"merged_model_save_path={merged}", "seed=4"]
+    words += [f"taskpool.results={tmp_path / 'results'}"]
+    assert run(*on_embedded(embedded), *words) == 0
+    content = json.loads(report.read_text())
+    assert content["merge"]["options"].items() >= {**options, "seed": 4}.items()
+    assert {"Emoji", "FashionMNIST", "average"} < content.keys()
+    weights = load_file(merged)
+    start = load_file(embedded / "checkpoints" / "zeroshot.safetensors")
+    assert any(not torch.equal(weights[name], value) for name, value in start.items())
+    (kept,) = (tmp_path / "results").rglob("merging-*.json")
+    assert ("split=test" in kept.name) == ("split" in options)
+
+
+def test_images_of_a_task_are_chosen_by_the_seed(embedded: Path) -> None:
+    checkpoints = embedded / "checkpoints"
+    pool = run_pool(checkpoints, list(TASKS))
+    tasks = SuiteTaskPool("ViT-Nano-8", str(checkpoints), list(TASKS), device="cpu", num_workers=0)
+    examples = tasks.examples(pool)
+    encoder = examples.encoder()
+
+    def chosen(count: int | None, seed: int, part: Part = "validation") -> torch.Tensor:
+        split = examples.split(encoder, "Emoji", count, seed, part)
+        return torch.cat([images for images, _ in split.batches])
+
+    assert len(chosen(None, 0)) == len(chosen(99, 0)) == SIZES["val"]
+    assert len(chosen(None, 0, "test")) == SIZES["test"]
+    assert len(chosen(10, 0).flatten(1).unique(dim=0)) > 5
+    assert torch.equal(chosen(10, 0), chosen(10, 0))
+    assert not torch.equal(chosen(10, 0), chosen(10, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["modelpool.mode=linear"], "runs standard encoders, and these are linearised"),
+        (["taskpool.tasks=[Emoji]"], "the task pool has no FashionMNIST; its tasks are Emoji"),
+        (["taskpool=dummy"], "runs the models on images of their tasks, and got none"),
+    ],
+)
+def test_models_that_cannot_be_run_on_images(
+    words: list[str], message: str, embedded: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taskpool = [] if "taskpool=dummy" in words else on_embedded(embedded)[1:]
+    pools = [word for word in on_embedded(embedded) if word.startswith("modelpool")]
+    assert run(*pools, *taskpool, "method=regmean", *words) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_encoders_give_checkpoints(run: Run, tmp_path: Path) -> None:
     from tangent_arithmetic.encoders.loading import load_checkpoint
 
@@ -383,8 +451,10 @@ def test_configurations_of_fusion_bench_are_accepted_as_they_are() -> None:
         {"_target_": f"{home}.ISO_C_Merge", "scaling_factor": 1.0, "exclude_keys": None},
         {"_target_": f"{home}.model_stock.ModelStock", "ignore_keys": ["model.logit_scale"]},
         {"_target_": f"{home}.WUDIMerging", "iter_num": 400, "exclude_keys": None},
+        {"_target_": f"{home}.RegMeanAlgorithmForCLIP", "exclude_param_names_regex": []}
+        | {"weight_transpose": True, "dataloader_kwargs": {"batch_size": 32}},
     ):
-        assert algorithm_of(node).options
+        assert algorithm_of(node).options is not None
     with pytest.raises(UsageError, match="tsv_m has no option 'return_single_task_models'"):
         algorithm_of(tsv | {"return_single_task_models": True})
 

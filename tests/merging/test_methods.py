@@ -350,11 +350,18 @@ def test_all_differences_are_listed() -> None:
 
 def test_methods_declare_what_they_need() -> None:
     own = [m for m in METHODS.values() if m.function.__module__.startswith("tangent_arithmetic.")]
-    assert len(own) == 22
+    assert len(own) == 27
     for method in own:
         assert METHODS[method.name] is method and method.source and method.passes >= 1
-        assert method.function.__doc__ and not method.needs_data and not method.needs_models
+        assert method.function.__doc__
         assert (method.prepare is None) == (method.passes == 1)
+    assert {method.name for method in own if method.needs_data} == {
+        "fisher_merging",
+        "regmean",
+        "regmean_plusplus",
+        "task_wise_adamerging",
+        "layer_wise_adamerging",
+    }
 
 
 @pytest.fixture
@@ -428,6 +435,10 @@ def test_configurations_are_read_from_the_methods_without_importing_them() -> No
     own |= {"lines_task_arithmetic"}
     theirs |= {"isotropic_merging/iso_c", "isotropic_merging/iso_cts", "wudi/wudi"}
     theirs |= {"task_singular_vector/TaskSingularVectorMerging", "model_stock/model_stock"}
+    own |= {"fisher_merging", "regmean", "regmean_plusplus"}
+    own |= {"task_wise_adamerging", "layer_wise_adamerging"}
+    theirs |= {"fisher_merging/clip_fisher_merging", "regmean/clip_regmean", "adamerging/clip"}
+    theirs |= {"regmean_plusplus/clip_regmean_plusplus"}
     assert set(read) == own | theirs | short
     assert read == {name: registered[name] for name in read}
     assert read["linear/weighted_average"]["weights"] == (0.5, 0.5)

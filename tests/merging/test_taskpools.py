@@ -121,11 +121,13 @@ def test_accuracy_and_loss_equal_those_of_transformers(root: Path) -> None:
 
 def test_errors_of_the_evaluation(root: Path) -> None:
     rows = {"colors": HubRows(str(root / "colors"), None, "test")}
-    with pytest.raises(UsageError, match="has no validation split to choose"):
+    with pytest.raises(UsageError, match="has no validation split, which scaling_factor=auto"):
         tasks = CLIPVisionModelTaskPool(rows, str(root / "base"), device="cpu")
         pool = CLIPVisionModelPool({"_pretrained_": root / "base", "a": root / "mnist"})
         state = {name: pool.base.read(name) for name in pool.base.outline}
         tasks.sweep(tasks.encoder(pool, state), {}, [0.5])
+    with pytest.raises(UsageError, match="names its weights in another way than the encoder"):
+        tasks.examples(CLIPVisionModelPool({"colors": root / "mnist"})).encoder()
     with pytest.raises(UsageError, match=r"has no visual_projection\.weight"):
         towers = CLIPVisionModelTaskPool(rows, str(root / "mnist"), device="cpu")
         towers.encoder(pool, state)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tangent_arithmetic.merging.examples import Examples
 from tangent_arithmetic.merging.methods import METHODS, get_method
 from tangent_arithmetic.merging.pool import Model, ModelPool
 from tangent_arithmetic.merging.registry import OWN
@@ -48,17 +49,26 @@ class Algorithm:
         for name, value in method.options(self.options).items():
             setattr(self, name, value)
 
-    def merge(self, modelpool: ModelPool | Mapping[str, Model], show: bool = False) -> Merge:
+    def merge(
+        self,
+        modelpool: ModelPool | Mapping[str, Model],
+        show: bool = False,
+        examples: Examples | None = None,
+    ) -> Merge:
         """The merge of these models, not yet computed."""
         pool = modelpool if isinstance(modelpool, ModelPool) else ModelPool(modelpool)
-        return Merge(pool, get_method(self.method), self.options, show)
+        return Merge(pool, get_method(self.method), self.options, show, examples)
 
-    def run(self, modelpool: ModelPool | Mapping[str, Model]) -> Any:
+    def run(
+        self, modelpool: ModelPool | Mapping[str, Model], examples: Examples | None = None
+    ) -> Any:
         """Merges the models into a new one and leaves them unchanged.
 
         Args:
             modelpool: name -> module, state dict or path, with the pre-trained model under
                 `_pretrained_`; or a `ModelPool` of them.
+            examples: the models on images of their tasks, for methods that need data: the result
+                of a task pool's `examples(modelpool)`.
 
         Returns:
             A module for modules, a state dict for state dicts and files of weights, an encoder for
@@ -67,7 +77,7 @@ class Algorithm:
         Raises:
             UsageError: if names, shapes or kinds differ, or weights are not finite.
         """
-        merge = self.merge(modelpool)
+        merge = self.merge(modelpool, examples=examples)
         return merge.pool.build(merged_state(merge))
 
     def run_to(
@@ -77,9 +87,10 @@ class Algorithm:
         max_shard_size: str | int = SHARD,
         fsync: bool = True,
         show: bool = False,
+        examples: Examples | None = None,
     ) -> Path:
         """Merges into a file or folder without holding the result, see `save_merged`."""
-        return save_merged(self.merge(modelpool, show), path, max_shard_size, fsync)
+        return save_merged(self.merge(modelpool, show, examples), path, max_shard_size, fsync)
 
     def __repr__(self) -> str:
         """Name and options."""

@@ -86,6 +86,12 @@ class Job:
             saving = _saving(config)
             return cls(algorithm, auto, pool, tasks, target, saving, path if report else None)
 
+    def merge(self, algorithm: Algorithm) -> Merge:
+        """The merge of the models by a method, not yet computed."""
+        if self.tasks is None or not get_method(algorithm.method).needs_data:
+            return algorithm.merge(self.pool, show=True)
+        return algorithm.merge(self.pool, True, self.tasks.examples(self.pool))
+
     def check(self, merge: Merge) -> Record | None:
         """Checks, before the work, that all results can be written.
 
@@ -132,7 +138,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     job = Job.of(config)
     if config.get("dry_run"):
         return {"dry_run": True, "method": repr(job.algorithm), "models": list(job.pool.models)}
-    merge = job.algorithm.merge(job.pool, show=True)
+    merge = job.merge(job.algorithm)
     record = job.check(merge)
     size = sum(value.numel() for value in job.pool.base.outline.values())
     info = {"trainable_params": size, "all_params": size, "trainable_percentage": 1.0}
@@ -145,7 +151,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         chosen = choose_scaling_factor(job.algorithm, job.pool, job.tasks)
         report["scaling_factor"] = chosen
         options = {**job.algorithm.options, str(merge.method.coefficient): chosen["coefficient"]}
-        merge = type(job.algorithm)(**options).merge(job.pool, show=True)
+        merge = job.merge(type(job.algorithm)(**options))
     times = [time.monotonic()]
     state = job.merged(merge)
     times.append(time.monotonic())

@@ -13,7 +13,8 @@ Its keyword arguments are its options: names, defaults and types are read from t
 are the class in `tangent_arithmetic.merging` and the configuration in the group `method`.
 
 A method that needs more than a piece (a threshold over the whole vector) has a `prepare`, which
-reads the weights beforehand; the function gets its result as `statistics`.
+reads the weights beforehand; the function gets its result as `statistics`. With `needs_data`,
+`prepare` runs whole models on images instead, see `merging/examples.py`.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ class Method:
         source: the paper that defines it.
         algorithm: the name of its class, such as "TaskArithmeticAlgorithm".
         config: the name of its configuration in the group `method`.
-        prepare: (pieces, **options) -> statistics; `pieces()` reads all weights once.
-        passes: the most times that the weights are read, merging included.
+        prepare: (pieces, **options) -> statistics; `pieces()` reads all weights once. With
+            `needs_data`: (examples, **options) -> statistics.
+        passes: the most times that the pieces are read, merging included.
         needs_pretrained: whether the pre-trained model is required.
         num_models: the number of models that it merges, without the pre-trained one unless
             `ordered`; None for any number.
@@ -103,8 +105,7 @@ class Method:
         largest: the largest coefficient that `auto` tries.
         ordered: whether the pre-trained model counts as the first of the models.
         drops: whether weights may be left out, so that a NaN in one need not show in the result.
-        needs_data: whether it needs data.
-        needs_models: whether it runs whole models.
+        needs_data: whether it runs the models on images of their tasks.
         defaults: option -> its default.
         types: option -> its annotation.
     """
@@ -125,7 +126,6 @@ class Method:
     ordered: bool = False
     drops: bool = False
     needs_data: bool = False
-    needs_models: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
 

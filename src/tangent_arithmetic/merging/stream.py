@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tangent_arithmetic.merging.examples import Examples
 from tangent_arithmetic.merging.pool import ModelPool
-from tangent_arithmetic.merging.registry import PRETRAINED, Method, Piece
+from tangent_arithmetic.merging.registry import PRETRAINED, Method, Piece, Pieces
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.logs import byte_progress
 from tangent_arithmetic.storage import statedict
@@ -44,15 +45,22 @@ class Merge:
         method: the method.
         options: options of the method; the others have their defaults.
         show: show progress in bytes per second.
+        examples: the models on images of their tasks, for methods with `needs_data`.
 
     Raises:
-        UsageError: if the models do not match each other or the method, or an option is unknown.
+        UsageError: if the models do not match each other or the method, an option is unknown, or
+            the method needs images and there are none.
     """
 
     def __init__(
-        self, pool: ModelPool, method: Method, options: Mapping[str, Any], show: bool = False
+        self,
+        pool: ModelPool,
+        method: Method,
+        options: Mapping[str, Any],
+        show: bool = False,
+        examples: Examples | None = None,
     ) -> None:
-        self.pool, self.method, self.show = pool, method, show
+        self.pool, self.method, self.show, self.examples = pool, method, show, examples
         self.options = method.options(options)
         if method.needs_pretrained and not pool.has_pretrained:
             raise UsageError(f"{method.name} needs the pre-trained model, named {PRETRAINED}")
@@ -63,6 +71,12 @@ class Merge:
             raise UsageError(
                 f"{method.name} merges {method.num_models} models, got {len(self.models)}: "
                 f"{', '.join(self.models)}"
+            )
+        if method.needs_data and examples is None:
+            raise UsageError(
+                f"{method.name} runs the models on images of their tasks, and got none; add a task "
+                "pool with these tasks, such as taskpool=embedded, or in Python "
+                "run(models, task_pool.examples(models))"
             )
         pool.check()
         self.theta0 = pool.base if pool.has_pretrained else None
@@ -100,7 +114,7 @@ class Merge:
         statedict.warn_excluded("the models", tuple(excluded))
         arguments = dict(self.options)
         if self.method.prepare is not None:
-            arguments["statistics"] = self.method.prepare(self._finite_pieces, **self.options)
+            arguments["statistics"] = self.method.prepare(self._source(), **self.options)
         with self._progress("merging") as advance:
             for name in self.names:
                 if name in self.floating and self.pool.base.outline[name].numel():
@@ -125,6 +139,15 @@ class Merge:
                 merged = statedict.round_to(merged, dtype, name, start=piece.start)
             yield Part(name, piece.start, merged)
             advance(len(merged) * dtype.itemsize * len(self.inputs))
+
+    def _source(self) -> Examples | Pieces:
+        """What `prepare` reads; models that are run have been checked to be finite."""
+        if not self.method.needs_data:
+            return self._finite_pieces
+        assert self.examples is not None
+        for _ in self._finite_pieces():
+            pass
+        return self.examples
 
     def _finite_pieces(self) -> Iterator[Piece]:
         """One pass over the weights, for `prepare`."""

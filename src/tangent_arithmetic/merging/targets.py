@@ -44,8 +44,9 @@ HELD_OUT = "fusion_bench.utils.data.train_validation_split"
 # keys of FusionBench's configurations that have no effect here
 IGNORED = {"_target_", "_recursive_", "_usage_", "platform", "processor", "data_processor"}
 IGNORED |= {"train_datasets", "test_datasets", "val_datasets"}
-OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose"}
-OPTIONS_OFF = {"return_single_task_models"}  # accepted if false
+OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose", "dataloader_kwargs"}
+OPTIONS_OFF = {"return_single_task_models", "exclude_param_names_regex"}  # accepted if false
+OPTIONS_ON = {"weight_transpose"}  # accepted if true
 SUITE_KEYS = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size", "num_workers"}
 CLIP_KEYS = {*IGNORED, "base_model", "clip_model", "dataloader_kwargs"}
 CLIP_KEYS |= {"layer_wise_feature_save_path", "layer_wise_feature_first_token_only"}
@@ -90,6 +91,7 @@ def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
     """
     method = method_of(node)
     ignored = OPTIONS_IGNORED | {key for key in OPTIONS_OFF if not node.get(key)}
+    ignored |= {key for key in OPTIONS_ON if node.get(key)}
     options = {key: value for key, value in node.items() if key not in ignored}
     if seed is not None and "seed" in method.defaults:
         options.setdefault("seed", seed)

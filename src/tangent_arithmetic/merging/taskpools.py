@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangent_arithmetic.arithmetic.metrics import main_of
-from tangent_arithmetic.arithmetic.sweeps import logits_at
+from tangent_arithmetic.arithmetic.sweeps import Split, logits_at
 from tangent_arithmetic.arithmetic.tally import Tally, scores
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.templates import get_templates
-from tangent_arithmetic.encoders.base import Encoder, is_encoder, is_linear
+from tangent_arithmetic.encoders.base import Encoder, ModuleEncoder, is_encoder, is_linear
 from tangent_arithmetic.encoders.heads import zeroshot_weights
 from tangent_arithmetic.encoders.images import VISUAL, ClassificationHead, ImageEncoder
 from tangent_arithmetic.encoders.published import huggingface
+from tangent_arithmetic.merging.examples import Examples, Part
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.results import Record, record_of
 from tangent_arithmetic.merging.stream import Merge
@@ -34,6 +35,7 @@ from tangent_arithmetic.runtime.errors import UsageError
 State = Mapping[str, Tensor]
 MEASURES = ("accuracy", "loss")
 OTHER_NAMES = {"mnist": "MNIST", "svhn": "SVHN"}  # of the same sets on the hub
+CHOICE = 37  # in the seed of the choice of images
 OTHER_NAMES |= {"tanganke/cifar10": "CIFAR10", "tanganke/cifar100": "CIFAR100"}
 OTHER_NAMES |= {"1aurent/PatchCamelyon": "PCAM", "clip-benchmark/wds_fer2013": "FER2013"}
 # read from the hub as they are there, with our prompts
@@ -86,11 +88,42 @@ class TaskPool:
         """The place of a merge among the results of a run; None if it is not stored there."""
         return None
 
+    def examples(self, pool: ModelPool) -> Examples:
+        """The models of a pool on images of the tasks of their names.
+
+        Raises:
+            UsageError: if a model has no task here.
+        """
+        return PoolExamples(pool, self)
+
+    def split(
+        self, encoder: Encoder, name: str, validation: bool, count: int | None = None, seed: int = 0
+    ) -> Split:
+        """Images of a task with its head, preprocessed for an encoder.
+
+        Args:
+            encoder: the encoder.
+            name: the task.
+            validation: whether they are of the validation split, else of the test split.
+            count: number of images, chosen at random; all if None, or if there are no more.
+            seed: of the choice.
+
+        Raises:
+            UsageError: if the task has no such split, or it is empty.
+        """
+        batches = self._batches(encoder, name, validation)
+        if count is not None and count < len(batches.pictures):
+            order = np.random.default_rng([seed, CHOICE]).permutation(len(batches.pictures))
+            chosen = SubsetPictures(batches.pictures, np.sort(order[:count]).tolist())
+            batches = replace(batches, pictures=chosen)
+        return Split(name, self._head(name), batches, self.run.compute)
+
     def _batches(self, encoder: Encoder, name: str, validation: bool) -> EvalBatches:
         pictures = self.tasks[name].pictures(validation)
         if pictures is None:
             raise UsageError(
-                f"{name} has no validation split to choose scaling_factor=auto on; give a number"
+                f"{name} has no validation split, which scaling_factor=auto and methods that need "
+                "data use; give a number, or choose another method"
             )
         if not len(pictures):
             split = "validation" if validation else "test"
@@ -137,6 +170,67 @@ class TaskPool:
             name: [point["accuracy"] for point in self.measure(encoder, name, tau, coefs, True)]
             for name in self.tasks
         }
+
+
+class PoolExamples:
+    """The models of a pool on images of the tasks of their names, see `merging.examples`.
+
+    Args:
+        pool: the models.
+        tasks: the tasks.
+
+    Raises:
+        UsageError: if a model has no task.
+    """
+
+    def __init__(self, pool: ModelPool, tasks: TaskPool) -> None:
+        self.pool, self.tasks = pool, tasks
+        if missing := [name for name in pool.model_names if name not in tasks.tasks]:
+            raise UsageError(
+                "the method runs each model on images of the task of its name, but the task pool "
+                f"has no {', '.join(missing)}; its tasks are {', '.join(tasks.tasks)}"
+            )
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models."""
+        return self.pool.model_names
+
+    def encoder(self) -> ModuleEncoder:
+        """A new encoder with the base model's weights.
+
+        Raises:
+            UsageError: if the models are linearised, or have other names than the encoder.
+        """
+        encoder = self.tasks.encoder(self.pool, dict(self.pool.base.tensors))
+        if is_linear(encoder):
+            raise UsageError(
+                "the method runs standard encoders, and these are linearised; "
+                "`tangent-arithmetic combine` solves for their coefficients exactly"
+            )
+        if encoder.weights().keys() != self.pool.base.outline.keys():
+            raise UsageError(
+                f"{self.pool.base.place} names its weights in another way than the encoder that "
+                "runs it, so that methods which run models cannot merge it; convert "
+                "the models to checkpoints of this project first, see docs/checkpoints.md"
+            )
+        assert isinstance(encoder, ModuleEncoder)
+        return encoder.eval().to(self.tasks.run.device)
+
+    def weights(self, model: str) -> State:
+        """The weights of a model, read on demand."""
+        return self.pool.weights(model).tensors
+
+    def split(
+        self,
+        encoder: ModuleEncoder,
+        model: str,
+        count: int | None = None,
+        seed: int = 0,
+        part: Part = "validation",
+    ) -> Split:
+        """Images of a model's task, with its head."""
+        return self.tasks.split(encoder, model, part == "validation", count, seed)
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

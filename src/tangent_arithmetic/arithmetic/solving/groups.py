@@ -69,7 +69,7 @@ def directions(
     names = list(order or next(iter(vectors.values())))
     if grouping == "task":
         return [Direction(task, None, tau) for task, tau in vectors.items()]
-    group_of = _groups(grouping, names)
+    group_of = grouped(grouping, names)
     groups = dict.fromkeys(group_of(name) for name in names)
     if grouping in ("layer", "task-layer"):
         groups = dict.fromkeys(sorted(groups, key=lambda g: (g == HEAD, g != EMBEDDING)))
@@ -139,8 +139,16 @@ def _projects(name: str, root: str) -> bool:
     return root.startswith(f"{owner}." if owner else "") and bool(PROJECTION.match(leaf))
 
 
-def _groups(grouping: str, names: Sequence[str]) -> Callable[[str], str]:
-    """The function from a parameter's name to its group."""
+def grouped(grouping: str, names: Sequence[str]) -> Callable[[str], str]:
+    """The function from a parameter's name to its group.
+
+    Args:
+        grouping: one of `GROUPINGS` except "task", or a regular expression.
+        names: of all parameters, in the order of the modules that own them.
+
+    Raises:
+        UsageError: for an invalid regular expression, or one that matches no parameter.
+    """
     if grouping == "block":
         return lambda name: name
     if grouping in ("layer", "task-layer"):

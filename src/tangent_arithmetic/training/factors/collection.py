@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tangent_arithmetic.training.factors.bases import compress, leading
 from tangent_arithmetic.training.factors.blocks import LARGEST_SIDE, Block, blocks_of, logger
 from tangent_arithmetic.training.factors.factor import Factor
+from tangent_arithmetic.training.factors.gradients import ExampleGradients, Gradients
 from tangent_arithmetic.training.factors.whole import CORNER, SHRINKAGE, Factors
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 Kind = Literal["diag", "kfac", "ekfac"]
-Gradients = Mapping[str, Tensor]
 Bases = dict[str, tuple[Tensor, Tensor]]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
 RANK = 128  # of the bases
@@ -100,7 +98,9 @@ class _Probe:
         weights = dict(self.module.named_parameters())
         names = [name for block in self.blocks for name in block.names]
         self.weights = {name: weights[name].requires_grad_() for name in names}
-        self.can_batch = True  # until it fails
+        self.of_examples = ExampleGradients(
+            self.module, self.weights, lambda f0, v: v / torch.linalg.vector_norm(f0)
+        )
 
     def gradients(self, images: Iterable[Tensor]) -> Iterator[Gradients]:
         """J^T v / |f0| by name, a row for each example and probe, of some examples at a time."""
@@ -115,46 +115,7 @@ class _Probe:
                     features = self.module(examples[:1]).shape[1]
             probes = self._probes(len(batch), features, generator)
             for some in probes.split(max(1, rows // len(batch)), dim=1):
-                yield self._gradients(examples, some)
-
-    def _gradients(
-        self, batch: Float[Tensor, "batch ..."], probes: Float[Tensor, "batch probes features"]
-    ) -> Gradients:
-        probes = probes.to(next(iter(self.weights.values())))
-        if self.can_batch:
-            try:
-                with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for `vmap`
-                    found = vmap(self._gradient)(batch, probes)
-                return {name: value.flatten(0, 1) for name, value in found.items()}
-            except (RuntimeError, ValueError, NotImplementedError) as error:
-                self.can_batch = False
-                logger.info("examples are taken one by one: %s", str(error).partition("\n")[0])
-        each = [self._alone(image, v) for image, vs in zip(batch, probes, strict=True) for v in vs]
-        return {name: torch.stack([one[name] for one in each]) for name in self.weights}
-
-    def _gradient(self, image: Tensor, probes: Float[Tensor, "probes features"]) -> Gradients:
-        def features(weights: dict[str, Tensor]) -> Float[Tensor, " features"]:
-            found: Tensor = functional_call(self.module, weights, (image[None],))[0]
-            return found
-
-        value, pull = vjp(features, self.weights)[:2]
-        found: dict[str, Tensor] = vmap(lambda v: pull(v / torch.linalg.vector_norm(value))[0])(
-            probes
-        )
-        return {name: gradient.detach() for name, gradient in found.items()}
-
-    def _alone(self, image: Tensor, v: Float[Tensor, " features"]) -> Gradients:
-        """The same by autograd, for modules that `torch.func` cannot transform."""
-        with torch.enable_grad():
-            value = self.module(image[None])[0]
-        found = torch.autograd.grad(
-            value,
-            list(self.weights.values()),
-            v / torch.linalg.vector_norm(value.detach()),
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return dict(zip(self.weights, found, strict=True))
+                yield self.of_examples(examples, some)
 
     def _probes(
         self, examples: int, features: int, generator: torch.Generator
