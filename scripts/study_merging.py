@@ -10,9 +10,10 @@ Signs' and is measured on these two. Methods that need images take validation im
 
 from __future__ import annotations
 
+import argparse
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,14 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
             "iso_cts",
             "wudi",
             "wudi_closed_form",
-            "fisher_merging",
             "regmean",
             "regmean_plusplus",
-            "task_wise_adamerging",
-            "layer_wise_adamerging",
         )
+    },
+    "fisher_merging (64 images)": ("fisher_merging", {"num_fisher_examples": 64}, "standard", ()),
+    **{
+        f"{name} (rate 0.01, 100 steps)": (name, {"lr": 0.01, "max_steps": 100}, "standard", ())
+        for name in ("task_wise_adamerging", "layer_wise_adamerging")
     },
     "slerp (2 tasks)": ("slerp", {}, "standard", PAIR),
     "task_arithmetic (2 tasks)": ("task_arithmetic", {}, "standard", PAIR),
@@ -168,10 +171,6 @@ def write(folder: Path, results: Mapping[int, Mapping[str, Row]], seconds: float
     """Writes the results so far and returns the table."""
     header = ["method", "accuracy, %", "normalised, %", "coefficient", "seconds to merge"]
     table = markdown_table(header, summarize(results))
-    facts: Row = {"commit": git_commit(), "versions": versions(), "seeds": len(results)}
-    facts["seconds"] = round(seconds, 1)
-    content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in results.items()}}
-    write_json(folder / "merging.json", content)
     text = (
         "# Merging on the embedded suite\n\n"
         f"`python scripts/study_merging.py --seeds={len(results)}`: mean test accuracy of the "
@@ -179,27 +178,49 @@ def write(folder: Path, results: Mapping[int, Mapping[str, Row]], seconds: float
         "encoder; mean and standard deviation over fine-tuning seeds. Coefficients, one a seed, "
         f"were chosen on validation.\n\n{table}\n"
     )
-    write_text(folder / "merging.md", text)
+    publish(folder / "merging", text, results, seconds)
     return table
+
+
+def publish(
+    path: Path, text: str, results: Mapping[int, Mapping[str, Row]], seconds: float
+) -> None:
+    """Writes a page, `.md`, and the results by seed with their provenance, `.json`."""
+    facts: Row = {"commit": git_commit(), "versions": versions(), "seeds": len(results)}
+    facts["seconds"] = round(seconds, 1)
+    content = {"provenance": facts, "seeds": {str(seed): rows for seed, rows in results.items()}}
+    write_json(path.with_suffix(".json"), content)
+    write_text(path.with_suffix(".md"), text)
+
+
+def options(doc: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags of a study."""
+    parser = Parser(description=doc)
+    seeds = number(int, 1, 10_000)
+    parser.add_argument("--seeds", type=seeds, default=1, help="fine-tuning seeds, from 0")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
+    return parser.parse_args(argv)
+
+
+def runs(seeds: int, modes: Sequence[str]) -> Iterator[tuple[int, Path]]:
+    """Each seed with the folder of its encoders, which are made where they are missing."""
+    for seed in range(seeds):
+        flags = [] if seed == 0 else [f"--seed={seed}"]  # seed 0 is the default run's
+        for mode in modes:
+            code = finetune.main([f"--model={EMBEDDED_MODEL}", f"--finetuning-mode={mode}", *flags])
+            if code:
+                raise SystemExit(code)
+        yield seed, Run.of(Config(model=EMBEDDED_MODEL, seed=seed or None)).folder
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = Parser(description=__doc__)
-    seeds = number(int, 1, 10_000)
-    parser.add_argument("--seeds", type=seeds, default=1, help="fine-tuning seeds, from 0")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
-    args = parser.parse_args(argv)
+    args = options(__doc__, argv)
     setup_logging()
     begun, results, table = time.monotonic(), {}, ""
-    for seed in range(args.seeds):
-        flags = [] if seed == 0 else [f"--seed={seed}"]  # seed 0 is the default run's
-        for mode in ("standard", "linear"):
-            code = finetune.main([f"--model={EMBEDDED_MODEL}", f"--finetuning-mode={mode}", *flags])
-            if code:
-                return code
-        results[seed] = study(Run.of(Config(model=EMBEDDED_MODEL, seed=seed or None)).folder, seed)
+    for seed, run in runs(args.seeds, ("standard", "linear")):
+        results[seed] = study(run, seed)
         table = write(args.results / "embedded", results, time.monotonic() - begun)
     print(table)
     return 0

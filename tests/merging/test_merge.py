@@ -320,6 +320,34 @@ def test_auto_is_kept_under_the_name_of_the_option(
     assert load_results(path)["coefficient"] == chosen
 
 
+def test_plug_ins_are_in_the_name_and_the_label(embedded: Path, run: Run, tmp_path: Path) -> None:
+    words = [*on_embedded(embedded), f"taskpool.results={tmp_path / 'results'}"]
+    assert run(*words, "plugins=[normalise,{lines:{beta:0.2}}]", "+taskpool.sample=20") == 0
+    (path,) = (tmp_path / "results").rglob("merging-task_arithmetic-after-normalise*.json")
+    kept = load_results(path)
+    assert kept["merge"]["label"].startswith("task_arithmetic, after normalise+lines (beta=0.2)")
+    assert path.parent.name.endswith("_sample20") and results_schema.read(path)[1] == []
+
+
+def test_stress_writes_json_and_tables(
+    embedded: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--save={embedded / 'checkpoints'}", f"--tasks={','.join(TASKS)}", "--sample=8"]
+    words += [f"--results={tmp_path}", "--methods=simple_average,ties", f"--task={TASKS[1]}"]
+    assert merge.main(["stress", *words]) == 0
+    text = capsys.readouterr().out
+    assert text.count("| simple_average ") == 2 and "refused" in text
+    (folder,) = tmp_path.glob("embedded/ViT-Nano-8_sample8")
+    found = json.loads((folder / "stress.json").read_text())
+    assert found["provenance"]["mode"] == "standard" and found["task"] == TASKS[1]
+    ties = found["methods"]["ties"]
+    for key in ("plain", "normalised"):
+        assert ties[key]["top1"].keys() == set(TASKS)
+        assert all(cell.keys() & {"lost", "refused"} for cell in ties[key]["perturbed"].values())
+    page = (folder / "stress.md").read_text()
+    assert "8 pictures a task" in page and f"that of {TASKS[1]}" in page
+
+
 def test_only_complete_results_of_the_run_s_models_are_stored(
     embedded: Path, run: Run, tmp_path: Path
 ) -> None:

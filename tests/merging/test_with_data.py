@@ -435,3 +435,6 @@ def test_methods_with_data_ask_for_it(data: Data) -> None:
     algorithm = algorithm_class(get_method("regmean").algorithm)()
     with pytest.raises(UsageError, match="runs the models on images of their tasks, and got none"):
         algorithm.run(data.pool)
+    changed = type(algorithm)(plugins=["normalise"])
+    with pytest.raises(UsageError, match="runs the models as they are and takes no plug-ins"):
+        changed.run(data.pool, data)

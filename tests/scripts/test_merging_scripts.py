@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -39,3 +42,34 @@ def test_the_study_has_all_methods() -> None:
         if method.function.__module__.startswith("tangent_arithmetic.") and name != "dummy"
     }
     assert {name for name, *_ in study.METHODS.values()} == known
+
+
+def test_the_study_of_compressions_has_all_of_them_and_counts_bits() -> None:
+    from tangent_arithmetic.merging.compressions import COMPRESSIONS
+
+    script("study_merging")
+    study = script("study_compressions")
+    assert {name for name, _ in study.COMPRESSIONS.values()} == set(COMPRESSIONS)
+    row = {"top1": {"A": 0.5, "B": 0.7}, "own": {"A": 1.0, "B": 0.7}, "weights": 100}
+    row |= {"bits": {"A": 100, "B": 300}, "shared_bits": 3200}
+    (line,) = study.summarize({0: {"emr": row}})
+    assert line == ["emr", "60.0", "75.0", "2.00", "32.00", "18.00"]
+
+
+def test_each_task_s_lambda_is_the_best_on_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    script("study_merging")
+    study = script("study_compressions")
+    best = {"A": 0.5, "B": 0.3}
+
+    def accuracy(_pool: object, _tasks: object, task: str, value: float, validation: bool) -> float:
+        assert validation
+        return 0.9 if best[task] <= value < 0.6 else 0.1
+
+    monkeypatch.setattr(study, "accuracy", accuracy)
+
+    def made(_pool: object, name: str, tall_mask_lambda: float) -> SimpleNamespace:
+        assert name == "tall_masks"
+        return SimpleNamespace(reconstruct=lambda _task: tall_mask_lambda)
+
+    monkeypatch.setattr(study, "Compressed", made)
+    assert {task: study.chosen_lambda(None, None, task) for task in best} == best

@@ -5,11 +5,13 @@ r"""Merges models in one command with a composable configuration.
         taskpool=CLIPVisionModelTaskPool/clip-vit-base-patch32_svhn_and_mnist \
         merged_model_save_path=merged
 
-Groups and keys have FusionBench's names; `-m` sweeps. See docs/merging.md.
+Groups and keys have FusionBench's names; `-m` sweeps. `merge stress` perturbs task vectors and
+reports how each method degrades, see its --help. See docs/merging.md.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, printable, shown
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
+STRESS = "stress"
 
 
 def work(config: DictConfig) -> None:
@@ -72,8 +75,11 @@ def explain(error: Exception) -> str:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [STRESS]:
+        return int(importlib.import_module("tangent_arithmetic.commands.stress").main(words[1:]))
     try:
-        run_hydra(work, CONFIG, "merge", sys.argv[1:] if argv is None else argv)
+        run_hydra(work, CONFIG, "merge", words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error)) from error
     return 0

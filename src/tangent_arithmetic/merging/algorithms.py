@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from tangent_arithmetic.merging.examples import Examples
 from tangent_arithmetic.merging.methods import METHODS, get_method
+from tangent_arithmetic.merging.plugins import Specification, chosen_plugins, written_plugins
 from tangent_arithmetic.merging.pool import Model, ModelPool
 from tangent_arithmetic.merging.registry import OWN
 from tangent_arithmetic.merging.saving import SHARD, save_merged
@@ -29,15 +30,23 @@ class Algorithm:
     Args:
         *values: options in the method's order.
         inplace: accepted for compatibility with FusionBench; the result is always a new model.
+        plugins: plug-ins that change the task vectors before the method, in order, see
+            `merging.plugins`: names, or {name: {option: value}}.
         **options: options by name, see the method's function.
 
     Raises:
-        UsageError: for an option that the method does not have.
+        UsageError: for an option that the method does not have, or an unknown plug-in.
     """
 
     method: ClassVar[str]
 
-    def __init__(self, *values: Any, inplace: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        *values: Any,
+        inplace: bool = False,
+        plugins: Sequence[Specification] = (),
+        **options: Any,
+    ) -> None:
         method = get_method(self.method)
         names = list(method.defaults)
         if len(values) > len(names):
@@ -46,6 +55,7 @@ class Algorithm:
         if twice := positional.keys() & options.keys():
             raise UsageError(f"{', '.join(sorted(twice))} given twice")
         self.options = {**positional, **options}
+        self.plugins = written_plugins(chosen_plugins(plugins))
         for name, value in method.options(self.options).items():
             setattr(self, name, value)
 
@@ -57,7 +67,11 @@ class Algorithm:
     ) -> Merge:
         """The merge of these models, not yet computed."""
         pool = modelpool if isinstance(modelpool, ModelPool) else ModelPool(modelpool)
-        return Merge(pool, get_method(self.method), self.options, show, examples)
+        return Merge(pool, get_method(self.method), self.options, show, examples, self.plugins)
+
+    def with_options(self, **options: Any) -> Self:
+        """The same algorithm with some options changed."""
+        return type(self)(**{**self.options, **options}, plugins=self.plugins)
 
     def run(
         self, modelpool: ModelPool | Mapping[str, Model], examples: Examples | None = None
@@ -94,7 +108,8 @@ class Algorithm:
 
     def __repr__(self) -> str:
         """Name and options."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        facts = {**self.options, **({"plugins": self.plugins} if self.plugins else {})}
+        options = ", ".join(f"{name}={value!r}" for name, value in facts.items())
         return f"{type(self).__name__}({options})"
 
 

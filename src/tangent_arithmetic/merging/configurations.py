@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tangent_arithmetic.merging.registry import METHODS, OWN, RESERVED, algorithm_name
+from tangent_arithmetic.merging.options import RESERVED
+from tangent_arithmetic.merging.registry import METHODS, OWN, algorithm_name
 
 FOLDER = Path(__file__).parent / "methods"
 MISSING = "???"  # Hydra's mark of a required value

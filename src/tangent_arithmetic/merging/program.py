@@ -78,7 +78,8 @@ class Job:
             name = method_of(node).coefficient
             if auto := name is not None and node.get(name) == AUTO:
                 node[name] = 1.0
-            algorithm, pool = algorithm_of(node, config.get("seed")), pool_of(config["modelpool"])
+            algorithm = algorithm_of(node, config.get("seed"), config.get("plugins") or ())
+            pool = pool_of(config["modelpool"])
             tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
             target = config.get("merged_model_save_path") or None
             report = str(config.get("report_save_path") or "")
@@ -150,8 +151,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         chosen = choose_scaling_factor(job.algorithm, job.pool, job.tasks)
         report["scaling_factor"] = chosen
-        options = {**job.algorithm.options, str(merge.method.coefficient): chosen["coefficient"]}
-        merge = job.merge(type(job.algorithm)(**options))
+        option = {str(merge.method.coefficient): chosen["coefficient"]}
+        merge = job.merge(job.algorithm.with_options(**option))
     times = [time.monotonic()]
     state = job.merged(merge)
     times.append(time.monotonic())
@@ -238,18 +239,18 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool
         raise UsageError(f"{method.name} has no scaling_factor to choose")
     start = dict(pool.base.tensors)
     if not method.scales:
-        at_zero = type(algorithm)(**{**algorithm.options, method.coefficient: 0.0})
+        at_zero = algorithm.with_options(**{method.coefficient: 0.0})
         start = merged_state(at_zero.merge(pool, show=True))
     encoder = tasks.encoder(pool, start)
     merged = merged_state(algorithm.merge(pool, show=True))
-    tau = _difference(tasks.encoder(pool, merged), encoder)
+    tau = difference(tasks.encoder(pool, merged), encoder)
     coefs = [round(method.largest * coef, 10) for coef in coefficients(POINTS)]
     swept = tasks.sweep(encoder, tau, coefs)
     normalised = set(swept) <= set(pool.model_names)
     best = dict.fromkeys(swept, 1.0)
     for name in swept if normalised else ():
         single = tasks.encoder(pool, dict(pool.weights(name).tensors))
-        step = _difference(single, encoder)
+        step = difference(single, encoder)
         best[name] = tasks.measure(encoder, name, step, [1.0], True)[0]["accuracy"]
     means = {
         str(coef): {"mean": sum(swept[n][i] / best[n] for n in swept if best[n]) / len(swept)}
@@ -263,7 +264,8 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool
 
 
 @torch.no_grad()
-def _difference(encoder: Encoder, start: Encoder) -> dict[str, Tensor]:
+def difference(encoder: Encoder, start: Encoder) -> dict[str, Tensor]:
+    """The task vector of an encoder, from another one."""
     theta0 = start.weights()
     return {
         name: (value.float() - theta0[name].float()).cpu()

@@ -19,22 +19,21 @@ reads the weights beforehand; the function gets its result as `statistics`. With
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tangent_arithmetic.runtime.errors import UsageError, closest, unknown
+from tangent_arithmetic.merging.options import Registered, signature
+from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PRETRAINED = "_pretrained_"
-RESERVED = ("statistics",)
 SCALE = "scaling_factor"
 OWN = "tangent_arithmetic.merging."  # where the classes of the methods are found
 Function = TypeVar("Function", bound="Callable[..., Tensor]")
+Change = TypeVar("Change", bound="Callable[..., Iterator[Tensor]]")
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Piece:
         theta0: the piece of the pre-trained model, or None.
         thetas: the pieces of the models to merge, in order. They must not be modified.
         models: the names of the models.
+        changed: the pieces of the task vectors after plug-ins, which `thetas` hold only to the
+            precision of the weights; None without plug-ins.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Piece:
     theta0: Tensor | None
     thetas: tuple[Tensor, ...]
     models: tuple[str, ...]
+    changed: tuple[Tensor, ...] | None = None
 
     @property
     def base(self) -> Tensor:
@@ -63,10 +65,20 @@ class Piece:
         assert self.theta0 is not None, "the method is registered as one that needs theta0"
         return self.theta0
 
+    def tau(self, index: int) -> Tensor:
+        """The piece of one task vector, theta - theta0, as a new tensor."""
+        if self.changed is not None:
+            return self.changed[index].clone()
+        return self.thetas[index] - self.base
+
     def taus(self) -> Iterator[Tensor]:
-        """The pieces of the task vectors, theta - theta0, one after the other."""
-        for theta in self.thetas:
-            yield theta - self.base
+        """The pieces of the task vectors, one after the other, each a new tensor."""
+        return (self.tau(index) for index in range(len(self.thetas)))
+
+    def with_taus(self, taus: Iterable[Tensor]) -> Piece:
+        """The same piece with other task vectors."""
+        changed = tuple(taus)
+        return replace(self, thetas=tuple(self.base + tau for tau in changed), changed=changed)
 
     def by_model(self) -> dict[str, Tensor]:
         """The pieces of all models, by the models' names."""
@@ -82,14 +94,11 @@ def per_model(value: float | Sequence[float], num_models: int) -> list[float]:
     return [value] * num_models if isinstance(value, int | float) else list(value)
 
 
-@dataclass(frozen=True, eq=False)
-class Method:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Method(Registered):
     """A registered merging method.
 
     Attributes:
-        name: its name.
-        function: (piece, **options[, statistics]) -> the merged piece.
-        source: the paper that defines it.
         algorithm: the name of its class, such as "TaskArithmeticAlgorithm".
         config: the name of its configuration in the group `method`.
         prepare: (pieces, **options) -> statistics; `pieces()` reads all weights once. With
@@ -106,16 +115,10 @@ class Method:
         ordered: whether the pre-trained model counts as the first of the models.
         drops: whether weights may be left out, so that a NaN in one need not show in the result.
         needs_data: whether it runs the models on images of their tasks.
-        defaults: option -> its default.
-        types: option -> its annotation.
     """
 
-    name: str
-    function: Callable[..., Tensor]
-    source: str
     algorithm: str
     config: str
-    prepare: Callable[..., Any] | None = None
     passes: int = 1
     needs_pretrained: bool = True
     num_models: int | None = None
@@ -126,87 +129,30 @@ class Method:
     ordered: bool = False
     drops: bool = False
     needs_data: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    types: Mapping[str, Any] = field(default_factory=dict)
 
-    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options of the method, with defaults for those not in `given`.
 
-        Raises:
-            UsageError: for an unknown option, a missing one, or one of the wrong type.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plugin(Registered):
+    """A registered plug-in, which changes the task vectors before any method merges them.
+
+    Its function gives the changed task vectors of a piece, one per model, as an iterator.
+    """
+
+    def step(self, pieces: Pieces, options: Mapping[str, Any]) -> Callable[[Piece], Piece]:
+        """The change of a piece, after a pass over the weights if the plug-in has a `prepare`.
+
+        Args:
+            pieces: starts a pass over the weights, as earlier plug-ins leave them.
+            options: all options.
         """
-        for name in given:
-            if not self.defaults:
-                raise UsageError(f"{self.name} has no options, got {name!r}")
-            if name not in self.defaults:
-                raise UsageError(
-                    f"{self.name} has no option {name!r}; its options are "
-                    f"{', '.join(closest(name, self.defaults))}"
-                )
-        options = {**self.defaults, **given}
-        if missing := [name for name, v in options.items() if v is inspect.Parameter.empty]:
-            raise UsageError(f"{self.name} needs {', '.join(missing)}")
-        return {name: self._typed(name, value) for name, value in options.items()}
-
-    def changed(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        return {n: value for n, value in options.items() if value != _plain(self.defaults[n])}
-
-    def _typed(self, name: str, value: object) -> Any:
-        """An option as a plain Python value of its annotated type."""
-        kind = self.types.get(name)
-        plain = _plain(value)
-        if get_origin(kind) is Literal and plain not in (choices := get_args(kind)):
-            raise unknown(name, str(plain), choices)
-        if kind in TYPES:
-            expected, fits = TYPES[kind]
-            if not fits(plain):
-                raise UsageError(f"{self.name}'s {name} must be {expected}, got {value!r}")
-        return plain
+        arguments = dict(options)
+        if self.prepare is not None:
+            arguments["statistics"] = self.prepare(pieces, **options)
+        return lambda piece: piece.with_taus(self.function(piece, **arguments))
 
 
-def _plain(value: Any) -> Any:
-    """Numbers and lists of PyTorch, NumPy and OmegaConf as Python's own."""
-    if getattr(value, "requires_grad", False):
-        raise UsageError(
-            "options of a merging method are plain numbers without gradients; to differentiate "
-            "through a merge, apply a task vector to a state dict, see "
-            "tangent_arithmetic.TaskVector.apply_to"
-        )
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(inner) for inner in value]
-    return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_list(value: object, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(fits, value))
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)
-
-
-# annotation -> its name in messages, and a check of plain values
-TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    float: ("a number", _is_number),
-    int: ("an integer", lambda value: type(value) is int),
-    bool: ("true or false", lambda value: type(value) is bool),
-    str: ("a string", lambda value: type(value) is str),
-    Sequence[float]: ("a list of numbers", lambda v: _is_list(v, _is_number)),
-    Sequence[str]: ("a list of names", lambda v: _is_list(v, _is_name)),
-    Sequence[str] | None: ("a list of names", lambda v: v is None or _is_list(v, _is_name)),
-    float | Sequence[float]: (
-        "a number, or a list of numbers",
-        lambda v: _is_number(v) or _is_list(v, _is_number),
-    ),
-}
 METHODS: dict[str, Method] = {}
+PLUGINS: dict[str, Plugin] = {}
 
 
 def algorithm_name(method: str) -> str:
@@ -239,17 +185,30 @@ def merging_method(
                 )
 
     def register(function: Function) -> Function:
-        defaults = {
-            parameter.name: parameter.default
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in RESERVED
-        }
-        types: dict[str, Any] = {}
-        with contextlib.suppress(NameError):  # an annotation imported for type checkers only
-            types = get_type_hints(function)
-        scale = SCALE if SCALE in defaults else None
-        derived: dict[str, Any] = {**names, "defaults": defaults, "types": types}
-        METHODS[name] = Method(name, function, source, **derived, **{"coefficient": scale, **facts})
+        found = signature(function)
+        derived: dict[str, Any] = {**names, **found}
+        derived |= {"coefficient": SCALE if SCALE in found["defaults"] else None, **facts}
+        METHODS[name] = Method(name=name, function=function, source=source, **derived)
+        return function
+
+    return register
+
+
+def plugin(
+    name: str, *, source: str, prepare: Callable[..., Any] | None = None
+) -> Callable[[Change], Change]:
+    """Registers a function as a plug-in; its keyword arguments are its options.
+
+    Args:
+        name: the name of the plug-in.
+        source: the paper that defines it.
+        prepare: see `Registered`.
+    """
+
+    def register(function: Change) -> Change:
+        PLUGINS[name] = Plugin(
+            name=name, function=function, source=source, prepare=prepare, **signature(function)
+        )
         return function
 
     return register

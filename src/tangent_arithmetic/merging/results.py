@@ -119,12 +119,14 @@ def record_of(run: Run, merge: Merge, auto: bool) -> Record | None:
 
 
 def label_of(run: Run, merge: Merge, auto: bool) -> str:
-    """The method, options that differ from their defaults, the mode, and tasks if only a part."""
+    """Method and plug-ins with their changed options, the mode, and tasks if only a part."""
     options = merge.method.changed(merge.options)
     if auto:
         options = {**options, str(merge.method.coefficient): "auto"}
-    words = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
-    parts = [merge.method.name + (f" ({words})" if words else "")]
+    parts = [_named(merge.method.name, options)]
+    if merge.plugins:
+        before = [_named(plugin.name, plugin.changed(own)) for plugin, own in merge.plugins]
+        parts.append(f"after {'+'.join(before)}")
     if merge.thetas[-1].is_linear:
         parts.append("linear")
     tasks = list(run.suite.tasks)
@@ -133,3 +135,8 @@ def label_of(run: Run, merge: Merge, auto: bool) -> str:
     if run.tasks != tasks:
         parts.append(f"on {'+'.join(run.tasks)}")
     return ", ".join(parts)
+
+
+def _named(name: str, options: Mapping[str, Any]) -> str:
+    words = ", ".join(f"{option}={value}" for option, value in sorted(options.items()))
+    return name + (f" ({words})" if words else "")

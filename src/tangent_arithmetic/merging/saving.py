@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tangent_arithmetic import __version__
+from tangent_arithmetic.merging.plugins import written_plugins
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import Merge, Part
@@ -51,6 +52,7 @@ def recipe(merge: Merge) -> dict[str, Any]:
         "method": merge.method.name,
         "source": merge.method.source,
         "options": merge.options,
+        **({"plugins": written_plugins(merge.plugins)} if merge.plugins else {}),
         "models": {name: merge.pool.weights(name).identity() for name in models},
         "version": __version__,
     }

@@ -5,15 +5,17 @@ A piece is a part of a tensor, or a whole one for methods that say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.examples import Examples
+from tangent_arithmetic.merging.plugins import Specification, chosen_plugins
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED, Method, Piece, Pieces
 from tangent_arithmetic.runtime.errors import UsageError, shown
@@ -21,6 +23,7 @@ from tangent_arithmetic.runtime.logs import byte_progress
 from tangent_arithmetic.storage import statedict
 
 PIECE = 2**18  # numbers; affects speed only
+Steps = tuple[Callable[[Piece], Piece], ...]  # the changes of plug-ins
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ def is_finite(*tensors: Tensor) -> bool:
     return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in tensors)
 
 
+def _changed(piece: Piece, steps: Steps) -> Piece:
+    """A piece after the changes of plug-ins, in order."""
+    return reduce(lambda before, step: step(before), steps, piece)
+
+
 class Merge:
     """The merge of a pool of models by a method.
 
@@ -46,6 +54,7 @@ class Merge:
         options: options of the method; the others have their defaults.
         show: show progress in bytes per second.
         examples: the models on images of their tasks, for methods with `needs_data`.
+        plugins: plug-ins that change the task vectors before the method, see `chosen_plugins`.
 
     Raises:
         UsageError: if the models do not match each other or the method, an option is unknown, or
@@ -59,9 +68,19 @@ class Merge:
         options: Mapping[str, Any],
         show: bool = False,
         examples: Examples | None = None,
+        plugins: Sequence[Specification] = (),
     ) -> None:
         self.pool, self.method, self.show, self.examples = pool, method, show, examples
-        self.options = method.options(options)
+        self.options, self.plugins = method.options(options), chosen_plugins(plugins)
+        if self.plugins and not pool.has_pretrained:
+            raise UsageError(
+                f"plug-ins change task vectors and need the pre-trained model, named {PRETRAINED}"
+            )
+        if self.plugins and method.needs_data:
+            raise UsageError(
+                f"{method.name} runs the models as they are and takes no plug-ins, got "
+                f"{', '.join(plugin.name for plugin, _ in self.plugins)}; leave them out"
+            )
         if method.needs_pretrained and not pool.has_pretrained:
             raise UsageError(f"{method.name} needs the pre-trained model, named {PRETRAINED}")
         self.models = list(pool.model_names)
@@ -112,27 +131,31 @@ class Merge:
             and not all(statedict.equal(first.read(name), each.read(name)) for each in others)
         ]
         statedict.warn_excluded("the models", tuple(excluded))
+        steps: Steps = ()
+        for plugin, options in self.plugins:
+            steps = (*steps, plugin.step(partial(self._finite_pieces, steps), options))
         arguments = dict(self.options)
         if self.method.prepare is not None:
-            arguments["statistics"] = self.method.prepare(self._source(), **self.options)
+            source = self._source(partial(self._finite_pieces, steps))
+            arguments["statistics"] = self.method.prepare(source, **self.options)
         with self._progress("merging") as advance:
             for name in self.names:
                 if name in self.floating and self.pool.base.outline[name].numel():
-                    yield from self._merged(name, arguments, advance)
+                    yield from self._merged(name, steps, arguments, advance)
                 else:
                     yield Part(name, 0, self.pool.base.read(name).reshape(-1))
 
     def _merged(
-        self, name: str, arguments: dict[str, Any], advance: Callable[[int], Any]
+        self, name: str, steps: Steps, arguments: dict[str, Any], advance: Callable[[int], Any]
     ) -> Iterator[Part]:
         dtype = self.pool.base.outline[name].dtype
         method = self.method
-        strict = method.drops or method.whole or method.prepare is not None
+        strict = method.drops or method.whole or method.prepare is not None or bool(steps)
         for piece in self._pieces(name):
             if strict and not self._is_finite(piece):
                 merged = self._not_finite(piece)
             else:
-                merged = method.function(piece, **arguments)
+                merged = method.function(_changed(piece, steps), **arguments)
                 if not is_finite(merged):
                     merged = self._not_finite(piece)
             if merged.dtype != dtype:
@@ -140,23 +163,23 @@ class Merge:
             yield Part(name, piece.start, merged)
             advance(len(merged) * dtype.itemsize * len(self.inputs))
 
-    def _source(self) -> Examples | Pieces:
+    def _source(self, pieces: Pieces) -> Examples | Pieces:
         """What `prepare` reads; models that are run have been checked to be finite."""
         if not self.method.needs_data:
-            return self._finite_pieces
+            return pieces
         assert self.examples is not None
-        for _ in self._finite_pieces():
+        for _ in pieces():
             pass
         return self.examples
 
-    def _finite_pieces(self) -> Iterator[Piece]:
-        """One pass over the weights, for `prepare`."""
+    def _finite_pieces(self, steps: Steps) -> Iterator[Piece]:
+        """One pass over the weights, as plug-ins leave them, for `prepare`."""
         with self._progress("reading") as advance:
             for name in (name for name in self.floating if name not in self.ties):
                 size = self.pool.base.outline[name].dtype.itemsize * len(self.inputs)
                 for piece in self._pieces(name):
                     if self._is_finite(piece):
-                        yield piece
+                        yield _changed(piece, steps)
                     advance(len(piece.thetas[0]) * size)
 
     def _pieces(self, name: str) -> Iterator[Piece]:

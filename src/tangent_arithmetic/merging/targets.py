@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tangent_arithmetic.merging.algorithms import Algorithm, algorithm_class
 from tangent_arithmetic.merging.methods import METHODS
+from tangent_arithmetic.merging.plugins import Specification
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
 from tangent_arithmetic.merging.registry import OWN, Method
 from tangent_arithmetic.runtime.errors import UsageError, unknown
@@ -48,6 +49,7 @@ OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose", "dataloade
 OPTIONS_OFF = {"return_single_task_models", "exclude_param_names_regex"}  # accepted if false
 OPTIONS_ON = {"weight_transpose"}  # accepted if true
 SUITE_KEYS = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size", "num_workers"}
+SUITE_KEYS |= {"sample"}
 CLIP_KEYS = {*IGNORED, "base_model", "clip_model", "dataloader_kwargs"}
 CLIP_KEYS |= {"layer_wise_feature_save_path", "layer_wise_feature_first_token_only"}
 CLIP_KEYS |= {"layer_wise_feature_max_num"}
@@ -82,12 +84,15 @@ def method_of(node: Node) -> Method:
     return methods[name]
 
 
-def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
+def algorithm_of(
+    node: Node, seed: int | None = None, plugins: Sequence[Specification] = ()
+) -> Algorithm:
     """The merging algorithm of a configuration.
 
     Args:
         node: the group `method`.
         seed: the seed of random masks, if the group does not set one.
+        plugins: the key `plugins`.
     """
     method = method_of(node)
     ignored = OPTIONS_IGNORED | {key for key in OPTIONS_OFF if not node.get(key)}
@@ -95,7 +100,7 @@ def algorithm_of(node: Node, seed: int | None = None) -> Algorithm:
     options = {key: value for key, value in node.items() if key not in ignored}
     if seed is not None and "seed" in method.defaults:
         options.setdefault("seed", seed)
-    return algorithm_class(method.algorithm)(**options)
+    return algorithm_class(method.algorithm)(**options, plugins=plugins)
 
 
 def pool_of(node: Node) -> ModelPool:

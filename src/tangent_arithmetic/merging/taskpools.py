@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -133,6 +133,18 @@ class TaskPool:
             pictures = SubsetPictures(pictures, range(min(size, len(pictures))))
         return EvalBatches(pictures, encoder.val_preprocess, size, self.run.num_workers, name)
 
+    def logits(
+        self, encoder: Encoder, name: str, tau: State, coefs: Sequence[float], validation: bool
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Logits and labels on one task at theta + coef * tau, see `logits_at`.
+
+        Yields:
+            The index of the coefficient, logits (batch, classes), labels.
+        """
+        batches, head = self._batches(encoder, name, validation), self._head(name)
+        points = [[(coef, tau)] if tau else [] for coef in coefs]
+        yield from logits_at(encoder, points, head, batches, self.run.compute)
+
     def measure(
         self, encoder: Encoder, name: str, tau: State, coefs: Sequence[float], validation: bool
     ) -> list[dict[str, float]]:
@@ -142,10 +154,8 @@ class TaskPool:
         the loss binary cross-entropy. The encoder is reset to theta afterwards, even after an
         error.
         """
-        batches, head = self._batches(encoder, name, validation), self._head(name)
         tallies, losses = [Tally() for _ in coefs], np.zeros(len(coefs))
-        points = [[(coef, tau)] if tau else [] for coef in coefs]
-        for i, logits, labels in logits_at(encoder, points, head, batches, self.run.compute):
+        for i, logits, labels in self.logits(encoder, name, tau, coefs, validation):
             tallies[i].add(logits, labels)
             losses[i] += float(_loss(logits, labels))
         return [
@@ -241,7 +251,33 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     return each.mean(dim=1).sum()
 
 
-class SuiteTaskPool(TaskPool):
+class RunTaskPool(TaskPool):
+    """The tasks of a run, with its heads.
+
+    Args:
+        run: the run.
+        fast_dev_run: evaluate one batch per task.
+    """
+
+    def __init__(self, run: Run, fast_dev_run: bool = False) -> None:
+        def task(name: str) -> Task:
+            return Task(
+                lambda validation: run.data.evaluated(f"{name}{'Val' if validation else ''}").test,
+                lambda: classification_head(run, name),
+            )
+
+        super().__init__(run, {name: task(name) for name in run.tasks}, fast_dev_run)
+
+    def sweep(self, encoder: Encoder, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
+        """As `TaskPool.sweep`; for a linear encoder from one pass over the images."""
+        if self.fast_dev_run or not is_linear(encoder):
+            return super().sweep(encoder, tau, coefs)
+        step = {name: tau[name] for name in encoder.theta0()}
+        splits = {name: split_of(self.run, encoder, f"{name}Val") for name in self.tasks}
+        return {name: split.sweep(encoder, step, coefs) for name, split in splits.items()}
+
+
+class SuiteTaskPool(RunTaskPool):
     """The tasks of one of our suites, with the heads of a run.
 
     Args:
@@ -252,7 +288,8 @@ class SuiteTaskPool(TaskPool):
         fast_dev_run: evaluate one batch per task.
         results: the root folder of results in which merges of the run's models are stored; None
             to store none.
-        **settings: further settings by the names of the flags, such as `data_location`.
+        **settings: further settings by the names of the flags, such as `data_location`, or
+            `sample`, the number of images of each split to evaluate on.
     """
 
     def __init__(
@@ -272,25 +309,11 @@ class SuiteTaskPool(TaskPool):
         own = Run.of(Config(model=model, save=run, tasks=names, **settings))
         self.has_results = results is not None and not fast_dev_run
 
-        def task(name: str) -> Task:
-            return Task(
-                lambda validation: own.data.dataset(f"{name}{'Val' if validation else ''}").test,
-                lambda: classification_head(own, name),
-            )
-
-        super().__init__(own, {name: task(name) for name in own.tasks}, fast_dev_run)
+        super().__init__(own, fast_dev_run)
 
     def record(self, merge: Merge, auto: bool) -> Record | None:
         """The place of a merge among the results of the run; None if it is not stored there."""
         return record_of(self.run, merge, auto) if self.has_results else None
-
-    def sweep(self, encoder: Encoder, tau: State, coefs: Sequence[float]) -> dict[str, list[float]]:
-        """As `TaskPool.sweep`; for a linear encoder from one pass over the images."""
-        if self.fast_dev_run or not is_linear(encoder):
-            return super().sweep(encoder, tau, coefs)
-        step = {name: tau[name] for name in encoder.theta0()}
-        splits = {name: split_of(self.run, encoder, f"{name}Val") for name in self.tasks}
-        return {name: split.sweep(encoder, step, coefs) for name, split in splits.items()}
 
 
 @dataclass(frozen=True)

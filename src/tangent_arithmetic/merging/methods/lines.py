@@ -37,6 +37,11 @@ def depths(names: Collection[str]) -> dict[str, float]:
     return {name: depth[blocks[name]] if name in blocks else 0.0 for name in names}
 
 
+def growth(num_tasks: int, beta: float, depth: float) -> float:
+    """The coefficient of a tensor divided by that of the first block, 1 / num_tasks."""
+    return 1 + num_tasks * beta * depth
+
+
 def prepare(pieces: Pieces, **_options: Any) -> dict[str, float]:
     """The depth of each tensor."""
     return depths({piece.name for piece in pieces()})
@@ -67,5 +72,5 @@ def lines_task_arithmetic(
     Source: Wang et al., "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model
     Merging", arXiv:2410.17146, sections 4 and 5.2.
     """
-    factor = 1 + len(piece.thetas) * beta * statistics[piece.name]
+    factor = growth(len(piece.thetas), beta, statistics[piece.name])
     return mean_tau(piece).mul_(factor).add_(piece.base)

@@ -17,7 +17,8 @@ def task_arithmetic(piece: Piece, *, scaling_factor: float = 0.3) -> Tensor:
 
     Source: Ilharco et al., "Editing Models with Task Arithmetic", arXiv:2212.04089, section 2.
     """
-    total = piece.thetas[0] - piece.base
-    for theta in piece.thetas[1:]:
-        total += theta - piece.base
+    taus = piece.taus()
+    total = next(taus)
+    for tau in taus:
+        total += tau
     return total.mul_(scaling_factor).add_(piece.base)
