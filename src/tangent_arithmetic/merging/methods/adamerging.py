@@ -205,7 +205,7 @@ def layer_wise_adamerging(
     seed: int = 0,
     statistics: Coefficients,
 ) -> Tensor:
-    r"""As `task_wise_adamerging`, with a coefficient for each task and layer.
+    r"""\(\theta_0 + \sum_k \alpha_{g,k} \tau_k\) of least entropy, for each task and layer g.
 
     Args:
         piece: one piece of every model.

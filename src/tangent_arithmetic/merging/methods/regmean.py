@@ -205,7 +205,7 @@ def regmean_plusplus(
     seed: int = 0,
     statistics: Merged,
 ) -> Tensor:
-    r"""As `regmean`, with the inputs of each block from the merged blocks before it.
+    r"""\(W\) as in `regmean`, with the inputs of each block from the merged blocks before it.
 
     Blocks follow from the names of the weights, see `arithmetic.solving.groups`. The images pass
     the model once for each block and task.
