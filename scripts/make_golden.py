@@ -93,6 +93,13 @@ def fusion_bench(models: dict[str, State], numbers: dict[str, State]) -> list[di
          {**dare, "rescale": True, **ties, "threshold": 30, "merge_func": "sum"}, MODELS),
         ("slerp", "SlerpMergeAlgorithm", {"t": 0.3}, ("_pretrained_", "a")),
         ("slerp", "SlerpMergeAlgorithm", {"t": 0.8, "DOT_THRESHOLD": 0.5}, ("a", "b")),
+        ("tsv_m", "TaskSingularVectorMerging", {"alpha": 0.7}, MODELS),
+        ("iso_c", "ISO_C_Merge", {"scaling_factor": 0.7}, MODELS),
+        ("iso_cts", "ISO_CTS_Merge",
+         {"scaling_factor": 0.7, "common_space_fraction": 0.5}, MODELS),
+        ("wudi", "WUDIMerging", {"iter_num": 20}, MODELS),
+        # of more than two models it averages the angles, ours the cosines
+        ("model_stock", "ModelStock", {"ignore_keys": ["1.bias"]}, ("_pretrained_", "a", "b")),
     ]  # fmt: skip
     found = []
     for method, name, options, used in cases:
@@ -121,10 +128,15 @@ def mergekit(models: dict[str, State], numbers: dict[str, State]) -> list[dict[s
          {"scaling_factor": 0.6, "sparsity_ratio": 0.4, "rescale": False}, "dare_linear",
          {"lambda": 0.6, "density": 0.6, "rescale": False, "normalize": False}, one),
         ("slerp", {"t": 0.3}, "slerp", {"t": 0.3}, {"a": 1.0}),
+        # shares at which all ways of rounding the number of weights agree
+        ("breadcrumbs", {"scaling_factor": 0.4, "beta": 1 / 3, "gamma": 1 / 3}, "breadcrumbs",
+         {"lambda": 0.4, "density": 1 / 3, "gamma": 1 / 3, "normalize": False}, one),
+        ("model_stock", {}, "model_stock", {}, one),
+        ("karcher", {"max_iter": 50, "tol": 1e-9}, "karcher", {"max_iter": 50, "tol": 1e-9}, one),
     ]  # fmt: skip
     found = []
     for method, options, name, parameters, used in cases:
-        based = name != "linear"
+        based = name not in ("linear", "karcher")
         config: dict[str, Any] = {
             "merge_method": name,
             "parameters": parameters,

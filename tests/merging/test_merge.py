@@ -466,6 +466,12 @@ def test_names_of_fusion_bench_stand_for_ours() -> None:
         algorithm = algorithm_of(node, seed=9)
         assert isinstance(algorithm, DareTaskArithmetic)
         assert algorithm.options == {"scaling_factor": 0.7, "seed": 9}
+    node = {"_target_": "fusion_bench.method.IsotropicMergingInCommonSubspace"}
+    assert algorithm_of({**node, "scaling_factor": 1.5}).method == "iso_c"
+    node = {"_target_": "fusion_bench.method.ModelStock", "model_save_path": None}
+    assert algorithm_of({**node, "ignore_keys": ["x"]}).options == {"ignore_keys": ["x"]}
+    with pytest.raises(UsageError, match="no option 'model_save_path'"):
+        algorithm_of({**node, "model_save_path": "here"})
     model = {"model_name": "ViT-B-16", "pickle_path": "x/finetuned.pt"}
     target = "fusion_bench.modelpool.OpenCLIPVisionModelPool"
     pool = pool_of({"_target_": target, "models": {"a": model}})

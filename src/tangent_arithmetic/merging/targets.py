@@ -46,7 +46,13 @@ HELD_OUT = "fusion_bench.utils.data.train_validation_split"
 IGNORED = {"_target_", "_recursive_", "_usage_", "platform", "processor", "data_processor"}
 IGNORED |= {"train_datasets", "test_datasets", "val_datasets"}
 OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose", "dataloader_kwargs"}
-OPTIONS_OFF = {"return_single_task_models", "exclude_param_names_regex"}  # accepted if false
+# accepted if false or null
+OPTIONS_OFF = {"return_single_task_models", "exclude_param_names_regex"}
+OPTIONS_OFF |= {"model_save_path", "model_save_kwargs"}  # ours is merged_model_save_path
+LONG_NAMES = {  # FusionBench has both
+    "IsotropicMergingInCommonSubspace": "ISO_C_Merge",
+    "IsotropicMergingInCommonAndTaskSubspace": "ISO_CTS_Merge",
+}
 OPTIONS_ON = {"weight_transpose"}  # accepted if true
 SUITE_KEYS = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size", "num_workers"}
 SUITE_KEYS |= {"sample"}
@@ -79,6 +85,7 @@ def method_of(node: Node) -> Method:
     target = target_of(node, "method")
     methods = {method.algorithm: method for method in METHODS.values()}
     name = target.rpartition(".")[2]
+    name = LONG_NAMES.get(name, name)
     if not target.startswith(METHODS_OF) or name not in methods:
         raise unknown("method._target_", target, (f"{OWN}{known}" for known in methods))
     return methods[name]

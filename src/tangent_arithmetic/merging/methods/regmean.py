@@ -137,7 +137,7 @@ def regmean(
     piece: Piece,
     *,
     num_regmean_examples: int = 256,
-    reduce_non_diagonal_ratio: float = 0.6,
+    reduce_non_diagonal_ratio: float = 0.95,
     seed: int = 0,
     statistics: Merged,
 ) -> Tensor:
