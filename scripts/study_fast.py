@@ -6,8 +6,9 @@
 
 Reads the rows that `study_methods.py` has written, of any recipes and of both modes, and measures
 what an image of a training step costs at each batch size: seconds, standard and linear in turns
-(median), optimizer and averaging included, and floating-point operations as PyTorch counts them.
-Loading images is not part of it. Writes the costs to fast_cost.json beside the rows.
+(median), optimizer and averaging included, and floating-point operations: those of a forward pass,
+as PyTorch counts them, three times for a standard step and five times for a linear one. Loading
+images is not part of it. Writes the costs to fast_cost.json beside the rows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tangent_arithmetic.analysis.figures import legend_below, panels, plain, save
 from tangent_arithmetic.data.loading import SeededPictures
+from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.run.args import Parser, parse_arguments
 from tangent_arithmetic.run.models import base_encoder, classification_head, zeroshot_encoder
@@ -40,7 +42,7 @@ from tangent_arithmetic.training.optimizers import OPTIMIZERS
 
 Row = Mapping[str, Any]
 Cost = dict[str, dict[str, dict[str, float]]]  # mode -> batch size -> seconds, operations an image
-COMPARED = ("standard", "linear")
+PASSES = {"standard": 3, "linear": 5}  # forward passes that a step is worth, at least
 AXES = {"images": "training images", "seconds": "seconds", "operations": "operations"}
 
 
@@ -54,8 +56,7 @@ def stepper(run: Run, mode: str, batch: int) -> Callable[[], object]:
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = OPTIMIZERS[recipe.optimizer](parameters, recipe)
     average, objective = TailMean(parameters, 1.0, 10**6), CrossEntropy()
-    examples = SeededPictures(run.data.dataset(f"{task}Val").train, encoder.train_preprocess)
-    images = torch.stack([examples[0][0]] * batch)
+    images = torch.stack([example(run, encoder)] * batch)
     labels = torch.zeros(batch, dtype=torch.long)
 
     def step() -> None:
@@ -68,17 +69,32 @@ def stepper(run: Run, mode: str, batch: int) -> Callable[[], object]:
     return step
 
 
+def operations(run: Run) -> float:
+    """Floating-point operations of a forward pass of the encoder, an image."""
+    encoder, _ = zeroshot_encoder(run)
+    images = example(run, encoder)[None]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(images)
+    return float(counter.get_total_flops())
+
+
+def example(run: Run, encoder: ModuleEncoder) -> torch.Tensor:
+    """An image of the first task."""
+    pictures = run.data.dataset(f"{run.tasks[0]}Val").train
+    image: torch.Tensor = SeededPictures(pictures, encoder.train_preprocess)[0][0]
+    return image
+
+
 def costs(run: Run, batches: Sequence[int], rounds: int) -> Cost:
     """Seconds and operations an image, of both modes at each batch size."""
-    found: Cost = {mode: {} for mode in COMPARED}
+    found: Cost = {mode: {} for mode in PASSES}
+    forward = operations(run)
     for batch in batches:
-        steps = {mode: stepper(run, mode, batch) for mode in COMPARED}
-        times: dict[str, list[float]] = {mode: [] for mode in COMPARED}
+        steps = {mode: stepper(run, mode, batch) for mode in PASSES}
+        times: dict[str, list[float]] = {mode: [] for mode in PASSES}
         for mode, step in steps.items():
             step()
-            with FlopCounterMode(display=False) as counter:
-                step()
-            found[mode][str(batch)] = {"operations": counter.get_total_flops() / batch}
+            found[mode][str(batch)] = {"operations": PASSES[mode] * forward}
         for _ in range(rounds):
             for mode, step in steps.items():
                 begin = time.perf_counter()
@@ -117,7 +133,7 @@ def draw(rows: Sequence[Row], cost: Cost) -> Any:
     """Three panels: accuracy of single tasks against images, seconds and operations."""
     figure, (axes,) = panels(1, len(AXES), 3.0, 2.6, sharey=True)
     for axis, (against, title) in zip(axes, AXES.items(), strict=True):
-        for mode in COMPARED:
+        for mode in PASSES:
             points, colour = curve(rows, cost, mode, against), MODES[mode].colour
             fast, papers = points[points[:, 3] == 0], points[points[:, 3] == 1]
             options = {"color": colour, "marker": MODES[mode].marker}

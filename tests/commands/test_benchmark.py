@@ -409,7 +409,7 @@ def run(subject: str, path: Path, *flags: str) -> Any:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_of_a_small_model(tmp_path: Path, precision: str) -> None:
     facts = run("step", tmp_path / "step.json", "--rounds=2", f"--precision={precision}")
-    assert list(facts["medians"]) == ["standard", "linear", "plain", "selected"]
+    assert list(facts["medians"]) == ["standard", "linear", "plain", "averaged", "selected"]
     assert facts["ratios"].keys() == SUBJECTS["step"].ratios.keys()
     for name, ratio in facts["ratios"].items():
         assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]

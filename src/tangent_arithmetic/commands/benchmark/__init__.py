@@ -14,7 +14,7 @@ rounds; the first turn of each process is warm-up.
     tangent-arithmetic benchmark data      loading images: by number of workers, and by stage
 
 "linear" is this project's engine, "plain" is `torch.func.jvp` with unfused attention, "selected" is
-"linear" with the parameters of `--trainable` alone.
+"linear" with the parameters of `--trainable` alone, "averaged" with the mean of the iterates.
 """
 
 from __future__ import annotations

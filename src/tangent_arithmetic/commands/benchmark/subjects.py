@@ -138,14 +138,17 @@ def _plain_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
     return linear, args, kwargs
 
 
-def _passes(model_of: Callable[[Settings], tuple[nn.Module, Any, Any]]) -> Build:
-    """A training step with AdamW, and a forward pass without gradients."""
+def _passes(
+    model_of: Callable[[Settings], tuple[nn.Module, Any, Any]], averaged: bool = False
+) -> Build:
+    """A training step with AdamW, iterates averaged or not; a forward pass without gradients."""
 
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
         import torch
         from torch.utils import _pytree as pytree
 
         from tangent_arithmetic.runtime.compute import Compute
+        from tangent_arithmetic.training.averaging import TailMean
 
         device = torch.device(settings.device)
         model, args, kwargs = model_of(settings)
@@ -153,6 +156,7 @@ def _passes(model_of: Callable[[Settings], tuple[nn.Module, Any, Any]]) -> Build
         args, kwargs = pytree.tree_map(lambda value: value.to(device), (args, kwargs))
         gc.collect()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+        average = TailMean(dict(model.named_parameters()), float(averaged), steps=1)
         compute = Compute(device, settings.precision)
 
         def output() -> Tensor:
@@ -166,6 +170,7 @@ def _passes(model_of: Callable[[Settings], tuple[nn.Module, Any, Any]]) -> Build
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            average.update(1 if averaged else 0)
 
         def forward() -> None:
             with torch.no_grad(), compute.autocast():
@@ -383,13 +388,14 @@ def _stages(settings: Settings, folder: Path) -> dict[str, Turn]:
 CORES = os.cpu_count() or 1
 MEASURES = ("step", "forward", "memory")
 OTHERS = 16  # images of other data sets in a step
-STEP_PAIRS = [("linear", "standard"), ("plain", "standard")]
+STEP_PAIRS = [("linear", "standard"), ("plain", "standard"), ("averaged", "standard")]
 SUBJECTS = {
     "step": Subject(
         {
             "standard": _passes(_standard_model),
             "linear": _passes(_linear_model),
             "plain": _passes(_plain_model),
+            "averaged": _passes(_linear_model, averaged=True),
             "selected": _passes(_selected_model),
         },
         {
