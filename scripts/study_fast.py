@@ -142,6 +142,7 @@ def draw(rows: Sequence[Row], cost: Cost) -> Any:
             name = f"{MODES[mode].label}, papers' recipe"
             axis.errorbar(*papers[:, :3].T, linestyle="none", label=name, **options)
         axis.set_xlabel(title)
+        axis.locator_params(axis="x", nbins=4)
     axes[0].set_ylabel("test accuracy of single tasks, %")
     legend_below(figure, axes[len(axes) // 2], 2)
     return figure
