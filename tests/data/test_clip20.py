@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import subprocess
 import sys
@@ -13,19 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image
 from torchvision import datasets as vision
 
 from tangent_arithmetic.data.base import Splits
 from tangent_arithmetic.data.clip20 import CLASSES, CLIP20_SETS, PUBLIC_SETS, classnames
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 from tangent_arithmetic.data.hub import match_classes
-from tangent_arithmetic.data.identity import labels_of, pictures_hash, split_ids
+from tangent_arithmetic.data.identity import pictures_hash, split_ids
 from tangent_arithmetic.data.registry import get_classnames, get_dataset, known_datasets
 from tangent_arithmetic.data.suites import SUITES, get_suite
 from tangent_arithmetic.data.templates import get_templates
 from tangent_arithmetic.runtime.errors import MissingFileError, PictureError, UsageError
-from tests.data.test_clip8 import in_folders, labels, levels
+from tests.data.test_clip8 import check_contents, in_folders, labels, levels
 from tests.miniatures import MAKERS, Patch, idx, make_emnist, make_flowers102, make_pcam, write
 
 FOLDERS = {  # of the public projects, and torchvision's
@@ -96,13 +94,7 @@ def make_and_load(name: str, root: Path, patch: Patch) -> Splits:
 def test_labels_pictures_and_class_names(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     splits = make_and_load(name, tmp_path, monkeypatch)
     train, test, phrases = CONTENTS[name]
-    for pictures, expected in ((splits.train, train), (splits.test, test)):
-        assert (labels(pictures), levels(pictures)) == expected
-        assert labels_of(pictures).tolist() == expected[0]
-        assert labels_of(pictures).dtype == np.int64
-        image, label = pictures[len(pictures) - 1]
-        assert isinstance(image, Image.Image) and type(label) is int
-        assert labels(pickle.loads(pickle.dumps(pictures))) == expected[0]  # sent to workers
+    check_contents(splits, train, test)
     assert phrases.items() <= dict(enumerate(splits.classnames)).items()
     assert splits.classnames == classnames(name) and splits.val is None
 

@@ -52,6 +52,17 @@ def levels(pictures: Pictures) -> list[int]:
     return greys
 
 
+def check_contents(splits: Splits, train: Any, test: Any) -> None:
+    """Labels and levels of both splits, their types, and that they can be sent to workers."""
+    for pictures, expected in ((splits.train, train), (splits.test, test)):
+        assert (labels(pictures), levels(pictures)) == expected
+        assert labels_of(pictures).tolist() == expected[0]
+        assert labels_of(pictures).dtype == np.int64
+        image, label = pictures[len(pictures) - 1]
+        assert isinstance(image, Image.Image) and type(label) is int
+        assert labels(pickle.loads(pickle.dumps(pictures))) == expected[0]
+
+
 def in_folders(count: int, level: int) -> tuple[list[int], list[int]]:
     """Labels and levels as `make_folders` writes them: one picture a class, two of the first."""
     return [0, *range(count)], [level + 1, *[level] * count]
@@ -106,13 +117,7 @@ CONTENTS: dict[str, tuple[Any, Any, dict[int, str]]] = {
 def test_labels_pictures_and_class_names(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     splits = make_and_load(name, tmp_path, monkeypatch)
     train, test, phrases = CONTENTS[name]
-    for pictures, expected in ((splits.train, train), (splits.test, test)):
-        assert (labels(pictures), levels(pictures)) == expected
-        assert labels_of(pictures).tolist() == expected[0]
-        assert labels_of(pictures).dtype == np.int64
-        image, label = pictures[len(pictures) - 1]
-        assert isinstance(image, Image.Image) and type(label) is int
-        assert labels(pickle.loads(pickle.dumps(pictures))) == expected[0]  # sent to workers
+    check_contents(splits, train, test)
     assert phrases.items() <= dict(enumerate(splits.classnames)).items()
     assert len(splits.classnames) == len(classnames(name))
     if name not in ("Cars", "SUN397"):  # whose miniatures have other classes

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tangent_arithmetic.merging.compressing import Code
-from tangent_arithmetic.merging.compressions import get_compression
+from tangent_arithmetic.merging.compressions import COMPRESSIONS
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.registry import Method, Piece
 from tangent_arithmetic.merging.stream import Merge, merged_state
@@ -44,7 +44,7 @@ class Compressed:
     """
 
     def __init__(self, pool: ModelPool, name: str, **options: Any) -> None:
-        self.pool, self.compression = pool, get_compression(name)
+        self.pool, self.compression = pool, COMPRESSIONS[name]
         self.options = self.compression.options(options)
 
     def reconstruct(self, model: str) -> Reconstruction:

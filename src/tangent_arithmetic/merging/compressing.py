@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tangent_arithmetic.merging.options import Registered, signature
 from tangent_arithmetic.merging.registry import Piece
+from tangent_arithmetic.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ class Compression(Registered):
     header: int = 0
 
 
-COMPRESSIONS: dict[str, Compression] = {}
+COMPRESSIONS: Registry[Compression] = Registry("compression")
 
 
 def compression(name: str, *, source: str, **facts: Any) -> Callable[[Encoder], Encoder]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tangent_arithmetic.merging.options import Registered, signature
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,7 +153,7 @@ class Plugin(Registered):
 
 
 METHODS: dict[str, Method] = {}
-PLUGINS: dict[str, Plugin] = {}
+PLUGINS: Registry[Plugin] = Registry("plug-in")
 
 
 def algorithm_name(method: str) -> str:

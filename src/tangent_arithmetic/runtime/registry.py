@@ -1,8 +1,10 @@
-"""A registry: the named choices of one kind, to which users add their own."""
+"""A registry: the named choices of one kind, to which users add their own; folders of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from tangent_arithmetic.runtime.errors import UsageError, unknown
@@ -34,3 +36,14 @@ class Registry(dict[str, T]):
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that registers a choice under this name."""
         return lambda choice: self.add(name, choice)
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Imports all modules of a package, which register what they define.
+
+    Args:
+        package: its `__name__`.
+        path: its `__path__`.
+    """
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")

@@ -28,6 +28,8 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp
 
+from tangent_arithmetic.storage.statedict import dot, norm
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -95,7 +97,7 @@ def newton_cg(
     steps = list[NewtonStep]()
     while True:
         gradient = problem.gradient()
-        size = _dot(gradient, gradient) ** 0.5
+        size = float(norm(gradient))
         if size <= settings.precision or len(steps) == settings.steps:
             steps.append(NewtonStep(problem.value(), size, 0, 0.0))
             break
@@ -116,15 +118,15 @@ def _solved(
     p = {name: torch.zeros_like(value) for name, value in gradient.items()}
     ahead = torch.zeros_like(problem.features)
     r = {name: -value for name, value in gradient.items()}
-    d, rr = dict(r), _dot(r, r)
+    d, rr = dict(r), float(dot(r, r))
     for count in range(1, limit + 1):  # noqa: B007 - returned
         along, product = problem.product(d)
-        share = rr / _dot(d, product)
+        share = rr / float(dot(d, product))
         for name, value in p.items():
             value.add_(d[name], alpha=share)
             r[name] = r[name] - share * product[name]
         ahead = ahead + share * along
-        before, rr = rr, _dot(r, r)
+        before, rr = rr, float(dot(r, r))
         if rr**0.5 <= residual:
             break
         d = {name: r[name] + rr / before * value for name, value in d.items()}
@@ -146,7 +148,7 @@ class _Problem:
         self.loss, self.ridge = loss, ridge
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.origin = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.size = _dot(self.origin, self.origin) ** 0.5 or 1.0
+        self.size = float(norm(self.origin)) or 1.0
         self.tau = {name: torch.zeros_like(value) for name, value in self.origin.items()}
         with torch.no_grad():
             pairs = [(model(images), labels) for images, labels in batches]
@@ -163,7 +165,7 @@ class _Problem:
     def value(self) -> float:
         """F."""
         losses = self.loss(self.head(self.features), self.labels)
-        return float(losses.mean()) + self.ridge / 2 * _dot(self.tau, self.tau)
+        return float(losses.mean()) + self.ridge / 2 * float(dot(self.tau, self.tau))
 
     def gradient(self) -> Vector:
         """The gradient of F; one pass."""
@@ -174,7 +176,7 @@ class _Problem:
 
     def product(self, d: Vector) -> tuple[Float[Tensor, "images features"], Vector]:
         """J d, and the product of the Gauss-Newton matrix and d; one pass."""
-        scale = self.size / _dot(d, d) ** 0.5  # as large as the weights, against rounding
+        scale = self.size / float(norm(d))  # as large as the weights, against rounding
         self.place({name: scale * value for name, value in d.items()})
 
         def curved(rows: slice, outputs: Tensor) -> Tensor:
@@ -186,7 +188,7 @@ class _Problem:
 
     def line_search(self, p: Vector, ahead: Float[Tensor, "images features"]) -> float:
         """The multiple of a step at which F stops falling."""
-        straight, bent = _dot(self.tau, p), _dot(p, p)
+        straight, bent = float(dot(self.tau, p)), float(dot(p, p))
 
         def slope(t: float) -> float:
             inner = (self._slopes(self.features + t * ahead).double() * ahead.double()).sum()
@@ -237,8 +239,3 @@ class _Problem:
         for parameter in self.parameters.values():
             parameter.grad = None
         return torch.cat(found), gradients
-
-
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The inner product, accumulated in float64."""
-    return sum(float((value.double() * b[name].double()).sum()) for name, value in a.items())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from tangent_arithmetic.merging.registry import METHODS, Method
 from tangent_arithmetic.runtime.errors import unknown
+from tangent_arithmetic.runtime.registry import import_modules
 
 __all__ = ["METHODS", "get_method"]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)
 
 
 def get_method(name: str) -> Method:

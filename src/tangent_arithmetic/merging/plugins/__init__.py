@@ -9,21 +9,19 @@ All modules of this folder are imported, and so registered. A plug-in sees piece
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tangent_arithmetic.merging.registry import PLUGINS, Plugin
-from tangent_arithmetic.runtime.errors import UsageError, unknown
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.registry import import_modules
 
 __all__ = ["PLUGINS", "Chosen", "Specification", "chosen_plugins", "written_plugins"]
 
 Specification = str | Mapping[str, Mapping[str, Any]]
 Chosen = tuple[tuple[Plugin, dict[str, Any]], ...]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)
 
 
 def chosen_plugins(plugins: Sequence[Specification]) -> Chosen:
@@ -50,11 +48,10 @@ def _chosen(plugin: Specification) -> tuple[Plugin, dict[str, Any]]:
     if not isinstance(named, Mapping) or len(named) != 1:
         raise _malformed(plugin)
     ((name, options),) = named.items()
-    if name not in PLUGINS:
-        raise unknown("plug-in", str(name), PLUGINS)
+    chosen = PLUGINS[str(name)]
     if not isinstance(options, Mapping):
         raise _malformed(plugin)
-    return PLUGINS[name], PLUGINS[name].options(options)
+    return chosen, chosen.options(options)
 
 
 def _malformed(got: object) -> UsageError:
