@@ -179,7 +179,7 @@ def _standard_unlabelled(model: Merged, solver: Solver, settings: Settings) -> C
         return Objective(terms, np.zeros(0)).value(np.zeros(0))
 
     centre = min((round(0.1 * i, 1) for i in range(11)), key=doubt) * ones
-    start = model.logits(centre)
+    start = model.logits(centre) if settings.rule == "selflabel" else []
     labelled = [self_labels(split, np.zeros(0), guards.confidence) for split in start]
 
     def terms(splits: list[Reduced]) -> list[Term]:
