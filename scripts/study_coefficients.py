@@ -61,6 +61,7 @@ from tangent_arithmetic.run.models import (
 )
 from tangent_arithmetic.run.results import markdown_table, provenance
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
@@ -263,16 +264,9 @@ def table(results: Mapping[str, Mapping[str, Rows]]) -> str:
     for mode in dict.fromkeys(mode for seed in results.values() for mode in seed):
         for name in dict.fromkeys(n for seed in results.values() for n in seed.get(mode, {})):
             own = [seed[mode][name] for seed in results.values() if name in seed.get(mode, {})]
-            cells = [spread([100 * row[key] for row in own if key in row]) for key in COLUMNS]
+            cells = [spread([row[key] for row in own if key in row]) for key in COLUMNS]
             lines.append([mode, name, *cells, f"{np.mean([row['seconds'] for row in own]):.1f}"])
     return markdown_table(["mode", "coefficients", "test, %", "control, %", "seconds"], lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """The mean, and the standard deviation of several values."""
-    if not values:
-        return "-"
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if values[1:] else "")
 
 
 def studied(run: Run, *settings: Any) -> dict[str, Any]:

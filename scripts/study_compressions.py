@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study_merging import Row, accuracies, options, publish, runs, spread
+from study_merging import Row, accuracies, options, publish, runs
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, get_suite
 from tangent_arithmetic.merging.compressed import Compressed, Reconstruction
 from tangent_arithmetic.merging.pool import ModelPool, run_pool
 from tangent_arithmetic.merging.taskpools import SuiteTaskPool
 from tangent_arithmetic.run.results import markdown_table
+from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 
@@ -101,9 +102,9 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
     lines = []
     for label in next(iter(seeds.values())):
         rows = [by_label[label] for by_label in seeds.values()]
-        absolute = [100 * np.mean(list(row["top1"].values())) for row in rows]
+        absolute = [float(np.mean(list(row["top1"].values()))) for row in rows]
         relative = [
-            100 * np.mean([row["top1"][t] / row["own"][t] for t in row["own"]]) for row in rows
+            float(np.mean([row["top1"][t] / row["own"][t] for t in row["own"]])) for row in rows
         ]
         own = [np.mean(list(row["bits"].values())) / row["weights"] for row in rows]
         shared = [row["shared_bits"] / row["weights"] for row in rows]

@@ -31,6 +31,7 @@ from tangent_arithmetic.merging.taskpools import SuiteTaskPool
 from tangent_arithmetic.run.args import Config, Parser
 from tangent_arithmetic.run.results import git_commit, markdown_table, versions
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
@@ -148,9 +149,9 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
     lines = []
     for label in next(iter(seeds.values())):
         rows = [by_method[label] for by_method in seeds.values()]
-        absolute = [100 * np.mean(list(row["top1"].values())) for row in rows]
+        absolute = [float(np.mean(list(row["top1"].values()))) for row in rows]
         relative = [
-            100 * np.mean([value / row["own"][task] for task, value in row["top1"].items()])
+            float(np.mean([value / row["own"][task] for task, value in row["top1"].items()]))
             for row in rows
         ]
         coefs = ", ".join(str(row["coefficient"]) for row in rows if "coefficient" in row)
@@ -158,13 +159,6 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
         duration = f"{np.median(seconds):.2f}" if seconds else "-"
         lines.append([label, spread(absolute), spread(relative), coefs or "-", duration])
     return lines
-
-
-def spread(values: Sequence[float]) -> str:
-    """The mean, and the standard deviation of several values."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
 def write(folder: Path, results: Mapping[int, Mapping[str, Row]], seconds: float) -> str:

@@ -50,6 +50,7 @@ from tangent_arithmetic.run.models import (
 from tangent_arithmetic.run.objectives import method_of
 from tangent_arithmetic.run.results import markdown_table, provenance
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.runtime.atomic import check_writable, write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
@@ -255,10 +256,7 @@ def row(label: str, found: dict[str, Any]) -> list[str]:
 def cell(values: Sequence[float], column: str) -> str:
     """The mean of values, and their deviation if there are several; "-" if there are none."""
     scale, digits = (1, PLAIN[column]) if column in PLAIN else (100, 1)
-    if not values:
-        return "-"
-    spread = f" ± {np.std(scale * np.array(values), ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * np.mean(values):.{digits}f}{spread}"
+    return spread(values, scale, digits)
 
 
 def cost(run: Run) -> dict[str, float]:

@@ -153,7 +153,7 @@ def test_validation_accuracy_before_and_after_is_logged_and_recorded(
         assert found[when] == split_of(own, encoder, "EmojiVal").accuracy(encoder)["top1"]
     before, after = (f"{100 * found[when]:.1f} %" for when in ("before", "after"))
     told = f"validation accuracy {before} before and {after} after, on {count}"
-    assert f"{told}{' of 40' if flags else ''} pictures; wrote" in caplog.text
+    assert f"{told}{' of 40' if flags else ''} examples; wrote" in caplog.text
 
 
 def test_a_target_ends_a_run_early_and_is_recorded(

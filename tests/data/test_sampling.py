@@ -53,7 +53,7 @@ def test_a_sample_larger_than_the_split_is_logged_once(
     with caplog.at_level(logging.INFO, logger="tangent_arithmetic.data.registry"):
         for _ in range(2):
             assert len(Run.of(settings).data.evaluated("EmojiVal").test) == 209
-    expected = "--sample=123456: EmojiVal has 209 images, all of them are evaluated"
+    expected = "--sample=123456: EmojiVal has 209 examples, all of them are evaluated"
     assert [record.message for record in caplog.records] == [expected]
 
 

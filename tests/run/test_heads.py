@@ -46,7 +46,7 @@ def test_a_probe_fits_the_pictures_and_is_kept(args: MakeArgs, caplog: Log) -> N
     encoder, _ = zeroshot_encoder(run)
     with caplog.at_level(logging.INFO):
         head = classification_head(run, "Emoji")
-    assert "linear probe on 771 pictures" in caplog.text
+    assert "linear probe on 771 examples" in caplog.text
     info = read_facts(run.head_path("Emoji"))["info"]
     accuracy = split_of(run, encoder, "EmojiVal").accuracy(encoder)["top1"]
     assert accuracy == pytest.approx(info["probe"]["val_accuracy"]) and accuracy > 0.5

@@ -189,7 +189,7 @@ def _labels(batches: EvalBatches | Iterable[Sequence[Tensor]]) -> Tensor:
     """The labels of this rank's share; none of batches whose images are not listed."""
     if not isinstance(batches, EvalBatches):
         return torch.zeros(0, dtype=torch.int64)
-    return torch.tensor(labels_of(batches.pictures)[batches.rank :: batches.world_size])
+    return torch.tensor(labels_of(batches.pictures)[batches.order])
 
 
 def _folder(

@@ -1,6 +1,7 @@
 """Downloads the public data sets, arranges them for the loaders, and verifies them.
 
     tangent-arithmetic prepare-data --suite=clip8 --data-location=~/data
+    tangent-arithmetic prepare-data --suite=text
     tangent-arithmetic prepare-data --datasets=MNIST,SVHN
     tangent-arithmetic prepare-data --data-location=~/data --check --report=data.json
 
@@ -20,8 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tangent_arithmetic.data.prepare.facts import SETS
-from tangent_arithmetic.data.suites import get_suite
+from tangent_arithmetic.data.suites import PUBLIC, get_suite
 from tangent_arithmetic.run.args import Parser, checked
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, unknown
@@ -30,6 +30,7 @@ from tangent_arithmetic.runtime.ranges import number
 if TYPE_CHECKING:
     from tangent_arithmetic.data.prepare.verify import Report
 
+SETS = sorted({name for suite in PUBLIC for name in get_suite(suite).names}, key=str.casefold)
 HEADER = ["data set", "train", "val", "test", "in two splits", "unreadable", "verdict"]
 SHOWN = 10  # messages per data set; the report has all
 
@@ -40,14 +41,17 @@ def prepare(name: str, root: Path) -> str | None:
     """Downloads and arranges one data set; returns what the user must do first, if anything."""
     from tangent_arithmetic.data.prepare.arrange import ARRANGERS
     from tangent_arithmetic.data.prepare.fetch import Place
-    from tangent_arithmetic.data.prepare.verify import is_complete
+    from tangent_arithmetic.data.prepare.text.facts import arrange
+    from tangent_arithmetic.data.prepare.verify import FACTS, is_complete
 
     if is_complete(name, root):
         logger.info("%s: already complete, skipped", name)
         return None
-    logger.info("%s: preparing", name)
+    facts = FACTS[name]
+    licence = f" (licence: {facts.licence}; {facts.page})" if facts.licence else ""
+    logger.info("%s: preparing%s", name, licence)
     try:
-        ARRANGERS[name](Place(name, SETS[name], root))
+        ARRANGERS.get(name, arrange)(Place(name, facts, root))
     except (UsageError, OSError) as error:
         return str(error)
     return None
@@ -82,7 +86,12 @@ def messages(report: Report) -> str:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tangent-arithmetic prepare-data", description=__doc__)
     add = parser.add_argument
-    add("--suite", default="clip8", metavar="NAME", help="clip8, clip14 or clip20 (default: clip8)")
+    add(
+        "--suite",
+        default="clip8",
+        metavar="NAME",
+        help="clip8, clip14, clip20 or text (default: clip8)",
+    )
     add("--data-location", default="~/data", metavar="PATH", help="data root (default: ~/data)")
     choices = f"of {', '.join(SETS)} (default: the suite's tasks and control)"
     add("--datasets", metavar="NAME,...", help=f"comma-separated list {choices}")
@@ -117,6 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports.append(report)
         if report.errors or report.notes:
             print(messages(report))
+    if options.suite == "text" and not options.check:
+        from tangent_arithmetic.encoders.published.minilm import DEFAULT, model_folder
+
+        print(f"model: {model_folder(DEFAULT, root / 'downloads')}")
     print(markdown_table(HEADER, [report.row for report in reports]))
     if options.report:
         facts = {"data_location": str(root), "datasets": [asdict(report) for report in reports]}

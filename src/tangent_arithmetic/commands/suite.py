@@ -44,8 +44,8 @@ def init(
     Raises:
         UsageError: if the file exists, or a data set cannot be read.
     """
+    from tangent_arithmetic.data.drafting import check_distinct, draft, named_source, written
     from tangent_arithmetic.data.own.budget import MOST_EPOCHS
-    from tangent_arithmetic.data.own.drafting import check_distinct, draft, named_source, written
     from tangent_arithmetic.runtime.atomic import write_text
 
     if output.suffix.lower() not in (".yaml", ".yml"):

@@ -15,14 +15,14 @@ from tangent_arithmetic.runtime.errors import MissingFileError
 
 
 class Pictures(Protocol):
-    """A map-style data set of untransformed images: `pictures[i] == (image, label)`.
+    """A map-style data set of untransformed images, or texts: `pictures[i] == (image, label)`.
 
     The label is an integer, or the uint8 array of a multi-label data set, see `Splits`.
     """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, Any]: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SubsetPictures:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.pictures[int(self.indices[index])]
 
 

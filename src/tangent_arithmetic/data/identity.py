@@ -19,6 +19,7 @@ from tangent_arithmetic.data.base import ArrayPictures, Pictures, SubsetPictures
 from tangent_arithmetic.data.files import samples_of
 from tangent_arithmetic.data.hub import HubPictures
 from tangent_arithmetic.data.plain import DatasetPictures
+from tangent_arithmetic.data.texts import Texts
 
 SAMPLED = 64  # images of a split whose content is hashed
 
@@ -37,6 +38,8 @@ def fingerprint(pictures: Pictures) -> str | None:
         return inner and _hash(inner.encode(), _bytes(np.asarray(pictures.indices)))
     if isinstance(pictures, HubPictures):
         return _hash(pictures.identity.encode())
+    if isinstance(pictures, Texts):
+        return _hash(_bytes(pictures.labels), *(_text(text) for text in pictures.texts))
     if (samples := samples_of(pictures)) is not None:
         return _hash(*(_text(f"{_file(path)}|{label}") for path, label in samples))
     if (files := _stored(pictures)) is not None:
@@ -60,6 +63,8 @@ def split_ids(pictures: Pictures) -> list[str] | None:
         return inner and [inner[int(index)] for index in pictures.indices]
     if isinstance(pictures, HubPictures):
         return [f"hub/{index}" for index in range(len(pictures))]
+    if isinstance(pictures, Texts):
+        return pictures.ids
     if (samples := samples_of(pictures)) is not None:
         return _below([str(path) for path, _ in samples])
     if isinstance(pictures, DatasetPictures) or _stored(pictures) or _arrays(pictures) is not None:

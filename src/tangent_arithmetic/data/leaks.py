@@ -14,6 +14,7 @@ import numpy as np
 from tangent_arithmetic.data.base import Pictures, Splits, name_of
 from tangent_arithmetic.data.files import LazyPictures, samples_of
 from tangent_arithmetic.data.hub import HubPictures
+from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError
 
 HEAD = 1024  # bytes of a file compared first, before whole files
@@ -91,7 +92,7 @@ def _shared(one: str, other: str, count: str) -> UsageError:
 
 def _digests(pictures: Pictures) -> list[Hashable] | None:
     """A key per image that differs between different images."""
-    if isinstance(pictures, HubPictures):
+    if isinstance(pictures, HubPictures | Texts):
         return pictures.digests()
     data = getattr(pictures, "images", getattr(pictures, "data", None))
     return None if data is None else [hash(row.tobytes()) for row in np.asarray(data)]

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tangent_arithmetic.data.base import Pictures, name_of
 from tangent_arithmetic.data.batched import Parts, parts_of
 from tangent_arithmetic.data.pictures import is_plain, to_rgb
+from tangent_arithmetic.data.texts import check_reads, collate, lengths_of
 from tangent_arithmetic.runtime.errors import PictureError, RunError, UsageError, shown
 from tangent_arithmetic.runtime.processes import prepare_training_worker, prepare_worker
 
@@ -129,6 +130,7 @@ class SeededPictures(Dataset[tuple[Any, Any]]):
             image, label = self.pictures[index]
             if isinstance(image, Image.Image) and not is_plain(image):
                 image = to_rgb(image, name_of(self.pictures, index))
+            check_reads(self.transform, image, partial(name_of, self.pictures, index))
         except (PictureError, MemoryError):
             raise
         except Exception as error:  # decoders raise almost anything for a damaged file
@@ -348,9 +350,10 @@ def _end_of(code: int | None) -> str:
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """The evaluation batches of a split: every image once, in order, split over the ranks.
+    """The evaluation batches of a split: every image once, split over the ranks.
 
-    Iterating yields this rank's (images, labels), any number of times.
+    They are in the order of `order`: that of the split, or by length for texts, so that few tokens
+    of a batch are padding. Iterating yields this rank's (images, labels), any number of times.
 
     Attributes:
         pictures: the split.
@@ -376,6 +379,15 @@ class EvalBatches:
     num_classes: int | None = None
 
     @cached_property
+    def order(self) -> list[int]:
+        """The indices of this rank's examples, in the order of its batches."""
+        lengths = lengths_of(self.pictures)
+        indices = (
+            np.arange(len(self.pictures)) if lengths is None else np.argsort(lengths, kind="stable")
+        )
+        return indices[self.rank :: self.world_size].tolist()  # type: ignore[no-any-return]
+
+    @cached_property
     def loader(self) -> Loader:
         """The data loader behind the batches."""
         if not len(self.pictures):
@@ -383,7 +395,8 @@ class EvalBatches:
         return Loader(
             SeededPictures(self.pictures, self.transform, classes=self.num_classes),
             batch_size=self.batch_size,
-            sampler=range(self.rank, len(self.pictures), self.world_size),
+            sampler=self.order,
+            collate_fn=collate,
             num_workers=self.num_workers,
             multiprocessing_context=_start_method(self.num_workers),
             worker_init_fn=prepare_worker,
@@ -409,6 +422,7 @@ def train_loader(
     return Loader(
         SeededPictures(pictures, transform, batches.seed, classes),
         batch_sampler=batches,
+        collate_fn=collate,
         num_workers=num_workers,
         multiprocessing_context=_start_method(num_workers),
         worker_init_fn=prepare_training_worker,

@@ -1,4 +1,4 @@
-"""Plain `torch.utils.data.Dataset`s as data sets: items of any usual type become PIL images."""
+"""Plain `torch.utils.data.Dataset`s as data sets: texts, or images of any usual type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from tangent_arithmetic.data.base import Splits, spaced
-from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.data.splitting import repeated, with_test_part
+from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import PictureError, UsageError, shown
 
 EXPECTED = (
@@ -169,13 +170,13 @@ def plain_splits(
                 f"{type(part).__name__}"
             )
     names = _names(name, train, classnames)
+    if not len(train):
+        raise UsageError(f"data set {name}: its training split is empty")
     pictures = {
-        split: DatasetPictures(name if split == "train" else f"{name}.{split}", part, len(names))
+        split: _examples(name if split == "train" else f"{name}.{split}", part, len(names))
         for split, part in (("train", train), ("test", test), ("val", val))
         if part is not None
     }
-    if not len(pictures["train"]):
-        raise UsageError(f"data set {name}: its training split is empty")
     label = pictures["train"][0][1]
     splits = Splits(
         pictures["train"],
@@ -187,9 +188,28 @@ def plain_splits(
     )
     if test is not None:
         return splits
-    labels = pictures["train"].targets
+    whole = pictures["train"]
+    labels = whole.labels if isinstance(whole, Texts) else whole.targets
     strata = [None] * len(labels) if labels.ndim == 2 else labels.tolist()
+    if isinstance(whole, Texts):
+        return with_test_part(name, splits, whole.texts, strata, repeated(whole.texts))
     return with_test_part(name, splits, [str(index) for index in range(len(labels))], strata)
+
+
+def _examples(name: str, dataset: Any, classes: int) -> DatasetPictures | Texts:
+    """The items of a data set: texts are read at once, images when they are used.
+
+    Raises:
+        PictureError: if one of its texts is empty.
+    """
+    listed = DatasetPictures(name, dataset, classes)
+    if not len(dataset) or not isinstance(_item(name, dataset, 0)[0], str):
+        return listed
+    texts = tuple(_item(name, dataset, index)[0] for index in range(len(dataset)))
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise PictureError(f"{name}[{index}] is {shown(repr(text), 60)}, expected a text")
+    return Texts(texts, listed.targets, name)
 
 
 def _names(name: str, train: Any, classnames: Sequence[str] | None) -> tuple[str, ...]:

@@ -129,9 +129,9 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
         from tangent_arithmetic.data.embedded.rendering import load_embedded
 
         return replace(load_embedded(name, cache), source="embedded")
-    from tangent_arithmetic.data.clip20 import PUBLIC_SETS
+    from tangent_arithmetic.data.public import ALL_SETS
 
-    return load_public(name, PUBLIC_SETS[name], location, data_source)
+    return load_public(name, ALL_SETS[name], location, data_source)
 
 
 @lru_cache(maxsize=32)
@@ -277,9 +277,9 @@ def get_classnames(
     try:
         return _splits(dataset_name, location, suite, cache_dir, "folder").classnames
     except MissingFileError:
-        from tangent_arithmetic.data.clip20 import PUBLIC_SETS, classnames
+        from tangent_arithmetic.data.public import ALL_SETS, classnames
 
-        if entry is not None or home not in PUBLIC or name not in PUBLIC_SETS:
+        if entry is not None or home not in PUBLIC or name not in ALL_SETS:
             raise  # a registered set
         return classnames(name)
 
@@ -374,4 +374,4 @@ class SuiteData:
 
 @lru_cache  # logs each case once
 def _log_sample_is_all(name: str, count: int, size: int) -> None:
-    logger.info("--sample=%d: %s has %d images, all of them are evaluated", count, name, size)
+    logger.info("--sample=%d: %s has %d examples, all of them are evaluated", count, name, size)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,18 +49,17 @@ def _rank(key: str) -> tuple[bytes, str]:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest(), key
 
 
+def repeated(contents: Sequence[Hashable]) -> set[int]:
+    """The indices of what is there more than once."""
+    counts = Counter(contents)
+    return {index for index, content in enumerate(contents) if counts[content] > 1}
+
+
 def twins(paths: Sequence[str]) -> set[int]:
     """The indices of files whose content another one has, too."""
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for index, path in enumerate(paths):
-        groups[Path(path).stat().st_size].append(index)
-    found: set[int] = set()
-    for same_size in (group for group in groups.values() if len(group) > 1):
-        contents: dict[bytes, list[int]] = defaultdict(list)
-        for index in same_size:
-            contents[hashlib.sha256(Path(paths[index]).read_bytes()).digest()].append(index)
-        found.update(i for group in contents.values() if len(group) > 1 for i in group)
-    return found
+    alike = sorted(repeated([Path(path).stat().st_size for path in paths]))  # others are not read
+    contents = [hashlib.sha256(Path(paths[index]).read_bytes()).digest() for index in alike]
+    return {alike[index] for index in repeated(contents)}
 
 
 def with_test_part(
@@ -68,7 +67,7 @@ def with_test_part(
     splits: Splits,
     keys: Sequence[str],
     strata: Sequence[Hashable],
-    paths: Sequence[str] | None = None,
+    copies: Collection[int] = (),
 ) -> Splits:
     """The splits with a test part of the training images; says so in the log.
 
@@ -77,15 +76,14 @@ def with_test_part(
         splits: `test` is not used.
         keys: see `split_off`, of the training images.
         strata: likewise.
-        paths: their files, if they are files.
+        copies: indices of those whose content is there twice, which are for training.
 
     Raises:
         UsageError: if no class has two images.
     """
-    copies = set() if paths is None else twins(paths)
     if copies:
         logger.warning(
-            "%s: %d files have the content of another one, such as %s; they are for training",
+            "%s: %d examples have the content of another one, such as %s; they are for training",
             name,
             len(copies),
             keys[min(copies)],
@@ -98,7 +96,7 @@ def with_test_part(
             "images, or give it a test split"
         )
     logger.info(
-        "%s: no test split; a fifth of each class is for testing: %d training and %d test images",
+        "%s: no test split; a fifth of each class is for testing: %d training and %d test examples",
         name,
         len(train),
         len(test),

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE = Path("~/.cache/tangent-arithmetic")
 EMBEDDED_MODEL = "ViT-Nano-8"
+TEXT_MODEL = "transformers:sentence-transformers/all-MiniLM-L6-v2"
 WITHOUT_TEXT = ("timm:", "torchvision:", "python:")  # models that are no CLIPs
-PUBLIC = ("clip8", "clip14", "clip20")  # suites of public data sets, for CLIPs
+READS_TEXT = ("transformers:", "text-tower:")
+PUBLIC = ("clip8", "clip14", "clip20", "text")  # suites of public data sets
 BUILT_IN = (*PUBLIC, "embedded")
 OWN_SUITE = "own"  # of data sets that no suite lists
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -80,6 +82,7 @@ class Suite:
         warmup_share: share of the steps of own data sets, at most, that are warm-up.
         sets: the data sets that the suite brings along, by name.
         borrowed: data sets of other suites: name -> (suite, name there).
+        model: the model that `--suite` alone means.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Suite:
     warmup_share: float = 0.1
     sets: Mapping[str, RegisteredSet] = field(default_factory=dict)
     borrowed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    model: str = EMBEDDED_MODEL
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -325,7 +329,9 @@ def check_name(kind: str, name: str) -> None:
 
 
 def suite_of_model(model: str) -> str:
-    """The default suite of a model: clip8 for CLIPs, else the one that works at once."""
+    """The default suite of a model: clip8 for CLIPs, text for encoders of texts, else embedded."""
+    if model.startswith(READS_TEXT):
+        return "text"
     embedded = model.partition("__")[0] == EMBEDDED_MODEL or model.startswith(WITHOUT_TEXT)
     return "embedded" if embedded else "clip8"
 
@@ -393,5 +399,22 @@ register_suite(
         num_workers=0,
         # with StreetDigits and Letters: two styles times two label sets, for analogies
         related={"Digits": Task(1, 10), "StreetLetters": Task(1, 26), "Pool": Task(1, 5)},
+    )
+)
+# epochs: about 55 steps of 32 each
+register_suite(
+    Suite(
+        "text",
+        tasks={
+            name: Task(1, 2)
+            for name in ("Editorials", "Foods", "Movies", "Products", "Spam", "Tweets")
+        },
+        control="Nouns",
+        lr=1e-4,
+        warmup_length=8,
+        steps=60,
+        batch_size={"": 32},
+        num_workers=0,
+        model=TEXT_MODEL,
     )
 )

@@ -16,7 +16,7 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.data.suites import EMBEDDED_MODEL, READS_TEXT
 from tangent_arithmetic.encoders.base import Transform
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, closest, shown, unknown
 from tangent_arithmetic.runtime.private import expanded, without_home
@@ -108,6 +108,10 @@ def canonical(name: str) -> str:
     parsed, end = ClipName.parse(name), "__init__" if name.endswith("__init__") else ""
     if parsed.folder:
         return f"{FOLDER}{without_home(parsed.folder)}{end}"
+    scheme, _, place = name.removesuffix("__init__").partition(":")
+    path, mark, query = place.partition("?")
+    if f"{scheme}:" in READS_TEXT and expanded(path).is_dir():
+        return f"{scheme}:{without_home(_absolute(path))}{mark}{query}{end}"
     architecture, separator, tag = name.partition("__pretrained__")
     if not end and ("/" in tag or "." in tag):  # a file: no tag contains these characters
         return f"{architecture}{separator}{without_home(_absolute(tag))}"
@@ -339,6 +343,11 @@ def _check_size(parsed: ClipName, cache_dir: str | None, weights: bool) -> None:
             f"{parsed.architecture} is refused: its configuration describes {size:,} weights, but "
             f"its file holds at most {most:,}"
         )
+
+
+def tokenizer_of(name: str, cache_dir: str | Path | None = None) -> Any:
+    """The tokenizer of a CLIP, by its name; from texts to ids (texts, context length)."""
+    return _tokenizer(ClipName.parse(name), str(cache_dir) if cache_dir else None)
 
 
 def _tokenizer(parsed: ClipName, cache_dir: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Zero-shot classification heads, built from the text tower."""
+"""Zero-shot classification heads, built from the text tower or by an encoder of texts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangent_arithmetic.data.registry import get_classnames
+from tangent_arithmetic.data.texts import pad
+from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
 from tangent_arithmetic.encoders.clip import canonical
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import read_facts
@@ -54,13 +56,50 @@ def zeroshot_weights(
             "tokenizer it was trained with"
         )
     clip.eval().to(device)
+    return _prompt_weights(
+        lambda prompts: clip.encode_text(tokenizer(prompts).to(device)),
+        classnames,
+        templates,
+        clip.logit_scale.exp().float(),
+    )
+
+
+@torch.no_grad()
+def sentence_weights(
+    encoder: BackboneEncoder,
+    classnames: Sequence[str],
+    templates: Sequence[Callable[[str], str]],
+    device: torch.device,
+) -> Float[Tensor, "classes features"]:
+    """The rows of `zeroshot_weights` by an encoder of texts, which reads prompts and texts alike.
+
+    Args:
+        encoder: with a transform that reads texts.
+        classnames: phrases.
+        templates: functions from a phrase to a prompt.
+        device: where to run the encoder.
+    """
+    tokenize: Any = encoder.val_preprocess
+    encoder.eval().to(device)
+    return _prompt_weights(
+        lambda prompts: encoder(pad([tokenize(prompt) for prompt in prompts]).to(device)),
+        classnames,
+        templates,
+        float(encoder.model.scale),  # type: ignore[arg-type]
+    )
+
+
+def _prompt_weights(
+    embed: Callable[[list[str]], Tensor],
+    classnames: Sequence[str],
+    templates: Sequence[Callable[[str], str]],
+    scale: Tensor | float,
+) -> Tensor:
     rows = []
     for classname in classnames:
-        tokens = tokenizer([template(classname) for template in templates]).to(device)
-        embedding = F.normalize(clip.encode_text(tokens).float(), dim=-1).mean(dim=0)
-        rows.append(F.normalize(embedding, dim=-1))
-    weights: Tensor = torch.stack(rows) * clip.logit_scale.exp().float()
-    return weights
+        features = embed([template(classname) for template in templates]).float()
+        rows.append(F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1))
+    return torch.stack(rows) * scale
 
 
 def build_classification_head(

@@ -1,4 +1,4 @@
-"""Image encoders by name: the one place that tells CLIPs from backbones without a text tower."""
+"""Encoders by name: the one place that tells CLIPs from backbones and from encoders of texts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.data.suites import EMBEDDED_MODEL, READS_TEXT
 from tangent_arithmetic.encoders.backbones import encoder as backbones
 from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
-from tangent_arithmetic.encoders.backbones.names import BackboneName, is_backbone
+from tangent_arithmetic.encoders.backbones.names import SCHEMES, BackboneName, is_backbone
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.clip import ClipName
 from tangent_arithmetic.encoders.images import ImageEncoder, ModelSettings
@@ -26,7 +26,12 @@ IMAGE_ENCODERS = tuple(name for kind in STANDARD for name in (kind, f"linearized
 
 def has_text_tower(name: str) -> bool:
     """Whether a model can build zero-shot heads, by its name."""
-    return not is_backbone(name)
+    return reads_texts(name) or not is_backbone(name)
+
+
+def reads_texts(name: str) -> bool:
+    """Whether a model is an encoder of texts, by its name."""
+    return name.startswith(READS_TEXT)
 
 
 def is_random(name: str) -> bool:
@@ -41,7 +46,7 @@ def is_at_hand(name: str) -> bool:
 
 def weights_file(name: str) -> Path | None:
     """The file or folder of a model's weights, if its name contains one."""
-    if is_backbone(name) and name.startswith(backbones.SCHEMES):
+    if is_backbone(name) and name.startswith(SCHEMES):
         return BackboneName.parse(name).file
     parsed = ClipName.parse(name)
     return parsed.file or parsed.folder

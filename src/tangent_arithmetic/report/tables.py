@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.present import ADDITION, NEGATION, files_of, with_results
 from tangent_arithmetic.run.results import accuracies_path, mean, optional_results, percent, score
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.run.summary import AT_ONE, siblings
+from tangent_arithmetic.run.summary import AT_ONE, siblings, spread
 
 SUM = ("mean", "normalised", COEFFICIENT)  # columns of sums and merges, after the tasks
 EXACT = ("exact", "control at exact")  # columns of negations, after the control set
@@ -201,12 +200,7 @@ def _over_seeds(table: Table, others: Mapping[int, Table]) -> list[Line]:
 
 
 def _spread(column: str, values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return "-"
-    factor, digits = (1, 2) if column == COEFFICIENT else (100, 1)
-    average, deviation = factor * statistics.fmean(known), factor * statistics.stdev(known)
-    return f"{average:.{digits}f} ± {deviation:.{digits}f}"
+    return spread(values, *((1, 2) if column == COEFFICIENT else (100, 1)))
 
 
 def _published(row: Row, columns: Sequence[str], names: Mapping[str, str]) -> Line:

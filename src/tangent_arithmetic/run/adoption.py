@@ -1,4 +1,4 @@
-"""Settings that follow from the folder of checkpoints, where it is one of a public project."""
+"""Settings that follow from others: the suite's model, and those of a public project's folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.data.suites import EMBEDDED_MODEL, SUITES
 from tangent_arithmetic.encoders.published.layout import layout_of
 from tangent_arithmetic.run.config import Config
 
@@ -16,11 +16,16 @@ logger = logging.getLogger(__name__)
 
 
 def adopted(config: Config) -> Config:
-    """The settings, with mode, model and seed of the folder `--save` where they are not set.
+    """The settings, with the suite's model, and mode, model and seed of the folder `--save`.
+
+    Only what is not set is adopted.
 
     Args:
         config: the settings.
     """
+    suite = SUITES.get(config.suite or "")
+    if config.model == EMBEDDED_MODEL and suite is not None:
+        config = replace(config, model=suite.model)
     layout = None if config.save is None else layout_of(Path(config.save))
     if layout is None:
         return config

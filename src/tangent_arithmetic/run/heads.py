@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
 from tangent_arithmetic.data.identity import labels_of
@@ -24,13 +25,24 @@ from tangent_arithmetic.data.registry import split_record
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.templates import get_templates
 from tangent_arithmetic.encoders import probe
+from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
 from tangent_arithmetic.encoders.base import BUILT, Encoder
 from tangent_arithmetic.encoders.built import ACTIVATION, ADOPTED, checked
 from tangent_arithmetic.encoders.clip import UnavailableError, canonical
-from tangent_arithmetic.encoders.heads import kept_facts, recipe_hash, zeroshot_weights
+from tangent_arithmetic.encoders.heads import (
+    kept_facts,
+    recipe_hash,
+    sentence_weights,
+    zeroshot_weights,
+)
 from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
 from tangent_arithmetic.encoders.loading import read_facts
-from tangent_arithmetic.encoders.models import has_text_tower, load_image_encoder, weights_file
+from tangent_arithmetic.encoders.models import (
+    has_text_tower,
+    load_image_encoder,
+    reads_texts,
+    weights_file,
+)
 from tangent_arithmetic.encoders.published.loading import load as load_published
 from tangent_arithmetic.run.pretrained import zeroshot_hash
 from tangent_arithmetic.run.run import Run
@@ -165,12 +177,21 @@ def _make_zeroshot(run: Run, name: str) -> None:
     """Builds the head with the model's text tower."""
     logger.info("building the zero-shot head of %s", name)
     classnames, templates = run.data.classnames(name), get_templates(name, run.suite)
+    if reads_texts(run.model):
+        theta0 = BackboneEncoder.load(run.zeroshot_path, run.model)
+        weights = sentence_weights(theta0, classnames, templates, run.device)
+        _save_zeroshot(run, name, weights, canonical(run.model))
+        return
     encoder = ImageEncoder(run.config, keep_lang=True)
     _check_unchanged(run, encoder)
     encoder.adopt(_built(run), run.zeroshot_path)  # the text tower has the same activation
     weights = zeroshot_weights(encoder.model, classnames, templates, run.device)
-    head = ClassificationHead(True, weights.cpu(), classnames=classnames)
-    head.save(run.head_path(name), model=encoder.model_name, recipe=_zeroshot_recipe(run, name))
+    _save_zeroshot(run, name, weights, encoder.model_name)
+
+
+def _save_zeroshot(run: Run, name: str, weights: Tensor, model: str) -> None:
+    head = ClassificationHead(True, weights.cpu(), classnames=run.data.classnames(name))
+    head.save(run.head_path(name), model=model, recipe=_zeroshot_recipe(run, name))
 
 
 def _check_unchanged(run: Run, encoder: ImageEncoder) -> None:
@@ -222,10 +243,12 @@ def _theta0(run: Run) -> Encoder:
 
 @torch.no_grad()
 def num_features(encoder: Encoder) -> int:
-    """The number of features of an image encoder."""
+    """The number of features of an encoder."""
     assert encoder.val_preprocess is not None
-    image = encoder.val_preprocess(Image.new("RGB", (64, 64)))
-    return int(encoder.eval()(image[None]).shape[1])
+    example: Any = Image.new("RGB", (64, 64))
+    if getattr(encoder.val_preprocess, "reads_texts", False):
+        example = "a text"
+    return int(encoder.eval()(encoder.val_preprocess(example)[None]).shape[1])
 
 
 # --- probe
@@ -245,7 +268,7 @@ def _make_probe(run: Run, name: str, theta0_hash: str) -> None:
     train, val = (_features(run, encoder, part, name) for part in (data.train, data.test))
     fitted = probe.fit(train, val, data.classnames)
     logger.info(
-        "%s: linear probe on %d pictures, lambda %g, validation accuracy %.1f %% of %d",
+        "%s: linear probe on %d examples, lambda %g, validation accuracy %.1f %% of %d",
         name,
         len(train.labels),
         fitted.regularisation,

@@ -30,18 +30,20 @@ from tangent_arithmetic.storage.reading import read_json
 AT_ONE = "mean at 1"  # at coefficient 1
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Accuracies in percent: the one value, or mean and standard deviation over seeds.
+def spread(values: Sequence[float | None], scale: float = 100, digits: int = 1) -> str:
+    """The one value, or mean and standard deviation over seeds; a dash where one is not known.
 
-    A dash where one is not known.
+    Args:
+        values: one a seed.
+        scale: what they are multiplied by, 100 for accuracies in percent.
+        digits: decimal places.
     """
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    if not known or len(known) < len(values):
         return "-"
-    percents = 100 * np.asarray(known)
-    if len(percents) == 1:
-        return f"{percents[0]:.1f}"
-    return f"{percents.mean():.1f} ± {percents.std(ddof=1):.1f}"
+    numbers = scale * np.asarray(known)
+    mean = f"{numbers.mean():.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean} ± {numbers.std(ddof=1):.{digits}f}"
 
 
 def _numbers(values: Sequence[float | None]) -> dict[str, Any]:

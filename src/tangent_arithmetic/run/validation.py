@@ -80,6 +80,6 @@ class Validation:
         """The accuracies before and after, for the log."""
         before, after = (f"{100 * self.values[when]:.1f}" for when in ("before", "after"))
         count, of = self._split.num_images, f" of {self.size}"
-        part = f"{count}{of if count != self.size else ''} pictures"
+        part = f"{count}{of if count != self.size else ''} examples"
         name = NAMES.get(self.metric, self.metric)
         return f"validation {name} {before} % before and {after} % after, on {part}"

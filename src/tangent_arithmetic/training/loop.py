@@ -32,6 +32,7 @@ from tangent_arithmetic.data.loading import (
     to_device,
     train_loader,
 )
+from tangent_arithmetic.data.texts import collate
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.compute import Compute, Precision
 from tangent_arithmetic.runtime.errors import DivergedError, UsageError
@@ -309,14 +310,14 @@ def _prepare(
         The number of classes, and whether an image has several labels.
     """
     examples = SeededPictures(data.pictures, data.transform)
-    images, labels = zip(*(examples[i % len(examples)] for i in range(2)), strict=True)
-    two = torch.stack(images).to(compute.device)  # batch norm needs two
+    items = [examples[i % len(examples)] for i in range(2)]  # batch norm needs two
+    two, labels = to_device(collate(items), compute.device)
     with compute.autocast():
         unused, num_classes = freeze_unused(model.train(), two)
         check_single_images(model, plan, two[:1], ddp.world_size())
     if unused:
         logger.info("not used by the model, hence frozen: %s", ", ".join(unused))
-    return num_classes, np.ndim(labels[0]) == 1
+    return num_classes, labels.ndim == 2
 
 
 def _check_finite(model: nn.Module, done: int, recipe: Recipe) -> None:

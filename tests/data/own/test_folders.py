@@ -81,7 +81,7 @@ def test_the_test_part_depends_on_names_alone(
     moved = shutil.copytree(root, tmp_path / "elsewhere" / "two")
     one, two = _read(root), _read(moved)
     assert split_ids(one.test) == split_ids(two.test)
-    assert "a fifth of each class is for testing: 23 training and 6 test images" in caplog.text
+    assert "a fifth of each class is for testing: 23 training and 6 test examples" in caplog.text
     picture(root / "b" / "zz.png")  # one more picture moves few others
     more = {str(one.test.pictures.samples[i][0]) for i in one.test.indices}  # type: ignore[attr-defined]
     grown = _read(root).test
@@ -171,7 +171,7 @@ def test_a_file_that_is_there_twice_is_for_training(
         shutil.copy(root / name, root / "b" / f"copy{i}.png")
     splits = _read(root)
     assert len(splits.test) == 5 and not set(tested) & set(split_ids(splits.test) or ())
-    assert "8 files have the content of another one, such as a/" in caplog.text
+    assert "8 examples have the content of another one, such as a/" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])

@@ -289,7 +289,7 @@ def test_init_writes_what_suite_reads(
     assert main(["init", "pets", "b=birds", "--output=mine.yaml", "--control=things"]) == 0
     out = capsys.readouterr().out
     assert "about 60 steps of 64 images a task, at most 76 epochs" in out
-    assert "pets: 2 classes, 8 test images, 29 training images: 60 epochs, 60 steps, 6 of" in out
+    assert "pets: 2 classes, 8 test images, 29 training examples: 60 epochs, 60 steps, 6 of" in out
     assert "wrote mine.yaml" in out and "--suite=mine.yaml" in out
     run = Run.of(args(suite="mine.yaml")).check()
     assert (run.suite.name, run.tasks, run.control) == ("mine", ["pets", "b"], "things")

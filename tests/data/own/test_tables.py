@@ -102,7 +102,10 @@ def test_one_label_each_can_be_declared_multi_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"x": NAMES, "label": LABELS}, r"has no image column; its columns are x, label"),
+        (
+            {"x": NAMES, "label": LABELS},
+            r"has no image \(or text\) column; its columns are x, label",
+        ),
         ({"path": NAMES, "y": LABELS}, r"has no label column; its columns are path, y\. Name one"),
         ({"path": NAMES, "label": ["a", ""] * 5}, r"has no label in row 2 .*5 such rows"),
         ({"path": [*NAMES[:9], NAMES[0]], "label": LABELS}, r"twice, in rows 1 and 10"),

@@ -37,7 +37,7 @@ class Budget:
     def __str__(self) -> str:
         reason = f", the most epochs for a set this small ({MOST_EPOCHS})" if self.capped else ""
         return (
-            f"{self.images:,} training images: {self.epochs} epoch{'s' * (self.epochs > 1)}, "
+            f"{self.images:,} training examples: {self.epochs} epoch{'s' * (self.epochs > 1)}, "
             f"{self.steps:,} steps, {self.warmup_length} of them warm-up{reason}"
         )
 

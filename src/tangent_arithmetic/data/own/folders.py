@@ -16,7 +16,7 @@ from pathlib import Path
 from tangent_arithmetic.data.base import Splits
 from tangent_arithmetic.data.files import ListedPictures, class_folders, class_pictures
 from tangent_arithmetic.data.own.words import CLASSNAMES, Names, named
-from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.data.splitting import twins, with_test_part
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class FolderSource:
         if "test" in read:
             return splits
         paths, labels = zip(*train.samples, strict=True)
-        return with_test_part(self.name, splits, _keys(train), labels, paths)
+        return with_test_part(self.name, splits, _keys(train), labels, twins(paths))
 
     def _read(self, folder: Path, classes: list[str]) -> ListedPictures:
         """The images of a split; those of testing may lack classes."""

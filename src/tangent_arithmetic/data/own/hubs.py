@@ -1,4 +1,4 @@
-"""Own data from the Hugging Face hub: image and label columns are found, or named."""
+"""Own data from the Hugging Face hub: image or text, and label columns are found, or named."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tangent_arithmetic.data.base import Splits
 from tangent_arithmetic.data.hub import HubPictures, load_rows
+from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.data.own.folders import split_names
+from tangent_arithmetic.data.own.tables import COLUMNS
 from tangent_arithmetic.data.own.words import Names, named
-from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.data.splitting import repeated, with_test_part
+from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError, shown
 
 LABELS = ("label", "labels", "fine_label", "class", "category", "target")
@@ -24,8 +29,8 @@ class HubSource:
     Attributes:
         name: the data set, for messages.
         repo: its repository, or a folder that the library `datasets` can load.
-        options: of "config", "image", "label", "train", "val" and "test": the configuration, the
-            columns and the splits, where they are not found.
+        options: of "config", "image", "text", "label", "train", "val" and "test": the
+            configuration, the columns and the splits, where they are not found.
         names: class names, see `words.named`; None for those of the label column.
     """
 
@@ -44,19 +49,29 @@ class HubSource:
         chosen = dict(self.options)
         rows = load_rows(self.name, self.repo, chosen.get("config"))
         splits = self._splits(rows, chosen)
-        image = self._column(rows[splits["train"]], "image", chosen.get("image"))
+        kind = self._kind(rows[splits["train"]].features, chosen)
+        column = self._column(rows[splits["train"]], kind, chosen.get(kind))
         label = self._column(rows[splits["train"]], "label", chosen.get("label"))
         classes = self._classes([rows[split] for split in splits.values()], label)
         parts = {
-            ours: self._pictures(rows[theirs], image, label, classes)
+            ours: self._examples(rows[theirs], kind, column, label, classes)
             for ours, theirs in splits.items()
         }
         train, names = parts["train"], named(self.name, list(classes.values()), self.names)
         whole = Splits(train, parts.get("test", train), names, parts.get("val"), "hub")
         if "test" in parts:
             return whole
-        codes = [train.labels[code] for code in train.rows[label]]
+        codes = labels_of(train).tolist()
+        if isinstance(train, Texts):
+            return with_test_part(self.name, whole, train.texts, codes, repeated(train.texts))
         return with_test_part(self.name, whole, [str(i) for i in range(len(codes))], codes)
+
+    def _kind(self, features: Mapping[str, Any], chosen: Mapping[str, str]) -> str:
+        """Whether rows are images or texts: by the column named, or found, images first."""
+        if "image" in chosen or "text" in chosen:
+            return "image" if "image" in chosen else "text"
+        images = any(type(feature).__name__ == "Image" for feature in features.values())
+        return "text" if not images and _texts(features) else "image"
 
     def _splits(self, rows: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
         named = {ours: chosen[ours] for ours in ("train", "val", "test") if ours in chosen}
@@ -83,8 +98,10 @@ class HubSource:
         if wanted is not None and wanted in features:
             return wanted
         types = {name: type(feature).__name__ for name, feature in features.items()}
-        of_type = {"image": "Image", "label": "ClassLabel"}[kind]
+        of_type = {"image": "Image", "label": "ClassLabel"}.get(kind)
         found = [name for name, type_name in types.items() if type_name == of_type]
+        if kind == "text":
+            found = _texts(features)
         if kind == "label" and len(found) != 1:
             found = [name for name in LABELS if name in (found or features)][:1] or found
         if wanted is None and len(found) == 1:
@@ -112,7 +129,9 @@ class HubSource:
             value: str(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))
         }
 
-    def _pictures(self, rows: Any, image: str, label: str, classes: dict[Any, str]) -> HubPictures:
+    def _examples(
+        self, rows: Any, kind: str, column: str, label: str, classes: dict[Any, str]
+    ) -> HubPictures | Texts:
         numbers = {value: number for number, value in enumerate(classes)}
         for index, value in enumerate(rows[label][:]):
             if value not in numbers:
@@ -121,6 +140,26 @@ class HubSource:
                     f"{shown(value)}, which is no class: this split is unlabelled, at least in "
                     f"part. Name another one as in {self.name}=hub:{self.repo}?test=SPLIT"
                 )
+        if kind == "text":
+            return self._read(
+                rows, column, np.array([numbers[v] for v in rows[label][:]], np.int64)
+            )
         values = list(numbers)
         plain = values == list(range(len(values)))
-        return HubPictures(rows, image, label, tuple(range(len(values))) if plain else numbers)
+        return HubPictures(rows, column, label, tuple(range(len(values))) if plain else numbers)
+
+    def _read(self, rows: Any, column: str, labels: np.ndarray) -> Texts:
+        texts = rows[column][:]
+        for index, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise UsageError(
+                    f"data set {self.name}: row {index} of {self.repo} has no text in the column "
+                    f"{shown(column)}, got {shown(text)}; remove the row"
+                )
+        return Texts(tuple(texts), labels, self.repo)
+
+
+def _texts(features: Mapping[str, Any]) -> list[str]:
+    """The column of texts, by its name: the first of the known names that holds strings."""
+    strings = {name for name, one in features.items() if getattr(one, "dtype", "") == "string"}
+    return [name for name in COLUMNS["text"] if name in strings][:1]

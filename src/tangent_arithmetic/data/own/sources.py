@@ -26,12 +26,12 @@ from tangent_arithmetic.runtime.private import expanded
 if TYPE_CHECKING:
     from tangent_arithmetic.data.base import Splits
 
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
 COMMON = ("classnames", "templates", "epochs")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "folder": COMMON,
-    "table": (*COMMON, "image", "label", "split", "multilabel"),
-    "hub": (*COMMON, "config", "image", "label", "train", "val", "test"),
+    "table": (*COMMON, "image", "text", "label", "split", "multilabel"),
+    "hub": (*COMMON, "config", "image", "text", "label", "train", "val", "test"),
     "torchvision": COMMON,
     "python": COMMON,
     "suite": ("epochs",),

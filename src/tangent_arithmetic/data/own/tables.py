@@ -1,4 +1,4 @@
-"""Own data in a table: a CSV, TSV or Parquet file of image paths and labels.
+"""Own data in a table: a CSV, TSV, Parquet or JSON-lines file of image paths, or texts, and labels.
 
 Columns are found by name (`COLUMNS`) or named in the source. Relative paths are relative to the
 table. A column of splits is optional. A cell such as `cat|dog` has several labels: the data set is
@@ -20,17 +20,19 @@ from tangent_arithmetic.data.files import ListedPictures, require_files
 from tangent_arithmetic.data.own.folders import split_names
 from tangent_arithmetic.data.own.words import Names, named
 from tangent_arithmetic.data.pictures import read_rgb
-from tangent_arithmetic.data.splitting import with_test_part
+from tangent_arithmetic.data.splitting import repeated, twins, with_test_part
+from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.reading import readable
 
-ENDINGS = (".csv", ".tsv", ".parquet")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img"),
+    "text": ("text", "sentence", "review", "content", "body", "comment", "message", "document"),
     "label": ("label", "labels", "class", "classes", "category", "target", "tags", "species"),
     "split": ("split", "subset", "partition", "fold"),
 }
-SEPARATOR = "|"  # between the labels of one image
+SEPARATOR = "|"  # between the labels of one example
+_WHAT = {"image": "image (or text)"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ class LabelledFiles:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a table: a path, labels and a split for each image."""
+    """The rows of a table: an image's path or a text, labels and a split for each."""
 
-    paths: list[str]
+    kind: str  # image or text
+    items: list[str]
     labels: list[tuple[str, ...]]
     splits: list[str]
     classes: list[str]
@@ -73,19 +76,32 @@ class _Rows:
     def of(self, split: str) -> _Rows:
         """The rows of a split."""
         kept = [i for i, name in enumerate(self.splits) if name == split]
-        paths, labels = [self.paths[i] for i in kept], [self.labels[i] for i in kept]
-        return replace(self, paths=paths, labels=labels, splits=[split] * len(kept))
+        items, labels = [self.items[i] for i in kept], [self.labels[i] for i in kept]
+        return replace(self, items=items, labels=labels, splits=[split] * len(kept))
 
-    def pictures(self, root: Path) -> Pictures:
-        """The images."""
+    def examples(self, table: Path) -> Pictures:
+        """The images or texts."""
+        targets = self._targets()
+        if self.kind == "text":
+            return Texts(tuple(self.items), targets, str(table))
+        if self.multilabel:
+            return LabelledFiles(tuple(self.items), targets, table.parent)
+        samples = list(zip(self.items, targets.tolist(), strict=True))
+        return ListedPictures(samples, self.classes, table.parent)
+
+    def copies(self) -> set[int]:
+        """The indices of those whose content is there more than once."""
+        return repeated(self.items) if self.kind == "text" else twins(self.items)
+
+    def _targets(self) -> np.ndarray:
+        """The labels: int64 (rows,), or uint8 (rows, classes)."""
         numbers = {label: number for number, label in enumerate(self.classes)}
         if not self.multilabel:
-            labels = [numbers[label] for (label,) in self.labels]
-            return ListedPictures(list(zip(self.paths, labels, strict=True)), self.classes, root)
-        targets = np.zeros((len(self.paths), len(self.classes)), np.uint8)
+            return np.array([numbers[label] for (label,) in self.labels], dtype=np.int64)
+        targets = np.zeros((len(self.items), len(self.classes)), np.uint8)
         for row, labelled in enumerate(self.labels):
             targets[row, [numbers[label] for label in labelled]] = 1
-        return LabelledFiles(tuple(self.paths), targets, root)
+        return targets
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class TableSource:
     Attributes:
         name: the data set, for messages.
         path: the table.
-        columns: names of the columns "image", "label" and "split"; found if not given.
+        columns: names of the columns "image" or "text", "label" and "split"; found if not given.
         names: class names, see `words.named`; None for those of the table.
         multilabel: whether images have several labels; None if a cell with `|` says so.
     """
@@ -118,36 +134,54 @@ class TableSource:
             UsageError: if the table cannot be read, or a column or a cell is missing.
         """
         rows = self._rows()
-        require_files(rows.paths, self.path, self.name)
+        if rows.kind == "image":
+            require_files(rows.items, self.path, self.name)
         parts = {split: rows.of(split) for split in dict.fromkeys(rows.splits)}
-        read = {split: part.pictures(self.path.parent) for split, part in parts.items()}
+        read = {split: part.examples(self.path) for split, part in parts.items()}
         train, test, val = read["train"], read.get("test", read["train"]), read.get("val")
         names = named(self.name, rows.classes, self.names)
         splits = Splits(train, test, names, val, "table", rows.multilabel)
         if "test" in read:
             return splits
-        keys = [_below(path, self.path.parent) for path in parts["train"].paths]
-        strata = [None if rows.multilabel else labels for labels in parts["train"].labels]
-        return with_test_part(self.name, splits, keys, strata, parts["train"].paths)
+        whole = parts["train"]
+        keys = [_below(item, self.path.parent) for item in whole.items]
+        strata = [None if rows.multilabel else labels for labels in whole.labels]
+        return with_test_part(
+            self.name, splits, keys if rows.kind == "image" else whole.items, strata, whole.copies()
+        )
 
     def _rows(self) -> _Rows:
         table = read_table(self.path)
-        columns = {kind: self._column(kind, list(table)) for kind in COLUMNS}
-        cells = {kind: table[column] for kind, column in columns.items() if column is not None}
+        kind = self._kind(list(table))
+        columns = {each: self._column(each, list(table)) for each in (kind, "label", "split")}
+        cells = {each: table[column] for each, column in columns.items() if column is not None}
         multilabel = self.multilabel
         if multilabel is None:
             multilabel = any(SEPARATOR in cell for cell in cells["label"])
-        for kind in ("image",) if multilabel else ("image", "label"):
-            if empty := [row for row, cell in enumerate(cells[kind], 1) if not cell]:
+        for each in (kind,) if multilabel else (kind, "label"):
+            if empty := [row for row, cell in enumerate(cells[each], 1) if not cell]:
                 raise UsageError(
-                    f"data set {self.name}: {self.path} has no {kind} in row {empty[0]} (column "
-                    f"{shown(columns[kind])}; {len(empty)} such rows); fill it, or remove the row"
+                    f"data set {self.name}: {self.path} has no {each} in row {empty[0]} (column "
+                    f"{shown(columns[each])}; {len(empty)} such rows); fill it, or remove the row"
                 )
         labels = [_labels(cell) if multilabel else (cell,) for cell in cells["label"]]
         classes = _in_order({label for cell in labels for label in cell})
         if not classes:
             raise UsageError(f"data set {self.name}: {self.path} has no rows with a label")
-        return _Rows(self._paths(cells["image"]), labels, self._splits(cells), classes, multilabel)
+        items = self._paths(cells[kind]) if kind == "image" else cells[kind]
+        return _Rows(kind, items, labels, self._splits(cells), classes, multilabel)
+
+    def _kind(self, names: list[str]) -> str:
+        """Whether the table lists images or texts: by the column named, or found, images first."""
+        named = [each for each in ("image", "text") if each in dict(self.columns)]
+        if len(named) == 2:
+            raise UsageError(
+                f"data set {self.name}: image and text columns are both named; expected one of them"
+            )
+        found = {name.lower().strip() for name in names}
+        return (
+            named or [each for each in ("image", "text") if found & {*COLUMNS[each]}] or ["image"]
+        )[0]
 
     def _paths(self, cells: Sequence[str]) -> list[str]:
         """The paths of the images, which are relative to the table; refuses repeated ones."""
@@ -165,7 +199,7 @@ class TableSource:
     def _splits(self, cells: Mapping[str, Sequence[str]]) -> list[str]:
         """The split of each row, train without such a column."""
         if "split" not in cells:
-            return ["train"] * len(cells["image"])
+            return ["train"] * len(cells["label"])
         found = list(dict.fromkeys(cells["split"]))
         ours = {theirs: ours for ours, theirs in split_names(found, self.name).items()}
         if strange := [text for text in found if text not in ours]:
@@ -183,7 +217,7 @@ class TableSource:
         found = next((lower[name] for name in COLUMNS[kind] if name in lower), None)
         if wanted is None and (found is not None or kind == "split"):
             return found
-        what = f"column {shown(wanted)}" if wanted else f"{kind} column"
+        what = f"column {shown(wanted)}" if wanted else f"{_WHAT.get(kind, kind)} column"
         raise UsageError(
             f"data set {self.name}: {self.path} has no {what}; its columns are "
             f"{', '.join(map(shown, names))}. Name one as in "
@@ -192,7 +226,7 @@ class TableSource:
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
-    """The columns of a CSV, TSV or Parquet file, as text; an empty cell is an empty text.
+    """The columns of a CSV, TSV, Parquet or JSON-lines file, as text; an empty cell is empty.
 
     Raises:
         MissingFileError: if it does not exist.
@@ -210,6 +244,8 @@ def read_table(path: Path) -> dict[str, list[str]]:
                     f"{path}: Parquet needs the library pyarrow, which is not installed (pip "
                     "install pyarrow); or save the table as CSV"
                 ) from error
+        elif ending == ".jsonl":
+            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
         else:
             separator = "\t" if ending == ".tsv" else ","
             frame = pd.read_csv(

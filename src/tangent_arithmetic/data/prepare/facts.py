@@ -60,6 +60,7 @@ class OfficialSet:
         by_hand: instructions for archives that cannot be downloaded automatically.
         sealed: whether its reader verifies all files by published checksums, so that an image in
             two splits was published that way.
+        licence: of the data, as the source states it; "" if `page` says more.
     """
 
     folder: str
@@ -71,6 +72,7 @@ class OfficialSet:
     lists: tuple[Archive, ...] = ()
     by_hand: str = ""
     sealed: bool = False
+    licence: str = ""
 
     def archive(self, name: str) -> Archive:
         """The archive or list of this name; for other names, one without URL and checksum."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Literal
 
 from tangent_arithmetic.data.base import Pictures
 from tangent_arithmetic.data.clip8 import dtd, eurosat, resisc45, sun397
-from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 from tangent_arithmetic.data.files import LazyPictures
 from tangent_arithmetic.data.identity import fingerprint, labels_of
 from tangent_arithmetic.data.prepare.contents import Finding, findings_of
 from tangent_arithmetic.data.prepare.facts import SETS, Figure
+from tangent_arithmetic.data.prepare.text.facts import TEXT_FACTS
+from tangent_arithmetic.data.public import ALL_SETS
 from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
@@ -30,6 +31,7 @@ FOLDER_SPLITS = {
     "SUN397": (sun397.FOLDERS, {"train": "sun397/train", "test": "sun397/val"}),
 }
 
+FACTS = ChainMap(SETS, TEXT_FACTS)
 Verdict = Literal["good", "wrong", "missing"]
 
 
@@ -82,7 +84,7 @@ def splits_of(name: str, root: Path) -> dict[str, Pictures]:
         folders, paths = FOLDER_SPLITS[name]
         folders.check_same(root / path for path in paths.values())
         return {split: folders.pictures(root / path) for split, path in paths.items()}
-    splits = PUBLIC_SETS[name](root)
+    splits = ALL_SETS[name](root)
     pictures = {"train": splits.train, "test": splits.test}
     if name == "RESISC45":
         pictures["val"] = resisc45.read_list(root / "resisc45", "resisc45-val.txt")
@@ -107,7 +109,7 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
         num_workers: processes that read images.
         thorough: whether to read ImageNet's training images too, and unchanged data sets again.
     """
-    report = Report(name, expected=totals(name), source=SETS[name].source)
+    report = Report(name, expected=totals(name), source=FACTS[name].source)
     try:
         splits = splits_of(name, root)
     except UsageError as error:
@@ -122,15 +124,15 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
     for split, pictures in splits.items():
         labels = labels_of(pictures).tolist()
         report.found[split] = len(labels)
-        count(report, split, SETS[name].splits[split], labels)
+        count(report, split, FACTS[name].splits[split], labels)
         if isinstance(pictures, LazyPictures) and not thorough:
             report.notes.append(f"{split}: counted only; --thorough reads its images too")
         else:
             findings[split] = list(findings_of(pictures, f"{name} {split}", num_workers))
-    compare(report, findings, root, SETS[name].sealed)
+    compare(report, findings, root, FACTS[name].sealed)
     if not report.errors and name in FOLDER_SPLITS:
         try:
-            PUBLIC_SETS[name](root)
+            ALL_SETS[name](root)
         except UsageError as error:
             report.errors.append(str(error))
     report.verdict = "wrong" if report.errors else "good"
@@ -141,7 +143,7 @@ def verify(name: str, root: Path, num_workers: int = 1, thorough: bool = False) 
 
 def totals(name: str) -> dict[str, int]:
     """The published number of images, by split."""
-    return {split: figure.total for split, figure in SETS[name].splits.items()}
+    return {split: figure.total for split, figure in FACTS[name].splits.items()}
 
 
 def count(report: Report, split: str, figure: Figure, labels: list[int]) -> None:
@@ -151,7 +153,7 @@ def count(report: Report, split: str, figure: Figure, labels: list[int]) -> None
             f"{split}: expected {figure.total:,} images (source: {report.source}), got "
             f"{len(labels):,}"
         )
-    classes = SETS[report.name].classes
+    classes = FACTS[report.name].classes
     sizes = Counter(labels)
     if invalid := sorted(set(sizes) - set(range(classes))):
         report.errors.append(f"{split}: expected labels below {classes}, got {invalid[:5]}")
@@ -206,7 +208,7 @@ def _key(splits: Mapping[str, Pictures], report: Report) -> str | None:
         prints = [f"{split}|{fingerprint(pictures)}" for split, pictures in splits.items()]
     except OSError:  # a listed file does not exist
         return None
-    facts = repr(SETS[report.name])
+    facts = repr(FACTS[report.name])
     return hashlib.sha256("\n".join([*prints, facts]).encode()).hexdigest()
 
 

@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from tangent_arithmetic.encoders.base import Transform
 from tangent_arithmetic.runtime.errors import RunError, UsageError, shown
 
+SPARE_NUMBERS = 10_000_000  # for buffers that files need not store
+
 
 @dataclass(frozen=True)
 class Backbone:
-    """A module from images to features, and its image transforms.
+    """A module from images or texts to features, and its transforms.
 
     Attributes:
-        module: maps images (batch, 3, height, width) to features (batch, features).
-        train_preprocess: transform of a PIL image for training.
-        val_preprocess: transform of a PIL image for evaluation.
+        module: maps images (batch, 3, height, width), or token ids (batch, length), to features
+            (batch, features).
+        train_preprocess: transform of a PIL image, or a text, for training.
+        val_preprocess: transform likewise for evaluation.
     """
 
     module: nn.Module
     train_preprocess: Transform
     val_preprocess: Transform
+
+
+def check_size(module: nn.Module, files: Sequence[Path], place: str) -> None:
+    """Refuses a configuration that describes a far larger model than its files hold.
+
+    Args:
+        module: the model, without storage.
+        files: of its weights.
+        place: its name, for messages.
+
+    Raises:
+        UsageError: if it is larger.
+    """
+    size = sum(value.numel() for value in module.state_dict().values())
+    most = sum(file.stat().st_size for file in files) + SPARE_NUMBERS
+    if size > most:
+        raise UsageError(
+            f"{place} is refused: its configuration describes {size:,} weights, but its files hold "
+            f"at most {most:,}"
+        )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The encoder of a backbone: features of images, standard or linearised, saved and loaded."""
+"""The encoder of a backbone: features of images or texts, standard or linear, saved and loaded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.encoders.backbones import own, timm_models, torchvision_models
+from tangent_arithmetic.encoders.backbones import (
+    own,
+    timm_models,
+    torchvision_models,
+    transformers_models,
+)
 from tangent_arithmetic.encoders.backbones.building import Backbone
 from tangent_arithmetic.encoders.backbones.names import (
     PYTHON,
-    SCHEMES,
+    TEXT_TOWER,
     TIMM,
     TORCHVISION,
+    TRANSFORMERS,
     BackboneName,
 )
 from tangent_arithmetic.encoders.base import BUILT, ModuleEncoder
@@ -28,12 +34,18 @@ from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 KIND = "vision_backbone"
 KINDS = (KIND, f"linearized_{KIND}")
 MODEL = "model."
-SOURCES = {TIMM: timm_models.build, TORCHVISION: torchvision_models.build, PYTHON: own.build}
+SOURCES = {
+    TIMM: timm_models.build,
+    TORCHVISION: torchvision_models.build,
+    PYTHON: own.build,
+    TRANSFORMERS: transformers_models.build,
+    TEXT_TOWER: transformers_models.build_tower,
+}
 _named: set[str] = set()  # models built in this process at the user's request
 
 
@@ -54,11 +66,12 @@ def build(name: str, weights: bool = True) -> Backbone:
 
 
 class BackboneEncoder(ModuleEncoder):
-    r"""A backbone of timm, torchvision or your own as an image encoder, \(f(x; \theta)\).
+    r"""A backbone of timm, torchvision, transformers or your own as an encoder, \(f(x; \theta)\).
 
     Args:
         name: `timm:NAME`, `torchvision:NAME`, `python:MODULE:FACTORY`, or `hf-hub:ORG/NAME` or
-            `local-dir:FOLDER` with a model of timm's; see `BackboneName`.
+            `local-dir:FOLDER` with a model of timm's; `transformers:NAME_OR_FOLDER` and
+            `text-tower:CLIP` read texts. See `BackboneName`.
         weights: whether to load the pre-trained weights.
 
     Attributes:
@@ -78,14 +91,14 @@ class BackboneEncoder(ModuleEncoder):
         _named.add(self.model_name)
 
     def forward(
-        self, images: Float[Tensor, "batch channels height width"]
+        self, inputs: Float[Tensor, "batch channels height width"] | Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch features"]:
-        """Pooled features of images, not normalised.
+        """Pooled features of images, or of texts as token ids; not normalised.
 
         Raises:
-            UsageError: if the module returns anything but one vector per image.
+            UsageError: if the module returns anything but one vector per example.
         """
-        features = self.model(images)
+        features = self.model(inputs)
         if not isinstance(features, Tensor) or features.ndim != 2:
             got = type(features).__name__
             got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {got}"
@@ -207,7 +220,7 @@ def _trusted(name: str, source: str | Path) -> str:
         return name
     raise UsageError(
         f"{source} states the model {shown(name) or '(none)'}, which "
-        + ("executes code" if name.startswith(SCHEMES) else "needs other files or the network")
+        + ("executes code" if name.startswith(PYTHON) else "needs other files or the network")
         + "; names in files are not trusted with these. If it is right, name the model yourself: "
         "--model=NAME, or BackboneEncoder.load(FILE, NAME)"
     )

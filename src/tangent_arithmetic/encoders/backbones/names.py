@@ -1,4 +1,4 @@
-"""Names of backbones: `timm:NAME`, `torchvision:NAME`, `python:MODULE:FACTORY`, repositories."""
+"""Names of backbones: `timm:NAME`, `transformers:NAME`, `python:MODULE:FACTORY`, and others."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tangent_arithmetic.data.suites import READS_TEXT, WITHOUT_TEXT
 from tangent_arithmetic.encoders.clip import CONFIG, FOLDER, HUB, ClipName
 from tangent_arithmetic.encoders.published import hub
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.storage.reading import read_json
 
-TIMM, TORCHVISION, PYTHON = "timm:", "torchvision:", "python:"
-SCHEMES = (TIMM, TORCHVISION, PYTHON)
+TIMM, TORCHVISION, PYTHON = WITHOUT_TEXT
+TRANSFORMERS, TEXT_TOWER = READS_TEXT
+SCHEMES = (*WITHOUT_TEXT, *READS_TEXT)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class BackboneName:
     """A parsed name, `SCHEME:ARCHITECTURE[__pretrained__TAG_OR_FILE | __init__]`.
 
     Attributes:
-        scheme: `timm:`, `torchvision:` or `python:`; `hf-hub:` or `local-dir:` for a repository.
+        scheme: one of `SCHEMES`; `hf-hub:` or `local-dir:` for a repository of timm's.
         architecture: the name within the scheme.
         weights: a tag or a file; "" for those that come with the architecture, None for random
             initialisation.
@@ -52,6 +54,13 @@ class BackboneName:
         return cls(scheme, architecture, None if rest.endswith("__init__") else weights)
 
     @property
+    def text(self) -> str:
+        """The name that was parsed."""
+        end = "__init__" if self.weights is None else ""
+        tag = f"__pretrained__{self.weights}" if self.weights else ""
+        return f"{self.scheme}{self.architecture}{tag}{end}"
+
+    @property
     def file(self) -> Path | None:
         """The file of the weights, if the name contains one."""
         path = expanded(self.weights or "")
@@ -76,7 +85,7 @@ class BackboneName:
 
 
 def is_backbone(name: str) -> bool:
-    """Whether a model has no text tower, by its name and, for a repository, its configuration."""
+    """Whether a model is no CLIP, by its name and, for a repository, its configuration."""
     if name.startswith(SCHEMES):
         return True
     return name.startswith((HUB, FOLDER)) and _is_timm(name.removesuffix("__init__"))

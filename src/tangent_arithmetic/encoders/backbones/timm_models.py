@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.encoders.backbones.building import Backbone, unavailable
+from tangent_arithmetic.encoders.backbones.building import Backbone, check_size, unavailable
 from tangent_arithmetic.encoders.backbones.names import TIMM, BackboneName
 from tangent_arithmetic.encoders.backbones.transforms import training, with_recipe
 from tangent_arithmetic.encoders.published.huggingface import weight_files
 from tangent_arithmetic.runtime.errors import UsageError, closest, shown, unknown
 from tangent_arithmetic.storage.reading import read_json
 from tangent_arithmetic.storage.wrappers import read_weights
-
-SPARE_NUMBERS = 10_000_000  # for buffers that files need not store
 
 
 def build(name: BackboneName, weights: bool) -> Backbone:
@@ -60,7 +58,7 @@ def build_repository(name: BackboneName, weights: bool) -> Backbone:
     _check(BackboneName(TIMM, architecture, None))
     with unavailable(place, False):
         with torch.device("meta"):
-            _check_size(_created(architecture, pretrained_cfg=settings, **options), files, place)
+            check_size(_created(architecture, pretrained_cfg=settings, **options), files, place)
         module = _created(architecture, pretrained_cfg=settings, **options)
     if weights and name.weights is not None:
         load_state(module, {n: v for file in files for n, v in read_weights(file).items()}, folder)
@@ -72,17 +70,6 @@ def _created(architecture: str, **options: Any) -> nn.Module:
 
     module: nn.Module = timm.create_model(architecture, num_classes=0, **options)
     return module
-
-
-def _check_size(module: nn.Module, files: list[Path], place: str) -> None:
-    """Refuses a configuration that describes a far larger model than its file holds."""
-    size = sum(value.numel() for value in module.state_dict().values())
-    most = sum(file.stat().st_size for file in files) + SPARE_NUMBERS
-    if size > most:
-        raise UsageError(
-            f"{place} is refused: its configuration describes {size:,} weights, but its files hold "
-            f"at most {most:,}"
-        )
 
 
 def _check(name: BackboneName) -> None:

@@ -9,7 +9,8 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, hub_
 
 HUB = "hf-hub:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-TOKENIZER = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+TOKENIZER = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "*.model")
+SENTENCES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the preferred one first
 
 
@@ -38,7 +39,7 @@ def fetch(path: str | Path) -> Path:
     for name in WEIGHTS:
         stem, _, kind = name.partition(".")
         index = f"{name}.index.json"
-        wanted = ["config.json", name, index, f"{stem}-*.{kind}", *TOKENIZER]
+        wanted = ["config.json", name, index, f"{stem}-*.{kind}", *TOKENIZER, *SENTENCES]
         try:
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         except Exception as error:  # of the library, of the network, of the file system

@@ -1,0 +1,1 @@
+"""How the tables of the suite `text` are made of archives of package registries."""

@@ -1,0 +1,154 @@
+"""Encoders of texts: modules from token ids to pooled features, and the transform of a text.
+
+A text becomes a vector of token ids, see `data.texts`, and its features are the model's outputs
+pooled over its tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tangent_arithmetic.runtime.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+logger = logging.getLogger(__name__)
+
+SCALE = 20.0  # of similarities, the usual one of sentence-transformers (arXiv:1908.10084)
+
+Pooling = Callable[[Tensor, Tensor], Tensor]  # (batch, length, width), (batch, length) -> features
+
+
+def mean_pooling(
+    hidden: Float[Tensor, "batch length width"], mask: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch width"]:
+    """The mean over the tokens that are not padding."""
+    weights = mask.to(hidden.dtype)[..., None]  # (batch, length, 1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def first_pooling(
+    hidden: Float[Tensor, "batch length width"], mask: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch width"]:
+    """The first token's."""
+    return hidden[:, 0]
+
+
+def last_pooling(
+    hidden: Float[Tensor, "batch length width"], mask: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch width"]:
+    """That of the last token that is not padding."""
+    last = mask.sum(1).clamp(min=1) - 1
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+POOLINGS: Mapping[str, Pooling] = {"mean": mean_pooling, "cls": first_pooling, "last": last_pooling}
+
+
+class SentenceModel(nn.Module):
+    """A model of `transformers` whose outputs are pooled.
+
+    Args:
+        model: the model; its output has `last_hidden_state`.
+        pooling: one of `POOLINGS`.
+
+    Attributes:
+        scale: factor of similarities in a zero-shot head.
+    """
+
+    def __init__(self, model: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.model, self.pooling, self.scale = model, pooling, SCALE
+
+    def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch width"]:
+        """Features of texts."""
+        mask = (tokens >= 0).long()
+        hidden = self.model(input_ids=tokens.clamp(min=0), attention_mask=mask).last_hidden_state
+        return POOLINGS[self.pooling](hidden, mask)
+
+
+class TextTower(nn.Module):
+    """The text tower of a CLIP, with its projection.
+
+    Args:
+        clip: a CLIP of open_clip.
+    """
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        clip.visual = None  # type: ignore[assignment]
+        self.clip = clip
+
+    @property
+    def scale(self) -> float:
+        """Factor of similarities in a zero-shot head."""
+        return float(self.clip.logit_scale.exp())  # type: ignore[operator]
+
+    def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch width"]:
+        """Features of texts."""
+        features: Tensor = self.clip.encode_text(tokens)  # type: ignore[operator]
+        return features
+
+
+class Tokenize:
+    """The transform of a text by a tokenizer of `transformers`: its token ids, int64 (length,).
+
+    Args:
+        tokenizer: the tokenizer.
+        length: most tokens of a text; longer ones are truncated.
+        recipe: what identifies the tokenizer, a JSON value.
+    """
+
+    reads_texts = True
+
+    def __init__(self, tokenizer: Any, length: int, recipe: Any) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self.recipe = {"tokenizer": recipe, "length": length}
+
+    def __call__(self, text: str) -> Tensor:
+        """The token ids of a text."""
+        ids, cut = self.encode(text)
+        if cut:
+            _say_cut(self.length, shown(text, 60))
+        if not ids:
+            raise UsageError(f"the text '{shown(text, 60)}' has no tokens; remove it")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def encode(self, text: str) -> tuple[list[int], bool]:
+        """The token ids of a text, and whether it was truncated."""
+        encoding = self.tokenizer(text, truncation=True, max_length=self.length)
+        parts = encoding.encodings  # None for a tokenizer written in Python
+        return encoding["input_ids"], bool(parts and parts[0].overflowing)
+
+
+class ClipTokenize(Tokenize):
+    """The transform of a text by a tokenizer of open_clip: as many ids for each text."""
+
+    def encode(self, text: str) -> tuple[list[int], bool]:
+        """The token ids of a text, and whether it was truncated."""
+        ids = self.tokenizer([text])[0].tolist()
+        return ids, 0 not in ids[1:]
+
+
+@functools.cache
+def _first_cut(length: int) -> list[str]:
+    return []
+
+
+def _say_cut(length: int, text: str) -> None:
+    """Says, once a process, that texts are truncated."""
+    if not _first_cut(length):
+        _first_cut(length).append(text)
+        logger.warning(
+            "texts of more than %d tokens are truncated, the first of them is '%s'; choose another "
+            "length as in --model=transformers:NAME?length=N",
+            length,
+            text,
+        )

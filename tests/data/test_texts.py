@@ -1,0 +1,186 @@
+"""Data sets of texts: tables, the hub's layout, Python, padding, order and identity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tangent_arithmetic.data.base import SubsetPictures
+from tangent_arithmetic.data.identity import fingerprint, labels_of, pictures_hash, split_ids
+from tangent_arithmetic.data.leaks import refuse_pair
+from tangent_arithmetic.data.loading import EvalBatches
+from tangent_arithmetic.data.own.hubs import HubSource
+from tangent_arithmetic.data.own.tables import TableSource
+from tangent_arithmetic.data.plain import plain_splits
+from tangent_arithmetic.data.texts import PADDING, Texts, lengths_of
+from tangent_arithmetic.runtime.errors import PictureError, UsageError
+
+HERE = Path()
+ROWS = [
+    (f"{word} {noun} {i}", label)
+    for i in range(5)
+    for word, label in (("good", "positive"), ("bad", "negative"))
+    for noun in ("film", "soup")
+]
+ENDINGS = ("csv", "tsv", "parquet", "jsonl")
+
+
+class Characters:
+    """A transform: a token for each character."""
+
+    reads_texts = True
+
+    def __call__(self, text: str) -> torch.Tensor:
+        return torch.tensor([ord(letter) for letter in text])
+
+
+def write(folder: Path, columns: dict[str, list[Any]], ending: str) -> Path:
+    path, frame = folder / f"table.{ending}", pd.DataFrame(columns)
+    if ending == "parquet":
+        frame.to_parquet(path)
+    elif ending == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
+    return path
+
+
+def columns_of(rows: list[tuple[str, str]], text: str = "text") -> dict[str, list[Any]]:
+    return {text: [row[0] for row in rows], "label": [row[1] for row in rows]}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("column", ["text", "Review", "words"])
+def test_a_table_of_texts(ending: str, column: str, tmp_path: Path) -> None:
+    path = write(tmp_path, columns_of(ROWS, column), ending)
+    named = (("text", "words"),) if column == "words" else ()
+    splits = TableSource("mine", path, named)(HERE)
+    assert splits.classnames == ("negative", "positive") and splits.source == "table"
+    assert (len(splits.train), len(splits.test)) == (16, 4)
+    text, label = splits.train[0]
+    assert (text, splits.classnames[label]) in ROWS
+    assert sorted(labels_of(splits.test)) == [0, 0, 1, 1]
+    assert set(split_ids(splits.train) or ()).isdisjoint(split_ids(splits.test) or ())
+    assert fingerprint(splits.train) and len(pictures_hash(splits.train)) == 64
+
+
+def test_a_column_of_splits_and_labels_that_are_numbers(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {
+        "sentence": [f"text {i}" for i in range(12)],
+        "label": [10, 2] * 6,
+        "split": ["train"] * 8 + ["validation"] * 2 + ["test"] * 2,
+    }
+    splits = TableSource("mine", write(tmp_path, columns, "jsonl"))(HERE)
+    assert splits.classnames == ("2", "10") and splits.val is not None
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (8, 2, 2)
+
+
+def test_several_labels_a_text(tmp_path: Path) -> None:
+    rows = {"text": [f"text {i}" for i in range(10)], "label": ["a|b", "b"] * 5}
+    splits = TableSource("mine", write(tmp_path, rows, "csv"))(HERE)
+    assert splits.multilabel and labels_of(splits.train).shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "columns, options, message",
+    [
+        ({"words": ["a"], "label": ["b"]}, (), r"has no image \(or text\) column.*words, label"),
+        ({"text": ["a"], "label": ["b"]}, (("text", "body"),), "has no column body.*text=COLUMN"),
+        ({"text": ["a", " "], "label": ["b", "c"]}, (), "has no text in row 2"),
+        ({"text": ["a", "d"], "label": ["b", ""]}, (), "has no label in row 2"),
+        ({"text": ["a"], "label": ["b"]}, (), "cannot be split into a training and a test part"),
+        (
+            {"text": ["a"], "label": ["b"]},
+            (("text", "text"), ("image", "text")),
+            "image and text columns are both named",
+        ),
+    ],
+)
+def test_bad_tables_are_refused(
+    columns: dict[str, Any], options: tuple[tuple[str, str], ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        TableSource("mine", write(tmp_path, columns, "csv"), options)(HERE)
+
+
+def test_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes("text,label\nschön,gut\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"table\.csv"):
+        TableSource("mine", path)(HERE)
+
+
+def test_a_text_that_is_there_twice_is_for_training(tmp_path: Path) -> None:
+    rows = [*ROWS, ("good film 0", "positive"), ("bad soup 3", "negative")]
+    splits = TableSource("mine", write(tmp_path, columns_of(rows), "csv"))(HERE)
+    tested = {splits.test[i][0] for i in range(len(splits.test))}
+    assert tested.isdisjoint({"good film 0", "bad soup 3"})
+
+
+def test_rows_of_the_hub(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    features = Features(
+        {
+            "idx": Value("int64"),
+            "sentence": Value("string"),
+            "label": ClassLabel(names=["no", "yes"]),
+        }
+    )
+    rows = {"idx": [1, 2, 3, 4], "sentence": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]}
+    parts = {split: Dataset.from_dict(rows, features=features) for split in ("train", "test")}
+    for split, rows_of in DatasetDict(parts).items():
+        rows_of.to_parquet(tmp_path / f"{split}.parquet")
+    splits = HubSource("mine", str(tmp_path))(HERE)
+    assert splits.classnames == ("no", "yes") and splits.train[1] == ("b", 1)
+    with pytest.raises(UsageError, match=r"expected one text column.*no column body"):
+        HubSource("mine", str(tmp_path), (("text", "body"),))(HERE)
+
+
+def test_python_data_sets_of_texts() -> None:
+    items = [(text, ["negative", "positive"].index(label)) for text, label in ROWS]
+    splits = plain_splits("mine", items, None, classnames=("negative", "positive"))
+    assert isinstance(splits.train, SubsetPictures) and splits.train[0][0] in dict(ROWS)
+    for wrong in ("", None, 3):
+        with pytest.raises(PictureError, match=r"mine\[1\] is .*expected a text"):
+            plain_splits("mine", [("a", 0), (wrong, 1)], None, classnames=("a", "b"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_sorted_by_length_and_padded(workers: int) -> None:
+    texts = Texts(("ccc", "a", "dddd", "bb"), np.array([2, 0, 3, 1]))
+    batches = EvalBatches(texts, Characters(), batch_size=2, num_workers=workers)
+    (one, first), (two, second) = batches
+    assert first.tolist() == [0, 1] and second.tolist() == [2, 3] and batches.order == [1, 3, 0, 2]
+    assert one.tolist() == [[97, PADDING], [98, 98]]
+    assert two.tolist() == [[99, 99, 99, PADDING], [100] * 4]
+    lengths = lengths_of(SubsetPictures(texts, [2, 1]))
+    assert lengths is not None and lengths.tolist() == [4, 1]
+    shares = [EvalBatches(texts, None, rank=rank, world_size=2).order for rank in range(2)]
+    assert shares == [[1, 0], [3, 2]]
+
+
+def test_fingerprint_changes_with_texts_and_labels() -> None:
+    one = Texts(("a", "b"), np.array([0, 1]))
+    others = [Texts(("a", "c"), np.array([0, 1])), Texts(("a", "b"), np.array([1, 1]))]
+    assert len({fingerprint(each) for each in (one, *others)}) == 3
+    assert fingerprint(one) == fingerprint(Texts(("a", "b"), np.array([0, 1]), "elsewhere"))
+
+
+def test_texts_in_two_splits_are_found() -> None:
+    one, labels = ("a", "b", "c"), np.zeros(3, np.int64)
+    refuse_pair(Texts(one, labels), Texts(("a", "d", "e"), labels))
+    with pytest.raises(UsageError, match="two splits"):
+        refuse_pair(Texts(one, labels), Texts(("a", "b", "e"), labels))
+
+
+def test_a_json_list_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "table.jsonl").write_text(json.dumps(["a", "b"]) + "\n{")
+    with pytest.raises(UsageError, match="table"):
+        TableSource("mine", tmp_path / "table.jsonl")(HERE)

@@ -1,0 +1,211 @@
+"""Encoders of texts: pooling, padding, exact tangents, names and files; real `transformers`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
+
+from tangent_arithmetic.data.texts import PADDING, pad
+from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
+from tangent_arithmetic.encoders.heads import sentence_weights
+from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.encoders.registry import load_linear
+from tangent_arithmetic.runtime.errors import MissingFileError, PictureError, UsageError
+from tests.sentences import KINDS, model_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+TEXTS = ("the movie was great", "awful", "it is not a very good phone and the battery is poor .")
+
+
+def encoder_of(folder: Path, kind: str, options: str = "") -> BackboneEncoder:
+    return BackboneEncoder(f"transformers:{model_folder(folder, kind)}{options}").eval()
+
+
+def tokens_of(encoder: BackboneEncoder, texts: tuple[str, ...] = TEXTS) -> Tensor:
+    assert encoder.val_preprocess is not None
+    return pad([encoder.val_preprocess(text) for text in texts])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_features_are_the_library_s_without_padding(
+    kind: str, pooling: str, tmp_path: Path
+) -> None:
+    encoder = encoder_of(tmp_path, kind, f"?pooling={pooling}")
+    tokens = tokens_of(encoder)
+    assert (tokens == PADDING).any() and tokens.dtype == torch.int64
+    auto: Any = AutoModelForTextEncoding if kind == "t5" else AutoModel
+    reference = auto.from_pretrained(tmp_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    with torch.no_grad():
+        features = encoder(tokens)
+        for text, row in zip(TEXTS, features, strict=True):
+            hidden = reference(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            expected = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[pooling]
+            torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_tangents_are_exact_with_padding(kind: str, attention: str, tmp_path: Path) -> None:
+    if kind == "t5" and attention == "sdpa":
+        pytest.skip("transformers has no sdpa for T5's relative positions in every version")
+    encoder = encoder_of(tmp_path, kind).double()
+    encoder.model.model.set_attn_implementation(attention)  # type: ignore[union-attr, operator]
+    tokens = tokens_of(encoder)
+    theta = dict(encoder.named_parameters())
+    torch.manual_seed(1)
+    tau = {name: 0.1 * torch.randn_like(value) for name, value in theta.items()}
+
+    eager = encoder_of(tmp_path / "eager", kind).double()  # forward AD has no rule for sdpa
+    eager.model.model.set_attn_implementation("eager")  # type: ignore[union-attr, operator]
+    f0, step, *_ = jvp(lambda p: functional_call(eager, p, (tokens,)), (theta,), (tau,))
+    ours0, (ours,) = linearized(encoder).tangents(tokens, [tau])
+    torch.testing.assert_close(ours0, f0, rtol=1e-6, atol=1e-9)
+    size = float(
+        step.detach().abs().max()
+    )  # Llama and T5 have parts in float32 whatever their weights are
+    torch.testing.assert_close(ours, step, rtol=0, atol=1e-6 * size)
+    torch.testing.assert_close(ours0, encoder(tokens))
+
+
+def test_dropout_is_off_in_training(tmp_path: Path) -> None:
+    encoder = encoder_of(tmp_path, "gpt2").train()
+    tokens = tokens_of(encoder)
+    assert torch.equal(encoder(tokens), encoder(tokens))
+
+
+@pytest.mark.parametrize(
+    "key, expected",
+    [
+        ("pooling_mode_mean_tokens", "mean"),
+        ("pooling_mode_cls_token", "cls"),
+        ("pooling_mode_lasttoken", "last"),
+        (None, "mean"),
+    ],
+)
+def test_pooling_follows_the_configuration(key: str | None, expected: str, tmp_path: Path) -> None:
+    encoder = BackboneEncoder(f"transformers:{model_folder(tmp_path, 'bert', key)}")
+    assert encoder.model.pooling == expected
+
+
+def test_a_causal_model_pools_its_last_token(tmp_path: Path) -> None:
+    assert encoder_of(tmp_path, "gpt2").model.pooling == "last"
+
+
+def test_saved_and_loaded_linear(tmp_path: Path) -> None:
+    encoder = encoder_of(tmp_path / "m", "bert")
+    linear = linearized(encoder)
+    with torch.no_grad():
+        for value in linear.parameters():
+            value.add_(0.01)
+    linear.save(tmp_path / "linear.safetensors")
+    again = load_linear(tmp_path / "linear.safetensors")
+    tokens = tokens_of(encoder)
+    torch.testing.assert_close(again(tokens), linear(tokens))
+
+
+def test_text_tower_of_a_clip() -> None:
+    encoder = BackboneEncoder("text-tower:ViT-Nano-8").eval()
+    from tangent_arithmetic.encoders.images import ImageEncoder
+
+    clip: Any = ImageEncoder("ViT-Nano-8", keep_lang=True).model
+    tokens = tokens_of(encoder, ("a photo of a cat.", "a dog"))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(tokens), clip.encode_text(tokens))
+    assert not any(name.startswith("model.clip.visual") for name in encoder.weights())
+
+
+def test_zero_shot_head_is_the_normalised_mean_of_prompts(tmp_path: Path) -> None:
+    encoder = encoder_of(tmp_path, "bert")
+    prompts = ("a {} review .", "the opinion is {} !")
+    weights = sentence_weights(
+        encoder, ("good", "bad"), [p.format for p in prompts], torch.device("cpu")
+    )
+    with torch.no_grad():
+        for row, word in zip(weights, ("good", "bad"), strict=True):
+            each = [encoder(tokens_of(encoder, (p.format(word),)))[0] for p in prompts]
+            mean = torch.stack([one / one.norm() for one in each]).mean(0)
+            torch.testing.assert_close(row, 20 * mean / mean.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_long_texts_are_truncated_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = encoder_of(tmp_path, "bert", "?length=7")
+    with caplog.at_level(logging.WARNING):
+        tokens = tokens_of(encoder, ("good " * 30, "bad " * 40, "bad"))
+    assert tokens.shape == (3, 7)
+    assert caplog.text.count("texts of more than 7 tokens are truncated") == 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("?pool=mean", "unknown option of transformers:.*'pool'.*pooling"),
+        ("?pooling=max", "unknown pooling 'max'.*mean"),
+        ("?length=0", "expected a length of 1 or more, got 0"),
+        ("?length=64", "takes at most 32 tokens, got length=64"),
+    ],
+)
+def test_options_are_checked(options: str, message: str, tmp_path: Path) -> None:
+    model_folder(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        BackboneEncoder(f"transformers:{tmp_path}{options}")
+
+
+def test_missing_weights_are_not_drawn_at_random(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model_folder(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["encoder.layer.1.output.dense.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"do not fit.*encoder.layer.1.output.dense.weight"):
+        BackboneEncoder(f"transformers:{tmp_path}")
+
+
+def test_other_parts_of_sentence_transformers_are_refused(tmp_path: Path) -> None:
+    model_folder(tmp_path)
+    kinds = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Dense")]
+    (tmp_path / "modules.json").write_text(json.dumps(kinds))
+    with pytest.raises(UsageError, match="has the module Dense"):
+        BackboneEncoder(f"transformers:{tmp_path}")
+
+
+def test_a_configuration_larger_than_its_weights_is_refused(tmp_path: Path) -> None:
+    model_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"hidden_size": 8192, "intermediate_size": 65536, "num_hidden_layers": 90}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"describes [0-9,]+ weights"):
+        BackboneEncoder(f"transformers:{tmp_path}")
+
+
+def test_a_missing_folder_names_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MissingFileError, match="org/no-such-model is unavailable"):
+        BackboneEncoder("transformers:org/no-such-model")
+
+
+def test_images_and_texts_are_not_mixed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from tangent_arithmetic.data.loading import SeededPictures
+    from tangent_arithmetic.data.texts import Texts
+
+    encoder, labels = encoder_of(tmp_path, "bert"), torch.zeros(1).long().numpy()
+    picture: Any = [(Image.new("RGB", (8, 8)), 0)]
+    with pytest.raises(PictureError, match="is an image, and the model reads texts"):
+        SeededPictures(picture, encoder.val_preprocess)[0]
+    texts = Texts(("a movie",), labels)
+    with pytest.raises(PictureError, match="is a text, and the model reads images"):
+        SeededPictures(texts, lambda image: image)[0]
