@@ -68,6 +68,10 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
             "iso_cts",
             "wudi",
             "wudi_closed_form",
+            "ace",
+            "svc",
+            "knots",
+            "core_space",
             "regmean",
             "regmean_plusplus",
         )

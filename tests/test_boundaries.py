@@ -25,7 +25,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import nn
 
 from tangent_arithmetic.analysis.tables import read_table, table_path
@@ -44,7 +44,10 @@ from tangent_arithmetic.encoders.clip import create_clip
 from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
-from tangent_arithmetic.merging.weights import open_clip_vision, open_weights
+from tangent_arithmetic.merging.adapters import open_adapters
+from tangent_arithmetic.merging.cards import licence_of
+from tangent_arithmetic.merging.vocabulary import Tokens
+from tangent_arithmetic.merging.weights import held, open_clip_vision, open_weights
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.results import complete_results, load_results, optional_results
 from tangent_arithmetic.run.results import merge as merged
@@ -225,6 +228,29 @@ def into(unpacker: Callable[[Path, Path], None]) -> Read:
     return read
 
 
+ADAPTED = {"net.0.weight": torch.zeros(3, 4), "net.0.bias": torch.zeros(3)}
+FACTORS = {"A": torch.ones(2, 4), "B": torch.ones(3, 2)}
+
+
+def adapters(damaged: str) -> Make:
+    """A folder of adapters for `ADAPTED`, of which one file is damaged."""
+
+    def make(folder: Path) -> Path:
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"net.*": 3}}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        state = {f"base_model.model.net.0.lora_{n}.weight": v for n, v in FACTORS.items()}
+        save_file(state, str(folder / "adapter_model.safetensors"))
+        return folder / damaged
+
+    return make
+
+
+def open_adapted(folder: Path) -> None:
+    weights = open_adapters(folder, held(ADAPTED))
+    for name in weights.outline if weights is not None else ():
+        assert weights is not None and weights.read(name).shape == ADAPTED[name].shape
+
+
 def below(read: Read) -> Read:
     """Reads the folder of a file."""
     return lambda path: read(path.parent)
@@ -274,6 +300,15 @@ BOUNDARIES = {
     "a folder to merge": Boundary(hugging_face(INDEX), below(open_clip_vision)),
     "a folder's weights to merge": Boundary(
         hugging_face("model.safetensors"), below(open_clip_vision)
+    ),
+    "adapters to merge": Boundary(adapters("adapter_model.safetensors"), below(open_adapted)),
+    "a configuration of adapters": Boundary(adapters("adapter_config.json"), below(open_adapted)),
+    "a tokenizer": Boundary(
+        written("tokenizer.json", json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": []})),
+        lambda path: Tokens.of(path.parent, "a"),
+    ),
+    "a model card": Boundary(
+        written("README.md", "---\nlicense: mit\n---\n# A model\n"), below(licence_of)
     ),
     "a local model": Boundary(
         written("open_clip_config.json", json.dumps(TOWER)),

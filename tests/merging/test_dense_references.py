@@ -178,6 +178,41 @@ def test_wudi_in_closed_form_is_the_minimum() -> None:
     check(algorithm, pool_of(3), or_mean(least_squares, 0.9), rtol=1e-7)
 
 
+def test_the_ridge_of_wudi_pulls_towards_the_sum() -> None:
+    """The gradient of the objective plus the penalty vanishes at the result."""
+    pool = pool_of(3)
+    for key in MATRICES:
+        taus = taus_of(pool, key)
+        grams = [tau.T @ tau / np.sum(tau**2) for tau in taus]
+        epsilon = 0.3 * np.trace(sum(grams)) / len(grams[0])
+        found = merging.WudiClosedFormAlgorithm(ridge=0.3).run(pool)[key]
+        merged = (found - pool["_pretrained_"][key]).numpy()
+        slope = sum((merged - tau) @ gram for tau, gram in zip(taus, grams, strict=True))
+        slope += epsilon * (merged - np.sum(taus, axis=0))
+        np.testing.assert_allclose(slope, 0, atol=1e-10)
+
+
+def test_wudi_in_closed_form_is_bounded_where_the_ranks_fill_the_matrix() -> None:
+    """Four vectors of a quarter of the rank: the exact minimum is many times as long as the sum."""
+    rng, size = np.random.default_rng(0), 32
+    near = rng.normal(size=(8, size))  # rows that all tasks nearly share
+    taus = [
+        rng.normal(size=(size, 8)) @ (near + 0.02 * rng.normal(size=near.shape)) for _ in range(4)
+    ]
+    rows = np.concatenate([tau / np.linalg.norm(tau) for tau in taus])
+    targets = np.concatenate([tau @ tau.T / np.linalg.norm(tau) for tau in taus])
+    exact = np.linalg.lstsq(rows, targets, rcond=1e-9)[0].T
+    pool = {name: {"w": torch.tensor(tau)} for name, tau in zip("abcd", taus, strict=True)}
+    pool["_pretrained_"] = {"w": torch.zeros(size, size).double()}
+    length = np.linalg.norm(np.sum(taus, axis=0))
+    assert np.linalg.norm(exact) > 20 * length
+    near_exact = merging.WudiClosedFormAlgorithm(ridge=1e-11).run(pool)["w"].norm()
+    assert near_exact > 15 * length
+    found = merging.WudiClosedFormAlgorithm().run(pool)["w"]
+    assert found.norm() < 1.5 * length
+    assert interference(found.numpy(), taus) < interference(np.sum(taus, axis=0), taus)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 25])
 def test_wudi_takes_steps_of_adam_on_the_objective(steps: int) -> None:
     def descend(taus: list[Array]) -> Array:
@@ -205,7 +240,7 @@ def test_wudi_lowers_the_interference() -> None:
         return interference(merged.numpy(), taus)
 
     values = [of(merging.WUDIMerging(iter_num=n, lr=0.01)) for n in (0, 50, 500)]
-    assert values[0] > values[1] > values[2] > of(merging.WudiClosedFormAlgorithm())
+    assert values[0] > values[1] > values[2] > of(merging.WudiClosedFormAlgorithm(ridge=1e-9))
 
 
 def test_float32_is_merged_to_its_precision() -> None:
@@ -380,6 +415,86 @@ def pcb(flat: Array, ratio: float) -> Array:
     least = np.sort(raw, axis=1)[:, int(number * (1 - ratio)), None]
     beta = (np.maximum(raw, least) - least) / (raw.max(axis=1, keepdims=True) - least)
     return (np.sign(flat) * clamped * beta).sum(axis=0) / np.maximum(beta.sum(axis=0), 1e-12)
+
+
+def svc(whole: Array, taus: list[Array], alpha: float) -> Array:
+    """Direction by direction, as the paper's algorithm."""
+    u, s, vt = svd(whole)
+    for r in range(len(s)):
+        merged = s[r] * vt[r]
+        shares = []
+        for tau in taus:
+            own = u[:, r] @ tau
+            shares.append(max(alpha, merged @ own / (own @ own)))
+        s[r] *= len(taus) / sum(shares)
+    return u @ np.diag(s) @ vt
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.4])
+def test_svc_of_task_arithmetic(alpha: float) -> None:
+    def expected(key: str, taus: list[Array]) -> Array:
+        whole = 0.5 * np.sum(taus, axis=0)
+        return svc(whole, taus, alpha) if key in MATRICES else whole
+
+    algorithm = merging.SvcAlgorithm(alpha, inner_options={"scaling_factor": 0.5})
+    check(algorithm, pool_of(3), expected)
+
+
+def test_svc_lowers_what_all_tasks_share() -> None:
+    """A direction that two tasks share counts twice in the sum, one of their own once."""
+    shared, own = np.outer([1.0, 0, 0], [1.0, 0, 0]), np.outer([0, 1.0, 0], [0, 1.0, 0])
+    taus = {"a": shared + own, "b": shared}
+    pool = {name: {"w": torch.tensor(tau)} for name, tau in taus.items()}
+    pool["_pretrained_"] = {"w": torch.zeros(3, 3).double()}
+    found = merging.SvcAlgorithm(inner_options={"scaling_factor": 1.0}).run(pool)["w"].numpy()
+    assert abs(found[0, 0] - 1) < 1e-9  # 2 * 2 / (2 + 2)
+    assert abs(found[1, 1] - 2 / 1.1) < 1e-9  # the other task does not respond: 2 / (1 + 0.1)
+
+
+def test_svc_of_ties_has_the_statistics_of_the_whole_vector() -> None:
+    pool = pool_of(3)
+    ties = merging.TiesMergingAlgorithm(1.0, 30).run(pool)
+    options = {"scaling_factor": 1.0, "threshold": 30}
+
+    def expected(key: str, taus: list[Array]) -> Array:
+        whole = (ties[key] - pool["_pretrained_"][key]).numpy()
+        return svc(whole, taus, 0.1) if key in MATRICES else whole
+
+    check(merging.SvcAlgorithm(inner="ties", inner_options=options), pool, expected)
+
+
+def ace(taus: list[Array], eps: float, share: float) -> Array:
+    """With explicit inverses, as the authors' code."""
+    size, logs = taus[0].shape[1], np.log([np.sum(tau**2) for tau in taus])
+    normalise = np.var(logs, ddof=1) / np.mean(logs) ** 2 > 0.3
+    rows = [tau - tau.mean(axis=0) for tau in taus]
+    raw = [x.T @ x for x in rows]
+    divisors = [np.trace(c) if normalise else 1.0 for c in raw]
+    sigmas = [c / d for c, d in zip(raw, divisors, strict=True)]
+    padded = [c + eps / d * np.eye(size) for c, d in zip(sigmas, divisors, strict=True)]
+    common = np.sum(sigmas, axis=0).mean(axis=0) * np.ones((size, 1))
+    if normalise:
+        common /= np.mean([np.sum(tau**2) for tau in taus])
+    first = sum(x @ c for x, c in zip(rows, padded, strict=True))
+    start = first @ np.linalg.inv(np.sum(padded, axis=0) + common)
+    if not normalise:
+        return start
+    mean = np.mean(padded, axis=0)
+    u, s, vt = svd(start + sum(x @ (c - mean) for x, c in zip(rows, sigmas, strict=True)))
+    kept = int(share * len(s))
+    return start + s[:kept].mean() * u[:, :kept] @ vt[:kept]
+
+
+@pytest.mark.parametrize("scales", [(1, 1, 1), (0.001, 1, 5)], ids=["alike", "heterogeneous"])
+def test_ace(scales: tuple[float, ...]) -> None:
+    pool = pool_of(3)
+    base = pool["_pretrained_"]
+    for name, scale in zip("abc", scales, strict=True):
+        pool[name] = {key: base[key] + scale * (v - base[key]) for key, v in pool[name].items()}
+    logs = np.log([np.sum(tau**2) for tau in taus_of(pool, "wide")])
+    assert (np.var(logs, ddof=1) / np.mean(logs) ** 2 > 0.3) == (scales[0] != 1)
+    algorithm = merging.AceAlgorithm(0.7, eps=0.05, rank_fraction=0.5)
+    check(algorithm, pool, or_mean(lambda taus: ace(taus, 0.05, 0.5), 0.7), rtol=1e-7)
 
 
 # --- depth

@@ -57,14 +57,14 @@ def test_the_recipe_has_models_and_options(files: dict[str, Path], tmp_path: Pat
         written_recipe(files["a"])
 
 
-@pytest.mark.parametrize("limit", ["1MB", "100KB", "5GB"])
+@pytest.mark.parametrize("limit", ["1MB", "100KB", "5GB", "base"])
 def test_shards_follow_the_rules_of_transformers(
     files: dict[str, Path], tmp_path: Path, limit: str
 ) -> None:
     algorithm = TaskArithmeticAlgorithm(0.4)
     folder = algorithm.run_to(files, tmp_path / "merged", max_shard_size=limit)
     index = folder / "model.safetensors.index.json"
-    if limit == "5GB":
+    if limit in ("5GB", "base"):  # the base model is one file
         merged = load_file(folder / "model.safetensors")
         assert not index.exists()
     else:
@@ -78,6 +78,30 @@ def test_shards_follow_the_rules_of_transformers(
     assert content_hash(merged) == content_hash(algorithm.run(files))
     again = SimpleAverageAlgorithm().run({"x": folder, "y": files["a"]})  # sharded input
     torch.testing.assert_close(again["big"], (merged["big"] + mixed(1)["big"]) / 2)
+
+
+def test_shards_are_those_of_the_base_model(tmp_path: Path) -> None:
+    """Whatever the order of the names: transformers shards in the order of the layers."""
+    places: dict[str, Path] = {}
+    layers = [f"layers.{i}.w" for i in range(12)]
+    for seed, name in enumerate(NAMES):
+        places[name], generator = tmp_path / name, torch.Generator().manual_seed(seed)
+        places[name].mkdir()
+        files = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
+        parts = {file: layers[4 * i : 4 * i + 4] for i, file in enumerate(files)}
+        for file, names in parts.items():
+            state = {key: torch.randn(5, generator=generator) for key in names}
+            torch.save(state, places[name] / file)
+        weight_map = {key: file for file, names in parts.items() for key in names}
+        index = places[name] / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+    folder = TaskArithmeticAlgorithm(0.4).run_to(places, tmp_path / "out", max_shard_size="base")
+    listed = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert listed == {
+        key: f"model-0000{1 + i // 4}-of-00003.safetensors" for i, key in enumerate(layers)
+    }
+    merged = {key: load_file(folder / file)[key] for key, file in listed.items()}
+    assert content_hash(merged) == content_hash(TaskArithmeticAlgorithm(0.4).run(places))
 
 
 def test_sizes_are_parsed() -> None:
@@ -217,6 +241,23 @@ def test_clips_of_transformers_merge_and_load(tmp_path: Path) -> None:
             torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
     with pytest.raises(UsageError, match="has no vision tower of a CLIP"):
         CLIPVisionModelPool(write_files(tmp_path, {"x": mixed(0)})).check()
+
+
+@pytest.mark.parametrize("prefixed", ["none", "base", "models", "all"])
+def test_names_of_towers_are_those_of_the_base(prefixed: str, tmp_path: Path) -> None:
+    """transformers 5 can save towers without the prefix; a merge neither adds nor drops it."""
+    places: dict[str, Path] = {}
+    for seed, name in enumerate(NAMES):
+        own = prefixed in ("all", "base" if name == "_pretrained_" else "models")
+        prefix, places[name] = "vision_model." if own else "", tmp_path / name
+        places[name].mkdir()
+        shapes = {"embeddings.class_embedding": 3, "encoder.layers.0.mlp.fc1.weight": 4}
+        state = {f"{prefix}{key}": torch.full((n,), float(seed)) for key, n in shapes.items()}
+        save_file(state, str(places[name] / "model.safetensors"))
+    folder = TaskArithmeticAlgorithm(1.0).run_to(CLIPVisionModelPool(places), tmp_path / "merged")
+    merged = load_file(folder / "model.safetensors")
+    assert merged.keys() == load_file(places["_pretrained_"] / "model.safetensors").keys()
+    assert all(bool((value == 3).all()) for value in merged.values())
 
 
 def test_pickled_state_dicts_are_read(tmp_path: Path) -> None:

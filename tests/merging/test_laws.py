@@ -30,6 +30,9 @@ RANDOM = {"dare_task_arithmetic", "dare_ties", "della"}
 LOSSY = {
     *RANDOM,
     "ties",
+    "ace",
+    "knots",
+    "svc",
     "lines_task_arithmetic",
     "breadcrumbs",
     "iso_c",
@@ -47,6 +50,8 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "star": {"eta": 100},
     "consensus_task_arithmetic": {"prun_thre_k": 1},
     "lines_task_arithmetic": {"beta": 0.0},
+    "svc": {"inner_options": {"scaling_factor": 1.0}},
+    "knots": {"inner_options": {"threshold": 100}},
 }
 # merges the models themselves, so that a shift or a scale of all task vectors is none of the result
 OF_THETA = {"karcher"}
@@ -135,8 +140,8 @@ def test_a_zero_vector_changes_no_direction_of_the_others(name: str) -> None:
 def test_methods_are_equivariant_to_the_scale_of_all_task_vectors(
     name: str, seed: int, factor: float
 ) -> None:
-    """All but WUDI by Adam, whose steps have an absolute length, and PCB, which has a tanh."""
-    if name in {"wudi", "pcb_merging", *OF_THETA}:
+    """All but WUDI by Adam and ACE, which have absolute lengths, and PCB, which has a tanh."""
+    if name in {"wudi", "ace", "pcb_merging", *OF_THETA}:
         return
     pool = pool_of(seed, 3)
     zero = {key: 0 * value for key, value in pool["_pretrained_"].items()}

@@ -194,6 +194,8 @@ def test_dry_runs_touch_nothing(
         (["modelpool.models.a=/nowhere/a.safetensors"], "no checkpoint at /nowhere/a.safetensors"),
         (["modelpool.models.a={_target_: os.remove, path: x}"], "unknown _target_ of modelpool"),
         (["+modelpool.fast=true"], "modelpool has fast, which is not supported"),
+        (["+modelpool.vocabulary=union"], "modelpool has vocabulary, which is not supported"),
+        (["+method.model_save_path=other"], "method.model_save_path=other differ; name one"),
     ],
 )
 def test_mistakes_end_with_code_2_and_no_output(
@@ -236,7 +238,7 @@ def test_help_is_quick_and_merging_imports_nothing_heavy(
     words = [*pool_words(places), "merged_model_save_path=m.safetensors", "print_config=false"]
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "method: breadcrumbs, consensus_task_arithmetic, dare_task_arithmetic" in done.stdout
+    assert "method: ace, breadcrumbs, consensus_task_arithmetic, core_space, " in done.stdout
     assert (
         "task_arithmetic, task_wise_adamerging, ties, ties_merging, tsv_m, weighted_average"
         in done.stdout
@@ -446,6 +448,20 @@ def test_encoders_give_checkpoints(run: Run, tmp_path: Path) -> None:
     places = encoder_files(tmp_path / "run")
     assert run(f"merged_model_save_path={tmp_path / 'merged'}", places=places) == 0
     assert load_checkpoint(tmp_path / "merged.safetensors").kind == "image_encoder"
+
+
+def test_a_place_in_the_method_is_that_of_fusion_bench(
+    run: Run, places: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its model_stock.yaml saves to `${path.log_dir}/checkpoint`."""
+    words = ["method=model_stock/model_stock", f"path.log_dir={tmp_path / 'logs'}"]
+    words += [
+        "+method.model_save_path=${path.log_dir}/checkpoint",
+        "+method.model_save_kwargs=null",
+    ]
+    assert run(*words, places=places) == 0
+    merged = load_file(tmp_path / "logs" / "checkpoint" / "model.safetensors")
+    assert content_hash(merged) == content_hash(algorithm_class("ModelStock")().run(places))
 
 
 # --- configurations as objects

@@ -350,7 +350,7 @@ def test_all_differences_are_listed() -> None:
 
 def test_methods_declare_what_they_need() -> None:
     own = [m for m in METHODS.values() if m.function.__module__.startswith("tangent_arithmetic.")]
-    assert len(own) == 27
+    assert len(own) == 31
     for method in own:
         assert METHODS[method.name] is method and method.source and method.passes >= 1
         assert method.function.__doc__
@@ -432,7 +432,7 @@ def test_configurations_are_read_from_the_methods_without_importing_them() -> No
     short = {"ties", "weighted_average", "dare_task_arithmetic", "dare_ties", "slerp"}
     own |= {"breadcrumbs", "consensus_task_arithmetic", "della", "karcher", "multislerp", "star"}
     own |= {"pcb_merging", "wudi_closed_form", "tsv_m", "iso_c", "iso_cts", "model_stock", "wudi"}
-    own |= {"lines_task_arithmetic"}
+    own |= {"lines_task_arithmetic", "knots", "core_space", "svc", "ace"}
     theirs |= {"isotropic_merging/iso_c", "isotropic_merging/iso_cts", "wudi/wudi"}
     theirs |= {"task_singular_vector/TaskSingularVectorMerging", "model_stock/model_stock"}
     own |= {"fisher_merging", "regmean", "regmean_plusplus"}

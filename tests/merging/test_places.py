@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.merging import TaskArithmeticAlgorithm, writer, written_recipe
+from tangent_arithmetic.merging.cards import CARD
 from tangent_arithmetic.merging.program import run
 from tangent_arithmetic.merging.saving import RECIPE
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError
@@ -81,11 +82,11 @@ def test_other_files_in_the_folder_stay(
     (target / "eval" / "deep").mkdir(parents=True)
     (target / "empty").mkdir()
     (target / "link").symlink_to("eval/deep")
-    for name in ("README.md", ".hidden", "eval/deep/a.csv", "model.backup.safetensors"):
+    for name in ("notes.md", ".hidden", "eval/deep/a.csv", "model.backup.safetensors"):
         (target / name).write_text("mine")
     mine = {name: data for name, data in content(target).items() if name not in written}
     merge(folders, target, coef=0.1)
-    one_shard = {"model.safetensors", "config.json", "vocab.txt", RECIPE}
+    one_shard = {"model.safetensors", "config.json", "vocab.txt", CARD, RECIPE}
     assert content(target).keys() - mine.keys() == one_shard
     merge(folders, target, "1KB", 0.2)
     after = content(target)
@@ -137,6 +138,7 @@ CHANGED, FOREIGN = "which an earlier merge did not write or", "holds other files
     ("change", "message"),
     [
         (writes("config.json", b"{}"), f"holds config.json, {CHANGED}"),
+        (writes(CARD, b"# Mine"), f"holds README.md, {CHANGED}"),
         (foreign_weights, f"holds model.safetensors, {CHANGED}"),
         (linked_weights, f"holds model.safetensors, {CHANGED}"),
         (folder_of_this_name, f"holds vocab.txt, {CHANGED}"),
@@ -165,9 +167,10 @@ def test_folders_of_earlier_versions_are_recognised(files: dict[str, Path], tmp_
     recipe = json.loads((target / RECIPE).read_text())
     assert set(recipe.pop("files")) == {path.name for path in target.iterdir()} - {RECIPE}
     (target / RECIPE).write_text(json.dumps(recipe))
-    (target / "README.md").write_text("mine")
+    (target / CARD).unlink()
+    (target / "notes.md").write_text("mine")
     merge(files, target)
-    assert {p.name for p in target.iterdir()} == {"model.safetensors", RECIPE, "README.md"}
+    assert {p.name for p in target.iterdir()} == {"model.safetensors", RECIPE, CARD, "notes.md"}
 
 
 def test_only_merged_files_are_replaced(files: dict[str, Path], tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_every_method_merges_what_plug_ins_give(name: str, plugins: list[str]) -
         assert any(not torch.allclose(after[n], before[n]) for n in before)
 
 
+@pytest.mark.parametrize("factors", [-0.5, [2.0, 0.0, -1.0]])
+def test_scale_has_a_factor_for_each_vector(factors: Any) -> None:
+    pool, each = pool_of(), factors if isinstance(factors, list) else [factors] * 3
+    plugins = [{"scale": {"factors": factors}}]
+    found = merging.TaskArithmeticAlgorithm(1.0, plugins=plugins).run(pool)
+    for n, base in pool["_pretrained_"].items():
+        expected = sum(a * (pool[name][n] - base) for a, name in zip(each, "abc", strict=True))
+        torch.testing.assert_close(found[n], base + expected)
+    with pytest.raises(UsageError, match="the factors of scale must be one number, or 3 of them"):
+        merging.TaskArithmeticAlgorithm(plugins=[{"scale": {"factors": [1.0]}}]).run(pool)
+
+
 def test_the_order_of_plug_ins_matters() -> None:
     pool = pool_of()
     both = [given(order) for order in (["lines", "normalise"], ["normalise", "lines"])]

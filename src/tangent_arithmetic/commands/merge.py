@@ -6,7 +6,8 @@ r"""Merges models in one command with a composable configuration.
         merged_model_save_path=merged
 
 Groups and keys have FusionBench's names; `-m` sweeps. `merge stress` perturbs task vectors and
-reports how each method degrades, see its --help. See docs/merging.md.
+reports how each method degrades, `merge compare` puts results beside published ones, see their
+--help. See docs/merging.md.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, printable, shown
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
-STRESS = "stress"
+COMMANDS = ("stress", "compare")
 
 
 def work(config: DictConfig) -> None:
@@ -76,8 +77,9 @@ def explain(error: Exception) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == [STRESS]:
-        return int(importlib.import_module("tangent_arithmetic.commands.stress").main(words[1:]))
+    if words[:1] and words[0] in COMMANDS:
+        module = importlib.import_module(f"tangent_arithmetic.commands.{words[0]}")
+        return int(module.main(words[1:]))
     try:
         run_hydra(work, CONFIG, "merge", words)
     except (HydraException, OmegaConfBaseException) as error:

@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tangent_arithmetic.merging.algorithms import Algorithm, algorithm_class
+    from tangent_arithmetic.merging.language import LanguageModelPool
     from tangent_arithmetic.merging.methods import METHODS, get_method
     from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
     from tangent_arithmetic.merging.registry import Piece, merging_method
     from tangent_arithmetic.merging.saving import save_merged, written_recipe
 
-_HOMES = ("methods", "registry", "pool", "saving", "algorithms")
+_HOMES = ("methods", "registry", "pool", "language", "saving", "algorithms")
 
-__all__ = ["METHODS", "Algorithm", "CLIPVisionModelPool", "ModelPool", "Piece", "algorithm_class"]
-__all__ += ["get_method", "merging_method", "run_pool", "save_merged", "written_recipe"]
+__all__ = ["METHODS", "Algorithm", "CLIPVisionModelPool", "LanguageModelPool", "ModelPool", "Piece"]
+__all__ += [
+    "algorithm_class",
+    "get_method",
+    "merging_method",
+    "run_pool",
+    "save_merged",
+    "written_recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -83,7 +83,7 @@ class Subject:
                 return weights.read(name)
             return (theta0.double() + tau(name).to(theta0.device)).to(theta0.dtype)
 
-        return replace(weights, read=read)
+        return replace(weights, read=read, low_rank=None)
 
     def random(self, label: str, norm: float) -> Callable[[str], Tensor]:
         """A random vector of a norm, tensor by tensor: the same direction for the same label."""
@@ -129,7 +129,7 @@ def rounded(subject: Subject, dtype: torch.dtype) -> dict[str, Weights]:
             value = weights.read(name)
             return value.to(dtype).to(value.dtype) if is_real_float(value) else value
 
-        return replace(weights, read=read)
+        return replace(weights, read=read, low_rank=None)
 
     models = subject.models()
     return {name: w if name == PRETRAINED else of(w) for name, w in models.items()}

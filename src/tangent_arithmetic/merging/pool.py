@@ -10,9 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from tangent_arithmetic.encoders.loading import resolve
+from tangent_arithmetic.encoders.published.huggingface import PREFIX
 from tangent_arithmetic.encoders.registry import load_linear, load_standard
+from tangent_arithmetic.merging.adapters import open_adapters
 from tangent_arithmetic.merging.registry import PRETRAINED
-from tangent_arithmetic.merging.weights import Weights, held, open_clip_vision, open_weights
+from tangent_arithmetic.merging.weights import (
+    Weights,
+    held,
+    open_clip_vision,
+    open_weights,
+    with_names,
+)
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.modes import trained
@@ -27,8 +35,8 @@ class ModelPool:
     """Models of one architecture, opened at first use and read one tensor at a time.
 
     Args:
-        models: name -> a module, a state dict, or a path of weights, see `open_weights`. The
-            pre-trained model is named `_pretrained_`.
+        models: name -> a module, a state dict, or a path of weights, see `open_weights`, or of
+            adapters, see `open_adapters`. The pre-trained model is named `_pretrained_`.
         allow_base_mismatch: accept models whose files say that they were fine-tuned from other
             weights than those of `_pretrained_`.
 
@@ -53,6 +61,10 @@ class ModelPool:
 
     def weights(self, name: str) -> Weights:
         """The weights of a model."""
+        return self._own(name)
+
+    def _own(self, name: str) -> Weights:
+        """The weights of a model as they were opened, for pools that change them together."""
         if name not in self._open:
             self._open[name] = self._opened(name)
         return self._open[name]
@@ -66,7 +78,9 @@ class ModelPool:
             case Mapping() as state:
                 return held(state)
             case str() | Path() as place:
-                return type(self).opened_by(place)
+                fine_tuned = self.has_pretrained and name != PRETRAINED
+                base = self._own(PRETRAINED) if fine_tuned else None
+                return open_adapters(place, base) or type(self).opened_by(place)
             case other:
                 raise UsageError(
                     f"the model {name} must be a module, a state dict or a path, got a "
@@ -143,9 +157,20 @@ class ModelPool:
 
 
 class CLIPVisionModelPool(ModelPool):
-    """Vision towers of Hugging Face CLIPs; of a complete CLIP only the tower is used."""
+    """Vision towers of Hugging Face CLIPs; of a complete CLIP only the tower is used.
+
+    All have the base model's names: with the prefix `vision_model.`, or without it, as
+    transformers 5 saves towers.
+    """
 
     opened_by = staticmethod(open_clip_vision)
+
+    def _opened(self, name: str) -> Weights:
+        weights = super()._opened(name)
+        if name == self.base_name:
+            return weights
+        prefix = PREFIX if any(key.startswith(PREFIX) for key in self.base.outline) else ""
+        return with_names(weights, lambda key: prefix + key.removeprefix(PREFIX))
 
 
 def _state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -75,13 +75,13 @@ class Job:
             settings = device_settings(config["fabric"])
             settings["data_location"] = str(expanded(str(config["path"].get("data_dir", "data"))))
             node = dict(config["method"])
+            target = _target(config, node)
             name = method_of(node).coefficient
             if auto := name is not None and node.get(name) == AUTO:
                 node[name] = 1.0
             algorithm = algorithm_of(node, config.get("seed"), config.get("plugins") or ())
             pool = pool_of(config["modelpool"])
             tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
-            target = config.get("merged_model_save_path") or None
             report = str(config.get("report_save_path") or "")
             path = expanded(report.replace("{log_dir}", str(config["path"]["log_dir"])))
             saving = _saving(config)
@@ -182,6 +182,22 @@ def _usage_errors() -> Iterator[None]:
             f"invalid configuration ({type(error).__name__}: {shown(error)}); --cfg job prints it, "
             "--help lists the groups"
         ) from error
+
+
+def _target(config: Mapping[str, Any], method: dict[str, Any]) -> str | None:
+    """Where to save the merged model, taken out of FusionBench's `method.model_save_path`, if set.
+
+    Raises:
+        UsageError: if that and `merged_model_save_path` name different places.
+    """
+    places = [config.get("merged_model_save_path"), method.pop("model_save_path", None)]
+    named = list(dict.fromkeys(str(place) for place in places if place))
+    if len(named) > 1:
+        raise UsageError(
+            f"merged_model_save_path={named[0]} and method.model_save_path={named[1]} differ; "
+            "name one"
+        )
+    return named[0] if named else None
 
 
 def _saving(config: Mapping[str, Any]) -> dict[str, Any]:

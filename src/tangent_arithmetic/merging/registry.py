@@ -48,8 +48,11 @@ class Piece:
         theta0: the piece of the pre-trained model, or None.
         thetas: the pieces of the models to merge, in order. They must not be modified.
         models: the names of the models.
-        changed: the pieces of the task vectors after plug-ins, which `thetas` hold only to the
-            precision of the weights; None without plug-ins.
+        changed: the pieces of the task vectors where these are known better than from `thetas`,
+            which hold them to the precision of the weights: after plug-ins, and of adapters; else
+            None.
+        factors: two factors of each task vector, a whole matrix, if all models are adapters and no
+            plug-in has changed them; else None.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Piece:
     thetas: tuple[Tensor, ...]
     models: tuple[str, ...]
     changed: tuple[Tensor, ...] | None = None
+    factors: tuple[tuple[Tensor, Tensor], ...] | None = None
 
     @property
     def base(self) -> Tensor:
@@ -79,7 +83,8 @@ class Piece:
     def with_taus(self, taus: Iterable[Tensor]) -> Piece:
         """The same piece with other task vectors."""
         changed = tuple(taus)
-        return replace(self, thetas=tuple(self.base + tau for tau in changed), changed=changed)
+        thetas = tuple(self.base + tau for tau in changed)
+        return replace(self, thetas=thetas, changed=changed, factors=None)
 
     def by_model(self) -> dict[str, Tensor]:
         """The pieces of all models, by the models' names."""
@@ -93,6 +98,26 @@ Pieces = Callable[[], Iterator[Piece]]
 def per_model(value: float | Sequence[float], num_models: int) -> list[float]:
     """An option that is one number for all models, or a list of one per model, as a list."""
     return [value] * num_models if isinstance(value, int | float) else list(value)
+
+
+def one_per_model(value: float | Sequence[float], models: Sequence[str], what: str) -> list[float]:
+    """A number for each model.
+
+    Args:
+        value: one number for all, or a list.
+        models: the names of the models.
+        what: the option, for the message.
+
+    Raises:
+        UsageError: if there is a list whose length is not the number of models.
+    """
+    values = per_model(value, len(models))
+    if len(values) != len(models):
+        raise UsageError(
+            f"{what} must be one number, or {len(models)} of them, one for each of "
+            f"{', '.join(models)}; got {len(values)}"
+        )
+    return values
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

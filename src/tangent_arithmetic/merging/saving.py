@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tangent_arithmetic import __version__
+from tangent_arithmetic.merging.cards import CARD, card
 from tangent_arithmetic.merging.plugins import written_plugins
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED
@@ -22,8 +23,6 @@ from tangent_arithmetic.merging.writer import (
     INDEX,
     new_folder,
     plan_shards,
-    shard_names,
-    size_of,
     write_file,
     write_shards,
 )
@@ -41,7 +40,10 @@ from tangent_arithmetic.storage.checkpoints import FORMAT, THETA0, as_safetensor
 from tangent_arithmetic.storage.reading import read_json, read_text, readable
 
 RECIPE = "merge_recipe.json"
-COPIED = (".json", ".txt", ".model")  # configuration and tokenizer of a folder
+# configuration, tokenizer and preprocessor of a folder
+COPIED = (".json", ".txt", ".model", ".jinja")
+# of the same kinds, but of the base model's own making
+LEFT = (RECIPE, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 SHARD = "5GB"
 
 
@@ -71,7 +73,8 @@ def save_merged(
     Args:
         merge: the merge.
         path: the file or folder to write.
-        max_shard_size: the largest size of a file in a folder, such as "5GB".
+        max_shard_size: the largest size of a file in a folder, such as "5GB"; "base" for the
+            files of the base model.
         fsync: wait until the result is on the disk.
 
     Returns:
@@ -86,9 +89,10 @@ def save_merged(
         if merge.thetas[-1].is_encoder:
             _write_encoder(merge, path, fsync)
         elif _is_file(path):
-            write_file(path, merge.pool.base.outline, merge.parts(), _metadata(merge), fsync=fsync)
+            metadata = _metadata(recipe(merge))
+            write_file(path, merge.pool.base.outline, merge.parts(), metadata, fsync=fsync)
         else:
-            _write_folder(merge, path, size_of(max_shard_size), fsync)
+            _write_folder(merge, path, plan_shards(merge.pool.base, max_shard_size), fsync)
     return path
 
 
@@ -106,7 +110,7 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
     Raises:
         UsageError: if it cannot be written.
     """
-    path, limit = expanded(path), size_of(max_shard_size)
+    path, shards = expanded(path), plan_shards(merge.pool.base, max_shard_size)
     with readable(path, "a path for the merged model"), disk_errors(path):
         if merge.thetas[-1].is_encoder or _is_file(path):
             named = path
@@ -115,7 +119,7 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
             _check_file(path)
             check_writable(path)
         else:
-            names = _file_names(merge, limit)
+            names = _file_names(merge, shards)
             _refuse_inputs(merge, path, [path, *(path / name for name in names)])
             _others(path, names)
             with part_folder(path):
@@ -156,11 +160,10 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _file_names(merge: Merge, limit: int) -> list[str]:
+def _file_names(merge: Merge, shards: Mapping[str, Sequence[str]]) -> list[str]:
     """The names of all files in the folder of the merged model."""
-    count = len(plan_shards(merge.pool.base.outline, limit))
     copied = [file.name for file in _configuration(merge.pool.base.folder)]
-    return [*shard_names(count), *([INDEX] if count > 1 else []), *copied, RECIPE]
+    return [*shards, *([INDEX] if len(shards) > 1 else []), *copied, CARD, RECIPE]
 
 
 def _others(path: Path, names: Sequence[str]) -> list[str]:
@@ -221,8 +224,8 @@ def _digest(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _metadata(merge: Merge) -> dict[str, str]:
-    return {"format": "pt", "merge_recipe": json.dumps(recipe(merge), sort_keys=True)}
+def _metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {"format": "pt", "merge_recipe": json.dumps(facts, sort_keys=True)}
 
 
 def _write_encoder(merge: Merge, path: Path, fsync: bool) -> None:
@@ -245,13 +248,18 @@ def _write_encoder(merge: Merge, path: Path, fsync: bool) -> None:
     write_file(path, outline, parts, facts, hashed=True, fsync=fsync)
 
 
-def _write_folder(merge: Merge, path: Path, limit: int, fsync: bool) -> None:
-    base, metadata, names = merge.pool.base, _metadata(merge), _file_names(merge, limit)
+def _write_folder(
+    merge: Merge, path: Path, shards: Mapping[str, Sequence[str]], fsync: bool
+) -> None:
+    base, facts, names = merge.pool.base, recipe(merge), _file_names(merge, shards)
     with new_folder(path, lambda: _others(path, names)) as folder:
         _copy_configuration(base.folder, folder, isinstance(merge.pool, CLIPVisionModelPool))
-        write_shards(folder, base.outline, merge.parts(), metadata, limit, fsync)
+        for name, text in base.written.items():
+            write_text(folder / name, without_home(text))
+        write_shards(folder, shards, base.outline, merge.parts(), _metadata(facts), fsync)
+        write_text(folder / CARD, card(merge, facts, path.name))
         files = {file.name: _digest(file) for file in sorted(folder.iterdir())}
-        write_json(folder / RECIPE, {**recipe(merge), "files": files})
+        write_json(folder / RECIPE, {**facts, "files": files})
 
 
 def _configuration(folder: Path | None) -> list[Path]:
@@ -260,7 +268,7 @@ def _configuration(folder: Path | None) -> list[Path]:
         file
         for file in (sorted(folder.iterdir()) if folder is not None else ())
         if file.is_file() and file.suffix in COPIED
-        if not file.name.endswith(".index.json") and file.name != RECIPE
+        if not file.name.endswith(".index.json") and file.name not in LEFT
     ]
 
 

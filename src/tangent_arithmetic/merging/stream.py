@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -186,10 +186,16 @@ class Merge:
         first = self.ties.get(name, name)
         base = self.pool.base.outline[name]
         base_device = self.pool.base.read(name).device
-        whole = [weights.read(name).reshape(-1) for weights in self.thetas]
+        factors = [w.low_rank(name) if w.low_rank is not None else None for w in self.thetas]
+        steps = [None if pair is None else torch.matmul(*pair).reshape(-1) for pair in factors]
+        readers = zip(self.thetas, steps, strict=True)
         whole0 = None if self.theta0 is None else self.theta0.read(name).reshape(-1)
+        # an adapter's weights follow from its step, which is not rounded to their precision
+        whole = [w.read(name).reshape(-1) if step is None else whole0 for w, step in readers]
         types = {value.dtype for value in (*whole, whole0) if value is not None}
         wide = torch.float64 if torch.float64 in types else torch.float32
+        known = tuple(pair for pair in factors if pair is not None)
+        complete = self.method.whole and len(known) == len(factors)
 
         size = max(1, base.numel()) if self.method.whole else PIECE
 
@@ -198,8 +204,12 @@ class Merge:
 
         for start in range(0, base.numel(), size):
             theta0 = None if whole0 is None else cut(whole0, start)
-            thetas = tuple(cut(values, start) for values in whole)
-            yield Piece(first, tuple(base.shape), start, theta0, thetas, tuple(self.models))
+            thetas = tuple(cut(values, start) for values in whole if values is not None)
+            piece = Piece(first, tuple(base.shape), start, theta0, thetas, tuple(self.models))
+            if known:
+                taus = [piece.tau(i) if s is None else cut(s, start) for i, s in enumerate(steps)]
+                piece = replace(piece.with_taus(taus), factors=known if complete else None)
+            yield piece
 
     def _is_finite(self, piece: Piece) -> bool:
         """Whether a piece is finite in all models; an error if it is not and the models differ."""

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tangent_arithmetic.merging.algorithms import Algorithm, algorithm_class
+from tangent_arithmetic.merging.language import LanguageModelPool
 from tangent_arithmetic.merging.methods import METHODS
 from tangent_arithmetic.merging.plugins import Specification
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
-from tangent_arithmetic.merging.registry import OWN, Method
+from tangent_arithmetic.merging.registry import OWN, PRETRAINED, Method
 from tangent_arithmetic.runtime.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -26,12 +27,19 @@ POOLS: dict[str, type[ModelPool]] = {
     "fusion_bench.modelpool.AutoModelPool": ModelPool,
     "fusion_bench.modelpool.OpenCLIPVisionModelPool": ModelPool,
     "fusion_bench.modelpool.CLIPVisionModelPool": CLIPVisionModelPool,
+    "fusion_bench.modelpool.CausalLMPool": LanguageModelPool,
+    "fusion_bench.modelpool.GPT2ForSequenceClassificationPool": LanguageModelPool,
+    "fusion_bench.modelpool.Seq2SeqLMPool": LanguageModelPool,
     f"{OWN}ModelPool": ModelPool,
+    f"{OWN}LanguageModelPool": LanguageModelPool,
     f"{OWN}CLIPVisionModelPool": CLIPVisionModelPool,
 }
 RUN_POOL = f"{OWN}run_pool"
-CLASSES = ("AutoModel", "CLIPModel", "CLIPProcessor", "CLIPVisionModel")
+CLIP_CLASSES = ("AutoModel", "CLIPModel", "CLIPProcessor", "CLIPVisionModel")
+TEXT_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "GPT2Model")
+CLASSES = (*CLIP_CLASSES, *TEXT_CLASSES)
 LOADERS = tuple(f"transformers.{name}.from_pretrained" for name in CLASSES)
+ADAPTED = "fusion_bench.modelpool.seq2seq_lm.modelpool.load_lora_model"
 TASK_POOLS = {
     "fusion_bench.taskpool.DummyTaskPool": "dummy",
     f"{OWN}DummyTaskPool": "dummy",
@@ -44,7 +52,8 @@ FER2013 = "fusion_bench.dataset.fer2013.load_fer2013"  # the same with a path by
 HELD_OUT = "fusion_bench.utils.data.train_validation_split"
 # keys of FusionBench's configurations that have no effect here
 IGNORED = {"_target_", "_recursive_", "_usage_", "platform", "processor", "data_processor"}
-IGNORED |= {"train_datasets", "test_datasets", "val_datasets"}
+IGNORED |= {"train_datasets", "test_datasets", "val_datasets", "tokenizer", "model_kwargs"}
+IGNORED |= {"base_model", "_dataset_loader", "_model_loader"}
 OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose", "dataloader_kwargs"}
 # accepted if false or null
 OPTIONS_OFF = {"return_single_task_models", "exclude_param_names_regex"}
@@ -119,10 +128,25 @@ def pool_of(node: Node) -> ModelPool:
         raise unknown("modelpool._target_", target, (*POOLS, RUN_POOL))
     if node.get("platform") not in (None, "hf"):
         raise UsageError(f"unknown platform {node['platform']!r} of a model pool; choose from hf")
-    _refuse_unknown(node, {*IGNORED, "models", "allow_base_mismatch"}, "modelpool")
+    of_language = POOLS[target] is LanguageModelPool
+    own = {"models", "allow_base_mismatch", *(["vocabulary"] if of_language else [])}
+    _refuse_unknown(node, {*IGNORED, *own}, "modelpool")
     models = _entries(node, "modelpool.models", "models")
     places = {name: place_of(model, f"modelpool.models.{name}") for name, model in models.items()}
-    return POOLS[target](places, bool(node.get("allow_base_mismatch", False)))
+    _check_bases(models, places)
+    options = {"vocabulary": str(node["vocabulary"])} if node.get("vocabulary") else {}
+    return POOLS[target](places, bool(node.get("allow_base_mismatch", False)), **options)
+
+
+def _check_bases(models: Node, places: Mapping[str, str]) -> None:
+    """Checks that adapters are for the pool's pre-trained model."""
+    for name, model in models.items():
+        base = model.get("base_model_path") if isinstance(model, Mapping) else None
+        if base is not None and base != places.get(PRETRAINED):
+            raise UsageError(
+                f"modelpool.models.{name} has adapters for {base}, but {PRETRAINED} is "
+                f"{places.get(PRETRAINED, 'missing')}; expected the same model"
+            )
 
 
 def _entries(node: Node, where: str, what: str) -> dict[str, Any]:
@@ -152,9 +176,9 @@ def place_of(model: object, where: str) -> str:
         return model
     if isinstance(model, Mapping):
         target = model.get("_target_")
-        if target is not None and target not in LOADERS:
-            raise unknown(f"_target_ of {where}", str(target), LOADERS)
-        for key in ("pretrained_model_name_or_path", "pickle_path", "path"):
+        if target is not None and target not in (*LOADERS, ADAPTED):
+            raise unknown(f"_target_ of {where}", str(target), (*LOADERS, ADAPTED))
+        for key in ("pretrained_model_name_or_path", "peft_model_path", "pickle_path", "path"):
             if isinstance(model.get(key), str):
                 return str(model[key])
     raise UsageError(f"{where} must be a path or a name on the hub, got {model!r}")

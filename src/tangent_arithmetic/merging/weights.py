@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.encoders.published import hub, huggingface
 from tangent_arithmetic.encoders.registry import encoder_kinds
+from tangent_arithmetic.merging.spectral import TOKENS
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.storage import checkpoints, statedict
@@ -27,6 +28,7 @@ FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 FLOATS |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 DTYPES = INTEGERS | FLOATS  # by the codes of safetensors
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+OUTPUT = "lm_head"  # the embedding of tokens on the way out
 SAMPLE = 256  # numbers of each tensor in a fingerprint
 
 
@@ -42,7 +44,11 @@ class Weights:
         place: the path as the user wrote it; None for weights in memory.
         folder: the Hugging Face folder of the weights, or None.
         files: the files of the weights.
+        shards: the name of each tensor's file, if the weights are in files.
         ties: other names of tied parameters, see `tangent_arithmetic.storage.statedict.ties`.
+        written: the text of files in `folder` that a merge writes instead of copying them.
+        low_rank: for adapters, reads the two factors of a tensor's step from the pre-trained
+            weights, in float64; None for a tensor without adapter.
     """
 
     outline: dict[str, Tensor]
@@ -52,7 +58,10 @@ class Weights:
     place: str | None = None
     folder: Path | None = None
     files: tuple[Path, ...] = ()
+    shards: Mapping[str, str] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
+    low_rank: Callable[[str], tuple[Tensor, Tensor] | None] | None = None
 
     @property
     def is_encoder(self) -> bool:
@@ -88,6 +97,12 @@ class Weights:
         known = {key: self.facts[key] for key in ("model", "hash") if self.facts.get(key)}
         place = {} if self.place is None else {"place": self.place}
         return {**place, **known, "bytes": self.nbytes, "fingerprint": digest.hexdigest()[:32]}
+
+
+def is_embedding(name: str, value: Tensor) -> bool:
+    """Whether a tensor has a row for each token, by its name: an embedding or `lm_head`."""
+    words = name.split(".")
+    return value.ndim == 2 and any(word in (*TOKENS, OUTPUT) for word in words)
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -162,7 +177,8 @@ def mapped(files: Sequence[Path], names: Callable[[str], str | None] = str) -> d
             value: Tensor = file.get_tensor(key)
         return value
 
-    return {"outline": outline, "read": read, "files": tuple(files)}
+    shards = {name: path.name for name, (path, _, _) in keys.items()}
+    return {"outline": outline, "read": read, "files": tuple(files), "shards": shards}
 
 
 def open_weights(place: str | Path) -> Weights:
@@ -178,7 +194,7 @@ def open_weights(place: str | Path) -> Weights:
         UsageError: if it is damaged or does not hold weights.
     """
     with readable(place, "the weights of a model"):
-        path = _find(place)
+        path = find(place)
         if path.is_dir():
             return _renamed(path, str(place))
         if path.suffix == ".safetensors":
@@ -189,14 +205,14 @@ def open_weights(place: str | Path) -> Weights:
 def open_clip_vision(place: str | Path) -> Weights:
     """The vision tower of a Hugging Face CLIP, complete or not, under its names there.
 
-    Names have the prefix `vision_model.`, which some versions omit. The integer buffer
-    `position_ids` of old files and the projection, which `CLIPVisionModel` lacks, are skipped.
+    The integer buffer `position_ids` of old files and the projection, which `CLIPVisionModel`
+    lacks, are skipped.
 
     Args:
         place: a folder, a safetensors file, or `[hf-hub:]ORG/NAME`.
     """
     with readable(place, "the weights of a model"):
-        tower = _renamed(_find(place), str(place), _vision)
+        tower = _renamed(find(place), str(place), _vision)
     if not tower.outline:
         raise UsageError(
             f"{place} has no vision tower of a CLIP, expected names such as "
@@ -210,10 +226,29 @@ def _vision(key: str) -> str | None:
     if name in huggingface.DROPPED:
         return None
     tower = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
-    return huggingface.PREFIX + name if name.startswith(tower) else None
+    return key if name.startswith(tower) else None
 
 
-def _find(place: str | Path) -> Path:
+def with_names(weights: Weights, names: Callable[[str], str]) -> Weights:
+    """The same weights under other names.
+
+    Args:
+        weights: the weights.
+        names: (name) -> the new name, a different one for each.
+    """
+    old = {names(name): name for name in weights.outline}
+    low_rank = weights.low_rank
+    return replace(
+        weights,
+        outline={name: weights.outline[own] for name, own in old.items()},
+        read=lambda name: weights.read(old[name]),
+        shards={names(name): file for name, file in weights.shards.items()},
+        ties={names(name): names(first) for name, first in weights.ties.items()},
+        low_rank=None if low_rank is None else lambda name: low_rank(old[name]),
+    )
+
+
+def find(place: str | Path) -> Path:
     """The file or folder of a place; a name ORG/NAME that is not a path is resolved on the hub."""
     path = expanded(place)
     if path.is_file() or path.is_dir():
@@ -229,15 +264,42 @@ def _find(place: str | Path) -> Path:
     return resolve(place)
 
 
+def tensors_in(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a safetensors file, which are mapped, or of a pickled state dict."""
+    if path.suffix != ".safetensors":
+        return _state(path)
+    opened = mapped([path])
+    return _Tensors(opened["outline"], opened["read"])
+
+
 def _renamed(path: Path, place: str, names: Callable[[str], str | None] = str) -> Weights:
     """The weights in a file or in a folder of Hugging Face, under other names, see `mapped`."""
     folder = path if path.is_dir() else None
     files = huggingface.weight_files(path) if folder else [path]
     if files[0].suffix == ".safetensors":
-        return Weights(**mapped(files, names), place=place, folder=folder)
-    pairs = [(names(key), value) for file in files for key, value in _state(file).items()]
-    kept = {name: value for name, value in pairs if name is not None}
-    return held(kept, place=place, folder=folder, files=tuple(files))
+        opened = mapped(files, names)
+        tied = _equal_embeddings(opened["outline"], opened["read"])
+        return Weights(**opened, place=place, folder=folder, ties=tied)
+    kept, shards = dict[str, Tensor](), dict[str, str]()
+    for file in files:
+        named = ((names(key), value) for key, value in _state(file).items())
+        own = {name: value for name, value in named if name is not None}
+        kept, shards = kept | own, shards | dict.fromkeys(own, file.name)
+    return held(kept, place=place, folder=folder, files=tuple(files), shards=shards)
+
+
+def _equal_embeddings(
+    outline: Mapping[str, Tensor], read: Callable[[str], Tensor]
+) -> dict[str, str]:
+    """The ties of embeddings that a file holds under several names: further name -> first name."""
+    names = [name for name, value in outline.items() if is_embedding(name, value)]
+    names.sort(key=lambda name: (OUTPUT in name.split("."), name))
+    tied: dict[str, str] = {}
+    for i, name in enumerate(names):
+        same = (n for n in names[:i] if n not in tied and outline[n].shape == outline[name].shape)
+        first = next((n for n in same if statedict.equal(read(n), read(name))), None)
+        tied |= {name: first} if first is not None else {}
+    return tied
 
 
 def _safetensors(path: Path, place: str) -> Weights:

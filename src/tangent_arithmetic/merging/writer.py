@@ -10,13 +10,13 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import itertools
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.stream import Part
-from tangent_arithmetic.merging.weights import CODES
+from tangent_arithmetic.merging.weights import CODES, Weights
 from tangent_arithmetic.runtime.atomic import atomic, part_folder, write_text
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import checksum
@@ -33,6 +33,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
+LIKE_BASE = "base"  # as a size of files: those of the base model
 Outline = Mapping[str, Tensor]
 
 
@@ -48,7 +49,10 @@ def size_of(text: str | int) -> int:
     with contextlib.suppress(ValueError, OverflowError):
         if unit in UNITS and float(number) > 0:
             return int(float(number) * UNITS[unit])
-    raise UsageError(f"expected a size such as 5GB or 200MB, got {text!r}")
+    raise UsageError(
+        f"expected a size such as 5GB or 200MB, or {LIKE_BASE} for the base model's files, got "
+        f"{text!r}"
+    )
 
 
 class TensorFile:
@@ -161,8 +165,25 @@ def write_file(
             file.close(**({**facts, "check": checksum(facts)} if hashed else {}))
 
 
-def plan_shards(outline: Outline, max_bytes: int) -> list[list[str]]:
-    """The names of the tensors of each file; only a single large tensor exceeds the size."""
+def plan_shards(weights: Weights, max_shard_size: str | int) -> dict[str, list[str]]:
+    """The names of the tensors of each file.
+
+    Args:
+        weights: the base model.
+        max_shard_size: the largest size of a file, such as "5GB", which only a single large tensor
+            exceeds; or `LIKE_BASE` for the base model's files.
+    """
+    if max_shard_size == LIKE_BASE:
+        groups = defaultdict[str, list[str]](list)
+        for name in sorted(weights.outline):
+            groups[weights.shards.get(name, SINGLE)].append(name)
+        shards = [groups[file] for file in sorted(groups)] or [[]]
+    else:
+        shards = _of_size(weights.outline, size_of(max_shard_size))
+    return dict(zip(shard_names(len(shards)), shards, strict=True))
+
+
+def _of_size(outline: Outline, max_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(outline):
@@ -239,31 +260,32 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def write_shards(
     folder: Path,
+    shards: Mapping[str, Sequence[str]],
     outline: Outline,
     parts: Iterable[Part],
     metadata: Mapping[str, str],
-    max_bytes: int,
     fsync: bool = True,
 ) -> None:
     """Writes `model.safetensors`, or `model-0000i-of-0000n.safetensors` and their index.
 
     Args:
         folder: an existing folder.
+        shards: the names of the tensors of each file, see `plan_shards`.
         outline: all tensors.
-        parts: the parts to write, in the order of the names.
+        parts: the parts to write.
         metadata: metadata of each header.
-        max_bytes: the largest size of a file.
         fsync: wait until the files are on the disk.
     """
-    shards = plan_shards(outline, max_bytes)
-    files = shard_names(len(shards))
-    file_of = {n: file for file, names in zip(files, shards, strict=True) for n in names}
-    groups = itertools.groupby(parts, lambda part: file_of[part.name])
-    for file, names in zip(files, shards, strict=True):
-        _, inside = next(groups, (file, iter(())))  # none in a model without tensors
-        tensors = {name: outline[name] for name in names}
-        write_file(folder / file, tensors, inside, metadata, fsync=fsync)
+    file_of = {name: file for file, names in shards.items() for name in names}
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for file, names in shards.items():
+            temporary = stack.enter_context(atomic(folder / file, fsync))
+            opened[file] = TensorFile(temporary, {n: outline[n] for n in names}, metadata)
+            stack.callback(opened[file].close)
+        for part in parts:
+            opened[file_of[part.name]].write(part)
     if len(shards) > 1:
         size = {"total_size": sum(value.nbytes for value in outline.values())}
-        index = {"metadata": size, "weight_map": file_of}
+        index = {"metadata": size, "weight_map": dict(sorted(file_of.items()))}
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")

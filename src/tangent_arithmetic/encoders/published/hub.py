@@ -10,8 +10,10 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, hub_
 HUB = "hf-hub:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 TOKENIZER = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "*.model")
+OTHERS = ("added_tokens.json", "preprocessor_config.json", "generation_config.json", "README.md")
 SENTENCES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the preferred one first
+ADAPTERS = ("adapter_config.json", "adapter_model.*")
 
 
 def is_hub(path: str | Path) -> bool:
@@ -22,8 +24,8 @@ def is_hub(path: str | Path) -> bool:
 def fetch(path: str | Path) -> Path:
     """Downloads `hf-hub:ORG/NAME[@REVISION]` to the hub's cache (`HF_HOME`); returns its folder.
 
-    Only the configuration, weights (safetensors if there are any) and tokenizer are downloaded, and
-    only once.
+    Only the configuration, weights (safetensors if there are any), adapters, tokenizer and model
+    card are downloaded, and only once.
 
     Raises:
         MissingFileError: if the hub is unreachable and the cache has no copy, or there are no
@@ -36,10 +38,11 @@ def fetch(path: str | Path) -> Path:
     if match is None:
         raise UsageError(f"invalid hub name {path}; expected hf-hub:ORG/NAME[@REVISION]")
     repo, revision = match["repo"], match["revision"]
+    always = ["config.json", *TOKENIZER, *OTHERS, *SENTENCES, *ADAPTERS]
     for name in WEIGHTS:
         stem, _, kind = name.partition(".")
         index = f"{name}.index.json"
-        wanted = ["config.json", name, index, f"{stem}-*.{kind}", *TOKENIZER, *SENTENCES]
+        wanted = [*always, name, index, f"{stem}-*.{kind}"]
         try:
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         except Exception as error:  # of the library, of the network, of the file system
@@ -49,5 +52,7 @@ def fetch(path: str | Path) -> Path:
                 "and weights into a folder and name the folder"
             ) from error
         if (folder / name).is_file() or (folder / index).is_file():
+            return folder
+        if (folder / ADAPTERS[0]).is_file():
             return folder
     raise MissingFileError(f"{path}: expected {' or '.join(WEIGHTS)}, got no weights")

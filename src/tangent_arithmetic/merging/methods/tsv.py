@@ -7,23 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from tangent_arithmetic.merging import spectral
-from tangent_arithmetic.merging.registry import Piece, merging_method, per_model
-from tangent_arithmetic.runtime.errors import UsageError
-
-
-def factors_of(alpha: float | Sequence[float], models: Sequence[str]) -> list[float]:
-    """The factor of each task vector.
-
-    Raises:
-        UsageError: if there is a list whose length is not the number of models.
-    """
-    factors = per_model(alpha, len(models))
-    if len(factors) != len(models):
-        raise UsageError(
-            f"tsv_m's alpha must be one number, or {len(models)} of them, one for each of "
-            f"{', '.join(models)}; got {len(factors)}"
-        )
-    return factors
+from tangent_arithmetic.merging.registry import Piece, merging_method, one_per_model
 
 
 def decorrelated(matrices: Iterable[Tensor], num_models: int, eps: float) -> Tensor:
@@ -63,7 +47,7 @@ def tsv_m(
 
     Source: Gargiulo et al., "Task Singular Vectors", arXiv:2412.00081, section 4.2 and algorithm 1.
     """
-    factors = factors_of(alpha, piece.models)
+    factors = one_per_model(alpha, piece.models, "tsv_m's alpha")
     if not spectral.is_spectral(piece, exclude_keys):
         return spectral.mean_tau(piece, factors).add_(piece.base)
     scaled = (m.mul_(f) for m, f in zip(spectral.matrices(piece), factors, strict=True))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging import spectral
+from tangent_arithmetic.merging.methods.isotropic import summed
 from tangent_arithmetic.merging.registry import Piece, merging_method
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -79,13 +80,19 @@ def wudi_closed_form(
     piece: Piece,
     *,
     scaling_factor: float = 1.0,
-    ridge: float = 1e-8,
+    ridge: float = 0.1,
     exclude_keys: Sequence[str] | None = None,
 ) -> Tensor:
-    r"""\(\theta = \theta_0 + \lambda (\sum_t \tau_t G_t) (\sum_t G_t + \epsilon I)^{-1}\).
+    r"""\(\theta = \theta_0 + \lambda M\), with M at the minimum of WUDI's objective and a ridge.
 
-    This is the minimum of WUDI's objective, see `wudi`, with \(\epsilon\) relative to the mean
-    eigenvalue of \(\sum_t G_t\). Other tensors as in `wudi`.
+    \(M = S + (\sum_t \tau_t G_t - S \sum_t G_t) (\sum_t G_t + \epsilon I)^{-1}\) minimises the
+    objective plus \(\epsilon \|M - S\|_F^2\), where \(S = \sum_t \tau_t\) is the start of `wudi`
+    and \(\epsilon\) is relative to the mean eigenvalue of \(\sum_t G_t\). Other tensors as in
+    `wudi`.
+
+    Without a ridge, M fits every task vector exactly as long as their ranks together do not exceed
+    the size of the matrix, and its norm grows without bound where they just do: the rows of
+    different tasks are then nearly dependent, and ask for different outputs.
 
     Args:
         piece: one tensor of every model.
@@ -94,7 +101,7 @@ def wudi_closed_form(
         exclude_keys: further tensors to average.
 
     Source: Cheng et al., "Whoever Started the Interference Should End It", arXiv:2503.08099,
-    the objective of algorithm 1.
+    the objective of algorithm 1; the ridge is ours.
     """
     if not ridge > 0:
         raise UsageError(f"wudi_closed_form's ridge must be above 0, got {ridge}")
@@ -104,6 +111,8 @@ def wudi_closed_form(
     level = grams.diagonal().mean()
     if level == 0:
         return piece.base.clone()
+    start = summed(piece)
+    products -= start @ grams
     grams.diagonal().add_(ridge * level)
-    merged: Tensor = torch.linalg.solve(grams, products, left=False).mul_(scaling_factor)
-    return merged.reshape(-1).to(piece.base.dtype).add_(piece.base)
+    merged: Tensor = start.add_(torch.linalg.solve(grams, products, left=False))
+    return merged.mul_(scaling_factor).reshape(-1).to(piece.base.dtype).add_(piece.base)

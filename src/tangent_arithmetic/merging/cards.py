@@ -1,0 +1,156 @@
+"""The model card of a merged folder: recipe, parents with their licences, how to make it again."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tangent_arithmetic import __version__
+from tangent_arithmetic.encoders.published import hub
+from tangent_arithmetic.merging.language import LanguageModelPool
+from tangent_arithmetic.merging.pool import ModelPool
+from tangent_arithmetic.merging.registry import OWN
+from tangent_arithmetic.merging.stream import Merge
+from tangent_arithmetic.run.results import markdown_table
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.reading import read_text
+
+CARD = "README.md"
+FENCE = "---"
+PLAIN = re.compile(r"[A-Za-z_~/.][\w~/.@-]*")  # strings that Hydra takes without quotes
+LICENCE = ("license", "license_name", "license_link")
+UNSTATED = "not stated"
+
+
+def card(merge: Merge, recipe: Mapping[str, Any], title: str) -> str:
+    """The model card, in Markdown with the front matter of the Hugging Face hub.
+
+    Args:
+        merge: the merge.
+        recipe: its recipe, without home folders.
+        title: the heading.
+    """
+    licences = {name: licence_of(merge.pool.weights(name).folder) for name in recipe["models"]}
+    named = {
+        name: found.get("license_name", found.get("license", UNSTATED))
+        for name, found in licences.items()
+    }
+    table = markdown_table(
+        ["model", "from", "licence", "fingerprint"],
+        [
+            [f"`{name}`", _place(facts), named[name], f"`{facts['fingerprint']}`"]
+            for name, facts in recipe["models"].items()
+        ],
+    )
+    settings = {"method": recipe["method"], "options": recipe["options"]}
+    settings |= {key: recipe[key] for key in ("plugins",) if key in recipe}
+    source = "" if recipe["source"] == "none" else f" ({recipe['source']})"
+    return "\n".join(
+        [
+            *(FENCE, _front_matter(recipe, list(licences.values())).strip(), FENCE, ""),
+            *(f"# {title}", ""),
+            f"A merge of {len(merge.models)} models by `{recipe['method']}`{source}, made with "
+            f"tangent-arithmetic {__version__}. It has not been evaluated here.",
+            *("", "## Recipe", "", table, "", "```yaml", _yaml(settings).strip(), "```", ""),
+            *("## How to make it again", "", *_reproduction(merge, recipe), ""),
+            *("## Licences", "", _terms(licences), ""),
+        ]
+    )
+
+
+def licence_of(folder: Path | None) -> dict[str, str]:
+    """The licence that the model card in a folder states; empty if there is none."""
+    import yaml
+
+    path = None if folder is None else folder / CARD
+    if path is None or not path.is_file():
+        return {}
+    found: Any = None
+    with contextlib.suppress(UsageError, yaml.YAMLError, RecursionError, ValueError):
+        first, fence, rest = read_text(path).partition(f"{FENCE}\n")
+        if fence and not first.strip():
+            found = yaml.safe_load(rest.partition(f"\n{FENCE}")[0])
+    if not isinstance(found, Mapping):
+        return {}
+    return {key: found[key] for key in LICENCE if isinstance(found.get(key), str)}
+
+
+def _place(facts: Mapping[str, Any]) -> str:
+    return f"`{facts['place']}`" if "place" in facts else "memory"
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+def _front_matter(recipe: Mapping[str, Any], licences: list[dict[str, str]]) -> str:
+    """The metadata of the hub: parents there, and the licence if all parents have the same."""
+    places = [
+        str(facts.get("place", "")).removeprefix(hub.HUB) for facts in recipe["models"].values()
+    ]
+    parents = [place for place in places if hub.NAME.fullmatch(place)]
+    content: dict[str, Any] = {"library_name": "transformers"}
+    if parents and len(parents) == len(places):
+        content |= {"base_model": parents, "base_model_relation": "merge"}
+    if licences[0] and all(found == licences[0] for found in licences):
+        content |= licences[0]
+    return _yaml({**content, "tags": ["merge", "tangent-arithmetic"]})
+
+
+def _terms(licences: Mapping[str, Mapping[str, str]]) -> str:
+    unstated = [f"`{name}`" for name, found in licences.items() if not found]
+    stated = sorted({found["license"] for found in licences.values() if "license" in found})
+    if not unstated and len(stated) == 1:
+        return f"All parents state the licence {stated[0]}."
+    parts = [f"The parents' model cards state {', '.join(stated)}."] if stated else []
+    if unstated:
+        parts.append(f"No licence was found for {', '.join(unstated)}.")
+    return " ".join([*parts, "Check the terms of all parents before you publish this model."])
+
+
+def _reproduction(merge: Merge, recipe: Mapping[str, Any]) -> Iterator[str]:
+    models = recipe["models"]
+    if not all("place" in facts for facts in models.values()):
+        yield "Models were given in memory; `merge_recipe.json` has fingerprints of their weights."
+        return
+    words = [f"method={merge.method.config}"]
+    changed = merge.method.changed(merge.options)
+    if "seed" in changed:
+        words.append(f"seed={changed.pop('seed')}")
+    words += [f"method.{name}={_hydra(value)}" for name, value in changed.items()]
+    if merge.plugins:
+        words.append(f"plugins={_hydra(recipe['plugins'])}")
+    words.append("modelpool=files")
+    if type(merge.pool) is not ModelPool:
+        words.append(f"modelpool._target_={OWN}{type(merge.pool).__name__}")
+    if isinstance(merge.pool, LanguageModelPool) and merge.pool.vocabulary != "same":
+        words.append(f"+modelpool.vocabulary={merge.pool.vocabulary}")
+    words.append(f"modelpool.models={_hydra({name: f['place'] for name, f in models.items()})}")
+    words.append("merged_model_save_path=merged")
+    yield from ("```sh", " \\\n    ".join(["tangent-arithmetic merge", *map(shlex.quote, words)]))
+    yield from ("```", "", "The paths are those of the machine on which it was made.")
+    if merge.method.needs_data:
+        yield "The method ran the models on data, which a `taskpool` must name."
+
+
+def _hydra(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case Mapping():
+            return f"{{{','.join(f'{_hydra(key)}: {_hydra(v)}' for key, v in value.items())}}}"
+        case list() | tuple():
+            return f"[{','.join(map(_hydra, value))}]"
+        case str() if not PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false"):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            return f'"{escaped}"'
+    return str(value)
