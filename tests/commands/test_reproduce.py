@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from tangent_arithmetic.commands import reproduce
 from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.costs import Costs
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread, with_seed
@@ -78,7 +80,7 @@ def test_the_stages_of_chosen_modes() -> None:
     assert added.output == arithmetic_path(run, "linear+taujp", "additions")
     assert by_name["posthoc task negation"].inputs == ["standard"]
     assert by_name["zero-shot evaluation"].inputs == []
-    costs = reproduce.Costs(8, 21)
+    costs = Costs(8, 21)
     assert costs.training("linear+taujp").kind == costs.training("linear").kind
     assert costs.training("linear+taujp").cost > 1.5 * costs.training("linear").cost
 
@@ -116,7 +118,7 @@ def test_ledgers_of_before_stay_valid(tmp_path: Path) -> None:
 
 
 def test_standard_sweeps_cost_by_the_number_of_coefficients() -> None:
-    few, many = reproduce.Costs(8, 5), reproduce.Costs(8, 21)
+    few, many = Costs(8, 5), Costs(8, 21)
     for name in ("addition", "negation"):
         assert getattr(many, name)("standard").cost > 2 * getattr(few, name)("standard").cost
         assert getattr(many, name)("posthoc") == getattr(few, name)("linear")
@@ -336,3 +338,32 @@ def test_seed_zero_is_the_run_without_a_seed() -> None:
     run = Run.of(small_config(Path("x")))
     assert with_seed(run, 0).config.seed is None and with_seed(run, 2).seed == 2
     assert run.config.seed is None
+
+
+@pytest.mark.slow
+def test_a_paper_in_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ["--paper=tangent", "--grid-points=3", "--pairs=Emoji+FashionMNIST"]
+    words += ["--kernel-images=4", "--kernel-directions=4"]
+    with small_suite(monkeypatch):
+        assert reproduce.main([*flags(tmp_path), *words]) == 0
+        told = capsys.readouterr().out
+        assert "needs the data sets Emoji, FashionMNIST, Shapes" in told and "on two cores" in told
+        folder = tmp_path / "results/embedded/papers/ViT-Nano-8/tangent"
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert "no table" not in text and text.count("one seed") + text.count("cannot") >= 7
+        for name in ("figure_2.pdf", "figure_3.pdf", "section_6.svg", "table_2.tex", "claims.tex"):
+            assert (folder / name).is_file()
+        modes = set(pd.read_csv(folder / "figure_3.csv")["mode"])
+        assert modes == {"standard", "posthoc", "linear"}
+        found = pd.read_csv(tmp_path / "results/embedded/ViT-Nano-8/analysis/negation_random.csv")
+        assert "ascent, whole" in set(found["vector"])
+        assert reproduce.main([*flags(tmp_path), *words]) == 0
+    assert capsys.readouterr().out.count("done before, skipped") >= 12
+
+
+def test_an_unknown_paper_is_refused(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(["--paper=tangents"])
+    assert "arithmetic" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from tangent_arithmetic.merging.methods.adamerging import backward, mean_entropy
 from tangent_arithmetic.merging.methods.fisher_merging import diagonal_fisher
 from tangent_arithmetic.merging.moving import MovingEncoder
 from tangent_arithmetic.runtime.errors import UsageError
-from tangent_arithmetic.training.factors.gradients import ExampleGradients
+from tangent_arithmetic.tangent.gradients import ExampleGradients
 
 CLASSES = {"a": 4, "b": 3}
 FEATURES, WIDTH = 5, 6

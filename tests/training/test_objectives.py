@@ -24,8 +24,10 @@ from tangent_arithmetic.runtime.processes import Stopped
 from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.training.loop import TrainingData, train
 from tangent_arithmetic.training.objectives import (
+    OBJECTIVES,
     BinaryCrossEntropy,
     CrossEntropy,
+    Setting,
     intercepts,
     supervised_of,
 )
@@ -236,3 +238,22 @@ def test_cross_entropy_is_unchanged_by_the_choice() -> None:
     y = torch.tensor([0, 1, 2, 0, 1])
     found = CrossEntropy(0.1).loss(nn.Identity(), (x, y), 0)
     assert torch.equal(found, F.cross_entropy(x, y, reduction="none", label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ascent_is_the_loss_with_its_sign_turned(multilabel: bool) -> None:
+    labels = several(4) if multilabel else np.arange(4) % 3
+    batch = torch.rand(4, 3, 4, 4), torch.from_numpy(labels)
+    objective = OBJECTIVES["ascent"](Setting(RECIPE, multilabel))
+    expected = supervised_of(RECIPE, multilabel).loss(network(), batch, 0)
+    torch.testing.assert_close(objective.loss(network(), batch, 0), -expected)
+    assert objective.penalty(network(), 0) is None
+    again = OBJECTIVES["ascent"](Setting(RECIPE, multilabel))
+    again.load_state_dict(objective.state_dict())
+    torch.testing.assert_close(again.loss(network(), batch, 1), -expected)
+    if not multilabel:
+        data, ascended = pictures(np.arange(12) % 3), network()
+        train(ascended, TrainingData(data, to_tensor), RECIPE, objective=objective)
+        images, truth = torch.stack([to_tensor(x) for x in data.images]), torch.arange(12) % 3
+        before, after = (F.cross_entropy(model(images), truth) for model in (network(), ascended))
+        assert after > before + 0.01

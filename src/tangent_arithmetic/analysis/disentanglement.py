@@ -3,8 +3,8 @@ r"""The disentanglement error: whether a task vector changes predictions only on
 \[ \xi(a_1, a_2) = \sum_{t=1,2} E_{x \sim \mu_t}
    [\, y(x; \theta_0 + a_t \tau_t) \neq y(x; \theta_0 + a_1 \tau_1 + a_2 \tau_2) \,] \]
 
-with y the predicted class, the highest logit. 0 is perfect disentanglement, 2 the maximum.
-maximum.
+with y the predicted class, the highest logit. 0 is perfect disentanglement, 2 the maximum. As one
+number it is the mean over a grid of coefficients from 0 to 1.
 
 Source: arXiv:2305.12827, the disentanglement error with the prediction error as distance.
 """
@@ -13,20 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
-from tangent_arithmetic.analysis.figures import heat, in_paper, panels
-from tangent_arithmetic.run.modes import MODES, in_order
+from tangent_arithmetic.analysis.figures import heat, in_paper, named, panels
+from tangent_arithmetic.analysis.intervals import bootstrap
+from tangent_arithmetic.run.modes import MODES, distinct, in_order
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 REACH = 2.0  # coefficients from -REACH to REACH
 POINTS = 11  # on each axis, for standard models, which need a pass over the images a point
 AFFINE_POINTS = 41  # for linear models, which need one pass for all
+FRAME = 6  # on each axis from 0 to 1, of the error as one number
 
 
 def pairs_of(run: Run) -> list[tuple[str, str]]:
@@ -51,6 +58,30 @@ def pairs_of(run: Run) -> list[tuple[str, str]]:
     return pairs
 
 
+def disagreements(
+    model: EditedEncoder, pair: tuple[str, str], coefs: Sequence[float]
+) -> tuple[list[tuple[float, float]], list[Bool[Tensor, "points images"]]]:
+    """Whether the other vector changes the prediction, for each point of a square grid and image.
+
+    Args:
+        model: has a vector and a split for each of the two tasks.
+        pair: names of the tasks.
+        coefs: coefficients of either vector.
+
+    Returns:
+        The points, and the flags on the images of each of the two tasks; this rank's share.
+    """
+    grid = list(product(coefs, coefs))
+    joint = [dict(zip(pair, at, strict=True)) for at in grid]
+    flags = []
+    for t, task in enumerate(pair):
+        alone = [{task: coef} for coef in coefs]
+        classes, _ = model.predictions(task, [*joint, *alone])
+        own = classes[len(joint) :][[coefs.index(at[t]) for at in grid]]
+        flags.append(classes[: len(joint)] != own)
+    return grid, flags
+
+
 def errors(model: EditedEncoder, pair: tuple[str, str], coefs: Sequence[float]) -> pd.DataFrame:
     """The disentanglement error of two task vectors on a square grid.
 
@@ -62,14 +93,8 @@ def errors(model: EditedEncoder, pair: tuple[str, str], coefs: Sequence[float]) 
     Returns:
         Columns coef1, coef2, error1, error2 (the two terms) and error.
     """
-    grid = list(product(coefs, coefs))
-    joint = [dict(zip(pair, at, strict=True)) for at in grid]
-    terms = []
-    for t, task in enumerate(pair):
-        alone = [{task: coef} for coef in coefs]
-        classes, _ = model.predictions(task, [*joint, *alone])
-        own = classes[len(joint) :][[coefs.index(at[t]) for at in grid]]
-        terms.append(model.rates(classes[: len(joint)] != own))
+    grid, flags = disagreements(model, pair, coefs)
+    terms = [model.rates(own) for own in flags]
     rows = [(*at, one, other, one + other) for at, one, other in zip(grid, *terms, strict=True)]
     return pd.DataFrame(rows, columns=["coef1", "coef2", "error1", "error2", "error"])
 
@@ -88,6 +113,47 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         named = {"mode": mode, "task1": pair[0], "task2": pair[1]}
         parts.append(part.assign(**named)[[*named, *part.columns]])
     return pd.concat(parts, ignore_index=True)
+
+
+def xi(run: Run, modes: Sequence[str]) -> pd.DataFrame:
+    """The mean error over coefficients from 0 to 1 of each pair and mode, on the test splits.
+
+    The grid has `FRAME` points on each axis, or so many that their distance is that of
+    `--grid-points`.
+
+    Returns:
+        Columns mode, task1, task2, xi, low, high (a bootstrap interval over images of 95 %),
+        points (on each axis).
+    """
+    rows, points = [], FRAME
+    if grid := run.config.grid_points:
+        points = max(2, round((grid - 1) / (2 * REACH)) + 1)
+    coefs = [round(float(c), 10) for c in np.linspace(0, 1, points)]
+    for mode, pair in product(modes, pairs_of(run)):
+        _, flags = disagreements(Edits(run, mode, pair), pair, coefs)
+        shares = [ddp.gather(own.double().mean(dim=0).numpy()) for own in flags]
+        parts = [np.concatenate(share) for share in shares]
+        value = sum(float(part.mean()) for part in parts)
+        rows.append((mode, *pair, value, *bootstrap(parts, run.seed), points))
+    return pd.DataFrame(rows, columns=["mode", "task1", "task2", "xi", "low", "high", "points"])
+
+
+def draw_xi(table: pd.DataFrame, run: Run) -> Any:
+    """The error of each pair with its interval, by mode."""
+    pairs = list(dict.fromkeys(zip(table["task1"], table["task2"], strict=True)))
+    modes = distinct(table["mode"])
+    figure, axes = panels(1, 1, width=4.6, height=3.2)
+    axis = axes[0][0]
+    for k, mode in enumerate(modes):
+        own = table[table["mode"] == mode.name].set_index(["task1", "task2"]).loc[pairs]
+        places = [i + 0.12 * (k - (len(modes) - 1) / 2) for i in range(len(pairs))]
+        bars = [own["xi"] - own["low"], own["high"] - own["xi"]]
+        style = {"fmt": mode.marker, "color": mode.colour, "label": mode.label, "ms": 4}
+        axis.errorbar(places, own["xi"], bars, **style)
+    named(axis, [" +\n".join(pair) for pair in pairs])
+    axis.set(ylabel="disentanglement error, mean on [0, 1]²", ylim=(0, None))
+    axis.legend()
+    return figure
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:

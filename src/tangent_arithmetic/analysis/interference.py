@@ -27,12 +27,7 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     Raises:
         UsageError: if no mode is linear.
     """
-    chosen = [mode for mode in modes if MODES[mode].linear]
-    if not chosen:
-        raise UsageError(
-            f"interference is that of linear models, got {', '.join(modes)}; choose from "
-            f"{', '.join(f'--finetuning-mode={mode}' for mode in linear())}"
-        )
+    chosen = linear_of(modes, "interference")
     names = [*run.tasks, *([run.control_set] if run.control_set else [])]
     end = "Val" if run.config.interference_split == "validation" else ""
     rows: list[dict[str, Any]] = []
@@ -43,6 +38,20 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         found = matrix(edits.base, edits.vectors, splits)
         rows += [{MODE: mode, IMAGES_OF: name, **row} for name, row in found.items()]
     return pd.DataFrame(rows)
+
+
+def linear_of(modes: Sequence[str], what: str) -> list[str]:
+    """The linear ones of these modes, for something that only linear models have.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    if chosen := [mode for mode in modes if MODES[mode].linear]:
+        return chosen
+    raise UsageError(
+        f"{what} is that of linear models, got {', '.join(modes)}; choose from "
+        f"{', '.join(f'--finetuning-mode={mode}' for mode in linear())}"
+    )
 
 
 def matrices(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:

@@ -19,7 +19,13 @@ MAGNITUDE = "viridis"  # errors, from 0
 SIGNED = "PRGn"  # cosines: purple negative, white zero, green positive
 LAYERS = "viridis"  # from the first layer, dark, to the last, bright
 
-HATCHES = {"task": "", "random": "////"}  # kinds of vectors
+HATCHES = {  # kinds of vectors
+    "task": "",
+    "random": "////",
+    "others": "....",
+    "ascent": "xxxx",
+    "ascent, whole": "\\\\\\\\",
+}
 
 
 def ordered(count: int) -> list[Any]:

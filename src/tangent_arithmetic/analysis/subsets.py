@@ -10,6 +10,7 @@ Source: arXiv:2212.04089, the figures on adding subsets of the tasks.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -20,13 +21,15 @@ import numpy as np
 import pandas as pd
 
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
-from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.figures import heat, in_paper, panels
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
 from tangent_arithmetic.arithmetic.sweeps import smallest
 from tangent_arithmetic.run.models import checkpoint_hashes, command
 from tangent_arithmetic.run.modes import MODES, distinct
 from tangent_arithmetic.run.results import accuracies_path, require_results
 from tangent_arithmetic.run.run import Run
+
+logger = logging.getLogger(__name__)
 
 Subset = tuple[str, ...]
 
@@ -70,6 +73,11 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         singles = require_results(path, run, theta0_hash, made_by, hashes, [*tasks, *val])
         coefs = coefficients(run.config.n_eval_points if linear else 11)
         chosen = subsets(tasks, sample, run.seed)
+        if not linear:
+            passes = len(chosen) * (len(coefs) * len(val) + len(tasks))
+            logger.info(
+                "subsets: %s, %d subsets, %d passes over a split", mode, len(chosen), passes
+            )
         for row in evaluate(edits, chosen, tasks, singles, coefs, smallest(map(edits.split, val))):
             rows.append({"mode": mode, **row})
     return pd.DataFrame(rows)
@@ -113,6 +121,23 @@ def evaluate(
             row[f"{prefix}normalised"] = float(np.mean([normalised[task] for task in over]))
         rows.append(row)
     return rows
+
+
+def draw_pairs(table: pd.DataFrame, run: Run) -> Any:
+    """The normalised accuracy of each sum of two vectors on its own two tasks."""
+    modes = distinct(table["mode"])
+    figure, axes = panels(1, len(modes), width=3.25, height=3.3)
+    for axis, mode in zip(axes[0], modes, strict=True):
+        rows = table[(table["mode"] == mode.name) & (table["num_vectors"] == 2)]
+        names = rows["tasks"].str.split("+", expand=True)
+        tasks = list(dict.fromkeys([*names[0], *names[1]]))
+        square = pd.DataFrame(np.nan, index=tasks, columns=tasks)
+        for one, other, value in zip(names[0], names[1], rows["own_normalised"], strict=True):
+            square.loc[one, other] = square.loc[other, one] = value
+        image = heat(axis, square, (0.8, 1.0), written=not in_paper())
+        axis.set_title(mode.label)
+    figure.colorbar(image, ax=axes[0], extend="both", label="normalised accuracy, mean of the two")
+    return figure
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:

@@ -16,6 +16,12 @@ from tangent_arithmetic.runtime.errors import MissingFileError
 from tangent_arithmetic.storage.reading import readable
 
 LONGEST = 100  # rows of a table in LaTeX
+MADE_BY = {  # the analyses of tables with another name
+    "layers": "similarity",
+    "xi": "disentanglement",
+    "negation_random": "negation",
+    "analogies_few": "few",
+}
 
 
 def table_path(run: Run, name: str) -> Path:
@@ -36,11 +42,16 @@ def write_latex(run: Run, name: str, table: pd.DataFrame) -> None:
     """Writes a table of at most `LONGEST` rows as LaTeX beside its CSV; longer ones are figures."""
     path = table_path(run, name).with_suffix(".tex")
     if len(table) <= LONGEST:
-        rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-        numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
-        write_text(path, booktabs([*map(str, table.columns)], rows, numeric))
+        write_text(path, latex(table))
     else:
         path.unlink(missing_ok=True)
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A table in LaTeX, numbers to the right."""
+    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+    return booktabs([*map(str, table.columns)], rows, numeric)
 
 
 def _cell(value: object) -> str:
@@ -56,7 +67,7 @@ def read_table(run: Run, name: str) -> pd.DataFrame:
     """
     path = table_path(run, name)
     if not path.is_file():
-        made_by = command("analyze", run, name=name)
+        made_by = command("analyze", run, name=MADE_BY.get(name, name))
         raise MissingFileError(f"no table at {path}. Make it with: {made_by}")
     with of_table(run, name):
         return pd.read_csv(path, encoding="utf-8")
@@ -64,5 +75,5 @@ def read_table(run: Run, name: str) -> pd.DataFrame:
 
 def of_table(run: Run, name: str) -> AbstractContextManager[None]:
     """Turns errors caused by a damaged table into a `UsageError` that names its command."""
-    made_by = command("analyze", run, name=name)
+    made_by = command("analyze", run, name=MADE_BY.get(name, name))
     return readable(table_path(run, name), f"the table that {made_by} makes")

@@ -165,6 +165,33 @@ def analogies_few(table: pd.DataFrame) -> str:
     )
 
 
+def kernel(table: pd.DataFrame) -> str:
+    """The localisation of the eigenfunctions that task vectors use."""
+    from tangent_arithmetic.analysis.kernel import localisation
+
+    means = 100 * localisation(table).groupby("mode")["share"].mean()
+    parts = [f"{means[mode]:.0f} % ({MODES[mode].label})" for mode in in_order(table["mode"])]
+    even = 100 / table["task"].nunique()
+    return (
+        f"Of the eigenfunctions that a task vector uses, {_listed(parts)} are on its own task's "
+        f"images, {even:.0f} % if spread evenly."
+    )
+
+
+def ensembles(table: pd.DataFrame) -> str:
+    """The largest difference between an ensemble and the sum of the weights."""
+    gaps = table.groupby("mode")["gap"].max()
+    parts = [f"{gaps[mode]:.2g} ({MODES[mode].label})" for mode in in_order(table["mode"])]
+    return f"Largest relative difference of an ensemble to the sum of weights: {_listed(parts)}."
+
+
+def xi(table: pd.DataFrame) -> str:
+    """The mean over pairs, the lowest first."""
+    means = table.groupby("mode")["xi"].mean().sort_values()
+    parts = [f"{MODES[mode].label} {value:.2f}" for mode, value in means.items()]
+    return f"Mean of the pairs, lowest first: {', '.join(parts)}."
+
+
 def _listed(parts: Iterable[str]) -> str:
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
@@ -175,6 +202,9 @@ TAKEAWAYS: Mapping[str, Callable[[pd.DataFrame], str]] = {
     "subsets": subsets,
     "interference": interference,
     "disentanglement": disentanglement,
+    "xi": xi,
+    "kernel": kernel,
+    "ensembles": ensembles,
     "similarity": similarity,
     "layers": layers,
     "negation": negation,

@@ -37,6 +37,7 @@ from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.statedict import State, check_part, content_hash, scale
 from tangent_arithmetic.tangent import at_once
+from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.tangent.memory import freed_memory_kept
 
 if TYPE_CHECKING:
@@ -164,7 +165,9 @@ def _compute(
 
 @torch.no_grad()
 def few_at_a_time(
-    encoder: LinearEncoder, images: Tensor, vectors: Sequence[Mapping[str, Tensor]]
+    encoder: LinearEncoder | LinearizedModel,
+    images: Tensor,
+    vectors: Sequence[Mapping[str, Tensor]],
 ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch features"]]]:
     """f0 and the directions of a batch, of so few images at a time that memory is bounded.
 

@@ -1,10 +1,10 @@
 """Runs the papers' analyses of a run: tables, figures and the report page.
 
 NAME is an analysis (single, similarity, interference, disentanglement, negation, subsets, fronts,
-analogies, few), "report" for the page with its tangent explorer, or "figures" to redraw the figures
-of existing tables. The default is all analyses and the page. They need the run's checkpoints and
-results, see src/finetune.py and src/eval_*.py. The modes are those with checkpoints, or the one of
---finetuning-mode.
+analogies, few, kernel, cka, ensembles, seeds), "report" for the page with its tangent explorer, or
+"figures" to redraw the figures of existing tables. The default is all analyses and the page. They
+need the run's checkpoints and results, see src/finetune.py and src/eval_*.py. The modes are those
+with checkpoints, or those of --modes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ import pandas as pd
 
 from tangent_arithmetic.analysis import (
     analogies,
+    baselines,
+    cka,
     disentanglement,
+    ensembles,
     fronts,
     interference,
+    kernel,
     negation,
+    seeds,
     similarity,
     single,
     subsets,
@@ -64,15 +69,22 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
         ("layers", similarity.layers, similarity.draw_layers),
     ],
     "interference": [("interference", interference.table, interference.draw)],
-    "disentanglement": [("disentanglement", disentanglement.table, disentanglement.draw)],
+    "disentanglement": [
+        ("disentanglement", disentanglement.table, disentanglement.draw),
+        ("xi", disentanglement.xi, disentanglement.draw_xi),
+    ],
     "negation": [
         ("negation", negation.curves, negation.draw_curves),
-        ("negation_random", negation.against_random, negation.draw_random),
+        ("negation_random", baselines.table, baselines.draw),
     ],
     "subsets": [("subsets", subsets.table, subsets.draw)],
     "fronts": [("fronts", fronts.table, fronts.draw)],
     "analogies": [("analogies", analogies.table, analogies.draw)],
     "few": [("analogies_few", analogies.with_few_images, analogies.draw_few)],
+    "kernel": [("kernel", kernel.table, kernel.draw)],
+    "cka": [("cka", cka.table, cka.draw)],
+    "ensembles": [("ensembles", ensembles.table, ensembles.draw)],
+    "seeds": [("seeds", seeds.table, seeds.draw)],
 }
 FIGURES, REPORT = "figures", "report"
 NEEDS = {"negation": NEGATION, "subsets": SINGLE}  # results that an analysis reads of each mode
@@ -128,7 +140,7 @@ def evaluated(run: Run, analysis: str, modes: Sequence[str]) -> Sequence[str]:
     The analysis then says which command makes the results.
     """
     kind = NEEDS.get(analysis)
-    if kind is None or run.config.finetuning_mode is not None:
+    if kind is None or run.config.modes or run.config.finetuning_mode is not None:
         return modes
     found = [mode for mode in modes if files_of(run.results, mode, kind)]
     if found and (missing := [mode for mode in modes if mode not in found]):

@@ -2,7 +2,9 @@
 
 What is done is skipped: a stage counts as done when its results are those it wrote and the
 checkpoints behind them are the same. --modes names the modes, such as
---modes=linear,linear+taujp. Any other flag is passed to the scripts in src/.
+--modes=linear,linear+taujp. --paper=arithmetic or --paper=tangent makes every table and figure of a
+paper that applies, named as there, in a folder with LaTeX and a table of its claims. Any other flag
+is passed to the scripts in src/.
 """
 
 from __future__ import annotations
@@ -11,21 +13,22 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import make_dataclass
 from typing import Annotated, Any
 
+from tangent_arithmetic.commands import paper as papers
+from tangent_arithmetic.commands.stages import Stage, stages
+from tangent_arithmetic.report.papers.items import PAPERS, Paper
 from tangent_arithmetic.run.args import HELP, Config, flags, paragraphs, parse_arguments
 from tangent_arithmetic.run.checks import check
-from tangent_arithmetic.run.costs import Costs
 from tangent_arithmetic.run.modes import ALL, MODES, SUPERVISED, edited, in_order, trained
 from tangent_arithmetic.run.parser import Parser
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.usage import REPRODUCE, examples_of
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entry_point
-from tangent_arithmetic.runtime.eta import Estimate, Step, shown_time
+from tangent_arithmetic.runtime.eta import Estimate, shown_time
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.ranges import number
 from tangent_arithmetic.storage.reading import read_json
@@ -39,100 +42,6 @@ QUICK = (
 )
 
 logger = logging.getLogger(__name__)
-
-Main = Callable[[Sequence[str]], int]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One call of an entry point, or several.
-
-    Attributes:
-        name: for the log.
-        main: the entry point.
-        argv: its arguments.
-        output: the results file that it writes; None for fine-tuning, which skips by itself.
-        cost: what is expected of it, for the time left.
-        parts: what is called one after the other, each with further arguments; by name.
-        mode: the mode that it is of; None for the page, which shows all.
-    """
-
-    name: str
-    main: Main
-    argv: list[str]
-    output: Path | None
-    cost: Step
-    parts: dict[str, list[str]] = field(default_factory=lambda: {"": []})
-    mode: str | None = None
-
-    @property
-    def inputs(self) -> list[str]:
-        """The modes whose checkpoints it reads."""
-        if self.mode is None:
-            return trained()
-        return [MODES[self.mode].training.name] if MODES[self.mode].edits else []
-
-    @property
-    def steps(self) -> list[Step]:
-        """Its parts, for an estimate of the time left."""
-        return [Step(self.cost.kind, self.cost.cost / len(self.parts))] * len(self.parts)
-
-
-def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> list[Stage]:
-    """All stages of a run, in order.
-
-    Args:
-        run: the run.
-        flags: its flags, for each entry point.
-        modes: the modes with task vectors; None for those of the table.
-    """
-    from tangent_arithmetic.commands import add, analyze, combine, evaluate, finetune, negate
-    from tangent_arithmetic.report.page import report_path
-    from tangent_arithmetic.run.results import SOLVED, accuracies_path, arithmetic_path, solved_path
-
-    def stage(name: str, main: Main, mode: str, output: Path | None, cost: Step,
-              *more: str) -> Stage:  # fmt: skip
-        parts = {"": list[str]()} if output else _each_task(run)
-        argv = [f"--finetuning-mode={mode}", *flags, *more]
-        return Stage(name, main, argv, output, cost, parts, mode)
-
-    costs = Costs(len(run.tasks), run.config.n_eval_points)
-    modes = edited() if modes is None else modes
-    zeroshot = accuracies_path(run, "none")
-    found = [stage("zero-shot evaluation", evaluate.main, "none", zeroshot, costs.zeroshot)]
-    for mode in _in_training_order(modes):
-        found.append(stage(f"{mode} fine-tuning", finetune.main, mode, None, costs.training(mode)))
-    for mode in modes:
-        name, path = f"{mode} single-task evaluation", accuracies_path(run, mode)
-        found.append(stage(name, evaluate.main, mode, path, costs.single(mode)))
-    for mode in modes:
-        name, path = f"{mode} task addition", arithmetic_path(run, mode, "additions")
-        found.append(stage(name, add.main, mode, path, costs.addition(mode)))
-    for mode in modes:
-        name, path = f"{mode} solved addition", solved_path(run, mode)
-        found.append(stage(name, combine.main, mode, path, costs.solved(mode), *SOLVED))
-    if run.control_set is None:
-        logger.info("no negation: suite %s has no control set", run.suite.name)
-    for mode in modes if run.control_set else ():
-        name, path = f"{mode} task negation", arithmetic_path(run, mode, "negations")
-        found.append(stage(name, negate.main, mode, path, costs.negation(mode)))
-    words, page = [analyze.REPORT, *flags], report_path(run)
-    found.append(Stage("report page", analyze.main, words, page, costs.report))
-    return found
-
-
-def _in_training_order(modes: Sequence[str]) -> list[str]:
-    """The modes that fine-tune for these; one that learns from a linear model comes after it."""
-    training = in_order(MODES[mode].training.name for mode in modes)
-    return sorted(training, key=lambda mode: MODES[mode].objective == "delta")
-
-
-def _each_task(run: Run) -> dict[str, list[str]]:
-    """Arguments to fine-tune one task after the other; all at once where processes are started."""
-    if run.config.world_size > 1:
-        return {"": []}
-    named = run.config.train_dataset or run.config.tasks or run.tasks
-    return {text.partition("=")[0]: [f"--train-dataset={text}"] for text in named}
 
 
 class Ledger:
@@ -215,6 +124,9 @@ def _help() -> None:
 
     about = tyro.conf.arg(help="number of seeds, from 0", metavar="N")
     quick = tyro.conf.arg(help="two tasks, one epoch, in checkpoints/quick")
+    made = tyro.conf.arg(
+        help="make the tables, figures and claims of a paper: arithmetic or tangent", metavar="NAME"
+    )
     which = tyro.conf.arg(
         help="modes to fine-tune and evaluate, such as standard,linear,linear+taujp",
         metavar="MODE,...",
@@ -225,6 +137,7 @@ def _help() -> None:
             ("seeds", Annotated[int, about], 1),
             ("modes", Annotated[str, which], ",".join(edited())),
             ("quick", Annotated[bool, quick], False),
+            ("paper", Annotated[str | None, made], None),
         ],
     )
     shown = flags(REPRODUCE.fields, texts=REPRODUCE.texts, first={"benchmark": own})
@@ -237,8 +150,8 @@ def _help() -> None:
     )
 
 
-def _options(argv: Sequence[str] | None) -> tuple[int, list[str], list[str], Config]:
-    """The number of seeds, the modes, the flags for the scripts, and the settings.
+def _options(argv: Sequence[str] | None) -> tuple[int, list[str], list[str], Config, Paper | None]:
+    """The number of seeds, the modes, the flags for the scripts, the settings, and the paper.
 
     Raises:
         UsageError: for flags that do not go together.
@@ -248,7 +161,8 @@ def _options(argv: Sequence[str] | None) -> tuple[int, list[str], list[str], Con
         _help()
     parser = Parser(add_help=False)
     parser.add_argument("--seeds", type=number(int, 1, 10_000), default=1)
-    parser.add_argument("--modes", default=",".join(edited()))
+    parser.add_argument("--modes")
+    parser.add_argument("--paper", choices=sorted(PAPERS))
     parser.add_argument("--quick", action="store_true")
     own, rest = parser.parse_known_args(words)
     if own.quick:
@@ -263,7 +177,10 @@ def _options(argv: Sequence[str] | None) -> tuple[int, list[str], list[str], Con
             "expected no --objective and no --trainable here; name the modes that have them, "
             "such as --modes=linear,linear+taujp"
         )
-    return own.seeds, _modes(own.modes), rest, config
+    paper = PAPERS.get(own.paper)
+    named = edited() if paper is None else paper.modes
+    modes = _modes(",".join(named) if own.modes is None else own.modes)
+    return own.seeds, modes, rest, config, paper
 
 
 def _modes(text: str) -> list[str]:
@@ -283,7 +200,7 @@ def _modes(text: str) -> list[str]:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    seeds, modes, flags, config = _options(argv)
+    seeds, modes, flags, config, paper = _options(argv)
     run = Run.of(config)
     check(run)
     from tangent_arithmetic.analysis.figures import overview
@@ -303,6 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(path)
     seeded = [[*flags, f"--seed={seed}"] if seed else flags for seed in range(seeds)]
     work = [stages(r, words, modes) for r, words in zip(runs, seeded, strict=True)]
+    if paper is not None:
+        for run, words, todo in zip(runs, seeded, work, strict=True):
+            todo[-1:-1] = papers.further(paper, run, words, modes)
+        print(papers.plan(paper, runs, work), flush=True)
+        papers.check_data(runs[0])
     for run, todo in zip(runs, work, strict=True):
         check_targets(run, *(stage.output for stage in todo if stage.output))
     estimate = Estimate([step for todo in work for stage in todo for step in stage.steps])
@@ -311,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary, tables = write_summary(runs)
     overview(runs[0], summary, figure)
     print(f"\n{tables}\n")
+    if paper is not None:
+        print(f"tables, figures and claims of the paper: {papers.write(paper, runs)}/README.md")
     print(f"results: {suite}/ (summary.md, summary.json, figures/)")
     pages = ", ".join(str(report_path(run)) for run in runs)
     print(f"pages, with the tangent explorer; open them in a browser: {pages}")

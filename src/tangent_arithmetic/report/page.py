@@ -51,7 +51,14 @@ CAPTIONS = {
     "similarity": "Cosine similarity of the task vectors, without each vector's own",
     "layers": "Share of the task vectors' squared norm by layer",
     "negation": "The cost of forgetting: the task and the control set along negation",
-    "negation_random": "Negation against random vectors of the same norm in each weight",
+    "negation_random": "Negation against random vectors of the same norm in each weight, the other "
+    "tasks' vectors, and gradient ascent",
+    "xi": "The disentanglement error as one number, with a 95 % interval over images",
+    "kernel": "Eigenfunctions of the linear model's kernel: the spectrum, their use by task "
+    "vectors, and the share of it on the own task's images",
+    "cka": "Similarity of the features to the pre-trained ones (CKA)",
+    "ensembles": "Ensembles of the tasks' models, and sums of their weights",
+    "seeds": "All seeds together: the spread over seeds, and the error of the images",
     "fronts": "Fronts: what is given up on one task for another, with coefficients solved for "
     "weights of the tasks",
     "analogies": "Analogies: a task from three others, without its data",

@@ -226,7 +226,7 @@ class Config:
         SUPERVISED,
         "what is minimised: supervised, the cross-entropy (of each class for several labels an "
         "image); taujp, tak, orthoreg, with a penalty on interference; delta, distillation from "
-        "the linear model",
+        "the linear model; ascent, the loss with its sign turned, a baseline of negation",
         choices=OBJECTIVES,
     )
     trainable: str = _flag(
@@ -386,6 +386,13 @@ class Config:
         "standard models: passes of Gauss-Newton, a quasi-Newton method on the true loss, or auto: "
         "the one that needs fewer forward passes",
     )
+    modes: Names | None = _flag(
+        "analysis",
+        None,
+        "modes to analyse (default: those with checkpoints)",
+        distinct=True,
+        metavar="MODE,...",
+    )
     pairs: Names | None = _flag(
         "analysis",
         None,
@@ -424,6 +431,21 @@ class Config:
         least=1,
         most=10**6,
         metavar="N,...",
+    )
+    kernel_images: int = _flag(
+        "analysis",
+        32,
+        "test pictures of each task on which the kernel of the linear model is computed",
+        least=2,
+        most=10**5,
+    )
+    kernel_directions: int = _flag(
+        "analysis",
+        128,
+        "random directions of the parameters that estimate the kernel (0: exact, a backward pass "
+        "for each picture and feature)",
+        least=0,
+        most=10**6,
     )
     interference_split: TestSplit = _flag(
         "analysis", "test", "split whose images the interference matrix is measured on"

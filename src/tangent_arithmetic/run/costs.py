@@ -10,6 +10,30 @@ from tangent_arithmetic.runtime.eta import Step
 SECONDS = {"standard": 21.0, "linear": 36.0}  # to fine-tune a task
 FACTORS = {"taujp": 1.7, "tak": 1.15, "orthoreg": 1.05, "delta": 4.0}  # by objective
 
+ANALYSIS = {  # seconds, for eight tasks
+    "subsets": 2500.0,
+    "disentanglement": 1300.0,
+    "negation": 1500.0,
+    "analogies": 850.0,
+    "few": 250.0,
+    "kernel": 180.0,
+    "cka": 240.0,
+    "ensembles": 240.0,
+}
+# CLIP's operations of a forward pass, in those of ViT-B-32
+CLIP = {"ViT-B-32": 1.0, "ViT-B-16": 4.0, "ViT-L-14": 18.4}
+# Seconds of ViT-B-32 on clip8 with one GPU for one of the embedded suite on two cores. A forward
+# pass is 138 times the operations, a task has 45 times the training images and, with ImageNet as
+# control set, 15 times the test images; the GPU is taken to sustain 40 TFLOP/s, 690 times as many.
+ON_GPU = {"training": 138 * 45 / 690, "evaluation": 138 * 15 / 690}
+
+
+def of_clip(step: Step, model: str, gpus: int = 1) -> float | None:
+    """Seconds of a step on clip8 with a CLIP model, from operations alone; None for others."""
+    relative = CLIP.get(model.partition("__")[0])
+    kind = "training" if step.kind.endswith("training") else "evaluation"
+    return None if relative is None else step.cost * ON_GPU[kind] * relative / gpus
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -53,6 +77,10 @@ class Costs:
         """Task negation, with the control set."""
         swept = (5 + 1.2 * self.points) * self.tasks
         return self._evaluation(mode, 15 + swept, 25 + 2.2 * self.tasks)
+
+    def analysis(self, name: str) -> Step:
+        """An analysis of the suite in standard, post-hoc and linear modes."""
+        return Step("analysis", ANALYSIS.get(name, 60.0) * self.tasks / 8)
 
     @property
     def report(self) -> Step:

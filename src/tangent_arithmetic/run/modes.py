@@ -32,7 +32,9 @@ OBJECTIVES = {  # name -> label, and whether only linear models have it
     "tak": ("TAK", True),
     "orthoreg": ("OrthoReg", False),
     "delta": ("DELTA", False),
+    "ascent": ("ascent", False),
 }
+BASELINES = ("ascent",)  # objectives whose vectors are compared with negated ones alone
 OF_STANDARD = ("delta",)  # objectives that only standard models have
 
 

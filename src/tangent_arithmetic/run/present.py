@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tangent_arithmetic.run.modes import ALL, MODES, SUPERVISED, Mode, edited, in_order, variant
+from tangent_arithmetic.run.modes import (
+    ALL,
+    BASELINES,
+    MODES,
+    SUPERVISED,
+    Mode,
+    edited,
+    in_order,
+    variant,
+)
 from tangent_arithmetic.run.results import optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
@@ -89,7 +98,7 @@ def files_of(folder: Path, mode: str, method: str) -> list[tuple[Path, str]]:
 
 
 def with_checkpoints(run: Run) -> tuple[list[str], dict[str, str]]:
-    """The modes in which every task of a run is fine-tuned.
+    """The modes in which every task of a run is fine-tuned, without baselines of negation.
 
     Returns:
         Their names, in order; and those left out, each with a task whose checkpoint is missing.
@@ -97,7 +106,8 @@ def with_checkpoints(run: Run) -> tuple[list[str], dict[str, str]]:
     from tangent_arithmetic.encoders.loading import resolve
 
     found, missing = [], {}
-    for mode in in_order([*edited(), *_trained_composed(run)]):
+    composed = (m for m in _trained_composed(run) if MODES[m].objective not in BASELINES)
+    for mode in in_order([*edited(), *composed]):
         for task in run.tasks:
             try:
                 resolve(run.finetuned_path(task, mode))
@@ -134,10 +144,18 @@ def told(missing: Mapping[str, str]) -> str:
 
 
 def chosen(run: Run) -> Sequence[str]:
-    """The modes to analyse: `--finetuning-mode`, or those with checkpoints, said in the log.
+    """The modes to analyse: `--modes`, `--finetuning-mode`, or those with checkpoints.
 
-    Without any checkpoints they are all modes of the table, whose errors name what makes them.
+    The last are said in the log. Without any they are all modes of the table, whose errors name
+    what makes them.
+
+    Raises:
+        UsageError: if `--modes` names an unknown one, or one without task vectors.
     """
+    if named := run.config.modes:
+        if without := [name for name in named if not MODES[name].edits]:
+            raise UsageError(f"--modes={without[0]} has no task vectors; leave it out")
+        return in_order(MODES[name].name for name in named)
     if run.config.finetuning_mode is not None:
         return [run.mode.name]
     found, missing = with_checkpoints(run)

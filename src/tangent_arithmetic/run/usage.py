@@ -18,7 +18,8 @@ TRAINING = (*RECIPE, *PENALTY, *FACTORS, *DELTA)
 STATES = ("checkpoint_every", "state_every", "restart")
 EVALUATION = ("batch_size", "sample", "feature_cache", "results", "results_db")
 ANALYSIS = (
-    *("pairs", "grid_points", "subset_sample", "analogies", "shots", "interference_split"),
+    *("modes", "pairs", "grid_points", "subset_sample", "analogies", "shots", "interference_split"),
+    *("kernel_images", "kernel_directions"),
     *("style", "explorer_megabytes"),
 )
 SOLVING = ("coefficients", "unlabelled", "negate", "ridge", "coefficient_bounds", "solver")
@@ -26,7 +27,7 @@ MACHINE = ("device", "precision", "world_size", "port", "num_workers", "cache_di
 RECORDS = ("exp_name", "wandb")
 ANALYSES = (
     *("single", "similarity", "interference", "disentanglement", "negation", "subsets"),
-    *("fronts", "analogies", "few", "figures", "report"),
+    *("fronts", "analogies", "few", "kernel", "cka", "ensembles", "seeds", "figures", "report"),
 )
 COMMON = (*MODEL, *METHOD, *DATA, *MACHINE, *RECORDS)
 BATCHES = {"batch_size": "pictures that are evaluated at a time (default: 256)"}

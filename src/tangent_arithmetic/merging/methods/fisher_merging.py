@@ -30,7 +30,7 @@ from tangent_arithmetic.merging.examples import (
 from tangent_arithmetic.merging.registry import Piece, merging_method
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
-from tangent_arithmetic.training.factors.gradients import ExampleGradients
+from tangent_arithmetic.tangent.gradients import ExampleGradients
 
 if TYPE_CHECKING:
     from jaxtyping import Float

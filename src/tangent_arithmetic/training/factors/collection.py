@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from tangent_arithmetic.tangent.gradients import ExampleGradients, Gradients
 from tangent_arithmetic.training.factors.bases import compress, leading
 from tangent_arithmetic.training.factors.blocks import LARGEST_SIDE, Block, blocks_of, logger
 from tangent_arithmetic.training.factors.factor import Factor
-from tangent_arithmetic.training.factors.gradients import ExampleGradients, Gradients
 from tangent_arithmetic.training.factors.whole import CORNER, SHRINKAGE, Factors
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Training objectives, an objective a file."""
 
-from tangent_arithmetic.training.objectives import delta, orthoreg, tak, taujp  # noqa: F401 - registered
+from tangent_arithmetic.training.objectives import ascent, delta, orthoreg, tak, taujp  # noqa: F401 - registered
 from tangent_arithmetic.training.objectives.base import OBJECTIVES, Objective, Penalised, Setting
 from tangent_arithmetic.training.objectives.supervised import (
     BinaryCrossEntropy,

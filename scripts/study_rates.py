@@ -1,0 +1,192 @@
+"""Learning rates and seeds: how they change task vectors, their sums and their negations.
+
+    python scripts/study_rates.py --seeds=0,1,2 --modes=standard,linear
+    python scripts/study_rates.py --tasks=MNIST,Signs --seeds=0,1 --factors=0.1,1,10 --sample=200
+
+Fine-tunes every task at the suite's rate times each of `--factors`, two decades by default, for
+each seed (checkpoints that exist are used), with snapshots along the way. A row a mode, rate and
+seed has the mean test accuracies of the single tasks, of the sum of all vectors at the coefficient
+chosen on validation, and of the negations that keep the control set; and the mean over tasks of the
+vectors' norm, of their cosine with those of the first of the seeds, and of the first snapshot's
+cosine with the end. Writes rates.json and rates.md beside the runs' results. Other flags are those
+of src/finetune.py and of the evaluation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.negation import negate
+from tangent_arithmetic.arithmetic.sweeps import Split
+from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.commands.finetune import finetune
+from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.run.args import Parser, parse_arguments
+from tangent_arithmetic.run.models import base_encoder, split_of, task_vector, zeroshot_encoder
+from tangent_arithmetic.run.results import markdown_table, provenance
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.atomic import check_writable, write_json, write_text
+from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.storage.statedict import State, dot, norm
+
+SNAPSHOTS = 4  # of each run, at equal distances
+PERCENT = ("single", "sum", "target", "control")
+COLUMNS = (*PERCENT, "coefficient", "norm", "cosine with the first seed", "early cosine")
+
+
+def trained(run: Run, task: str) -> None:
+    """Fine-tunes a task, with a snapshot at each quarter of its steps."""
+    recipe = run.recipe(task)
+    images = len(run.data.dataset(f"{task}Val").train)
+    step = recipe.batch_size * recipe.num_grad_accumulation
+    steps = recipe.steps(-(-images // step))
+    finetune(run.with_(checkpoint_every=max(1, steps // SNAPSHOTS)), task)
+
+
+def vectors_of(run: Run, start: tuple[ModuleEncoder, str]) -> dict[str, TaskVector]:
+    """The task vectors of a run."""
+    return {task: task_vector(run, task, run.mode.name, *start) for task in run.tasks}
+
+
+def cosine(one: State, other: State) -> float:
+    """The cosine of two vectors."""
+    return float(dot(one, other) / (norm(one) * norm(other)))
+
+
+def early(run: Run, task: str, encoder: ModuleEncoder, end: State) -> dict[str, float]:
+    """The cosine of each snapshot's vector with the end's, by its step."""
+    folder, mode = run.finetuned_path(task, run.mode.name).parent, run.mode
+    paths = folder.glob(f"{mode.prefix}checkpoint_*.safetensors")
+    by_step = sorted((int(path.stem.rpartition("_")[2]), path) for path in paths)
+    return {
+        str(step): cosine(mode.task_vector(encoder, path).vector, end) for step, path in by_step
+    }
+
+
+def evaluated(run: Run, taus: Mapping[str, TaskVector], encoder: ModuleEncoder) -> dict[str, float]:
+    """Mean test accuracies of single tasks, of the sum and of negations; chosen on validation."""
+    base, coefs = base_encoder(encoder, run.mode.name), coefficients(run.config.n_eval_points)
+
+    def split(name: str) -> Split:
+        return split_of(run, base, name)
+
+    alone = {t: split(t).sweep(base, tau.vector, [1.0])[0] for t, tau in taus.items()}
+    first, *others = taus.values()
+    total = sum(others, start=first).vector
+    on_val = np.mean([
+        np.array(split(f"{t}Val").sweep(base, total, coefs))
+        / max(split(f"{t}Val").sweep(base, tau.vector, [1.0])[0], 1e-9)
+        for t, tau in taus.items()
+    ], axis=0)  # fmt: skip
+    best = coefs[int(on_val.argmax())]
+    found = {
+        "single": float(np.mean(list(alone.values()))),
+        "sum": float(np.mean([split(t).sweep(base, total, [best])[0] for t in taus])),
+        "coefficient": best,
+    }
+    control = run.control
+    least = run.config.control_threshold * split(f"{control}Val").sweep(base, total, [0.0])[0]
+    negated = [
+        negate(base, tau.vector, (split(f"{t}Val"), split(f"{control}Val")),
+               (split(t), split(control)), least, coefs)
+        for t, tau in taus.items()
+    ]  # fmt: skip
+    for name, key in (("target", "test"), ("control", "test_control")):
+        found[name] = float(np.mean([one[key] for one in negated]))
+    return found
+
+
+def record(run: Run, factor: float, first: dict[str, TaskVector] | None) -> tuple[Any, Any]:
+    """The row of one mode, rate and seed, and its vectors."""
+    begin = time.monotonic()
+    for task in run.tasks:
+        trained(run, task)
+    seconds = time.monotonic() - begin
+    start = zeroshot_encoder(run)
+    taus = vectors_of(run, start)
+    along = {t: early(run, t, start[0], tau.vector) for t, tau in taus.items()}
+    firsts = [value for steps in along.values() for value in list(steps.values())[:1]]
+    row = {
+        "mode": run.mode.name,
+        "factor": factor,
+        "seed": run.seed,
+        **evaluated(run, taus, start[0]),
+        "norm": float(np.mean([float(norm(tau.vector)) for tau in taus.values()])),
+        "early cosine": float(np.mean(firsts)) if firsts else None,
+        "along": along,
+        "training seconds": seconds,
+    }
+    row["cosine with the first seed"] = None
+    if first is not None:
+        row["cosine with the first seed"] = float(
+            np.mean([cosine(tau.vector, first[t].vector) for t, tau in taus.items()])
+        )
+    return row, taus
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds of each mode and rate, in Markdown."""
+    groups = dict[tuple[str, float], list[Mapping[str, Any]]]()
+    for row in rows:
+        groups.setdefault((row["mode"], row["factor"]), []).append(row)
+    lines = []
+    for (mode, factor), group in groups.items():
+        values = ([row[c] for row in group if row[c] is not None] for c in COLUMNS)
+        cells = [cell(own, c) for own, c in zip(values, COLUMNS, strict=True)]
+        lines.append([f"{mode}, rate x {factor:g}", str(len(group)), *cells])
+    return markdown_table(["", "seeds", *COLUMNS], lines)
+
+
+def cell(values: Sequence[float], column: str) -> str:
+    """Mean and standard deviation, in percent for accuracies."""
+    if not values:
+        return "-"
+    scale, digits = (100, 1) if column in PERCENT else (1, 2)
+    known = scale * np.array(values)
+    spread = f" ± {known.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{known.mean():.{digits}f}{spread}"
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fine-tunes, evaluates, and writes the rows after each of them."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--modes", default="standard,linear", help="modes, MODE,...")
+    parser.add_argument("--factors", default="0.1,0.3,1,3,10", help="of the suite's rate")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds, N,...")
+    parser.add_argument("--folder", type=Path, default=Path("checkpoints/rates"))
+    own, flags = parser.parse_known_args(argv)
+    setup_logging()
+    rows: list[dict[str, Any]] = []
+    factors, seeds = ([kind(text) for text in texts.split(",")]
+                      for kind, texts in ((float, own.factors), (int, own.seeds)))  # fmt: skip
+    for mode, factor in itertools.product(own.modes.split(","), factors):
+        first = None
+        for seed in seeds:
+            words = [*flags, f"--finetuning-mode={mode}", f"--seed={seed}"]
+            run = Run.of(parse_arguments(words))
+            rate = factor * run.recipe(run.tasks[0]).lr
+            run = run.with_(lr=rate, save=str(own.folder / f"seed{seed}" / f"{mode}_{factor:g}"))
+            output = run.results.parent / "rates.json"
+            check_writable(output)
+            begin = time.monotonic()
+            row, taus = record(run, factor, first)
+            first = first or taus
+            rows.append({**row, "provenance": provenance(run, time.monotonic() - begin)})
+            write_json(output, {"rows": rows})
+            write_text(output.with_suffix(".md"), f"{table(rows)}\n")
+            print(table(rows), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

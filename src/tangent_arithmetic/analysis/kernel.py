@@ -1,0 +1,119 @@
+r"""Eigenfunctions of the linear model's kernel on images of all tasks, and their use by vectors.
+
+Where eigenfunctions that a task vector uses are large on the images of its own task alone, its edit
+leaves the other tasks as they are: the explanation of disentanglement.
+
+Source: arXiv:2305.12827, section 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tangent_arithmetic.analysis import palette
+from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.figures import named, panels
+from tangent_arithmetic.analysis.interference import linear_of
+from tangent_arithmetic.arithmetic.eigenfunctions import Eigenfunctions
+from tangent_arithmetic.arithmetic.features import linear_features
+from tangent_arithmetic.arithmetic.kernel import Kernel, exact, sketched
+from tangent_arithmetic.encoders.base import ModuleEncoder, is_linear
+from tangent_arithmetic.run.modes import distinct
+from tangent_arithmetic.run.run import Run
+
+
+def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
+    """Eigenfunctions of the kernel on `--kernel-images` test images of each task.
+
+    Returns:
+        Columns mode, task (of the vector), function (from 1, the largest eigenvalue first),
+        eigenvalue (share of the trace), own (share of the eigenfunction's square on the task's
+        images), use (share of |J tau|^2 along it), error (relative standard error of the kernel).
+
+    Raises:
+        UsageError: if no mode is linear.
+    """
+    modes = linear_of(modes, "the kernel")
+    few = run.with_(sample=min(run.config.kernel_images, run.config.sample or 10**9))
+    edits = Edits(few, modes[0], run.tasks)
+    images = [_images(edits, task) for task in run.tasks]
+    assert isinstance(edits.encoder, ModuleEncoder)
+    measured = _kernel(run, edits.encoder, torch.cat(images))
+    found = Eigenfunctions.of(measured.values)
+    energy = found.energy([len(some) for some in images])
+    parts = []
+    for mode in modes:
+        for t, function in enumerate(_functions(Edits(few, mode, run.tasks), run.tasks)):
+            part = {
+                "mode": mode,
+                "task": run.tasks[t],
+                "function": range(1, len(found.eigenvalues) + 1),
+                "eigenvalue": found.eigenvalues / found.eigenvalues.sum(),
+                "own": energy[:, t],
+                "use": found.use(function),
+                "error": measured.relative_error,
+            }
+            parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _kernel(run: Run, encoder: ModuleEncoder, images: Tensor) -> Kernel:
+    encoder, images = encoder.to(run.device), images.to(run.device)
+    if directions := run.config.kernel_directions:
+        return sketched(encoder, images, directions=directions, seed=run.seed)
+    return exact(encoder, images)
+
+
+def _images(edits: Edits, task: str) -> Tensor:
+    return torch.cat([images for images, _ in edits.split(task).batches])
+
+
+def _functions(edits: Edits, tasks: Sequence[str]) -> list[Tensor]:
+    """J tau of each task vector on the images of all tasks."""
+    assert is_linear(edits.base)
+    vectors, directions = list(edits.vectors.values()), []
+    for task in tasks:
+        split = edits.split(task)
+        features = linear_features(edits.base, vectors, split.batches, split.compute, split.cache)
+        directions.append(features.directions)
+    return [torch.cat(column) for column in zip(*directions, strict=True)]
+
+
+def localisation(table: pd.DataFrame) -> pd.DataFrame:
+    """The share on the own task's images of the eigenfunctions that a vector uses.
+
+    Returns:
+        Columns mode, task, share: the mean of `own` weighted by `use`; 1 is perfectly local.
+    """
+    weighted = table.assign(share=table["own"] * table["use"])
+    return weighted.groupby(["mode", "task"], sort=False)["share"].sum().reset_index()
+
+
+def draw(table: pd.DataFrame, run: Run) -> Any:
+    """The spectrum, the use of leading eigenfunctions, and their localisation, by mode."""
+    figure, axes = panels(1, 3, width=3.2, height=3.0)
+    spectrum, used, local = axes[0]
+    values = table.groupby("function")["eigenvalue"].first()
+    spectrum.loglog(values.index, values.where(values > 0), color=palette.REFERENCE)
+    spectrum.set(xlabel="eigenfunction", ylabel="share of the trace", title="spectrum")
+    modes, shares = distinct(table["mode"]), localisation(table)
+    for k, mode in enumerate(modes):
+        own = table[table["mode"] == mode.name]
+        mean = own.groupby("function")["use"].mean().cumsum()
+        used.semilogx(mean.index, 100 * mean, color=mode.colour, label=mode.label)
+        dots = 100 * shares[shares["mode"] == mode.name]["share"]
+        local.bar(k, dots.mean(), 0.6, color=mode.colour)
+        local.plot([k] * len(dots), dots, ".", color=palette.INK, ms=4)
+    used.set(xlabel="leading eigenfunctions", ylabel=r"share of $\|J\tau\|^2$, %", title="use")
+    used.legend()
+    chance = 100 / table["task"].nunique()
+    local.axhline(chance, color=palette.REFERENCE, ls=":", label="spread evenly")
+    named(local, [mode.label for mode in modes])
+    local.set(ylabel="on images of the own task, %", ylim=(0, 100), title="localisation")
+    local.legend()
+    return figure

@@ -1,0 +1,166 @@
+"""Tables of several seeds together: mean and standard deviation, beside the error of the images.
+
+Each seed's own tables are made by `analyze --seed=N`. The standard deviation is over seeds of
+fine-tuning, on the same images; the binomial standard error is that of one seed's accuracy on so
+many images. Neither includes the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from tangent_arithmetic.analysis import palette
+from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.intervals import binomial_error
+from tangent_arithmetic.analysis.tables import read_table, table_path
+from tangent_arithmetic.run.models import command
+from tangent_arithmetic.run.modes import distinct
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import siblings
+from tangent_arithmetic.runtime.errors import MissingFileError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What is averaged of a table.
+
+    Attributes:
+        keys: columns that tell the rows of the summary apart; others are averaged within a seed.
+        values: columns to summarise.
+        on: whose test images an accuracy is of: "all" tasks or the "target" of its row; None for
+            values that are no accuracies.
+    """
+
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    on: str | None = None
+
+
+SUMMED = {
+    "subsets": Summed(("mode", "num_vectors"), ("absolute", "normalised"), "all"),
+    "analogies": Summed(("mode", "target", "vector", "chosen"), ("accuracy",), "target"),
+    "xi": Summed(("mode", "task1", "task2"), ("xi",)),
+    "negation_random": Summed(("mode", "vector"), ("target", "control"), "all"),
+    "ensembles": Summed(("mode", "coefficient"), ("weights", "ensemble", "gap")),
+}
+
+
+# columns of numbers that tell rows apart; other numbers with a point are averaged
+COEFFICIENTS = {
+    "disentanglement": ["coef1", "coef2"],
+    "ensembles": ["coefficient"],
+    "negation": ["coefficient"],
+}
+
+
+def of_seeds(runs: Sequence[Run], name: str) -> pd.DataFrame:
+    """A table of all runs that have it, with the column seed; empty if none has."""
+    having = [one for one in runs if table_path(one, name).is_file()]
+    parts = [read_table(one, name).assign(seed=one.seed) for one in having]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def averaged(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A table of several seeds, see `of_seeds`, averaged over them.
+
+    Returns:
+        The means, with the columns of one seed's table; and the same with the standard deviations
+        in columns of their own, "NAME std", if there are several seeds.
+    """
+    columns = [column for column in table.columns if column != "seed"]
+    values = [c for c in columns if pd.api.types.is_float_dtype(table[c])]
+    values = [c for c in values if c not in COEFFICIENTS.get(name, [])]
+    keys = [c for c in columns if c not in values]
+    groups = table.groupby(keys, sort=False)[values]
+    means = groups.mean().reset_index()[columns]
+    if table["seed"].nunique() < 2:
+        return means, means
+    spread = groups.std().reset_index(drop=True).add_suffix(" std")
+    return means, pd.concat([means, spread], axis=1)
+
+
+def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of the tables of `SUMMED`.
+
+    Returns:
+        Columns table, mode, row (the other keys), value (the column's name), mean, std (over seeds;
+        empty for one), seeds, binomial (standard error on the images; empty for what is no
+        accuracy).
+
+    Raises:
+        MissingFileError: if no seed has such a table.
+    """
+    parts = []
+    for name, what in SUMMED.items():
+        found = of_seeds(siblings(run), name)
+        if len(found):
+            parts.append(summed(run, found[found["mode"].isin(modes)], what).assign(table=name))
+    if not parts:
+        made_by = command("analyze", run, name="subsets")
+        raise MissingFileError(f"no tables to summarise; make them first, such as by {made_by}")
+    columns = ["table", "mode", "row", "value", "mean", "std", "seeds", "binomial"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def summed(run: Run, table: pd.DataFrame, what: Summed) -> pd.DataFrame:
+    """The summary of one table, see `table`."""
+    keys, rows = list(what.keys), []
+    by_seed = table.groupby([*keys, "seed"], sort=False)[list(what.values)].mean()
+    sizes = {task: len(run.data.dataset(task).test) for task in run.tasks}
+    for key, part in by_seed.groupby(keys, sort=False):
+        named = dict(zip(keys, key, strict=True))
+        images = sum(sizes.values())
+        if what.on == "target":
+            images = len(run.data.dataset(named["target"]).test)
+        for value in what.values:
+            mean = part[value].mean()
+            accuracy = what.on is not None and value != "normalised"
+            rows.append(
+                {
+                    "mode": named["mode"],
+                    "row": ", ".join(str(named[k]) for k in keys[1:]),
+                    "value": value,
+                    "mean": mean,
+                    "std": part[value].std() if len(part) > 1 else None,
+                    "seeds": len(part),
+                    "binomial": binomial_error(mean, images) if accuracy else None,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame, run: Run) -> Any:
+    """Subsets by size, and analogies by vector: bands over seeds, bars of the images alone."""
+    drawn = [name for name in ("subsets", "analogies") if name in set(table["table"])]
+    figure, axes = panels(1, max(len(drawn), 1), width=4.4, height=3.5)
+    for axis, name in zip(axes[0], drawn, strict=False):
+        part = table[(table["table"] == name) & table["value"].isin(["absolute", "accuracy"])]
+        if name == "analogies":  # the mean of the targets
+            rows = part["row"].str.partition(", ")[2]
+            part = part.assign(row=rows).groupby(["mode", "row"], sort=False, as_index=False)[
+                ["mean", "std", "binomial"]
+            ].mean()  # fmt: skip
+        places = {row: i for i, row in enumerate(dict.fromkeys(part["row"]))}
+        for mode in distinct(part["mode"]):
+            own = part[part["mode"] == mode.name]
+            x, mean = [places[row] for row in own["row"]], 100 * own["mean"]
+            style = {"color": mode.colour, "marker": mode.marker, "ms": 4, "label": mode.label}
+            axis.errorbar(x, mean, 100 * own["binomial"].astype(float), **style)
+            spread = 100 * own["std"].astype(float).fillna(0)
+            axis.fill_between(x, mean - spread, mean + spread, color=mode.colour, alpha=0.25, lw=0)
+        labels = [str(row).replace(", -", "") for row in places]
+        turned = {"rotation": 60, "ha": "right"} if name == "analogies" else {}
+        axis.set_xticks(range(len(places)), labels, **turned)
+        axis.set_title(name)
+        axis.set_ylabel("test accuracy, %")
+    axes[0][0].legend()
+    note = "bands: standard deviation over seeds; bars: binomial standard error of the images"
+    figure.supxlabel(note, fontsize="small", color=palette.INK)
+    return figure

@@ -1,0 +1,1 @@
+"""What the two papers show and claim, as data: places, claims, and our measurements of them."""

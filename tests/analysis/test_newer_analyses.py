@@ -1,0 +1,194 @@
+"""Kernel, CKA, ensembles, xi as a number, baselines of negation and seeds, on a small run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tangent_arithmetic.analysis import (
+    baselines,
+    cka,
+    disentanglement,
+    ensembles,
+    kernel,
+    negation,
+    seeds,
+    subsets,
+)
+from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.figures import plain
+from tangent_arithmetic.analysis.intervals import binomial_error, bootstrap
+from tangent_arithmetic.analysis.tables import table_path, write_table
+from tangent_arithmetic.arithmetic.sweeps import Split
+from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.encoders.linearized import LinearizedEncoder
+from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
+from tangent_arithmetic.run.present import with_checkpoints
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import with_seed
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tests.arithmetic.tiny import FEATURES, Convolution, pictures
+from tests.small_suite import TASKS, random_vector
+
+
+def test_use_and_energy_are_those_of_the_kernel_on_the_tasks_images(run: Run) -> None:
+    few = run.with_(kernel_images=6, kernel_directions=40)
+    table = kernel.table(few, ["standard", "linear"])  # only linear modes have a kernel
+    assert set(table["mode"]) == {"linear"} and set(table["task"]) == set(TASKS)
+    own = table[table["task"] == "Emoji"]
+    assert list(own["function"]) == list(range(1, 13))
+    assert own["use"].sum() == pytest.approx(1) and own["eigenvalue"].sum() == pytest.approx(1)
+    assert own["eigenvalue"].is_monotonic_decreasing
+    both = own["own"].to_numpy() + table[table["task"] == "FashionMNIST"]["own"].to_numpy()
+    assert both == pytest.approx(np.ones(12))  # an eigenfunction's energy is on one task or another
+    assert 0 < own["error"].iloc[0] < 0.5
+    shares = kernel.localisation(table).set_index("task")["share"]
+    assert shares["Emoji"] == pytest.approx((own["own"] * own["use"]).sum())
+    with pytest.raises(UsageError, match="the kernel is that of linear models, got standard"):
+        kernel.table(few, ["standard"])
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_cka_compares_features_before_and_after(run: Run, mode: str) -> None:
+    table = cka.table(run, [mode]).set_index(["task", "images of"])["cka"]
+    assert len(table) == 2 * 3 and table.between(0, 1).all()
+    edits = Edits(run.with_(sample=cka.IMAGES), mode, TASKS)
+    before, *after = cka.features(edits, "Shapes")
+    for task, moved in zip(TASKS, after, strict=True):
+        encoder, theta0_hash = zeroshot_encoder(run)
+        tau = task_vector(run, task, mode, encoder, theta0_hash)
+        (images, _) = next(iter(edits.split("Shapes").batches))
+        model = tau.apply_to(encoder)
+        with torch.no_grad():
+            torch.testing.assert_close(moved[: len(images)], model(images), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(before[: len(images)], encoder(images))
+
+
+def test_linear_ensembles_are_sums_of_weights_to_1e_6() -> None:
+    encoder = Convolution().double().eval()
+    linear = LinearizedEncoder(encoder)
+    names = linear.theta0()
+    vectors = [
+        {n: v.double() for n, v in random_vector(names, seed=i).items()} for i in range(3)
+    ]  # fmt: skip
+    images = torch.from_numpy(pictures(9).images).permute(0, 3, 1, 2).double() / 255
+    batches = [(images, torch.arange(9) % FEATURES)]
+    split = Split("X", torch.nn.Identity(), batches)
+    before = {name: value.clone() for name, value in linear.weights().items()}
+    coefs = [1 / 3, 1.0, -2.0]
+    for row in ensembles.compare(linear, vectors, split, coefs):
+        assert row["gap"] < 1e-6 and row["agreement"] == 1 and row["weights"] == row["ensemble"]
+    assert all(torch.equal(value, before[n]) for n, value in linear.weights().items())
+    standard = ensembles.compare(encoder, vectors, split, coefs)
+    assert all(row["gap"] > 1e-2 for row in standard)
+
+
+def test_ensembles_are_those_of_the_runs_models(run: Run) -> None:
+    table = ensembles.table(run, ["linear", "standard"])
+    linear = table[table["mode"] == "linear"]
+    assert linear["gap"].max() < 1e-5 and (linear["agreement"] == 1).all()
+    assert table[table["mode"] == "standard"]["gap"].min() > linear["gap"].max()
+    edits = Edits(run.with_(sample=ensembles.IMAGES), "linear", TASKS)
+    row = linear[(linear["task"] == "Emoji") & (linear["coefficient"] == 0.5)].iloc[0]
+    assert row["weights"] == pytest.approx(
+        edits.accuracies("Emoji", [dict.fromkeys(TASKS, 0.5)])[0]
+    )
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_xi_is_the_mean_error_in_the_frame(run: Run, mode: str) -> None:
+    of_pair = run.with_(pairs=["Emoji+FashionMNIST"])
+    row = disentanglement.xi(of_pair.with_(grid_points=9), [mode]).iloc[0]
+    assert row["points"] == 3 and row["low"] <= row["xi"] <= row["high"]
+    edits, pair = Edits(run, mode, TASKS), ("Emoji", "FashionMNIST")
+    errors = disentanglement.errors(edits, pair, [0.0, 0.5, 1.0])
+    assert row["xi"] == pytest.approx(errors["error"].mean())
+    assert disentanglement.xi(of_pair, [mode]).iloc[0]["points"] == disentanglement.FRAME
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(200):
+        one, other = (rng.random(80) < 0.3).astype(float), (rng.random(50) < 0.1).astype(float)
+        low, high = bootstrap([one, other], seed)
+        covered.append(low <= 0.4 <= high)
+    assert 0.9 <= np.mean(covered) <= 0.99
+    assert bootstrap([np.zeros(5)]) == (0.0, 0.0)
+    draws = rng.binomial(200, 0.3, 4000) / 200
+    assert binomial_error(0.3, 200) == pytest.approx(draws.std(), rel=0.05)
+
+
+def test_gradient_ascent_is_a_baseline_and_no_mode_of_other_analyses(
+    run: Run, tmp_path: Path
+) -> None:
+    for name in ("checkpoints", "results"):
+        source = run.folder if name == "checkpoints" else Path(run.config.results)
+        shutil.copytree(source, tmp_path / name)
+    own = run.with_(save=str(tmp_path / "checkpoints"), results=str(tmp_path / "results"))
+    words = [f"--save={own.folder}", "--tasks=Emoji,FashionMNIST", "--epochs=2", "--lr=1e-2"]
+    words += ["--batch-size=16", "--warmup-length=1", "--device=cpu", f"--cache-dir={run.cache}"]
+    assert finetune.main(["--finetuning-mode=standard+ascent", *words]) == 0
+    assert "standard+ascent" not in with_checkpoints(own)[0]
+    table = baselines.table(own, ["standard"])
+    assert list(table["vector"][:5]) == ["task", "random", "others", "ascent", "ascent, whole"]
+    encoder, theta0_hash = zeroshot_encoder(own)
+    tau = task_vector(own, "Emoji", "standard+ascent", encoder, theta0_hash)
+    model, row = tau.apply_to(encoder), table[table["vector"] == "ascent, whole"].iloc[0]
+    assert row["target"] == split_of(own, encoder, "Emoji").accuracy(model)["top1"]
+    assert row["target"] < row["zeroshot"] and row["coefficient"] == 1
+    others = table[(table["vector"] == "others") & (table["task"] == "Emoji")].iloc[0]
+    vector = task_vector(own, "FashionMNIST", "standard", encoder, theta0_hash).vector
+    expected = split_of(own, encoder, "Emoji").sweep(encoder, vector, [others["coefficient"]])
+    assert [others["target"]] == expected
+    assert baselines.ascent_of("posthoc") is None and baselines.ascent_of("linear+tak") is not None
+
+
+def test_seeds_are_summarised_beside_the_error_of_the_images(own: Run) -> None:
+    with pytest.raises(MissingFileError, match=r"make them first, such as by .* subsets"):
+        seeds.table(own, ["linear"])
+    columns = ["mode", "num_vectors", "tasks", "absolute", "normalised"]
+    for seed, value in ((0, 0.5), (1, 0.7)):
+        one = with_seed(own, seed)
+        rows = [("linear", 1, t, value + 0.1 * i, 0.9) for i, t in enumerate(("A", "B"))]
+        write_table(one, "subsets", pd.DataFrame(rows, columns=columns), 1.0)
+        (one.results / "ft_accuracies.json").write_text(json.dumps({"provenance": {}}))
+    table = seeds.table(own, ["linear"])
+    row = table[table["value"] == "absolute"].iloc[0]
+    assert (row["row"], row["seeds"], row["mean"]) == ("1", 2, pytest.approx(0.65))
+    assert row["std"] == pytest.approx(np.std([0.55, 0.75], ddof=1))
+    assert row["binomial"] == pytest.approx(binomial_error(0.65, 48))  # 24 test images a task
+    assert pd.isna(table[table["value"] == "normalised"].iloc[0]["binomial"])
+    every = seeds.of_seeds([with_seed(own, seed) for seed in range(3)], "subsets")
+    means, both = seeds.averaged(every, "subsets")
+    assert list(means.columns) == columns and list(means["absolute"]) == pytest.approx([0.6, 0.7])
+    assert list(both["absolute std"]) == pytest.approx([np.std([0.5, 0.7], ddof=1)] * 2)
+    assert table_path(own, "subsets").is_file()
+
+
+def test_the_control_curve_has_all_seeds(own: Run) -> None:
+    other = with_seed(own, 1)
+    shutil.copytree(own.results, other.results)
+    table = negation.curves(own, ["linear"])
+    assert set(table["seed"]) == {0, 1} and len(table) == 12
+    shifted = table.assign(target=table["target"] + 0.1 * table["seed"])
+    (band,) = plain(negation.draw_curves, shifted, own).axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    means = 100 * shifted.groupby("coefficient")["target"].mean()
+    spread = 100 * np.std([0.0, 0.1], ddof=1)
+    assert heights.max() == pytest.approx(means.max() + spread)
+
+
+def test_pairs_are_drawn_by_their_own_accuracy(run: Run) -> None:
+    rows = [("linear", 1, "A", 0.3), ("linear", 2, "A+B", 0.9), ("linear", 2, "B+C", 0.8)]
+    table = pd.DataFrame(rows, columns=["mode", "num_vectors", "tasks", "own_normalised"])
+    (image,) = plain(subsets.draw_pairs, table, run).axes[0].images
+    square = pd.DataFrame(image.get_array().filled(np.nan))
+    assert square.loc[0, 1] == square.loc[1, 0] == 0.9 and square.loc[1, 2] == 0.8
+    assert square.isna().to_numpy().sum() == 5  # the diagonal, and A with C

@@ -1,0 +1,165 @@
+"""Claims of the papers as data, their verdicts, and the files that a paper's command writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tangent_arithmetic.analysis.tables import write_table
+from tangent_arithmetic.commands import analyze, paper
+from tangent_arithmetic.commands.stages import stages
+from tangent_arithmetic.report.papers.claims import CLAIMS, FAILS, HOLDS, OPEN, Claim, verdict
+from tangent_arithmetic.report.papers.evidence import Evidence
+from tangent_arithmetic.report.papers.items import PAPERS
+from tangent_arithmetic.run.args import Config
+from tangent_arithmetic.run.costs import Costs, of_clip
+from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import with_seed
+from tangent_arithmetic.runtime.errors import MissingFileError
+from tangent_arithmetic.storage.reading import read_json
+
+COMMITTED = Path(__file__).resolve().parents[2] / "results"
+RUN = Run.of(Config(results=str(COMMITTED)))
+
+
+class Known:
+    """Evidence whose margin is a number, or that is missing."""
+
+    def __init__(self, margin: float | None) -> None:
+        self.margin = margin
+
+
+def decided(*margins: float | None) -> Any:
+    def measure(found: Any) -> tuple[float, ...]:
+        if found.margin is None:
+            raise LookupError("no such table")
+        return 3.0, found.margin
+
+    claim = Claim("arithmetic", "table 1", "text", "published", "{0} points", measure)
+    return verdict(claim, [Known(margin) for margin in margins])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("margins", "expected"),
+    [
+        ((0.2, 0.3, 0.25), HOLDS),
+        ((-0.2, -0.3, -0.25), FAILS),
+        ((0.5, -0.3, 0.1), OPEN),
+        ((0.1,), f"{HOLDS} (one seed)"),
+        ((-0.1,), f"{FAILS} (one seed)"),
+        ((None, None), OPEN),
+        ((None, 0.1, 0.11), HOLDS),
+    ],
+)
+def test_verdicts_follow_from_the_spread(margins: tuple[float | None, ...], expected: str) -> None:
+    found = decided(*margins)
+    assert found.verdict == expected
+    assert found.seeds == sum(margin is not None for margin in margins)
+    assert found.measured == ("3 points" if found.seeds == 1 else "3 ± 0 points") or (
+        found.seeds == 0 and found.measured == "no such table"
+    )
+
+
+def test_claims_from_committed_results_are_decided() -> None:
+    evidence = [Evidence(with_seed(RUN, seed)) for seed in range(3)]
+    by_text = {claim.text: verdict(claim, evidence) for claim in CLAIMS}
+    linear = next(v for text, v in by_text.items() if "The sum of linear" in text)
+    assert linear.seeds == 3 and len(linear.margins) == 3
+    ours = [
+        100 * (one.figure("addition", "linear", "absolute")
+               - one.figure("addition", "standard", "absolute"))
+        for one in evidence
+    ]  # fmt: skip
+    assert [100 * margin for margin in linear.margins] == pytest.approx(ours)
+    assert linear.verdict == HOLDS
+    assert {claim.paper for claim in CLAIMS} == set(PAPERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "rows", "margin"),
+    [
+        ("close to both", "subsets", {"num_vectors": [2], "own_normalised": [0.97]}, 0.02),
+        ("orthogonal", "similarity",
+         {"mode1": ["standard"], "mode2": ["standard"], "task1": "A", "task2": "B",
+          "cosine": [-0.3]}, -0.2),
+        ("disentangled", "xi", {"mode": ["linear", "standard"], "xi": [0.1, 0.4]}, 0.3),
+        ("localised", "kernel",
+         {"mode": "linear", "task": ["A", "A", "B", "B"], "own": [1.0, 0.0, 1.0, 0.0],
+          "use": [0.8, 0.2, 0.6, 0.4]}, -0.3),
+    ],
+)  # fmt: skip
+def test_claims_measure_analysis_tables(
+    text: str, name: str, rows: dict[str, Any], margin: float, tmp_path: Path
+) -> None:
+    run = RUN.with_(results=str(tmp_path))
+    claim = next(claim for claim in CLAIMS if text in claim.text)
+    assert verdict(claim, [Evidence(run)]).verdict == OPEN
+    write_table(run, name, pd.DataFrame({"mode": "standard", **rows}), 1.0)
+    assert verdict(claim, [Evidence(run)]).margins == pytest.approx((margin,))
+
+
+def test_items_are_made_of_tables_that_exist() -> None:
+    tables = {name for parts in analyze.ANALYSES.values() for name, _, _ in parts}
+    for one in PAPERS.values():
+        assert set(one.analyses) <= set(analyze.ANALYSES)
+        for item in one.items:
+            special = (paper.SINGLE, paper.ADDITION, paper.NEGATION, paper.PAIRS)
+            assert item.why_not if item.made_of is None else item.made_of in {*tables, *special}
+        stems = [item.stem for item in one.items]
+        assert len(set(stems)) == len(stems)
+
+
+def test_a_paper_is_written_from_results(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        source = with_seed(RUN, seed).results
+        target = tmp_path / source.relative_to(COMMITTED)
+        target.mkdir(parents=True)
+        for path in source.glob("*.json"):
+            (target / path.name).write_bytes(path.read_bytes())
+    runs = [with_seed(RUN.with_(results=str(tmp_path)), seed) for seed in (0, 1)]
+    for run, value in zip(runs, (0.2, 0.4), strict=True):
+        row = {"mode": "linear", "task1": "A", "task2": "B", "xi": value, "low": 0.1, "high": 0.5}
+        write_table(run, "xi", pd.DataFrame([{**row, "points": 6}]), 1.0)
+    folder = paper.write(PAPERS["tangent"], runs)
+    assert folder == tmp_path / "embedded/papers/ViT-Nano-8/tangent"
+    names = {path.name for path in folder.iterdir()}
+    assert {"table_1.tex", "table_2.md", "figure_3_xi.pdf", "claims.tex", "paper.tex"} <= names
+    table = pd.read_csv(folder / "figure_3_xi.csv")
+    assert table["xi"][0] == pytest.approx(0.3) and table["xi std"][0] == pytest.approx(0.02**0.5)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "seeds 0, 1" in text and "not here: no table at" in text and "| table 1 †" in text
+    claims = read_json(folder / "claims.json")["claims"]
+    assert {claim["paper"] for claim in claims} == {"tangent"}
+    assert all(claim["verdict"].startswith((HOLDS, FAILS, OPEN)) for claim in claims)
+    assert r"\input{table_1}" in (folder / "paper.tex").read_text()
+    with pytest.raises(MissingFileError, match=r"analyze\.py disentanglement"):
+        Evidence(RUN.with_(results=str(tmp_path), seed=2)).table("xi")
+
+
+def test_the_plan_of_a_paper(tmp_path: Path) -> None:
+    both = PAPERS["arithmetic"]
+    run = RUN.with_(results=str(tmp_path), save=str(tmp_path / "save"))
+    more = paper.further(both, run, ["--lr=1"], ["standard"])
+    names = [stage.name for stage in more]
+    assert names[:2] == ["gradient ascent", "standard fine-tuning for analogies"]
+    assert list(more[1].parts) == ["Digits", "StreetLetters"]
+    assert more[2].argv == [both.analyses[0], "--modes=standard", "--lr=1"]
+    assert names[2:] == [f"analysis {name}" for name in both.analyses]
+    told = paper.plan(both, [run], [[*stages(run, [], ["standard"]), *more]])
+    assert "needs the data sets Emoji" in told and "on two cores" in told
+    clip = Run.of(Config(suite="clip8", model="ViT-L-14", world_size=4, results=str(tmp_path)))
+    few = [stage.name for stage in paper.further(both, clip, [], ["standard"])]
+    assert not any("analogies" in name for name in few)
+    kernel = "analysis kernel"
+    for modes in (["standard"], ["standard", "linear"]):
+        names = [stage.name for stage in paper.further(PAPERS["tangent"], run, [], modes)]
+        assert (kernel in names) == ("linear" in modes)
+    told = paper.plan(both, [clip], [stages(clip, [], ["standard"])])
+    assert "Cars" in told and "4 GPUs" in told and "prepare-data --suite=clip8" in told
+    step = Costs(8, 21).training("standard")
+    one, four = (of_clip(step, "ViT-B-32", gpus) for gpus in (1, 4))
+    assert one is not None and four is not None and one == pytest.approx(4 * four)
+    assert of_clip(step, "RN50") is None
