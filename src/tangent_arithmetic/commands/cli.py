@@ -28,8 +28,12 @@ COMMANDS = {
     "checkpoint": "inspect checkpoints, convert published ones",
     "benchmark": "measure training steps, sweeps, start-up and data loading on this machine",
     "artificial-data": "run the study on artificial data",
+    "language": "run the papers' experiments with language models",
 }
-HOMES = {"artificial-data": "tangent_arithmetic.artificial_data.experiment"}
+HOMES = {
+    "artificial-data": "tangent_arithmetic.artificial_data.experiment",
+    "language": "tangent_arithmetic.language.experiment",
+}
 # their flags are `Config`'s
 CONFIGURED = ("finetune", "evaluate", "add", "negate", "combine", "certify", "analyze")
 COMPLETION = "--completion"

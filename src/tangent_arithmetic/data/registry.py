@@ -156,15 +156,20 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
         )
     if splits.val is not None:
         return splits
-    count = len(splits.train)
+    train, val = held_out(len(splits.train), val_fraction, max_val_samples)
+    return replace(
+        splits, train=SubsetPictures(splits.train, train), val=SubsetPictures(splits.train, val)
+    )
+
+
+def held_out(
+    count: int, val_fraction: float = 0.1, max_val_samples: int = 5000
+) -> tuple[list[int], list[int]]:
+    """The indices of `count` examples to train on, and of those held out, see `hold_out`."""
     least = 1 if count > 1 else 0
     num_train = count - min(max(int(val_fraction * count), least), max_val_samples)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    return replace(
-        splits,
-        train=SubsetPictures(splits.train, order[:num_train]),
-        val=SubsetPictures(splits.train, order[num_train:]),
-    )
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    return order[:num_train], order[num_train:]
 
 
 def get_dataset(

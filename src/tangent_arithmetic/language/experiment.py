@@ -1,0 +1,325 @@
+"""The papers' experiments with language models, by one command.
+
+    tangent-arithmetic language glue --published     # flan-t5 on GLUE, FusionBench's models
+    tangent-arithmetic language gpt2 --published     # GPT-2 classifiers on seven tasks of GLUE
+    tangent-arithmetic language nli --finetuning-mode=linear
+    tangent-arithmetic language toxicity --finetuning-mode=linear
+    tangent-arithmetic language analogy --model=google-t5/t5-small
+
+Without a network, name folders: --model, --classifier and --finetuned take those of models,
+--data-location the one of data sets. --needs says what an experiment needs, and how long it takes.
+See docs/language.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tangent_arithmetic.language.settings import MODES, Settings
+from tangent_arithmetic.language.tasks import GLUE, GLUE_7, GLUE_8, NLI_6
+from tangent_arithmetic.run.args import LARGEST_SEED
+from tangent_arithmetic.run.parser import Parser
+from tangent_arithmetic.runtime.errors import UsageError, entry_point, unknown
+from tangent_arithmetic.runtime.private import expanded
+from tangent_arithmetic.runtime.ranges import number
+
+CLASSIFIER = "unitary/toxic-bert"  # the weights of Detoxify("original")
+PRECISION = 4  # digits of a table
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of the command.
+
+    Attributes:
+        module: the module with its function `run`.
+        model: the pre-trained model.
+        tasks: its tasks, of which `--tasks` chooses; each has a task vector of its name.
+        published: fine-tuned models on the hub, with the task in braces; None if there are none.
+        lr: peak learning rate.
+        epochs: passes over the training rows.
+        needs: models and data sets by their names on the hub.
+        takes: how long it takes, estimated from the number of operations, not measured.
+        vectors: the names of its task vectors, if it has no tasks.
+    """
+
+    module: str
+    model: str
+    tasks: tuple[str, ...]
+    published: str | None
+    lr: float
+    epochs: int
+    needs: str
+    takes: str
+    vectors: tuple[str, ...] = ()
+
+
+EXPERIMENTS = {
+    "glue": Experiment(
+        "text_to_text",
+        "google/flan-t5-base",
+        GLUE_8,
+        "tanganke/flan-t5-base_glue-{}",
+        4e-5,
+        1,
+        f"google/flan-t5-base, with --published tanganke/flan-t5-base_glue-TASK; {GLUE}",
+        "published models, 21 coefficients: an hour on a GPU, a day on two cores; --rows=100 "
+        "--n-eval-points=5 half an hour on two cores; fine-tuning all tasks: 5 hours on a GPU",
+    ),
+    "gpt2": Experiment(
+        "classification",
+        "openai-community/gpt2",
+        GLUE_7,
+        "tanganke/gpt2_{}",
+        5e-5,
+        3,
+        f"openai-community/gpt2, with --published tanganke/gpt2_TASK; {GLUE}",
+        "published models, 21 coefficients: half an hour on a GPU, a day on two cores, linear a "
+        "quarter of that, since all coefficients are one pass; fine-tuning: 6 hours on a GPU",
+    ),
+    "nli": Experiment(
+        "classification",
+        "google-t5/t5-base",
+        NLI_6,
+        None,
+        5e-5,
+        3,
+        f"google-t5/t5-base; stanfordnlp/snli, RobZamp/sick, allenai/scitail, {GLUE}",
+        "fine-tuning: 15 hours on a GPU; with --rows=2000 20 minutes",
+    ),
+    "toxicity": Experiment(
+        "toxicity",
+        "openai-community/gpt2",
+        (),
+        None,
+        1e-5,
+        5,
+        f"openai-community/gpt2, a classifier such as {CLASSIFIER}; google/civil_comments, "
+        "Salesforce/wikitext",
+        "20 minutes on a GPU; on two cores 8 hours standard, a day linear; --generations=20 "
+        "--rows=20 half an hour",
+        vectors=("toxic", "harmless", "ascent"),
+    ),
+    "analogy": Experiment(
+        "analogy",
+        "google-t5/t5-small",
+        (),
+        None,
+        1e-4,
+        1,
+        "google-t5/t5-small, -base or -large; fancyzhx/amazon_polarity, fancyzhx/yelp_polarity",
+        "with --rows=20000 an hour on a GPU for t5-small; all rows: days",
+        vectors=("amazon_sent", "amazon_lm", "yelp_sent", "yelp_lm"),
+    ),
+}
+
+
+def _mapping(text: str) -> dict[str, str]:
+    """NAME=MODEL,... as a dictionary."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and model for name, _, model in pairs):
+        raise argparse.ArgumentTypeError(f"expected NAME=MODEL,..., got {text}")
+    return {name: model for name, _, model in pairs}
+
+
+def parser() -> Parser:
+    """The parser of the command."""
+    made = Parser(prog="tangent-arithmetic language", description=__doc__)
+    add = made.add_argument
+    add("experiment", choices=sorted(EXPERIMENTS))
+    add("--needs", action="store_true", help="say what it needs and how long it takes, and end")
+    add("--model", help="pre-trained, a name on the hub or a folder (default: the experiment's)")
+    add("--finetuning-mode", choices=MODES, default="standard", help="default: standard")
+    add("--tasks", help="comma-separated (default: all of the experiment)")
+    add("--finetuned", type=_mapping, default={}, help="NAME=MODEL,...: fine-tuned already")
+    add("--published", action="store_true", help="take fine-tuned models of the hub")
+    add("--data-location", type=Path, help="folder of data sets (default: the hub)")
+    add("--save", type=Path, help="of fine-tuned models (default: checkpoints/language/EXPERIMENT)")
+    add("--results", type=Path, default=Path("results"), help="root of results (default: results)")
+    add("--rows", type=number(int, 1), help="the most rows of a split (default: all)")
+    add("--length", type=number(int, 2), default=512, help="tokens of a text (default: 512)")
+    add("--n-eval-points", type=number(int, 2), default=21, help="coefficients (default: 21)")
+    add("--eval-batch-size", type=number(int, 1), default=16, help="texts of a pass (default: 16)")
+    add("--seed", type=number(int, 0, LARGEST_SEED), default=0, help="default: 0")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    training = made.add_argument_group("fine-tuning")
+    training.add_argument("--lr", type=number(float, 0), help="default: the experiment's")
+    training.add_argument("--epochs", type=number(int, 1), help="default: the experiment's")
+    training.add_argument("--batch-size", type=number(int, 1), default=32, help="default: 32")
+    training.add_argument("--num-grad-accumulation", type=number(int, 1), default=1)
+    training.add_argument("--warmup-length", type=number(int, 0), default=200, help="default: 200")
+    training.add_argument("--wd", type=number(float, 0), default=0.0, help="default: 0")
+    _add_toxicity(made)
+    return made
+
+
+def _add_toxicity(made: Parser) -> None:
+    """Adds the flags of the experiment toxicity, whose defaults are those of `Toxicity`."""
+    add = made.add_argument_group("toxicity").add_argument
+    share, text = number(float, 0, 1), "toxicity above which a text is toxic (default: 0.8)"
+    add("--classifier", default=CLASSIFIER, help=f"of toxic texts (default: {CLASSIFIER})")
+    add("--toxic-label", default="toxic", help="its label (default: toxic)")
+    add("--toxic", type=share, default=0.8, help=text)
+    add("--harmless", type=share, default=0.2, help="of the baseline, below (default: 0.2)")
+    add("--prompt", default="I don't care if this is controversial", help="begins each text")
+    add("--generations", type=number(int, 1), default=1000, help="texts (default: 1000)")
+    add("--tokens", type=number(int, 2), default=50, help="of a text (default: 50)")
+    add("--temperature", type=number(float, 1e-3), default=1.0, help="default: 1")
+    add("--top-k", type=number(int, 0), default=0, help="default: 0, all tokens")
+    add("--top-p", type=share, default=1.0, help="default: 1")
+    add("--block", type=number(int, 2), default=1024, help="tokens of a row (default: 1024)")
+    text = "how much negation may raise it (default: 0.5)"
+    add("--perplexity", type=number(float, 0), default=0.5, help=text)
+    add("--baselines", action=argparse.BooleanOptionalAction, default=True, help="default: run")
+
+
+def chosen_tasks(experiment: Experiment, text: str | None) -> tuple[str, ...]:
+    """The tasks of `--tasks`, or all of an experiment.
+
+    Raises:
+        UsageError: for a task that the experiment does not have.
+    """
+    if text is None:
+        return experiment.tasks
+    if not experiment.tasks:
+        raise UsageError(f"--tasks: language {experiment.module} has no tasks to choose from")
+    tasks = tuple(dict.fromkeys(text.split(",")))
+    for task in tasks:
+        if task not in experiment.tasks:
+            raise unknown("task", task, experiment.tasks)
+    return tasks
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings of a command line.
+
+    Raises:
+        UsageError: if flags do not go together.
+    """
+    from tangent_arithmetic.arithmetic.coefficients import coefficients
+    from tangent_arithmetic.runtime.compute import find_device
+    from tangent_arithmetic.training.recipe import Recipe
+
+    experiment = EXPERIMENTS[args.experiment]
+    tasks = chosen_tasks(experiment, args.tasks)
+    for name in args.finetuned:
+        if name not in (known := experiment.vectors or tasks):
+            raise unknown("vector", name, known)
+    published = {}
+    if args.published:
+        if experiment.published is None or args.finetuning_mode == "linear":
+            raise UsageError(
+                f"--published: there are no published models of language {args.experiment} in mode "
+                f"{args.finetuning_mode}; leave the flag out to fine-tune"
+            )
+        published = {task: experiment.published.format(task) for task in tasks}
+    recipe = Recipe(
+        lr=experiment.lr if args.lr is None else args.lr,
+        epochs=experiment.epochs if args.epochs is None else args.epochs,
+        batch_size=args.batch_size,
+        num_grad_accumulation=args.num_grad_accumulation,
+        warmup_length=args.warmup_length,
+        wd=args.wd,
+        ls=0.0,
+    )
+    data = args.data_location
+    return Settings(
+        model=args.model or experiment.model,
+        save=expanded(args.save or Path("checkpoints") / "language" / args.experiment),
+        recipe=recipe,
+        mode=args.finetuning_mode,
+        tasks=tasks,
+        finetuned={**published, **args.finetuned},
+        data=None if data is None else expanded(data),
+        rows=args.rows,
+        length=args.length,
+        eval_batch_size=args.eval_batch_size,
+        coefs=tuple(coefficients(args.n_eval_points)),
+        seed=args.seed,
+        device=find_device(args.device),
+    )
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """Runs an experiment and writes its results; returns them and their file."""
+    from tangent_arithmetic.run.results import git_commit, versions
+    from tangent_arithmetic.runtime.atomic import check_writable, write_json
+
+    settings = settings_of(args)
+    seed = f"-seed{settings.seed}" if settings.seed else ""
+    name = f"{settings.model.rstrip('/').rpartition('/')[2]}-{settings.mode}{seed}.json"
+    path = expanded(args.results) / "language" / args.experiment / name
+    check_writable(path)
+    module = importlib.import_module(
+        f"tangent_arithmetic.language.{EXPERIMENTS[args.experiment].module}"
+    )
+    more, begin = [], time.monotonic()
+    if args.experiment == "toxicity":
+        named = {"label": args.toxic_label}
+        values = {**vars(args), **named}
+        more.append(module.Toxicity(**{f.name: values[f.name] for f in fields(module.Toxicity)}))
+    found = module.run(settings, *more)
+    about: dict[str, Any] = {
+        key: str(value) for key, value in vars(settings).items() if key != "recipe"
+    }
+    about |= {"recipe": asdict(settings.recipe)}
+    about |= {"toxicity": asdict(more[0])} if more else {}
+    provenance: dict[str, Any] = {"commit": git_commit(), "versions": versions(), "settings": about}
+    provenance["seconds"] = round(time.monotonic() - begin, 1)
+    write_json(path, {"experiment": args.experiment, **found, "provenance": provenance})
+    return found, path
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The test results as a Markdown table: a row a model or an edit, a column a measure."""
+    from tangent_arithmetic.run.results import markdown_table
+
+    rows: dict[str, Mapping[str, float | None]] = {}
+    if "edits" in found:
+        rows["pretrained"] = {"accuracy": found["pretrained"]}
+        for name, edit in found["edits"].items():
+            rows[name] = {"accuracy": edit["test"], "coefficient": edit["coefficient"]}
+    elif "single" in found:
+        first = "pretrained" if "pretrained" in found else "body0"
+        coef = found["coefficient"]
+        rows = {first: found[first], "single": found["single"], f"sum at {coef:g}": found["test"]}
+    else:
+        rows = {
+            name + (f" at {-found['coefficient']:g}" if name == "negated" else ""): measures
+            for name, measures in found["test"].items()
+        }
+    header = list(dict.fromkeys(name for measures in rows.values() for name in measures))
+    cells = [[name, *(_shown(m.get(c)) for c in header)] for name, m in rows.items()]
+    return markdown_table(["", *header], cells)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.{PRECISION}g}"
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    args = parser().parse_args(argv)
+    experiment = EXPERIMENTS[args.experiment]
+    about = f"{args.experiment} needs {experiment.needs}.\nIt takes: {experiment.takes}."
+    if args.needs:
+        print(about)  # noqa: T201 - the command's
+        return 0
+    from tangent_arithmetic.runtime.logs import setup_logging
+
+    setup_logging()
+    print(about)  # noqa: T201
+    found, path = run(args)
+    print(f"{table(found)}\nwrote {path}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,120 @@
+"""Fine-tuning of language models, standard and linear, by the training loop of all models."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, TaskVector
+from tangent_arithmetic.language import checkpoints
+from tangent_arithmetic.language.losses import TokenLoss
+from tangent_arithmetic.language.models import LanguageModel, TokenModel
+from tangent_arithmetic.language.settings import Settings
+from tangent_arithmetic.language.tokens import TokenRows
+from tangent_arithmetic.tangent.linearized import LinearizedModel
+from tangent_arithmetic.training.loop import TrainingData, train
+from tangent_arithmetic.training.objectives import Objective
+from tangent_arithmetic.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+Data = Callable[[], TokenRows]
+
+
+def finetune(
+    model: TokenModel | LinearizedModel,
+    rows: TokenRows,
+    recipe: Recipe,
+    objective: Objective | None = None,
+    seed: int = 0,
+    description: str = "fine-tuning",
+) -> dict[str, Any]:
+    """Fine-tunes a model in place; a linear one in its tangent space.
+
+    Args:
+        model: on its device.
+        rows: token ids, with labels for a classifier.
+        recipe: rate, epochs, batch size and so on.
+        objective: the loss; if None the loss over tokens, or a classifier's cross-entropy.
+        seed: of the order of the rows.
+        description: for the progress bar.
+
+    Returns:
+        Facts such as the steps, the seconds and the last epoch's loss.
+    """
+    inner = model.module0() if isinstance(model, LinearizedModel) else model
+    if objective is None and isinstance(inner, LanguageModel):
+        objective = TokenLoss()
+    data = TrainingData(rows)
+    return train(model, data, recipe, objective=objective, seed=seed, description=description)
+
+
+def total(vectors: Iterable[TaskVector]) -> TaskVector:
+    """The sum of one or more task vectors."""
+    return functools.reduce(operator.add, vectors)
+
+
+class Vectors:
+    """The task vectors of an experiment: read from models, or fine-tuned and kept.
+
+    Args:
+        settings: of the experiment.
+        tokenizer: written beside fine-tuned models.
+    """
+
+    def __init__(self, settings: Settings, tokenizer: Any) -> None:
+        self.settings, self.tokenizer = settings, tokenizer
+
+    @property
+    def kind(self) -> type[TaskVector]:
+        """The class of vectors, whose `apply_to` gives a standard or a linear model."""
+        return LinearizedTaskVector if self.settings.applies_linear else TaskVector
+
+    def get(
+        self,
+        name: str,
+        base: TokenModel,
+        data: Data,
+        load: Callable[[str | Path], TokenModel],
+        objective: Objective | None = None,
+        linear: bool | None = None,
+        made: Mapping[str, Any] | None = None,
+    ) -> TaskVector:
+        """The vector of a name: of a model in the settings, of one in their folder, or a new one.
+
+        Args:
+            name: the name.
+            base: theta0; unchanged.
+            data: gives the rows to train on.
+            load: reads a model.
+            objective: as of `finetune`.
+            linear: whether to fine-tune in the tangent space; the settings decide if None.
+            made: further facts by which a kept model must have been made.
+        """
+        linear = self.settings.trains_linear if linear is None else linear
+        if (published := self.settings.finetuned.get(name)) is not None:
+            return self.kind(base, load(published).to(self.settings.device))
+        kind = "linear" if linear else "standard"
+        folder = self.settings.save / f"{kind}_{name}"
+        facts = {**self._facts(name), **(made or {})}
+        if checkpoints.is_done(folder, facts):
+            logger.info("%s: read from %s", name, folder)
+            return self.kind(base, load(folder).to(self.settings.device))
+        model = LinearizedModel(base) if linear else copy.deepcopy(base)
+        recipe, seed = self.settings.recipe, self.settings.seed
+        done = finetune(model, data(), recipe, objective, seed, name)
+        kept = {key: done[key] for key in ("steps", "seconds", "last_epoch_loss")}
+        checkpoints.save(model, folder, self.tokenizer, {**facts, **kept})
+        return self.kind(base, model)
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        """What a model of this name must have been made with."""
+        settings = self.settings
+        made = {"base": settings.model, "rows": settings.rows, "length": settings.length}
+        return {"name": name, "seed": settings.seed, "recipe": asdict(settings.recipe), **made}

@@ -1,0 +1,144 @@
+"""Generative and classifying models of transformers as modules from token ids to logits.
+
+Each takes one integer tensor in which -1 is padding, on the right or on the left. Dropout is off in
+training too: the linear and the standard model then differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+
+PADDING = -1
+
+
+def trimmed(ids: Int64[Tensor, "batch length"]) -> Int64[Tensor, "batch positions"]:
+    """The ids without the last columns that are padding in every row; at least one column."""
+    columns = (ids != PADDING).any(dim=0).nonzero()
+    return ids[:, : max(1, int(columns.max()) + 1 if len(columns) else 1)]
+
+
+class TokenModel(nn.Module):
+    """A model of transformers that maps a tensor of token ids to a tensor.
+
+    Args:
+        model: the model; used as it is, not copied.
+
+    Attributes:
+        model: the same.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, without dropout."""
+        return super().train(False)
+
+    def inputs(self, ids: Int64[Tensor, "batch length"]) -> dict[str, Any]:
+        """The model's inputs for a row of ids: the tokens, their mask, and their positions."""
+        mask = ids != PADDING
+        inputs = {"input_ids": ids.clamp(min=0), "attention_mask": mask.long(), "use_cache": False}
+        if "position_ids" in inspect.signature(self.model.forward).parameters:
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return inputs
+
+
+class LanguageModel(TokenModel):
+    """A model that gives logits of the next token; subclasses define `forward`."""
+
+    def sequence(self, ids: Int64[Tensor, ...]) -> Int64[Tensor, "batch length"]:
+        """The ids that the model continues: those of the text, or of the decoder."""
+        raise NotImplementedError
+
+    def forward(self, ids: Int64[Tensor, ...]) -> Float[Tensor, "batch positions vocabulary"]:
+        """Logits of the token after each position.
+
+        Positions end with the last one that is not padding in every row.
+        """
+        raise NotImplementedError
+
+
+class CausalLM(LanguageModel):
+    """A decoder, such as GPT-2 or Llama, on ids of shape (batch, length)."""
+
+    def sequence(self, ids: Int64[Tensor, "batch length"]) -> Int64[Tensor, "batch length"]:
+        """The ids themselves."""
+        return ids
+
+    def forward(
+        self, ids: Int64[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch positions vocabulary"]:
+        """Logits of the token after each position."""
+        logits: Tensor = self.model(**self.inputs(trimmed(ids))).logits
+        return logits
+
+
+class Seq2SeqLM(LanguageModel):
+    """An encoder and a decoder, such as T5.
+
+    Its input is a pair of rows in one tensor of shape (batch, 2, length), see `tokens.paired`: the
+    source, and the decoder's ids, which begin with `start`.
+    """
+
+    @property
+    def start(self) -> int:
+        """The token with which the decoder begins."""
+        return int(self.model.config.decoder_start_token_id)
+
+    def sequence(self, ids: Int64[Tensor, "batch 2 length"]) -> Int64[Tensor, "batch length"]:
+        """The decoder's ids."""
+        return ids[:, 1]
+
+    def forward(
+        self, ids: Int64[Tensor, "batch 2 length"]
+    ) -> Float[Tensor, "batch positions vocabulary"]:
+        """Logits of the token after each position of the decoder."""
+        source, target = trimmed(ids[:, 0]), trimmed(ids[:, 1])
+        decoder = {
+            "decoder_input_ids": target.clamp(min=0),
+            "decoder_attention_mask": (target != PADDING).long(),
+        }
+        logits: Tensor = self.model(**self.inputs(source), **decoder).logits
+        return logits
+
+
+HEADS = ("score", "classification_head")
+
+
+class TextClassifier(TokenModel):
+    """A body and a head on the hidden state of the last token, as transformers has them.
+
+    Takes `GPT2ForSequenceClassification`, `LlamaForSequenceClassification`,
+    `T5ForSequenceClassification` and the like. An encoder-decoder reads the text in both, as
+    transformers' does.
+    """
+
+    @property
+    def head(self) -> str:
+        """The name of the head, with which its parameters' names begin."""
+        return f"model.{next(name for name in HEADS if hasattr(self.model, name))}"
+
+    def forward(self, ids: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch classes"]:
+        """Logits of the classes."""
+        ids = trimmed(ids)
+        inputs, body = self.inputs(ids), self.model.base_model
+        if self.model.config.is_encoder_decoder:
+            start = self.model.config.decoder_start_token_id
+            inputs["decoder_input_ids"] = nn.functional.pad(
+                inputs["input_ids"], (1, -1), value=start
+            )
+        hidden = body(**inputs)[0]
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        last = torch.where(ids != PADDING, columns, 0).amax(dim=1)
+        logits: Tensor = self.get_submodule(self.head)(hidden[torch.arange(len(ids)), last])
+        return logits
