@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from tangent_arithmetic.data.texts import PADDING
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
-
-PADDING = -1
 
 
 def trimmed(ids: Int64[Tensor, "batch length"]) -> Int64[Tensor, "batch positions"]:
