@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tangent_arithmetic.commands import add, combine, evaluate, finetune, negate
+from tangent_arithmetic.commands import add, combine, evaluate, finetune, negate, reproduce
 from tests.sentences import model_folder
 
 GOOD, BAD = ("good", "great", "lovely", "fine"), ("bad", "awful", "poor", "sad")
@@ -101,3 +101,26 @@ def test_the_checkpoint_names_the_model(flags: list[str]) -> None:
     assert finetune.main([*flags, "--finetuning-mode=standard"]) == 0
     with safe_open(Path(root) / "filmsVal" / "finetuned.safetensors", "pt") as file:
         assert "transformers:" in str(file.metadata())
+
+
+@pytest.mark.slow
+def test_the_suite_in_miniature(tmp_path: Path) -> None:
+    """Real texts and the embedded CLIP's text tower, from nothing to the page."""
+    root = Path(__file__).parents[1] / "data" / "text_miniature"
+    argv = [
+        "--suite=text",
+        "--model=text-tower:ViT-Nano-8",
+        "--modes=standard,linear,posthoc",
+        "--tasks=Movies,Tweets",
+        f"--data-location={root}",
+        "--n-eval-points=3",
+        "--device=cpu",
+        f"--save={tmp_path / 'checkpoints'}",
+        f"--results={tmp_path / 'results'}",
+        f"--cache-dir={tmp_path / 'cache'}",
+    ]
+    assert reproduce.main(argv) == 0
+    found = {path.name for path in (tmp_path / "results" / "text").rglob("*.json")}
+    for name in ("additions", "linear_negations", "posthoc_additions"):
+        assert f"{name}-Movies-Tweets.json" in found
+    assert list((tmp_path / "results").rglob("report.html"))

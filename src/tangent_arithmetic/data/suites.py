@@ -410,7 +410,7 @@ register_suite(
             for name in ("Editorials", "Foods", "Movies", "Products", "Spam", "Tweets")
         },
         control="Nouns",
-        lr=1e-4,
+        lr=3e-4,
         warmup_length=8,
         steps=60,
         batch_size={"": 32},

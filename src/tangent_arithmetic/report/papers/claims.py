@@ -261,7 +261,7 @@ CLAIMS = (
         _disentangled,
     ),
     Claim(
-        "tangent", "section 6",
+        "tangent", "section 6 †",
         "Eigenfunctions of the kernel that a task uses are localised on its data.",
         "most of their energy",
         "{0} % on the own task's images, {1} % if spread evenly; holds from twice that",
