@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import lzma
 import re
 import struct
-import tarfile
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -29,28 +27,19 @@ from tangent_arithmetic.data.registry import get_dataset, known_datasets
 from tangent_arithmetic.data.suites import get_suite
 from tangent_arithmetic.data.text import CLASSES, TEMPLATES, TEXT_SETS
 from tangent_arithmetic.runtime.errors import UsageError
+from tests.archives import tar_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:rdata")
 LAZY = lzma.LZMACompressor
 MOST = {"train": 100, "test": 100}
 
 
-def tar_of(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 def deb_of(files: dict[str, bytes]) -> bytes:
     """A Debian package: an `ar` archive of a version, control files and data."""
     members = {
         "debian-binary": b"2.0\n",
-        "control.tar.xz": tar_of({"control": b"x"}, "w:xz"),
-        "data.tar.xz": tar_of({f"./{name}": content for name, content in files.items()}, "w:xz"),
+        "control.tar.xz": tar_bytes({"control": b"x"}, "w:xz"),
+        "data.tar.xz": tar_bytes({f"./{name}": content for name, content in files.items()}, "w:xz"),
     }
     out = b"!<arch>\n"
     for name, content in members.items():
@@ -78,7 +67,7 @@ def vader(folder: Path) -> Path:
         for n in names
     }
     path = folder / facts.VADER.name
-    path.write_bytes(tar_of({archives.INNER: tar_of(files)}))
+    path.write_bytes(tar_bytes({archives.INNER: tar_bytes(files)}))
     return path
 
 
@@ -100,7 +89,7 @@ def mails(folder: Path) -> Path:
     )
     files["package/lib/index.js"] = b"raise"
     path = folder / facts.MAILS.name
-    path.write_bytes(tar_of(files))
+    path.write_bytes(tar_bytes(files))
     return path
 
 

@@ -18,10 +18,10 @@ FOLDER = "text"  # below the data root
 SENTIMENT = ("negative", "positive")
 CLASSES: dict[str, tuple[str, ...]] = {
     "Editorials": SENTIMENT,
-    "Foods": SENTIMENT,
+    "Foods": ("disappointing", "great"),
     "Movies": SENTIMENT,
     "Products": SENTIMENT,
-    "Spam": ("legitimate", "unsolicited"),
+    "Spam": ("message to a mailing list", "commercial offer"),
     "Tweets": SENTIMENT,
     "Nouns": (
         "animal",
@@ -36,13 +36,14 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "time",
     ),
 }
+# of Foods and Spam the best of three and five on validation texts; of the others the first tried
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "Editorials": ("a {} newspaper editorial.", "the editorial says something {}."),
-    "Foods": ("a {} review of a food.", "the reviewer's opinion of the food is {}."),
+    "Foods": ("this product is {}.", "what a {} food!"),
     "Movies": ("a {} movie review.", "the reviewer's opinion of the movie is {}."),
     "Nouns": ("a {}.", "a kind of {}."),
     "Products": ("a {} product review.", "the customer's opinion of the product is {}."),
-    "Spam": ("an {} e-mail.", "this e-mail is {}."),
+    "Spam": ("a {}.", "this e-mail is a {}."),
     "Tweets": ("a {} tweet.", "the mood of the tweet is {}."),
 }
 
