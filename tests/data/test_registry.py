@@ -21,8 +21,8 @@ from tangent_arithmetic.data import registry as registry_module
 from tangent_arithmetic.data import suites, templates
 from tangent_arithmetic.data.base import ArrayPictures, Splits, SubsetPictures
 from tangent_arithmetic.data.clip8 import CLIP8_SETS
-from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
+from tangent_arithmetic.data.public import ALL_SETS
 from tangent_arithmetic.data.registry import get_dataset, hold_out, known_datasets
 from tangent_arithmetic.data.sources import Layout, PublicSet
 from tangent_arithmetic.data.templates import get_templates
@@ -159,7 +159,7 @@ def test_names_resolve_within_their_suite() -> None:
     embedded, clip8, both = known_datasets("embedded"), known_datasets("clip8"), known_datasets()
     assert set(embedded) == set(EMBEDDED_SETS) and set(embedded.values()) == {"embedded"}
     assert set(clip8) == set(CLIP8_SETS) and set(clip8.values()) == {"clip8"}
-    assert set(both) == set(EMBEDDED_SETS) | set(PUBLIC_SETS)
+    assert set(both) == set(EMBEDDED_SETS) | set(ALL_SETS)
     assert set(embedded) & set(clip8) == {"MNIST"}
     assert (both["MNIST"], both["Emoji"], both["DTD"]) == ("clip8", "embedded", "clip8")
 

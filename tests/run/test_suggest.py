@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "unlabelled": "entropy", "ridge": 0.1, "coefficient_bounds": ["0", "2"],
     "solver": "gauss-newton", "negate": True, "recipe": "fast", "optimizer": "sgd",
     "schedule": "constant", "averaging": 0.5, "image_share": 0.3, "target": 0.9, "patience": 3,
+    "modes": ["linear"], "kernel_images": 5, "kernel_directions": 7,
 }  # fmt: skip
 FREE = {*ONCE, "finetuning_accuracies"}
 

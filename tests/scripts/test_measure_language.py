@@ -28,5 +28,6 @@ def test_figures_of_a_small_model(
 
 def test_the_model_is_gpt_2(monkeypatch: pytest.MonkeyPatch) -> None:
     measure = script("measure_language")
-    monkeypatch.setattr(transformers, "GPT2LMHeadModel", lambda config: gpt2().model)
+    tiny = gpt2().model
+    monkeypatch.setattr(transformers, "GPT2LMHeadModel", lambda config: tiny)
     assert isinstance(measure.gpt2(1), CausalLM)

@@ -29,7 +29,6 @@ def test_the_study_s_table_has_mean_and_deviation() -> None:
     other = {**row, "top1": {"A": 0.7, "B": 0.7}, "seconds": 0.3, "coefficient": 0.2}
     (line,) = study.summarize({0: {"ties": {**row, "coefficient": 0.1}}, 1: {"ties": other}})
     assert line == ["ties", "65.0 ± 7.1", "80.0 ± 7.1", "0.1, 0.2", "0.20"]
-    assert study.spread([1.25]) == "1.2"
 
 
 def test_the_study_has_all_methods() -> None:

@@ -45,7 +45,6 @@ def test_means_and_deviations_over_seeds() -> None:
     row = {"seconds": 2.0, "mean": 0.5}
     seeds = {"0": {"linear": {"task": row}}, "1": {"linear": {"task": {**row, "mean": 0.7}}}}
     assert "60.0 ± 14.1" in study.table(seeds) and "2.0" in study.table(seeds)
-    assert study.spread([50.0]) == "50.0" and study.spread([]) == "-"
 
 
 def test_the_time_of_a_solve(capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,18 @@ class _Loader(ConfigLoaderImpl):
         check(config)
         return config
 
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """The choices of a group; without overrides Hydra would copy all groups each time."""
+        if config_name is None and not overrides:
+            return self.repository.get_group_options(group_name, results_filter)
+        return super().get_group_options(group_name, results_filter, config_name, overrides)
+
     def _unknown(self, error: MissingConfigException) -> Exception:
         """The error for an unknown name of a group, with all names, nested ones too."""
         group, _, name = str(error.missing_cfg_file or "").partition("/")
