@@ -103,6 +103,43 @@ def test_the_checkpoint_names_the_model(flags: list[str]) -> None:
         assert "transformers:" in str(file.metadata())
 
 
+OWN = """
+import torch
+from torch import nn
+
+class Letters:
+    reads_texts = True
+
+    def __call__(self, text):
+        return torch.tensor([ord(letter) % 64 for letter in text])
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(64, 24)
+
+    def forward(self, ids):
+        mask = (ids >= 0).float()[..., None]
+        return (self.embedding(ids.clamp(min=0)) * mask).sum(1)
+
+def build():
+    return Bag(), Letters()
+"""
+
+
+def test_an_encoder_of_one_s_own(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_texts.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = [f for f in flags if not f.startswith(("--model", "--save", "--results", "--template"))]
+    own = ["--model=python:own_texts:build", "--save=checkpoints", "--results=results"]
+    assert finetune.main([*kept, *own, "--finetuning-mode=linear"]) == 0
+    assert evaluate.main([*kept, *own, "--finetuning-mode=linear"]) == 0
+
+
 @pytest.mark.slow
 def test_the_suite_in_miniature(tmp_path: Path) -> None:
     """Real texts and the embedded CLIP's text tower, from nothing to the page."""

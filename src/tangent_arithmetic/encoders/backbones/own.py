@@ -31,6 +31,11 @@ class Described:
     transform: Transform
     recipe: Any
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the transform reads texts, see `data.texts`."""
+        return bool(getattr(self.transform, "reads_texts", False))
+
     def __call__(self, image: Any) -> Any:
         """The transformed image."""
         return self.transform(image)
