@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tangent_arithmetic.data.base import Splits, spaced
-from tangent_arithmetic.data.splitting import repeated, with_test_part
+from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import PictureError, UsageError, shown
 
@@ -191,9 +191,7 @@ def plain_splits(
     whole = pictures["train"]
     labels = whole.labels if isinstance(whole, Texts) else whole.targets
     strata = [None] * len(labels) if labels.ndim == 2 else labels.tolist()
-    if isinstance(whole, Texts):
-        return with_test_part(name, splits, whole.texts, strata, repeated(whole.texts))
-    return with_test_part(name, splits, [str(index) for index in range(len(labels))], strata)
+    return with_test_part(name, splits, strata)
 
 
 def _examples(name: str, dataset: Any, classes: int) -> DatasetPictures | Texts:

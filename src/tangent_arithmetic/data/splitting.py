@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tangent_arithmetic.data.base import Pictures, Splits, SubsetPictures
+from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ def twins(paths: Sequence[str]) -> set[int]:
 def with_test_part(
     name: str,
     splits: Splits,
-    keys: Sequence[str],
     strata: Sequence[Hashable],
+    keys: Sequence[str] | None = None,
     copies: Collection[int] = (),
 ) -> Splits:
     """The splits with a test part of the training images; says so in the log.
@@ -74,13 +75,19 @@ def with_test_part(
     Args:
         name: the data set, for messages.
         splits: `test` is not used.
-        keys: see `split_off`, of the training images.
-        strata: likewise.
-        copies: indices of those whose content is there twice, which are for training.
+        strata: see `split_off`, of the training examples.
+        keys: likewise; None for their numbers. Those of texts are the texts.
+        copies: indices of those whose content is there twice, which are for training; found for
+            texts.
 
     Raises:
         UsageError: if no class has two images.
     """
+    whole: Pictures = splits.train
+    if isinstance(whole, Texts):
+        keys, copies = whole.texts, repeated(whole.texts)
+    elif keys is None:
+        keys = [str(index) for index in range(len(whole))]
     if copies:
         logger.warning(
             "%s: %d examples have the content of another one, such as %s; they are for training",
@@ -101,5 +108,4 @@ def with_test_part(
         len(train),
         len(test),
     )
-    whole: Pictures = splits.train
     return replace(splits, train=SubsetPictures(whole, train), test=SubsetPictures(whole, test))

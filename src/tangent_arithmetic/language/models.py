@@ -9,11 +9,11 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from tangent_arithmetic.data.texts import PADDING
+from tangent_arithmetic.encoders.backbones.sentences import last_pooling
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -137,8 +137,6 @@ class TextClassifier(TokenModel):
             inputs["decoder_input_ids"] = nn.functional.pad(
                 inputs["input_ids"], (1, -1), value=start
             )
-        hidden = body(**inputs)[0]
-        columns = torch.arange(ids.shape[1], device=ids.device)
-        last = torch.where(ids != PADDING, columns, 0).amax(dim=1)
-        logits: Tensor = self.get_submodule(self.head)(hidden[torch.arange(len(ids)), last])
+        hidden = last_pooling(body(**inputs)[0], ids != PADDING)
+        logits: Tensor = self.get_submodule(self.head)(hidden)
         return logits

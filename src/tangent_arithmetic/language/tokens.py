@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from tangent_arithmetic.language.models import PADDING
+from tangent_arithmetic.data.texts import PADDING, pad
 from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,10 +76,8 @@ def padded(rows: Sequence[Sequence[int]], length: int = 0) -> Int64[Tensor, "row
         rows: ids of each text.
         length: columns, if they are to be more than the longest row has.
     """
-    ids = torch.full((len(rows), max(length, *map(len, rows))), PADDING)
-    for row, values in zip(ids, rows, strict=True):
-        row[: len(values)] = torch.tensor(values, dtype=torch.int64)
-    return ids
+    ids = pad([torch.tensor(row, dtype=torch.int64) for row in rows])
+    return F.pad(ids, (0, max(0, length - ids.shape[1])), value=PADDING)
 
 
 def paired(

@@ -115,7 +115,7 @@ class FolderSource:
         if "test" in read:
             return splits
         paths, labels = zip(*train.samples, strict=True)
-        return with_test_part(self.name, splits, _keys(train), labels, twins(paths))
+        return with_test_part(self.name, splits, labels, _keys(train), twins(paths))
 
     def _read(self, folder: Path, classes: list[str]) -> ListedPictures:
         """The images of a split; those of testing may lack classes."""

@@ -15,7 +15,7 @@ from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.data.own.folders import split_names
 from tangent_arithmetic.data.own.tables import COLUMNS
 from tangent_arithmetic.data.own.words import Names, named
-from tangent_arithmetic.data.splitting import repeated, with_test_part
+from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError, shown
 
@@ -61,10 +61,7 @@ class HubSource:
         whole = Splits(train, parts.get("test", train), names, parts.get("val"), "hub")
         if "test" in parts:
             return whole
-        codes = labels_of(train).tolist()
-        if isinstance(train, Texts):
-            return with_test_part(self.name, whole, train.texts, codes, repeated(train.texts))
-        return with_test_part(self.name, whole, [str(i) for i in range(len(codes))], codes)
+        return with_test_part(self.name, whole, labels_of(train).tolist())
 
     def _kind(self, features: Mapping[str, Any], chosen: Mapping[str, str]) -> str:
         """Whether rows are images or texts: by the column named, or found, images first."""

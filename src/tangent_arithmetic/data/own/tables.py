@@ -20,7 +20,7 @@ from tangent_arithmetic.data.files import ListedPictures, require_files
 from tangent_arithmetic.data.own.folders import split_names
 from tangent_arithmetic.data.own.words import Names, named
 from tangent_arithmetic.data.pictures import read_rgb
-from tangent_arithmetic.data.splitting import repeated, twins, with_test_part
+from tangent_arithmetic.data.splitting import twins, with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.reading import readable
@@ -89,10 +89,6 @@ class _Rows:
         samples = list(zip(self.items, targets.tolist(), strict=True))
         return ListedPictures(samples, self.classes, table.parent)
 
-    def copies(self) -> set[int]:
-        """The indices of those whose content is there more than once."""
-        return repeated(self.items) if self.kind == "text" else twins(self.items)
-
     def _targets(self) -> np.ndarray:
         """The labels: int64 (rows,), or uint8 (rows, classes)."""
         numbers = {label: number for number, label in enumerate(self.classes)}
@@ -144,11 +140,11 @@ class TableSource:
         if "test" in read:
             return splits
         whole = parts["train"]
-        keys = [_below(item, self.path.parent) for item in whole.items]
         strata = [None if rows.multilabel else labels for labels in whole.labels]
-        return with_test_part(
-            self.name, splits, keys if rows.kind == "image" else whole.items, strata, whole.copies()
-        )
+        if rows.kind == "text":
+            return with_test_part(self.name, splits, strata)
+        keys = [_below(path, self.path.parent) for path in whole.items]
+        return with_test_part(self.name, splits, strata, keys, twins(whole.items))
 
     def _rows(self) -> _Rows:
         table = read_table(self.path)

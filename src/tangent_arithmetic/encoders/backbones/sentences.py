@@ -6,7 +6,6 @@ pooled over its tokens.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -44,8 +43,9 @@ def first_pooling(
 def last_pooling(
     hidden: Float[Tensor, "batch length width"], mask: Int[Tensor, "batch length"]
 ) -> Float[Tensor, "batch width"]:
-    """That of the last token that is not padding."""
-    last = mask.sum(1).clamp(min=1) - 1
+    """That of the last token that is not padding, on whichever side the padding is."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask.bool(), columns, 0).amax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
@@ -137,15 +137,13 @@ class ClipTokenize(Tokenize):
         return ids, 0 not in ids[1:]
 
 
-@functools.cache
-def _first_cut(length: int) -> list[str]:
-    return []
+_said: set[int] = set()  # lengths at which texts have been truncated in this process
 
 
 def _say_cut(length: int, text: str) -> None:
     """Says, once a process, that texts are truncated."""
-    if not _first_cut(length):
-        _first_cut(length).append(text)
+    if length not in _said:
+        _said.add(length)
         logger.warning(
             "texts of more than %d tokens are truncated, the first of them is '%s'; choose another "
             "length as in --model=transformers:NAME?length=N",
