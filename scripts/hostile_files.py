@@ -51,6 +51,7 @@ from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.merging.weights import open_weights
 from tangent_arithmetic.run.results import markdown_table
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.peaks import forget_peak, peak_bytes
 from tangent_arithmetic.storage.checkpoints import save_tensors
 
 SECONDS, MEMORY = 30, 1 << 30  # of the clock, and of address space: then the process is stopped
@@ -478,8 +479,8 @@ class _Attempt:
         """Reads the file in one way."""
         gc.collect()  # and what earlier files left is given back: this one cannot hide in it
         LIBC.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, start = _peak(), time.process_time()
+        forget_peak()
+        before, start = peak_bytes(), time.process_time()
         try:
             reader(path)
             self.outcome = "read"
@@ -488,13 +489,7 @@ class _Attempt:
         except Exception as error:
             self.outcome, self.error = "other error", f"{type(error).__name__}: {str(error)[:200]}"
         self.seconds = max(self.seconds, time.process_time() - start)
-        self.memory = max(self.memory, _peak() - before)
-
-
-def _peak() -> int:
-    """Bytes that this process had in memory at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        self.memory = max(self.memory, peak_bytes() - before)
 
 
 def _attempt(path: Path) -> _Attempt:

@@ -2,10 +2,12 @@
 
     python scripts/study_merging.py --seeds=3
 
-Encoders are those of `finetune.py` (made where they are missing). All eight tasks are merged; the
-coefficient of a method that has one is chosen on validation from 21 values, accuracies are on test,
-normalised by those of each task's own encoder. `slerp`, which takes two models, merges MNIST's and
-Signs' and is measured on these two. Methods that need images take validation images.
+Encoders are those of `finetune.py` (made where they are missing), a table for each mode of
+`--modes`. All eight tasks are merged; the coefficient of a method that has one is chosen on
+validation from 21 values, accuracies are on test, normalised by those of each task's own encoder.
+`slerp`, which takes two models, merges MNIST's and Signs' and is measured on these two. Methods
+that need images take validation images, and merge standard encoders only. Memory is the most that
+the process held during the merge beyond what it held before, the merged weights included.
 """
 
 from __future__ import annotations
@@ -29,30 +31,32 @@ from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import merged_state
 from tangent_arithmetic.merging.taskpools import SuiteTaskPool
 from tangent_arithmetic.run.args import Config, Parser
+from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.run.results import git_commit, markdown_table, versions
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
+from tangent_arithmetic.runtime.peaks import forget_peak, peak_bytes
 from tangent_arithmetic.runtime.ranges import number
 
 logger = logging.getLogger(__name__)
 PAIR = ("MNIST", "Signs")
+SPLITS = ("test", "val")
 Row = dict[str, Any]
-# label -> method, options, fine-tuning mode, tasks (all if empty)
-METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
-    "simple_average": ("simple_average", {}, "standard", ()),
-    "weighted_average (by gain)": ("weighted_average", {}, "standard", ()),
-    "task_arithmetic": ("task_arithmetic", {}, "standard", ()),
-    "task_arithmetic, linear": ("task_arithmetic", {}, "linear", ()),
-    "ties (sum)": ("ties", {}, "standard", ()),
-    "ties (mean)": ("ties", {"merge_func": "mean"}, "standard", ()),
-    "ties (sum, by tensor)": ("ties", {"scope": "tensor"}, "standard", ()),
-    "dare_task_arithmetic": ("dare_task_arithmetic", {}, "standard", ()),
-    "dare_ties": ("dare_ties", {}, "standard", ()),
+# label -> method, options, tasks (all if empty)
+METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "simple_average": ("simple_average", {}, ()),
+    "weighted_average (by gain)": ("weighted_average", {}, ()),
+    "task_arithmetic": ("task_arithmetic", {}, ()),
+    "ties (sum)": ("ties", {}, ()),
+    "ties (mean)": ("ties", {"merge_func": "mean"}, ()),
+    "ties (sum, by tensor)": ("ties", {"scope": "tensor"}, ()),
+    "dare_task_arithmetic": ("dare_task_arithmetic", {}, ()),
+    "dare_ties": ("dare_ties", {}, ()),
     **{
-        name: (name, {}, "standard", ())
+        name: (name, {}, ())
         for name in (
             "breadcrumbs",
             "della",
@@ -76,13 +80,13 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
             "regmean_plusplus",
         )
     },
-    "fisher_merging (64 images)": ("fisher_merging", {"num_fisher_examples": 64}, "standard", ()),
+    "fisher_merging (64 images)": ("fisher_merging", {"num_fisher_examples": 64}, ()),
     **{
-        f"{name} (rate 0.01, 100 steps)": (name, {"lr": 0.01, "max_steps": 100}, "standard", ())
+        f"{name} (rate 0.01, 100 steps)": (name, {"lr": 0.01, "max_steps": 100}, ())
         for name in ("task_wise_adamerging", "layer_wise_adamerging")
     },
-    "slerp (2 tasks)": ("slerp", {}, "standard", PAIR),
-    "task_arithmetic (2 tasks)": ("task_arithmetic", {}, "standard", PAIR),
+    "slerp (2 tasks)": ("slerp", {}, PAIR),
+    "task_arithmetic (2 tasks)": ("task_arithmetic", {}, PAIR),
 }
 
 
@@ -100,32 +104,30 @@ def accuracies(pool: ModelPool, tasks: SuiteTaskPool, split: str) -> dict[str, d
     }
 
 
-def pool_for(run: Path, label: str, tasks: Sequence[str]) -> ModelPool:
+def pool_for(run: Path, label: str, tasks: Sequence[str], mode: str) -> ModelPool:
     """The models that a method merges, by its label."""
-    method, _, mode, named = METHODS[label]
+    method, _, named = METHODS[label]
     pool = run_pool(run, list(named or tasks), mode)
     if method == "slerp":  # between the two, not from theta0
         return ModelPool({name: pool.models[name] for name in named})
     return pool
 
 
-def study(run: Path, seed: int) -> dict[str, Row]:
-    """All methods on one run: accuracies by task, the chosen coefficient, seconds."""
+def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
+    """The methods on one run's encoders: accuracies by task, the chosen coefficient, costs."""
     suite = get_suite("embedded")
     names = list(suite.tasks)
     tasks = SuiteTaskPool(EMBEDDED_MODEL, str(run), names)
     pair = SuiteTaskPool(EMBEDDED_MODEL, str(run), list(PAIR))
-    modes = ("standard", "linear")
-    own = {mode: accuracies(run_pool(run, names, mode), tasks, "test") for mode in modes}
-    on_val = accuracies(run_pool(run, names), tasks, "val")
-    rows: dict[str, Row] = {
-        "zero-shot": {"top1": own["standard"]["zero-shot"], "own": own["standard"]["own"]}
-    }
-    for label, (name, given, mode, named) in METHODS.items():
-        options, pool, measured = dict(given), pool_for(run, label, names), pair if named else tasks
+    own, on_val = (accuracies(run_pool(run, names, mode), tasks, split) for split in SPLITS)
+    rows: dict[str, Row] = {"zero-shot": {"top1": own["zero-shot"], "own": own["own"]}}
+    for label, (name, given, named) in METHODS.items():
         method = get_method(name)
-        algorithm = algorithm_class(method.algorithm)
-        row: Row = {"own": {task: own[mode]["own"][task] for task in measured.tasks}}
+        if method.needs_data and MODES[mode].linear:
+            continue
+        options, pool = dict(given), pool_for(run, label, names, mode)
+        measured, algorithm = pair if named else tasks, algorithm_class(method.algorithm)
+        row: Row = {"own": {task: own["own"][task] for task in measured.tasks}}
         if name == "weighted_average":
             gains = [on_val["own"][task] - on_val["zero-shot"][task] for task in names]
             options["weights"] = [round(max(gain, 0.0), 4) for gain in gains]
@@ -136,20 +138,27 @@ def study(run: Path, seed: int) -> dict[str, Row]:
                 algorithm(**{**options, method.coefficient: 1.0}), pool, measured
             )
             options[method.coefficient] = row["coefficient"] = chosen["coefficient"]
-        begun = time.monotonic()
         examples = measured.examples(pool) if method.needs_data else None
+        forget_peak()
+        before, begun = peak_bytes(), time.monotonic()
         state = merged_state(algorithm(**options).merge(pool, examples=examples))
         row["seconds"] = round(time.monotonic() - begun, 3)
+        row["peak_bytes"] = peak_bytes() - before
         report = measured.evaluate(measured.encoder(pool, state))
         row["top1"] = {task: report[task]["accuracy"] for task in measured.tasks}
         row["options"] = options
         rows[label] = row
-        logger.info("seed %d, %s: %.1f", seed, label, 100 * np.mean(list(row["top1"].values())))
+        mean = 100 * np.mean(list(row["top1"].values()))
+        logger.info("seed %d, %s, %s: %.1f", seed, mode, label, mean)
     return rows
 
 
 def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
-    """A line per method: absolute and normalised accuracy (mean and deviation), coefficients."""
+    """A line per method: absolute and normalised accuracy (mean and deviation), coefficients, cost.
+
+    Args:
+        seeds: seed -> label -> row.
+    """
     lines = []
     for label in next(iter(seeds.values())):
         rows = [by_method[label] for by_method in seeds.values()]
@@ -159,29 +168,39 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
             for row in rows
         ]
         coefs = ", ".join(str(row["coefficient"]) for row in rows if "coefficient" in row)
-        seconds = [row["seconds"] for row in rows if "seconds" in row]
-        duration = f"{np.median(seconds):.2f}" if seconds else "-"
-        lines.append([label, spread(absolute), spread(relative), coefs or "-", duration])
+        costs = [_median(rows, "seconds", 1.0, 2), _median(rows, "peak_bytes", 2.0**-20, 0)]
+        lines.append([label, spread(absolute), spread(relative), coefs or "-", *costs])
     return lines
 
 
-def write(folder: Path, results: Mapping[int, Mapping[str, Row]], seconds: float) -> str:
-    """Writes the results so far and returns the table."""
-    header = ["method", "accuracy, %", "normalised, %", "coefficient", "seconds to merge"]
-    table = markdown_table(header, summarize(results))
+def _median(rows: Sequence[Row], key: str, scale: float, digits: int) -> str:
+    values = [row[key] for row in rows if key in row]
+    return f"{scale * np.median(values):.{digits}f}" if values else "-"
+
+
+def write(folder: Path, results: Mapping[int, Mapping[str, dict[str, Row]]], seconds: float) -> str:
+    """Writes the results so far, by seed, mode and label, and returns the tables."""
+    header = ["method", "accuracy, %", "normalised, %", "coefficient", "seconds", "MiB"]
+    modes = list(next(iter(results.values())))
+    tables = {
+        mode: markdown_table(header, summarize({s: rows[mode] for s, rows in results.items()}))
+        for mode in modes
+    }
+    shown = "\n\n".join(f"## {MODES[mode].label}\n\n{table}" for mode, table in tables.items())
     text = (
         "# Merging on the embedded suite\n\n"
-        f"`python scripts/study_merging.py --seeds={len(results)}`: mean test accuracy of the "
-        "merged tasks (eight unless said), absolute and divided by that of each task's own "
-        "encoder; mean and standard deviation over fine-tuning seeds. Coefficients, one a seed, "
-        f"were chosen on validation.\n\n{table}\n"
+        f"`python scripts/study_merging.py --seeds={len(results)} --modes={','.join(modes)}`: mean "
+        "test accuracy of the merged tasks (eight unless said), absolute and divided by that of "
+        "each task's own encoder; mean and standard deviation over fine-tuning seeds. "
+        "Coefficients, one a seed, were chosen on validation. Seconds to merge and memory beyond "
+        f"what was held before are medians.\n\n{shown}\n"
     )
     publish(folder / "merging", text, results, seconds)
-    return table
+    return shown
 
 
 def publish(
-    path: Path, text: str, results: Mapping[int, Mapping[str, Row]], seconds: float
+    path: Path, text: str, results: Mapping[int, Mapping[str, Any]], seconds: float
 ) -> None:
     """Writes a page, `.md`, and the results by seed with their provenance, `.json`."""
     facts: Row = {"commit": git_commit(), "versions": versions(), "seeds": len(results)}
@@ -191,12 +210,20 @@ def publish(
     write_text(path.with_suffix(".md"), text)
 
 
-def options(doc: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags of a study."""
+def options(doc: str | None, argv: Sequence[str] | None, modes: str = "") -> argparse.Namespace:
+    """The flags of a study.
+
+    Args:
+        doc: its help.
+        argv: the words of the command line.
+        modes: default of `--modes`; "" for a study without this flag.
+    """
     parser = Parser(description=doc)
     seeds = number(int, 1, 10_000)
     parser.add_argument("--seeds", type=seeds, default=1, help="fine-tuning seeds, from 0")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
+    if modes:
+        parser.add_argument("--modes", default=modes, help=f"modes of encoders (default: {modes})")
     return parser.parse_args(argv)
 
 
@@ -214,11 +241,12 @@ def runs(seeds: int, modes: Sequence[str]) -> Iterator[tuple[int, Path]]:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    args = options(__doc__, argv)
+    args = options(__doc__, argv, "standard,linear,linear+taujp")
+    modes = [MODES[name].name for name in args.modes.split(",")]
     setup_logging()
     begun, results, table = time.monotonic(), {}, ""
-    for seed, run in runs(args.seeds, ("standard", "linear")):
-        results[seed] = study(run, seed)
+    for seed, run in runs(args.seeds, modes):
+        results[seed] = {mode: study(run, seed, mode) for mode in modes}
         table = write(args.results / "embedded", results, time.monotonic() - begun)
     print(table)
     return 0

@@ -275,7 +275,31 @@ def test_analogies_are_evaluated_at_their_vectors(run: Run) -> None:
         point = dict.fromkeys(TASKS, row["coefficient"])
         assert edits.accuracies("FashionMNIST", [point]) == [row["accuracy"]]
     heights = [bar.get_height() for bar in plain(analogies.draw, table, of_run).axes[0].patches]
-    assert len(heights) == 7 and (heights[0], heights[-1]) == (100 * zero, 100 * target)
+    assert len(heights) == 9 and (heights[0], heights[-1]) == (100 * zero, 100 * target)
+
+
+def test_an_analogy_has_its_parts_as_controls(run: Run) -> None:
+    of_run = run.with_(analogies=["Letters+StreetLetters-Digits=StreetDigits!Emoji"])
+    (analogy,) = analogies.analogies_of(of_run)
+    plus, minus = {"Letters": 1.0}, {"Digits": -1.0}
+    assert analogy.vectors == {
+        "c": plus,
+        "b": {"StreetLetters": 1.0},
+        "c + b": {**plus, "StreetLetters": 1.0},
+        "c - a": plus | minus,
+        "b - a": {"StreetLetters": 1.0, **minus},
+        "c + w - a": {**plus, "Emoji": 1.0, **minus},
+        "c + b - a": {**plus, "StreetLetters": 1.0, **minus},
+    }
+    with_control = run.with_(analogies=["Emoji+Emoji-Emoji=FashionMNIST!FashionMNIST"])
+    rows = analogies.table(with_control, ["linear"]).set_index(["vector", "chosen"])
+    table = rows["accuracy"]
+    for chosen in ("without target", "with target"):  # c + w - a is the target's own vector
+        assert table["c + b - a", chosen] == table["c", chosen]
+        assert table["c - a", chosen] == table["zero-shot", "-"]
+    points = [{"FashionMNIST": coef} for coef in rows["coefficient"]["c + w - a"]]
+    expected = Edits(run, "linear", TASKS).accuracies("FashionMNIST", points)
+    assert list(table["c + w - a"]) == expected
 
 
 def test_few_images_are_chosen_by_class() -> None:

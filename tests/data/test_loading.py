@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ plans = st.builds(
     num_grad_accumulation=st.integers(1, 4),
     seed=st.integers(0, 5),
 )
+plans |= plans.map(lambda plan: replace(plan, lengths=np.arange(plan.num_samples) * 7 % 11))
 workers = pytest.mark.filterwarnings(
     "ignore:.*multi-threaded, use of fork:DeprecationWarning",  # Python 3.12 and later
     "ignore:This DataLoader will create:UserWarning",  # on a machine of one core
@@ -99,6 +101,28 @@ def test_accumulation_cuts_the_same_steps_into_smaller_pieces() -> None:
     assert one.steps_per_epoch == four.steps_per_epoch == 5
     for step in range(10):
         assert sum(one.micro_batches(step), []) == sum(four.micro_batches(step), [])  # noqa: RUF017
+
+
+def test_texts_of_like_length_share_a_batch() -> None:
+    lengths = np.random.default_rng(0).integers(1, 65, 1003)
+    plain, bucketed = BatchPlan(1003, 8, 2, 3), BatchPlan(1003, 8, 2, 3, lengths)
+
+    def padded(plan: BatchPlan) -> int:  # tokens of an epoch, padding included
+        steps = [plan.micro_batches(step) for step in range(plan.steps_per_epoch)]
+        batches = [[index for _, index in batch] for step in steps for batch in step]
+        return sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+
+    assert padded(bucketed) < 1.15 * lengths.sum() < 1.6 * lengths.sum() < padded(plain)
+    for epoch in (0, 1):
+        order = bucketed.permutation(epoch)
+        assert sorted(order) == list(range(1003))
+        means = [lengths[order[start : start + 16]].mean() for start in range(0, 992, 16)]
+        assert np.corrcoef(means[1:], means[:-1])[0, 1] < 0.5  # steps are not sorted
+        # each bucket has the same texts as without lengths, and so has the last step
+        alike = plain.permutation(epoch)
+        for start, stop in ((0, 256), (256, 512), (512, 768), (768, 992), (992, 1003)):
+            assert sorted(order[start:stop]) == sorted(alike[start:stop])
+    assert bucketed.permutation(0).tolist() != bucketed.permutation(1).tolist()
 
 
 # --- ranks

@@ -55,16 +55,18 @@ def r_object(value: Any, folder: Path) -> bytes:
 
 def vader(folder: Path) -> Path:
     """Two sentences for each document, with ratings around the margin."""
-    rows = [
-        f"{d}_{s}\t{sign * (0.5 + s)}\ta {'good' if sign > 0 else 'bad'} thing &amp; {d} {s}"
-        for d, sign in ((d, (-1) ** d) for d in range(60))
-        for s in range(2)
-    ]
-    rows += ["99_1\t0.2\tneutral", "98_1\t-0.4\tnearly neutral"]
-    names = ("movieReviewSnippets", "amazonReviewSnippets", "tweets", "nytEditorialSnippets")
+
+    def lines(name: str) -> list[str]:
+        rows = [
+            f"{d}_{s}\t{sign * (0.5 + s)}\t{'good' if sign > 0 else 'bad'} {name} &amp; {d} {s}"
+            for d, sign in ((d, (-1) ** d) for d in range(60))
+            for s in range(2)
+        ]
+        return [*rows, f"99_1\t0.2\tneutral {name}", f"98_1\t-0.4\tnearly neutral {name}"]
+
     files = {
-        f"hutto_ICWSM_2014/{n}_GroundTruth.txt": ("\r\n".join(rows) + "\r\n").encode()
-        for n in names
+        f"hutto_ICWSM_2014/{name}_GroundTruth.txt": ("\r\n".join(lines(name)) + "\r\n").encode()
+        for name in archives.SNIPPETS.values()
     }
     path = folder / facts.VADER.name
     path.write_bytes(tar_bytes({archives.INNER: tar_bytes(files)}))
@@ -134,8 +136,11 @@ def downloads(tmp_path: Path) -> Path:
 
 
 def test_what_is_taken_out_of_each_archive(downloads: Path) -> None:
-    ratings = list(archives.ratings(downloads / facts.VADER.name, "tweets"))
-    assert len(ratings) == 120 and ratings[0] == Row("0", "a good thing & 0 0", 1)
+    ratings = list(archives.ratings(downloads / facts.VADER.name, "Tweets"))
+    assert len(ratings) == 120 and ratings[0] == Row("0", "good tweets & 0 0", 1)
+    domains = list(archives.domains(downloads / facts.VADER.name, "Tweets"))
+    assert Counter(row.label for row in domains) == {0: 3 * 122, 1: 122}  # whatever the rating
+    assert {row.text for row in domains if row.label} > {row.text for row in ratings}
     letters = list(archives.mails(downloads / facts.MAILS.name))
     assert Counter(row.label for row in letters) == {0: 52, 1: 52}
     assert letters[1].text == "money no b0. money £5 b"

@@ -31,6 +31,7 @@ from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.merging.examples import Part
 from tangent_arithmetic.merging.targets import algorithm_of, pool_of, rows_of
 from tangent_arithmetic.merging.taskpools import SuiteTaskPool, TaskPool
+from tangent_arithmetic.report import stressed
 from tangent_arithmetic.run import results_schema
 from tangent_arithmetic.run.results import load_results
 from tangent_arithmetic.runtime.errors import UsageError
@@ -347,6 +348,9 @@ def test_stress_writes_json_and_tables(
     for key in ("plain", "normalised"):
         assert ties[key]["top1"].keys() == set(TASKS)
         assert all(cell.keys() & {"lost", "refused"} for cell in ties[key]["perturbed"].values())
+    lost = stressed.lost(found, "plain").loc["ties"]
+    assert lost.isna().sum() == 1  # a missing tensor is refused
+    assert (folder / "figures" / "stress.svg").stat().st_size > 10_000
     page = (folder / "stress.md").read_text()
     assert "8 pictures a task" in page and f"that of {TASKS[1]}" in page
 

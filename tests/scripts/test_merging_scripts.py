@@ -25,10 +25,15 @@ def test_the_benchmark_s_files_are_those_of_a_clip() -> None:
 
 def test_the_study_s_table_has_mean_and_deviation() -> None:
     study = script("study_merging")
-    row = {"top1": {"A": 0.5, "B": 0.7}, "own": {"A": 1.0, "B": 0.7}, "seconds": 0.1}
+    row = {
+        "top1": {"A": 0.5, "B": 0.7},
+        "own": {"A": 1.0, "B": 0.7},
+        "seconds": 0.1,
+        "peak_bytes": 3 * 2**20,
+    }
     other = {**row, "top1": {"A": 0.7, "B": 0.7}, "seconds": 0.3, "coefficient": 0.2}
     (line,) = study.summarize({0: {"ties": {**row, "coefficient": 0.1}}, 1: {"ties": other}})
-    assert line == ["ties", "65.0 ± 7.1", "80.0 ± 7.1", "0.1, 0.2", "0.20"]
+    assert line == ["ties", "65.0 ± 7.1", "80.0 ± 7.1", "0.1, 0.2", "0.20", "3"]
 
 
 def test_the_study_has_all_methods() -> None:

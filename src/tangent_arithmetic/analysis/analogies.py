@@ -4,6 +4,9 @@ The vector's coefficient is chosen on the validation split of the target d, or w
 by the mean normalised accuracy on the validation splits of b and c. The few-shot experiment
 fine-tunes on few images of d, from the pre-trained model and from the analogy's.
 
+Parts of the analogy stand beside it as controls, since one of them may be all that helps: c, b,
+c + b, c - a, b - a, and c + w - a for a data set w that has nothing to do with d.
+
 Source: arXiv:2212.04089, section on task analogies.
 """
 
@@ -28,49 +31,62 @@ from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
-EMBEDDED = (
-    "Letters+StreetDigits-Digits=StreetLetters",
-    "Digits+StreetLetters-Letters=StreetDigits",
-    "StreetLetters+Digits-StreetDigits=Letters",
-    "StreetDigits+Letters-StreetLetters=Digits",
-)
-FORM = re.compile(r"(\w+)\+(\w+)-(\w+)=(\w+)")
+FORM = re.compile(r"(\w+)\+(\w+)-(\w+)=(\w+)(?:!(\w+))?")
+
+OUTER = ("zero-shot", "target")  # rows that are no parts of an analogy
 
 
 @dataclass(frozen=True)
 class Analogy:
-    """The analogy c + (b - a) = d between data sets."""
+    """The analogy c + (b - a) = d between data sets; w is the control that takes the place of b."""
 
     c: str
     b: str
     a: str
     d: str
+    w: str | None = None
 
     @property
     def point(self) -> dict[str, float]:
         """The coefficient of each task vector."""
-        point: dict[str, float] = {}
-        for name, coef in ((self.c, 1.0), (self.b, 1.0), (self.a, -1.0)):  # a may equal b or c
-            point[name] = point.get(name, 0.0) + coef
-        return point
+        return _sum({self.c: 1.0}, {self.b: 1.0}, {self.a: -1.0})
+
+    @property
+    def vectors(self) -> dict[str, dict[str, float]]:
+        """The analogy, last, and its controls, by name."""
+        c, b, less = {self.c: 1.0}, {self.b: 1.0}, {self.a: -1.0}
+        vectors = {"c": c, "b": b, "c + b": _sum(c, b), "c - a": _sum(c, less)}
+        vectors["b - a"] = _sum(b, less)
+        if self.w is not None:
+            vectors["c + w - a"] = _sum(c, {self.w: 1.0}, less)
+        return {**vectors, "c + b - a": self.point}
+
+
+def _sum(*points: Point) -> dict[str, float]:
+    """Their sum; a data set may be in several."""
+    names = dict.fromkeys(name for point in points for name in point)
+    return {name: sum(point.get(name, 0.0) for point in points) for name in names}
 
 
 def analogies_of(run: Run) -> list[Analogy]:
-    """The analogies of `--analogies`; by default those of the embedded suite.
+    """The analogies of `--analogies`; by default the suite's.
 
     Raises:
         UsageError: for an invalid or repeated analogy, or if there are none.
     """
     suite = run.suite
-    texts = run.config.analogies or (EMBEDDED if suite.name == "embedded" else ())
+    texts = run.config.analogies or suite.analogies
     if not texts:
         raise UsageError(f"suite {suite.name} has no analogies of its own; set --analogies=C+B-A=D")
     analogies: list[Analogy] = []
     for text in texts:
         form = FORM.fullmatch(text.replace(" ", ""))
         if form is None:
-            raise UsageError(f"expected an analogy such as C+B-A=D, got {text!r}")
-        analogy = Analogy(*(suite.check(name).removesuffix("Val") for name in form.groups()))
+            raise UsageError(
+                f"expected an analogy such as C+B-A=D, or C+B-A=D!W with a control, got {text!r}"
+            )
+        named = (name for name in form.groups() if name is not None)
+        analogy = Analogy(*(suite.check(name).removesuffix("Val") for name in named))
         if analogy in analogies:
             raise UsageError(f"--analogies names {text} twice; expected each analogy once")
         analogies.append(analogy)
@@ -81,15 +97,15 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """Test accuracies of several vectors on each target.
 
     Returns:
-        Columns mode, target, vector ("zero-shot", "c", "b", "c + b", "c + b - a", "target"),
-        chosen ("without target", "with target", "-"), coefficient, accuracy.
+        Columns mode, target, vector ("zero-shot", "target", those of `Analogy.vectors`), chosen
+        ("without target", "with target", "-"), coefficient, accuracy.
     """
     coefs = coefficients(run.config.n_eval_points)
     rows: list[dict[str, Any]] = []
     for mode in modes:
         for analogy in analogies_of(run):
             c, b, a, d = analogy.c, analogy.b, analogy.a, analogy.d
-            edits = Edits(run, mode, [c, b, a, d])
+            edits = Edits(run, mode, [c, b, a, d, *([analogy.w] if analogy.w else [])])
             num_images = smallest(edits.split(f"{name}Val") for name in (c, b, d))
             for row in evaluate(edits, analogy, coefs, num_images):
                 rows.append({"mode": mode, "target": d, **row})
@@ -108,7 +124,7 @@ def evaluate(
         num_images: size of the smallest validation split, if known.
     """
     c, b, d = analogy.c, analogy.b, analogy.d
-    vectors = {"c": {c: 1.0}, "b": {b: 1.0}, "c + b": {c: 1.0, b: 1.0}, "c + b - a": analogy.point}
+    vectors = analogy.vectors
     tried = {name: [_scaled(v, coef) for coef in coefs] for name, v in vectors.items()}
     points = [*(point for points in tried.values() for point in points), {c: 1.0}, {b: 1.0}]
     on_val = {name: np.array(model.accuracies(f"{name}Val", points)) for name in (c, b, d)}
@@ -173,7 +189,8 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     step = min(0.27, 0.81 / len(modes))
     targets = list(dict.fromkeys(table["target"]))
     figure, axes = panels(1, len(targets), width=2.9, height=3.6, sharey=True)
-    tuned = [(name, "with target") for name in ("c", "b", "c + b")]
+    used = [name for name in dict.fromkeys(table["vector"]) if name not in OUTER]
+    tuned = [(name, "with target") for name in used if name != "c + b - a"]
     both = [("c + b - a", "without target"), ("c + b - a", "with target")]
     bars = [("zero-shot", "-"), *tuned, *both, ("target", "-")]
     for axis, target in zip(axes[0], targets, strict=True):
@@ -181,7 +198,7 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
             part = table[(table["mode"] == mode.name) & (table["target"] == target)]
             by = part.set_index(["vector", "chosen"])["accuracy"]
             places = [i + step * (k - (len(modes) - 1) / 2) for i in range(len(bars))]
-            heights = [100 * by[bar] for bar in bars]
+            heights = [100 * by.get(bar, np.nan) for bar in bars]
             axis.bar(places, heights, step - 0.01, color=mode.colour, label=mode.label)
         names = [v if chosen != "without target" else f"{v} *" for v, chosen in bars]
         axis.set_xticks(range(len(bars)), names, rotation=60, ha="right")

@@ -62,15 +62,15 @@ def further(paper: Paper, run: Run, flags: list[str], modes: Sequence[str]) -> l
 
 def has_analogies(run: Run) -> bool:
     """Whether there are analogies of the run's suite."""
-    return run.suite.name == "embedded" and run.tasks == list(run.suite.tasks)
+    return bool(run.suite.analogies) and run.tasks == list(run.suite.tasks)
 
 
 def analogy_sets(run: Run) -> list[str]:
     """The data sets of analogies that are no tasks of the run."""
     from tangent_arithmetic.analysis.analogies import analogies_of
 
-    names = [n for one in analogies_of(run) for n in (one.c, one.b, one.a, one.d)]
-    return [name for name in dict.fromkeys(names) if name not in run.tasks]
+    names = [n for one in analogies_of(run) for n in (one.c, one.b, one.a, one.d, one.w)]
+    return [name for name in dict.fromkeys(names) if name and name not in run.tasks]
 
 
 def plan(paper: Paper, runs: Sequence[Run], work: Sequence[Sequence[Stage]]) -> str:

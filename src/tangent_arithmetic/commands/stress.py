@@ -5,9 +5,9 @@
 The models are those of `finetune`. One task's vector is made longer, as that of an over- or an
 under-confident expert, an outlier or a near-duplicate joins, all are rounded, some are left out, a
 tensor is missing: each with and without norm normalisation. Coefficients are those that are best on
-validation without a perturbation. Writes stress.json and stress.md to the folder of the run's
-results. Other flags are those of `add`, such as --model, --save, --tasks, --seed, --results and
---device; --sample=N evaluates on N pictures of each task and takes minutes.
+validation without a perturbation. Writes stress.json, stress.md and figures/stress.* to the folder
+of the run's results. Other flags are those of `add`, such as --model, --save, --tasks, --seed,
+--results and --device; --sample=N evaluates on N pictures of each task and takes minutes.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, run = _options(sys.argv[1:] if argv is None else argv)
     paths = [run.results / f"stress.{ending}" for ending in ("json", "md")]
     check_targets(run, *paths)
+    from tangent_arithmetic.analysis.figures import plain, save
+    from tangent_arithmetic.report.stressed import draw
+
     setup_logging()
     begun = time.monotonic()
     pool = run_pool(run.folder, run.tasks, own.mode)
@@ -78,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin = provenance(run, time.monotonic() - begun, mode=own.mode)
     write_results(paths[0], {**found, "provenance": origin}, run)
     write_text(paths[1], _page(run, own, own.task, text))
+    save(plain(draw, found), run.results / "figures", "stress")
     print(text)
     return 0
 

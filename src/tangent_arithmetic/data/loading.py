@@ -35,6 +35,7 @@ from tangent_arithmetic.runtime.processes import prepare_training_worker, prepar
 
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
+BUCKET = 16  # steps of texts that are sorted by length together
 SHARED_MEMORY = "/dev/shm"  # on Linux
 NO_SHARED_MEMORY = ("shared memory", "unable to write to file", "unable to resize file", "</torch_")
 BUS_ERROR = getattr(signal, "SIGBUS", None)  # raised by a write beyond the available shared memory
@@ -166,17 +167,31 @@ class BatchPlan:
     `batch_size * num_grad_accumulation` images, and each of those into micro-steps of `batch_size`,
     over all ranks. The last step of an epoch may be smaller; no image is seen twice in an epoch.
 
+    Texts of like length share a step, so that little of a batch is padding: of each `BUCKET` steps'
+    texts, drawn at random, the shortest make one step, the next another, and the steps are
+    shuffled.
+
     Attributes:
         num_samples: number of images.
         batch_size: images per micro-step, over all ranks.
         num_grad_accumulation: micro-steps per optimizer step.
         seed: of the permutations.
+        lengths: of each text; None for images, which have one size.
     """
 
     num_samples: int
     batch_size: int
     num_grad_accumulation: int
     seed: int
+    lengths: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls, pictures: Pictures, batch_size: int, num_grad_accumulation: int = 1, seed: int = 0
+    ) -> BatchPlan:
+        """The plan of a split."""
+        lengths = lengths_of(pictures)
+        return cls(len(pictures), batch_size, num_grad_accumulation, seed, lengths)
 
     @property
     def step_size(self) -> int:
@@ -190,7 +205,16 @@ class BatchPlan:
 
     def permutation(self, epoch: int) -> np.ndarray:
         """The order of an epoch."""
-        return np.random.default_rng((self.seed, 11, epoch)).permutation(self.num_samples)
+        generator = np.random.default_rng((self.seed, 11, epoch))
+        order = generator.permutation(self.num_samples)
+        if self.lengths is None:
+            return order
+        whole = self.num_samples - self.num_samples % self.step_size  # the rest stays last
+        for start in range(0, whole, BUCKET * self.step_size):
+            bucket = order[start : min(start + BUCKET * self.step_size, whole)]
+            by_length = bucket[np.argsort(self.lengths[bucket], kind="stable")]
+            bucket[:] = generator.permutation(by_length.reshape(-1, self.step_size)).ravel()
+        return order
 
     def micro_sizes(self, step: int) -> list[int]:
         """Sizes of the micro-steps of optimizer step `step`, counted from the start of the run."""

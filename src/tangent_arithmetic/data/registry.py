@@ -70,13 +70,13 @@ class ImageDataset:
     @property
     def train_loader(self) -> DataLoader[Any]:
         """One epoch of shuffled training batches (seed 0)."""
-        plan = BatchPlan(len(self.train), self.batch_size, 1, seed=0)
+        plan = BatchPlan.of(self.train, self.batch_size)
         batches = RankBatches(plan, 0, plan.steps_per_epoch, 0, 1)
         return train_loader(self.train, self.preprocess, batches, self.num_workers)
 
     @property
     def test_loader(self) -> DataLoader[Any]:
-        """The test batches, in order."""
+        """The test batches, in order; texts by length."""
         return EvalBatches(self.test, self.preprocess, self.batch_size, self.num_workers).loader
 
 

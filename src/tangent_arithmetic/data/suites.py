@@ -78,6 +78,7 @@ class Suite:
         num_grad_accumulation: micro-steps per optimizer step, by model likewise.
         num_workers: data-loading processes per process; None for one per core.
         related: further data sets, trained on and evaluated only when named.
+        analogies: those of its analysis, C+B-A=D, or C+B-A=D!W with a control that replaces B.
         steps: optimizer steps, about, for data sets whose epochs are not stated.
         warmup_share: share of the steps of own data sets, at most, that are warm-up.
         sets: the data sets that the suite brings along, by name.
@@ -94,6 +95,7 @@ class Suite:
     num_grad_accumulation: Mapping[str, int] = field(default_factory=lambda: {"": 1})
     num_workers: int | None = None
     related: Mapping[str, Task] = field(default_factory=dict)
+    analogies: tuple[str, ...] = ()
     steps: int = 2000
     warmup_share: float = 0.1
     sets: Mapping[str, RegisteredSet] = field(default_factory=dict)
@@ -397,8 +399,13 @@ register_suite(
         steps=60,
         batch_size={"": 64},
         num_workers=0,
-        # with StreetDigits and Letters: two styles times two label sets, for analogies
         related={"Digits": Task(1, 10), "StreetLetters": Task(1, 26), "Pool": Task(1, 5)},
+        analogies=(  # two styles times two label sets
+            "Letters+StreetDigits-Digits=StreetLetters",
+            "Digits+StreetLetters-Letters=StreetDigits",
+            "StreetLetters+Digits-StreetDigits=Letters",
+            "StreetDigits+Letters-StreetLetters=Digits",
+        ),
     )
 )
 # epochs: about 55 steps of 32 each
@@ -415,6 +422,12 @@ register_suite(
         steps=60,
         batch_size={"": 32},
         num_workers=0,
+        # whether a text is a film review, ...; without the texts' sentiment
+        related={f"{name}Domain": Task(1, 2) for name in ("Movies", "Products", "Tweets")},
+        analogies=(
+            "Products+MoviesDomain-ProductsDomain=Movies!TweetsDomain",
+            "Movies+ProductsDomain-MoviesDomain=Products!TweetsDomain",
+        ),
         model=TEXT_MODEL,
     )
 )

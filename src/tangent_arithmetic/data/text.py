@@ -16,6 +16,8 @@ from tangent_arithmetic.data.sources import Layout, PublicSet
 
 FOLDER = "text"  # below the data root
 SENTIMENT = ("negative", "positive")
+DOMAINS = {f"{name}Domain": name for name in ("Movies", "Products", "Tweets")}  # -> task
+KINDS = {"Movies": "movie review", "Products": "product review", "Tweets": "tweet"}
 CLASSES: dict[str, tuple[str, ...]] = {
     "Editorials": SENTIMENT,
     "Foods": ("disappointing", "great"),
@@ -35,6 +37,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "substance",
         "time",
     ),
+    **{domain: ("text of another kind", KINDS[name]) for domain, name in DOMAINS.items()},
 }
 # of Foods and Spam the best of three and five on validation texts; of the others the first tried
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -45,6 +48,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "Products": ("a {} product review.", "the customer's opinion of the product is {}."),
     "Spam": ("a {}.", "this e-mail is a {}."),
     "Tweets": ("a {} tweet.", "the mood of the tweet is {}."),
+    **dict.fromkeys(DOMAINS, ("a {}.", "this is a {}.")),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Rounds(Batches):
     A set is shuffled anew each time all of its images have been used.
 
     Args:
-        sizes: images of each set.
+        parts: the sets.
         batch_size: images of a set and step, over all ranks.
         together: whether a step takes a batch of each set, instead of one set in turn.
         seed: of the order.
@@ -51,13 +51,13 @@ class Rounds(Batches):
     """
 
     def __init__(
-        self, sizes: list[int], batch_size: int, together: bool, seed: int, start: int
+        self, parts: Sequence[Pictures], batch_size: int, together: bool, seed: int, start: int
     ) -> None:
         self.plans = [
-            BatchPlan(size, min(batch_size, size), 1, seed + OFFSET * (i + 1))
-            for i, size in enumerate(sizes)
+            BatchPlan.of(part, min(batch_size, len(part)), seed=seed + OFFSET * (i + 1))
+            for i, part in enumerate(parts)
         ]
-        self.starts = [0, *itertools.accumulate(sizes)]
+        self.starts = [0, *itertools.accumulate(map(len, parts))]
         self.together, self.seed, self.start = together, seed, start
         self._orders = dict[int, tuple[int, np.ndarray]]()
 
@@ -100,7 +100,6 @@ class Unlabelled:
         num_workers: int = 0,
     ) -> None:
         self.pictures, self.transform = Joined(parts), transform
-        self.sizes = [len(part) for part in parts.values()]
         self.batch_size, self.together, self.seed = batch_size, together, seed
         self.num_workers = num_workers
         self._batches: Generator[Any] | None = None
@@ -110,7 +109,7 @@ class Unlabelled:
         """The images of an optimizer step, this rank's share; steps in a row are loaded ahead."""
         if self._batches is None or step != self._next:
             self.close()
-            rounds = Rounds(self.sizes, self.batch_size, self.together, self.seed, step)
+            rounds = Rounds(self.pictures.parts, self.batch_size, self.together, self.seed, step)
             loader = train_loader(self.pictures, self.transform, rounds, self.num_workers)
             self._batches = iter(loader)
         self._next = step + 1

@@ -418,9 +418,9 @@ class Config:
     analogies: Names | None = _flag(
         "analysis",
         None,
-        "analogies by names of data sets (default: the embedded suite's)",
+        "analogies by names of data sets (default: the suite's); !W adds C+W-A as a control",
         distinct=True,
-        metavar="C+B-A=D,...",
+        metavar="C+B-A=D[!W],...",
     )
     shots: Names = _flag(
         "analysis",

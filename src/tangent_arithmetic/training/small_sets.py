@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def check_single_images(model: nn.Module, plan: BatchPlan, image: Tensor, world_
 
 
 def _with(plan: BatchPlan, batch_size: int) -> BatchPlan:
-    return BatchPlan(plan.num_samples, batch_size, plan.num_grad_accumulation, plan.seed)
+    return replace(plan, batch_size=batch_size)
 
 
 def _fewest(plan: BatchPlan, world_size: int) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-import platform
-import resource
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -15,6 +13,7 @@ from typing import Any
 
 from tangent_arithmetic.commands.benchmark.subjects import SUBJECTS, Settings
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.runtime.peaks import forget_peak, peak_bytes
 
 
 def _peak_bytes(device: str) -> int:
@@ -23,18 +22,7 @@ def _peak_bytes(device: str) -> int:
 
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss starts from the parent's memory
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _forget_peak() -> None:
-    """Starts the peak of this process's memory anew, where the system can: Linux."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
 
 
 def _synchronize(device: str) -> None:
@@ -49,7 +37,7 @@ def _synchronize(device: str) -> None:
 def _serve(pipe: Connection, subject: str, variant: str, settings: Settings, folder: Path) -> None:
     """Runs turns on request and sends back the seconds they took."""
     turns = SUBJECTS[subject].variants[variant](settings, folder)
-    _forget_peak()
+    forget_peak()
     pipe.send(list(turns))
     while (name := pipe.recv()) is not None:
         if name == "memory":

@@ -24,6 +24,12 @@ from tangent_arithmetic.data.prepare.unpack import reading, tar
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 MARGIN = 0.5  # of a mean rating from -4 to 4; texts nearer to 0 are neither negative nor positive
+SNIPPETS = {  # task -> file of ratings, without its ending
+    "Editorials": "nytEditorialSnippets",
+    "Movies": "movieReviewSnippets",
+    "Products": "amazonReviewSnippets",
+    "Tweets": "tweets",
+}
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 NOUNS = {  # lexicographer files of WordNet -> our classes, in the order of `CLASSES`
     number: label for label, number in enumerate((5, 6, 8, 11, 13, 15, 18, 20, 27, 28))
@@ -46,19 +52,37 @@ def _member(archive: Path, name: str, stream: Any = None) -> bytes:
     raise UsageError(f"{archive} has no {name}; delete it and run again to download it")
 
 
-def ratings(archive: Path, name: str) -> Iterator[Row]:
-    """Snippets with a mean human rating, of Hutto and Gilbert, ICWSM 2014.
+def ratings(archive: Path, task: str) -> Iterator[Row]:
+    """Snippets whose mean human rating is not near 0; the class is its sign.
 
     Args:
         archive: the source distribution of vaderSentiment.
-        name: of the file of ratings, without `_GroundTruth.txt`.
+        task: a key of `SNIPPETS`.
     """
+    for document, rating, text in _snippets(archive, task):
+        if abs(rating) >= MARGIN:
+            yield Row(document, text, int(rating > 0))
+
+
+def domains(archive: Path, task: str) -> Iterator[Row]:
+    """All snippets, whatever their rating; the class is whether they are those of a task.
+
+    Args:
+        archive: the source distribution of vaderSentiment.
+        task: a key of `SNIPPETS`.
+    """
+    for name in SNIPPETS:
+        for document, _, text in _snippets(archive, name):
+            yield Row(document, text, int(name == task))
+
+
+def _snippets(archive: Path, task: str) -> Iterator[tuple[str, float, str]]:
+    """Document, mean human rating and text, of Hutto and Gilbert, ICWSM 2014."""
     inner = tar_of(archive, INNER)
-    content = _member(archive, f"hutto_ICWSM_2014/{name}_GroundTruth.txt", inner)
+    content = _member(archive, f"hutto_ICWSM_2014/{SNIPPETS[task]}_GroundTruth.txt", inner)
     for line in content.decode("utf-8").splitlines():
         number, rating, text = line.split("\t")
-        if abs(float(rating)) >= MARGIN:
-            yield Row(number.partition("_")[0], html.unescape(text), int(float(rating) > 0))
+        yield number.partition("_")[0], float(rating), html.unescape(text)
 
 
 def tar_of(archive: Path, name: str) -> io.BytesIO:

@@ -10,7 +10,7 @@ from tangent_arithmetic.data.prepare.facts import Archive, Figure, OfficialSet
 from tangent_arithmetic.data.prepare.fetch import Place
 from tangent_arithmetic.data.prepare.text import archives
 from tangent_arithmetic.data.prepare.text.parts import Row, parts, write_table
-from tangent_arithmetic.data.text import CLASSES, FOLDER
+from tangent_arithmetic.data.text import CLASSES, DOMAINS, FOLDER
 
 _HOSTED, _DEBIAN = "https://files.pythonhosted.org/packages", "https://deb.debian.org/debian/pool"
 _SNAPSHOT = "https://snapshot.debian.org/archive/debian/20230601T000000Z/pool"
@@ -81,19 +81,20 @@ TEXT_FACTS: dict[str, OfficialSet] = {
     "Editorials": _set("Editorials", 942, 233, VADER, *_VADER),
     "Foods": _set("Foods", 1000, 338, FOODS, *_FOODS),
     "Movies": _set("Movies", 1000, 991, VADER, *_VADER),
+    "MoviesDomain": _set("MoviesDomain", 1000, 1000, VADER, *_VADER),
     "Nouns": _set("Nouns", 200, 100, WORDNET, *_NOUNS),
     "Products": _set("Products", 904, 329, VADER, *_VADER),
+    "ProductsDomain": _set("ProductsDomain", 1000, 808, VADER, *_VADER),
     "Spam": _set("Spam", 1000, 351, MAILS, *_MAILS),
     "Tweets": _set("Tweets", 857, 200, VADER, *_VADER),
+    "TweetsDomain": _set("TweetsDomain", 1000, 793, VADER, *_VADER),
 }
 READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
-    "Editorials": partial(archives.ratings, name="nytEditorialSnippets"),
     "Foods": archives.foods,
-    "Movies": partial(archives.ratings, name="movieReviewSnippets"),
     "Nouns": archives.glosses,
-    "Products": partial(archives.ratings, name="amazonReviewSnippets"),
     "Spam": archives.mails,
-    "Tweets": partial(archives.ratings, name="tweets"),
+    **{name: partial(archives.ratings, task=name) for name in archives.SNIPPETS},
+    **{domain: partial(archives.domains, task=name) for domain, name in DOMAINS.items()},
 }
 
 
