@@ -14,7 +14,7 @@ import torch
 from tangent_arithmetic.data.base import SubsetPictures
 from tangent_arithmetic.data.identity import fingerprint, labels_of, pictures_hash, split_ids
 from tangent_arithmetic.data.leaks import refuse_pair
-from tangent_arithmetic.data.loading import EvalBatches
+from tangent_arithmetic.data.loading import BatchPlan, EvalBatches
 from tangent_arithmetic.data.own.hubs import HubSource
 from tangent_arithmetic.data.own.tables import TableSource
 from tangent_arithmetic.data.plain import plain_splits
@@ -38,6 +38,13 @@ class Characters:
 
     def __call__(self, text: str) -> torch.Tensor:
         return torch.tensor([ord(letter) for letter in text])
+
+
+class Counting(Characters):
+    """Of fewer letters it makes more tokens."""
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        return [10 - len(text) for text in texts]
 
 
 def write(folder: Path, columns: dict[str, list[Any]], ending: str) -> Path:
@@ -162,6 +169,15 @@ def test_batches_are_sorted_by_length_and_padded(workers: int) -> None:
     assert two.tolist() == [[99, 99, 99, PADDING], [100] * 4]
     lengths = lengths_of(SubsetPictures(texts, [2, 1]))
     assert lengths is not None and lengths.tolist() == [4, 1]
+    by_tokens = Counting()  # the model's own measure, where it has one
+    lengths = lengths_of(SubsetPictures(texts, [0, 2, 3]), by_tokens)
+    assert lengths is not None and lengths.tolist() == [7, 6, 8]
+    assert EvalBatches(texts, by_tokens).order == [2, 0, 3, 1]
+    plan = BatchPlan.of(texts, by_tokens, 2)
+    assert {frozenset(keys) for keys in plan.permutation(0).reshape(2, 2).tolist()} == {
+        frozenset((2, 0)),
+        frozenset((3, 1)),
+    }
     shares = [EvalBatches(texts, None, rank=rank, world_size=2).order for rank in range(2)]
     assert shares == [[1, 0], [3, 2]]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -64,12 +67,18 @@ def test_a_step_has_the_same_images_wherever_a_run_starts_and_however_they_are_l
 
 def test_ranks_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     two = [PARTS["a"], PARTS["b"]]
-    whole = [keys for keys, _ in zip(Rounds(two, 2, False, 0, 0), range(6), strict=False)]
+
+    def first() -> list[Any]:
+        return list(itertools.islice(Rounds(two, None, 2, False, 0, 0), 6))
+
+    whole = first()
     monkeypatch.setattr(ddp, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(ddp, "rank", lambda rank=rank: rank)
-        shares.append([k for k, _ in zip(Rounds(two, 2, False, 0, 0), range(6), strict=False)])
+        shares.append(
+            [k for k, _ in zip(Rounds(two, None, size, False, 0, 0), range(6), strict=False)]
+        )
     for keys, one, other in zip(whole, *shares, strict=True):
         if len(keys) == 1:
             assert one == other == keys  # none goes without

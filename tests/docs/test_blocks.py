@@ -22,7 +22,7 @@ FLAGGED = {"finetune", "evaluate", "add", "negate", "analyze"}  # of the shared 
 OWN = {
     "reproduce": ("commands/reproduce.py",),
     "suite": ("commands/suite.py",),
-    "language": ("language/experiment.py",),
+    "language": ("commands/language.py",),
     "checkpoint": ("commands/checkpoint.py",),
     "prepare_data": ("commands/prepare_data.py",),
     "prepare-data": ("commands/prepare_data.py",),

@@ -145,6 +145,9 @@ def test_long_texts_are_truncated_and_it_is_said(
         tokens = tokens_of(encoder, ("good " * 30, "bad " * 40, "bad"))
     assert tokens.shape == (3, 7)
     assert caplog.text.count("texts of more than 7 tokens are truncated") == 1
+    kept = (tokens >= 0).sum(1).tolist()
+    tokenize: Any = encoder.val_preprocess
+    assert tokenize.lengths(("good " * 30, "bad " * 40, "bad")) == kept
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tangent_arithmetic.commands.cli import main
-from tangent_arithmetic.language.experiment import EXPERIMENTS
+from tangent_arithmetic.language.experiments import EXPERIMENTS
 from tangent_arithmetic.language.settings import MODES, Settings
 from tangent_arithmetic.language.toxicity import Study, Toxicity, finite, largest_allowed
 from tangent_arithmetic.runtime.errors import UsageError

@@ -30,10 +30,7 @@ COMMANDS = {
     "artificial-data": "run the study on artificial data",
     "language": "run the papers' experiments with language models",
 }
-HOMES = {
-    "artificial-data": "tangent_arithmetic.artificial_data.experiment",
-    "language": "tangent_arithmetic.language.experiment",
-}
+HOMES = {"artificial-data": "tangent_arithmetic.artificial_data.experiment"}
 # their flags are `Config`'s
 CONFIGURED = ("finetune", "evaluate", "add", "negate", "combine", "certify", "analyze")
 COMPLETION = "--completion"

@@ -187,10 +187,15 @@ class BatchPlan:
 
     @classmethod
     def of(
-        cls, pictures: Pictures, batch_size: int, num_grad_accumulation: int = 1, seed: int = 0
+        cls,
+        pictures: Pictures,
+        transform: Transform | None,
+        batch_size: int,
+        num_grad_accumulation: int = 1,
+        seed: int = 0,
     ) -> BatchPlan:
-        """The plan of a split."""
-        lengths = lengths_of(pictures)
+        """The plan of a split for a model with this transform."""
+        lengths = lengths_of(pictures, transform)
         return cls(len(pictures), batch_size, num_grad_accumulation, seed, lengths)
 
     @property
@@ -405,7 +410,7 @@ class EvalBatches:
     @cached_property
     def order(self) -> list[int]:
         """The indices of this rank's examples, in the order of its batches."""
-        lengths = lengths_of(self.pictures)
+        lengths = lengths_of(self.pictures, self.transform)
         indices = (
             np.arange(len(self.pictures)) if lengths is None else np.argsort(lengths, kind="stable")
         )

@@ -70,7 +70,7 @@ class ImageDataset:
     @property
     def train_loader(self) -> DataLoader[Any]:
         """One epoch of shuffled training batches (seed 0)."""
-        plan = BatchPlan.of(self.train, self.batch_size)
+        plan = BatchPlan.of(self.train, self.preprocess, self.batch_size)
         batches = RankBatches(plan, 0, plan.steps_per_epoch, 0, 1)
         return train_loader(self.train, self.preprocess, batches, self.num_workers)
 

@@ -58,19 +58,30 @@ class Texts:
         """A key for each text that differs between different texts."""
         return list(self.texts)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """The number of characters of each text."""
-        return np.array([len(text) for text in self.texts], dtype=np.int64)
+
+def lengths_of(examples: Any, transform: Any = None) -> np.ndarray | None:
+    """The length of each text of a split; None for images, which have one size.
+
+    Args:
+        examples: the split.
+        transform: of the model. Lengths are in tokens if it has a method `lengths`, which maps
+            texts to theirs, else in characters.
+    """
+    texts = _texts_of(examples)
+    if texts is None:
+        return None
+    measure = getattr(transform, "lengths", None)
+    lengths = [len(text) for text in texts] if measure is None else measure(texts)
+    return np.asarray(lengths, np.int64)
 
 
-def lengths_of(examples: Any) -> np.ndarray | None:
-    """The length of each text of a split; None for images, which have one size."""
-    if (indices := getattr(examples, "indices", None)) is not None:
-        inner = lengths_of(examples.pictures)
-        return None if inner is None else inner[np.asarray(indices, np.int64)]
-    lengths: np.ndarray | None = getattr(examples, "lengths", None)
-    return lengths
+def _texts_of(examples: Any) -> list[str] | None:
+    """The texts of a split; None for images."""
+    if isinstance(examples, Texts):
+        return list(examples.texts)
+    indices = getattr(examples, "indices", None)
+    inner = None if indices is None else _texts_of(getattr(examples, "pictures", None))
+    return None if indices is None or inner is None else [inner[int(i)] for i in indices]
 
 
 def check_reads(transform: Any, value: object, name: Callable[[], str]) -> None:

@@ -44,6 +44,7 @@ class Rounds(Batches):
 
     Args:
         parts: the sets.
+        transform: maps a picture or a text to a tensor.
         batch_size: images of a set and step, over all ranks.
         together: whether a step takes a batch of each set, instead of one set in turn.
         seed: of the order.
@@ -51,10 +52,16 @@ class Rounds(Batches):
     """
 
     def __init__(
-        self, parts: Sequence[Pictures], batch_size: int, together: bool, seed: int, start: int
+        self,
+        parts: Sequence[Pictures],
+        transform: Transform | None,
+        batch_size: int,
+        together: bool,
+        seed: int,
+        start: int,
     ) -> None:
         self.plans = [
-            BatchPlan.of(part, min(batch_size, len(part)), seed=seed + OFFSET * (i + 1))
+            BatchPlan.of(part, transform, min(batch_size, len(part)), seed=seed + OFFSET * (i + 1))
             for i, part in enumerate(parts)
         ]
         self.starts = [0, *itertools.accumulate(map(len, parts))]
@@ -109,7 +116,8 @@ class Unlabelled:
         """The images of an optimizer step, this rank's share; steps in a row are loaded ahead."""
         if self._batches is None or step != self._next:
             self.close()
-            rounds = Rounds(self.pictures.parts, self.batch_size, self.together, self.seed, step)
+            how = self.batch_size, self.together, self.seed, step
+            rounds = Rounds(self.pictures.parts, self.transform, *how)
             loader = train_loader(self.pictures, self.transform, rounds, self.num_workers)
             self._batches = iter(loader)
         self._next = step + 1

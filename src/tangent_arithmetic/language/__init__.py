@@ -2,5 +2,5 @@
 
 An input is one integer tensor of token ids in which -1 is padding; `models.py` wraps a model so
 that it maps such a tensor to logits, and can be linearised. `perplexity.py` and `generation.py`
-take standard and linear models alike; `experiment.py` is the command `tangent-arithmetic language`.
+take standard and linear models alike; `experiments.py` says what the papers' experiments need.
 """

@@ -237,7 +237,8 @@ def train(
     """
     snapshots, tracker = snapshots or Snapshots(), tracker or Tracker()
     check_batch(recipe.batch_size, ddp.world_size())
-    plan = BatchPlan.of(data.pictures, recipe.batch_size, recipe.num_grad_accumulation, seed)
+    sizes = recipe.batch_size, recipe.num_grad_accumulation
+    plan = BatchPlan.of(data.pictures, data.transform, *sizes, seed)
     steps, device = recipe.steps(plan.steps_per_epoch), next(model.parameters()).device
     compute = Compute(device, recipe.precision)
     num_classes, multilabel = _prepare(model, data, compute, plan)

@@ -7,7 +7,7 @@ pooled over its tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -121,6 +121,11 @@ class Tokenize:
             raise UsageError(f"the text '{shown(text, 60)}' has no tokens; remove it")
         return torch.tensor(ids, dtype=torch.int64)
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text, after truncation."""
+        encodings = self.tokenizer(list(texts), truncation=True, max_length=self.length)
+        return [len(ids) for ids in encodings["input_ids"]]
+
     def encode(self, text: str) -> tuple[list[int], bool]:
         """The token ids of a text, and whether it was truncated."""
         encoding = self.tokenizer(text, truncation=True, max_length=self.length)
@@ -130,6 +135,10 @@ class Tokenize:
 
 class ClipTokenize(Tokenize):
     """The transform of a text by a tokenizer of open_clip: as many ids for each text."""
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """The number of ids of each text."""
+        return [self.length] * len(texts)
 
     def encode(self, text: str) -> tuple[list[int], bool]:
         """The token ids of a text, and whether it was truncated."""
