@@ -76,9 +76,7 @@ def test_ranks_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
     for rank in range(2):
         monkeypatch.setattr(ddp, "rank", lambda rank=rank: rank)
-        shares.append(
-            [k for k, _ in zip(Rounds(two, None, size, False, 0, 0), range(6), strict=False)]
-        )
+        shares.append(first())
     for keys, one, other in zip(whole, *shares, strict=True):
         if len(keys) == 1:
             assert one == other == keys  # none goes without
