@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
         ("subsets", "From one vector to all 2 the mean of all tasks goes from 55.0 to 70.0 % (l"),
         (
             "interference",
-            "Mean interference by images and vector. linear: 0.03 off the diagonal, 0.4 on it; "
+            "Mean interference by examples and vector. linear: 0.03 off the diagonal, 0.4 on it; "
             "0.015 on the control set; largest: 0.04, vector of A on B. linear, \u03c4Jp: 0.002 "
             "off the diagonal, 0.2 on it; largest: 0.003, vector of A on B.",
         ),
@@ -91,7 +91,7 @@ def folder(tmp_path: Path) -> Path:
         ),
         (
             "analogies",
-            "Without images of the target, c + b - a reaches on average 50.0 % (linear; 25.0 "
+            "Without examples of the target, c + b - a reaches on average 50.0 % (linear; 25.0 "
             "zero-shot, 75.0 own).",
         ),
         (

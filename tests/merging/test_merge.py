@@ -352,7 +352,7 @@ def test_stress_writes_json_and_tables(
     assert lost.isna().sum() == 1  # a missing tensor is refused
     assert (folder / "figures" / "stress.svg").stat().st_size > 10_000
     page = (folder / "stress.md").read_text()
-    assert "8 pictures a task" in page and f"that of {TASKS[1]}" in page
+    assert "8 examples a task" in page and f"that of {TASKS[1]}" in page
 
 
 def test_only_complete_results_of_the_run_s_models_are_stored(

@@ -154,7 +154,7 @@ def test_the_best_common_coefficient_is_pythons(page: Any, careful: bool) -> Non
     allowed = [c for c in GRID if not careful or kept([c] * 3)]
     best = max(allowed, key=lambda c: (value([c] * 3), -c))
     assert coefs(page) == [best] * 3
-    shown = f"{100 * value([best] * 3):.1f} % on the validation pictures"
+    shown = f"{100 * value([best] * 3):.1f} % on the validation examples"
     assert shown in status.text_content()
 
 

@@ -230,7 +230,7 @@ def test_certified_ranges(empty: Run) -> None:
         "sum of all": ["-inf to inf", "-"],
     }
     first, second, third = table.notes
-    assert "640 test pictures of Shapes" in first and "shorter than 0.0625" in second
+    assert "640 test examples of Shapes" in first and "shorter than 0.0625" in second
     assert third == STATEMENT and "Not certified" in third
     assert "linear" in table.title and "Shapes" in table.title
 

@@ -205,7 +205,7 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
         axis.set_title(target)
     axes[0][0].set_ylabel("test accuracy, %")
     axes[0][0].legend(loc="upper left")
-    figure.supxlabel("* coefficient chosen without images of the target", fontsize="medium")
+    figure.supxlabel("* coefficient chosen without examples of the target", fontsize="medium")
     return figure
 
 
@@ -220,7 +220,7 @@ def draw_few(table: pd.DataFrame, run: Run) -> Any:
             accuracies = 100 * part["accuracy"]
             axis.plot(range(len(part)), accuracies, style, color=colour, label=f"from the {start}")
             axis.set_xticks(range(len(part)), [str(n) for n in part["shots"]])
-        axis.set(title=target, xlabel="training images per class")
+        axis.set(title=target, xlabel="training examples per class")
     axes[0][0].set_ylabel("test accuracy, %")
     axes[0][0].legend()
     return figure

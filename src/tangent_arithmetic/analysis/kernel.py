@@ -114,6 +114,6 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     chance = 100 / table["task"].nunique()
     local.axhline(chance, color=palette.REFERENCE, ls=":", label="spread evenly")
     named(local, [mode.label for mode in modes])
-    local.set(ylabel="on images of the own task, %", ylim=(0, 100), title="localisation")
+    local.set(ylabel="on examples of the own task, %", ylim=(0, 100), title="localisation")
     local.legend()
     return figure

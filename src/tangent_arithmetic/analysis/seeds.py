@@ -161,6 +161,6 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
         axis.set_title(name)
         axis.set_ylabel("test accuracy, %")
     axes[0][0].legend()
-    note = "bands: standard deviation over seeds; bars: binomial standard error of the images"
+    note = "bands: standard deviation over seeds; bars: binomial standard error of the examples"
     figure.supxlabel(note, fontsize="small", color=palette.INK)
     return figure

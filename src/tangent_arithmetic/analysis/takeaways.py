@@ -63,7 +63,7 @@ def interference(table: pd.DataFrame) -> str:
     from tangent_arithmetic.arithmetic.interference import means
 
     parts = [f"{MODES[mode].label}: {means(rows)}" for mode, rows in matrices(table).items()]
-    return f"Mean interference by images and vector. {'. '.join(parts)}."
+    return f"Mean interference by examples and vector. {'. '.join(parts)}."
 
 
 def disentanglement(table: pd.DataFrame) -> str:
@@ -151,7 +151,7 @@ def analogies(table: pd.DataFrame) -> str:
         zero, own = means["zero-shot", "-"], means["target", "-"]
         analogy = means["c + b - a", "without target"]
         parts.append(f"{analogy:.1f} % ({MODES[mode].label}; {zero:.1f} zero-shot, {own:.1f} own)")
-    return f"Without images of the target, c + b - a reaches on average {', '.join(parts)}."
+    return f"Without examples of the target, c + b - a reaches on average {', '.join(parts)}."
 
 
 def analogies_few(table: pd.DataFrame) -> str:
@@ -174,7 +174,7 @@ def kernel(table: pd.DataFrame) -> str:
     even = 100 / table["task"].nunique()
     return (
         f"Of the eigenfunctions that a task vector uses, {_listed(parts)} are on its own task's "
-        f"images, {even:.0f} % if spread evenly."
+        f"examples, {even:.0f} % if spread evenly."
     )
 
 

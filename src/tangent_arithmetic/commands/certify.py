@@ -40,8 +40,8 @@ from tangent_arithmetic.runtime.logs import setup_logging
 
 SUM = "sum of all"
 STATEMENT = (
-    "Certified: the answers of the linear model on these pictures. Not certified: those on other "
-    "pictures, and those of the standard model with the same weights."
+    "Certified: the answers of the linear model on these examples. Not certified: those on other "
+    "examples, and those of the standard model with the same weights."
 )
 
 

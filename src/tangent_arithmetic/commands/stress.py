@@ -7,7 +7,7 @@ under-confident expert, an outlier or a near-duplicate joins, all are rounded, s
 tensor is missing: each with and without norm normalisation. Coefficients are those that are best on
 validation without a perturbation. Writes stress.json, stress.md and figures/stress.* to the folder
 of the run's results. Other flags are those of `add`, such as --model, --save, --tasks, --seed,
---results and --device; --sample=N evaluates on N pictures of each task and takes minutes.
+--results and --device; --sample=N evaluates on N examples of each task and takes minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tangent_arithmetic.runtime.logs import setup_logging
 
 
 def _page(run: Run, own: argparse.Namespace, task: str, text: str) -> str:
-    share = "all pictures" if run.config.sample is None else f"{run.config.sample} pictures a task"
+    share = "all examples" if run.config.sample is None else f"{run.config.sample} examples a task"
     return (
         f"# Perturbed task vectors, {run.model}\n\n"
         f"Mean test accuracy of the merge of {len(run.tasks)} tasks ({own.mode} models, {share}), "

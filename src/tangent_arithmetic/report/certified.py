@@ -12,8 +12,8 @@ from tangent_arithmetic.run.results import optional_results
 from tangent_arithmetic.runtime.errors import UsageError
 
 STATEMENT = (
-    "Certified: the answers of the linear model on these pictures, in exact arithmetic on their "
-    "features. Not certified: answers on other pictures, however similar, and those of the "
+    "Certified: the answers of the linear model on these examples, in exact arithmetic on their "
+    "features. Not certified: answers on other examples, however similar, and those of the "
     "standard model with the same weights."
 )
 
@@ -83,7 +83,7 @@ def _range(ends: list[float | None]) -> str:
 def _said(about: Mapping[str, Any]) -> Iterable[str]:
     """What the ranges are of, and the radius of all coefficients together."""
     images, radii = about.get("images"), about.get("radii")
-    count = f"{images} test pictures" if isinstance(images, int) else "the test pictures"
+    count = f"{images} test examples" if isinstance(images, int) else "the test examples"
     yield (
         "In a range, all or at least this share of the pre-trained model's answers stay, on "
         f"{count} of {about.get('name', 'the control set')}; one coefficient moves, the others are "

@@ -45,20 +45,20 @@ TYPES = {
 CAPTIONS = {
     "single": "Single tasks: standard fine-tuning, its post-hoc linearisation, linear fine-tuning",
     "subsets": "Sums of task vectors over subsets of the tasks, by their number",
-    "interference": "Interference: the size of J\u03c4 on the images of each task, relative to the "
-    "pre-trained features",
+    "interference": "Interference: the size of J\u03c4 on the examples of each task, relative to "
+    "the pre-trained features",
     "disentanglement": "Disentanglement error of pairs of tasks; frame: coefficients from 0 to 1",
     "similarity": "Cosine similarity of the task vectors, without each vector's own",
     "layers": "Share of the task vectors' squared norm by layer",
     "negation": "The cost of forgetting: the task and the control set along negation",
     "negation_random": "Negation against random vectors of the same norm in each weight, the other "
     "tasks' vectors, and gradient ascent",
-    "xi": "The disentanglement error as one number, with a 95 % interval over images",
+    "xi": "The disentanglement error as one number, with a 95 % interval over examples",
     "kernel": "Eigenfunctions of the linear model's kernel: the spectrum, their use by task "
-    "vectors, and the share of it on the own task's images",
+    "vectors, and the share of it on the own task's examples",
     "cka": "Similarity of the features to the pre-trained ones (CKA)",
     "ensembles": "Ensembles of the tasks' models, and sums of their weights",
-    "seeds": "All seeds together: the spread over seeds, and the error of the images",
+    "seeds": "All seeds together: the spread over seeds, and the error of the examples",
     "fronts": "Fronts: what is given up on one task for another, with coefficients solved for "
     "weights of the tasks",
     "analogies": "Analogies: a task from three others, without its data",
@@ -80,7 +80,7 @@ DEFINITIONS = {
     "control": "a data set whose accuracy negation must preserve, and on which every edit should "
     "cost little.",
     "accuracy": "top-1 on the test split, in percent; mean average precision for data sets with "
-    "several labels a picture.",
+    "several labels an example.",
 }
 SOLVED = " solved: "  # in the label of a sum with solved coefficients
 WHERE_SHOWN = {  # further definitions, by what a label or a column must have
@@ -92,7 +92,7 @@ WHERE_SHOWN = {  # further definitions, by what a label or a column must have
     SOLVED: (
         "solved",
         "a coefficient for each task, layer or both, that minimises the cross-entropy on "
-        "validation pictures, beside the tuned single one.",
+        "validation examples, beside the tuned single one.",
     ),
     EXACT[0]: (
         ", ".join(EXACT),

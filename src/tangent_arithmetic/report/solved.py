@@ -118,6 +118,6 @@ def _row(task: str, row: Mapping[str, float], layers: Sequence[str], most: float
 def _said(one: Solved, most: float) -> str:
     uniform = "" if one.uniform is None else f"; one coefficient for all: {one.uniform:g}"
     return (
-        f"{len(one.coefficients)} coefficients, solved on validation pictures{uniform}. Colours go "
+        f"{len(one.coefficients)} coefficients, solved on validation examples{uniform}. Colours go "
         f"from -{most:.2f}, purple, over 0, white, to {most:.2f}, green."
     )

@@ -155,13 +155,13 @@ class Config:
     recipe: RecipeName = _flag(
         "training",
         "papers",
-        "papers: the suite's table; fast: half the images, in smaller batches, at a constant rate, "
+        "papers: the suite's table; fast: half the examples, smaller batches, at a constant rate, "
         "and the mean of the last half of the iterates",
     )
     batch_size: int | None = _flag(
         "training",
         None,
-        "images of a micro-step, over all processes (default: task table)",
+        "examples of a micro-step, over all processes (default: task table)",
         least=1,
         most=2**20,
     )
@@ -186,7 +186,7 @@ class Config:
     image_share: float | None = _flag(
         "training",
         None,
-        "share of the images of these epochs to train on (default: the recipe's)",
+        "share of the examples of these epochs to train on (default: the recipe's)",
         least=0,
         most=1,
     )
@@ -225,7 +225,7 @@ class Config:
         "training",
         SUPERVISED,
         "what is minimised: supervised, the cross-entropy (of each class for several labels an "
-        "image); taujp, tak, orthoreg, with a penalty on interference; delta, distillation from "
+        "example); taujp, tak, orthoreg, with a penalty on interference; delta, distillation from "
         "the linear model; ascent, the loss with its sign turned, a baseline of negation",
         choices=OBJECTIVES,
     )
@@ -253,7 +253,7 @@ class Config:
     others: Names | None = _flag(
         "training",
         None,
-        "data sets whose images, without labels, the penalty keeps unchanged (default: the run's "
+        "data sets whose examples, without labels, the penalty keeps unchanged (default: the run's "
         "other tasks and its control set)",
         distinct=True,
         metavar=SETS,
@@ -261,13 +261,13 @@ class Config:
     others_batch_size: int | None = _flag(
         "training",
         None,
-        "of these images, those of a step, over all processes (default: half as many as labelled "
-        "images)",
+        "of these examples, those of a step, over all processes (default: half as many as labelled "
+        "examples)",
         least=1,
         most=2**20,
     )
     others_per_step: OthersPerStep = _flag(
-        "training", "one", "data sets among these that a step takes images of: one in turn, or all"
+        "training", "one", "data sets among these whose examples a step takes: one in turn, or all"
     )
     factors: FactorKind = _flag(
         "training",
@@ -278,7 +278,7 @@ class Config:
     factor_images: int = _flag(
         "training",
         256,
-        "tak: images of each data set that factors are collected from",
+        "tak: examples of each data set that factors are collected from",
         least=1,
         most=10**6,
     )
@@ -332,7 +332,7 @@ class Config:
     sample: int | None = _flag(
         "evaluation",
         None,
-        "evaluate on N pictures of each split that hold each class by its share (default: on all); "
+        "evaluate on N examples of each split that hold each class by its share (default: on all); "
         "results go to a folder of their own",
         least=1,
         most=10**9,
@@ -362,7 +362,7 @@ class Config:
     unlabelled: Unlabelled | None = _flag(
         "solving",
         None,
-        "solve on validation pictures without their labels: by the entropy of the predictions, or "
+        "solve on validation examples without their labels: by the entropy of the predictions, or "
         "by self-labels (default: with labels)",
     )
     negate: bool = _flag("solving", False, "forget each task instead, and keep the control set")
@@ -425,7 +425,7 @@ class Config:
     shots: Names = _flag(
         "analysis",
         ["1", "5", "20"],
-        "training pictures a class where there are few of the target",
+        "training examples a class where there are few of the target",
         distinct=True,
         whole=True,
         least=1,
@@ -435,7 +435,7 @@ class Config:
     kernel_images: int = _flag(
         "analysis",
         32,
-        "test pictures of each task on which the kernel of the linear model is computed",
+        "test examples of each task on which the kernel of the linear model is computed",
         least=2,
         most=10**5,
     )
@@ -443,12 +443,12 @@ class Config:
         "analysis",
         128,
         "random directions of the parameters that estimate the kernel (0: exact, a backward pass "
-        "for each picture and feature)",
+        "for each example and feature)",
         least=0,
         most=10**6,
     )
     interference_split: TestSplit = _flag(
-        "analysis", "test", "split whose images the interference matrix is measured on"
+        "analysis", "test", "split whose examples the interference matrix is measured on"
     )
     style: Style = _flag(
         "analysis",

@@ -30,7 +30,7 @@ ANALYSES = (
     *("fronts", "analogies", "few", "kernel", "cka", "ensembles", "seeds", "figures", "report"),
 )
 COMMON = (*MODEL, *METHOD, *DATA, *MACHINE, *RECORDS)
-BATCHES = {"batch_size": "pictures that are evaluated at a time (default: 256)"}
+BATCHES = {"batch_size": "examples that are evaluated at a time (default: 256)"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ USAGES = {
         ),
         trained,
         texts={
-            "sample": "measure validation accuracy on N pictures (default: on at most 1,000)",
+            "sample": "measure validation accuracy on N examples (default: on at most 1,000)",
             "finetuning_mode": "what is trained: the model, or its linearisation",
         },
     ),
@@ -118,8 +118,8 @@ USAGES = {
         ),
         texts={
             **BATCHES,
-            "shots": "solve on N labelled validation pictures a class (default: on all)",
-            "sample": "solve and evaluate on N pictures of each split (default: on all)",
+            "shots": "solve on N labelled validation examples a class (default: on all)",
+            "sample": "solve and evaluate on N examples of each split (default: on all)",
         },
     ),
     "certify": Usage(

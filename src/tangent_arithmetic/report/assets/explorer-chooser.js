@@ -26,7 +26,7 @@ function snapped(input) {
   const name = key === ALL ? "all coefficients together" : data.vectors[Number(key)];
   const range = `${found.low.toFixed(4)} to ${found.high.toFixed(4)}`;
   find("#explorer-status").textContent = `Exact best of ${name}${key === ALL ? "" : ", others as they are"}: `
-    + `${found.coef} (${range}), mean ${kindOf(found)} ${percent(found.value)} % on the ${found.kind} pictures.`;
+    + `${found.coef} (${range}), mean ${kindOf(found)} ${percent(found.value)} % on the ${found.kind} examples.`;
   return Math.abs(value - found.coef) <= model.STEP / 2 ? found.coef : value;
 }
 
@@ -65,7 +65,7 @@ function weigh() {
     const found = solver.solve(Object.fromEntries(weightInputs().map((one) => [one.dataset.split, Number(one.value)])));
     if (found === null) { status.textContent = "All weights are 0: give one task a weight."; return; }
     moveTo(found.coefs.map((coef) => Number(coef.toFixed(4))));
-    status.textContent = `Solved for these weights: weighted mean cross-entropy ${found.value.toFixed(4)} on the validation pictures.`;
+    status.textContent = `Solved for these weights: weighted mean cross-entropy ${found.value.toFixed(4)} on the validation examples.`;
   }, 20);
 }
 

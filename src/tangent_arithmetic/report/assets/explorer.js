@@ -57,7 +57,7 @@ function rowOf(one) {
   const row = element("tr", one.task === control ? "tx-control" : "");
   const name = element("th", "", one.task === control ? `${one.task} (control)` : one.task);
   name.scope = "row";
-  if (one.multilabel) name.title = "several labels a picture: mean average precision";
+  if (one.multilabel) name.title = "several labels an example: mean average precision";
   const bar = element("td", "tx-cell-bar");
   bar.append(barOf(one));
   const error = one.error === null ? " mAP" : ` \u00b1 ${percent(one.error)}`;

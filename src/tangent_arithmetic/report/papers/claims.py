@@ -264,7 +264,7 @@ CLAIMS = (
         "tangent", "section 6 †",
         "Eigenfunctions of the kernel that a task uses are localised on its data.",
         "most of their energy",
-        "{0} % on the own task's images, {1} % if spread evenly; holds from twice that",
+        "{0} % on the own task's examples, {1} % if spread evenly; holds from twice that",
         _localised,
     ),
 )  # fmt: skip
