@@ -1,13 +1,14 @@
 """Measures merging eight models of ViT-B/32's size, beside fusion-bench and mergekit.
 
-    python scripts/benchmark_merging.py [--rounds 5] [--output FILE]
+    python scripts/benchmark_merging.py [--method task_arithmetic] [--rounds 5] [--output FILE]
         [--fusion-bench PYTHON]   a Python that has fusion-bench (an environment of its own)
         [--mergekit COMMAND]      the command mergekit-pytorch of an environment of its own
 
-Task arithmetic of nine folders of `CLIPVisionModel` (350 MB each, float32, in the page cache). Each
-turn is a process of its own; the variants take turns, one at a time, and the first turn of each is
-not counted. "in process" is load + merge + save without imports; "command" the whole process.
-Anonymous memory is what the process had at most above what it had after its imports.
+Nine folders of `CLIPVisionModel` (350 MB each, float32, in the page cache) are merged. mergekit and
+the whole command are measured with task arithmetic only. Each turn is a process of its own; the
+variants take turns, one at a time, and the first turn of each is not counted. "in process" is load
++ merge + save without imports; "command" the whole process. Anonymous memory is what the process
+had at most above what it had after its imports.
 """
 
 from __future__ import annotations
@@ -65,22 +66,27 @@ names = ["_pretrained_", *(f"task{i}" for i in range(8))]
 OURS = (
     WATCH
     + """
-from tangent_arithmetic.merging import CLIPVisionModelPool, TaskArithmeticAlgorithm
+from tangent_arithmetic.merging import CLIPVisionModelPool, CLASS
 with Watch():
     pool = CLIPVisionModelPool({name: f"{folder}/{name}" for name in names})
-    TaskArithmeticAlgorithm(0.3).run_to(pool, out, fsync=FSYNC)
+    CLASS(OPTIONS).run_to(pool, out, fsync=FSYNC)
 """
 )
 THEIRS = (
     WATCH
     + """
-from fusion_bench.method import TaskArithmeticAlgorithm
+from fusion_bench.method import CLASS
 from fusion_bench.modelpool import CLIPVisionModelPool
 with Watch():
     pool = CLIPVisionModelPool({name: f"{folder}/{name}" for name in names})
-    TaskArithmeticAlgorithm(0.3).run(pool).save_pretrained(out)
+    CLASS(OPTIONS).run(pool).save_pretrained(out)
 """
 )
+METHODS = {  # class, of the same name in both libraries, and options
+    "task_arithmetic": ("TaskArithmeticAlgorithm", f"{FACTOR}"),
+    "tsv_m": ("TaskSingularVectorMerging", ""),
+    "iso_c": ("ISO_C_Merge", "1.0"),
+}
 CONFIG = {  # of the vision tower of ViT-B/32
     "architectures": ["CLIPVisionModel"],
     "model_type": "clip_vision_model",
@@ -180,6 +186,7 @@ def mergekit_command(command: str) -> Callable[[Path, Path], list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = Parser(description=__doc__)
+    parser.add_argument("--method", choices=METHODS, default="task_arithmetic")
     parser.add_argument(
         "--rounds", type=number(int, 1), default=5, help="counted turns of each variant"
     )
@@ -188,15 +195,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     python = sys.executable
+    name, given = METHODS[args.method]
+    ours, theirs = (
+        code.replace("CLASS", name).replace("OPTIONS", given) for code in (OURS, THEIRS)
+    )
     variants = {
-        "ours, in process, fsync": inside(python, OURS.replace("FSYNC", "True")),
-        "ours, in process": inside(python, OURS.replace("FSYNC", "False")),
-        "ours, command, fsync": whole(our_command),
-        "import torch": whole(lambda folder, out: [python, "-c", "import torch"]),
+        "ours, in process, fsync": inside(python, ours.replace("FSYNC", "True")),
+        "ours, in process": inside(python, ours.replace("FSYNC", "False")),
     }
     if args.fusion_bench:
-        variants["fusion-bench, in process"] = inside(args.fusion_bench, THEIRS)
-    if args.mergekit:
+        variants["fusion-bench, in process"] = inside(args.fusion_bench, theirs)
+    if args.method == "task_arithmetic":
+        variants["ours, command, fsync"] = whole(our_command)
+        variants["import torch"] = whole(lambda folder, out: [python, "-c", "import torch"])
+    if args.mergekit and args.method == "task_arithmetic":
         variants["mergekit, command"] = whole(mergekit_command(args.mergekit))
     turns_of: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     with tempfile.TemporaryDirectory() as name:
@@ -223,10 +235,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for a, b in zip(turns_of[theirs], turns_of[ours], strict=True)
         )
         for theirs, ours in pairs
-        if theirs in turns_of
+        if theirs in turns_of and ours in turns_of
     }
     content: dict[str, Any] = {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "method": args.method,
         "rounds": args.rounds,
         "commit": git_commit(),
         "versions": versions(),
