@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tangent_arithmetic.artificial_data import finetune as finetuning
 from tangent_arithmetic.artificial_data import train as training
 from tangent_arithmetic.artificial_data.finetune import finetune
 from tangent_arithmetic.artificial_data.generate import write_dataset
-from tangent_arithmetic.artificial_data.presets import Recipe
+from tangent_arithmetic.artificial_data.presets import Mode, Recipe
 from tangent_arithmetic.artificial_data.train import fit, seeded, train
 from tangent_arithmetic.artificial_data.workspace import Workspace
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
@@ -208,18 +209,37 @@ def test_the_probe_is_trained_on_the_pretrained_features(prepared: Workspace) ->
     assert content_hash(probe) == content_hash(head.state_dict())
 
 
-def test_linear_fine_tuning_is_adam_on_the_taylor_expansion(prepared: Workspace) -> None:
+@pytest.mark.parametrize("mode", ["linear", "taujp"])
+def test_linear_fine_tuning_is_adam_on_the_taylor_expansion(
+    mode: Mode, prepared: Workspace
+) -> None:
     recipe = Recipe(lr=1e-3, batch_size=40, epochs=1)
     finetune(prepared, "dataset2", SHORT, freeze="backbone")
-    path = finetune(prepared, "dataset2", recipe, "linear", freeze="head")
+    path = finetune(prepared, "dataset2", recipe, mode, freeze="head")
     backbone = BackBone.load(prepared.backbone()).double()
     head = Head.load(prepared.head("dataset2")).double()
     x, y = prepared.data("dataset2", "train")
     theta0 = {name: value.detach() for name, value in backbone.named_parameters()}
     f_lin = linearize(lambda w, rows: torch.func.functional_call(backbone, w, (rows,)), theta0)
 
+    others = [prepared.data(n, "train")[0] for n in prepared.preset.tasks if n != "dataset2"]
+    steps = itertools.count()
+
     def loss_of(weights: dict[str, Tensor], rows: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(head(f_lin(weights, x[rows].double())), y[rows])
+        loss = nn.functional.cross_entropy(head(f_lin(weights, x[rows].double())), y[rows])
+        step = next(steps)
+        if mode == "linear":
+            return loss
+        other = others[step % len(others)]
+        drawn = torch.randperm(len(other), generator=seeded(0, f"others {step}"))[:20]
+        tau = {name: weights[name] - theta0[name] for name in theta0}
+        f0, d = torch.func.jvp(
+            lambda w: torch.func.functional_call(backbone, w, (other[drawn].double(),)),
+            (theta0,),
+            (tau,),
+        )
+        size = d.square().sum(1) / f0.square().sum(1)
+        return loss + prepared.preset.penalty * size.mean()
 
     expected = subtract(adam(loss_of, theta0, len(x), recipe, order=0), theta0)
     theta = {name: value.double() for name, value in load_checkpoint(path).theta.items()}

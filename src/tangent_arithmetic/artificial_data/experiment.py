@@ -24,7 +24,7 @@ from tangent_arithmetic.artificial_data.edits import Edits
 from tangent_arithmetic.artificial_data.evaluation import accuracy, features, finite, get_head
 from tangent_arithmetic.artificial_data.finetune import Freeze, finetune
 from tangent_arithmetic.artificial_data.generate import write_dataset
-from tangent_arithmetic.artificial_data.presets import BASE
+from tangent_arithmetic.artificial_data.presets import BASE, LINEAR, MODES
 from tangent_arithmetic.artificial_data.train import train
 from tangent_arithmetic.artificial_data.workspace import SPLITS, Data, Workspace
 from tangent_arithmetic.encoders.mlp import BackBone, Head
@@ -49,7 +49,7 @@ COLUMNS = {  # of each table, after the seed
     "interpolations": ("mode", "first", "second", "alpha", "dataset", "accuracy"),
 }
 TABLES = tuple(COLUMNS)
-EDITED = ("standard", "posthoc", "linear")  # modes of edited models
+EDITED = ("standard", "posthoc", *LINEAR)  # modes of edited models
 STEPS = [round(0.1 * i, 1) for i in range(10)]  # the public README's coefficients of an operation
 GRID = [round(0.05 * i, 2) for i in range(21)]  # coefficients of sums and negations
 ALPHAS = [round(0.1 * i, 1) for i in range(11)]
@@ -65,9 +65,9 @@ def prepare(workspace: Workspace, device: torch.device | str = "cpu") -> None:
         if preset.probe is not None:
             finetune(workspace, task, preset.probe, freeze="backbone", device=device)
         freeze: Freeze = "none" if preset.probe is None else "head"
-        finetune(workspace, task, preset.standard, "standard", freeze, device)
-        finetune(workspace, task, preset.linear, "linear", freeze, device)
-        finetune(workspace, task, preset.base, "scratch", "none", device)
+        for mode in MODES:
+            from_base: Freeze = "none" if mode == "scratch" else freeze
+            finetune(workspace, task, preset.recipe(mode), mode, from_base, device)
 
 
 class Study:
@@ -97,13 +97,13 @@ class Study:
 
     def _head(self, dataset: str, mode: str) -> Head:
         """The head of a data set under models of a mode."""
-        own = dataset != BASE and (mode == "scratch" or (mode == "linear" and not self.probed))
+        own = dataset != BASE and (mode == "scratch" or (mode in LINEAR and not self.probed))
         head = get_head(dataset, self.workspace, mode if own else "standard")
         return head.to(self.device).requires_grad_(False)
 
     def _edits(self, mode: str) -> Edits:
         """The models around the base model in a mode."""
-        trained = "linear" if mode == "linear" else "standard"
+        trained = mode if mode in LINEAR else "standard"
         vectors = {
             task: TaskVector(self.base, self._backbone(task, trained)) for task in self.tasks
         }

@@ -13,7 +13,8 @@ from tangent_arithmetic.runtime.atomic import atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-STYLES = {"standard": "-", "linear": "--", "posthoc": "-."}
+STYLES = {"standard": "-", "linear": "--", "posthoc": "-.", "taujp": ":"}
+SHOWN = {name: MODES["linear+taujp" if name == "taujp" else name] for name in STYLES}
 ACCURACY = "test accuracy, %"
 
 
@@ -27,7 +28,7 @@ def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     for name, (panels, paint) in {
         "operations": (4, _operations),
         "sums": (2, _sums),
-        "negations": (3, _negations),
+        "negations": (len(STYLES), _negations),
         "interpolations": (1, _interpolations),
     }.items():
         size = (1.2 + 3.3 * panels, 3.6)
@@ -51,6 +52,11 @@ def _line(axis: Any, part: pd.DataFrame, x: str, **style: Any) -> None:
     axis.plot(mean.index, mean, **style)
     low, high, colour = mean - deviation, mean + deviation, style["color"]
     axis.fill_between(mean.index, low, high, alpha=0.2, linewidth=0, color=colour)
+
+
+def _style(mode: str) -> dict[str, Any]:
+    shown = SHOWN[mode]
+    return {"color": shown.colour, "label": shown.label, "linestyle": STYLES[mode]}
 
 
 def _chance(axis: Any, tables: dict[str, pd.DataFrame]) -> None:
@@ -79,9 +85,9 @@ def _sums(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
     table = table[table["split"] == "test"]
     counts = table["tasks"].str.count(r"\+") + 1
     for axis, count, title in zip(axes, (2, counts.max()), ("pairs", "all vectors"), strict=True):
-        for mode, style in STYLES.items():
+        for mode in STYLES:
             part = table[(counts == count) & (table["mode"] == mode)]
-            _line(axis, part, "coefficient", color=MODES[mode].colour, label=mode, linestyle=style)
+            _line(axis, part, "coefficient", **_style(mode))
         _chance(axis, tables)
         axis.set(title=f"{title} added ({count})", xlabel="coefficient")
     axes[0].legend(frameon=False, fontsize=8)
@@ -92,20 +98,20 @@ def _negations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
     table = table[table["split"] == "test"]
     for axis, mode in zip(axes, STYLES, strict=True):
         part = table[table["mode"] == mode]
-        control, colour = part["dataset"] == BASE, MODES[mode].colour
+        control, colour = part["dataset"] == BASE, SHOWN[mode].colour
         label = f"control ({BASE})"
         _line(axis, part[control], "coefficient", color=colour, linestyle="--", label=label)
         _line(axis, part[~control], "coefficient", color=colour, label="the negated task")
         _chance(axis, tables)
-        axis.set(title=f"{mode}, one vector negated", xlabel="coefficient")
+        axis.set(title=f"{SHOWN[mode].label}: one vector negated", xlabel="coefficient")
     axes[0].legend(frameon=False, fontsize=8)
 
 
 def _interpolations(axes: Any, tables: dict[str, pd.DataFrame]) -> None:
     table = tables["interpolations"]
-    for mode, style in STYLES.items():
+    for mode in STYLES:
         part = table[(table["mode"] == mode) & (table["dataset"] == table["second"])]
-        _line(axes[0], part, "alpha", color=MODES[mode].colour, label=mode, linestyle=style)
+        _line(axes[0], part, "alpha", **_style(mode))
     _chance(axes[0], tables)
     axes[0].set(title="second task of each pair", xlabel="alpha (0: first vector, 1: second)")
     axes[0].legend(frameon=False, fontsize=8)

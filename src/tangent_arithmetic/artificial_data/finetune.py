@@ -5,8 +5,9 @@
     python -m src.artificial_data.finetune --dataset=dataset2 --freeze=head --mode=linear
 
 `--freeze=head` uses the head that `--freeze=backbone` trained. `--mode=linear` trains the
-linearisation of the backbone at the pre-trained weights; `--mode=scratch` starts from a new
-backbone instead of the pre-trained one.
+linearisation of the backbone at the pre-trained weights, `--mode=taujp` too, with a penalty on its
+tangents on rows of the other tasks; `--mode=scratch` starts from a new backbone instead of the
+pre-trained one.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tangent_arithmetic.artificial_data import flags
-from tangent_arithmetic.artificial_data.presets import BASE, MODES, Mode, Recipe
-from tangent_arithmetic.artificial_data.train import OWN, fit, initialized, num_classes
+from tangent_arithmetic.artificial_data.presets import BASE, LINEAR, MODES, Mode, Recipe
+from tangent_arithmetic.artificial_data.train import OWN, fit, initialized, num_classes, seeded
 from tangent_arithmetic.artificial_data.workspace import Workspace, is_done
 from tangent_arithmetic.encoders.loading import read_facts, resolve
 from tangent_arithmetic.encoders.mlp import BackBone, ClassificationModel, Head
@@ -33,6 +35,7 @@ from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.tangent.linearized import LinearizedModel
+from tangent_arithmetic.training.objectives.taujp import tangent_size
 
 logger = logging.getLogger(__name__)
 Freeze = Literal["none", "backbone", "head"]
@@ -53,8 +56,9 @@ def finetune(
         workspace: the folders of data, base model and checkpoints.
         dataset: its name.
         recipe: learning rate, batch size, epochs.
-        mode: "standard"; "linear": the linearisation at the pre-trained weights; "scratch": as
-            standard, from a new backbone.
+        mode: "standard"; "linear": the linearisation at the pre-trained weights; "taujp": as
+            linear, with the preset's penalty on J tau on rows of the other tasks, without their
+            classes; "scratch": as standard, from a new backbone.
         freeze: "none" trains the backbone and a new head; "backbone" the head alone; "head" the
             backbone alone, under the head that "backbone" trained.
         device: where to train.
@@ -67,7 +71,7 @@ def finetune(
         UsageError: if there is a checkpoint of this name with other settings.
         ValueError: if the base model lacks a weight, listing all differences.
     """
-    _check(dataset, mode, freeze)
+    _check(workspace, dataset, mode, freeze)
     base_path = resolve(workspace.backbone(), workspace.command("train"))
     base_hash = str(read_facts(base_path)["hash"])
     made = {
@@ -78,6 +82,10 @@ def finetune(
         "freeze": freeze,
         "theta0": base_hash,
     }
+    others = [name for name in workspace.preset.tasks if name != dataset]
+    if mode == "taujp":
+        hashes = {name: workspace.data_hash(name) for name in others}
+        made |= {"penalty": workspace.preset.penalty, "others": hashes}
     path, head_path = workspace.backbone(dataset, mode), workspace.head(dataset, mode)
     if freeze == "head":  # it is the same in all modes
         probe = workspace.command("finetune", f"--dataset={dataset}", "--freeze=backbone")
@@ -94,7 +102,7 @@ def finetune(
     backbone, head = _parts(workspace, dataset, mode, freeze, x.shape[1], num_classes(y))
     backbone.requires_grad_(freeze != "backbone")
     head.requires_grad_(freeze != "head")
-    body = LinearizedModel(backbone) if mode == "linear" else backbone
+    body = LinearizedModel(backbone) if mode in LINEAR else backbone
     model = ClassificationModel(body, head).to(device)
     name = f"{mode} {'head' if freeze == 'backbone' else 'backbone'} on {dataset}"
     states = RunStates(written[0], {**made, **software(OWN)})
@@ -103,8 +111,12 @@ def finetune(
         with torch.no_grad():
             x = model.backbone(x)
         trained = model.head
+    penalty = None
+    if mode == "taujp" and isinstance(body, LinearizedModel):
+        rows = [workspace.data(other, "train", device)[0] for other in others]
+        penalty = partial(_penalty, body, rows, recipe.batch_size, workspace)
     with states.locked():
-        losses = fit(trained, x, y, recipe, workspace.seed, name, states)
+        losses = fit(trained, x, y, recipe, workspace.seed, name, states, penalty)
         facts = {"made": made, "dataset": dataset, "mode": mode, "losses": losses}
         if head_path in written:
             head.save(head_path, base_hash, **facts)
@@ -116,13 +128,26 @@ def finetune(
     return written[0]
 
 
-def _check(dataset: str, mode: str, freeze: str) -> None:
+def _penalty(
+    body: LinearizedModel, others: Sequence[Tensor], batch: int, workspace: Workspace, step: int
+) -> Tensor:
+    """The penalty of tau-Jp on half a batch of one other task's rows, in turn."""
+    x = others[step % len(others)]
+    drawn = torch.randperm(len(x), generator=seeded(workspace.seed, f"others {step}"))
+    rows = drawn[: max(batch // 2, 1)].to(x.device)
+    f0, tangent = body.primal_and_tangent(x[rows])
+    return workspace.preset.penalty * tangent_size(f0, tangent, "relative").mean()
+
+
+def _check(workspace: Workspace, dataset: str, mode: str, freeze: str) -> None:
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if freeze not in FREEZE:
         raise unknown("part to freeze", freeze, FREEZE)
     if dataset == BASE:
         raise UsageError(f"{BASE} is the base model's data set; fine-tune on another one")
+    if mode == "taujp" and not set(workspace.preset.tasks) - {dataset}:
+        raise UsageError(f"--mode=taujp needs rows of another task than {dataset}; there is none")
     if mode != "standard" and freeze == "backbone":
         raise UsageError("a head on the frozen backbone has no mode; leave out --mode")
 

@@ -11,8 +11,9 @@ from tangent_arithmetic.runtime.errors import UsageError, unknown
 
 BASE = "dataset1"  # the base model's
 SEED_STEP = 1000  # between the random states of two seeds
-Mode = Literal["standard", "linear", "scratch"]
-MODES: tuple[Mode, ...] = ("standard", "linear", "scratch")
+Mode = Literal["standard", "linear", "taujp", "scratch"]
+MODES: tuple[Mode, ...] = ("standard", "linear", "taujp", "scratch")
+LINEAR = ("linear", "taujp")  # modes that train the linearised backbone
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Preset:
         probe: recipe of a task's head on the frozen pre-trained backbone; fine-tuning the backbone
             then keeps that head. None: the head is trained along with the backbone.
         standard: recipe for fine-tuning the backbone.
-        linear: recipe for fine-tuning its linearisation.
+        linear: recipe for fine-tuning its linearisation, with and without tau-Jp's penalty.
+        penalty: weight of the penalty of tau-Jp.
     """
 
     datasets: Mapping[str, DatasetSpec]
@@ -70,6 +72,7 @@ class Preset:
     probe: Recipe | None
     standard: Recipe
     linear: Recipe
+    penalty: float = 3.0  # of 1, 3 and 10 on validation, see readme.md
 
     @property
     def tasks(self) -> list[str]:
@@ -96,7 +99,8 @@ class Preset:
 
     def recipe(self, mode: str) -> Recipe:
         """The recipe for fine-tuning the backbone in a mode."""
-        return {"linear": self.linear, "scratch": self.base}.get(mode, self.standard)
+        recipes = {**dict.fromkeys(LINEAR, self.linear), "scratch": self.base}
+        return recipes.get(mode, self.standard)
 
 
 def _related(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def fit(
     order: int,
     name: str,
     states: RunStates | None = None,
+    penalty: Callable[[int], Tensor] | None = None,
 ) -> list[float]:
     """Trains, in place, the parameters that require grad: Adam on the mean cross-entropy.
 
@@ -73,6 +74,7 @@ def fit(
         order: seed of the order of batches.
         name: of the model, for messages.
         states: where the run's resume states are kept, counted in epochs.
+        penalty: what is added to the loss of a step, by its number from the first epoch's start.
 
     Returns:
         The mean loss of each epoch.
@@ -90,13 +92,16 @@ def fit(
     for epoch in progress(range(keeper.done, recipe.epochs), name):
         drawn = torch.randperm(len(x), generator=seeded(order, f"epoch {epoch}")).to(x.device)
         total = torch.zeros((), device=x.device)
-        for rows in drawn[: len(x) // size * size].split(size):
+        steps = len(x) // size
+        for i, rows in enumerate(drawn[: steps * size].split(size)):
             loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
+            if penalty is not None:
+                loss = loss + penalty(epoch * steps + i)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.detach()
-        keeper.losses.append(total.item() / (len(x) // size))
+        keeper.losses.append(total.item() / steps)
         if not torch.isfinite(total):
             raise UsageError(
                 f"{name}: the loss of epoch {epoch + 1} is not finite; lower the learning rate "
