@@ -1,10 +1,12 @@
 """Compares the merging methods on the embedded suite; writes results/embedded/merging.{json,md}.
 
     python scripts/study_merging.py --seeds=3
+    python scripts/study_merging.py --seeds=3 --modes=linear,linear+taujp --stem=merging_linear
 
 Encoders are those of `finetune.py` (made where they are missing), a table for each mode of
-`--modes`. All eight tasks are merged; the coefficient of a method that has one is chosen on
-validation from 21 values, accuracies are on test, normalised by those of each task's own encoder.
+`--modes`. All eight tasks are merged; the coefficient of a method that has one is chosen from 21
+values on 200 validation images of each task, accuracies are on test, normalised by those of each
+task's own encoder.
 `slerp`, which takes two models, merges MNIST's and Signs' and is measured on these two. Methods
 that need images take validation images, and merge standard encoders only. Memory is the most that
 the process held during the merge beyond what it held before, the merged weights included.
@@ -44,6 +46,7 @@ from tangent_arithmetic.runtime.ranges import number
 logger = logging.getLogger(__name__)
 PAIR = ("MNIST", "Signs")
 SPLITS = ("test", "val")
+SAMPLE = 200  # validation images of a task on which coefficients are chosen
 Row = dict[str, Any]
 # label -> method, options, tasks (all if empty)
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
@@ -117,8 +120,10 @@ def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
     """The methods on one run's encoders: accuracies by task, the chosen coefficient, costs."""
     suite = get_suite("embedded")
     names = list(suite.tasks)
-    tasks = SuiteTaskPool(EMBEDDED_MODEL, str(run), names)
-    pair = SuiteTaskPool(EMBEDDED_MODEL, str(run), list(PAIR))
+    tasks, chooser, pair = (
+        SuiteTaskPool(EMBEDDED_MODEL, str(run), list(own), sample=sample)
+        for own, sample in ((names, None), (names, SAMPLE), (PAIR, None))
+    )
     own, on_val = (accuracies(run_pool(run, names, mode), tasks, split) for split in SPLITS)
     rows: dict[str, Row] = {"zero-shot": {"top1": own["zero-shot"], "own": own["own"]}}
     for label, (name, given, named) in METHODS.items():
@@ -134,9 +139,8 @@ def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
         if "seed" in method.defaults:
             options["seed"] = seed
         if method.coefficient is not None:
-            chosen = choose_scaling_factor(
-                algorithm(**{**options, method.coefficient: 1.0}), pool, measured
-            )
+            at_one = algorithm(**{**options, method.coefficient: 1.0})
+            chosen = choose_scaling_factor(at_one, pool, pair if named else chooser)
             options[method.coefficient] = row["coefficient"] = chosen["coefficient"]
         examples = measured.examples(pool) if method.needs_data else None
         forget_peak()
@@ -178,7 +182,7 @@ def _median(rows: Sequence[Row], key: str, scale: float, digits: int) -> str:
     return f"{scale * np.median(values):.{digits}f}" if values else "-"
 
 
-def write(folder: Path, results: Mapping[int, Mapping[str, dict[str, Row]]], seconds: float) -> str:
+def write(path: Path, results: Mapping[int, Mapping[str, dict[str, Row]]], seconds: float) -> str:
     """Writes the results so far, by seed, mode and label, and returns the tables."""
     header = ["method", "accuracy, %", "normalised, %", "coefficient", "seconds", "MiB"]
     modes = list(next(iter(results.values())))
@@ -192,10 +196,10 @@ def write(folder: Path, results: Mapping[int, Mapping[str, dict[str, Row]]], sec
         f"`python scripts/study_merging.py --seeds={len(results)} --modes={','.join(modes)}`: mean "
         "test accuracy of the merged tasks (eight unless said), absolute and divided by that of "
         "each task's own encoder; mean and standard deviation over fine-tuning seeds. "
-        "Coefficients, one a seed, were chosen on validation. Seconds to merge and memory beyond "
-        f"what was held before are medians.\n\n{shown}\n"
+        f"Coefficients, one a seed, were chosen on {SAMPLE} validation images a task. Seconds to "
+        f"merge and memory beyond what was held before are medians.\n\n{shown}\n"
     )
-    publish(folder / "merging", text, results, seconds)
+    publish(path, text, results, seconds)
     return shown
 
 
@@ -216,7 +220,7 @@ def options(doc: str | None, argv: Sequence[str] | None, modes: str = "") -> arg
     Args:
         doc: its help.
         argv: the words of the command line.
-        modes: default of `--modes`; "" for a study without this flag.
+        modes: default of `--modes`; "" for a study without this flag and `--stem`.
     """
     parser = Parser(description=doc)
     seeds = number(int, 1, 10_000)
@@ -224,6 +228,7 @@ def options(doc: str | None, argv: Sequence[str] | None, modes: str = "") -> arg
     parser.add_argument("--results", type=Path, default=Path("results"), help="results' root")
     if modes:
         parser.add_argument("--modes", default=modes, help=f"modes of encoders (default: {modes})")
+        parser.add_argument("--stem", default="merging", help="of the files (default: merging)")
     return parser.parse_args(argv)
 
 
@@ -241,13 +246,13 @@ def runs(seeds: int, modes: Sequence[str]) -> Iterator[tuple[int, Path]]:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    args = options(__doc__, argv, "standard,linear,linear+taujp")
+    args = options(__doc__, argv, "standard")
     modes = [MODES[name].name for name in args.modes.split(",")]
     setup_logging()
     begun, results, table = time.monotonic(), {}, ""
     for seed, run in runs(args.seeds, modes):
         results[seed] = {mode: study(run, seed, mode) for mode in modes}
-        table = write(args.results / "embedded", results, time.monotonic() - begun)
+        table = write(args.results / "embedded" / args.stem, results, time.monotonic() - begun)
     print(table)
     return 0
 
