@@ -4,9 +4,8 @@
     python scripts/study_merging.py --seeds=3 --modes=linear,linear+taujp --stem=merging_linear
 
 Encoders are those of `finetune.py` (made where they are missing), a table for each mode of
-`--modes`. All eight tasks are merged; the coefficient of a method that has one is chosen from 21
-values on 200 validation images of each task, accuracies are on test, normalised by those of each
-task's own encoder.
+`--modes`. All eight tasks are merged; the coefficient of a method that has one is chosen on
+validation from 21 values, accuracies are on test, normalised by those of each task's own encoder.
 `slerp`, which takes two models, merges MNIST's and Signs' and is measured on these two. Methods
 that need images take validation images, and merge standard encoders only. Memory is the most that
 the process held during the merge beyond what it held before, the merged weights included.
@@ -46,7 +45,6 @@ from tangent_arithmetic.runtime.ranges import number
 logger = logging.getLogger(__name__)
 PAIR = ("MNIST", "Signs")
 SPLITS = ("test", "val")
-SAMPLE = 200  # validation images of a task on which coefficients are chosen
 Row = dict[str, Any]
 # label -> method, options, tasks (all if empty)
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
@@ -120,10 +118,8 @@ def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
     """The methods on one run's encoders: accuracies by task, the chosen coefficient, costs."""
     suite = get_suite("embedded")
     names = list(suite.tasks)
-    tasks, chooser, pair = (
-        SuiteTaskPool(EMBEDDED_MODEL, str(run), list(own), sample=sample)
-        for own, sample in ((names, None), (names, SAMPLE), (PAIR, None))
-    )
+    tasks = SuiteTaskPool(EMBEDDED_MODEL, str(run), names)
+    pair = SuiteTaskPool(EMBEDDED_MODEL, str(run), list(PAIR))
     own, on_val = (accuracies(run_pool(run, names, mode), tasks, split) for split in SPLITS)
     rows: dict[str, Row] = {"zero-shot": {"top1": own["zero-shot"], "own": own["own"]}}
     for label, (name, given, named) in METHODS.items():
@@ -140,7 +136,7 @@ def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
             options["seed"] = seed
         if method.coefficient is not None:
             at_one = algorithm(**{**options, method.coefficient: 1.0})
-            chosen = choose_scaling_factor(at_one, pool, pair if named else chooser)
+            chosen = choose_scaling_factor(at_one, pool, measured)
             options[method.coefficient] = row["coefficient"] = chosen["coefficient"]
         examples = measured.examples(pool) if method.needs_data else None
         forget_peak()
@@ -196,8 +192,8 @@ def write(path: Path, results: Mapping[int, Mapping[str, dict[str, Row]]], secon
         f"`python scripts/study_merging.py --seeds={len(results)} --modes={','.join(modes)}`: mean "
         "test accuracy of the merged tasks (eight unless said), absolute and divided by that of "
         "each task's own encoder; mean and standard deviation over fine-tuning seeds. "
-        f"Coefficients, one a seed, were chosen on {SAMPLE} validation images a task. Seconds to "
-        f"merge and memory beyond what was held before are medians.\n\n{shown}\n"
+        "Coefficients, one a seed, were chosen on validation. Seconds to merge and memory beyond "
+        f"what was held before are medians.\n\n{shown}\n"
     )
     publish(path, text, results, seconds)
     return shown
