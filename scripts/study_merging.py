@@ -79,6 +79,9 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "core_space",
             "regmean",
             "regmean_plusplus",
+            "lot",
+            "featcal",
+            "prodistill",
         )
     },
     "fisher_merging (64 images)": ("fisher_merging", {"num_fisher_examples": 64}, ()),

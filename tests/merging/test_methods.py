@@ -350,7 +350,7 @@ def test_all_differences_are_listed() -> None:
 
 def test_methods_declare_what_they_need() -> None:
     own = [m for m in METHODS.values() if m.function.__module__.startswith("tangent_arithmetic.")]
-    assert len(own) == 31
+    assert len(own) == 34
     for method in own:
         assert METHODS[method.name] is method and method.source and method.passes >= 1
         assert method.function.__doc__
@@ -361,6 +361,9 @@ def test_methods_declare_what_they_need() -> None:
         "regmean_plusplus",
         "task_wise_adamerging",
         "layer_wise_adamerging",
+        "lot",
+        "featcal",
+        "prodistill",
     }
 
 
@@ -436,7 +439,7 @@ def test_configurations_are_read_from_the_methods_without_importing_them() -> No
     theirs |= {"isotropic_merging/iso_c", "isotropic_merging/iso_cts", "wudi/wudi"}
     theirs |= {"task_singular_vector/TaskSingularVectorMerging", "model_stock/model_stock"}
     own |= {"fisher_merging", "regmean", "regmean_plusplus"}
-    own |= {"task_wise_adamerging", "layer_wise_adamerging"}
+    own |= {"task_wise_adamerging", "layer_wise_adamerging", "lot", "featcal", "prodistill"}
     theirs |= {"fisher_merging/clip_fisher_merging", "regmean/clip_regmean", "adamerging/clip"}
     theirs |= {"regmean_plusplus/clip_regmean_plusplus"}
     assert set(read) == own | theirs | short

@@ -73,11 +73,24 @@ def check_count(method: str, option: str, count: int) -> None:
 
 def merged_part(piece: Piece, merged: Merged) -> Tensor:
     """The piece of merged tensors; the mean of the models where they have none."""
-    first = piece.thetas[0]
     if piece.name in merged:
-        whole = merged[piece.name].reshape(-1)
-        return whole[piece.start : piece.start + len(first)].to(first, copy=True)
-    total = first.clone()
+        return _part(piece, merged)
+    total = piece.thetas[0].clone()
     for theta in piece.thetas[1:]:
         total += theta
     return total.div_(len(piece.thetas))
+
+
+def part_or_sum(piece: Piece, merged: Merged, scaling_factor: float) -> Tensor:
+    """The piece of merged tensors; theta0 + scaling_factor * sum of tau where they have none."""
+    if piece.name in merged:
+        return _part(piece, merged)
+    total = piece.base.clone()
+    for tau in piece.taus():
+        total.add_(tau, alpha=scaling_factor)
+    return total
+
+
+def _part(piece: Piece, merged: Merged) -> Tensor:
+    whole, like = merged[piece.name].reshape(-1), piece.thetas[0]
+    return whole[piece.start : piece.start + len(like)].to(like, copy=True)

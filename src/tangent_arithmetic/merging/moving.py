@@ -77,3 +77,10 @@ class MovingEncoder:
                 total[row, k] += float(torch.dot(p.grad.flatten(), tau.flatten()))
             p.grad = None
         return total
+
+
+def merged_encoder(examples: Examples, scaling_factor: float) -> ModuleEncoder:
+    """A new encoder at theta0 + scaling_factor * sum of tau."""
+    moving = MovingEncoder(examples, "task")
+    moving.place(torch.full((1, len(moving.thetas)), scaling_factor, dtype=torch.float64))
+    return moving.encoder

@@ -72,7 +72,7 @@ def directions(
     group_of = grouped(grouping, names)
     groups = dict.fromkeys(group_of(name) for name in names)
     if grouping in ("layer", "task-layer"):
-        groups = dict.fromkeys(sorted(groups, key=lambda g: (g == HEAD, g != EMBEDDING)))
+        groups = dict.fromkeys(by_layer(names))
     parts = [
         Direction(task, group, {n: v for n, v in tau.items() if group_of(n) == group})
         for task, tau in vectors.items()
@@ -131,6 +131,20 @@ def layers(names: Sequence[str]) -> dict[str, str]:
         else:
             labels[name] = HEAD if i > last or _projects(name, root) else EMBEDDING
     return labels
+
+
+def by_layer(names: Sequence[str]) -> dict[str, list[str]]:
+    """The parameters of each layer, with layers in the order of a forward pass.
+
+    Args:
+        names: of all parameters, in the order of the modules that own them.
+    """
+    layer_of = layers(names)
+    order = sorted(dict.fromkeys(layer_of.values()), key=lambda g: (g == HEAD, g != EMBEDDING))
+    members: dict[str, list[str]] = {layer: [] for layer in order}
+    for name, layer in layer_of.items():
+        members[layer].append(name)
+    return members
 
 
 def _projects(name: str, root: str) -> bool:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.arithmetic.solving.groups import EMBEDDING, HEAD, layers
+from tangent_arithmetic.arithmetic.solving.groups import by_layer
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.merging.examples import Examples, Merged, check_count, merged_part
-from tangent_arithmetic.merging.inner_products import inner_products
+from tangent_arithmetic.merging.inner_products import of_models
 from tangent_arithmetic.merging.registry import Piece, merging_method
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import is_real_float
@@ -102,15 +102,10 @@ def fitted(
         settings: how.
     """
     fits: dict[str, Regression] = {}
+    found = of_models(examples, encoder, settings.count, settings.seed, names)
+    for name, weight, gram in found:
+        fits.setdefault(name, Regression(settings.ratio)).add(weight, gram)
     state = encoder.weights()
-    for model in examples.models:
-        weights = examples.weights(model)
-        with torch.no_grad():
-            for name in names or state:
-                state[name].copy_(weights[name])
-        split = examples.split(encoder, model, settings.count, settings.seed)
-        for name, gram in inner_products(encoder, split, names).items():
-            fits.setdefault(name, Regression(settings.ratio)).add(state[name], gram)
     return {name: fits.pop(name).solution().to(state[name]) for name in list(fits)}
 
 
@@ -165,12 +160,7 @@ def prepare_plusplus(
     settings.check("regmean_plusplus")
     encoder = examples.encoder()
     state, merged = encoder.weights(), dict[str, Tensor]()
-    layer_of = layers(list(state))
-    order = sorted(
-        dict.fromkeys(layer_of.values()), key=lambda layer: (layer == HEAD, layer != EMBEDDING)
-    )
-    for layer in order:
-        names = [name for name in state if layer_of[name] == layer]
+    for names in by_layer(list(state)).values():
         fits = fitted(examples, encoder, names, settings)
         merged |= fits
         with torch.no_grad():
