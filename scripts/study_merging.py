@@ -2,6 +2,7 @@
 
     python scripts/study_merging.py --seeds=3
     python scripts/study_merging.py --seeds=3 --modes=linear,linear+taujp --stem=merging_linear
+    python scripts/study_merging.py --seeds=3 --methods=lot,featcal     # adds rows to the tables
 
 Encoders are those of `finetune.py` (made where they are missing), a table for each mode of
 `--modes`. All eight tasks are merged; the coefficient of a method that has one is chosen on
@@ -37,10 +38,11 @@ from tangent_arithmetic.run.results import git_commit, markdown_table, versions
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.runtime.atomic import write_json, write_text
-from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.errors import entry_point, unknown
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.peaks import forget_peak, peak_bytes
 from tangent_arithmetic.runtime.ranges import number
+from tangent_arithmetic.storage.reading import read_json
 
 logger = logging.getLogger(__name__)
 PAIR = ("MNIST", "Signs")
@@ -117,8 +119,8 @@ def pool_for(run: Path, label: str, tasks: Sequence[str], mode: str) -> ModelPoo
     return pool
 
 
-def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
-    """The methods on one run's encoders: accuracies by task, the chosen coefficient, costs."""
+def study(run: Path, seed: int, mode: str, methods: Sequence[str]) -> dict[str, Row]:
+    """Some methods on one run's encoders: accuracies by task, the chosen coefficient, costs."""
     suite = get_suite("embedded")
     names = list(suite.tasks)
     tasks = SuiteTaskPool(EMBEDDED_MODEL, str(run), names)
@@ -127,7 +129,7 @@ def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
     rows: dict[str, Row] = {"zero-shot": {"top1": own["zero-shot"], "own": own["own"]}}
     for label, (name, given, named) in METHODS.items():
         method = get_method(name)
-        if method.needs_data and MODES[mode].linear:
+        if name not in methods or (method.needs_data and MODES[mode].linear):
             continue
         options, pool = dict(given), pool_for(run, label, names, mode)
         measured, algorithm = pair if named else tasks, algorithm_class(method.algorithm)
@@ -154,6 +156,12 @@ def study(run: Path, seed: int, mode: str) -> dict[str, Row]:
         mean = 100 * np.mean(list(row["top1"].values()))
         logger.info("seed %d, %s, %s: %.1f", seed, mode, label, mean)
     return rows
+
+
+def in_order(earlier: Mapping[str, Row], found: Mapping[str, Row]) -> dict[str, Row]:
+    """Rows of an earlier study and of this one, in the order of `METHODS`; this one's count."""
+    rows = {**earlier, **found}
+    return {label: rows[label] for label in ("zero-shot", *METHODS) if label in rows}
 
 
 def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
@@ -219,7 +227,7 @@ def options(doc: str | None, argv: Sequence[str] | None, modes: str = "") -> arg
     Args:
         doc: its help.
         argv: the words of the command line.
-        modes: default of `--modes`; "" for a study without this flag and `--stem`.
+        modes: default of `--modes`; "" for a study without this flag, `--stem` and `--methods`.
     """
     parser = Parser(description=doc)
     seeds = number(int, 1, 10_000)
@@ -228,6 +236,8 @@ def options(doc: str | None, argv: Sequence[str] | None, modes: str = "") -> arg
     if modes:
         parser.add_argument("--modes", default=modes, help=f"modes of encoders (default: {modes})")
         parser.add_argument("--stem", default="merging", help="of the files (default: merging)")
+        text = "NAME,... to add to the files (default: all, files are made anew)"
+        parser.add_argument("--methods", type=lambda names: names.split(","), help=text)
     return parser.parse_args(argv)
 
 
@@ -248,10 +258,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options(__doc__, argv, "standard")
     modes = [MODES[name].name for name in args.modes.split(",")]
     setup_logging()
+    every, path = [name for name, *_ in METHODS.values()], args.results / "embedded" / args.stem
+    if strange := set(args.methods or ()) - set(every):
+        raise unknown("merging method", min(strange), every)
+    earlier = read_json(path.with_suffix(".json"))["seeds"] if args.methods else {}
     begun, results, table = time.monotonic(), {}, ""
     for seed, run in runs(args.seeds, modes):
-        results[seed] = {mode: study(run, seed, mode) for mode in modes}
-        table = write(args.results / "embedded" / args.stem, results, time.monotonic() - begun)
+        results[seed] = {
+            mode: in_order(
+                earlier.get(str(seed), {}).get(mode, {}),
+                study(run, seed, mode, args.methods or every),
+            )
+            for mode in modes
+        }
+        table = write(path, results, time.monotonic() - begun)
     print(table)
     return 0
 

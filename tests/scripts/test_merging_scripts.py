@@ -36,6 +36,14 @@ def test_the_study_s_table_has_mean_and_deviation() -> None:
     assert line == ["ties", "65.0 ± 7.1", "80.0 ± 7.1", "0.1, 0.2", "0.20", "3"]
 
 
+def test_added_methods_take_their_place_among_the_earlier_rows() -> None:
+    study = script("study_merging")
+    earlier = {"zero-shot": {"top1": 0}, "star": {"top1": 1}, "della": {"top1": 2}}
+    rows = study.in_order(earlier, {"zero-shot": {"top1": 3}, "karcher": {"top1": 4}})
+    assert list(rows) == ["zero-shot", "della", "karcher", "star"]
+    assert rows["zero-shot"] == {"top1": 3}
+
+
 def test_the_study_has_all_methods() -> None:
     from tangent_arithmetic.merging import METHODS
 
