@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tangent_arithmetic.data import loading
 from tangent_arithmetic.data.base import SubsetPictures
 from tangent_arithmetic.data.identity import fingerprint, labels_of, pictures_hash, split_ids
 from tangent_arithmetic.data.leaks import refuse_pair
@@ -160,7 +161,9 @@ def test_python_data_sets_of_texts() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_sorted_by_length_and_padded(workers: int) -> None:
+def test_batches_are_sorted_by_length_and_padded(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = Texts(("ccc", "a", "dddd", "bb"), np.array([2, 0, 3, 1]))
     batches = EvalBatches(texts, Characters(), batch_size=2, num_workers=workers)
     (one, first), (two, second) = batches
@@ -178,6 +181,8 @@ def test_batches_are_sorted_by_length_and_padded(workers: int) -> None:
         frozenset((2, 0)),
         frozenset((3, 1)),
     }
+    monkeypatch.setattr(loading, "TOKENS", 6)
+    assert EvalBatches(texts, Characters()).groups == [[1, 3], [0], [2]]
     shares = [EvalBatches(texts, None, rank=rank, world_size=2).order for rank in range(2)]
     assert shares == [[1, 0], [3, 2]]
 

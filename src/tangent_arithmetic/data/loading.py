@@ -36,6 +36,7 @@ from tangent_arithmetic.runtime.processes import prepare_training_worker, prepar
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
 BUCKET = 16  # steps of texts that are sorted by length together
+TOKENS = 2048  # of a batch of texts that are evaluated, padding included
 SHARED_MEMORY = "/dev/shm"  # on Linux
 NO_SHARED_MEMORY = ("shared memory", "unable to write to file", "unable to resize file", "</torch_")
 BUS_ERROR = getattr(signal, "SIGBUS", None)  # raised by a write beyond the available shared memory
@@ -382,12 +383,13 @@ class EvalBatches:
     """The evaluation batches of a split: every image once, split over the ranks.
 
     They are in the order of `order`: that of the split, or by length for texts, so that few tokens
-    of a batch are padding. Iterating yields this rank's (images, labels), any number of times.
+    of a batch are padding, as also a batch has at most `TOKENS` of them. Iterating yields this
+    rank's (images, labels), any number of times.
 
     Attributes:
         pictures: the split.
         transform: applied to each image; None yields PIL images.
-        batch_size: images per batch.
+        batch_size: images per batch; of texts, at most.
         num_workers: data-loading processes.
         name: of the split, for messages.
         rank: of this process.
@@ -408,13 +410,25 @@ class EvalBatches:
     num_classes: int | None = None
 
     @cached_property
+    def groups(self) -> list[list[int]]:
+        """The indices of this rank's examples by batch."""
+        lengths = lengths_of(self.pictures, self.transform)
+        if lengths is None:
+            whole = list(range(len(self.pictures)))[self.rank :: self.world_size]
+            size = self.batch_size
+            return [whole[start : start + size] for start in range(0, len(whole), size)]
+        groups: list[list[int]] = [[]]
+        for index in np.argsort(lengths, kind="stable")[self.rank :: self.world_size].tolist():
+            count = 1 + len(groups[-1])
+            if count > self.batch_size or (count > 1 and count * lengths[index] > TOKENS):
+                groups.append([])
+            groups[-1].append(index)
+        return groups
+
+    @property
     def order(self) -> list[int]:
         """The indices of this rank's examples, in the order of its batches."""
-        lengths = lengths_of(self.pictures, self.transform)
-        indices = (
-            np.arange(len(self.pictures)) if lengths is None else np.argsort(lengths, kind="stable")
-        )
-        return indices[self.rank :: self.world_size].tolist()  # type: ignore[no-any-return]
+        return [index for group in self.groups for index in group]
 
     @cached_property
     def loader(self) -> Loader:
@@ -423,8 +437,7 @@ class EvalBatches:
             raise UsageError(f"no images to evaluate on: {type(self.pictures).__name__} is empty")
         return Loader(
             SeededPictures(self.pictures, self.transform, classes=self.num_classes),
-            batch_size=self.batch_size,
-            sampler=self.order,
+            batch_sampler=self.groups,
             collate_fn=collate,
             num_workers=self.num_workers,
             multiprocessing_context=_start_method(self.num_workers),
