@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import io
 import json
@@ -58,7 +57,6 @@ SECONDS, MEMORY = 30, 1 << 30  # of the clock, and of address space: then the pr
 # what is promised: bytes of memory and seconds of a processor that reading a file may take
 TIMES_SIZE, SPARE_BYTES = 8, 96 << 20
 SECONDS_A_BYTE, SPARE_SECONDS = 4e-6, 2.0
-LIBC = ctypes.CDLL(None)
 SHARE = 0.06  # of files that are of a family
 MUTATED = "mutated"
 CANARY = "executed"
@@ -477,8 +475,6 @@ class _Attempt:
 
     def read(self, path: Path, reader: Callable[[Path], object]) -> None:
         """Reads the file in one way."""
-        gc.collect()  # and what earlier files left is given back: this one cannot hide in it
-        LIBC.malloc_trim(0)
         forget_peak()
         before, start = peak_bytes(), time.process_time()
         try:

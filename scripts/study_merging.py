@@ -3,6 +3,7 @@
     python scripts/study_merging.py --seeds=3
     python scripts/study_merging.py --seeds=3 --modes=linear,linear+taujp --stem=merging_linear
     python scripts/study_merging.py --seeds=3 --methods=lot,featcal     # adds rows to the tables
+    python scripts/study_merging.py --seeds=3 --costs    # measures seconds and memory again, alone
 
 Encoders are those of `finetune.py` (made where they are missing), a table for each mode of
 `--modes`. All eight tasks are merged; the coefficient of a method that has one is chosen on
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, get_suite
@@ -143,19 +145,38 @@ def study(run: Path, seed: int, mode: str, methods: Sequence[str]) -> dict[str, 
             at_one = algorithm(**{**options, method.coefficient: 1.0})
             chosen = choose_scaling_factor(at_one, pool, measured)
             options[method.coefficient] = row["coefficient"] = chosen["coefficient"]
-        examples = measured.examples(pool) if method.needs_data else None
-        forget_peak()
-        before, begun = peak_bytes(), time.monotonic()
-        state = merged_state(algorithm(**options).merge(pool, examples=examples))
-        row["seconds"] = round(time.monotonic() - begun, 3)
-        row["peak_bytes"] = peak_bytes() - before
+        state, spent = merged(label, options, pool, measured)
         report = measured.evaluate(measured.encoder(pool, state))
         row["top1"] = {task: report[task]["accuracy"] for task in measured.tasks}
-        row["options"] = options
-        rows[label] = row
+        rows[label] = {**row, "options": options, **spent}
         mean = 100 * np.mean(list(row["top1"].values()))
         logger.info("seed %d, %s, %s: %.1f", seed, mode, label, mean)
     return rows
+
+
+def merged(
+    label: str, settings: Mapping[str, Any], pool: ModelPool, tasks: SuiteTaskPool
+) -> tuple[dict[str, Tensor], Row]:
+    """A merged model, and its costs: seconds, and bytes beyond those that were held before."""
+    method = get_method(METHODS[label][0])
+    examples = tasks.examples(pool) if method.needs_data else None
+    forget_peak()
+    before, begun = peak_bytes(), time.monotonic()
+    merge = algorithm_class(method.algorithm)(**settings).merge(pool, examples=examples)
+    state = merged_state(merge)
+    seconds, peak = round(time.monotonic() - begun, 3), peak_bytes() - before
+    return state, {"seconds": seconds, "peak_bytes": peak}
+
+
+def costs(run: Path, mode: str, rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows of an earlier study of this run's encoders, with their costs measured again."""
+    names, found = list(get_suite("embedded").tasks), dict(rows)
+    for label in (label for label in METHODS if label in rows):
+        tasks = SuiteTaskPool(EMBEDDED_MODEL, str(run), list(METHODS[label][2] or names))
+        pool = pool_for(run, label, names, mode)
+        _, measured = merged(label, rows[label]["options"], pool, tasks)
+        found[label] = {**rows[label], **measured}
+    return found
 
 
 def in_order(earlier: Mapping[str, Row], found: Mapping[str, Row]) -> dict[str, Row]:
@@ -227,7 +248,7 @@ def options(doc: str | None, argv: Sequence[str] | None, modes: str = "") -> arg
     Args:
         doc: its help.
         argv: the words of the command line.
-        modes: default of `--modes`; "" for a study without this flag, `--stem` and `--methods`.
+        modes: default of `--modes`; "" for a study without this flag and those after it.
     """
     parser = Parser(description=doc)
     seeds = number(int, 1, 10_000)
@@ -238,6 +259,8 @@ def options(doc: str | None, argv: Sequence[str] | None, modes: str = "") -> arg
         parser.add_argument("--stem", default="merging", help="of the files (default: merging)")
         text = "NAME,... to add to the files (default: all, files are made anew)"
         parser.add_argument("--methods", type=lambda names: names.split(","), help=text)
+        text = "measure only the costs of the merges in the files again"
+        parser.add_argument("--costs", action="store_true", help=text)
     return parser.parse_args(argv)
 
 
@@ -261,16 +284,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     every, path = [name for name, *_ in METHODS.values()], args.results / "embedded" / args.stem
     if strange := set(args.methods or ()) - set(every):
         raise unknown("merging method", min(strange), every)
-    earlier = read_json(path.with_suffix(".json"))["seeds"] if args.methods else {}
+    adds = args.methods or args.costs
+    earlier = read_json(path.with_suffix(".json"))["seeds"] if adds else {}
     begun, results, table = time.monotonic(), {}, ""
     for seed, run in runs(args.seeds, modes):
-        results[seed] = {
-            mode: in_order(
-                earlier.get(str(seed), {}).get(mode, {}),
-                study(run, seed, mode, args.methods or every),
+        results[seed] = {}
+        for mode in modes:
+            rows = earlier.get(str(seed), {}).get(mode, {})
+            found = (
+                costs(run, mode, rows)
+                if args.costs
+                else study(run, seed, mode, args.methods or every)
             )
-            for mode in modes
-        }
+            results[seed][mode] = in_order(rows, found)
         table = write(path, results, time.monotonic() - begun)
     print(table)
     return 0
