@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise unknown("merging method", min(strange), every)
     adds = args.methods or args.costs
     earlier = read_json(path.with_suffix(".json"))["seeds"] if adds else {}
-    begun, results, table = time.monotonic(), {}, ""
+    begun, results, table = time.monotonic(), dict[int, dict[str, dict[str, Row]]](), ""
     for seed, run in runs(args.seeds, modes):
         results[seed] = {}
         for mode in modes:

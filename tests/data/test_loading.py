@@ -160,7 +160,8 @@ def test_evaluation_sees_every_image_once(count: int, world_size: int) -> None:
         EvalBatches(_pictures(count), None, 1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    shares = [[i for group in rank.loader.batch_sampler for i in group] for rank in batches]
+    shares = [rank.order for rank in batches]
+    assert [rank.loader.batch_sampler for rank in batches] == [rank.groups for rank in batches]
     assert sorted(index for share in shares for index in share) == list(range(count))
     assert [len(rank) for rank in batches] == [len(share) for share in shares]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
