@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
         (
             "kernel",
             "Of the eigenfunctions that a task vector uses, 60 % (linear) are on its own task's "
-            "images, 50 % if spread evenly.",
+            "examples, 50 % if spread evenly.",
         ),
         (
             "ensembles",

@@ -50,7 +50,7 @@ def test_certified_ranges_are_those_of_the_model(
     assert radii["1"] <= radii["0.99"] <= radii["0.95"]
     alone = [end for task in TASKS for end in results["ranges"][task]["1"] if end is not None]
     assert 0 < radii["1"] <= min(map(abs, alone))
-    assert "Not certified: those on other pictures, and those of the standard model" in out
+    assert "Not certified: those on other examples, and those of the standard model" in out
     assert f"wrote {path}" in out and (own.results / "report.html").is_file()
 
 

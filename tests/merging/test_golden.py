@@ -51,6 +51,7 @@ def test_merged_weights_equal_theirs_to_rounding(
 def test_every_method_has_a_golden_value_or_a_dense_reference() -> None:
     from tangent_arithmetic.merging import METHODS
     from tests.merging import test_dense_references as dense
+    from tests.merging import test_feature_matching as matching
     from tests.merging import test_spaces as spaces
     from tests.merging import test_with_data as with_data
 
@@ -60,10 +61,11 @@ def test_every_method_has_a_golden_value_or_a_dense_reference() -> None:
         for n, m in METHODS.items()
         if m.function.__module__.startswith("tangent_arithmetic.merging.")
     }
-    text, of_spaces, on_images = (
-        Path(str(m.__file__)).read_text(encoding="utf-8") for m in (dense, spaces, with_data)
+    text, of_spaces, on_images, matched = (
+        Path(str(module.__file__)).read_text(encoding="utf-8")
+        for module in (dense, spaces, with_data, matching)
     )
-    text += of_spaces
+    text, on_images = text + of_spaces, on_images + matched
     referenced = {
         n
         for n in own

@@ -66,8 +66,13 @@ def test_the_committed_values_are_those_of_the_files() -> None:
 
 def test_a_root_holds_the_rows_of_its_folders() -> None:
     table = tangent_arithmetic.load_results(COMMITTED)
-    runs = [load_results(folder) for folder in sorted((COMMITTED / "embedded").glob("ViT-*"))]
-    assert len(runs) == 4 and set(table["seed"]) == {0, 1, 2, 3}
+    folders = [
+        *sorted((COMMITTED / "embedded").glob("ViT-*")),
+        *(COMMITTED / "text").glob("*L6-v2"),
+    ]
+    runs = [load_results(folder) for folder in folders]
+    assert len(runs) == 5 and set(table["seed"]) == {0, 1, 2, 3}
+    assert set(table["suite"]) == {"embedded", "text"}
     pd.testing.assert_frame_equal(table, pd.concat(runs, ignore_index=True))
 
 

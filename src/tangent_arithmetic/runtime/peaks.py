@@ -9,6 +9,11 @@ import platform
 import resource
 from pathlib import Path
 
+try:
+    LIBC = ctypes.CDLL(None)
+except (OSError, TypeError):  # Windows
+    LIBC = None  # type: ignore[assignment]
+
 
 def peak_bytes() -> int:
     """The most memory that this process has held, since `forget_peak` where the system can."""
@@ -26,7 +31,7 @@ def forget_peak() -> None:
     Otherwise what comes next could hide in it.
     """
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(AttributeError):  # another C library
+        LIBC.malloc_trim(0)  # type: ignore[union-attr]
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
