@@ -32,6 +32,6 @@ def forget_peak() -> None:
     """
     gc.collect()
     with contextlib.suppress(AttributeError):  # another C library
-        LIBC.malloc_trim(0)  # type: ignore[union-attr]
+        LIBC.malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
