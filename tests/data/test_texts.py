@@ -183,6 +183,7 @@ def test_batches_are_sorted_by_length_and_padded(
     }
     monkeypatch.setattr(loading, "TOKENS", 6)
     assert EvalBatches(texts, Characters()).groups == [[1, 3], [0], [2]]
+    assert list(EvalBatches(texts, Characters(), rank=4, world_size=5)) == []  # no text is left
     shares = [EvalBatches(texts, None, rank=rank, world_size=2).order for rank in range(2)]
     assert shares == [[1, 0], [3, 2]]
 

@@ -417,10 +417,10 @@ class EvalBatches:
             whole = list(range(len(self.pictures)))[self.rank :: self.world_size]
             size = self.batch_size
             return [whole[start : start + size] for start in range(0, len(whole), size)]
-        groups: list[list[int]] = [[]]
+        groups: list[list[int]] = []
         for index in np.argsort(lengths, kind="stable")[self.rank :: self.world_size].tolist():
-            count = 1 + len(groups[-1])
-            if count > self.batch_size or (count > 1 and count * lengths[index] > TOKENS):
+            count = 1 + len(groups[-1]) if groups else 1
+            if count == 1 or count > self.batch_size or count * lengths[index] > TOKENS:
                 groups.append([])
             groups[-1].append(index)
         return groups
