@@ -201,7 +201,7 @@ def test_the_mean_is_of_the_tasks_alone(page: Any) -> None:
     )
     assert page.locator("#explorer-summary").get_attribute("aria-live") == "polite"
     note = page.locator("#explorer-note").text_content()
-    assert "96 of 120 pictures" in note and "--sample=" in note
+    assert "96 of 120 examples" in note and "--sample=" in note
 
 
 def test_sliders_by_keyboard(page: Any) -> None:

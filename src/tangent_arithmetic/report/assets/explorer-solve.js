@@ -1,4 +1,4 @@
-// Coefficients with the smallest weighted mean cross-entropy on the validation pictures, for a weight a
+// Coefficients with the smallest weighted mean cross-entropy on the validation examples, for a weight a
 // split. Python's counterpart is arithmetic/fronts.py.
 function weighedSolver(data, model) {
   const count = data.vectors.length;

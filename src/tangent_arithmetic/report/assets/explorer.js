@@ -106,8 +106,8 @@ function describe(rows) {
   const all = rows.reduce((sum, one) => sum + one.of, 0);
   const most = Math.max(...rows.map((one) => one.images));
   find("#explorer-note").textContent = (images < all
-    ? `${images} of ${all} pictures: of each split at most ${most}, each class by its share; --sample=${most} evaluates on the same. `
-    : `All ${images} pictures. `) + "After \u00b1 the binomial standard error. Change is from zero-shot; normalised is by the fine-tuned model of the task alone.";
+    ? `${images} of ${all} examples: of each split at most ${most}, each class by its share; --sample=${most} evaluates on the same. `
+    : `All ${images} examples. `) + "After \u00b1 the binomial standard error. Change is from zero-shot; normalised is by the fine-tuned model of the task alone.";
 }
 
 function fill(key, value, except) {
@@ -220,6 +220,6 @@ function search(solve, what) {
     const found = solve(find("#explorer-careful").checked);
     moveTo(found.coefs);
     const kind = found.normalised ? "normalised accuracy" : "accuracy";
-    find("#explorer-status").textContent = `${what}: mean ${kind} ${percent(found.value)} % on the ${found.kind} pictures.`;
+    find("#explorer-status").textContent = `${what}: mean ${kind} ${percent(found.value)} % on the ${found.kind} examples.`;
   }, 20);
 }
