@@ -9,14 +9,16 @@ a point: accuracy of the single tasks, of the sum of all task vectors at its bes
 on validation; without --test so are all figures, and test splits are not read. Images (steps times
 batch) and seconds are those of training all tasks. Standard models are evaluated at fewer
 coefficients, each of which takes a pass, and are not negated. Other flags are those of
-src/finetune.py. --joint trains one model of all tasks instead, on the same images. --output adds
-the rows to a JSON file, with provenance, and writes the means over seeds of all that are in it
-beside it, in markdown.
+src/finetune.py. --joint trains one model of all tasks instead, on the same images. --start copies
+a folder of checkpoints before a point is trained, such as those of DELTA's teachers; {seed} stands
+for the seed. --output adds the rows to a JSON file, with provenance, and writes the means over
+seeds of all that are in it beside it, in markdown.
 """
 
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -312,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--test", action="store_true", help="report on the test splits")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/study"))
     parser.add_argument("--joint", action="store_true", help="one model of all tasks instead")
+    parser.add_argument("--start", help="checkpoints to begin with, with {seed}")
     parser.add_argument("--label", default="", help="name of the rows")
     parser.add_argument("--output", type=Path, help="JSON file to add the rows to")
     own, flags = parser.parse_known_args(argv)
@@ -325,7 +328,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {**method_of(run, run.tasks[0]), **point, "others": run.config.others}
         name = "_".join(f"{n}={v}" for n, v in settings.items() if v is not None) or "plain"
         name = name.replace("/", "-").replace(" ", "")
-        run = run.with_(save=str(own.folder / f"seed{seed}" / name))
+        place = own.folder / f"seed{seed}" / name
+        if own.start and not place.exists():
+            shutil.copytree(own.start.format(seed=seed), place)
+        run = run.with_(save=str(place))
         found, on_val = measured(run, own.test, own.joint)
         name = own.label or run.mode.label + ", joint training" * own.joint
         label = ", ".join([name, *(f"{n} {v}" for n, v in point.items())])
