@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tangent_arithmetic.tangent.layers import DenseLayers, Names, Outer
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -28,36 +30,89 @@ class ExampleGradients:
         module: maps a batch to outputs (batch, outputs); in evaluation mode.
         weights: the parameters to differentiate, by name; they require gradients.
         cotangent: maps an example's outputs and a probe, both (outputs,), to u.
+        layers: dense layers, whose gradients `factored` need not multiply out.
     """
 
-    def __init__(self, module: nn.Module, weights: Gradients, cotangent: Cotangent) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        weights: Gradients,
+        cotangent: Cotangent,
+        layers: Sequence[Names] = (),
+    ) -> None:
         self.module, self.weights, self.cotangent = module, dict(weights), cotangent
+        self.layers, self._shape = DenseLayers(module, layers), torch.Size()
         self.can_batch = True  # until it fails
 
     def __call__(
         self, batch: Float[Tensor, "batch ..."], probes: Float[Tensor, "batch probes outputs"]
     ) -> Gradients:
         """The gradients, of shape (batch * probes, *parameter) each."""
+        found = dict[str, Tensor]()
+        for name, value in self.factored(batch, probes).items():
+            found |= self.layers.parts(name, value) if isinstance(value, Outer) else {name: value}
+        return found
+
+    def factored(
+        self, batch: Float[Tensor, "batch ..."], probes: Float[Tensor, "batch probes outputs"]
+    ) -> Mapping[str, Tensor | Outer]:
+        """The same, but of a dense layer and its bias `Outer` under the weight's name.
+
+        That is where the layer is used as one, and its factors are smaller than its weights.
+        """
         probes = probes.to(next(iter(self.weights.values())))
         if self.can_batch:
             try:
-                with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for `vmap`
-                    found = vmap(self._together)(batch, probes)
-                return {name: value.flatten(0, 1) for name, value in found.items()}
+                self._find(batch[:1])
+                # the other kernels have no rule for `vmap`
+                with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                    found, inputs = vmap(self._together)(batch, probes)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 self.can_batch = False
                 logger.info("examples are taken one by one: %s", str(error).partition("\n")[0])
+            else:
+                rows = {name: value.flatten(0, 1) for name, value in found.items()}
+                count = probes.shape[1]
+                return rows | {
+                    name: self.layers.outer(name, rows[name], a.repeat_interleave(count, 0))
+                    for name, a in inputs.items()
+                }
         each = [self._alone(image, v) for image, vs in zip(batch, probes, strict=True) for v in vs]
         return {name: torch.stack([one[name] for one in each]) for name in self.weights}
 
-    def _together(self, image: Tensor, probes: Float[Tensor, "probes outputs"]) -> Gradients:
-        def outputs(weights: dict[str, Tensor]) -> Float[Tensor, " outputs"]:
-            found: Tensor = functional_call(self.module, weights, (image[None],))[0]
-            return found
+    def bytes_of(self, example: Float[Tensor, "1 ..."]) -> int:
+        """Memory that `factored` takes for an example and a probe."""
+        self._find(example)
+        one = next(iter(self.weights.values())).element_size()
+        return self.layers.numel() * one + sum(value.nbytes for value in self._whole().values())
 
-        value, pull = vjp(outputs, self.weights)[:2]
-        found: dict[str, Tensor] = vmap(lambda v: pull(self.cotangent(value, v))[0])(probes)
-        return {name: gradient.detach() for name, gradient in found.items()}
+    def _find(self, example: Float[Tensor, "1 ..."]) -> None:
+        if self.can_batch and example.shape != self._shape:
+            self.layers.find(example)
+            self._shape = example.shape
+
+    def _whole(self) -> dict[str, Tensor]:
+        """The weights whose gradients are not factored."""
+        covered = self.layers.covered()
+        return {name: value for name, value in self.weights.items() if name not in covered}
+
+    def _together(
+        self, image: Tensor, probes: Float[Tensor, "probes outputs"]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients, or cotangents of the outputs of dense layers, and the inputs of these."""
+
+        def outputs(
+            weights: dict[str, Tensor], shifts: dict[str, Tensor]
+        ) -> tuple[Float[Tensor, " outputs"], dict[str, Tensor]]:
+            with self.layers.shifted(shifts) as inputs:
+                found: Tensor = functional_call(self.module, weights, (image[None],))[0]
+            return found, inputs
+
+        shifts = self.layers.shifts(next(iter(self.weights.values())))
+        value, pull, inputs = cast(Any, vjp(outputs, self._whole(), shifts, has_aux=True))
+        whole, cotangents = vmap(lambda v: pull(self.cotangent(value, v)))(probes)
+        found = {name: gradient.detach() for name, gradient in {**whole, **cotangents}.items()}
+        return found, {name: a.detach() for name, a in inputs.items()}
 
     def _alone(self, image: Tensor, v: Float[Tensor, " outputs"]) -> Gradients:
         """The same by autograd, for modules that `torch.func` cannot transform."""

@@ -192,7 +192,6 @@ def multi_head_attention_forward(
     if not _is_usual(query, key, num_heads, attn_mask, key_padding_mask, is_causal):
         return NotImplemented
     batch, width = query.shape[1:]
-    bias: Sequence[Any] = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
     # in the layout of a batch-first module this copies nothing
     query, key, value = _batch_first(query, key, value)
     matrices: Sequence[Any] = (q_proj_weight, k_proj_weight, v_proj_weight)
@@ -202,6 +201,7 @@ def multi_head_attention_forward(
         if not use_separate_proj_weight:
             assert in_proj_weight is not None
             matrices = in_proj_weight.chunk(3)
+        bias: Sequence[Any] = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
         q, k, v = map(F.linear, (query, key, value), matrices, bias)
 
     def heads(x: Tensor) -> Tensor:  # (B, L, D) -> (B, H, L, E)

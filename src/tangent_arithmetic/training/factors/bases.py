@@ -1,4 +1,4 @@
-"""Leading eigenvectors: of one symmetric matrix, and of a sum of weighted directions."""
+"""Leading eigenvectors: of a symmetric matrix, given or as S S^T, and of a sum of directions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DENSE_SIDE = 1024  # matrices up to this size are decomposed in full
 SPARE, ITERATIONS = 16, 6  # of the subspace iteration for larger ones
+ITERATIONS_OF_ROOT = 2  # given S, which is better conditioned
 
 
 def leading(matrix: Float[Tensor, "n n"], rank: int) -> Float[Tensor, "n r"]:
@@ -22,9 +23,22 @@ def leading(matrix: Float[Tensor, "n n"], rank: int) -> Float[Tensor, "n r"]:
     if len(matrix) <= max(DENSE_SIDE, 2 * rank):
         vectors: Tensor = torch.linalg.eigh(matrix).eigenvectors.flip(1)
         return vectors[:, :rank].contiguous()
+    return _iterated(matrix, rank, ITERATIONS)
+
+
+def leading_of_root(root: Float[Tensor, "n k"], rank: int) -> Float[Tensor, "n r"]:
+    """The leading eigenvectors of S S^T, at most `rank` and, of a large one, k."""
+    if len(root) <= DENSE_SIDE:
+        return leading(root @ root.mT, rank)
+    return _iterated(root, min(rank, root.shape[1]), ITERATIONS_OF_ROOT)
+
+
+def _iterated(matrix: Float[Tensor, "n k"], rank: int, iterations: int) -> Float[Tensor, "n r"]:
+    """Leading left singular vectors by a subspace iteration from fixed random numbers."""
     with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
         torch.manual_seed(0)
-        vectors, _, _ = torch.svd_lowrank(matrix, rank + SPARE, niter=ITERATIONS)
+        spare = min(rank + SPARE, *matrix.shape)
+        vectors: Tensor = torch.svd_lowrank(matrix, spare, niter=iterations)[0]
     return vectors[:, :rank].contiguous()
 
 

@@ -3,22 +3,25 @@ r"""Collection: factors of a module from the gradients of single examples.
 \(G = E_x J^\top J / \|f_0\|^2 = E_x E_v\, g g^\top\) with \(g = J^\top v / \|f_0(x)\|\) and
 \(v \sim N(0, I)\). One backward pass an example gives g in all parameters, terms between tokens
 included, whatever the module is made of; as many examples as memory allows are taken together. A
-first pass over the images finds the bases, a second one the moments in them.
+first pass over the images finds the bases, a second one the moments in them. The gradients of dense
+layers stay in their factors, inputs and cotangents.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.tangent.gradients import ExampleGradients, Gradients
-from tangent_arithmetic.training.factors.bases import compress, leading
+from tangent_arithmetic.tangent.gradients import ExampleGradients
+from tangent_arithmetic.tangent.layers import Outer
+from tangent_arithmetic.training.factors.bases import compress, leading_of_root
 from tangent_arithmetic.training.factors.blocks import LARGEST_SIDE, Block, blocks_of, logger
 from tangent_arithmetic.training.factors.factor import Factor
 from tangent_arithmetic.training.factors.whole import CORNER, SHRINKAGE, Factors
@@ -32,7 +35,7 @@ Watch = Callable[[Iterable[Any]], Iterable[Any]]
 RANK = 128  # of the bases
 DIRECTIONS = 64  # through all layers
 EXACT = 2**14  # entries of a matrix up to which second moments are not sketched
-SKETCH = 16  # random vectors an example, for larger ones
+SKETCH = 1024  # random vectors of all examples, for larger ones
 TOGETHER = 32  # examples at most
 MEMORY = 2**29  # bytes of the gradients of examples taken together
 
@@ -99,23 +102,30 @@ class _Probe:
         names = [name for block in self.blocks for name in block.names]
         self.weights = {name: weights[name].requires_grad_() for name in names}
         self.of_examples = ExampleGradients(
-            self.module, self.weights, lambda f0, v: v / torch.linalg.vector_norm(f0)
+            self.module,
+            self.weights,
+            lambda f0, v: v / torch.linalg.vector_norm(f0),
+            [b.names for b in self.decomposed() if len(b.shapes[0]) == 2],
         )
 
-    def gradients(self, images: Iterable[Tensor]) -> Iterator[Gradients]:
+    def decomposed(self) -> list[Block]:
+        """The blocks that have bases."""
+        small = [block for block in self.blocks if max(block.shape) <= LARGEST_SIDE]
+        return [] if self.settings.kind == "diag" else small
+
+    def gradients(self, images: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor | Outer]]:
         """J^T v / |f0| by name, a row for each example and probe, of some examples at a time."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         device = next(iter(self.weights.values())).device
-        rows = max(1, MEMORY // sum(weight.nbytes for weight in self.weights.values()))
-        features = None
+        first, images = _peek(images)
+        with torch.no_grad():
+            features = self.module(first[None].to(device)).shape[1]
+        rows = max(1, MEMORY // self.of_examples.bytes_of(first[None].to(device)))
         for batch in _batches(images, min(rows, TOGETHER)):
             examples = batch.to(device)
-            if features is None:
-                with torch.no_grad():
-                    features = self.module(examples[:1]).shape[1]
             probes = self._probes(len(batch), features, generator)
             for some in probes.split(max(1, rows // len(batch)), dim=1):
-                yield self.of_examples(examples, some)
+                yield self.of_examples.factored(examples, some)
 
     def _probes(
         self, examples: int, features: int, generator: torch.Generator
@@ -126,6 +136,13 @@ class _Probe:
             return every.expand(examples, -1, -1)
         shape = (examples, self.settings.probes, features)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _peek(images: Iterable[Tensor]) -> tuple[Tensor, Iterable[Tensor]]:
+    """The first image, and all of them."""
+    rest = iter(images)
+    first = next(rest)
+    return first, itertools.chain([first], rest)
 
 
 def _batches(images: Iterable[Tensor], size: int) -> Iterator[Float[Tensor, "batch ..."]]:
@@ -142,46 +159,83 @@ def _batches(images: Iterable[Tensor], size: int) -> Iterator[Float[Tensor, "bat
 
 def _bases(probe: _Probe, images: Images, settings: Settings, watch: Watch) -> Bases:
     """Leading eigenvectors of the row and column moments of each block that is not too large."""
-    small = [block for block in probe.blocks if max(block.shape) <= LARGEST_SIDE]
-    for block in set(probe.blocks) - set(small):
+    blocks = probe.decomposed()
+    for block in set(probe.blocks) - set(blocks):
         logger.warning(
             "%s: %d x %d is too large for Kronecker factors; its diagonal is used",
             block.name,
             *block.shape,
         )
-    moments = dict[tuple[str, int], Tensor]()
+    roots: dict[tuple[str, int], list[Tensor]] = {}
     generator = torch.Generator().manual_seed(settings.seed + 1)
+    count = math.ceil(SKETCH / (len(images) * max(1, settings.probes)))
     for gradients in probe.gradients(watch(images)):
-        for block in small:
-            matrices = block.matrix(gradients)
+        for block in blocks:
+            matrices = _matrices(block, gradients)
             for side, rows in enumerate((matrices, matrices.mT)):
-                if (count := rows.shape[1]) <= 1:
-                    continue
-                key, part = (block.name, side), _sketched(rows, generator)
-                if key not in moments:
-                    moments[key] = part.new_zeros(count, count)
-                part = part.transpose(0, 1).flatten(1)
-                moments[key].addmm_(part, part.mT)
+                if rows.sides[0] > 1:
+                    part = _sketched(rows, count, generator).transpose(0, 1).flatten(1)
+                    roots.setdefault((block.name, side), []).append(part)
     bases: Bases = {}
-    for block in small:
+    for block in blocks:
         one = next(iter(probe.weights.values())).new_ones(1, 1)
         left, right = (
-            leading(moments.pop((block.name, side)), settings.rank) if size > 1 else one
+            leading_of_root(torch.cat(roots.pop((block.name, side)), 1), settings.rank)
+            if size > 1
+            else one
             for side, size in enumerate(block.shape)
         )
         bases[block.name] = (left, right)
     return bases
 
 
+@dataclass(frozen=True)
+class _Full:
+    """Matrices of examples, with what `Outer` has."""
+
+    rows: Float[Tensor, "batch rows columns"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def mT(self) -> _Full:
+        return _Full(self.rows.mT)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.rows.shape[1], self.rows.shape[2]
+
+    def dense(self) -> Tensor:
+        return self.rows
+
+    def times(self, right: Tensor) -> Tensor:
+        return self.rows @ right
+
+    def project(self, left: Tensor, right: Tensor) -> Tensor:
+        return left.mT @ (self.rows @ right)
+
+    def energy(self) -> Tensor:
+        return self.rows.square().sum()
+
+
+def _matrices(block: Block, gradients: Mapping[str, Tensor | Outer]) -> _Full | Outer:
+    """A block's gradients of some examples."""
+    found = gradients[block.name]
+    if isinstance(found, Outer):
+        return found
+    return _Full(block.matrix({n: v for n, v in gradients.items() if isinstance(v, Tensor)}))
+
+
 def _sketched(
-    rows: Float[Tensor, "batch n m"], generator: torch.Generator
+    rows: _Full | Outer, count: int, generator: torch.Generator
 ) -> Float[Tensor, "batch n s"]:
     """Matrices S with E[S S^T] = M M^T: M itself, or a random projection of each large M."""
-    batch, n, m = rows.shape
-    if n * m <= EXACT or m <= SKETCH:
-        return rows
-    projections: Tensor = torch.randn(batch, m, SKETCH, generator=generator) / SKETCH**0.5
-    return rows @ projections.to(rows)
+    n, m = rows.sides
+    if n * m <= EXACT or m <= count:
+        return rows.dense()
+    projections: Tensor = torch.randn(len(rows), m, count, generator=generator) / count**0.5
+    return rows.times(projections.to(next(iter(vars(rows).values()))))
 
 
 class _Moments:
@@ -192,17 +246,17 @@ class _Moments:
         self.sums, self.energy = dict[str, Tensor](), dict[str, Tensor]()
         self.rows: dict[str, list[Tensor]] = {name: [] for name in bases}
 
-    def add(self, gradients: Gradients) -> int:
+    def add(self, gradients: Mapping[str, Tensor | Outer]) -> int:
         """Adds examples; returns their number."""
         for block in self.blocks:
-            name, matrices = block.name, block.matrix(gradients)
-            z = matrices
+            name, matrices = block.name, _matrices(block, gradients)
             if name in self.bases:
-                left, right = self.bases[name]
-                z = left.mT @ (matrices @ right)
+                z = matrices.project(*self.bases[name])
                 if self.settings.directions:
                     self.rows[name].append(z[:, :CORNER, :CORNER].clone())
-            total, energy = z.square().sum(0), matrices.square().sum()
+            else:
+                z = matrices.dense()
+            total, energy = z.square().sum(0), matrices.energy()
             self.sums[name] = self.sums[name].add_(total) if name in self.sums else total
             self.energy[name] = self.energy.get(name, 0) + energy
         return len(matrices)
