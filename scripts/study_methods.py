@@ -325,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for point, seed in itertools.product(points(own.grid), own.seeds.split(",")):
         start, words = time.monotonic(), [f"--{name}={value}" for name, value in point.items()]
         run = Run.of(parse_arguments([*flags, *words, f"--seed={seed}"]))
+        if own.start:
+            run = run.with_(save=own.start.format(seed=seed))
         settings = {**method_of(run, run.tasks[0]), **point, "others": run.config.others}
         name = "_".join(f"{n}={v}" for n, v in settings.items() if v is not None) or "plain"
         name = name.replace("/", "-").replace(" ", "")
