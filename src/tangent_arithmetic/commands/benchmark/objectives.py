@@ -32,6 +32,7 @@ def objective_step(
         from tangent_arithmetic.training.factors.collection import collect
         from tangent_arithmetic.training.loop import penalty_gradient, step_gradients
         from tangent_arithmetic.training.objectives import OBJECTIVES, Setting
+        from tangent_arithmetic.training.optimizers import adamw
         from tangent_arithmetic.training.recipe import Recipe
 
         batch, device = settings.batch_size, torch.device(settings.device)
@@ -47,14 +48,16 @@ def objective_step(
         model = ImageClassifier(encoder, head).to(device).train()
         model.freeze_head()
         unlabelled = torch.randn(max(others, 1), *shape)
+        recipe = Recipe(1e-6, 1, batch, 1, 0, 0.1, 0.0, settings.precision)
         setting = Setting(
-            Recipe(1e-6, 1, batch, 1, 0, 0.1, 0.0, settings.precision),
+            recipe,
             model=model,
             others=lambda: SimpleNamespace(batch=lambda step: unlabelled, close=lambda: None),  # type: ignore[return-value, arg-type]
             files=lambda name: factors,
         )
         objective, plan = OBJECTIVES[name](setting), BatchPlan(batch, batch, 1, 0)
-        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-6)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = adamw(trained, recipe)
         labelled = (torch.randn(batch, *shape), torch.randint(CLASSES, (batch,)))
         compute = Compute(device, settings.precision)
 

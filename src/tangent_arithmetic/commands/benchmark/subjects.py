@@ -141,7 +141,7 @@ def _plain_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
 def _passes(
     model_of: Callable[[Settings], tuple[nn.Module, Any, Any]], averaged: bool = False
 ) -> Build:
-    """A training step with AdamW, iterates averaged or not; a forward pass without gradients."""
+    """A training step with fine-tuning's AdamW, iterates averaged or not; a forward pass without gradients."""
 
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
         import torch
@@ -149,13 +149,16 @@ def _passes(
 
         from tangent_arithmetic.runtime.compute import Compute
         from tangent_arithmetic.training.averaging import TailMean
+        from tangent_arithmetic.training.optimizers import adamw
+        from tangent_arithmetic.training.recipe import Recipe
 
         device = torch.device(settings.device)
         model, args, kwargs = model_of(settings)
         model = model.to(device).eval()  # the expansion is that of eval mode
         args, kwargs = pytree.tree_map(lambda value: value.to(device), (args, kwargs))
         gc.collect()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = adamw(trained, Recipe(1e-6, 1, settings.batch_size, 1, 0, 0.1, 0.0))
         average = TailMean(dict(model.named_parameters()), float(averaged), steps=1)
         compute = Compute(device, settings.precision)
 
