@@ -35,10 +35,10 @@ from tangent_arithmetic.data.loading import (
     Loader,
     RankBatches,
     SeededPictures,
-    iterating,
     to_device,
     train_loader,
 )
+from tangent_arithmetic.data.waiting import iterating
 from tangent_arithmetic.runtime.errors import PictureError, RunError, UsageError
 
 plans = st.builds(

@@ -22,7 +22,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc are 
 
 LOADER = """
 import multiprocessing, os, signal, time
-from tangent_arithmetic.data.loading import BatchPlan, RankBatches, iterating, train_loader
+from tangent_arithmetic.data.loading import BatchPlan, RankBatches, train_loader
+from tangent_arithmetic.data.waiting import iterating
 
 class Slow:
     def __len__(self):

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing.connection import wait
@@ -471,11 +471,6 @@ def train_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
-
-
-def iterating(loader: Loader) -> closing[Generator[Any]]:
-    """A context with the iterator of a loader; its workers stop on exit, even after an error."""
-    return closing(iter(loader))
 
 
 def _start_method(num_workers: int) -> str | None:

@@ -28,11 +28,11 @@ from tangent_arithmetic.data.loading import (
     BatchPlan,
     RankBatches,
     SeededPictures,
-    iterating,
     to_device,
     train_loader,
 )
 from tangent_arithmetic.data.texts import collate
+from tangent_arithmetic.data.waiting import iterating
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.compute import Compute, Precision
 from tangent_arithmetic.runtime.errors import DivergedError, UsageError
@@ -297,6 +297,7 @@ def train(
                 place = f"{description}: stopped after step {keeper.done} of {steps}"
                 logger.warning("%s on a signal; the same command continues the run", place)
                 raise Stopped(asked() or signal.SIGTERM)
+        batches.note(description, data.num_workers)
     average.place()
     model.eval()
     return {**_facts(keeper, plan, recipe, seed), "planned": steps}
