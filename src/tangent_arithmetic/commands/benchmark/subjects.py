@@ -141,7 +141,7 @@ def _plain_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
 def _passes(
     model_of: Callable[[Settings], tuple[nn.Module, Any, Any]], averaged: bool = False
 ) -> Build:
-    """A training step with fine-tuning's AdamW, averaged or not; a forward pass without gradients."""
+    """A training step with fine-tuning's AdamW, averaged or not; a pass without gradients."""
 
     def turns(settings: Settings, folder: Path) -> dict[str, Turn]:
         import torch
