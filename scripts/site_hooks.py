@@ -2,17 +2,19 @@
 
 Files outside docs/ that pages link to are copied into the site, below `repository/`, as are those
 that copied pages link to; a folder becomes a list of its files. So a link is written once, as it
-works in a clone.
+works in a clone. Formulas become MathML, which browsers show without a script.
 """
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +26,7 @@ PAGES = {
 }
 SOURCES = {uri: place for place, uri in PAGES.items()}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.DOTALL)
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -58,6 +61,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         parts += [LINK.sub(replaced, markdown[end : code.start()]), code[0]]
         end = code.end()
     return "".join([*parts, LINK.sub(replaced, markdown[end:])])
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Writes the formulas of a page as MathML."""
+
+    def mathml(match: re.Match[str]) -> str:
+        display = "block" if match[2] == "[" else "inline"
+        return convert(html.unescape(match[3]).strip(), display=display)
+
+    return FORMULA.sub(mathml, content)
 
 
 def targets(text: str, place: str) -> Iterator[str]:

@@ -115,6 +115,9 @@ def test_it_is_complete_and_asks_for_nothing(site: Path) -> None:
         assert name.startswith("__") or name in api, name
     assert (site / "repository/results/embedded/ViT-Nano-8_seed3/report.html").is_file()
     assert (site / "images/explorer.png").is_file()
+    for name in ("api", "tak", "trainable"):
+        written = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert "<math" in written and "arithmatex" not in written and "\\tau" not in written
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def test_the_table_has_every_flag_with_another_value() -> None:
     defaults = vars(parse_arguments([]))
     assert VALUES.keys() | FREE == defaults.keys() | {"restart"}
     assert all(VALUES[name] != defaults[name] for name in VALUES)
+    assert {name for usage in USAGES.values() for name in usage.fields} == VALUES.keys() | set(ONCE)
 
 
 @pytest.mark.parametrize("subcommand", USAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -147,3 +148,132 @@ def test_a_module_that_cannot_be_mapped_is_taken_example_by_example() -> None:
     torch.testing.assert_close(
         found["dense.bias"], torch.tensor([[1.0], [2.0]]).double().expand(2, 20)
     )
+
+
+class Tied(nn.Module):
+    """An autoencoder whose second layer is the first one's transposed weight."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.how = nn.Linear(D, 2 * D), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.a.weight
+        back = {
+            "T": lambda: weight.T,
+            "t": weight.t,
+            "mT": lambda: weight.mT,
+            "H": lambda: weight.H,
+        }
+        found: Tensor = nn.functional.linear(self.a(x).tanh(), back[self.how]())
+        return found
+
+
+class OfVectors(nn.Module):
+    """A layer that is applied to a parameter, and one that is applied image by image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q = nn.Linear(D, D), nn.Parameter(torch.randn(D))
+        self.each = nn.Linear(D, 2 * D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.p(self.q) @ self.p.weight.new_ones(D, 2 * D) + torch.stack(
+            [self.each(one) for one in x]
+        )
+
+
+class ByMode(nn.Module):
+    """A layer that is applied once more where gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x)
+        return self.a(y) if torch.is_grad_enabled() else y
+
+
+class Unseen(torch.autograd.Function):
+    """A product with a weight that no functional shows."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return grad @ weight.mT, x.mT @ grad
+
+
+class Hidden(nn.Module):
+    """A layer whose weight an `autograd.Function` uses too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = Unseen.apply(self.a(x), self.a.weight)
+        return found
+
+
+class Mixed(nn.Module):
+    """A layer of another precision than the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.a = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.float()
+        found: Tensor = self.b(self.a(x.float()).double())
+        return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(Tied, "T"), partial(Tied, "t"), partial(Tied, "mT"), partial(Tied, "H"), OfVectors,
+     ByMode, Hidden, Mixed],
+    ids=["T", "t", "mT", "H", "vectors", "mode", "hidden", "mixed"],
+)  # fmt: skip
+def test_unusual_uses_of_a_weight_are_counted(make: Any) -> None:
+    torch.manual_seed(0)
+    module = make().double().eval()
+    x = torch.randn(4, D).double()
+    module(x)
+    weights = dict(module.named_parameters())
+    names = [b.names for b in blocks_of(module) if len(b.shapes[0]) == 2]
+    v = torch.randn(4, 1, module(x).shape[1]).double()
+    of = ExampleGradients(module, weights, lambda _, u: u, names)
+    assert of.bytes_of(x[:1]) > 0
+    found = of(x, v)
+    for i in range(4):
+        out = module(x[i : i + 1])[0]
+        true = torch.autograd.grad(out, list(weights.values()), v[i, 0], allow_unused=True)
+        for name, gradient in zip(weights, true, strict=True):
+            torch.testing.assert_close(found[name][i], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_is_that_of_whole_gradients_where_examples_are_taken_one_by_one() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = nn.Linear(100, 100)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.dense(x) if float(x.sum()) > 0 else self.dense(2 * x)
+            return found
+
+    module = Branching()
+    weights = dict(module.named_parameters())
+    of = ExampleGradients(module, weights, lambda _, u: u, [("dense.weight", "dense.bias")])
+    assert of.bytes_of(torch.ones(1, 100)) == 4 * 100 * 101

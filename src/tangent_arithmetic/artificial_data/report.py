@@ -63,7 +63,7 @@ def readme(name: str, preset: Preset, tables: dict[str, pd.DataFrame], seeds: in
         f"`python -m src.artificial_data.experiment --preset={name} --seeds={seeds}`: accuracies "
         f"in %, {over} (data, initialisation and order of batches). Settings, commit, versions and "
         f"seconds are in `study.json`, all numbers in the CSV files. What is seen is discussed in "
-        f"`artificial_data/readme.md`.\n\n{data}\n\n"
+        f"`src/tangent_arithmetic/artificial_data/readme.md`.\n\n{data}\n\n"
         f"Each task's head {head}.",
         "## What was learnt\n\n" + markdown_table(
             ["model", "train", "val", "test", "guessing"], summary.training(tables)),

@@ -70,7 +70,7 @@ def lengths_of(examples: Any, transform: Any = None) -> np.ndarray | None:
     texts = _texts_of(examples)
     if texts is None:
         return None
-    measure = getattr(transform, "lengths", None)
+    measure = getattr(transform, "lengths", None) if texts else None  # tokenizers fail on nothing
     lengths = [len(text) for text in texts] if measure is None else measure(texts)
     return np.asarray(lengths, np.int64)
 

@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from tangent_arithmetic.data.loading import Loader
+from tangent_arithmetic.runtime import ddp
 
 MUCH, A_MOMENT = 0.5, 20.0  # of the time, and of seconds: waiting that is told
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Waiting:
     def note(self, description: str, num_workers: int) -> None:
         """Says so if most of the time went by waiting, of more than a moment."""
         share = self.seconds / max(time.monotonic() - self._begin, 1e-9)
-        if share > MUCH and self.seconds > A_MOMENT:
+        if ddp.is_main_process() and share > MUCH and self.seconds > A_MOMENT:
             logger.warning(
                 "%s: %.0f %% of the time went by waiting for data; make large files smaller, once, "
                 "or take more than --num-workers=%d",

@@ -77,7 +77,8 @@ class Config:
         EMBEDDED_MODEL,
         "ViT-Nano-8 (embedded), or a CLIP of open_clip such as ViT-B-32, "
         "ViT-B-32__pretrained__TAG_or_FILE, ViT-B-32__init__ (random), hf-hub:ORG/NAME or "
-        "local-dir:FOLDER, or timm:NAME, torchvision:NAME, python:MODULE:FACTORY",
+        "local-dir:FOLDER; timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, "
+        "text-tower:CLIP or python:MODULE:FACTORY",
         metavar="NAME",
     )
     load: Names | None = _flag(
@@ -115,8 +116,8 @@ class Config:
     suite: str | None = _flag(
         "data",
         None,
-        "embedded, clip8, clip14, clip20 or a YAML file of your own (default: the model's, or the "
-        "data sets named)",
+        "embedded, clip8, clip14, clip20, text or a YAML file of your own (default: the model's, "
+        "or the data sets named)",
         metavar="NAME|FILE",
     )
     tasks: Names | None = _flag(

@@ -9,7 +9,10 @@ from tangent_arithmetic.run.modes import MODES, edited, linear, trained
 
 MODEL = ("finetuning_mode", "model", "load", "head", "openclip_cachedir", "save", "seed")
 DATA = ("suite", "tasks", "template", "data_location", "data_source")
-RECIPE = ("batch_size", "num_grad_accumulation", "lr", "wd", "ls", "warmup_length", "epochs")
+RECIPE = (
+    *("recipe", "batch_size", "num_grad_accumulation", "lr", "wd", "ls", "warmup_length", "epochs"),
+    *("optimizer", "schedule", "averaging", "image_share", "target", "patience"),
+)
 METHOD = ("objective", "trainable")
 PENALTY = ("penalty", "penalty_norm", "others", "others_batch_size", "others_per_step")
 DELTA = ("teacher", "coef_min", "coef_max", "coefs_per_step")
@@ -70,7 +73,8 @@ USAGES = {
         trained,
         texts={
             "sample": "measure validation accuracy on N examples (default: on at most 1,000)",
-            "finetuning_mode": "what is trained: the model, or its linearisation",
+            "finetuning_mode": "what is trained: the model, or its linearisation; "
+            "MODE+OBJECTIVE+TRAINABLE for variants, such as linear+taujp or standard+attention",
         },
     ),
     "evaluate": Usage(

@@ -63,12 +63,13 @@ class ExampleGradients:
         probes = probes.to(next(iter(self.weights.values())))
         if self.can_batch:
             try:
-                self._find(batch[:1])
                 # the other kernels have no rule for `vmap`
                 with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                    self._find(batch[:1])
                     found, inputs = vmap(self._together)(batch, probes)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 self.can_batch = False
+                self.layers = DenseLayers(self.module, ())
                 logger.info("examples are taken one by one: %s", str(error).partition("\n")[0])
             else:
                 rows = {name: value.flatten(0, 1) for name, value in found.items()}
@@ -82,14 +83,29 @@ class ExampleGradients:
 
     def bytes_of(self, example: Float[Tensor, "1 ..."]) -> int:
         """Memory that `factored` takes for an example and a probe."""
-        self._find(example)
-        one = next(iter(self.weights.values())).element_size()
-        return self.layers.numel() * one + sum(value.nbytes for value in self._whole().values())
+        if self.can_batch:
+            with torch.no_grad():
+                probe = torch.zeros_like(self.module(example))[:, None]
+            self.factored(example, probe)  # finds the layers, and whether examples go together
+        return self.layers.nbytes() + sum(value.nbytes for value in self._whole().values())
 
     def _find(self, example: Float[Tensor, "1 ..."]) -> None:
-        if self.can_batch and example.shape != self._shape:
-            self.layers.find(example)
-            self._shape = example.shape
+        """Looks at the layers for examples of a shape; at first, checks their gradients."""
+        if example.shape == self._shape:
+            return
+        first, self._shape = not self._shape, example.shape
+        self.layers.find(example)
+        if first and self.layers.zeros:
+            value = self.module(example)[0].detach()
+            v = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+            found, inputs = vmap(self._together)(example, v[None, None])
+            rows = {name: gradient.flatten(0, 1) for name, gradient in found.items()}
+            parts = [self.layers.outer(n, rows[n], a) for n, a in inputs.items()]
+            true = self._alone(example[0], v)
+            for name, outer in zip(inputs, parts, strict=True):
+                for own, gradient in self.layers.parts(name, outer).items():
+                    if not _close(gradient[0], true[own]):
+                        raise RuntimeError(f"{own} is used in a way that cannot be seen")
 
     def _whole(self) -> dict[str, Tensor]:
         """The weights whose gradients are not factored."""
@@ -108,8 +124,9 @@ class ExampleGradients:
                 found: Tensor = functional_call(self.module, weights, (image[None],))[0]
             return found, inputs
 
-        shifts = self.layers.shifts(next(iter(self.weights.values())))
-        value, pull, inputs = cast(Any, vjp(outputs, self._whole(), shifts, has_aux=True))
+        value, pull, inputs = cast(
+            Any, vjp(outputs, self._whole(), self.layers.zeros, has_aux=True)
+        )
         whole, cotangents = vmap(lambda v: pull(self.cotangent(value, v)))(probes)
         found = {name: gradient.detach() for name, gradient in {**whole, **cotangents}.items()}
         return found, {name: a.detach() for name, a in inputs.items()}
@@ -126,3 +143,10 @@ class ExampleGradients:
             materialize_grads=True,
         )
         return dict(zip(self.weights, found, strict=True))
+
+
+def _close(found: Tensor, true: Tensor) -> bool:
+    """Whether two gradients agree up to the rounding of another order of sums."""
+    tolerance = torch.finfo(true.dtype).eps ** 0.5
+    error = torch.linalg.vector_norm(found - true)
+    return bool(error <= tolerance * torch.linalg.vector_norm(true) + torch.finfo(true.dtype).tiny)

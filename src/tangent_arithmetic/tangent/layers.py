@@ -86,59 +86,66 @@ class DenseLayers:
         self.layers = {id(weights[own[0]]): own[0] for own in names}
         self.bias = {id(weights[own[0]]): id(weights[own[1]]) for own in names if len(own) > 1}
         self.sides = {own[0]: tuple(weights[own[0]].shape) for own in names}
-        self.shapes = dict[str, torch.Size]()  # of outputs, by name of the weight
+        self.zeros = dict[str, Tensor]()  # of the shape of each output, by name of the weight
 
     def find(self, example: Float[Tensor, "1 ..."]) -> None:
         """Finds the layers that are applied once to an example, with nothing else done to them.
 
         Of these, only those are kept whose inputs and outputs are smaller than their weights.
         """
-        outputs, elsewhere = dict[str, list[torch.Size]](), set[int]()
+        outputs, elsewhere = dict[str, list[Tensor]](), set[int]()
 
         def seen(name: str, x: Tensor, y: Tensor) -> Tensor:
-            outputs.setdefault(name, []).append(y.shape)
+            outputs.setdefault(name, []).append(torch.zeros_like(y.detach()))
             return y
 
-        with torch.no_grad(), _Watch(self, seen, elsewhere):
+        with torch.enable_grad(), _Watch(self, seen, elsewhere):  # as when gradients are taken
             self.module(example)
-        self.shapes = {
-            name: shape
+        self.zeros = {
+            name: found[0]
             for weight, name in self.layers.items()
             if not elsewhere & {weight, self.bias.get(weight)}
             and len(found := outputs.get(name, [])) == 1
-            and sum(self.sides[name]) * (shape := found[0])[:-1].numel()
-            < math.prod(self.sides[name])
+            and sum(self.sides[name]) * found[0].shape[:-1].numel() < math.prod(self.sides[name])
         }
 
     def covered(self) -> set[str]:
         """Names of the parameters of the layers that were found."""
-        return {name for found in self.shapes for name in self.names[found]}
+        return {name for found in self.zeros for name in self.names[found]}
 
-    def numel(self) -> int:
-        """Numbers that an example's inputs and cotangents take."""
-        return sum(s[:-1].numel() * sum(self.sides[name]) for name, s in self.shapes.items())
-
-    def shifts(self, like: Tensor) -> dict[str, Tensor]:
-        """Zeros of the shape of each output, by name of the weight."""
-        return {name: like.new_zeros(shape) for name, shape in self.shapes.items()}
+    def nbytes(self) -> int:
+        """Memory of an example's inputs and cotangents."""
+        return sum(
+            zeros.shape[:-1].numel() * sum(self.sides[name]) * zeros.element_size()
+            for name, zeros in self.zeros.items()
+        )
 
     @contextlib.contextmanager
     def shifted(self, shifts: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Adds tensors to the outputs inside the block; yields the inputs, by the weight's name."""
+        """Adds tensors to the outputs inside the block; yields the inputs, by the weight's name.
+
+        Raises:
+            RuntimeError: if a layer is not applied exactly once, as it was in `find`.
+        """
         inputs = dict[str, Tensor]()
 
         def seen(name: str, x: Tensor, y: Tensor) -> Tensor:
             if name not in shifts:
                 return y
+            if name in inputs or y.shape != shifts[name].shape:
+                raise RuntimeError(f"{name} is not applied as before")
             inputs[name] = x
             return y + shifts[name]
 
         with _Watch(self, seen):
             yield inputs
+        if inputs.keys() != shifts.keys():
+            raise RuntimeError(f"{min(shifts.keys() - inputs.keys())} is not applied as before")
 
     def outer(self, name: str, g: Tensor, a: Tensor) -> Outer:
         """Gradients of a layer from its cotangents (batch, ..., rows) and inputs."""
-        g, a = g.flatten(1, -2), a.flatten(1, -2)
+        tokens = g.shape[1:-1].numel()
+        g, a = (x.reshape(len(x), tokens, x.shape[-1]) for x in (g, a))
         if len(self.names[name]) > 1:
             a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
         return Outer(g, a)
@@ -186,6 +193,7 @@ class _Watch(TorchFunctionMode):
             x, weight, bias = args if len(args) > 2 else (*args, None)
             if self.of.bias.get(id(weight)) == (None if bias is None else id(bias)):
                 return self.seen(self.of.layers[id(weight)], x, out)
-        if self.elsewhere is not None and getattr(func, "__name__", "") not in FACTS:
+        fact = getattr(func, "__name__", "") in FACTS and not isinstance(out, Tensor)
+        if self.elsewhere is not None and not fact:
             self.elsewhere |= {id(value) for value in pytree.tree_leaves((args, kwargs))}
         return out

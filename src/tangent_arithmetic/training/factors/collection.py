@@ -97,7 +97,7 @@ class _Probe:
     def __init__(self, module: nn.Module, settings: Settings) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.blocks = tuple(blocks_of(self.module))
-        self.settings = settings
+        self.settings, self.rows = settings, dict[torch.Size, int]()  # that fit, by shape
         weights = dict(self.module.named_parameters())
         names = [name for block in self.blocks for name in block.names]
         self.weights = {name: weights[name].requires_grad_() for name in names}
@@ -117,12 +117,19 @@ class _Probe:
         """J^T v / |f0| by name, a row for each example and probe, of some examples at a time."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         device = next(iter(self.weights.values())).device
-        first, images = _peek(images)
-        with torch.no_grad():
-            features = self.module(first[None].to(device)).shape[1]
-        rows = max(1, MEMORY // self.of_examples.bytes_of(first[None].to(device)))
-        for batch in _batches(images, min(rows, TOGETHER)):
+
+        def rows_of(image: Tensor) -> int:
+            if image.shape not in self.rows:
+                size = self.of_examples.bytes_of(image[None].to(device))
+                self.rows[image.shape] = max(1, MEMORY // size)
+            return self.rows[image.shape]
+
+        features = None
+        for batch, rows in _batches(images, rows_of):
             examples = batch.to(device)
+            if features is None:
+                with torch.no_grad():
+                    features = self.module(examples[:1]).shape[1]
             probes = self._probes(len(batch), features, generator)
             for some in probes.split(max(1, rows // len(batch)), dim=1):
                 yield self.of_examples.factored(examples, some)
@@ -134,27 +141,25 @@ class _Probe:
         if not self.settings.probes:
             every = torch.eye(features, dtype=torch.float64) * math.sqrt(features)
             return every.expand(examples, -1, -1)
-        shape = (examples, self.settings.probes, features)
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        shape = (self.settings.probes, features)
+        each = [
+            torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(examples)
+        ]
+        return torch.stack(each)
 
 
-def _peek(images: Iterable[Tensor]) -> tuple[Tensor, Iterable[Tensor]]:
-    """The first image, and all of them."""
-    rest = iter(images)
-    first = next(rest)
-    return first, itertools.chain([first], rest)
-
-
-def _batches(images: Iterable[Tensor], size: int) -> Iterator[Float[Tensor, "batch ..."]]:
-    """Images of equal shapes that follow each other, at most `size` together."""
-    batch = list[Tensor]()
-    for image in images:
-        if batch and (len(batch) == size or image.shape != batch[0].shape):
-            yield torch.stack(batch)
-            batch = []
-        batch.append(image)
-    if batch:
-        yield torch.stack(batch)
+def _batches(
+    images: Iterable[Tensor], rows_of: Callable[[Tensor], int]
+) -> Iterator[tuple[Float[Tensor, "batch ..."], int]]:
+    """Images of equal shapes that follow each other, and how many rows fit into memory."""
+    for _, group in itertools.groupby(images, key=lambda image: image.shape):
+        rest = iter(group)
+        rows, first = 0, next(rest, None)
+        while first is not None:
+            rows = rows or rows_of(first)
+            more = itertools.islice(rest, min(rows, TOGETHER) - 1)
+            yield torch.stack([first, *more]), rows
+            first = next(rest, None)
 
 
 def _bases(probe: _Probe, images: Images, settings: Settings, watch: Watch) -> Bases:
