@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.nn import functional as F
 
+from tangent_arithmetic.data import texts as texts_module
 from tangent_arithmetic.data.base import ArrayPictures
+from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.images import ImageEncoder
 from tangent_arithmetic.merging.methods.prodistill import blocks_of
@@ -352,3 +355,84 @@ def test_prodistill_refuses_encoders_without_blocks_of_their_own(data: Data) -> 
         encoder.blocks[1] = encoder.blocks[0]  # two calls of one block
     with pytest.raises(UsageError, match=r"calls blocks.0 2 times"):
         merged("prodistill", data)
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    reads_texts = True
+
+    def __call__(self, text: str) -> Tensor:
+        return torch.tensor([ord(letter) - 96 for letter in text])
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+
+class Sentences(ModuleEncoder):
+    """A small BERT."""
+
+    kind = "sentences"
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        from tangent_arithmetic.encoders.backbones.sentences import SentenceModel
+
+        config = transformers.BertConfig(
+            vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=64,
+        )  # fmt: skip
+        self.model = SentenceModel(transformers.BertModel(config, add_pooling_layer=False), "mean")
+        self.val_preprocess = Letters()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.model(tokens)
+        return features
+
+
+def sentences(batch_size: int) -> Data:
+    torch.manual_seed(0)
+    base, rng = Sentences().double().eval(), np.random.default_rng(0)
+    encoders, texts = {"_pretrained_": base}, {}
+    for name in ("a", "b"):
+        encoders[name] = copy.deepcopy(base)
+        for value in encoders[name].weights().values():
+            if value.is_floating_point():
+                value.add_(0.05 * torch.randn_like(value))
+        words = ["".join(map(chr, rng.integers(97, 123, rng.integers(1, 24)))) for _ in range(12)]
+        texts[name] = Texts(tuple(words), np.zeros(12, np.int64))
+    heads: dict[str, nn.Module] = {name: nn.Linear(16, 2).double() for name in texts}
+    return Data(encoders, heads, texts, batch_size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("regmean", {}),
+        ("lot", {}),
+        ("featcal", {}),
+        ("prodistill", {"epochs": 3, "batch_size": 12}),
+    ],
+)
+def test_padding_of_texts_counts_for_nothing(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer padding, the same result."""
+    found = merged(name, sentences(12), **options)
+    if name == "prodistill":  # whose batches are its steps
+        shorter = texts_module.pad
+        monkeypatch.setattr(texts_module, "pad", lambda t: F.pad(shorter(t), (0, 5), value=-1))
+    again = merged(name, sentences(12 if name == "prodistill" else 1), **options)
+    torch.testing.assert_close(again, found, rtol=1e-6, atol=1e-8)
+
+
+def test_prodistill_does_not_depend_on_the_order_of_models(data: Data) -> None:
+    options: dict[str, Any] = {"epochs": 3, "lr": 0.05, "batch_size": 3}
+    found = merged("prodistill", data, **options)
+    turned = small_data()
+    turned.heads = dict(reversed(turned.heads.items()))
+    turned.encoders = dict(reversed(turned.encoders.items()))
+    torch.testing.assert_close(
+        merged("prodistill", turned, **options), found, rtol=1e-5, atol=1e-7
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tangent_arithmetic.commands import merge
 from tangent_arithmetic.merging import ModelPool, get_method, stress
@@ -199,3 +200,35 @@ def test_other_words_are_explained(
         code = int(str(stopped.code))
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+class Tied(nn.Module):
+    """A table of words that is the output layer too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.dense = nn.Embedding(10, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 10, bias=False)
+        self.head.weight = self.words.weight
+
+
+@pytest.mark.parametrize("label", PERTURBATIONS)
+def test_tied_weights_stay_tied(label: str) -> None:
+    torch.manual_seed(0)
+    models: dict[str, nn.Module] = {"_pretrained_": Tied()}
+    for name in ("a", "b"):
+        models[name] = copy.deepcopy(models["_pretrained_"])
+        for value in models[name].parameters():
+            value.data.add_(0.1 * torch.randn_like(value))
+    own = Subject(ModelPool(models), "a", LENGTHS)
+    assert own.floating() == ["words.weight", "dense.weight", "dense.bias"]
+    if label == "missing tensor":
+        return
+    for weights in PERTURBATIONS[label](own).values():
+        assert torch.equal(weights.read("words.weight"), weights.read("head.weight"))
+
+
+def test_methods_that_need_images_are_refused_before_the_work() -> None:
+    tasks: Any = None  # not reached
+    with pytest.raises(UsageError, match="lot merges by images of the tasks; expected methods"):
+        stress.stress(ModelPool(pool_of(2)), tasks, ["task_arithmetic", "lot"], "b")

@@ -59,6 +59,11 @@ class Texts:
         return list(self.texts)
 
 
+def tokens_of(batch: Tensor) -> Tensor | None:
+    """Which positions of a batch of texts hold tokens (texts, longest); None for images."""
+    return None if batch.is_floating_point() or batch.ndim != 2 else batch != PADDING
+
+
 def lengths_of(examples: Any, transform: Any = None) -> np.ndarray | None:
     """The length of each text of a split; None for images, which have one size.
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.data.loading import to_device
+from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.merging.examples import Examples, batches_of
 from tangent_arithmetic.runtime.logs import progress
@@ -37,8 +38,11 @@ class Inputs(TorchFunctionMode):
         scales: whether scales of layer normalisations count.
 
     Attributes:
+        mask: of a batch of texts, the positions that hold tokens; inputs at others are left out.
         biases: the names of the biases or shifts that were used, by the weight's name.
     """
+
+    mask: Tensor | None = None
 
     def __init__(
         self,
@@ -91,7 +95,9 @@ class Inputs(TorchFunctionMode):
         if (name := self.names.get(id(weight))) is not None:
             if id(bias) in self.names:
                 self.biases[name] = self.names[id(bias)]
-            self.receive(name, input.detach().flatten(0, -2))
+            kept = self.mask is not None and input.shape[:-1] == self.mask.shape
+            rows = input[self.mask] if kept else input.flatten(0, -2)
+            self.receive(name, rows.detach().to(torch.promote_types(rows.dtype, torch.float32)))
 
 
 @torch.no_grad()
@@ -117,6 +123,7 @@ def inner_products(
     device = next(encoder.parameters()).device
     for batch in progress(batches, f"inner products on {split.name}", len(batches)):
         images, _ = to_device(batch, device)
+        inputs.mask = tokens_of(images)
         with inputs:
             encoder(images)
         count += len(images)

@@ -51,8 +51,9 @@ class Subject:
         return {name: self.pool.weights(name) for name in self.pool.models}
 
     def floating(self) -> list[str]:
-        """The tensors that are merged."""
-        return [name for name, value in self.base.outline.items() if is_real_float(value)]
+        """The tensors that are merged, each under its first name."""
+        outline, ties = self.base.outline, self.base.ties
+        return [name for name, v in outline.items() if is_real_float(v) and name not in ties]
 
     def tau(self, model: str, name: str) -> Tensor:
         """One tensor of a task vector, in float64."""
@@ -64,7 +65,8 @@ class Subject:
 
     def noise(self, label: str, name: str) -> Tensor:
         """Standard normal numbers in the shape of a tensor, which follow from seed and label."""
-        digest = hashlib.sha256(f"{self.seed}|{label}|{name}".encode()).digest()
+        first = self.base.ties.get(name, name)
+        digest = hashlib.sha256(f"{self.seed}|{label}|{first}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return torch.randn(self.base.outline[name].shape, generator=generator, dtype=torch.float64)
 

@@ -147,7 +147,11 @@ def stress(
         UsageError: for an unknown method or task, or a method that cannot merge this pool.
     """
     for name in methods:
-        get_method(name)
+        if get_method(name).needs_data:
+            raise UsageError(
+                f"merge stress perturbs weights, and {name} merges by images of the tasks; "
+                "expected methods that need none, such as task_arithmetic or tsv_m"
+            )
     subject = Subject(pool, task, confident_lengths(pool, tasks, task), seed)
     rows: dict[str, Row] = {}
     for name in methods:

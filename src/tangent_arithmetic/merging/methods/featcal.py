@@ -30,8 +30,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.arithmetic.solving.groups import EMBEDDING, HEAD, by_layer
+from tangent_arithmetic.arithmetic.solving.groups import BLOCK, EMBEDDING, HEAD, by_layer
 from tangent_arithmetic.data.loading import to_device
+from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.merging.examples import (
     Examples,
     Merged,
@@ -128,6 +129,7 @@ def captured(
     """The inputs of the named maps and scales as rows, and the names of their biases."""
     rows = defaultdict[str, list[Tensor]](list)
     inputs = Inputs(encoder, lambda name, x: rows[name].append(x), names, scales=True)
+    inputs.mask = tokens_of(images)
     with inputs:
         encoder(images)
     return {name: torch.cat(parts) for name, parts in rows.items()}, inputs.biases
@@ -214,8 +216,10 @@ def prepare(
     settings = Settings(num_examples, ridge, anchor_blend, interpolation, seed)
     settings.check()
     calibration, merged = Calibration(examples, scaling_factor, settings), dict[str, Tensor]()
-    for layer, names in by_layer(list(calibration.student.weights())).items():
-        if layer not in (EMBEDDING, HEAD):
+    every = list(calibration.student.weights())
+    left_out = (EMBEDDING, HEAD) if any(map(BLOCK.match, every)) else ()  # else names of modules
+    for layer, names in by_layer(every).items():
+        if layer not in left_out:
             merged |= calibration.calibrate(names)
     return merged
 

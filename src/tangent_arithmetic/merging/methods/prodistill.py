@@ -11,6 +11,7 @@ stored inputs, without labels.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from torch.func import functional_call
 
 from tangent_arithmetic.arithmetic.solving.groups import BLOCK
 from tangent_arithmetic.data.loading import to_device
+from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.merging.examples import (
     Examples,
@@ -69,11 +71,13 @@ class Example:
         args: of the merged block's call, the input first.
         kwargs: of the same.
         target: the output of the model's own block on its own input.
+        mask: of texts, the positions that hold tokens.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     target: Tensor
+    mask: Tensor | None = None
 
 
 def blocks_of(encoder: ModuleEncoder) -> list[str]:
@@ -125,7 +129,10 @@ def call_of(
 def loss_of(block: nn.Module, weights: Mapping[str, Tensor], example: Example) -> Tensor:
     """The squared distance of the block's features to the target, summed over all."""
     out = functional_call(block, dict(weights), example.args, dict(example.kwargs))
-    return (output_of(out) - example.target).square().sum()
+    distance = output_of(out) - example.target
+    distance = distance.to(torch.promote_types(distance.dtype, torch.float32))
+    kept = example.mask is not None and distance.shape[:-1] == example.mask.shape
+    return (distance[example.mask] if kept else distance).square().sum()
 
 
 class Distillation:
@@ -146,7 +153,7 @@ class Distillation:
 
     def distil(self, block: str) -> dict[str, Tensor]:
         """Trains the coefficients of a block, and returns its weights, by their whole names."""
-        data = [self._examples(block, model) for model in self.examples.models]
+        data = {model: self._examples(block, model) for model in self.examples.models}
         module = self.student.get_submodule(block)
         state = {name: p for name, p in module.named_parameters() if is_real_float(p)}
         theta0 = self._read(PRETRAINED, block, state)
@@ -160,7 +167,12 @@ class Distillation:
 
     def _read(self, model: str, block: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = self.examples.weights(model)
-        return {name: weights[f"{block}.{name}"].to(value) for name, value in like.items()}
+        return {  # at least in float32, in which small steps count
+            name: weights[f"{block}.{name}"].to(
+                value.device, torch.promote_types(value.dtype, torch.float32)
+            )
+            for name, value in like.items()
+        }
 
     def _examples(self, block: str, model: str) -> list[Example]:
         """The batches of a task at a block."""
@@ -171,21 +183,25 @@ class Distillation:
         for batch in replace(batches_of(split), batch_size=settings.batch_size):
             images, _ = to_device(batch, device)
             args, kwargs, _ = call_of(self.student, block, images)
-            examples.append(Example(args, kwargs, call_of(self.expert, block, images)[2]))
+            target = call_of(self.expert, block, images)[2]
+            examples.append(Example(args, kwargs, target, tokens_of(images)))
         return examples
 
 
-def steps(data: Sequence[Sequence[Example]], epochs: int, seed: int) -> Iterator[list[Example]]:
-    """A batch of each task a step; every batch once in an epoch, in random order."""
-    generator = torch.Generator().manual_seed(seed)
+def steps(data: Mapping[str, Sequence[Example]], epochs: int, seed: int) -> Iterator[list[Example]]:
+    """A batch of each task a step; every batch once in an epoch, in a random order of its own."""
+    digests = {name: hashlib.sha256(f"{seed}|{name}".encode()).digest() for name in data}
+    generators = {
+        name: torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        for name, digest in digests.items()
+    }
     for _ in range(epochs):
-        orders = [torch.randperm(len(own), generator=generator).tolist() for own in data]
-        for step in range(max(map(len, data))):
-            yield [
-                own[order[step]]
-                for own, order in zip(data, orders, strict=True)
-                if step < len(order)
-            ]
+        orders = {
+            name: torch.randperm(len(own), generator=generators[name]).tolist()
+            for name, own in data.items()
+        }
+        for step in range(max(map(len, data.values()))):
+            yield [data[name][order[step]] for name, order in orders.items() if step < len(order)]
 
 
 @torch.enable_grad()
@@ -193,7 +209,7 @@ def trained(
     block: nn.Module,
     theta0: Mapping[str, Tensor],
     taus: Mapping[str, Tensor],
-    data: Sequence[Sequence[Example]],
+    data: Mapping[str, Sequence[Example]],
     settings: Settings,
 ) -> dict[str, Tensor]:
     """The weights of a block after the last epoch.
@@ -202,19 +218,21 @@ def trained(
         block: the module.
         theta0: pre-trained weights by name.
         taus: task vectors (models, *shape) by name.
-        data: the batches of each task.
+        data: the batches of each task, by the model's name.
         settings: how.
     """
+    dtypes = {name: p.dtype for name, p in block.named_parameters()}
     alphas = {
         name: torch.full_like(tau, settings.scaling_factor, requires_grad=True)
         for name, tau in taus.items()
     }
 
     def weights() -> dict[str, Tensor]:
-        return {n: theta0[n] + (alphas[n] * tau).sum(0) for n, tau in taus.items()}
+        moved = {n: theta0[n] + (alphas[n] * tau).sum(0) for n, tau in taus.items()}
+        return {n: value.to(dtypes[n]) for n, value in moved.items()}
 
     optimizer = torch.optim.Adam(alphas.values(), lr=settings.lr)
-    count = settings.epochs * max(map(len, data))
+    count = settings.epochs * max(map(len, data.values()))
     losses = []
     for batch in progress(steps(data, settings.epochs, settings.seed), "distillation", count):
         optimizer.zero_grad()
