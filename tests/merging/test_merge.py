@@ -222,6 +222,13 @@ def test_missing_models_are_named(
     assert run("modelpool=embedded", f"modelpool.run={tmp_path / 'none'}") == 2
     message = capsys.readouterr().err
     assert "no checkpoint at" in message and "python src/finetune.py --finetuning-mode=" in message
+    own = tmp_path / "mine.yaml"
+    own.write_text("tasks: {digits: {source: 'embedded:MNIST', epochs: 1}}\n")
+    words = (f"modelpool.suite={own}", f"modelpool.run={tmp_path / 'none'}")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "zeroshot.safetensors").touch()
+    assert run("modelpool=embedded", *words) == 2
+    assert "digitsVal" in capsys.readouterr().err  # the suite's task, which is not trained
     assert run("modelpool=embedded", "modelpool.mode=posthoc") == 2
     assert "unknown mode 'posthoc' of a pool" in capsys.readouterr().err
 

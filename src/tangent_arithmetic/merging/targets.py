@@ -158,10 +158,11 @@ def _entries(node: Node, where: str, what: str) -> dict[str, Any]:
 
 
 def _run_pool(node: Node) -> ModelPool:
-    from tangent_arithmetic.data.suites import get_suite
+    from tangent_arithmetic.run.args import Config
+    from tangent_arithmetic.run.suites import suite_of
 
     _refuse_unknown(node, {"_target_", "run", "suite", "tasks", "mode"}, "modelpool")
-    suite = get_suite(str(node["suite"]))
+    suite = suite_of(Config(suite=str(node["suite"])))
     tasks = [suite.check(str(task)) for task in node.get("tasks") or suite.tasks]
     return run_pool(str(node["run"]), tasks, str(node.get("mode", "standard")))
 
