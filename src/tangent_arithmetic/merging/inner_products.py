@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.data.loading import to_device
@@ -21,13 +20,13 @@ from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.merging.examples import Examples, batches_of
 from tangent_arithmetic.runtime.logs import progress
-from tangent_arithmetic.tangent.rules import COMPOSITES
+from tangent_arithmetic.tangent.layers import Composed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class Inputs(TorchFunctionMode):
+class Inputs(Composed):
     """Passes on the inputs of each linear map and each scale.
 
     Args:
@@ -58,18 +57,8 @@ class Inputs(TorchFunctionMode):
         self.receive, self.scales = receive, scales
         self.biases = dict[str, str]()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.multi_head_attention_forward:  # as calls of F.linear and others
-            with self:
-                out = COMPOSITES[func](*args, **kwargs)
-            return func(*args, **kwargs) if out is NotImplemented else out
+    def apply(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluates a functional, and passes on the inputs of a map or scale."""
         if func is F.linear:
             self._linear(*args, **kwargs)
         if func is F.layer_norm and self.scales:

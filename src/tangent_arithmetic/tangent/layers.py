@@ -157,7 +157,29 @@ class DenseLayers:
         return dict(zip(self.names[name], [weight, *(b[..., 0] for b in bias)], strict=True))
 
 
-class _Watch(TorchFunctionMode):
+class Composed(TorchFunctionMode):
+    """Shows `apply` composite functionals, such as multi-head attention, as their parts."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in COMPOSITES:
+            with self:
+                out = COMPOSITES[func](*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
+        return self.apply(func, args, kwargs or {})
+
+    def apply(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluates a functional."""
+        raise NotImplementedError
+
+
+class _Watch(Composed):
     """Calls back at each product with a layer's weight, and notes what else is done to tensors.
 
     Args:
@@ -175,19 +197,8 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.of, self.seen, self.elsewhere = of, seen, elsewhere
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in COMPOSITES:
-            with self:
-                out = COMPOSITES[func](*args, **kwargs)
-            if out is not NotImplemented:
-                return out
+    def apply(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluates a functional; of a layer's product the output is what `seen` makes of it."""
         out = func(*args, **kwargs)
         if func is F.linear and not kwargs and id(args[1]) in self.of.layers:
             x, weight, bias = args if len(args) > 2 else (*args, None)
