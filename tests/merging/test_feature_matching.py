@@ -433,6 +433,4 @@ def test_prodistill_does_not_depend_on_the_order_of_models(data: Data) -> None:
     turned = small_data()
     turned.heads = dict(reversed(turned.heads.items()))
     turned.encoders = dict(reversed(turned.encoders.items()))
-    torch.testing.assert_close(
-        merged("prodistill", turned, **options), found, rtol=1e-5, atol=1e-7
-    )
+    torch.testing.assert_close(merged("prodistill", turned, **options), found, rtol=1e-5, atol=1e-7)

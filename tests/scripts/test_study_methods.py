@@ -81,3 +81,17 @@ def test_the_loss_of_joint_training_sees_the_classes_of_the_images_own_task() ->
     first = F.cross_entropy(logits[:2, :3], torch.tensor([0, 2]), reduction="none")
     second = F.cross_entropy(logits[2:, 3:], torch.tensor([0, 1]), reduction="none")
     torch.testing.assert_close(found, torch.cat([first, second]))
+
+
+def test_a_student_begins_with_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "study.json"
+    with small_suite(monkeypatch):
+        study = script("study_methods")
+        own = [*flags(tmp_path), "--finetuning-mode=linear", f"--folder={tmp_path / 'linear'}"]
+        assert study.main(own) == 0
+        start = str(next((tmp_path / "linear" / "seed0").iterdir())).replace("seed0", "seed{seed}")
+        mode = ["--finetuning-mode=standard+delta", f"--folder={tmp_path / 'delta'}"]
+        argv = [*flags(tmp_path), *mode, f"--start={start}", f"--output={output}"]
+        assert study.main([*argv, "--grid=penalty=1"]) == 0
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["settings"]["teacher"] == "linear" and row["split"] == "val"
