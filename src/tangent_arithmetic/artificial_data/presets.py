@@ -72,7 +72,7 @@ class Preset:
     probe: Recipe | None
     standard: Recipe
     linear: Recipe
-    penalty: float = 3.0  # of 1, 3 and 10 on validation, see readme.md
+    penalty: float = 3.0  # was not searched for
 
     @property
     def tasks(self) -> list[str]:
