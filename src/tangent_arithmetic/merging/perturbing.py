@@ -6,7 +6,6 @@ whole task vectors.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED
+from tangent_arithmetic.merging.seeds import generator_of
 from tangent_arithmetic.merging.weights import Weights
 from tangent_arithmetic.storage.statedict import is_real_float
 
@@ -66,8 +66,7 @@ class Subject:
     def noise(self, label: str, name: str) -> Tensor:
         """Standard normal numbers in the shape of a tensor, which follow from seed and label."""
         first = self.base.ties.get(name, name)
-        digest = hashlib.sha256(f"{self.seed}|{label}|{first}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = generator_of(self.seed, label, first)
         return torch.randn(self.base.outline[name].shape, generator=generator, dtype=torch.float64)
 
     def with_taus(self, like: str, tau: Callable[[str], Tensor]) -> Weights:

@@ -8,7 +8,6 @@ tensor.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method
+from tangent_arithmetic.merging.seeds import generator_of
 from tangent_arithmetic.merging.trimming import Elected, elect, merge_agreeing
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -27,8 +27,7 @@ def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
     parts = [torch.zeros(0)]
     end = start + size
     for first in range(start - start % MASK_BLOCK, end, MASK_BLOCK):
-        digest = hashlib.sha256(f"{seed}|{model}|{name}|{first}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = generator_of(seed, model, name, first)
         numbers = torch.rand(min(MASK_BLOCK, end - first), generator=generator)
         parts.append(numbers[max(0, start - first) :])
     return torch.cat(parts)

@@ -11,7 +11,6 @@ stored inputs, without labels.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from tangent_arithmetic.merging.examples import (
 )
 from tangent_arithmetic.merging.moving import merged_encoder
 from tangent_arithmetic.merging.registry import PRETRAINED, Piece, merging_method
+from tangent_arithmetic.merging.seeds import generator_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.statedict import is_real_float
@@ -190,11 +190,7 @@ class Distillation:
 
 def steps(data: Mapping[str, Sequence[Example]], epochs: int, seed: int) -> Iterator[list[Example]]:
     """A batch of each task a step; every batch once in an epoch, in a random order of its own."""
-    digests = {name: hashlib.sha256(f"{seed}|{name}".encode()).digest() for name in data}
-    generators = {
-        name: torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        for name, digest in digests.items()
-    }
+    generators = {name: generator_of(seed, name) for name in data}
     for _ in range(epochs):
         orders = {
             name: torch.randperm(len(own), generator=generators[name]).tolist()
