@@ -48,6 +48,7 @@ def decided(*margins: float | None) -> Any:
         ((0.2, 0.3, 0.25), HOLDS),
         ((-0.2, -0.3, -0.25), FAILS),
         ((0.5, -0.3, 0.1), OPEN),
+        ((0.1, 0.2, 0.3), OPEN),  # two standard errors above zero, but of three seeds
         ((0.1,), f"{HOLDS} (one seed)"),
         ((-0.1,), f"{FAILS} (one seed)"),
         ((None, None), OPEN),

@@ -1,8 +1,9 @@
 """Claims of the two papers about vision, each with a measurement that decides it here.
 
-A claim's margin is positive where it holds. Over several seeds it holds, or does not, if the mean
-margin is farther than two standard errors from zero; between, it cannot be said here. With one
-seed the sign decides, and the verdict says so. Thresholds are ours: the papers state none.
+A claim's margin is positive where it holds. Over several seeds it holds, or does not, if the 95 %
+confidence interval of the mean margin (Student's t) leaves out zero; otherwise it cannot be said
+here. With one seed the sign decides, and the verdict says so. Thresholds are ours: the papers state
+none.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from scipy.stats import t as student
 
 from tangent_arithmetic.analysis.kernel import localisation
 from tangent_arithmetic.report.papers.evidence import Evidence
@@ -79,7 +82,8 @@ def _decided(margins: Sequence[float]) -> str:
     mean = statistics.fmean(margins)
     error = 0.0
     if len(margins) > 1:
-        error = 2 * statistics.stdev(margins) / math.sqrt(len(margins))
+        quantile = float(student.ppf(0.975, len(margins) - 1))
+        error = quantile * statistics.stdev(margins) / math.sqrt(len(margins))
     if abs(mean) <= error or mean == 0:
         return OPEN
     return (HOLDS if mean > 0 else FAILS) + (" (one seed)" if len(margins) == 1 else "")
