@@ -323,16 +323,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(own.output)
     rows: list[list[str]] = []
     for point, seed in itertools.product(points(own.grid), own.seeds.split(",")):
-        start, words = time.monotonic(), [f"--{name}={value}" for name, value in point.items()]
+        begun, words = time.monotonic(), [f"--{name}={value}" for name, value in point.items()]
         run = Run.of(parse_arguments([*flags, *words, f"--seed={seed}"]))
-        if own.start:
-            run = run.with_(save=own.start.format(seed=seed))
+        if start := own.start and own.start.format(seed=seed):
+            run = run.with_(save=start)
         settings = {**method_of(run, run.tasks[0]), **point, "others": run.config.others}
         name = "_".join(f"{n}={v}" for n, v in settings.items() if v is not None) or "plain"
         name = name.replace("/", "-").replace(" ", "")
         place = own.folder / f"seed{seed}" / name
-        if own.start and not place.exists():
-            shutil.copytree(own.start.format(seed=seed), place)
+        if start and not place.exists():
+            shutil.copytree(start, place)
         run = run.with_(save=str(place))
         found, on_val = measured(run, own.test, own.joint)
         name = own.label or run.mode.label + ", joint training" * own.joint
@@ -342,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if own.output:
             record = {"label": label, "seed": int(seed), "split": "test" if own.test else "val"}
             record |= {"settings": settings, **found, "validation": on_val}
-            record["provenance"] = provenance(run, time.monotonic() - start)
+            record["provenance"] = provenance(run, time.monotonic() - begun)
             old = read_json(own.output)["rows"] if own.output.is_file() else []
             write_json(own.output, {"rows": [*old, record]})
             write_text(own.output.with_suffix(".md"), f"{over_seeds([*old, record])}\n")

@@ -14,6 +14,7 @@ from typing import Any
 from tangent_arithmetic.arithmetic.certificates import SHARES, Certificate, certify
 from tangent_arithmetic.arithmetic.logits import linear_logits
 from tangent_arithmetic.encoders.base import ModuleEncoder, is_linear
+from tangent_arithmetic.report.certified import STATEMENT
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.launch import start
@@ -39,10 +40,6 @@ from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 
 SUM = "sum of all"
-STATEMENT = (
-    "Certified: the answers of the linear model on these examples. Not certified: those on other "
-    "examples, and those of the standard model with the same weights."
-)
 
 
 def certificate_of(run: Run, theta0_hash: str, encoder: ModuleEncoder) -> Certificate:
