@@ -11,12 +11,18 @@ from tangent_arithmetic.runtime import ddp
 
 logger = logging.getLogger(__name__)
 
+ROUNDING = 1e-9
 FEW = 100  # images of a split below which one of them is more than a percent
 
 
 def coefficients(num_points: int) -> list[float]:
     """`num_points` coefficients from 0 to 1, evenly spaced, as short decimals."""
     return [round(float(c), 10) for c in np.linspace(0.0, 1.0, num_points)]
+
+
+def least_kept(share: float, accuracy: float) -> float:
+    """The lowest accuracy that keeps a share of another; rounding errors do not decide."""
+    return share * accuracy - ROUNDING
 
 
 def find_optimal_coef(

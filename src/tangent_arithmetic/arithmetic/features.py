@@ -206,7 +206,7 @@ def _folder(
         logger.info("features are not cached, since the %s", what)
         return None
     facts = {
-        "model": encoder.identity(),
+        "model": [encoder.identity(), encoder.built() if hasattr(encoder, "built") else {}],
         "theta0": content_hash(encoder.weights0()),
         "pictures": images,
         "preprocess": [recipe, re.sub(r" at 0x\w+", "", repr(transform))],

@@ -43,7 +43,7 @@ def negate(
         last is whether any coefficient keeps the control set. For linear encoders also "exact", see
         `exact_optimum`, with "test" and "test_control" there.
     """
-    negated = statedict.scale(tau, -1.0)
+    negated, coefs = statedict.scale(tau, -1.0), [float(coef) for coef in coefs]
     swept = sweep_splits(encoder, negated, coefs, val)
     on_val = {str(coef): metrics for coef, metrics in swept.items()}
     target, control = (main_key(swept[coefs[0]], split.name) for split in val)
@@ -68,7 +68,7 @@ def negate(
         **tested(coef),
         "val": on_val,
         "coefficient": coef,
-        "qualified": on_val[str(coef)][control] >= least,
+        "qualified": any(metrics[control] >= least for metrics in on_val.values()),
         **({"exact": {**exact, **tested(exact["coefficient"])}} if exact else {}),
     }
 

@@ -25,11 +25,13 @@ class Tally:
         dimensions: of the labels; 0 as long as there are no images.
         num_images: the number of images.
         parts: the tensors of each statistic; of one that adds up there is one part.
+        undefined: the number of images with a logit that is no number.
     """
 
     dimensions: int = 0
     num_images: int = 0
     parts: list[list[Parts]] = field(default_factory=list)
+    undefined: Tensor | int = 0
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Adds the images of a batch.
@@ -41,6 +43,7 @@ class Tally:
         if not len(labels):
             return
         kinds = statistics(labels.ndim)
+        self.undefined = self.undefined + logits.isnan().any(dim=1).sum()  # no wait for a GPU
         self.dimensions, self.num_images = labels.ndim, self.num_images + len(labels)
         self.parts = self.parts or [[] for _ in kinds]
         for statistic, parts in zip(kinds, self.parts, strict=True):
@@ -53,7 +56,7 @@ class Tally:
         kinds = statistics(self.dimensions) if self.dimensions else []
         parts = [s.joined(parts) for s, parts in zip(kinds, self.parts, strict=True)]
         on_cpu = [[tuple(tensor.cpu() for tensor in part)] for part in parts]
-        return Tally(self.dimensions, self.num_images, on_cpu)
+        return Tally(self.dimensions, self.num_images, on_cpu, int(self.undefined))
 
 
 def scores(tallies: Sequence[Tally]) -> list[dict[str, float]]:
@@ -63,7 +66,8 @@ def scores(tallies: Sequence[Tally]) -> list[dict[str, float]]:
         For each {metric: value, ..., "num_images": number of images}, the main metric first.
 
     Raises:
-        UsageError: if there are no images, or a metric is undefined for their labels.
+        UsageError: if there are no images, a metric is undefined for their labels, or logits are no
+            numbers.
     """
     ranks = ddp.gather([tally.joined() for tally in tallies])
     return [_score(shares) for shares in zip(*ranks, strict=True)]
@@ -73,10 +77,16 @@ def _score(shares: Sequence[Tally]) -> dict[str, float]:
     shares = [share for share in shares if share.num_images]  # a rank may have no images
     if not shares:
         raise UsageError("no images to evaluate on: the split is empty")
+    count = sum(share.num_images for share in shares)
+    if undefined := sum(int(share.undefined) for share in shares):
+        raise UsageError(
+            f"the logits of {undefined} of {count} examples are not numbers (NaN): the weights, "
+            "the task vectors or the examples hold NaN or overflow"
+        )
     metrics, kinds = METRICS[shares[0].dimensions], statistics(shares[0].dimensions)
     joined = [s.joined([share.parts[i][0] for share in shares]) for i, s in enumerate(kinds)]
     found = {m.name: m.score(*joined[kinds.index(m.statistic)]) for m in metrics}
-    return {**found, "num_images": sum(share.num_images for share in shares)}
+    return {**found, "num_images": count}
 
 
 def measured(logits: Tensor, labels: Tensor) -> dict[str, float]:

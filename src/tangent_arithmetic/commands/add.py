@@ -14,6 +14,7 @@ from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.encoders.base import LinearEncoder, is_linear
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
+from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import (
     announce,
@@ -70,8 +71,7 @@ def task_addition(run: Run) -> dict[str, Any]:
     )
     if is_linear(base):
         results["interference"] = interference_of(run, base, vectors)
-    splits = run.data.split_hashes([*validation, *tasks])
-    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, "splits": splits}
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, **evaluated_on(run, needed)}
     return {**results, "provenance": provenance(run, time.monotonic() - begin, **facts)}
 
 

@@ -17,6 +17,7 @@ from tangent_arithmetic.encoders.base import ModuleEncoder, is_linear
 from tangent_arithmetic.report.certified import STATEMENT
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
+from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import (
     announce,
@@ -67,13 +68,12 @@ def certified_control(run: Run) -> dict[str, Any]:
     encoder, theta0_hash = zeroshot_encoder(run)
     facts = certificate_of(run, theta0_hash, encoder).facts()
     hashes = checkpoint_hashes(run, run.tasks, run.mode.name)
-    origin = {"theta0_hash": theta0_hash, "checkpoints": hashes}
-    splits = run.data.split_hashes([control])
+    origin = {"theta0_hash": theta0_hash, "checkpoints": hashes, **evaluated_on(run, [control])}
     about = {name: facts[name] for name in ("images", "accuracy", "radii")}
     return {
         "control": {"name": control, **about},
         "ranges": facts["ranges"],
-        "provenance": provenance(run, time.monotonic() - begin, **origin, splits=splits),
+        "provenance": provenance(run, time.monotonic() - begin, **origin),
     }
 
 

@@ -25,7 +25,7 @@ from tangent_arithmetic.commands.combining.sums import (
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.models import announce
-from tangent_arithmetic.run.results import check_targets, write_results
+from tangent_arithmetic.run.results import check_targets, write_merged, write_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError, entry_point
@@ -59,7 +59,7 @@ def _negate(run: Run, settings: Settings) -> None:
     path = run.results / f"{run.mode.prefix}negated_{slug(run)}.json"
     check_targets(run, path)
     results = negations(run, settings)
-    write_results(path, results, run)
+    write_merged(path, results, run)
     print(f"{negation_table(run, results)}\nwrote {path}")
 
 

@@ -10,6 +10,7 @@ from tangent_arithmetic.arithmetic.metrics import beside, main_of
 from tangent_arithmetic.encoders.base import Encoder
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
+from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import (
     announce,
@@ -54,10 +55,9 @@ def single_task_accuracies(run: Run) -> dict[str, Any]:
             accuracies[name] = main_of(found)
             further |= beside(found, name)
     hashes = checkpoint_hashes(run, tasks, mode.name) if mode.edits else {}
-    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes}
-    splits = run.data.split_hashes(list(accuracies))
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, **evaluated_on(run, accuracies)}
     accuracies |= further
-    accuracies["provenance"] = provenance(run, time.monotonic() - begin, **facts, splits=splits)
+    accuracies["provenance"] = provenance(run, time.monotonic() - begin, **facts)
     return accuracies
 
 

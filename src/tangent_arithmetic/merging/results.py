@@ -18,6 +18,7 @@ from tangent_arithmetic.arithmetic.metrics import normalized
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import Merge
+from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.results import (
     accuracies_path,
@@ -79,7 +80,7 @@ class Record:
             sum(report["seconds"].values()),
             theta0_hash=self.theta0_hash,
             checkpoints=hashes,
-            splits=run.data.split_hashes(run.tasks),
+            **evaluated_on(run, run.tasks),
         )
         write_results(self.path, results, run)
         logger.info("wrote %s", self.path)

@@ -49,6 +49,7 @@ class _Value(NamedTuple):
 def load_results(folder: str | Path) -> pd.DataFrame:
     """Every accuracy in a root of results, a suite's folder or one run's folder.
 
+    Files of `combine`, whose points have many coefficients, are left out.
     Damaged files, and damaged parts of files, are left out with a warning.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
-from tangent_arithmetic.data.identity import labels_of
+from tangent_arithmetic.data.identity import labels_of, pictures_hash
 from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.data.registry import split_record
 from tangent_arithmetic.data.sampling import stratified
@@ -84,6 +84,24 @@ def classification_head(run: Run, dataset: str) -> ClassificationHead:
     head = ClassificationHead.load(run.head_path(name))
     _check_fits(head, len(run.data.classnames(name)), None, run.head_path(name))
     return head
+
+
+def evaluated_on(run: Run, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What data sets are evaluated with, for provenance.
+
+    Args:
+        run: the run.
+        names: X for the test split, XVal for the validation split.
+
+    Returns:
+        "splits": hash of the examples by name; "heads": hash of what a head is made of, by X.
+    """
+    names = list(names)
+    heads = {}
+    for name in dict.fromkeys(name.removesuffix("Val") for name in names):
+        classification_head(run, name)  # is there afterwards
+        heads[name] = read_facts(run.head_path(name))["info"]["recipe"]
+    return {"splits": run.data.split_hashes(names), "heads": heads}
 
 
 def _kinds(run: Run) -> tuple[str, ...]:
@@ -256,7 +274,9 @@ def num_features(encoder: Encoder) -> int:
 
 def _probe_recipe(run: Run, name: str, theta0_hash: str) -> str:
     """A hash of what determines a probe: encoder, pictures, class names."""
-    record = split_record(run.data.dataset(f"{name}Val"))
+    data = run.data.dataset(f"{name}Val")
+    built = read_facts(run.zeroshot_path)["info"].get(BUILT)  # of any kind of encoder
+    record = split_record(data) | {"content": pictures_hash(data.train), "built": built}
     return _hash("probe", canonical(run.model), theta0_hash, record, run.data.classnames(name))
 
 

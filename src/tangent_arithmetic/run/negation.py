@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.coefficients import coefficients, least_kept
 from tangent_arithmetic.arithmetic.metrics import main_key, main_metric, normalized
 from tangent_arithmetic.arithmetic.negation import negate
 from tangent_arithmetic.encoders.base import Encoder
@@ -44,7 +44,7 @@ def negate_task(
         tau,
         (task_val, control_val),
         (on_task, on_control),
-        run.config.control_threshold * singles[f"{control}Val"],
+        least_kept(run.config.control_threshold, singles[f"{control}Val"]),
         coefficients(run.config.n_eval_points),
     )
     return {**found, "zeroshot": singles[task], "zeroshot_control": singles[control]}
@@ -96,16 +96,7 @@ def finetuned_accuracies(
 
 
 def zeroshot_needed(run: Run) -> list[str]:
-    """The data sets whose zero-shot accuracies negations need.
-
-    Raises:
-        UsageError: if one of the tasks is the control set.
-    """
-    if run.control in run.tasks:
-        raise UsageError(
-            f"--tasks names {run.control}, which is the control set; leave it out, or name another "
-            "one with --control-dataset"
-        )
+    """The data sets whose zero-shot accuracies negations need."""
     return [*run.tasks, run.control, f"{run.control}Val"]
 
 

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[3]  # of a clone
 GROUPING, SHOTS = "task-layer", 4  # of the sum that a benchmark solves for
 SOLVED = (f"--coefficients={GROUPING}", f"--shots={SHOTS}")
+SAME = ("theta0_hash", "seed", "suite", "model", "control")  # of results in one file
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
@@ -94,11 +95,11 @@ def accuracies_path(run: Run, mode: str) -> Path:
 def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
     """The file of a mode's "additions" or "negations".
 
-    A sum of a part of the suite's tasks has a file of its own, with the tasks in its name.
+    A sum of a part of the suite's tasks, or its certificates, have a file of their own, with the
+    tasks in its name.
     """
-    tasks = run.tasks
-    if operation == "additions" and tasks != list(run.suite.tasks):
-        operation += f"-{'+'.join(tasks)}"
+    if operation != "negations" and run.tasks != list(run.suite.tasks):
+        operation += f"-{'+'.join(run.tasks)}"
     return run.results / f"{get_mode(mode).prefix}{operation}.json"
 
 
@@ -193,19 +194,23 @@ def write_merged(path: Path, results: dict[str, Any], run: Run) -> None:
 def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     """The results, and those of other tasks that the same run has written to the file before.
 
-    Results of other pre-trained weights, another seed, suite, model or precision are dropped.
-    Hashes of checkpoints and splits are merged likewise.
+    Results of other pre-trained weights, another seed, suite, model, precision or control set are
+    dropped, with a warning. Hashes of checkpoints, splits and heads are merged likewise.
     """
     old, new = optional_results(path), results["provenance"]
     origin = old.pop("provenance", {})
-    same = all(origin.get(k) == new[k] for k in ("theta0_hash", "seed", "suite", "model"))
+    same = all(origin.get(k) == new.get(k) for k in SAME)
     if not same or _precision(origin) != _precision(new):
+        if others := [key for key in old if key.partition(":")[0] not in results]:
+            logger.warning(
+                "%s held results of another run, which are dropped: %s", path, ", ".join(others[:5])
+            )
         return results
     kept_keys = [key for key in old if key.partition(":")[0] not in results]
     merged = {**{key: old[key] for key in kept_keys}, **results}
     kept = {
         kind: {**origin.get(kind, {}), **new.get(kind, {})}
-        for kind in ("checkpoints", "splits")
+        for kind in ("checkpoints", "splits", "heads")
         if kind in origin or kind in new
     }
     merged["provenance"] = {**new, **kept}
@@ -311,8 +316,11 @@ def require_results(
 
     Raises:
         MissingFileError: if the file is not there.
-        UsageError: if it is damaged, or of other weights, another seed, suite or precision.
+        UsageError: if it is damaged, or of other weights, another seed, suite, precision, other
+            examples or heads.
     """
+    from tangent_arithmetic.run.heads import evaluated_on  # with encoders, which tables do without
+
     results = complete_results(path, made_by, needed)
     origin = results.get("provenance", {})
     expected = {"theta0_hash": theta0_hash, "seed": run.seed, "suite": run.suite.name}
@@ -329,6 +337,10 @@ def require_results(
         for task, value in (checkpoints or {}).items()
         if of.get(task) != value
     ]
+    for kind, values in evaluated_on(run, map(str, needed)).items():
+        known = origin.get(kind, {})  # results of earlier versions record no heads
+        changed = [n for n, value in values.items() if value and known.get(n, value) != value]
+        wrong += [f"other {kind} of {', '.join(changed[:3])}"] if changed else []
     if wrong:
         raise UsageError(
             f"{path} is of another run ({'; '.join(wrong)}). Make it again with: {made_by}"

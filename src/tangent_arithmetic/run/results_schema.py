@@ -160,7 +160,8 @@ NAMES = ("model", "suite", "mode", "commit", "source", "device", "machine", "the
 ORIGIN = {
     "argv": _words,
     "config": _table({}, _fact),
-    **dict.fromkeys(("versions", "checkpoints", "splits"), _table({}, TEXT)),
+    **dict.fromkeys(("versions", "checkpoints", "splits", "heads"), _table({}, TEXT)),
+    "control": _table({"name": TEXT, "threshold": SHARE}, _fact),
     **dict.fromkeys(("seed", "world_size"), WHOLE),
     "seconds": AMOUNT,
     **dict.fromkeys(NAMES, TEXT),

@@ -146,6 +146,11 @@ class Run:
                 "preserve; name one with --control-dataset=NAME, or "
                 "--control-dataset=NAME=SOURCE, or as control in the suite's file"
             )
+        if self.control_set in self.tasks:
+            raise UsageError(
+                f"--tasks names {self.control_set}, which is the control set; leave it out, or "
+                "name another one with --control-dataset"
+            )
         return self.control_set
 
     @cached_property

@@ -264,8 +264,14 @@ def siblings(run: Run) -> list[Run]:
             rf"{re.escape(stem)}_seed(\d+){re.escape(sample + end)}", path.name
         ):
             seeds.add(int(match[1]))
-    runs = [with_seed(run, seed) for seed in sorted(seeds | {0})]
+    runs = [run if s == run.seed else _kept(with_seed(run, s)) for s in sorted(seeds | {0})]
     return [one for one in runs if one.seed == run.seed or any(one.results.glob("*.json"))]
+
+
+def _kept(run: Run) -> Run:
+    """The run, or for one without `--seed` and without results that with `--seed=0`."""
+    unnamed = run.config.seed is None and not any(run.results.glob("*.json"))
+    return run.with_(seed=0) if unnamed else run
 
 
 def with_seed(run: Run, seed: int) -> Run:

@@ -13,7 +13,8 @@ _ENCODERS = tuple(f"encoders/{name}.py" for name in ("base", "clip", "images", "
 _ENCODERS += ("encoders/backbones",)
 _DATA = ("data/*.py", "data/clip8", "data/clip20")
 SOURCES = ("tangent", *_ENCODERS, "arithmetic/features.py", "training", *_DATA)
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm")
+PACKAGES: tuple[str, ...] = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "timm")
+PACKAGES += ("transformers", "tokenizers")
 
 
 @functools.cache

@@ -10,7 +10,8 @@ import torch
 
 from tangent_arithmetic.arithmetic.solving.negation import Front, forget
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
-from tests.arithmetic.solving.problems import DIRECTIONS, reduced
+from tangent_arithmetic.arithmetic.tally import measured
+from tests.arithmetic.solving.problems import CLASSES, DIRECTIONS, points, reduced
 
 TASK = reduced(0, images=200)
 
@@ -32,7 +33,7 @@ def test_the_best_point_keeps_the_control_set_and_forgets_more_than_one_coeffici
     front: Front,
 ) -> None:
     task, control = TASK, control_set()
-    assert front.least == 0.95 * control.accuracy(np.zeros(DIRECTIONS))
+    assert front.least == pytest.approx(0.95 * control.accuracy(np.zeros(DIRECTIONS)))
     one, best = front.best(one=True), front.best()
     for point in (one, best):
         assert point.control >= front.least
@@ -63,7 +64,31 @@ def test_without_a_point_that_qualifies_the_control_set_decides(front: Front) ->
     assert strict.best().control == max(p.control for p in front.points)
 
 
-def test_bounds_hold_before_solutions_are_scaled() -> None:
-    found = forget(reduced(0), reduced(1), 0.95, weights=[0.3], factors=[1.0], bounds=(-0.4, 0.0))
-    solved = [p.coefficients for p in found.points if p.weight is not None]
-    assert all(a.min() >= -0.4 and a.max() <= 0 for a in solved) and len(solved) == 1
+@pytest.mark.parametrize("bounds", [(-0.4, 0.0), (-2.0, -1.0), (0.0, 1.0), (-7.5, -6.5)])
+def test_bounds_hold_at_every_point(bounds: tuple[float, float]) -> None:
+    found = forget(reduced(0), reduced(1), 0.95, weights=[0.3], bounds=bounds)
+    assert any(p.weight is not None for p in found.points)
+    for point in found.points:
+        assert point.coefficients.min() >= bounds[0] and point.coefficients.max() <= bounds[1]
+
+
+def test_rounding_does_not_lose_a_control_set_that_is_just_kept() -> None:
+    steps = torch.zeros(1, 100, 2)
+    steps[0, :8, 1] = 1.0  # the direction turns 8 of 80 right answers
+    base = torch.tensor([[0.5, 0.0]]).repeat(100, 1)
+    labels = (torch.arange(100) >= 80).long()
+    control = Reduced("CVal", base, steps, None, labels)
+    assert 0.9 * control.accuracy(np.zeros(1)) > control.accuracy(np.ones(1)) == 0.72
+    task = Reduced("XVal", base, steps, None, 0 * labels)
+    assert forget(task, control, 0.9, weights=[], uniform=[-1.0]).best().task == 0.92
+
+
+def test_the_main_metric_counts_where_images_have_several_labels() -> None:
+    own = reduced(0)
+    labels = torch.nn.functional.one_hot(own.labels, CLASSES).to(torch.uint8)
+    labels[::2, 0] = 1
+    several = replace(own, labels=labels)
+    for a in points(3):
+        expected = measured(own.logits(a), labels)["map"]
+        assert several.accuracy(a) == pytest.approx(expected)
+    assert len({several.accuracy(a) for a in points(3)}) == 3

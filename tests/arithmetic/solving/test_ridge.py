@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tangent_arithmetic.arithmetic.solving import ridge as ridge_module
+from tangent_arithmetic.arithmetic.solving.combining import Settings, combine_linear
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
 from tangent_arithmetic.arithmetic.solving.ridge import RIDGES, cross_validated, fold_of
 from tangent_arithmetic.arithmetic.solving.shots import few, shot_indices
@@ -73,6 +74,15 @@ def test_labels_without_any_pattern_give_a_strong_ridge() -> None:
     noisy = [replace(t, reduced=replace(t.reduced, labels=torch.randint(4, (16,)))) for t in own]
     strong = cross_validated(noisy, 0 * CENTRE, seed=1).ridge
     assert strong > cross_validated(own, 0 * CENTRE, seed=1).ridge
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.05), (0.3, 1.0), (-0.2, -0.1)])
+def test_bounds_hold_where_they_leave_out_the_uniform_point(bounds: tuple[float, float]) -> None:
+    for ridge in (None, 0.1, 1e9):
+        settings = Settings(ridge=ridge, bounds=bounds)
+        found = combine_linear([reduced(0), reduced(1)], 0.2, settings)
+        assert found.coefficients.min() >= bounds[0] and found.coefficients.max() <= bounds[1]
+        assert np.isfinite(found.facts["objective"])
 
 
 def test_one_image_a_split_chooses_the_uniform_point() -> None:

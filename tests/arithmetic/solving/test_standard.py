@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from tangent_arithmetic.arithmetic.solving.combining import (
     combine_standard,
     reductions,
 )
-from tangent_arithmetic.arithmetic.solving.merged import Merged
+from tangent_arithmetic.arithmetic.solving.merged import Merged, forward
+from tangent_arithmetic.arithmetic.solving.minibatches import NetworkImages
 from tangent_arithmetic.arithmetic.solving.solver import Objective, minimum
 from tangent_arithmetic.arithmetic.solving.standard import (
     Solver,
@@ -32,6 +34,8 @@ from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.runtime.compute import Compute
+from tangent_arithmetic.runtime.errors import UsageError
 from tests.arithmetic.solving.problems import points
 from tests.small_suite import random_vector
 
@@ -215,4 +219,76 @@ def test_the_gradient_of_an_objective_without_labels_in_float64() -> None:
 
 
 def test_the_cheaper_solver_by_forward_passes() -> None:
-    assert cheaper(2) == "gauss-newton" and cheaper(48) == "quasi-newton"
+    assert cheaper(3) == "gauss-newton" and cheaper(4) == "quasi-newton"
+    assert cheaper(4, labels=False) == "gauss-newton" and cheaper(5, labels=False) == "quasi-newton"
+
+
+@pytest.mark.parametrize("solver", ["gauss-newton", "quasi-newton"])
+@pytest.mark.parametrize("bounds", [(-2.0, -1.0), (0.0, 0.1)])
+def test_bounds_that_leave_out_the_uniform_coefficient_hold(
+    bounds: tuple[float, float], solver: Solver
+) -> None:
+    for rule in (None, "entropy", "selflabel"):
+        settings = Settings(bounds=bounds, solver=solver, rule=rule, passes=2)  # type: ignore[arg-type]
+        found = combine_standard(model(), 0.9, settings).coefficients
+        assert found.min() >= bounds[0] and found.max() <= bounds[1], rule
+
+
+class Normed(ModuleEncoder):
+    """A model with a batch norm, whose statistics fine-tuning moves."""
+
+    kind = "normed"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.outer = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.outer(torch.relu(self.norm(self.inner(inputs))))
+        return out
+
+
+def normed() -> Merged:
+    torch.manual_seed(0)
+    encoder = Normed().eval()
+    vectors = [random_vector(encoder.weights(), 0.5, seed) for seed in range(K)]
+    for tau in vectors:
+        tau["norm.running_var"] = tau["norm.running_var"].abs()
+    head, images = ClassificationHead(True, 3 * torch.randn(4, 6)), torch.randn(IMAGES, 5)
+    return Merged(encoder, vectors, [Split("XVal", head, [(images, torch.arange(IMAGES) % 4)])])
+
+
+def test_gradients_see_the_statistics_of_batch_norms() -> None:
+    merged, step = normed(), 1e-3
+    rule = NetworkImages(merged)
+    for a in (np.full(K, 0.3), np.array([0.5, 0.1, 0.4])):
+        value, gradient = merged.value_and_gradient(a)
+        ends = [[merged.value_and_gradient(a + s * e)[0] for s in (step, -step)] for e in np.eye(K)]
+        np.testing.assert_allclose(gradient, [(u - v) / (2 * step) for u, v in ends], atol=2e-3)
+        merged.place(np.zeros(K))
+        point = torch.tensor(a, requires_grad=True)
+        logits = rule.logits(point, {0: torch.arange(IMAGES)})[0]
+        loss = F.cross_entropy(logits, rule.labels[0])
+        assert float(loss.detach()) == pytest.approx(value, abs=1e-5)
+        np.testing.assert_allclose(torch.autograd.grad(loss, point)[0], gradient, atol=1e-4)
+    assert all(not b.requires_grad for b in merged.encoder.buffers())
+
+
+def test_passes_that_leave_out_moving_buffers_are_refused() -> None:
+    with pytest.raises(UsageError, match="choose quasi-newton"):
+        combine_standard(normed(), 0.3, Settings(solver="gauss-newton"))
+    found = combine_standard(normed(), 0.3, Settings())
+    assert found.facts["solver"] == "quasi-newton"
+    objectives = [record["objective"] for record in found.facts["passes"]]
+    assert min(objectives) < objectives[0]
+
+
+def test_in_bf16_the_head_stays_in_float32() -> None:
+    merged = model()
+    compute = Compute(torch.device("cpu"), "bf16")
+    merged.splits = [replace(split, compute=compute) for split in merged.splits]
+    (split, _) = merged.logits(CENTRE)
+    features = forward(merged.encoder, merged.splits[0].batches[0][0], merged.splits[0])  # type: ignore[index]
+    assert features.dtype == torch.float32
+    expected = merged.splits[0].head(features)
+    torch.testing.assert_close(split.base[: len(expected)], expected, rtol=0, atol=0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tangent_arithmetic.arithmetic.solving.combining import Settings, combine_linear
 from tangent_arithmetic.arithmetic.solving.losses import entropy, imbalance
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 from tangent_arithmetic.arithmetic.solving.solver import Objective
@@ -21,6 +22,7 @@ from tangent_arithmetic.arithmetic.solving.unlabelled import (
     unlabelled_terms,
     without_labels,
 )
+from tangent_arithmetic.runtime.errors import UsageError
 from tests.arithmetic.solving.problems import DIRECTIONS, IMAGES, logits, points, reduced
 
 CENTRE = np.full(DIRECTIONS, 0.3)
@@ -48,6 +50,22 @@ def test_a_solution_uses_no_labels_and_stays_in_its_box(rule: Rule) -> None:
         assert ridge < 1e7 or distance.max() < 1e-5
         other = without_labels(rule, shuffled(), CENTRE, guards)
         assert other.coefficients.tolist() == found.coefficients.tolist()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bounds", [(0.0, 0.05), (-0.2, -0.1), (2.0, 3.0)])
+def test_bounds_of_a_user_hold_too(rule: Rule, bounds: tuple[float, float]) -> None:
+    settings = Settings(rule=rule, bounds=bounds)
+    found = combine_linear([reduced(0), reduced(1)], 0.2, settings).coefficients
+    assert found.min() >= bounds[0] and found.max() <= bounds[1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_several_labels_an_image_are_refused(rule: Rule) -> None:
+    own = reduced(0)
+    labels = torch.nn.functional.one_hot(own.labels).to(torch.uint8)
+    with pytest.raises(UsageError, match="several labels"):
+        combine_linear([replace(own, labels=labels)], 0.2, Settings(rule=rule))
 
 
 def test_the_balance_keeps_predictions_from_one_class() -> None:

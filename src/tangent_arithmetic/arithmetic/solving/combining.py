@@ -14,12 +14,13 @@ from torch import Tensor
 
 from tangent_arithmetic.arithmetic.features import linear_features
 from tangent_arithmetic.arithmetic.metrics import main_of
+from tangent_arithmetic.arithmetic.solving.buffers import moving_buffers
 from tangent_arithmetic.arithmetic.solving.groups import along
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
 from tangent_arithmetic.arithmetic.solving.merged import Merged
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced, reduce
 from tangent_arithmetic.arithmetic.solving.ridge import Validated, cross_validated
-from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, solve
+from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, inside, solve
 from tangent_arithmetic.arithmetic.solving.standard import (
     PASSES,
     Solver,
@@ -42,6 +43,7 @@ from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.arithmetic.tally import measured
 from tangent_arithmetic.encoders.base import Encoder, LinearEncoder, ModuleEncoder, is_linear
 from tangent_arithmetic.runtime.compute import Compute
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import State, move
 
 if TYPE_CHECKING:
@@ -73,6 +75,11 @@ class Settings:
     passes: int = PASSES
     seed: int = 0
     folder: Path | None = None
+
+    def guarded(self) -> Guards:
+        """The guards of a solution without labels, with the ridge and the bounds."""
+        ridge = self.guards.ridge if self.ridge is None else self.ridge
+        return replace(self.guards, ridge=ridge, bounds=self.bounds or self.guards.bounds)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def combine_linear(splits: Sequence[Reduced], uniform: float, settings: Settings
     count = len(splits[0].steps)
     if settings.rule is not None:
         return _unlabelled(splits, settings)
-    centre = np.full(count, uniform)
+    centre = inside(np.full(count, uniform), settings.bounds)
     terms, ridge = supervised(list(splits)), settings.ridge
     if ridge is None:
         found = cross_validated(terms, centre, seed=settings.seed, bounds=settings.bounds)
@@ -124,9 +131,7 @@ def combine_linear(splits: Sequence[Reduced], uniform: float, settings: Settings
 def _unlabelled(splits: Sequence[Reduced], settings: Settings) -> Combination:
     """Without labels, and AdaMerging's published rule on the same coefficients."""
     assert settings.rule is not None
-    guards, count = settings.guards, len(splits[0].steps)
-    if settings.ridge is not None:
-        guards = replace(guards, ridge=settings.ridge)
+    guards, count = settings.guarded(), len(splits[0].steps)
     grid = [round(0.05 * i, 2) for i in range(21)]
     uniform = uniform_without_labels(splits, grid, guards.balance)
     found = without_labels(settings.rule, splits, np.full(count, uniform), guards)
@@ -145,10 +150,20 @@ def combine_standard(model: Merged, uniform: float, settings: Settings) -> Combi
         model: the model, with the splits to solve on.
         uniform: the coefficient for all directions to start from; without labels it is not used.
         settings: how to solve.
+
+    Raises:
+        UsageError: if the solver is "gauss-newton" and the directions move buffers.
     """
     count = len(model.vectors)
-    centre = np.full(count, uniform)
-    solver = settings.solver or cheaper(count, settings.passes)
+    centre = inside(np.full(count, uniform), settings.bounds)
+    solver = settings.solver or cheaper(count, settings.passes, settings.rule is None)
+    if moving_buffers(model.encoder, model.vectors):
+        if settings.solver == "gauss-newton":
+            raise UsageError(
+                "the vectors move buffers, such as the statistics of batch norms, which a "
+                "linearisation in the parameters leaves out; choose quasi-newton"
+            )
+        solver = "quasi-newton"
     if settings.rule is not None:
         return _standard_unlabelled(model, solver, settings)
     if solver == "quasi-newton":
@@ -159,7 +174,8 @@ def combine_standard(model: Merged, uniform: float, settings: Settings) -> Combi
 
     def chosen(splits: list[Reduced]) -> float:
         """The cross-validated ridge of the first linearisation, around zero steps."""
-        found = cross_validated(supervised(splits), np.zeros(count), seed=settings.seed)
+        around = settings.bounds and tuple(end - centre for end in settings.bounds)
+        found = cross_validated(supervised(splits), 0 * centre, seed=settings.seed, bounds=around)
         table.extend(found.facts()["cross_validation"])
         return found.ridge
 
@@ -172,13 +188,14 @@ def combine_standard(model: Merged, uniform: float, settings: Settings) -> Combi
 
 
 def _standard_unlabelled(model: Merged, solver: Solver, settings: Settings) -> Combination:
-    guards, ones = settings.guards, np.ones(len(model.vectors))
+    guards, ones = settings.guarded(), np.ones(len(model.vectors))
 
     def doubt(coefficient: float) -> float:
         terms = unlabelled_terms(model.logits(coefficient * ones), guards.balance)
         return Objective(terms, np.zeros(0)).value(np.zeros(0))
 
     centre = min((round(0.1 * i, 1) for i in range(11)), key=doubt) * ones
+    centre = inside(centre, settings.bounds)
     start = model.logits(centre) if settings.rule == "selflabel" else []
     labelled = [self_labels(split, np.zeros(0), guards.confidence) for split in start]
 
@@ -191,7 +208,7 @@ def _standard_unlabelled(model: Merged, solver: Solver, settings: Settings) -> C
             for split, own in zip(splits, labelled, strict=True)
         ]
 
-    ridge, box = guards.ridge if settings.ridge is None else settings.ridge, guards.box(centre)
+    ridge, box = guards.ridge, guards.box(centre)
     if solver == "quasi-newton":
         route = quasi_newton(model, centre, ridge, bounds=box, terms=terms)
     else:

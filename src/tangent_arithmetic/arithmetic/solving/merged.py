@@ -6,7 +6,7 @@ One backward pass gives the derivatives of a loss in all coefficients,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tangent_arithmetic.arithmetic.solving.buffers import OpenStatistics, moving_buffers
 from tangent_arithmetic.arithmetic.solving.groups import along
 from tangent_arithmetic.arithmetic.solving.losses import Term
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced, reduce
@@ -75,7 +76,7 @@ class Merged:
         found = []
         for split in self.splits:
             parts = [
-                (split.head(self.encoder(images).float()).cpu(), labels.cpu())
+                (split.head(forward(self.encoder, images, split)).cpu(), labels.cpu())
                 for images, labels in _batches(split, self.encoder, "logits")
             ]
             logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -105,15 +106,17 @@ class Merged:
         total, pulled = (0.0, None) if terms is None else pulled_back(terms, self.logits(a))
         self.place(a)
         self.units += 3
-        parameters = dict(self.encoder.named_parameters())
-        flags = {name: p.requires_grad for name, p in parameters.items()}
+        moved = movable(self.encoder, self.vectors)
+        flags = {name: p.requires_grad for name, p in moved.items()}
         try:
-            for p in parameters.values():
+            for p in moved.values():
                 p.requires_grad_(True).grad = None
             for number, split in enumerate(self.splits):
                 count, done = _count(split), 0
                 for images, labels in _batches(split, self.encoder, "gradient"):
-                    logits = split.head(self.encoder(images).float())
+                    with OpenStatistics():
+                        features = forward(self.encoder, images, split)
+                    logits = split.head(features)
                     if pulled is None:
                         loss = _cross_entropy(logits, labels)
                         loss = loss * len(labels) / (count * len(self.splits))
@@ -123,9 +126,9 @@ class Merged:
                         loss = (logits * slopes.to(logits)).sum()
                         done += len(labels)
                     loss.backward()
-            gradient = [_product(parameters, tau) for tau in self.vectors]
+            gradient = [_product(moved, tau) for tau in self.vectors]
         finally:
-            for name, p in parameters.items():
+            for name, p in moved.items():
                 p.requires_grad_(flags[name]).grad = None
         return total, np.asarray(gradient, dtype=np.float64)
 
@@ -147,11 +150,23 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def _product(parameters: dict[str, torch.nn.Parameter], tau: State) -> float:
-    """The inner product of the parameters' gradients and a direction, in float64."""
+def movable(encoder: ModuleEncoder, vectors: Sequence[State]) -> dict[str, Tensor]:
+    """The parameters, and the buffers that directions move."""
+    return {**dict(encoder.named_parameters()), **moving_buffers(encoder, vectors)}
+
+
+def forward(encoder: ModuleEncoder, images: Tensor, split: Split) -> Tensor:
+    """The features of a batch, in the split's precision; heads are in float32."""
+    with (split.compute or Compute.of(encoder.weights())).autocast():
+        features: Tensor = encoder(images)
+    return features.float()
+
+
+def _product(moved: Mapping[str, Tensor], tau: State) -> float:
+    """The inner product of what moves' gradients and a direction, in float64."""
     total = 0.0
     for name, value in tau.items():
-        gradient = parameters[name].grad if name in parameters else None
+        gradient = moved[name].grad if name in moved else None
         if gradient is not None:
             total += float((gradient.double() * value.to(gradient.device).double()).sum())
     return total
@@ -170,5 +185,4 @@ def _batches(split: Split, encoder: ModuleEncoder, what: str) -> Iterator[tuple[
     split.head.to(compute.device)
     total = len(split.batches) if isinstance(split.batches, EvalBatches) else None
     for batch in progress(split.batches, f"{what} on {split.name}", total):
-        with compute.autocast():
-            yield to_device(batch, compute.device)
+        yield to_device(batch, compute.device)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tangent_arithmetic.arithmetic.solving.merged import Merged
+from tangent_arithmetic.arithmetic.solving.buffers import OpenStatistics
+from tangent_arithmetic.arithmetic.solving.merged import Merged, movable
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 from tangent_arithmetic.runtime.compute import Compute
 
@@ -85,7 +86,7 @@ class NetworkImages:
             self.labels.append(labels)
         self.directions = len(model.vectors)
         self.moves: dict[str, tuple[Tensor, Tensor]] = {}  # name -> which directions, their weights
-        for name, p in self.encoder.named_parameters():
+        for name, p in movable(self.encoder, model.vectors).items():
             which = [k for k, tau in enumerate(model.vectors) if name in tau]
             if which:
                 steps = torch.stack([model.vectors[k][name].to(p) for k in which])
@@ -97,15 +98,16 @@ class NetworkImages:
         """See `LabelledImages`; one pass of the network, in evaluation mode, for all splits."""
         device = self.compute.device
         self.encoder.eval().to(device)
-        weights = {name: p.detach() for name, p in self.encoder.named_parameters()}
+        weights = {n: p.detach() for n, p in self.encoder.named_parameters()}
+        weights |= {n: p.detach() for n, p in self.encoder.named_buffers() if n in self.moves}
         for name, (which, steps) in self.moves.items():
             move = torch.tensordot(a[which].to(steps), steps, dims=1)
             weights[name] = weights[name] + move.to(device)
         inputs = torch.cat([self.images[split][own] for split, own in chosen.items()])
-        with self.compute.autocast():
+        with self.compute.autocast(), OpenStatistics():
             features = functional_call(self.encoder, weights, (inputs.to(device),)).float()
-            parts = features.split([len(own) for own in chosen.values()])
-            return {
-                split: self.splits[split].head.to(device)(part).cpu()
-                for split, part in zip(chosen, parts, strict=True)
-            }
+        parts = features.split([len(own) for own in chosen.values()])
+        return {
+            split: self.splits[split].head.to(device)(part).cpu()
+            for split, part in zip(chosen, parts, strict=True)
+        }

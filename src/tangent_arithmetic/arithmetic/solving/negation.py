@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tangent_arithmetic.arithmetic.coefficients import least_kept
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy, true_class
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
-from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, minimum
+from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, inside, minimum
 from tangent_arithmetic.runtime.logs import progress
 
 if TYPE_CHECKING:
@@ -108,16 +109,19 @@ def forget(
     """
     count = len(task.steps)
     zero = np.zeros(count)
-    least = share * control.accuracy(zero)
+    least = least_kept(share, control.accuracy(zero))
 
     def measured(a: np.ndarray, weight: float | None, factor: float) -> Forgetting:
         point = factor * a
         return Forgetting(point, task.accuracy(point), control.accuracy(point), weight, factor)
 
-    points = [measured(np.full(count, -1.0), None, c) for c in uniform]
-    start = Front(points, least).best().coefficients
+    def allowed(a: float | np.ndarray) -> bool:
+        return bounds is None or bool(np.all((a >= bounds[0]) & (a <= bounds[1])))
+
+    points = [measured(np.full(count, -1.0), None, c) for c in uniform if allowed(-c)]
+    start = Front(points, least).best().coefficients if points else inside(zero, bounds)
     for weight in progress(weights, f"forgetting {task.name}"):
         terms = [Term(task, true_class), Term(control, cross_entropy, weight)]
         a, _, _ = minimum(Objective(terms, zero, RIDGE), start, bounds=bounds)
-        points += [measured(a, weight, factor) for factor in factors]
+        points += [measured(a, weight, factor) for factor in factors if allowed(factor * a)]
     return Front(points, least)

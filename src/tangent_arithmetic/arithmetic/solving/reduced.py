@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.arithmetic.features import few_at_a_time
+from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.sweeps import Split
+from tangent_arithmetic.arithmetic.tally import measured
 from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.encoders.base import LinearEncoder
 from tangent_arithmetic.encoders.images import ClassificationHead
@@ -141,11 +143,8 @@ class Reduced:
         return np.asarray(total)
 
     def accuracy(self, a: Float64[np.ndarray, " directions"]) -> float:
-        """Top-1 accuracy at a point; of several labels an image, the share of correct answers."""
-        logits = self.logits(a)
-        if self.labels.ndim == 2:
-            return float(((logits > 0) == self.labels.bool()).double().mean())
-        return float((logits.argmax(dim=1) == self.labels).double().mean())
+        """The main metric at a point: top-1 accuracy, mAP where an image has several labels."""
+        return main_of(measured(self.logits(a), self.labels))
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from tangent_arithmetic.arithmetic.solving.solver import (
     Bounds,
     Objective,
     Solution,
+    inside,
     minimum,
     solve,
 )
@@ -81,13 +82,13 @@ def cross_validated(
 
     Args:
         terms: losses on labelled images.
-        centre: the uniform point.
+        centre: the uniform point; where it is out of the bounds, the nearest point within.
         ridges: strengths to choose from.
         folds: number of folds; fewer if a split has fewer images.
         seed: of the folds.
         bounds: the least and the largest coefficient; None for none.
     """
-    ridges, centre = sorted(ridges, reverse=True), np.asarray(centre, dtype=np.float64)
+    ridges, centre = sorted(ridges, reverse=True), inside(centre, bounds)
     sample = thinned(terms, SAMPLE) or list(terms)
     share = sum(len(t.reduced) for t in sample) / sum(len(t.reduced) for t in terms)
     folds = min(folds, *(len(term.reduced) for term in sample))

@@ -149,7 +149,7 @@ def solve(
     Raises:
         UsageError: if the objective is not finite at the start.
     """
-    a = _inside(objective.centre if math.isinf(objective.ridge) else start, bounds)
+    a = inside(objective.centre if math.isinf(objective.ridge) else start, bounds)
     norms = objective.norms(a)
     best = first = objective.value(a, norms)
     if not math.isfinite(best):
@@ -243,6 +243,7 @@ def _projected(a: np.ndarray, gradient: np.ndarray, bounds: Bounds | None) -> fl
     return float(np.linalg.norm(gradient))
 
 
-def _inside(a: np.ndarray, bounds: Bounds | None) -> Float64[np.ndarray, " directions"]:
+def inside(a: np.ndarray, bounds: Bounds | None) -> Float64[np.ndarray, " directions"]:
+    """The nearest point within the bounds."""
     a = np.asarray(a, dtype=np.float64)
     return a if bounds is None else np.clip(a, *bounds)

@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
 from tangent_arithmetic.arithmetic.solving.merged import Merged, Terms
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
-from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, minimum, solve
+from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, inside, minimum, solve
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -72,9 +72,9 @@ class Route:
         }
 
 
-def cheaper(directions: int, passes: int = PASSES) -> Solver:
-    """The solver that needs fewer forward passes: 3 + 2K a pass, three a gradient (labels)."""
-    newton, quasi = passes * (3 + 2 * directions), 3 * TYPICAL
+def cheaper(directions: int, passes: int = PASSES, labels: bool = True) -> Solver:
+    """The solver that needs fewer forward passes: 3 + 2K a pass, three or four a gradient."""
+    newton, quasi = passes * (3 + 2 * directions), (3 if labels else 4) * TYPICAL
     return "gauss-newton" if newton <= quasi else "quasi-newton"
 
 
@@ -90,13 +90,14 @@ def gauss_newton(
 
     Args:
         model: the model; at the solution afterwards.
-        centre: the uniform point, where passes start.
+        centre: the uniform point, or the nearest within the bounds, where passes start.
         ridge: strength of the ridge towards it, or how to choose it on the first pass.
         terms: the objective on the splits.
         passes: linearisations at most.
         bounds: the least and the largest coefficient; None for none.
     """
-    a, history, damping = np.asarray(centre, dtype=np.float64), list[dict[str, Any]](), DAMPING
+    centre = inside(centre, bounds)
+    a, history, damping = centre, list[dict[str, Any]](), DAMPING
     strength: float | None = None if callable(ridge) else ridge
 
     def true(point: np.ndarray) -> float:
@@ -161,14 +162,14 @@ def quasi_newton(
 
     Args:
         model: the model; at the solution afterwards.
-        centre: the uniform point, where the solver starts.
+        centre: the uniform point, or the nearest within the bounds, where the solver starts.
         ridge: strength of the ridge towards it.
         gradients: evaluations at most.
         bounds: the least and the largest coefficient; None for none.
         terms: the objective on the splits; the mean of their cross-entropies if None.
     """
-    history: list[dict[str, Any]] = []
-    best = (np.inf, np.asarray(centre, dtype=np.float64))
+    history, centre = list[dict[str, Any]](), inside(centre, bounds)
+    best = (np.inf, centre)
 
     def function(a: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best

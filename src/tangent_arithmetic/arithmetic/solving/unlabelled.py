@@ -27,7 +27,14 @@ import torch
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy, entropy, imbalance
 from tangent_arithmetic.arithmetic.solving.minibatches import StoredImages
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
-from tangent_arithmetic.arithmetic.solving.solver import Bounds, Objective, Solution, minimum
+from tangent_arithmetic.arithmetic.solving.solver import (
+    Bounds,
+    Objective,
+    Solution,
+    inside,
+    minimum,
+)
+from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -48,6 +55,7 @@ class Guards:
         balance: weight of the divergence from the prior over classes.
         confidence: self-labels of less confident images are not used.
         rounds: times that self-labels are updated.
+        bounds: the least and the largest coefficient; None for none but 0.
     """
 
     radius: float = 0.5
@@ -55,10 +63,16 @@ class Guards:
     balance: float = 1.0
     confidence: float = 0.0
     rounds: int = 3
+    bounds: Bounds | None = None
 
     def box(self, centre: Float64[np.ndarray, " directions"]) -> Bounds:
-        """The bounds around a uniform point; no coefficient is negative."""
-        return max(0.0, float(centre.min()) - self.radius), float(centre.max()) + self.radius
+        """What both the radius around a uniform point within the bounds and these allow.
+
+        Without bounds no coefficient is negative.
+        """
+        low, high = (0.0, np.inf) if self.bounds is None else self.bounds
+        least, largest = centre.min() - self.radius, centre.max() + self.radius
+        return np.maximum(low, least), np.minimum(high, largest)
 
 
 def without_labels(
@@ -76,6 +90,7 @@ def without_labels(
         guards: what keeps it from collapsing.
     """
     guards = guards or Guards()
+    centre = inside(centre, guards.bounds)
     if rule == "selflabel":
         return _self_labelled(splits, centre, guards)
     objective = Objective(unlabelled_terms(splits, guards.balance), centre, guards.ridge)
@@ -97,9 +112,23 @@ def uniform_without_labels(
 
 def unlabelled_terms(splits: Sequence[Reduced], balance: float) -> list[Term]:
     """Entropy, and divergence from the prior, of each split."""
+    for split in splits:
+        check_one_answer(split)
     share = 1 / len(splits)
     terms = [Term(split, entropy, share) for split in splits]
     return terms + [Term(split, imbalance(), balance * share) for split in splits]
+
+
+def check_one_answer(split: Reduced) -> None:
+    """Checks that an image has one class, which the rules' softmax supposes.
+
+    Raises:
+        UsageError: if it has several.
+    """
+    if split.labels.ndim == 2:
+        raise UsageError(
+            f"{split.name} has several labels an image; rules without labels expect one class each"
+        )
 
 
 def _self_labelled(
@@ -132,6 +161,7 @@ def self_labels(
         confidence: less confident images have no weight, unless all are.
         factor: of the term.
     """
+    check_one_answer(split)
     best, labels = split.logits(a).softmax(dim=1).max(dim=1)
     weights = best * (best >= confidence) if bool((best >= confidence).any()) else best
     totals = torch.zeros(split.base.shape[1], dtype=torch.float64).index_add(0, labels, weights)

@@ -16,6 +16,13 @@ from tangent_arithmetic.run.models import task_vector
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
+SOLVING = {  # flags that change a solution, and their label in names of files
+    "ridge": "ridge",
+    "coefficient_bounds": "bounds",
+    "solver": "solver",
+    "n_eval_points": "points",
+}
+
 
 def shots_of(config: Config) -> int | None:
     """`--shots` of this command, labelled pictures a class; None for all.
@@ -48,6 +55,11 @@ def settings_of(run: Run) -> Settings:
                 "--coefficient-bounds: expected the least and the largest coefficient, such as "
                 f"0,1, got {','.join(config.coefficient_bounds)}"
             )
+        if config.negate and low >= 0:
+            raise UsageError(
+                f"--negate looks for coefficients below 0, got bounds {low:g},{high:g}; choose "
+                "such as --coefficient-bounds=-2,0"
+            )
         bounds = (low, high)
     if config.unlabelled is not None and (config.negate or shots_of(config) is not None):
         raise UsageError("--unlabelled uses no labels; leave out --shots and --negate")
@@ -63,13 +75,24 @@ def settings_of(run: Run) -> Settings:
 
 
 def slug(run: Run) -> str:
-    """The run's part of the names of its files: the grouping, and what differs from the default."""
+    """The run's part of the names of its files: the grouping, and what differs from the default.
+
+    Negations of each task are kept in one file, so tasks are not in its name.
+    """
     name = run.config.coefficients
     plain = re.sub(r"\W+", "-", name)[:40].strip("-")
     parts = [name if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"]
     shots = shots_of(run.config)
     parts += [f"{shots}shot"] if shots is not None else []
     parts += [run.config.unlabelled] if run.config.unlabelled else []
+    default = Config()
+    for name, label in SOLVING.items():
+        value = getattr(run.config, name)
+        if value != getattr(default, name):
+            text = ",".join(value) if isinstance(value, list) else f"{value}"
+            parts.append(f"{label}{text}")
+    if not run.config.negate and run.tasks != list(run.suite.tasks):
+        parts.append("tasks" + "+".join(run.tasks))
     return "_".join(parts)
 
 

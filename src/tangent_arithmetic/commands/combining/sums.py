@@ -27,6 +27,7 @@ from tangent_arithmetic.arithmetic.solving.shots import few
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.commands.combining.flags import named, parts_of, shots_of, slug
 from tangent_arithmetic.encoders.base import ModuleEncoder, is_linear
+from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.models import (
     base_encoder,
     checkpoint_hashes,
@@ -77,7 +78,7 @@ def combination(run: Run, settings: Settings) -> tuple[Results, ModuleEncoder]:
             time.monotonic() - begin,
             theta0_hash=theta0_hash,
             checkpoints=checkpoint_hashes(run, tasks, mode),
-            splits=run.data.split_hashes(names),
+            **evaluated_on(run, names),
         ),
     }
     placed(base, along(vectors, solved.coefficients))

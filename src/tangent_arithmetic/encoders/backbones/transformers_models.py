@@ -35,7 +35,10 @@ from tangent_arithmetic.storage.wrappers import read_weights
 
 OPTIONS = ("pooling", "length")
 LONGEST = 512  # tokens, where neither the name nor the model's files say
-KEYS: Mapping[str, str] = {  # of sentence-transformers
+KEYS: Mapping[str, str] = {  # of sentence-transformers; since its version 6 names alone
+    "cls": "cls",
+    "mean": "mean",
+    "lasttoken": "last",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
@@ -59,6 +62,8 @@ def build(name: BackboneName, weights: bool) -> Backbone:
     with unavailable(f"{TRANSFORMERS}{place}", False):
         module = _module(folder, weights and name.weights is not None, place)
         transform = _tokenize(folder, module.config, int(length) if length else None)
+    config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    transform.recipe |= {"pooling": pooling, "config": config}  # of the features too
     return Backbone(SentenceModel(module, pooling), transform, transform)
 
 
@@ -154,7 +159,11 @@ def _pooling(folder: Path) -> str:
             )
     own = folder / "1_Pooling" / "config.json"
     if own.is_file():
-        chosen = [key for key, value in read_json(own).items() if value is True and "mode" in key]
+        stated = read_json(own)
+        chosen = [key for key, value in stated.items() if value is True and "mode" in key]
+        if "pooling_mode" in stated:
+            mode = stated["pooling_mode"]
+            chosen = list(map(str, mode)) if isinstance(mode, list) else [str(mode)]
         if len(chosen) != 1 or chosen[0] not in KEYS:
             raise UsageError(
                 f"{own} has the pooling {', '.join(map(shown, chosen)) or 'none'}, expected one of "
@@ -175,9 +184,9 @@ def _tokenize(folder: Path, config: Any, length: int | None) -> Tokenize:
         int(tokenizer.model_max_length),
     )
     stated = folder / "sentence_bert_config.json"
-    usual = int(read_json(stated)["max_seq_length"]) if stated.is_file() else LONGEST
+    usual = read_json(stated).get("max_seq_length") if stated.is_file() else None
     if length is not None and length > most:
         raise UsageError(f"{folder} takes at most {most} tokens, got length={length}")
     files = [path for path in folder.iterdir() if path.name.startswith(("tokenizer", "vocab"))]
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()
-    return Tokenize(tokenizer, length or min(most, usual), digest)
+    return Tokenize(tokenizer, length or min(most, int(usual or LONGEST)), digest)
