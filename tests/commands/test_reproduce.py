@@ -227,7 +227,7 @@ def test_every_file_of_the_design_is_there(root: Path) -> None:
     names = ["zeroshot_accuracies", "report"]
     for prefix in ("", "linear_", "posthoc_"):
         names += [f"{prefix}ft_accuracies", f"{prefix}additions-{suffix}", f"{prefix}negations"]
-        names.append(f"{prefix}combined_task-layer_4shot")
+        names.append(f"{prefix}combined_task-layer_4shot_tasks{suffix}")
     suite = root / "results" / "embedded"
     for run in ("ViT-Nano-8", "ViT-Nano-8_seed1"):
         assert {path.stem for path in (suite / run).iterdir()} == set(names)

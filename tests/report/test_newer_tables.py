@@ -58,7 +58,7 @@ def test_what_the_commands_write_is_on_the_page(own: Run, words: list[str], brow
         argv = ["--finetuning-mode=linear", f"--coefficients={grouping}", *words]
         assert combine.main(argv) == 0
     assert certify.main(["--finetuning-mode=linear", *words]) == 0
-    path = own.results / "linear_combined_task-layer.json"
+    path = own.results / f"linear_combined_task-layer_tasks{'+'.join(TASKS)}.json"
     results, tables = read_json(path), named(own)
     label = "linear, Emoji+FashionMNIST, solved: task-layer"
     (line,) = [one for one in tables["addition"].lines if one.label == label]
@@ -82,8 +82,8 @@ def test_what_the_commands_write_is_on_the_page(own: Run, words: list[str], brow
         assert cells.count() == len(results["coefficients"])
         colours = cells.evaluate_all("all => all.map(i => getComputedStyle(i).backgroundColor)")
         assert len(set(colours)) > 2
-        ranges = page.locator("#certificates-linear")
-        certified = read_json(own.results / "linear_certificates.json")["ranges"]
+        ranges = page.locator(f"#certificates-linear-{'-'.join(TASKS)}")
+        certified = read_json(arithmetic_path(own, "linear", "certificates"))["ranges"]
         assert ranges.locator("tbody th").all_text_contents() == list(certified)
         low, high = certified["Emoji"]["0.95"]
         last = ranges.locator("tbody tr").first.locator("td").last.text_content()

@@ -243,6 +243,7 @@ def test_merge_keeps_the_other_tasks_of_the_run(tmp_path: Path) -> None:
         {"suite": "clip8"},
         {"model": "ViT-B-32"},
         {"config": {"precision": "bf16"}},
+        {"control": {"name": "Shapes", "threshold": 0.9}},
         None,
     ],
     ids=lambda change: next(iter(change)) if change else "no provenance",

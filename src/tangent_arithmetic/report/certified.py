@@ -21,11 +21,12 @@ STATEMENT = (
 def certified_tables(folder: Path) -> list[Table]:
     """A table for each file of certificates in a run's folder; damaged ones are left out."""
     found = []
-    for path in sorted(folder.glob("*certificates.json")):
+    for path in sorted(folder.glob("*certificates*.json")):
         results = optional_results(path)
         mode, ranges = mode_of(results), results.get("ranges")
         if mode is not None and isinstance(ranges, dict):
-            found.append(_table(mode, results.get("control"), ranges))
+            some = path.stem.partition("certificates")[2]  # "-A+B" of some of the suite's tasks
+            found.append(_table(mode, some, results.get("control"), ranges))
     return [table for table in found if table.lines]
 
 
@@ -38,13 +39,13 @@ def mode_of(results: Mapping[str, Any]) -> Mode | None:
         return None
 
 
-def _table(mode: Mode, control: object, ranges: Mapping[str, Any]) -> Table:
+def _table(mode: Mode, some: str, control: object, ranges: Mapping[str, Any]) -> Table:
     """The ranges of a mode's coefficients: a row a vector, a column a share of the answers."""
     about = control if isinstance(control, dict) else {}
     shares = list(dict.fromkeys(s for each in ranges.values() for s in _shares(each)))
     name = about.get("name", "the control set")
     table = Table(
-        f"certificates-{mode.name.replace('+', '-')}",
+        f"certificates-{mode.name}{some}".replace("+", "-"),
         f"Certified ranges, {mode.label}: coefficients that keep the answers on {name}",
         ["all stay" if share == 1 else f"{100 * share:g} % stay" for share in shares],
         corner="coefficient of",

@@ -70,12 +70,12 @@ def _read(path: Path) -> Solved | None:
 
 def _name(slug: str) -> str:
     """The part of a file's name after `KIND`, to be read: "task_4shot" is "task, 4-shot"."""
-    flags = r"((?:_(?:ridge|bounds|points|solver)[^_]*)*(?:_tasks.*)?)"
+    flags = r"((?:_(?:ridge|bounds|solver)[^_]*)*)(?:_tasks.*)?"
     found = re.fullmatch(r"(.*?)(?:_(\d+)shot)?(?:_(entropy|selflabel))?" + flags, slug, re.DOTALL)
     assert found is not None
     grouping, shots, rule, more = found.groups()
     parts = [grouping, *([f"{shots}-shot"] if shots else []), *([rule] if rule else [])]
-    more = re.sub(r"_(ridge|bounds|points|solver|tasks)", r", \1 ", more)
+    more = re.sub(r"_(ridge|bounds|solver)", r", \1 ", more)
     return ", ".join(parts) + more
 
 

@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -105,7 +107,31 @@ def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
 
 def solved_path(run: Run, mode: str) -> Path:
     """The file of a mode's sum with the coefficients of `SOLVED`."""
-    return run.results / f"{get_mode(mode).prefix}combined_{GROUPING}_{SHOTS}shot.json"
+    return (
+        run.results / f"{get_mode(mode).prefix}combined_{solution_name(run, GROUPING, SHOTS)}.json"
+    )
+
+
+def solution_name(run: Run, grouping: str, shots: int | None) -> str:
+    """What identifies solved coefficients in names of files: the flags that are not the default.
+
+    Args:
+        run: the run; its tasks are named if they are not all of the suite's, but for negations,
+            which share a file.
+        grouping: what has a coefficient of its own.
+        shots: labelled examples a class; None for all.
+    """
+    config = run.config
+    plain = re.sub(r"\W+", "-", grouping)[:40].strip("-")
+    parts = [plain if plain == grouping else f"{plain}-{zlib.crc32(grouping.encode()):08x}"]
+    parts += [] if shots is None else [f"{shots}shot"]
+    parts += [config.unlabelled] if config.unlabelled else []
+    parts += [] if config.ridge is None else [f"ridge{config.ridge:g}"]
+    parts += ["bounds" + ",".join(config.coefficient_bounds)] if config.coefficient_bounds else []
+    parts += [] if config.solver == "auto" else [f"solver{config.solver}"]
+    if not config.negate and run.tasks != list(run.suite.tasks):
+        parts.append("tasks" + "+".join(run.tasks))
+    return "_".join(parts)
 
 
 def check_targets(run: Run, *paths: Path) -> None:

@@ -229,7 +229,7 @@ def test_bounds_that_leave_out_the_uniform_coefficient_hold(
     bounds: tuple[float, float], solver: Solver
 ) -> None:
     for rule in (None, "entropy", "selflabel"):
-        settings = Settings(bounds=bounds, solver=solver, rule=rule, passes=2)  # type: ignore[arg-type]
+        settings = Settings(bounds=bounds, solver=solver, rule=rule, passes=2)
         found = combine_standard(model(), 0.9, settings).coefficients
         assert found.min() >= bounds[0] and found.max() <= bounds[1], rule
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,15 +11,9 @@ from tangent_arithmetic.arithmetic.solving.groups import Direction, directions
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.run.config import Config
 from tangent_arithmetic.run.models import task_vector
+from tangent_arithmetic.run.results import solution_name
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
-
-SOLVING = {  # flags that change a solution, and their label in names of files
-    "ridge": "ridge",
-    "coefficient_bounds": "bounds",
-    "solver": "solver",
-    "n_eval_points": "points",
-}
 
 
 def shots_of(config: Config) -> int | None:
@@ -75,25 +67,8 @@ def settings_of(run: Run) -> Settings:
 
 
 def slug(run: Run) -> str:
-    """The run's part of the names of its files: the grouping, and what differs from the default.
-
-    Negations of each task are kept in one file, so tasks are not in its name.
-    """
-    name = run.config.coefficients
-    plain = re.sub(r"\W+", "-", name)[:40].strip("-")
-    parts = [name if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"]
-    shots = shots_of(run.config)
-    parts += [f"{shots}shot"] if shots is not None else []
-    parts += [run.config.unlabelled] if run.config.unlabelled else []
-    default = Config()
-    for name, label in SOLVING.items():
-        value = getattr(run.config, name)
-        if value != getattr(default, name):
-            text = ",".join(value) if isinstance(value, list) else f"{value}"
-            parts.append(f"{label}{text}")
-    if not run.config.negate and run.tasks != list(run.suite.tasks):
-        parts.append("tasks" + "+".join(run.tasks))
-    return "_".join(parts)
+    """The run's part of the names of its files, see `run.results.solution_name`."""
+    return solution_name(run, run.config.coefficients, shots_of(run.config))
 
 
 def parts_of(run: Run, encoder: ModuleEncoder, theta0_hash: str, tasks: Sequence[str]
