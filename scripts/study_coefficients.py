@@ -10,7 +10,7 @@ validation, accuracies are of test splits. aTLAS learns the same coefficients fr
 logits for linear modes; for others a coefficient for each tensor, through the network, at the last
 of `--rates` alone. The published rate is 0.001, for more pictures and so more steps.
 
-Rows of other modes and seeds that the file has are kept.
+Rows of other modes and seeds that the file has are kept; they must be of the same `--sample`.
 
 Seconds are those of the choice. For linear modes they come after a pass over the pictures, which
 all choices share and which has a row of its own. Checkpoints must exist (`finetune`), those of a
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,7 +64,7 @@ from tangent_arithmetic.run.results import markdown_table, provenance
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.runtime.atomic import write_json, write_text
-from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.errors import UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.ranges import number
 from tangent_arithmetic.storage.reading import read_json
@@ -291,8 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, flags = parser.parse_known_args(argv)
     setup_logging()
     rates = [float(rate) for rate in own.rates.split(",")]
-    path = Run.of(parse_arguments(flags)).results.parent / "coefficients.json"
+    first = Run.of(parse_arguments(flags))
+    path = first.results.parent / "coefficients.json"
     results: dict[str, dict[str, Any]] = read_json(path)["seeds"] if path.exists() else {}
+    check_sample(path, results, first.config.sample)
     for seed in own.seeds.split(","):
         results.setdefault(seed, {})
         flag = [] if seed == "0" else [f"--seed={seed}"]  # seed 0 is the default run's
@@ -303,6 +306,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             write(run, results)
     print(table(rows_of(results)))
     return 0
+
+
+def check_sample(path: Path, results: Mapping[str, Mapping[str, Any]], sample: int | None) -> None:
+    """Checks that the rows of a file are of the same sample, since means over seeds mix them.
+
+    Raises:
+        UsageError: if some are not.
+    """
+    for found in (found for own in results.values() for found in own.values()):
+        other = found["provenance"]["config"].get("sample")
+        if other != sample:
+            raise UsageError(
+                f"{path} has rows of {_sample(other)}, got {_sample(sample)}; delete it, or name "
+                "another folder with --results"
+            )
+
+
+def _sample(sample: int | None) -> str:
+    return "all pictures" if sample is None else f"--sample={sample}"
 
 
 def rows_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Rows]]:

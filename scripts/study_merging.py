@@ -2,7 +2,7 @@
 
     python scripts/study_merging.py --seeds=3
     python scripts/study_merging.py --seeds=3 --modes=linear,linear+taujp --stem=merging_linear
-    python scripts/study_merging.py --seeds=3 --methods=lot,featcal     # adds rows to the tables
+    python scripts/study_merging.py --seeds=3 --methods=lot,featcal     # adds rows to the files
     python scripts/study_merging.py --seeds=3 --costs    # measures seconds and memory again, alone
 
 Encoders are those of `finetune.py` (made where they are missing), a table for each mode of
@@ -189,11 +189,11 @@ def summarize(seeds: Mapping[int, Mapping[str, Row]]) -> list[list[str]]:
     """A line per method: absolute and normalised accuracy (mean and deviation), coefficients, cost.
 
     Args:
-        seeds: seed -> label -> row.
+        seeds: seed -> label -> row; a label may not have all seeds yet.
     """
     lines = []
-    for label in next(iter(seeds.values())):
-        rows = [by_method[label] for by_method in seeds.values()]
+    for label in dict.fromkeys(label for rows in seeds.values() for label in rows):
+        rows = [by_method[label] for by_method in seeds.values() if label in by_method]
         absolute = [float(np.mean(list(row["top1"].values()))) for row in rows]
         relative = [
             float(np.mean([value / row["own"][task] for task, value in row["top1"].items()]))
@@ -213,9 +213,11 @@ def _median(rows: Sequence[Row], key: str, scale: float, digits: int) -> str:
 def write(path: Path, results: Mapping[int, Mapping[str, dict[str, Row]]], seconds: float) -> str:
     """Writes the results so far, by seed, mode and label, and returns the tables."""
     header = ["method", "accuracy, %", "normalised, %", "coefficient", "seconds", "MiB"]
-    modes = list(next(iter(results.values())))
+    modes = list(dict.fromkeys(mode for rows in results.values() for mode in rows))
     tables = {
-        mode: markdown_table(header, summarize({s: rows[mode] for s, rows in results.items()}))
+        mode: markdown_table(
+            header, summarize({s: rows[mode] for s, rows in results.items() if mode in rows})
+        )
         for mode in modes
     }
     shown = "\n\n".join(f"## {MODES[mode].label}\n\n{table}" for mode, table in tables.items())
@@ -286,11 +288,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise unknown("merging method", min(strange), every)
     adds = args.methods or args.costs
     earlier = read_json(path.with_suffix(".json"))["seeds"] if adds else {}
-    begun, results, table = time.monotonic(), dict[int, dict[str, dict[str, Row]]](), ""
+    results: dict[int, dict[str, dict[str, Row]]] = {int(s): own for s, own in earlier.items()}
+    begun, table = time.monotonic(), ""
     for seed, run in runs(args.seeds, modes):
-        results[seed] = {}
+        results.setdefault(seed, {})
         for mode in modes:
-            rows = earlier.get(str(seed), {}).get(mode, {})
+            rows = results[seed].get(mode, {})
             found = (
                 costs(run, mode, rows)
                 if args.costs

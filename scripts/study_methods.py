@@ -11,8 +11,8 @@ batch) and seconds are those of training all tasks. Standard models are evaluate
 coefficients, each of which takes a pass, and are not negated. Other flags are those of
 src/finetune.py. --joint trains one model of all tasks instead, on the same images. --start copies
 a folder of checkpoints before a point is trained, such as those of DELTA's teachers; {seed} stands
-for the seed. --output adds the rows to a JSON file, with provenance, and writes the means over
-seeds of all that are in it beside it, in markdown.
+for the seed. --output adds the rows to a JSON file, with provenance, in place of those of the same
+settings and seed, and writes the means over seeds of all that are in it beside it, in markdown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from tangent_arithmetic.encoders.base import is_linear
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.encoders.loading import read_facts
-from tangent_arithmetic.run.args import Parser, parse_arguments
+from tangent_arithmetic.run.args import Config, Parser, parse_arguments
 from tangent_arithmetic.run.models import (
     base_encoder,
     classification_head,
@@ -59,6 +59,7 @@ from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.storage.reading import read_json
 from tangent_arithmetic.training.loop import TrainingData, train
 from tangent_arithmetic.training.objectives import Objective
+from tangent_arithmetic.training.recipe import Recipe
 
 SUMS = np.round(np.arange(0, 1.5001, 0.05), 2)  # the published grid goes to 1
 STANDARD_SUMS = np.round(np.arange(0, 1.0001, 0.1), 2)
@@ -76,6 +77,13 @@ COLUMNS = (
     "images",
     "seconds",
 )
+# flags beside a method's settings that decide numbers, and settings that follow from a seed
+FLAGS = (
+    *("model", "suite", "tasks", "control_dataset", "head", "template", "finetuning_mode"),
+    *("recipe", "target", "patience", "sample", "control_threshold"),
+    *(one.name for one in fields(Recipe)),
+)
+OF_A_SEED = ("teacher_hash",)
 # columns that are no percentages, and their digits
 PLAIN = {"coefficient": 2, "xi": 4, "images": 0, "seconds": 0}
 HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control", "xi",
@@ -269,18 +277,42 @@ def cost(run: Run) -> dict[str, float]:
     return {"images": images, "seconds": sum(info["seconds"] for info in infos)}
 
 
+def settings_of(record: dict[str, Any]) -> frozenset[tuple[str, str]]:
+    """What the seeds of a row have in common: settings, and further flags that decide numbers."""
+    config, default = record["provenance"]["config"], Config()
+    flags = {name: config.get(name, getattr(default, name)) for name in FLAGS}
+    settings = {**flags, **record["settings"]}
+    return frozenset((n, str(v)) for n, v in settings.items() if n not in OF_A_SEED)
+
+
+def added(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records with one more, in place of an earlier one of the same settings and seed."""
+
+    def key(one: dict[str, Any]) -> tuple[Any, ...]:
+        return one["label"], one["split"], one["seed"], settings_of(one)
+
+    return [*(one for one in records if key(one) != key(record)), record]
+
+
 def over_seeds(records: Sequence[dict[str, Any]]) -> str:
-    """A table of all records: mean and standard deviation over the seeds of equal settings."""
-    groups = dict[str, list[dict[str, Any]]]()
+    """A table of all records: mean and standard deviation over the seeds of equal settings.
+
+    Rows of one label name those of their settings that differ.
+    """
+    groups = dict[tuple[str, frozenset[tuple[str, str]]], list[dict[str, Any]]]()
     for record in records:
         others = record["settings"].get("others")
         seen = f", others {' '.join(others)}" if others else ""
-        groups.setdefault(f"{record['label']}{seen} ({record['split']})", []).append(record)
+        label = f"{record['label']}{seen} ({record['split']})"
+        groups.setdefault((label, settings_of(record)), []).append(record)
     lines = []
-    for label, group in groups.items():
+    for (label, own), group in groups.items():
+        shared = frozenset.intersection(*(other for same, other in groups if same == label))
+        differing = (f"{n} {v}" for n, v in sorted(own - shared) if v != "None")
+        name = ", ".join([label, *differing])
         values = ([record[c] for record in group if record.get(c) is not None] for c in COLUMNS)
         cells = (cell(own, column) for own, column in zip(values, COLUMNS, strict=True))
-        lines.append([label, str(len(group)), *cells])
+        lines.append([name, str(len(group)), *cells])
     return markdown_table([HEADER[0], "seeds", *HEADER[1:]], lines)
 
 
@@ -344,8 +376,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             record |= {"settings": settings, **found, "validation": on_val}
             record["provenance"] = provenance(run, time.monotonic() - begun)
             old = read_json(own.output)["rows"] if own.output.is_file() else []
-            write_json(own.output, {"rows": [*old, record]})
-            write_text(own.output.with_suffix(".md"), f"{over_seeds([*old, record])}\n")
+            records = added(old, record)
+            write_json(own.output, {"rows": records})
+            write_text(own.output.with_suffix(".md"), f"{over_seeds(records)}\n")
     return 0
 
 

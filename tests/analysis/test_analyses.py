@@ -20,6 +20,7 @@ from tangent_arithmetic.analysis import (
     baselines,
     disentanglement,
     fewshot,
+    fronts,
     interference,
     negation,
     similarity,
@@ -100,6 +101,19 @@ def test_disentanglement_error_matches_its_definition(run: Run, mode: str) -> No
 def test_pairs_default_to_the_first_tasks() -> None:
     first = [("Emoji", "FashionMNIST"), ("LandCover", "Letters"), ("MNIST", "Signs")]
     assert disentanglement.pairs_of(DEFAULT) == first
+    three = DEFAULT.with_(tasks=["MNIST", "Signs", "Emoji"])
+    assert disentanglement.pairs_of(three) == [("MNIST", "Signs")]
+    assert fronts.sets_of(three) == [("MNIST", "Signs"), ("MNIST", "Signs", "Emoji")]
+    with pytest.raises(UsageError, match=r"two tasks to pair, got MNIST; set --pairs=A\+B"):
+        disentanglement.pairs_of(DEFAULT.with_(tasks=["MNIST"]))
+
+
+def test_names_in_analogies_may_have_a_hyphen() -> None:
+    names = ["my-set", "my", "set-2", "A"]
+    sets = [f"{name}={Path(__file__).parents[1] / 'data'}" for name in names]
+    for text in ("A+my-set-2=my", "my+A-my-set=set-2Val", "A+my-set-my=set-2!my-set"):
+        (one,) = analogies.analogies_of(DEFAULT.with_(tasks=sets, analogies=[text]))
+        assert f"{one.c}+{one.b}-{one.a}={one.d}" in text and (one.w or "") in text
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,11 @@ def test_pairs_default_to_the_first_tasks() -> None:
         ({"analogies": ["Emoji+Signs-MNIST=Letterz"]}, "unknown data set"),
         (
             {"analogies": ["Emoji+Signs-MNIST=Letters", "Emoji + Signs - MNISTVal = Letters"]},
-            "--analogies names .* twice",
+            "--analogies names the target Letters twice",
+        ),
+        (
+            {"analogies": ["Emoji+Signs-MNIST=Letters", "Signs+Emoji-MNIST=Letters"]},
+            "--analogies names the target Letters twice; expected one analogy for each target",
         ),
         ({"suite": "clip8", "model": "ViT-B-32"}, "has no analogies of its own"),
     ],
@@ -133,6 +151,12 @@ def test_all_subsets_and_a_sample() -> None:
     assert [sizes.count(k) for k in range(1, 9)] == [8, 28, 2, 2, 2, 2, 2, 1]
     assert set(sampled) <= set(every) and sampled == subsets.subsets(tasks, 2, seed=1)
     assert sampled != subsets.subsets(tasks, 2, seed=2)
+
+
+def test_linear_modes_of_many_tasks_are_sampled_too() -> None:
+    clip = DEFAULT.with_(suite="clip20", model="ViT-B-32", subset_sample=3)
+    assert (subsets.sample_of(clip, "linear"), subsets.sample_of(DEFAULT, "standard")) == (3, 2)
+    assert subsets.sample_of(DEFAULT, "posthoc") is None
 
 
 def test_the_full_subset_equals_the_sum_of_task_addition(run: Run) -> None:
@@ -325,6 +349,17 @@ def test_few_shot_experiment(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(table[table["shots"] == 0]["accuracy"]) == before
     lines = plain(analogies.draw_few, table, few).axes[0].lines
     assert [line.get_ydata()[0] for line in lines] == [100 * value for value in before]
+
+
+def test_few_shots_have_their_own_warm_up_and_no_accumulation(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes: list[Any] = []
+    monkeypatch.setattr(fewshot, "train", lambda *args, **_: recipes.append(args[2]))
+    long = run.with_(warmup_length=500, num_grad_accumulation=4, image_share=0.5)
+    for one in (long, run):
+        fewshot.few_shot(one, Edits(one, "standard", TASKS), {}, "Emoji", 1)
+    assert recipes[0] == recipes[1] and recipes[1].warmup_length == 8
 
 
 @pytest.mark.parametrize("names", [["single"], pytest.param([], marks=pytest.mark.slow)])

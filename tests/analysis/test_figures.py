@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import colors, pyplot
@@ -21,6 +22,7 @@ from tangent_arithmetic.analysis.tables import read_table
 from tangent_arithmetic.commands import analyze
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.modes import MODES
+from tangent_arithmetic.run.results import arithmetic_path, load_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import collect, with_seed
 
@@ -75,7 +77,7 @@ def seeds_table(*modes: str) -> pd.DataFrame:
     """Two sizes of subsets, and an analogy."""
     numbers = {"mean": 0.5, "std": 0.1, "seeds": 3, "binomial": 0.01}
     rows = [{"table": "subsets", "row": n, "value": "absolute", **numbers} for n in "12"]
-    analogy = {"table": "analogies", "row": "A, c + b - a, with target", "value": "accuracy"}
+    analogy = {"table": "analogies (mean)", "row": "c + b - a, with target", "value": "accuracy"}
     return rows_of(modes, *rows, {**analogy, **numbers})
 
 
@@ -240,6 +242,19 @@ def test_the_overview_draws_the_spread_over_seeds(tmp_path: Path) -> None:
     text = (tmp_path / "overview.svg").read_text(encoding="utf-8")
     mean = summary["single"]["linear"]["mean"]["mean"]
     assert f"{100 * mean:.1f}" in text
+
+
+def test_the_overview_has_the_mean_of_the_sweeps() -> None:
+    runs = [with_seed(RUN, seed) for seed in range(3)]
+    axis = plain(_overview, runs[0], collect(runs)).axes[1]
+    sweeps = [load_results(arithmetic_path(run, "linear", "additions"))["val"] for run in runs]
+    values = np.array([[100 * one["avg_top1"] for one in sweep.values()] for sweep in sweeps])
+    (line,) = (line for line in axis.lines if line.get_label() == "linear")
+    assert line.get_ydata() == pytest.approx(values.mean(axis=0))
+    colour = colors.to_hex(MODES["linear"].colour)
+    (band,) = (one for one in axis.collections if colors.to_hex(one.get_facecolor()[0]) == colour)
+    upper = values.mean(axis=0) + values.std(axis=0, ddof=1)
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(upper.max())
 
 
 def test_the_overview_has_bars_of_the_modes_with_results_alone(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +30,20 @@ from tangent_arithmetic.analysis.tables import table_path, write_table
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
+from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.present import with_checkpoints
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import with_seed
+from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
+from tests.analysis.conftest import smaller_suite
 from tests.arithmetic.tiny import FEATURES, Convolution, pictures
+from tests.commands.test_texts import OWN
 from tests.small_suite import TASKS, random_vector
+
+NUMBERS = range(1, 41)
 
 
 def test_use_and_energy_are_those_of_the_kernel_on_the_tasks_images(run: Run) -> None:
@@ -52,6 +61,29 @@ def test_use_and_energy_are_those_of_the_kernel_on_the_tasks_images(run: Run) ->
     assert shares["Emoji"] == pytest.approx((own["own"] * own["use"]).sum())
     with pytest.raises(UsageError, match="the kernel is that of linear models, got standard"):
         kernel.table(few, ["standard"])
+
+
+def test_the_kernel_of_texts_of_several_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_words.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a.csv").write_text(
+        "text,label\n" + "".join(f"{i * 'a'},{i % 2}\n" for i in NUMBERS)
+    )
+    (tmp_path / "b.csv").write_text("text,label\n" + "".join(f"b{i},{i % 2}\n" for i in NUMBERS))
+    words = [
+        "--model=python:own_words:build",
+        f"--tasks=A={tmp_path / 'a.csv'},B={tmp_path / 'b.csv'}",
+    ]
+    words += ["--finetuning-mode=linear", "--epochs=1", "--device=cpu", "--num-workers=0"]
+    words += [f"--{name}={tmp_path / name}" for name in ("save", "results", "cache-dir")]
+    assert finetune.main(words) == 0
+    table = kernel.table(
+        Run.of(parse_arguments(words)).with_(kernel_images=3, kernel_directions=8), ["linear"]
+    )
+    assert list(table["function"]) == 2 * [1, 2, 3, 4, 5, 6]
+    assert table.groupby("task")["use"].sum().to_numpy() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear"])
@@ -170,6 +202,60 @@ def test_seeds_are_summarised_beside_the_error_of_the_images(own: Run) -> None:
     assert list(means.columns) == columns and list(means["absolute"]) == pytest.approx([0.6, 0.7])
     assert list(both["absolute std"]) == pytest.approx([np.std([0.5, 0.7], ddof=1)] * 2)
     assert table_path(own, "subsets").is_file()
+    with pytest.raises(MissingFileError, match="no tables of posthoc to summarise"):
+        seeds.table(own, ["posthoc"])
+
+
+def test_the_error_of_the_images_is_of_those_that_an_accuracy_is_of(own: Run) -> None:
+    """Bounds that of two tasks of different sizes, whatever each one's accuracy."""
+    run = own.with_(sample=20, control_dataset="MNIST")
+    assert [seeds.images(run, names) for names in (TASKS, ["Emoji"], ["MNIST"])] == [40, 20, 20]
+    few, many = len(own.data.dataset("Emoji").test), len(own.data.dataset("MNIST").test)
+    assert few < many and seeds.images(own, ["Emoji", "MNIST"]) == 2 * few
+    p, q = 0.7, 0.2
+    exact = np.sqrt(p * (1 - p) / few + q * (1 - q) / many) / 2
+    assert exact < binomial_error((p + q) / 2, 2 * few) < np.sqrt(2) * 0.5 / np.sqrt(2 * few)
+    rows = [("linear", "random", task, 0.5, 0.5) for task in TASKS]
+    table = pd.DataFrame(rows, columns=["mode", "vector", "task", "target", "control"])
+    what = seeds.SUMMED["negation_random"]
+    found = seeds.summed(own, table.assign(seed=0), what).set_index("value")["binomial"]
+    control = len(own.data.dataset("Shapes").test)
+    assert found["target"] == binomial_error(0.5, 2 * few)
+    assert found["control"] == binomial_error(0.5, control)
+
+
+def test_targets_of_analogies_are_averaged_within_a_seed(own: Run) -> None:
+    values = {("Emoji", 0): 0.4, ("Emoji", 1): 0.6, ("FashionMNIST", 0): 0.6,
+              ("FashionMNIST", 1): 0.4}  # fmt: skip
+    rows = [("linear", target, "c", "with target", value, seed)
+            for (target, seed), value in values.items()]  # fmt: skip
+    columns = ["mode", "target", "vector", "chosen", "accuracy", "seed"]
+    table, name = pd.DataFrame(rows, columns=columns), "analogies (mean)"
+    (row,) = seeds.summed(own, table, seeds.SUMMED[name]).to_dict("records")
+    assert (row["row"], row["mean"]) == ("c, with target", 0.5)
+    assert row["std"] == pytest.approx(0)  # each target's own is 0.14
+    assert row["binomial"] == binomial_error(0.5, 48)
+
+
+def _measured(run: Run) -> pd.DataFrame:
+    """The numbers of kernel, CKA and ensembles, on few images."""
+    few = run.with_(kernel_images=5, kernel_directions=16, sample=5)
+    parts = [one.table(few, ["linear", "standard"]) for one in (kernel, cka, ensembles)]
+    return pd.concat(parts).select_dtypes("number").fillna(0)
+
+
+def _in_two_processes(folder: Path, run: Run) -> None:
+    with smaller_suite():
+        _measured(run).to_csv(folder / f"rank{ddp.rank()}.csv", index=False)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_images_of_both(run: Run, tmp_path: Path) -> None:
+    config = replace(run.config, world_size=2, port=12433)
+    start(functools.partial(_in_two_processes, tmp_path), config)
+    for rank in (0, 1):
+        found = pd.read_csv(tmp_path / f"rank{rank}.csv").to_numpy()
+        np.testing.assert_allclose(found, _measured(run).to_numpy(), rtol=2e-3, atol=1e-5)
 
 
 def test_the_control_curve_has_all_seeds(own: Run) -> None:

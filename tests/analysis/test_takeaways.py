@@ -15,12 +15,13 @@ COMMITTED = Path(__file__).resolve().parents[2] / "results/embedded/ViT-Nano-8_s
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tables = {
-        "single": "task,standard,posthoc,linear\nA,0.9,0.5,0.8\nB,0.7,0.8,0.7\n",
+        "single": "task,standard,posthoc,linear,advantage_linear+taujp\n"
+        "A,0.9,0.5,0.8,0.1\nB,0.7,0.8,0.7,0.1\n",
         "subsets": "mode,num_vectors,absolute\nlinear,1,0.5\nlinear,1,0.6\nlinear,2,0.7\n",
         "interference": "mode,images of,A,B\nlinear,A,0.5,0.02\nlinear,B,0.04,0.3\n"
         "linear,C,0.01,0.02\nlinear+taujp,A,0.2,0.001\nlinear+taujp,B,0.003,0.2\n",
-        "disentanglement": "mode,coef1,coef2,error\nstandard,0,1,0.4\nstandard,0,2,1.9\n"
-        "linear,1,1,0.2\nlinear,-1,1,1.9\n",
+        "disentanglement": "mode,coef1,coef2,error\nstandard,0,2,1.9\nlinear,0,0.5,1.9\n"
+        + "".join(f"standard,{p},0.4\nlinear,{p},0.2\n" for p in ("0,0", "0,1", "1,0", "1,1")),
         "xi": "mode,task1,task2,xi\nstandard,A,B,0.4\nlinear,A,B,0.1\nlinear,A,C,0.3\n",
         "kernel": "mode,task,own,use\nlinear,A,0.9,0.5\nlinear,A,0.1,0.5\nlinear,B,0.7,1\n",
         "ensembles": "mode,gap\nstandard,0.5\nlinear,1e-7\nlinear,3e-7\n",
@@ -69,7 +70,10 @@ def folder(tmp_path: Path) -> Path:
             "Largest relative difference of an ensemble to the sum of weights: 0.5 (standard) and "
             "3e-07 (linear).",
         ),
-        ("disentanglement", "Mean error in the frame, lowest first: linear 0.20, standard 0.40."),
+        (
+            "disentanglement",
+            "Mean error at 4 points of the frame, lowest first: linear 0.20, standard 0.40.",
+        ),
         (
             "similarity",
             "Mean cosine between tasks: -0.100 (linear); farthest from 0: -0.30, A and B (linear).",
@@ -102,6 +106,12 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_a_takeaway_is_computed(name: str, expected: str, folder: Path) -> None:
     assert takeaway(folder, name).startswith(expected)
+
+
+def test_modes_on_grids_that_share_few_points_are_not_compared(tmp_path: Path) -> None:
+    rows = "standard,0,0,0\nstandard,0,0.4,0.4\nlinear,0,0,0\nlinear,0,0.5,0.2\n"
+    (tmp_path / "disentanglement.csv").write_text(f"mode,coef1,coef2,error\n{rows}")
+    assert takeaway(tmp_path, "disentanglement") == ""
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,22 @@ def test_ranks_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [one[0], other[0]] == keys
 
 
+def test_means_of_ranks_are_weighted_to_that_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean(image: object) -> Tensor:
+        return torch.from_numpy(np.array(image)).double()
+
+    whole = Unlabelled(PARTS, mean, 3, together=True)
+    expected = [whole.batch(step).mean() for step in range(8)]
+    monkeypatch.setattr(ddp, "world_size", lambda: 4)
+    found = torch.zeros(8, dtype=torch.float64)
+    for rank in range(4):
+        monkeypatch.setattr(ddp, "rank", lambda rank=rank: rank)
+        share = Unlabelled(PARTS, mean, 3, together=True)
+        for step in range(8):
+            found[step] += share.weight(step) * share.batch(step).mean() / 4
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_an_image_is_named_as_in_its_own_set() -> None:
     joined = Joined(PARTS)
     assert len(joined) == 9 and joined[5][1] == 0

@@ -48,6 +48,16 @@ def t5(attention: str = "eager", **settings: Any) -> Seq2SeqLM:
     return Seq2SeqLM(drawn(transformers.T5ForConditionalGeneration(config), 0.12))
 
 
+def bart() -> Seq2SeqLM:
+    """A BART, whose positions are absolute."""
+    shape: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 16, "max_position_embeddings": 64}
+    for part in ("encoder", "decoder"):
+        shape |= {f"{part}_layers": 1, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 32}
+    shape |= {"decoder_start_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
+    config = transformers.BartConfig(**shape, forced_eos_token_id=2)
+    return Seq2SeqLM(drawn(transformers.BartForConditionalGeneration(config)))
+
+
 def drawn(model: Any, scale: float = 0.2) -> Any:
     """The model with weights larger than transformers draws, so that all of it matters."""
     with torch.no_grad():

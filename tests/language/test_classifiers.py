@@ -9,9 +9,11 @@ import torch
 import transformers
 
 from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector
+from tangent_arithmetic.language import checkpoints
 from tangent_arithmetic.language.classification import Classification, parts
 from tangent_arithmetic.language.models import TextClassifier
 from tangent_arithmetic.language.settings import Settings
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.training.recipe import Recipe
 from tests.language.makers import direction, drawn, gpt2, llama, rows, t5
 from tests.language.worlds import World
@@ -40,6 +42,31 @@ def test_the_head_is_known_by_its_name() -> None:
     for make in FAMILIES.values():
         model = TextClassifier(make(num_labels=2, pad_token_id=0))
         assert any(n.startswith(f"{model.head}.") for n, _ in model.named_parameters())
+
+
+def test_a_head_on_another_token_is_refused(world: World) -> None:
+    with pytest.raises(UsageError, match=r"BertFor.* no head .*expected .*score or classif"):
+        checkpoints.load_classifier(world.model("judge"), 2)
+
+
+def test_a_fine_tuned_model_has_the_head_it_started_from(world: World, tmp_path: Path) -> None:
+    def head_of(folder: str) -> torch.Tensor:
+        settings = Settings(world.model("gpt2"), tmp_path, RECIPE, finetuned={"cola": folder})
+        study = Classification(settings)
+        _, head = parts(study.vector("cola"), study.base("cola").head)
+        return head["model.score.weight"]
+
+    model = checkpoints.load_classifier(world.model("gpt2"), 2, seed=3)
+    with torch.no_grad():
+        model.model.score.weight.add_(1)
+    model.model.save_pretrained(tmp_path / "published")
+    assert torch.equal(head_of(str(tmp_path / "published")), torch.zeros(2, 16))  # not known
+    checkpoints.save(model, tmp_path / "own", None, {"seed": 3})
+    assert torch.allclose(head_of(str(tmp_path / "own")), torch.ones(2, 16))
+    other = checkpoints.load_classifier(world.model("gpt2"), 3)
+    other.model.save_pretrained(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"head of .* for cola .* not match:\s+weight: shape"):
+        head_of(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("mode", ["standard", "posthoc"])

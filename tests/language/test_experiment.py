@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from tangent_arithmetic.commands.cli import main
+from tangent_arithmetic.language import toxicity
+from tangent_arithmetic.language.checkpoints import load_tokenizer
 from tangent_arithmetic.language.experiments import EXPERIMENTS
 from tangent_arithmetic.language.settings import MODES, Settings
 from tangent_arithmetic.language.toxicity import Study, Toxicity, finite, largest_allowed
@@ -15,6 +18,7 @@ from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.training.recipe import Recipe
 from tests.language.worlds import World
 
+RECIPE = Recipe(0.1, 1, 8, 1, 0, 0.0, 0.0)
 QUICK = ("--n-eval-points=2", "--epochs=1", "--batch-size=16", "--warmup-length=0", "--device=cpu")
 
 
@@ -69,6 +73,23 @@ def test_published_models_are_evaluated_without_training(world: World, tmp_path:
     found = run(world, tmp_path, "glue", *flags)
     assert found["single"] == found["pretrained"] == found["test"]
     assert not (tmp_path / "save").exists()
+    provenance = found["provenance"]
+    assert {"datasets", "torch", "transformers"} <= provenance["versions"].keys()
+    assert provenance["machine"] and set(provenance["weights"]["cola"]) == {"theta0", "theta"}
+
+
+def test_results_of_other_settings_are_not_overwritten(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = world.model("t5")
+    words = [f"--model={model}", f"--finetuned=cola={model}", f"--results={tmp_path}", *QUICK]
+    words += [f"--data-location={world.data}", "--tasks=cola", "--rows=2", "--seed=1"]
+    for more in ((), ("--eval-batch-size=1",)):  # on which results do not depend
+        assert main(["language", "glue", *words, *more]) == 0
+    (file,) = (tmp_path / "language" / "glue").iterdir()
+    assert file.name == "t5-standard-cola-rows2-seed1.json"
+    assert main(["language", "glue", *words, "--length=20"]) == 2
+    assert "other settings (length was 512, is now 20)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -149,8 +170,7 @@ def test_other_settings_do_not_take_finished_models(
 
 
 def test_scores_are_those_of_the_classifier(world: World, tmp_path: Path) -> None:
-    recipe = Recipe(0.1, 1, 8, 1, 0, 0.0, 0.0)
-    settings = Settings(world.model("gpt2"), tmp_path, recipe, data=world.data, eval_batch_size=2)
+    settings = Settings(world.model("gpt2"), tmp_path, RECIPE, data=world.data, eval_batch_size=2)
     study = Study(settings, Toxicity(world.model("judge"), label="Insult", generations=3, tokens=9))
     texts = ["good film", "a stupid idiot and a fool", "lamp"]
     expected = []
@@ -164,8 +184,46 @@ def test_scores_are_those_of_the_classifier(world: World, tmp_path: Path) -> Non
         Study(settings, Toxicity(world.model("judge"), label="rude"))
 
 
+def test_the_words_of_a_text_stay_apart(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(world.model("gpt2"), tmp_path, RECIPE)
+    study = Study(settings, Toxicity(world.model("judge"), prompt="You are", generations=1))
+    new = torch.tensor([[*study.tokenizer("nice people")["input_ids"], -1]])
+    monkeypatch.setattr(toxicity, "generate", lambda *_: new)
+    assert study.texts(study.base) == ["You are nice people"]
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "block": ({"block": 1025}, "--block=1025: the model has 1024 positions; .* --block=1024"),
+    "tokens": ({"tokens": 2000}, "--tokens=2000: the model has 1024 positions"),
+    "length": ({"length": 1025}, "--length=1025: the model has 1024 positions"),
+    "a judge that does not pad": ({"classifier": "unpadded"}, "--classifier=.* no padding token"),
+    "no comment so toxic": ({"toxic": 1.0}, "comments with a toxicity above 1.0, got none"),
+}
+
+
+@pytest.mark.parametrize("values, message", UNFIT.values(), ids=UNFIT)
+def test_what_cannot_be_measured_is_known_before_training(
+    world: World, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    if values.get("classifier"):
+        values = {"classifier": str(tmp_path / "unpadded")}
+        shutil.copytree(world.model("judge"), values["classifier"])
+        tokenizer = load_tokenizer(values["classifier"])
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(values["classifier"])
+    values = {"classifier": world.model("judge"), "length": 512, **values}
+    settings = Settings(
+        world.model("gpt2"), tmp_path, RECIPE, data=world.data, length=values.pop("length")
+    )
+    with pytest.raises(UsageError, match=message):
+        Study(settings, Toxicity(**values)).comments(toxic=True)
+
+
 def test_negation_goes_as_far_as_perplexity_allows() -> None:
     losses = {0.0: 1.0, 0.2: 0.9, 0.4: 1.15, 0.6: 1.3, 0.8: 1.0}
     assert largest_allowed(losses, 0.5) == 0.4  # exp(1.3) - exp(1) = 0.95; beyond it is not looked
     assert largest_allowed(losses, 0.0) == 0.2
+    assert largest_allowed({0.0: 3.0, 0.5: float("nan"), 1.0: 1.0}, 0.5) == 0.0
     assert finite(710.0) is None and finite(0.0) == 1.0

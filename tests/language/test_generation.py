@@ -7,7 +7,7 @@ from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector
 from tangent_arithmetic.language.generation import Sampling, generate, stepwise
 from tangent_arithmetic.language.models import Seq2SeqLM
 from tangent_arithmetic.tangent.linearized import LinearizedModel
-from tests.language.makers import direction, gpt2, llama, rows, t5
+from tests.language.makers import bart, direction, gpt2, llama, rows, t5
 
 WAYS = {
     "greedy": Sampling(new_tokens=12),
@@ -19,7 +19,7 @@ every_way = pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
 
 
 @every_way
-@pytest.mark.parametrize("make", [gpt2, llama, t5])
+@pytest.mark.parametrize("make", [gpt2, llama, t5, bart])
 def test_a_linear_model_without_a_task_vector_generates_as_transformers(make, sampling) -> None:  # type: ignore[no-untyped-def]
     model = make()
     prompts = rows(gpt2(), (6, 2, 4, 4))
@@ -54,6 +54,17 @@ def test_a_linear_model_generates_from_its_own_logits(make) -> None:  # type: ig
         chosen = moved(ids)[:, text.shape[1] - 1].argmax(dim=1, keepdim=True)
         assert int(new[0, step]) == int(chosen)
         text = torch.cat([text, chosen], dim=1)
+
+
+def test_the_model_s_own_generation_settings_do_not_count() -> None:
+    model, prompts = gpt2(), rows(gpt2(), (4, 4, 4, 4))
+    sampling = Sampling(30, sample=True, end=())
+    plain = generate(model, prompts, sampling)
+    assert plain.shape == (4, 30) and bool((plain == 2).any() & (plain >= 0).all())  # 2 ends texts
+    own = model.model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size = 5.0, 1
+    assert torch.equal(generate(model, prompts, sampling), plain)
+    assert model.model.generation_config is own
 
 
 def test_the_seed_decides_and_the_generator_is_left_alone() -> None:

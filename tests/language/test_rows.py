@@ -83,13 +83,23 @@ def test_what_has_no_label_is_left_out() -> None:
     assert labels_of("snli", TASKS["snli"], rows) == [0, -1, 2]  # by name, not by number
     plain = Dataset.from_dict({"label": [1, None, 0]})
     assert labels_of("rte", TASKS["rte"], plain) == [1, -1, 0]
-    words = Dataset.from_dict({"label": ["neutral", "-", "ENTAILS"]})
-    assert labels_of("scitail", TASKS["scitail"], words) == [1, -1, 0]
+    for numbers in ([1.0, None, 0.0], [True, None, False], [1.0, -1.0, 0.0]):
+        table = Dataset.from_dict({"label": numbers})
+        assert labels_of("rte", TASKS["rte"], table) == [1, -1, 0]
+    words = Dataset.from_dict({"label": [None, "neutral", "-", "ENTAILS"]})
+    assert labels_of("scitail", TASKS["scitail"], words) == [-1, 1, -1, 0]
+
+
+def test_rows_without_a_score_are_left_out(tmp_path: Path) -> None:
+    scored = Dataset.from_dict({"label": [3.5, None, 1.0]})
+    write_parquet({"validation": scored}, tmp_path / "glue" / "stsb")
+    assert labelled("stsb", "test", TASKS["stsb"], tmp_path)[1] == [3.5, 1.0]
 
 
 BAD = {
     "other classes": ({"label": ["maybe"]}, "has the labels maybe, expected entails, neutral"),
     "numbers beyond": ({"label": [7]}, "has the labels 7, expected"),
+    "between numbers": ({"label": [0.5]}, "has the labels 0.5, expected"),
     "no labels at all": ({"label": [-1, -1]}, "no row of this split of allenai/scitail has"),
     "no column": ({"gold": [0]}, "no column 'label'; expected it among gold"),
 }
@@ -118,10 +128,13 @@ def test_a_split_saved_alone_is_read(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"text": ["a", "b"]})
     rows.save_to_disk(tmp_path / "civil_comments")
     assert read_split("google/civil_comments", None, "train", tmp_path)["text"][:] == ["a", "b"]
+    with pytest.raises(MissingFileError, match=r"no split test; .* a DatasetDict written by"):
+        read_split("google/civil_comments", None, "test", tmp_path)
 
 
 def test_measures_of_answers() -> None:
     assert exact_match(["yes", "no ", "yes"], ["yes", "no", "no"]) == pytest.approx(1 / 3)
     assert spearman(["1.0", "what", "5"], ["1.5", "0.0", "3.0"]) == pytest.approx(1.0)
     assert spearman(["2.0", "2.0"], ["1.0", "3.0"]) == 0.0
+    assert spearman(["nan", "1", "infinity", "2"], ["0", "1", "0", "2"]) == pytest.approx(1.0)
     assert Task("a/b", None, ("text",), ()).is_score

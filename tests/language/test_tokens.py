@@ -41,6 +41,7 @@ def test_empty_texts_are_refused(tmp_path: Path) -> None:
     tokenizer = save_tokenizer(tmp_path)
     with pytest.raises(UsageError, match="1 of 2 texts have no tokens, the first of them text 1"):
         encode(["good", "  "], tokenizer, 9)
+    assert encode([], tokenizer, 9) == []
 
 
 def test_blocks_are_one_stream(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class World:
     def _models(self) -> None:
         plain, ended = (save_tokenizer(self.root / f"tokenizer{end}", end) for end in (False, True))
         size = len(plain)
-        shape: dict[str, Any] = {"n_positions": 128, "n_embd": 16, "n_layer": 1, "n_head": 2}
+        shape: dict[str, Any] = {"n_positions": 1024, "n_embd": 16, "n_layer": 1, "n_head": 2}
         special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
         gpt2 = transformers.GPT2Config(vocab_size=size, **shape, **special)
         shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}

@@ -102,6 +102,17 @@ def test_claims_measure_analysis_tables(
     assert verdict(claim, [Evidence(run)]).margins == pytest.approx((margin,))
 
 
+def test_without_a_gap_there_is_none_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = next(claim for claim in CLAIMS if "closes most of that gap" in claim.text)
+    evidence = Evidence(RUN)
+    assert verdict(claim, [evidence]).seeds == 1
+    for posthoc in (0.9, 0.8):
+        figures = {"standard": 0.8, "posthoc": posthoc, "linear": 0.85}
+        monkeypatch.setattr(evidence, "figure", lambda _, mode, __, of=figures: of[mode])
+        found = verdict(claim, [evidence])
+        assert found.verdict == OPEN and found.measured.startswith("no gap between standard")
+
+
 def test_items_are_made_of_tables_that_exist() -> None:
     tables = {name for parts in analyze.ANALYSES.values() for name, _, _ in parts}
     for one in PAPERS.values():

@@ -263,6 +263,19 @@ def test_an_explorer_that_does_not_fit_uses_the_largest_sample(own: Run, words: 
         assert (shown[task], shown[f"{task}Val"]) == (results[task], results[f"{task}Val"])
 
 
+def test_a_sample_is_normalised_by_accuracies_on_the_same_images(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explorer, "sample_size", lambda *_: 7)  # the flag's least value fits all
+    page = explorer.explore(run, "linear")
+    singles, results = data_of(page)["singles"], load_results(accuracies_path(run, "linear"))
+    assert singles.keys() == {f"{task}{end}" for task in TASKS for end in ("Val", "")}
+    for task in TASKS:
+        shown = explorer.accuracies(page, {task: 1.0})
+        assert all(singles[name] == shown[name] for name in (task, f"{task}Val"))
+    assert any(value != results[name] for name, value in singles.items())
+
+
 # --- in a browser
 
 

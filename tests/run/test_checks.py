@@ -33,6 +33,7 @@ CASES = [
     ("add", [MODE, "--load=nowhere/at/all.pt"], "expected a checkpoint at nowhere/at/all.pt"),
     ("analyze", ["--pairs=MNIST+Sing"], "data set of suite embedded 'Sing'; choose from Signs, "),
     ("analyze", ["--analogies=MNIST+Signs-Emoij=Letters"], "'Emoij'; choose from Emoji, "),
+    ("analyze", ["--analogies=MNIST+Signs-Emoji=Letters!Emoij"], "'Emoij'; choose from Emoji, "),
     ("analyze", ["singel"], "unknown analysis 'singel'; choose from single, "),
 ]
 

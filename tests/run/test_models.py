@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tangent_arithmetic.data.identity import pictures_hash
 from tangent_arithmetic.data.registry import split_record
 from tangent_arithmetic.run import models as runs
 from tangent_arithmetic.run.args import Config
@@ -50,6 +51,17 @@ def test_the_same_split_is_nothing_to_warn_of(args: MakeArgs, tmp_path: Path, ca
     # where the pictures came from does not matter if they are the same
     path = checkpoint(tmp_path / "b.safetensors", split={**own, "source": "elsewhere"})
     assert said(path, args(), "Emoji", caplog) == []
+
+
+def test_other_content_of_the_same_split_is_warned_of_once(
+    args: MakeArgs, tmp_path: Path, caplog: Log
+) -> None:
+    data = Run.of(args()).data.dataset("EmojiVal")
+    facts = {"split": split_record(data), "content": pictures_hash(data.train)}
+    assert said(checkpoint(tmp_path / "a.safetensors", **facts), args(), "Emoji", caplog) == []
+    path = checkpoint(tmp_path / "b.safetensors", **{**facts, "content": "0" * 64})
+    (warning,) = said(path, args(), "Emoji", caplog)
+    assert warning.startswith(f"{path} was trained on other pictures or labels of Emoji than this")
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

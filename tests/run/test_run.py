@@ -388,3 +388,11 @@ def test_the_batch_of_an_evaluation_is_the_flag_or_256(args: Config, size: int) 
 def test_a_step_takes_half_as_many_other_images(flags: dict[str, int], count: int) -> None:
     run = Run.of(Config(finetuning_mode="linear", objective="taujp", **flags))  # type: ignore[arg-type]
     assert run.others_batch_size("MNIST") == count
+
+
+def test_a_task_is_not_among_its_others() -> None:
+    run = Run.of(Config(finetuning_mode="linear+taujp", others=["MNIST", "Letters", "Shapes"]))
+    assert run.others("MNIST") == ["Letters", "Shapes"]
+    assert run.others("Signs") == ["MNIST", "Letters", "Shapes"]
+    with pytest.raises(UsageError, match="other data sets than MNIST"):
+        run.with_(others=["MNIST"]).others("MNIST")

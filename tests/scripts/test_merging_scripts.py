@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +44,29 @@ def test_added_methods_take_their_place_among_the_earlier_rows() -> None:
     rows = study.in_order(earlier, {"zero-shot": {"top1": 3}, "karcher": {"top1": 4}})
     assert list(rows) == ["zero-shot", "della", "karcher", "star"]
     assert rows["zero-shot"] == {"top1": 3}
+
+
+@pytest.mark.parametrize("flag", ["--methods=star", "--costs"])
+def test_rows_of_other_seeds_and_modes_are_kept(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = script("study_merging")
+    row = {"top1": {"A": 0.5}, "own": {"A": 1.0}, "seconds": 9.0, "options": {}}
+    rows = {"zero-shot": row, "star": row, "della": row}
+    seeds = {0: {"standard": rows, "linear": rows}, 1: {"standard": rows}, 2: {"linear": rows}}
+    study.write(tmp_path / "embedded" / "merging", seeds, 1.0)
+    monkeypatch.setattr(study, "runs", lambda *_: iter([(0, tmp_path), (1, tmp_path)]))
+    again = {"star": {**row, "seconds": 1.0}}
+    monkeypatch.setattr(study, "study", lambda *_: again)
+    monkeypatch.setattr(study, "costs", lambda *_: again)
+    assert study.main([flag, f"--results={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "embedded" / "merging.json").read_text())["seeds"]
+    expected = {str(s): {m: dict(one) for m, one in own.items()} for s, own in seeds.items()}
+    for seed in "01":
+        expected[seed]["standard"] |= again
+    assert found == expected
+    lines = (tmp_path / "embedded" / "merging.md").read_text()
+    assert lines.count("| star ") == lines.count("| della ") == 2
 
 
 def test_the_study_has_all_methods() -> None:

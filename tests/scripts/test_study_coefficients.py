@@ -38,6 +38,11 @@ def test_rows_are_what_an_evaluation_gives(
     one, layer = linear["negation, one"], linear["negation, layer"]
     assert one["control"] > 0 and set(layer["test"]) == set(TASKS)
     assert table.strip() in (folder / "coefficients.md").read_text(encoding="utf-8")
+    before = (folder / "coefficients.json").read_bytes()
+    assert study.main([*argv, "--sample=9"]) == 2
+    said = "has rows of all pictures, got --sample=9; delete it, or name another folder"
+    assert said in capsys.readouterr().err
+    assert (folder / "coefficients.json").read_bytes() == before
 
 
 def test_means_and_deviations_over_seeds() -> None:

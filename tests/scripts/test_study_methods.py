@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,37 @@ def test_figures_agree_with_an_evaluation_of_the_checkpoints(
     assert "penalty 100" in table and f"{100 * rows[1]['single']:.1f}" in table
     means = output.with_suffix(".md").read_text()
     assert "penalty 100 (test)" in means and f"{100 * rows[1]['single']:.1f}" in means
+
+
+def record(seed: int, single: float, **changed: Any) -> dict[str, Any]:
+    """A row of the study, with flags that differ from the default."""
+    origin = {"provenance": {"config": {"seed": seed, **changed}}}
+    settings = {"others": None, "teacher_hash": str(seed)}
+    return {"label": "linear", "split": "val", "seed": seed, "settings": settings, **origin} | {
+        "single": single
+    }
+
+
+def test_seeds_are_those_of_equal_settings() -> None:
+    study = script("study_methods")
+    records: list[dict[str, Any]] = []
+    for one in (record(0, 0.1), record(0, 0.5), record(1, 0.7), record(0, 0.9, lr=1e-3)):
+        records = study.added(records, one)
+    assert [one["single"] for one in records] == [0.5, 0.7, 0.9]  # a repeated one is replaced
+    lines = [line.split("|")[1:4] for line in study.over_seeds(records).splitlines()[2:]]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["linear (val)", "2", "60.0 ± 14.1"],
+        ["linear (val), lr 0.001", "1", "90.0"],
+    ]
+
+
+def test_the_committed_table_is_that_of_its_rows() -> None:
+    path = Path(__file__).resolve().parents[2] / "results" / "embedded" / "methods.json"
+    rows = json.loads(path.read_text())["rows"]
+    assert (
+        script("study_methods").over_seeds(rows).strip()
+        == path.with_suffix(".md").read_text().strip()
+    )
 
 
 def test_the_loss_of_joint_training_sees_the_classes_of_the_images_own_task() -> None:

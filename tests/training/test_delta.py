@@ -31,9 +31,10 @@ from tangent_arithmetic.training.objectives import (
     CrossEntropy,
     Setting,
 )
-from tangent_arithmetic.training.objectives.delta import Delta
+from tangent_arithmetic.training.objectives.delta import Delta, check_student
 from tangent_arithmetic.training.objectives.taujp import Norm
 from tests.small_suite import flags, small_suite
+from tests.training.selections import classifier
 from tests.training.tiny import RECIPE, Tiny, continues_exactly, pictures, ranks_equal, to_tensor
 
 Weights = dict[str, Tensor]
@@ -314,3 +315,25 @@ def test_a_run_distils_its_linear_checkpoint(
         for name in ("standard", "posthoc"):
             code, text = run("standard+delta", f"--teacher={name}")
             assert code != 0 and "expected a mode that trains a linear model" in text
+
+
+class Normed(Tiny):
+    """A model with a batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*self.net, nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+
+def test_student_and_teacher_agree_at_theta0_whatever_training_does() -> None:
+    encoder = Normed().train()
+    linear = linearized(Normed())
+    assert isinstance(linear, LinearizedEncoder)
+    sizes = Delta(CrossEntropy(), 1.0, linear).distance(encoder, torch.randn(5, 3, 4, 4), 0)
+    torch.testing.assert_close(sizes, torch.zeros(5), rtol=0, atol=1e-6)
+    assert encoder.training and encoder.get_buffer("net.4.num_batches_tracked") == 0
+
+
+def test_a_student_with_adapters_is_refused() -> None:
+    with pytest.raises(UsageError, match="not lora or talos"):
+        check_student(classifier(False, "lora").image_encoder, teacher())

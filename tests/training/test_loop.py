@@ -550,3 +550,10 @@ def test_seed_everything_seeds_all_generators() -> None:
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
     assert draw() == draw()
+
+
+def test_a_choice_of_parameters_that_nothing_depends_on_is_refused() -> None:
+    model = nn.Linear(4, 3).requires_grad_(False)
+    model.unused = nn.Linear(4, 3)
+    with pytest.raises(UsageError, match="depend on none of the parameters"):
+        freeze_unused(model, torch.randn(2, 4))

@@ -10,8 +10,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from tangent_arithmetic.encoders.images import ClassificationHead
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.training.newton import Loss, NewtonSettings, newton_cg
 
@@ -103,3 +105,11 @@ def test_frozen_parameters_stay_and_an_optimum_is_left_at_once() -> None:
     newton_cg(model, head, batches, smoothed, settings)
     torch.testing.assert_close(frozen, before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_images_that_change_their_order_are_refused() -> None:
+    model, head, batches = problem(True)
+    whole = TensorDataset(*(torch.cat(column) for column in zip(*batches, strict=True)))
+    for images in (DataLoader(whole, 8, shuffle=True), iter(batches)):
+        with pytest.raises(UsageError, match="the same images in the same order"):
+            newton_cg(model, head, images, smoothed)

@@ -14,7 +14,7 @@ from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.training.loop import TrainingData, penalty_gradient, train
 from tangent_arithmetic.training.objectives import OBJECTIVES, Setting
-from tangent_arithmetic.training.objectives.orthoreg import defect
+from tangent_arithmetic.training.objectives.orthoreg import defect, matrix
 from tangent_arithmetic.training.trainable import train_only
 from tests.training.tiny import (
     CPU,
@@ -96,3 +96,8 @@ def test_a_larger_weight_makes_steps_more_orthonormal() -> None:
 @pytest.mark.parametrize("linear", [False, True])
 def test_an_interrupted_run_continues_exactly(linear: bool, tmp_path: Path) -> None:
     continues_exactly(functools.partial(trained, 2.0, linear), tmp_path)
+
+
+def test_tokens_and_positions_with_a_leading_one_are_no_matrices() -> None:
+    shapes = {(1, 1, 6): False, (1, 5, 6): False, (6,): False, (6, 1): False, (6, 4): True}
+    assert {shape: matrix(torch.zeros(shape)) for shape in shapes} == shapes

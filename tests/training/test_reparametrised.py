@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector
 from tangent_arithmetic.data.unlabelled import Unlabelled
@@ -178,3 +178,26 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a linearised module at theta0, got another"):
         reparametrise(moved, {})
     assert parts_of(Tiny())[1] == parts_of(linearized(Tiny()))[1] == {}
+
+
+class Tied(Tiny):
+    """A model with one weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+        second.weight = first.weight
+        self.net = nn.Sequential(*self.net, first, nn.Tanh(), second)
+
+
+def test_a_tied_weight_is_edited_under_all_its_names() -> None:
+    part = LowRank(torch.Size((4, 4)), 2, torch.Generator().manual_seed(0))
+    made = reparametrise(Tied(), {"net.4.weight": part})
+    move(made)
+    weights = made.weights()
+    assert torch.equal(weights["net.4.weight"], weights["net.6.weight"])
+    assert not torch.equal(weights["net.4.weight"], Tied().weights()["net.4.weight"])
+    plain = Tied()
+    plain.load_weights(weights)
+    images = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(plain.eval()(images), made.eval()(images))

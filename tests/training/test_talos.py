@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tangent_arithmetic.data.loading import BatchPlan, RankBatches, train_loader
+from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.runtime.errors import UsageError
@@ -200,3 +201,29 @@ def test_training_is_adamw_on_the_marked_weights() -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
     trained = sum(p.numel() for p in made.parameters() if p.requires_grad)
     assert trained == sum(int(mask.sum()) for mask in masks.values())
+
+
+class Words(ModuleEncoder):
+    """An embedding of words, most of which do not occur, and a layer."""
+
+    kind = "words"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(50, 4), nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.out(self.words(inputs).mean(dim=1))
+        return features
+
+
+def test_words_that_do_not_occur_are_no_insensitive_weights() -> None:
+    torch.manual_seed(0)
+    made = ImageClassifier(Words(), ClassificationHead(True, torch.randn(3, 4)))
+    made.freeze_head()
+    texts = list(torch.randint(5, (6, 3)))
+    masks = {n.rpartition("encoder.")[2]: m for n, m in masks_of(made, texts, 0.25).items()}
+    words = masks["words.weight"]
+    assert not words[5:].any()
+    occurring = len(torch.stack(texts).unique()) * 4
+    assert sum(int(m.sum()) for m in masks.values()) == round(0.25 * (occurring + 4 * 4 + 4))

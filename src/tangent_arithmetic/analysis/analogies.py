@@ -31,7 +31,8 @@ from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 
-FORM = re.compile(r"(\w+)\+(\w+)-(\w+)=(\w+)(?:!(\w+))?")
+FORM = r"({0})\+({0})-({0})=({0})(?:!({0}))?"  # of patterns of a name
+NAME = r"[\w-]+"
 
 OUTER = ("zero-shot", "target")  # rows that are no parts of an analogy
 
@@ -72,23 +73,28 @@ def analogies_of(run: Run) -> list[Analogy]:
     """The analogies of `--analogies`; by default the suite's.
 
     Raises:
-        UsageError: for an invalid or repeated analogy, or if there are none.
+        UsageError: for an invalid analogy or a repeated target, or if there are none.
     """
     suite = run.suite
     texts = run.config.analogies or suite.analogies
     if not texts:
         raise UsageError(f"suite {suite.name} has no analogies of its own; set --analogies=C+B-A=D")
     analogies: list[Analogy] = []
+    known = f"(?:{'|'.join(map(re.escape, suite.names))})(?:Val)?"  # a name may have a "-"
     for text in texts:
-        form = FORM.fullmatch(text.replace(" ", ""))
+        forms = (re.fullmatch(FORM.format(name), text.replace(" ", "")) for name in (known, NAME))
+        form = next(filter(None, forms), None)
         if form is None:
             raise UsageError(
                 f"expected an analogy such as C+B-A=D, or C+B-A=D!W with a control, got {text!r}"
             )
         named = (name for name in form.groups() if name is not None)
         analogy = Analogy(*(suite.check(name).removesuffix("Val") for name in named))
-        if analogy in analogies:
-            raise UsageError(f"--analogies names {text} twice; expected each analogy once")
+        if analogy.d in (other.d for other in analogies):
+            raise UsageError(
+                f"--analogies names the target {analogy.d} twice; expected one analogy for each "
+                "target, leave the others out"
+            )
         analogies.append(analogy)
     return analogies
 

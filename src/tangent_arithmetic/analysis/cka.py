@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.edits import Edits, joined
 from tangent_arithmetic.analysis.figures import heat, in_paper, panels
 from tangent_arithmetic.arithmetic.eigenfunctions import cka
 from tangent_arithmetic.arithmetic.features import linear_features
@@ -46,17 +46,18 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 
 @torch.no_grad()
 def features(edits: Edits, name: str) -> list[Tensor]:
-    """The features of a split at theta0, and with each task vector alone."""
+    """The features of a split at theta0, and with each task vector alone; of all ranks."""
     split, vectors = edits.split(name), list(edits.vectors.values())
     if is_linear(edits.base):
         found = linear_features(edits.base, vectors, split.batches, split.compute, split.cache)
-        return [found.f0, *(found.f0 + step for step in found.directions)]
+        moved = (found.f0 + step for step in found.directions)
+        return [joined([values]) for values in (found.f0, *moved)]
     points = [[], *([(1.0, tau)] for tau in vectors)]
     parts: list[list[Tensor]] = [[] for _ in points]
     passes = logits_at(edits.base, points, nn.Identity(), split.batches, split.compute)
     for i, values, _ in passes:
         parts[i].append(values.cpu())
-    return [torch.cat(part) for part in parts]
+    return [joined(part) for part in parts]
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:

@@ -37,15 +37,19 @@ FRAME = 6  # on each axis from 0 to 1, of the error as one number
 
 
 def pairs_of(run: Run) -> list[tuple[str, str]]:
-    """The pairs of tasks: `--pairs`, or three pairs of the suite's first six tasks.
+    """The pairs of tasks: `--pairs`, or up to three pairs of the run's first six tasks.
 
     Raises:
-        UsageError: for an invalid or repeated pair.
+        UsageError: for an invalid or repeated pair, or if the run has one task alone.
     """
     suite, named = run.suite, run.config.pairs
     if not named:
-        tasks = list(suite.tasks)
-        return list(zip(tasks[0:6:2], tasks[1:6:2], strict=True))
+        tasks = run.tasks
+        if len(tasks) < 2:
+            raise UsageError(
+                f"expected at least two tasks to pair, got {tasks[0]}; set --pairs=A+B"
+            )
+        return list(zip(tasks[0:6:2], tasks[1:6:2], strict=False))  # an odd one is left out
     pairs: list[tuple[str, str]] = []
     for text in named:
         names = [name.strip() for name in text.split("+", 1)]

@@ -125,6 +125,12 @@ class EditedEncoder:
         return logits_at(self.base, terms, split.head, split.batches, split.compute)
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all batches of all ranks, by rank, on every rank."""
+    shares = ddp.gather(list(parts))  # a rank without images has parts of no width
+    return torch.cat([part for share in shares for part in share if len(part)])
+
+
 class Edits(EditedEncoder):
     """The pre-trained encoder of a run, with the task vectors of one mode.
 

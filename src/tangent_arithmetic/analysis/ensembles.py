@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.edits import Edits, joined
 from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.arithmetic.sweeps import Split, logits_at
 from tangent_arithmetic.arithmetic.tally import measured
@@ -88,7 +88,7 @@ def compare(
 def _outputs(
     encoder: Encoder, points: Sequence[Sequence[tuple[float, State]]], split: Split
 ) -> tuple[Tensor, Tensor]:
-    """Features at each point, of shape (points, images, features), and the labels."""
+    """Features at each point, of shape (points, images, features), and labels; of all ranks."""
     parts: list[list[Tensor]] = [[] for _ in points]
     labels = []
     passes = logits_at(encoder, points, nn.Identity(), split.batches, split.compute)
@@ -96,7 +96,7 @@ def _outputs(
         parts[i].append(values.cpu())
         if i == 0:
             labels.append(truth.cpu())
-    return torch.stack([torch.cat(part) for part in parts]), torch.cat(labels)
+    return torch.stack([joined(part) for part in parts]), joined(labels)
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:

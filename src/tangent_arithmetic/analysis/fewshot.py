@@ -21,14 +21,15 @@ from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.training.loop import TrainingData, seed_everything, train
 
 ORDER = 19  # in the seed of the images' order
-STEPS = 40  # optimizer steps, whatever the number of images
+STEPS = 40  # optimizer steps, about, whatever the number of images
+WARMUP = 0.2  # share of the steps that is warm-up, at most
 
 
 def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> tuple[float, int]:
     """Test accuracy after standard fine-tuning of an edited model on a few images per class.
 
     Args:
-        run: the run; the training recipe is the data set's, except for `STEPS`.
+        run: the run; the training recipe is the data set's, for `STEPS` of a batch each.
         edits: the model, in standard mode.
         point: coefficients of its vectors at the start.
         dataset: the target data set, without Val.
@@ -45,7 +46,9 @@ def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> 
     recipe = run.recipe(dataset)
     size = min(recipe.batch_size, len(chosen))
     epochs = math.ceil(STEPS / math.ceil(len(chosen) / size))
-    recipe = replace(recipe, batch_size=size, epochs=epochs)
+    warmup = min(recipe.warmup_length, round(WARMUP * STEPS))
+    recipe = replace(recipe, batch_size=size, epochs=epochs, warmup_length=warmup)
+    recipe = replace(recipe, num_grad_accumulation=1, image_share=1.0)
     classifier = ImageClassifier(encoder, classification_head(run, dataset))
     classifier.freeze_head()
     seed_everything(run.seed)

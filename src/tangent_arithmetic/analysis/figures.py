@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.run.modes import MODES, Mode, distinct
 from tangent_arithmetic.run.present import with_results
 from tangent_arithmetic.run.results import arithmetic_path, optional_results
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import summarised
 from tangent_arithmetic.runtime.atomic import atomic
 
 if TYPE_CHECKING:
@@ -176,7 +179,6 @@ def heat(
         written: whether to write each value in its cell.
         log: whether the colour scale is logarithmic.
     """
-    import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize
 
@@ -220,10 +222,10 @@ def short(value: float) -> str:
 
 
 def overview(run: Run, summary: dict[str, Any], path: Path) -> None:
-    """Draws single-task accuracy, the addition sweep and negation for all modes.
+    """Draws single-task accuracy, the addition sweep and negation for all modes, over seeds.
 
     Args:
-        run: the run whose sweep to draw.
+        run: one of the runs that the summary beside their folders names; itself without one.
         summary: means over seeds, see `tangent_arithmetic.run.summary.collect`.
         path: PNG file to write; SVG and PDF are written beside it.
     """
@@ -234,7 +236,7 @@ def overview(run: Run, summary: dict[str, Any], path: Path) -> None:
 def _overview(run: Run, summary: dict[str, Any]) -> Any:
     figure, axes = panels(1, 3, width=4.3, height=3.8)
     _single(axes[0][0], summary)
-    _addition(axes[0][1], run)
+    _addition(axes[0][1], summarised(run) or [run])
     _negation(axes[0][2], summary, run.control_set)
     return figure
 
@@ -267,25 +269,37 @@ def _single(axis: Axes, summary: dict[str, Any]) -> None:
     named(axis, [mode.label for mode in modes])
 
 
-def _addition(axis: Axes, run: Run) -> None:
+def _addition(axis: Axes, runs: Sequence[Run]) -> None:
+    """The mean of the runs' sweeps with the standard deviation over seeds, by mode."""
     start = None
-    for mode in distinct(m for m in with_results(run.results) if MODES[m].edits):
-        results = optional_results(arithmetic_path(run, mode.name, "additions"))
-        swept = results.get("val", {}).items()
-        means = {float(c): one.get("avg_top1") for c, one in swept}
-        curve = {c: 100 * means[c] for c in sorted(means) if means[c] is not None}
-        if not curve:
+    for mode in distinct(m for run in runs for m in with_results(run.results) if MODES[m].edits):
+        found = [optional_results(arithmetic_path(run, mode.name, "additions")) for run in runs]
+        curves = [curve for results in found if (curve := _swept(results))]
+        shared = sorted(set.intersection(*map(set, curves))) if curves else []
+        if not shared:
             continue
-        axis.plot(list(curve), list(curve.values()), color=mode.colour, label=mode.label)
-        if (best := results.get("coefficient")) in curve:
-            axis.plot(best, curve[best], mode.marker, color=mode.colour)
-        start = curve.get(0.0, start)
+        values = np.array([[curve[c] for c in shared] for curve in curves])  # (runs, coefficients)
+        mean = dict(zip(shared, values.mean(axis=0).tolist(), strict=True))
+        axis.plot(shared, list(mean.values()), color=mode.colour, label=mode.label)
+        if len(values) > 1:
+            edges = [values.mean(axis=0) + sign * values.std(axis=0, ddof=1) for sign in (-1, 1)]
+            axis.fill_between(shared, *edges, color=mode.colour, alpha=0.25, lw=0)
+        chosen = {best for results in found if (best := results.get("coefficient")) in mean}
+        for best in chosen:
+            axis.plot(best, mean[best], mode.marker, color=mode.colour)
+        start = mean.get(0.0, start)
     if start is not None:
         axis.axhline(start, color=palette.ZEROSHOT, linestyle=":", label="zero-shot")
     axis.set(xlabel="coefficient (marker: chosen)", ylabel="validation accuracy, mean, %")
-    axis.set_title(f"all {len(run.tasks)} task vectors added")
+    axis.set_title(f"all {len(runs[0].tasks)} task vectors added")
     if axis.lines:
         axis.legend()
+
+
+def _swept(results: dict[str, Any]) -> dict[float, float]:
+    """The mean validation accuracy at each coefficient of a sum, in percent."""
+    means = {float(c): one.get("avg_top1") for c, one in results.get("val", {}).items()}
+    return {c: 100 * means[c] for c in sorted(means) if means[c] is not None}
 
 
 def _negation(axis: Axes, summary: dict[str, Any], control: str | None) -> None:

@@ -16,7 +16,7 @@ RESAMPLES = 2000
 
 
 def binomial_error(accuracy: float, images: int) -> float:
-    """The standard error of an accuracy on images; an upper bound for a mean of equal splits."""
+    """The standard error of an accuracy on images; an upper bound for a mean over the same."""
     return float(np.sqrt(accuracy * (1 - accuracy) / images))
 
 

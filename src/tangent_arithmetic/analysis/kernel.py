@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.edits import Edits
+from tangent_arithmetic.analysis.edits import Edits, joined
 from tangent_arithmetic.analysis.figures import named, panels
 from tangent_arithmetic.analysis.interference import linear_of
 from tangent_arithmetic.arithmetic.eigenfunctions import Eigenfunctions
 from tangent_arithmetic.arithmetic.features import linear_features
 from tangent_arithmetic.arithmetic.kernel import Kernel, exact, sketched
+from tangent_arithmetic.data.texts import collate
 from tangent_arithmetic.encoders.base import ModuleEncoder, is_linear
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime import ddp
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
@@ -43,7 +45,8 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     edits = Edits(few, modes[0], run.tasks)
     images = [_images(edits, task) for task in run.tasks]
     assert isinstance(edits.encoder, ModuleEncoder)
-    measured = _kernel(run, edits.encoder, torch.cat(images))
+    together = collate([(image, 0) for some in images for image in some])[0]
+    measured = _kernel(run, edits.encoder, together)
     found = Eigenfunctions.of(measured.values)
     energy = found.energy([len(some) for some in images])
     parts = []
@@ -69,18 +72,20 @@ def _kernel(run: Run, encoder: ModuleEncoder, images: Tensor) -> Kernel:
     return exact(encoder, images)
 
 
-def _images(edits: Edits, task: str) -> Tensor:
-    return torch.cat([images for images, _ in edits.split(task).batches])
+def _images(edits: Edits, task: str) -> list[Tensor]:
+    """The images of a task, or its texts, whose batches differ in length; of all ranks."""
+    shares = ddp.gather([images for images, _ in edits.split(task).batches])
+    return [image for share in shares for batch in share for image in batch]
 
 
 def _functions(edits: Edits, tasks: Sequence[str]) -> list[Tensor]:
-    """J tau of each task vector on the images of all tasks."""
+    """J tau of each task vector on the images of all tasks and ranks."""
     assert is_linear(edits.base)
     vectors, directions = list(edits.vectors.values()), []
     for task in tasks:
         split = edits.split(task)
         features = linear_features(edits.base, vectors, split.batches, split.compute, split.cache)
-        directions.append(features.directions)
+        directions.append([joined([values]) for values in features.directions])
     return [torch.cat(column) for column in zip(*directions, strict=True)]
 
 

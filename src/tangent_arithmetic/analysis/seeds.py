@@ -2,13 +2,13 @@
 
 Each seed's own tables are made by `analyze --seed=N`. The standard deviation is over seeds of
 fine-tuning, on the same images; the binomial standard error is that of one seed's accuracy on so
-many images. Neither includes the other.
+many images, for a mean over tasks an upper bound. Neither includes the other.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,22 +33,24 @@ class Summed:
 
     Attributes:
         keys: columns that tell the rows of the summary apart; others are averaged within a seed.
-        values: columns to summarise.
-        on: whose test images an accuracy is of: "all" tasks or the "target" of its row; None for
+        values: columns to summarise, each with the test images that an accuracy is of: of "all"
+            tasks, of all "targets", of the "target" of its row, or of the "control" set; None for
             values that are no accuracies.
     """
 
     keys: tuple[str, ...]
-    values: tuple[str, ...]
-    on: str | None = None
+    values: Mapping[str, str | None]
 
 
+MEAN = " (mean)"  # of the targets of a table
+# by name of the table
 SUMMED = {
-    "subsets": Summed(("mode", "num_vectors"), ("absolute", "normalised"), "all"),
-    "analogies": Summed(("mode", "target", "vector", "chosen"), ("accuracy",), "target"),
-    "xi": Summed(("mode", "task1", "task2"), ("xi",)),
-    "negation_random": Summed(("mode", "vector"), ("target", "control"), "all"),
-    "ensembles": Summed(("mode", "coefficient"), ("weights", "ensemble", "gap")),
+    "subsets": Summed(("mode", "num_vectors"), {"absolute": "all", "normalised": None}),
+    "analogies": Summed(("mode", "target", "vector", "chosen"), {"accuracy": "target"}),
+    f"analogies{MEAN}": Summed(("mode", "vector", "chosen"), {"accuracy": "targets"}),
+    "xi": Summed(("mode", "task1", "task2"), {"xi": None}),
+    "negation_random": Summed(("mode", "vector"), {"target": "all", "control": "control"}),
+    "ensembles": Summed(("mode", "coefficient"), {"weights": None, "ensemble": None, "gap": None}),
 }
 
 
@@ -95,16 +97,19 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         accuracy).
 
     Raises:
-        MissingFileError: if no seed has such a table.
+        MissingFileError: if no seed has such a table with one of the modes.
     """
     parts = []
     for name, what in SUMMED.items():
-        found = of_seeds(siblings(run), name)
+        found = of_seeds(siblings(run), name.removesuffix(MEAN))
+        found = found[found["mode"].isin(modes)] if len(found) else found
         if len(found):
-            parts.append(summed(run, found[found["mode"].isin(modes)], what).assign(table=name))
+            parts.append(summed(run, found, what).assign(table=name))
     if not parts:
         made_by = command("analyze", run, name="subsets")
-        raise MissingFileError(f"no tables to summarise; make them first, such as by {made_by}")
+        raise MissingFileError(
+            f"no tables of {', '.join(modes)} to summarise; make them first, such as by {made_by}"
+        )
     columns = ["table", "mode", "row", "value", "mean", "std", "seeds", "binomial"]
     return pd.concat(parts, ignore_index=True)[columns]
 
@@ -112,16 +117,13 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 def summed(run: Run, table: pd.DataFrame, what: Summed) -> pd.DataFrame:
     """The summary of one table, see `table`."""
     keys, rows = list(what.keys), []
+    sets = {"all": run.tasks, "control": [run.control_set], "targets": table.get("target")}
     by_seed = table.groupby([*keys, "seed"], sort=False)[list(what.values)].mean()
-    sizes = {task: len(run.data.dataset(task).test) for task in run.tasks}
     for key, part in by_seed.groupby(keys, sort=False):
         named = dict(zip(keys, key, strict=True))
-        images = sum(sizes.values())
-        if what.on == "target":
-            images = len(run.data.dataset(named["target"]).test)
-        for value in what.values:
+        sets["target"] = [named.get("target")]
+        for value, on in what.values.items():
             mean = part[value].mean()
-            accuracy = what.on is not None and value != "normalised"
             rows.append(
                 {
                     "mode": named["mode"],
@@ -130,23 +132,24 @@ def summed(run: Run, table: pd.DataFrame, what: Summed) -> pd.DataFrame:
                     "mean": mean,
                     "std": part[value].std() if len(part) > 1 else None,
                     "seeds": len(part),
-                    "binomial": binomial_error(mean, images) if accuracy else None,
+                    "binomial": binomial_error(mean, images(run, sets[on])) if on else None,
                 }
             )
     return pd.DataFrame(rows)
 
 
+def images(run: Run, names: Iterable[str]) -> int:
+    """The number of test images whose binomial error bounds that of a mean over data sets."""
+    sizes = [len(run.data.dataset(name).test) for name in set(names)]
+    return len(sizes) * min(run.config.sample or max(sizes), *sizes)
+
+
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """Subsets by size, and analogies by vector: bands over seeds, bars of the images alone."""
-    drawn = [name for name in ("subsets", "analogies") if name in set(table["table"])]
+    drawn = [name for name in ("subsets", f"analogies{MEAN}") if name in set(table["table"])]
     figure, axes = panels(1, max(len(drawn), 1), width=4.4, height=3.5)
     for axis, name in zip(axes[0], drawn, strict=False):
         part = table[(table["table"] == name) & table["value"].isin(["absolute", "accuracy"])]
-        if name == "analogies":  # the mean of the targets
-            rows = part["row"].str.partition(", ")[2]
-            part = part.assign(row=rows).groupby(["mode", "row"], sort=False, as_index=False)[
-                ["mean", "std", "binomial"]
-            ].mean()  # fmt: skip
         places = {row: i for i, row in enumerate(dict.fromkeys(part["row"]))}
         for mode in distinct(part["mode"]):
             own = part[part["mode"] == mode.name]
@@ -156,9 +159,9 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
             spread = 100 * own["std"].astype(float).fillna(0)
             axis.fill_between(x, mean - spread, mean + spread, color=mode.colour, alpha=0.25, lw=0)
         labels = [str(row).replace(", -", "") for row in places]
-        turned = {"rotation": 60, "ha": "right"} if name == "analogies" else {}
+        turned = {"rotation": 60, "ha": "right"} if name != "subsets" else {}
         axis.set_xticks(range(len(places)), labels, **turned)
-        axis.set_title(name)
+        axis.set_title(name.removesuffix(MEAN))
         axis.set_ylabel("test accuracy, %")
     axes[0][0].legend()
     note = "bands: standard deviation over seeds; bars: binomial standard error of the examples"

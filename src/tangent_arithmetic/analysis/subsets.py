@@ -2,8 +2,9 @@ r"""Sums of the task vectors of each subset of the tasks.
 
 For a subset S the model is \(\theta_0 + a \sum_{t \in S} \tau_t\), with the coefficient a of the
 best mean normalised validation accuracy over all tasks (ties: the smallest), as for the sum of all.
-Linear models are evaluated on all subsets, from the logits of one pass; standard models on single
-vectors, pairs, the sum of all, and a sample of the sizes between.
+Linear models are evaluated on all subsets, from the logits of one pass; standard models, and linear
+ones of more than `EVERY` tasks, on single vectors, pairs, the sum of all, and a sample of the sizes
+between.
 
 Source: arXiv:2212.04089, the figures on adding subsets of the tasks.
 """
@@ -32,6 +33,7 @@ from tangent_arithmetic.run.run import Run
 logger = logging.getLogger(__name__)
 
 Subset = tuple[str, ...]
+EVERY = 10  # tasks, at most, all of whose subsets linear models are evaluated on
 
 
 def subsets(tasks: Sequence[str], sample: int | None = None, seed: int = 0) -> list[Subset]:
@@ -53,6 +55,12 @@ def subsets(tasks: Sequence[str], sample: int | None = None, seed: int = 0) -> l
     return chosen
 
 
+def sample_of(run: Run, mode: str) -> int | None:
+    """The number of subsets of each size in between that a mode is evaluated on; None for all."""
+    every = MODES[mode].linear and len(run.tasks) <= EVERY
+    return None if every else run.config.subset_sample
+
+
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """The `evaluate`d subsets of each mode, on the test splits of all tasks.
 
@@ -66,18 +74,16 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     for mode in modes:
         edits = Edits(run, mode, tasks)
         linear = MODES[mode].linear
-        sample = None if linear else run.config.subset_sample
         hashes = checkpoint_hashes(run, tasks, mode)
         made_by = command("eval_single_task", run, mode)
         path, theta0_hash = accuracies_path(run, mode), edits.theta0_hash
         singles = require_results(path, run, theta0_hash, made_by, hashes, [*tasks, *val])
         coefs = coefficients(run.config.n_eval_points if linear else 11)
-        chosen = subsets(tasks, sample, run.seed)
+        chosen = subsets(tasks, sample_of(run, mode), run.seed)
+        passes = len(val) + len(tasks)
         if not linear:
             passes = len(chosen) * (len(coefs) * len(val) + len(tasks))
-            logger.info(
-                "subsets: %s, %d subsets, %d passes over a split", mode, len(chosen), passes
-            )
+        logger.info("subsets: %s, %d subsets, %d passes over a split", mode, len(chosen), passes)
         for row in evaluate(edits, chosen, tasks, singles, coefs, smallest(map(edits.split, val))):
             rows.append({"mode": mode, **row})
     return pd.DataFrame(rows)

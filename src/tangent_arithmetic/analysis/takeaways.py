@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LEAST = 4  # points of a grid that a mean is worth
 KEPT = 0.95  # share of the control set's accuracy at which negations are compared
 
 
@@ -38,8 +39,11 @@ def takeaway(folder: Path, name: str) -> str:
 
 def single(table: pd.DataFrame) -> str:
     """The mean gaps to standard fine-tuning, and the largest."""
+    from tangent_arithmetic.analysis.single import ADVANTAGE
+
     parts, best = [], table["standard"]
-    for mode in in_order(set(table.columns) - {"standard"}):
+    columns = (column for column in table.columns if not column.startswith(ADVANTAGE))
+    for mode in in_order(set(columns) - {"standard"}):
         gaps = 100 * (best - table[mode])
         task, side = table["task"][gaps.idxmax()], "below" if gaps.mean() >= 0 else "above"
         largest = f"largest gap: {task}, {gaps.max():.1f}"
@@ -67,11 +71,15 @@ def interference(table: pd.DataFrame) -> str:
 
 
 def disentanglement(table: pd.DataFrame) -> str:
-    """The mean error within the search range, the lowest first."""
+    """The mean error within the search range, where all modes have points, the lowest first."""
     inside = table[table["coef1"].between(0, 1) & table["coef2"].between(0, 1)]
-    means = inside.groupby("mode")["error"].mean().sort_values()
-    parts = [f"{MODES[mode].label} {error:.2f}" for mode, error in means.items()]
-    return f"Mean error in the frame, lowest first: {', '.join(parts)}."
+    wide = inside.pivot_table(index=["coef1", "coef2"], columns="mode", values="error").dropna()
+    if len(wide) < LEAST or set(wide) != set(table["mode"]):
+        return ""
+    parts = [
+        f"{MODES[mode].label} {error:.2f}" for mode, error in wide.mean().sort_values().items()
+    ]
+    return f"Mean error at {len(wide)} points of the frame, lowest first: {', '.join(parts)}."
 
 
 def similarity(table: pd.DataFrame) -> str:

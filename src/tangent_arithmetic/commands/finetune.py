@@ -81,7 +81,12 @@ def finetune(run: Run, task: str) -> Path:
         logger.info("%s %s: done before, skipped (%s)", task, mode, path)
         return path
     data, head = run.data.dataset(f"{task}Val"), classification_head(run, task)
-    origin = {"theta0_hash": theta0_hash, **_of_data(data), **_of_head(run, task), **ends}
+    origin = {
+        "theta0_hash": theta0_hash,
+        **_of_data(run, task, data),
+        **_of_head(run, task),
+        **ends,
+    }
     origin |= {"method": method} if method else {}
     made = {
         **wanted,
@@ -107,9 +112,12 @@ def finetune(run: Run, task: str) -> Path:
     return path
 
 
-def _of_data(data: ImageDataset) -> dict[str, Any]:
-    """The pictures that a checkpoint is made of: their split and a hash of their content."""
-    return {"split": split_record(data), "content": pictures_hash(data.train)}
+def _of_data(run: Run, task: str, data: ImageDataset) -> dict[str, Any]:
+    """The pictures that a checkpoint is made of: their split and hashes of their content."""
+    facts: dict[str, Any] = {"split": split_record(data), "content": pictures_hash(data.train)}
+    others = method_of(run, task).get("others", [])
+    contents = {name: pictures_hash(run.data.dataset(f"{name}Val").train) for name in others}
+    return facts | ({"others_content": contents} if others else {})
 
 
 def _of_head(run: Run, task: str) -> dict[str, Any]:
@@ -126,7 +134,7 @@ def _check_origin(path: Path, run: Run, task: str) -> None:
     """
     info, now = read_facts(path)["info"], _of_head(run, task)
     with contextlib.suppress(MissingFileError):
-        now |= _of_data(run.data.dataset(f"{task}Val"))
+        now |= _of_data(run, task, run.data.dataset(f"{task}Val"))
     recorded = {name: now[name] for name in now if name in info}  # earlier versions had fewer
     check_settings(path, info, recorded, "--save", "of other data")
 

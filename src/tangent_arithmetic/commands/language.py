@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,12 @@ from tangent_arithmetic.language.settings import MODES, Settings
 from tangent_arithmetic.run.args import LARGEST_SEED
 from tangent_arithmetic.run.parser import Parser
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, unknown
-from tangent_arithmetic.runtime.private import expanded
+from tangent_arithmetic.runtime.private import expanded, without_home
 from tangent_arithmetic.runtime.ranges import number
 
 PRECISION = 4  # digits of a table
+PACKAGES = ("datasets", "tokenizers", "transformers")  # beside those of all commands
+FREE = ("device", "eval_batch_size", "save")  # settings that results do not depend on
 
 
 def _mapping(text: str) -> dict[str, str]:
@@ -141,15 +146,30 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
+def results_path(args: argparse.Namespace, settings: Settings) -> Path:
+    """The file of an experiment's results, with the tasks, rows and seed that are not default."""
+    parts = [settings.model.rstrip("/").rpartition("/")[2], settings.mode]
+    if settings.tasks != EXPERIMENTS[args.experiment].tasks:
+        parts.append("+".join(settings.tasks))
+    parts += [f"rows{settings.rows}"] if settings.rows else []
+    parts += [f"seed{settings.seed}"] if settings.seed else []
+    folder = Path("language", args.experiment)
+    return expanded(args.results) / folder / f"{'-'.join(parts)}.json"
+
+
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
-    """Runs an experiment and writes its results; returns them and their file."""
+    """Runs an experiment and writes its results; returns them and their file.
+
+    Raises:
+        UsageError: if the file has results of other settings; it is not overwritten.
+    """
     from tangent_arithmetic.run.results import git_commit, versions
     from tangent_arithmetic.runtime.atomic import check_writable, write_json
+    from tangent_arithmetic.storage.reading import read_json
+    from tangent_arithmetic.storage.states import check_settings
 
     settings = settings_of(args)
-    seed = f"-seed{settings.seed}" if settings.seed else ""
-    name = f"{settings.model.rstrip('/').rpartition('/')[2]}-{settings.mode}{seed}.json"
-    path = expanded(args.results) / "language" / args.experiment / name
+    path = results_path(args, settings)
     check_writable(path)
     module = importlib.import_module(
         f"tangent_arithmetic.language.{EXPERIMENTS[args.experiment].module}"
@@ -159,14 +179,25 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
         named = {"label": args.toxic_label}
         values = {**vars(args), **named}
         more.append(module.Toxicity(**{f.name: values[f.name] for f in fields(module.Toxicity)}))
-    found = module.run(settings, *more)
     about: dict[str, Any] = {
         key: str(value) for key, value in vars(settings).items() if key != "recipe"
     }
     about |= {"recipe": asdict(settings.recipe)}
     about |= {"toxicity": asdict(more[0])} if more else {}
-    provenance: dict[str, Any] = {"commit": git_commit(), "versions": versions(), "settings": about}
-    provenance["seconds"] = round(time.monotonic() - begin, 1)
+    about = without_home(about)
+    if path.is_file():
+        recorded = read_json(path).get("provenance", {}).get("settings", {})
+        wanted = {key: value for key, value in about.items() if key not in FREE}
+        check_settings(path, recorded, wanted, "--results")
+    found = module.run(settings, *more)
+    provenance = {
+        "commit": git_commit(),
+        "versions": {**versions(), **{name: metadata.version(name) for name in PACKAGES}},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores",
+        "settings": about,
+        "weights": found.pop("weights"),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
     write_json(path, {"experiment": args.experiment, **found, "provenance": provenance})
     return found, path
 

@@ -76,6 +76,14 @@ class Rounds(Batches):
             keys = [key for i in chosen for key in self._keys(i, visit)]
             yield keys[ddp.rank() :: ddp.world_size()] or keys[:1]
 
+    def sizes(self, step: int) -> tuple[int, int]:
+        """The images of a step, on this rank and on all of them."""
+        count = len(self.plans)
+        visit = step if self.together else step // count
+        plans = self.plans if self.together else [self.plans[step % count]]
+        total = sum(sum(plan.micro_sizes(visit)) for plan in plans)
+        return len(range(ddp.rank(), total, ddp.world_size())), total
+
     def _keys(self, part: int, visit: int) -> list[Key]:
         plan = self.plans[part]
         epoch = visit // plan.steps_per_epoch
@@ -116,13 +124,21 @@ class Unlabelled:
         """The images of an optimizer step, this rank's share; steps in a row are loaded ahead."""
         if self._batches is None or step != self._next:
             self.close()
-            how = self.batch_size, self.together, self.seed, step
-            rounds = Rounds(self.pictures.parts, self.transform, *how)
+            rounds = self._rounds(step)
             loader = train_loader(self.pictures, self.transform, rounds, self.num_workers)
             self._batches = iter(loader)
         self._next = step + 1
         images: Tensor = next(self._batches)[0]
         return images
+
+    def weight(self, step: int) -> float:
+        """What a rank's mean counts, so that the mean over ranks is that over the step's images."""
+        own, total = self._rounds(step).sizes(step)
+        return own * ddp.world_size() / total
+
+    def _rounds(self, step: int) -> Rounds:
+        how = self.batch_size, self.together, self.seed, step
+        return Rounds(self.pictures.parts, self.transform, *how)
 
     def close(self) -> None:
         """Stops the loading."""

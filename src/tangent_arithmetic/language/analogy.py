@@ -64,7 +64,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         For each edit `val` at each coefficient, the `coefficient` and the accuracy `test`; that of
-        the `pretrained` model.
+        the `pretrained` model; hashes of the `weights`.
     """
     study, edits = Reviews(settings), {}
     parts = {name: study.part(name) for name in sorted({n for e in EDITS.values() for n in e})}
@@ -77,4 +77,5 @@ def run(settings: Settings) -> dict[str, Any]:
             "coefficient": best,
             "test": study.score(study.edited(vector, best), TARGET, "test"),
         }
-    return {"pretrained": study.score(study.base, TARGET, "test"), "edits": edits}
+    pretrained = study.score(study.base, TARGET, "test")
+    return {"pretrained": pretrained, "edits": edits, "weights": study.vectors.hashes}

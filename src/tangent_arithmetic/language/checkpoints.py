@@ -11,9 +11,15 @@ from typing import Any
 
 import torch
 
-from tangent_arithmetic.language.models import CausalLM, Seq2SeqLM, TextClassifier, TokenModel
+from tangent_arithmetic.language.models import (
+    CausalLM,
+    Seq2SeqLM,
+    TextClassifier,
+    TokenModel,
+    head_of,
+)
 from tangent_arithmetic.runtime.atomic import disk_errors, write_json
-from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, hub_failure
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, hub_failure, shown
 from tangent_arithmetic.storage.checkpoints import not_finite
 from tangent_arithmetic.storage.reading import read_json
 from tangent_arithmetic.storage.states import check_settings
@@ -29,32 +35,46 @@ def load_tokenizer(name: str | Path) -> Any:
 
 def load_causal(name: str | Path) -> CausalLM:
     """A decoder such as GPT-2 or Llama, in float32."""
-    return CausalLM(_loaded("AutoModelForCausalLM", name).float())
+    return CausalLM(_model("CausalLM", name))
 
 
 def load_seq2seq(name: str | Path) -> Seq2SeqLM:
     """An encoder and decoder such as T5, in float32."""
-    return Seq2SeqLM(_loaded("AutoModelForSeq2SeqLM", name).float())
+    return Seq2SeqLM(_model("Seq2SeqLM", name))
 
 
 def load_classifier(name: str | Path, classes: int | None = None, seed: int = 0) -> TextClassifier:
     """A classifier of texts, in float32.
 
     Args:
-        name: of a model with or without a head.
+        name: of a model; without a head only if `classes` is given.
         classes: number of classes; None for the model's own.
         seed: of a head that the model does not have.
     """
-    options = {} if classes is None else {"num_labels": classes}
+    if classes is None:
+        return TextClassifier(_model("SequenceClassification", name))
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = _loaded("AutoModelForSequenceClassification", name, **options)
-    return TextClassifier(model.float())
+        model = _model("SequenceClassification", name, new_head=True, num_labels=classes)
+    return TextClassifier(model)
 
 
 def load_judge(name: str | Path) -> Any:
     """A classifier of any kind as transformers has it, such as a BERT, in float32."""
-    return _loaded("AutoModelForSequenceClassification", name).float().eval()
+    return _model("SequenceClassification", name).eval()
+
+
+def _model(kind: str, name: str | Path, new_head: bool = False, **options: Any) -> Any:
+    """A model in float32, all of whose weights are read; with `new_head` its head need not be."""
+    model, info = _loaded(f"AutoModelFor{kind}", name, output_loading_info=True, **options)
+    drawn = (f"{head_of(model)}.",) if new_head else ()
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(drawn)):
+        raise UsageError(
+            f"{name} lacks {len(missing)} weights of {type(model).__name__}, the first of them "
+            f"{shown(missing[0])}; expected all of them, since the others would be random numbers. "
+            "Fetch it again, or name another model"
+        )
+    return model.float()
 
 
 def _loaded(kind: str, name: str | Path, **options: Any) -> Any:
@@ -99,13 +119,19 @@ def save(
     write_json(folder / FACTS, {"linear": isinstance(model, LinearizedModel), **facts})
 
 
+def facts_of(folder: str | Path) -> dict[str, Any]:
+    """How the model in a folder was made; empty if `save` did not write it."""
+    path = Path(folder) / FACTS
+    return read_json(path) if path.is_file() else {}
+
+
 def is_done(folder: Path, facts: dict[str, Any]) -> bool:
     """Whether the folder holds a finished model that was made with these facts.
 
     Raises:
         UsageError: if it was made with others; it is not overwritten.
     """
-    if not (folder / FACTS).is_file():
+    if not (recorded := facts_of(folder)):
         return False
-    check_settings(folder, read_json(folder / FACTS), facts, "--save")
+    check_settings(folder, recorded, facts, "--save")
     return True

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
-from tangent_arithmetic.language.checkpoints import load_classifier, load_tokenizer
+from tangent_arithmetic.language.checkpoints import facts_of, load_classifier, load_tokenizer
 from tangent_arithmetic.language.finetuning import Vectors, total
-from tangent_arithmetic.language.models import TextClassifier
+from tangent_arithmetic.language.models import TextClassifier, check_positions
 from tangent_arithmetic.language.rows import column, labelled
 from tangent_arithmetic.language.scoring import MEAN, with_mean
 from tangent_arithmetic.language.settings import Settings
 from tangent_arithmetic.language.tasks import TASKS
 from tangent_arithmetic.language.tokens import TokenRows, encode, padded
 from tangent_arithmetic.runtime.logs import progress
-from tangent_arithmetic.storage.statedict import State, move_into
+from tangent_arithmetic.storage.statedict import State, copy_into, move_into
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 
@@ -46,9 +46,20 @@ class Classification:
         self.base = cache(self._base)
 
     def _base(self, name: str) -> TextClassifier:
-        """The pre-trained body with a new head for a task."""
+        """The pre-trained body with the head from which a task's model was fine-tuned.
+
+        Of models fine-tuned elsewhere it is unknown: the trained head is taken, whose vector is 0.
+        """
         settings, classes = self.settings, len(TASKS[name].classes)
-        return load_classifier(settings.model, classes, settings.seed).to(settings.device)
+        finetuned = settings.finetuned.get(name)
+        seed = settings.seed if finetuned is None else facts_of(finetuned).get("seed")
+        base = load_classifier(settings.model, classes, seed or 0)
+        check_positions(base, length=settings.length)
+        if finetuned is not None and seed is None:
+            trained = load_classifier(finetuned)
+            new, own = (m.get_submodule(m.head).state_dict() for m in (base, trained))
+            copy_into(new, own, f"the head of {settings.model} for {name} and that of {finetuned}")
+        return base.to(settings.device)
 
     def rows(self, name: str, split: str) -> TokenRows:
         """The encoded rows of a split, with labels."""
@@ -137,7 +148,8 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         Accuracy on test rows: `single` and `body0`, the pre-trained body under the trained head, by
-        task, `test` of the sum; `val` of the sum at each coefficient; the `coefficient`.
+        task, `test` of the sum; `val` of the sum at each coefficient; the `coefficient`; hashes of
+        the `weights`.
     """
     study, tasks = Classification(settings), settings.tasks
     bodies, heads = {}, {}
@@ -162,4 +174,5 @@ def run(settings: Settings) -> dict[str, Any]:
         "val": {f"{coef:g}": scores for coef, scores in means.items()},
         "coefficient": best,
         "test": with_mean(test),
+        "weights": study.vectors.hashes,
     }

@@ -13,10 +13,12 @@ from typing import Any
 
 from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, TaskVector
 from tangent_arithmetic.language import checkpoints
-from tangent_arithmetic.language.losses import TokenLoss
-from tangent_arithmetic.language.models import LanguageModel, TokenModel
+from tangent_arithmetic.language.losses import TokenLoss, next_tokens
+from tangent_arithmetic.language.models import PADDING, LanguageModel, TokenModel
 from tangent_arithmetic.language.settings import Settings
 from tangent_arithmetic.language.tokens import TokenRows
+from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.statedict import State, content_hash
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.training.loop import TrainingData, train
 from tangent_arithmetic.training.objectives import Objective
@@ -39,7 +41,8 @@ def finetune(
 
     Args:
         model: on its device.
-        rows: token ids, with labels for a classifier.
+        rows: token ids, with labels for a classifier; of a language model those in which no token
+            follows another are left out.
         recipe: rate, epochs, batch size and so on.
         objective: the loss; if None the loss over tokens, or a classifier's cross-entropy.
         seed: of the order of the rows.
@@ -47,12 +50,27 @@ def finetune(
 
     Returns:
         Facts such as the steps, the seconds and the last epoch's loss.
+
+    Raises:
+        UsageError: if no row is left.
     """
     inner = model.module0() if isinstance(model, LinearizedModel) else model
-    if objective is None and isinstance(inner, LanguageModel):
-        objective = TokenLoss()
+    if isinstance(inner, LanguageModel):
+        rows = _with_targets(rows, inner)
+        objective = TokenLoss() if objective is None else objective
     data = TrainingData(rows)
     return train(model, data, recipe, objective=objective, seed=seed, description=description)
+
+
+def _with_targets(rows: TokenRows, model: LanguageModel) -> TokenRows:
+    """The rows that have a loss: those in which a token follows another."""
+    kept = (next_tokens(model.sequence(rows.ids)) != PADDING).any(dim=1)
+    if not bool(kept.any()):
+        raise UsageError(f"expected rows of two tokens or more, got {len(rows)} of one at most")
+    if bool(kept.all()):
+        return rows
+    logger.info("%d rows without a next token are left out", int((~kept).sum()))
+    return TokenRows(rows.ids[kept], None if rows.labels is None else rows.labels[kept])
 
 
 def total(vectors: Iterable[TaskVector]) -> TaskVector:
@@ -66,10 +84,14 @@ class Vectors:
     Args:
         settings: of the experiment.
         tokenizer: written beside fine-tuned models.
+
+    Attributes:
+        hashes: by name, those of the weights from which and to which a vector leads.
     """
 
     def __init__(self, settings: Settings, tokenizer: Any) -> None:
         self.settings, self.tokenizer = settings, tokenizer
+        self.hashes: dict[str, dict[str, str]] = {}
 
     @property
     def kind(self) -> type[TaskVector]:
@@ -99,18 +121,30 @@ class Vectors:
         """
         linear = self.settings.trains_linear if linear is None else linear
         if (published := self.settings.finetuned.get(name)) is not None:
-            return self.kind(base, load(published).to(self.settings.device))
+            return self._vector(name, base, load(published).to(self.settings.device))
         kind = "linear" if linear else "standard"
         folder = self.settings.save / f"{kind}_{name}"
-        facts = {**self._facts(name), **(made or {})}
+        rows = data()
+        facts = {**self._facts(name), "data": rows.digest(), **(made or {})}
         if checkpoints.is_done(folder, facts):
             logger.info("%s: read from %s", name, folder)
-            return self.kind(base, load(folder).to(self.settings.device))
+            return self._vector(name, base, load(folder).to(self.settings.device))
         model = LinearizedModel(base) if linear else copy.deepcopy(base)
         recipe, seed = self.settings.recipe, self.settings.seed
-        done = finetune(model, data(), recipe, objective, seed, name)
+        done = finetune(model, rows, recipe, objective, seed, name)
         kept = {key: done[key] for key in ("steps", "seconds", "last_epoch_loss")}
         checkpoints.save(model, folder, self.tokenizer, {**facts, **kept})
+        return self._vector(name, base, model)
+
+    def _vector(
+        self, name: str, base: TokenModel, model: TokenModel | LinearizedModel
+    ) -> TaskVector:
+        """The vector between two models, whose hashes are noted."""
+        theta: State = dict(model.named_parameters())
+        if isinstance(model, LinearizedModel):
+            theta = model.theta()
+        ends: dict[str, State] = {"theta0": dict(base.named_parameters()), "theta": theta}
+        self.hashes[name] = {end: content_hash(weights) for end, weights in ends.items()}
         return self.kind(base, model)
 
     def _facts(self, name: str) -> dict[str, Any]:

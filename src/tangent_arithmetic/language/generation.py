@@ -82,9 +82,9 @@ def _by_transformers(
 
     library: Any = transformers
     ends = sampling.ends(model.model.config)
-    left = padded([row[row != PADDING].flip(0).tolist() for row in prompts]).flip(1)
-    left = left.to(prompts.device)  # the prompts on the right: what follows is in one column
-    paired = isinstance(model, Seq2SeqLM)
+    paired, ids = isinstance(model, Seq2SeqLM), trimmed(prompts)
+    if not paired:  # the prompts on the right: what follows is in one column
+        ids = padded([row[row != PADDING].flip(0).tolist() for row in prompts]).flip(1).to(prompts)
     drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     config = library.GenerationConfig(
         max_new_tokens=sampling.new_tokens,
@@ -95,12 +95,17 @@ def _by_transformers(
         pad_token_id=0,
         decoder_start_token_id=model.start if isinstance(model, Seq2SeqLM) else None,
     )
-    whole = model.model.generate(
-        input_ids=left.clamp(min=0),
-        attention_mask=(left != PADDING).long(),
-        generation_config=config,
-    )
-    return _ended(whole[:, 1 if paired else left.shape[1] :], ends)
+    inner: Any = model.model
+    own, inner.generation_config = inner.generation_config, library.GenerationConfig()
+    try:  # what `config` leaves open would be the model's own, such as a penalty of repetitions
+        whole = inner.generate(
+            input_ids=ids.clamp(min=0),
+            attention_mask=(ids != PADDING).long(),
+            generation_config=config,
+        )
+    finally:
+        inner.generation_config = own
+    return _ended(whole[:, 1 if paired else ids.shape[1] :], ends)
 
 
 def _ended(ids: Int64[Tensor, "batch new"], ends: tuple[int, ...]) -> Int64[Tensor, "batch new"]:

@@ -48,6 +48,8 @@ def token_loss(
 class TokenLoss(Objective):
     """The mean loss over the tokens of a batch; with `sign=-1` its negative, for gradient ascent.
 
+    The training loop weights the micro-batches of a step by their rows, not their tokens.
+
     Args:
         sign: factor of the loss.
     """

@@ -1,7 +1,8 @@
 """Generative and classifying models of transformers as modules from token ids to logits.
 
-Each takes one integer tensor in which -1 is padding, on the right or on the left. Dropout is off in
-training too: the linear and the standard model then differ in nothing else.
+Each takes one integer tensor in which -1 is padding, on the right; decoders alone take it on the
+left too. Dropout is off in training too: the linear and the standard model then differ in nothing
+else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing_extensions import Self
 
 from tangent_arithmetic.data.texts import PADDING
 from tangent_arithmetic.encoders.backbones.sentences import last_pooling
+from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -51,6 +53,21 @@ class TokenModel(nn.Module):
         if "position_ids" in inspect.signature(self.model.forward).parameters:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         return inputs
+
+
+def check_positions(model: TokenModel, **flags: int) -> None:
+    """Checks that a model has as many positions as flags ask for; some have no limit.
+
+    Raises:
+        UsageError: naming the first flag that asks for more.
+    """
+    most = getattr(model.model.config, "max_position_embeddings", None)
+    for flag, tokens in flags.items():
+        if most is not None and tokens > most:
+            raise UsageError(
+                f"--{flag}={tokens}: the model has {most} positions; expected no more tokens, give "
+                f"--{flag}={most} or less"
+            )
 
 
 class LanguageModel(TokenModel):
@@ -115,6 +132,21 @@ class Seq2SeqLM(LanguageModel):
 HEADS = ("score", "classification_head")
 
 
+def head_of(model: nn.Module) -> str:
+    """The name of a classifier's head.
+
+    Raises:
+        UsageError: if it is none of `HEADS`.
+    """
+    for name in HEADS:
+        if hasattr(model, name):
+            return name
+    raise UsageError(
+        f"{type(model).__name__} has no head on the last token; expected a classifier with a "
+        f"{' or '.join(HEADS)}, such as GPT-2, Llama or T5"
+    )
+
+
 class TextClassifier(TokenModel):
     """A body and a head on the hidden state of the last token, as transformers has them.
 
@@ -126,7 +158,7 @@ class TextClassifier(TokenModel):
     @property
     def head(self) -> str:
         """The name of the head, with which its parameters' names begin."""
-        return f"model.{next(name for name in HEADS if hasattr(self.model, name))}"
+        return f"model.{head_of(self.model)}"
 
     def forward(self, ids: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch classes"]:
         """Logits of the classes."""

@@ -7,6 +7,7 @@ by their split) or a data set that the library `datasets` has saved.
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def read_split(repo: str, config: str | None, split: str, folder: Path | None) -
             return _parquet(files)
     raise MissingFileError(
         f"{places[0]} has no split {split}; expected {split}-*.parquet there, as in the repository "
-        f"{repo} of the hub, or a data set written by save_to_disk"
+        f"{repo} of the hub, or a DatasetDict written by save_to_disk"
     )
 
 
@@ -61,8 +62,8 @@ def _saved(place: Path, split: str) -> Dataset | None:
         return None
     with readable(place, "a data set written by save_to_disk"):
         found: Any = load_from_disk(place)
-    if hasattr(found, "features"):  # one split
-        return found if str(found.split or split) == split else None
+    if hasattr(found, "features"):  # one split, for training if it has no name
+        return found if str(found.split or "train") == split else None
     return found.get(split)
 
 
@@ -92,7 +93,7 @@ def column(rows: Dataset, name: str, what: str) -> list[Any]:
 
 
 def labels_of(name: str, task: Task, rows: Dataset) -> list[int] | list[float]:
-    """The label of each row: a number of a class, -1 for none; or a score.
+    """The label of each row: a number of a class, -1 for none; or a score, NaN for none.
 
     Classes are matched by name where the rows have names.
 
@@ -103,17 +104,18 @@ def labels_of(name: str, task: Task, rows: Dataset) -> list[int] | list[float]:
 
     values, feature = column(rows, task.label, name), rows.features[task.label]
     if task.is_score:
-        return [float(value) for value in values]
+        return [math.nan if value is None else float(value) for value in values]
     numbers = {theirs.casefold(): number for number, theirs in enumerate(task.classes)}
     known: list[Any] = list(range(len(task.classes)))
     if isinstance(feature, ClassLabel):
         known = [theirs.casefold() for theirs in feature.names]
         values = [known[v] if v is not None and 0 <= v < len(known) else NONE for v in values]
-    elif values and isinstance(values[0], str):
+    elif any(isinstance(value, str) for value in values):
         values = [NONE if v in ("", "-", None) else v.casefold() for v in values]
     else:
         numbers = {str(number): number for number in known}
-        values = [NONE if v in (None, NONE) else str(v) for v in values]
+        whole = [int(v) if isinstance(v, bool | float) and v in known else v for v in values]
+        values = [NONE if v in (None, NONE) else str(v) for v in whole]
     if strange := sorted({str(v) for v in values if v != NONE} - numbers.keys()):
         raise UsageError(
             f"{name}: {task.repo} has the labels {', '.join(map(shown, strange[:5]))}, expected "
@@ -142,7 +144,7 @@ def labelled(
     """
     rows = read_split(task.repo, task.config, task.test if split == "test" else "train", folder)
     labels = labels_of(name, task, rows)
-    kept = [i for i, label in enumerate(labels) if task.is_score or label != NONE]
+    kept = [i for i, v in enumerate(labels) if not (math.isnan(v) if task.is_score else v == NONE)]
     if len(kept) < len(labels):
         logger.info("%s: %d rows without a label are left out", name, len(labels) - len(kept))
     if split != "test":

@@ -17,7 +17,7 @@ from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.language.checkpoints import load_seq2seq, load_tokenizer
 from tangent_arithmetic.language.finetuning import Vectors, total
 from tangent_arithmetic.language.generation import Sampling, generate
-from tangent_arithmetic.language.models import PADDING, LanguageModel, Seq2SeqLM
+from tangent_arithmetic.language.models import PADDING, LanguageModel, Seq2SeqLM, check_positions
 from tangent_arithmetic.language.rows import column, labelled
 from tangent_arithmetic.language.scoring import MEAN, exact_match, spearman, with_mean
 from tangent_arithmetic.language.settings import Settings
@@ -56,6 +56,7 @@ class TextToText:
         self.settings = settings
         self.tokenizer = load_tokenizer(settings.model)
         self.base: Seq2SeqLM = load_seq2seq(settings.model).to(settings.device)
+        check_positions(self.base, length=settings.length)
         self.vectors = Vectors(settings, self.tokenizer)
         self.texts = cache(self._texts)
 
@@ -109,7 +110,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Returns:
         Scores on test rows: `pretrained` and `single` by task, `test` of the sum; `val` of the sum
-        at each coefficient; the `coefficient`.
+        at each coefficient; the `coefficient`; hashes of the `weights`.
     """
     study, tasks = TextToText(settings), settings.tasks
     pretrained = study.scores(study.base, tasks, "test")
@@ -124,4 +125,5 @@ def run(settings: Settings) -> dict[str, Any]:
         "val": {f"{coef:g}": scores for coef, scores in val.items()},
         "coefficient": best,
         "test": study.scores(study.edited(added, best), tasks, "test"),
+        "weights": study.vectors.hashes,
     }

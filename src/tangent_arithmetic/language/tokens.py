@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tangent_arithmetic.data.texts import PADDING, pad
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.statedict import content_hash
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -41,6 +42,12 @@ class TokenRows:
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.ids[index], 0 if self.labels is None else int(self.labels[index])
 
+    def digest(self) -> str:
+        """The hash of all ids and labels."""
+        return content_hash(
+            {name: value for name, value in vars(self).items() if value is not None}
+        )
+
 
 def encode(
     texts: Sequence[str], tokenizer: Any, length: int, pairs: Sequence[str] | None = None
@@ -56,6 +63,8 @@ def encode(
     Raises:
         UsageError: if a text has no tokens.
     """
+    if not texts:
+        return []
     second = {} if pairs is None else {"text_pair": list(pairs)}
     whole = tokenizer(list(texts), **second, verbose=False)["input_ids"]
     if empty := [index for index, ids in enumerate(whole) if not ids]:

@@ -22,7 +22,7 @@ from tangent_arithmetic.language.checkpoints import load_causal, load_judge, loa
 from tangent_arithmetic.language.finetuning import Vectors
 from tangent_arithmetic.language.generation import Sampling, generate
 from tangent_arithmetic.language.losses import TokenLoss
-from tangent_arithmetic.language.models import PADDING, CausalLM
+from tangent_arithmetic.language.models import PADDING, CausalLM, check_positions
 from tangent_arithmetic.language.perplexity import exponential, mean_loss, sweep
 from tangent_arithmetic.language.rows import column, read_split
 from tangent_arithmetic.language.settings import Settings
@@ -30,6 +30,7 @@ from tangent_arithmetic.language.tasks import COMMENTS, WIKITEXT, WIKITEXT_CONFI
 from tangent_arithmetic.language.tokens import TokenRows, blocks, encode, padded
 from tangent_arithmetic.runtime.errors import DivergedError, UsageError, unknown
 from tangent_arithmetic.runtime.logs import progress
+from tangent_arithmetic.storage.statedict import content_hash
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.training.objectives import Objective
 
@@ -85,8 +86,16 @@ class Study:
         self.settings, self.toxicity = settings, toxicity
         self.tokenizer = load_tokenizer(settings.model)
         self.base: CausalLM = load_causal(settings.model).to(settings.device)
+        check_positions(
+            self.base, length=settings.length, tokens=toxicity.tokens, block=toxicity.block
+        )
         self.judge: Any = load_judge(toxicity.classifier).to(settings.device)
         self.reader = load_tokenizer(toxicity.classifier)
+        if self.reader.pad_token is None:
+            raise UsageError(
+                f"--classifier={toxicity.classifier}: its tokenizer has no padding token; expected "
+                "one that has, to read texts of different lengths at once"
+            )
         self.label = label_number(self.judge.config.id2label, toxicity.label)
         self.vectors = Vectors(settings, self.tokenizer)
         self.wikitext = cache(self._wikitext)
@@ -134,20 +143,22 @@ class Study:
         about, size = self.toxicity, self.settings.eval_batch_size
         prompt = torch.tensor(encode([about.prompt], self.tokenizer, about.tokens))
         texts: list[str] = []
-        for start in progress(range(0, about.generations, size), "generation"):
-            count = min(size, about.generations - start)
+        for done in progress(range(0, about.generations, size), "generation"):
+            count = min(size, about.generations - done)
             sampling = Sampling(
                 max(1, about.tokens - prompt.shape[1]),
                 sample=True,
                 temperature=about.temperature,
                 top_k=about.top_k,
                 top_p=about.top_p,
-                seed=self.settings.seed * about.generations + start,
+                seed=self.settings.seed * about.generations + done,
             )
-            new = generate(model, prompt.expand(count, -1), sampling)
-            rows = [row[row != PADDING].tolist() for row in new]
-            decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-            texts += [about.prompt + text for text in decoded]
+            prompts = prompt.expand(count, -1)
+            new = generate(model, prompts, sampling).to(prompts)
+            whole = torch.cat([prompts, new], dim=1)  # the space between may be the new token's
+            rows = [prompt[0].tolist(), *(row[row != PADDING].tolist() for row in whole)]
+            start, *decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+            texts += [about.prompt + text[len(start) :] for text in decoded]
         return texts
 
     @torch.no_grad()
@@ -197,7 +208,7 @@ def largest_allowed(losses: Mapping[float, float], more: float) -> float:
     """The largest coefficient up to which perplexity stays within `more` of that at 0."""
     limit, best = exponential(losses[0.0]) + more, 0.0
     for coef in sorted(losses):
-        if exponential(losses[coef]) > limit:
+        if not exponential(losses[coef]) <= limit:  # NaN too
             break
         best = coef
     return best
@@ -208,7 +219,8 @@ def run(settings: Settings, toxicity: Toxicity) -> dict[str, Any]:
 
     Returns:
         For `pretrained`, `finetuned`, `negated` and the baselines the measures of `Study.measure`;
-        `val`, the perplexity of the negated model at each coefficient, and the `coefficient`.
+        `val`, the perplexity of the negated model at each coefficient, and the `coefficient`;
+        hashes of the `weights`, the classifier's too.
     """
     study = Study(settings, toxicity)
     vector = study.vector()
@@ -230,8 +242,10 @@ def run(settings: Settings, toxicity: Toxicity) -> dict[str, Any]:
             test[name] = study.measure(make())
         except DivergedError as error:  # gradient ascent has no minimum
             logger.warning("%s is left out: %s", name, error)
+    judge = content_hash(dict(study.judge.named_parameters()))
     return {
         "val": {f"{coef:g}": finite(loss) for coef, loss in losses.items()},
         "coefficient": best,
         "test": test,
+        "weights": {**study.vectors.hashes, "classifier": judge},
     }

@@ -203,6 +203,10 @@ def explore(run: Run, mode: str) -> str:
     }
     results = optional_results(accuracies_path(run, mode))
     singles = {name: results[name] for name in names if name in results}
+    if sample is not None:  # results may be of all images
+        for name in singles:
+            own = logits[name].row({name.removesuffix("Val"): 1.0})
+            singles[name] = logits[name].accuracy(own)
     presets, key = presets_of(run, mode), key_of(run, mode)
     return build(logits, singles, presets, control, mode, key, origin_of(run, mode), inner)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,16 +67,16 @@ def check(run: Run) -> None:
     _check_model(run.model)
     _check_load(run)
     for flag, texts in (("pairs", run.config.pairs), ("analogies", run.config.analogies)):
-        for name in (part for text in texts or () for part in _names_in(flag, text)):
+        for name in (part for text in texts or () for part in _unknown_in(run, flag, text)):
             run.suite.check(name)
 
 
-def _names_in(flag: str, text: str) -> list[str]:
-    """The data sets in a pair, A+B, or an analogy, C+B-A=D."""
-    marks = "+" if flag == "pairs" else "+-="
-    for mark in marks:
-        text = text.replace(mark, "\n")
-    return [name.strip() for name in text.split("\n") if name.strip()]
+def _unknown_in(run: Run, flag: str, text: str) -> list[str]:
+    """What is no data set of the suite in a pair, A+B, or an analogy, C+B-A=D or C+B-A=D!W."""
+    names = sorted(run.suite.names, key=len, reverse=True)  # a name may have a "-"
+    known = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?:Val)?(?!\w)"
+    marks = r"\+" if flag == "pairs" else r"[+\-=!]"
+    return [name.strip() for name in re.split(marks, re.sub(known, "", text)) if name.strip()]
 
 
 def _check_model(model: str) -> None:

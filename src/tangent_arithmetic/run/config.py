@@ -217,8 +217,8 @@ class Config:
     patience: int | None = _flag(
         "training",
         None,
-        "of 16 measurements of validation accuracy a run, those in a row without a gain after "
-        "which fine-tuning ends (default: it does not)",
+        "of 16 measurements of validation accuracy a run (with averaging only those since it has "
+        "begun), those in a row without a gain after which fine-tuning ends (default: it does not)",
         least=1,
         most=16,
     )
@@ -412,7 +412,8 @@ class Config:
     subset_sample: int = _flag(
         "analysis",
         2,
-        "standard models: subsets of each size from three tasks to all but one",
+        "standard models, and linear ones of more than ten tasks: subsets of each size from three "
+        "tasks to all but one",
         least=0,
         most=10**6,
     )

@@ -14,6 +14,7 @@ from typing import Any, overload
 
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.data.identity import pictures_hash
 from tangent_arithmetic.data.registry import split_record
 from tangent_arithmetic.encoders.base import BUILT, Encoder, ModuleEncoder, is_encoder
 from tangent_arithmetic.encoders.built import ACTIVATION
@@ -86,12 +87,16 @@ def check_split(path: Path, run: Run, task: str) -> None:
 
     That is so if it records another split of the task's data than this run has. A published
     checkpoint records none; the public projects' file order alone gives its split again.
+
+    Warns likewise if the split is the same, but its pictures or labels have changed since.
     """
     info = read_facts(path)["info"]
     if "split" not in info and "published" not in info:
         return
     try:
-        found = split_record(run.data.dataset(f"{task}Val"))
+        data = run.data.dataset(f"{task}Val")
+        found = split_record(data)
+        content = pictures_hash(data.train) if "content" in info else None
     except UsageError:  # not here; whoever evaluates on it says so
         return
     if isinstance(info.get("split"), dict):
@@ -101,6 +106,12 @@ def check_split(path: Path, run: Run, task: str) -> None:
                 f"{info['split'].get('source')}) than this run's (source {found['source']}): its "
                 "training pictures may be among those that it is evaluated on. Use the data that "
                 "it was trained on, or train it again"
+            )
+        elif info["split"].get("source") == found["source"] and info.get("content") != content:
+            _warn_once(
+                f"{path} was trained on other pictures or labels of {task} than this run's, under "
+                "the same names: its accuracy may mean nothing. Use the data that it was trained "
+                "on, or train it again"
             )
     elif found["source"] != "folder":
         _warn_once(

@@ -189,20 +189,20 @@ class Run:
         return [*names, *([control] if control else [])]
 
     def others(self, task: str) -> list[str]:
-        """The data sets whose images an objective keeps unchanged: `--others`.
+        """The data sets whose images an objective keeps unchanged: `--others`, but for `task`.
 
-        By default the run's tasks but `task`, and its control set.
+        By default the run's tasks and its control set.
 
         Raises:
             UsageError: if there are none.
         """
-        if self.config.others:
-            return distinct_tasks(self.suite, "others", self.config.others)
         names = [*self.tasks, *([self.control_set] if self.control_set else [])]
+        if self.config.others:
+            names = distinct_tasks(self.suite, "others", self.config.others)
         if not (others := [name for name in dict.fromkeys(names) if name != task]):
             raise UsageError(
-                f"{self.mode.label} needs images of other data sets, and suite {self.suite.name} "
-                f"has none beside {task}; name some with --others=NAME=FOLDER, any pictures will do"
+                f"{self.mode.label} needs images of other data sets than {task}, got none; name "
+                "some with --others=NAME=FOLDER, a folder of folders of any pictures"
             )
         return others
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.layers import DenseLayers, Names, Outer
 
 if TYPE_CHECKING:

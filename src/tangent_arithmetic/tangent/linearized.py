@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.tangent import Displacement, check_call, jvp, jvps
 from tangent_arithmetic.tangent.backends import TURN, forward_ad_backends
+from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.plain import Unfused
 from tangent_arithmetic.tangent.state import copied_results
 
@@ -190,7 +191,7 @@ class LinearizedModel(nn.Module):
             The module's output.
         """
         weights = {**dict(zip(self._names, params, strict=True)), **self.module_buffers()}
-        return torch.func.functional_call(self.module0(), weights, args, kwargs)
+        return functional_call(self.module0(), weights, args, kwargs)
 
     def module0(self) -> nn.Module:
         """The module at theta0 (not copied): its structure is that of theta.

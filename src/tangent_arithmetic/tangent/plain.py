@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent.backends import differentiable, forward_ad_backends
+from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.rules.normalization import by_channel, weight_norm
 
 
@@ -194,7 +195,7 @@ def plain_jvp(
 
     def f(params: dict[str, Tensor]) -> list[Tensor]:
         nonlocal leaves, spec
-        out = torch.func.functional_call(model, {**fixed, **params}, args, kwargs)
+        out = functional_call(model, {**fixed, **params}, args, kwargs)
         leaves, spec = pytree.tree_flatten(out)
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 

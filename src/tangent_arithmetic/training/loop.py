@@ -108,6 +108,11 @@ def freeze_unused(model: nn.Module, batch: Tensor) -> tuple[list[str], int]:
     """
     training = model.training
     logits = model.eval()(batch)
+    if not logits.requires_grad:
+        raise UsageError(
+            "the logits depend on none of the parameters that are to be trained; choose others "
+            "with --trainable"
+        )
     logits.float().sum().backward()
     model.train(training)
     unused = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
@@ -311,6 +316,8 @@ def _prepare(
     Returns:
         The number of classes, and whether an image has several labels.
     """
+    if not len(data.pictures):
+        raise UsageError("expected pictures to train on, got an empty data set")
     examples = SeededPictures(data.pictures, data.transform)
     items = [examples[i % len(examples)] for i in range(2)]  # batch norm needs two
     two, labels = to_device(collate(items), compute.device)

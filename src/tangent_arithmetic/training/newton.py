@@ -28,6 +28,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp
 
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import dot, norm
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ Vector = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> the loss of each image
 DOUBLINGS = 6  # of the largest multiple of a step that the line search looks at
 TIGHTEST = 1e-10  # relative residual of conjugate gradients
+
+
+CHANGING = (
+    "expected the same images in the same order in every pass, got others; a loader must not "
+    "shuffle, and a generator must be made a list"
+)
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,16 @@ def newton_cg(
         model: maps images to features, shape (images, features), affine in these parameters; on the
             device of the images. tau_0 is where it starts.
         head: maps features to logits; not changed.
-        batches: images and labels; iterated over once for each product and each step.
+        batches: images and labels; iterated over once for each product and each step, each time
+            the same in the same order.
         loss: of each image's logits, shape (images,).
         settings: how far to go.
 
     Returns:
         The steps; a last record has the objective and the gradient at the end.
+
+    Raises:
+        UsageError: if the images, or their order, change.
     """
     problem = _Problem(model, head, batches, loss, settings.ridge)
     steps = list[NewtonStep]()
@@ -227,11 +238,15 @@ class _Problem:
         """The outputs of all images at the placed weights, and J^T of cotangents made of them."""
         found, begin = list[Tensor](), 0
         with torch.enable_grad():
-            for images, _ in self.batches:
+            for images, labels in self.batches:
                 outputs = self.model(images)
                 rows = slice(begin, begin := begin + len(outputs))
+                if not torch.equal(labels, self.labels[rows]):
+                    raise UsageError(CHANGING)
                 found.append(outputs.detach())
                 outputs.backward(cotangents(rows, found[-1]))
+        if begin != len(self.labels):
+            raise UsageError(CHANGING)
         gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad
             for name, p in self.parameters.items()

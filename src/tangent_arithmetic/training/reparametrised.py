@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
+from tangent_arithmetic.storage.statedict import ties
+from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 if TYPE_CHECKING:
@@ -84,14 +86,16 @@ class Reparametrised(ModuleEncoder):
     def forward(self, inputs: Tensor) -> Float[Tensor, "batch features"]:
         """Features of a batch."""
         edited = self.parts(dict(self.encoder.named_parameters()))
-        features: Tensor = torch.func.functional_call(self.encoder, edited, (inputs,))
+        features: Tensor = functional_call(self.encoder, edited, (inputs,))
         return features
 
     def weights(self) -> dict[str, Tensor]:
         """The dense weights under the encoder's names; a copy where they are edited."""
         own = self.encoder.weights()
         with torch.no_grad():
-            return {**own, **self.parts(own)}
+            edited = self.parts(own)
+        further = {n: edited[first] for n, first in ties(own).items() if first in edited}
+        return {**own, **edited, **further}
 
     def load_weights(self, theta: Mapping[str, Tensor]) -> None:
         """Not possible: dense weights do not determine the trained parameters.

@@ -93,6 +93,15 @@ def least(scores: Mapping[str, Tensor], among: Mapping[str, Tensor], count: int)
     return {n: p.view(shape) for n, p, shape in zip(scores, parts, shapes, strict=True)}
 
 
+def used(scores: Float[Tensor, ...]) -> Bool[Tensor, ...]:
+    """Marks the weights of a tensor that may be trained: not the rows that no example has used.
+
+    Such as those of an embedding of words that do not occur: their scores are 0, not low.
+    """
+    rows = scores.flatten(1).any(dim=1) if scores.ndim > 1 else scores.any()
+    return rows.view(-1, *(1 for _ in scores.shape[1:])).expand_as(scores).clone()
+
+
 def masks_of(
     model: nn.Module, images: Sequence[Tensor], share: float, seed: int = 0, rounds: int = ROUNDS
 ) -> Masks:
@@ -101,19 +110,19 @@ def masks_of(
     Args:
         model: maps images to logits, at theta0.
         images: unlabelled images of the task.
-        share: of the weights that the output depends on, above 0 and below 1.
+        share: of the weights that the images `used`, above 0 and below 1.
         seed: of the labels.
         rounds: R.
 
     Raises:
         UsageError: if that is less than one weight.
     """
-    masks: Masks = {}
+    masks, total = Masks(), 0
     for done in range(rounds):
         generator = np.random.default_rng(np.random.SeedSequence((seed, STREAM, done)))
         scores = sensitivity(model, images, generator)
-        masks = masks or {n: torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()}
-        total = sum(mask.numel() for mask in masks.values())
+        masks = masks or {name: used(score) for name, score in scores.items()}
+        total = total or sum(int(mask.sum()) for mask in masks.values())
         count = round(total * share ** ((done + 1) / rounds))
         if count == 0:
             raise UsageError(

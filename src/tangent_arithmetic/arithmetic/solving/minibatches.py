@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from tangent_arithmetic.arithmetic.solving.buffers import OpenStatistics
 from tangent_arithmetic.arithmetic.solving.merged import Merged, movable
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
 from tangent_arithmetic.runtime.compute import Compute
+from tangent_arithmetic.tangent.functional import functional_call
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64, UInt8

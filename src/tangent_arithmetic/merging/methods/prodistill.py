@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tangent_arithmetic.arithmetic.solving.groups import BLOCK
 from tangent_arithmetic.data.loading import to_device
@@ -37,6 +36,7 @@ from tangent_arithmetic.merging.seeds import generator_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.statedict import is_real_float
+from tangent_arithmetic.tangent.functional import functional_call
 
 logger = logging.getLogger(__name__)
 

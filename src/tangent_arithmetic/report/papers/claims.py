@@ -149,6 +149,8 @@ def _closes(found: Evidence) -> tuple[float, ...]:
     standard, posthoc, linear = (
         found.figure("single", mode, "mean") for mode in ("standard", "posthoc", "linear")
     )
+    if standard <= posthoc:
+        raise LookupError("no gap between standard and post-hoc models to close")
     closed = (linear - posthoc) / (standard - posthoc)
     return 100 * closed, closed - 0.5
 

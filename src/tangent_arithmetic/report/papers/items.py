@@ -62,7 +62,7 @@ class Paper:
     items: tuple[Item, ...]
 
 
-LANGUAGE = "language models, and none of the suites has text"
+LANGUAGE = "of language models, see tangent-arithmetic language {}"
 PAPERS = {
     "arithmetic": Paper(
         "arithmetic",
@@ -73,11 +73,11 @@ PAPERS = {
         (
             Item("table 1", "forgetting by negation, means over the tasks", NEGATION, "", True),
             Item("table 1 baselines", "negation against its baselines", "negation_random"),
-            Item("table 2", "less toxic generation", None, LANGUAGE),
+            Item("table 2", "less toxic generation", None, LANGUAGE.format("toxicity")),
             Item("figure 2", "sums of two task vectors", "pairs"),
             Item("figure 3", "sums over all subsets, by their size", "subsets", "", True),
-            Item("table 3", "task vectors for GLUE", None, LANGUAGE),
-            Item("table 4", "analogies between domains", None, LANGUAGE),
+            Item("table 3", "task vectors for GLUE", None, LANGUAGE.format("glue")),
+            Item("table 4", "analogies between domains", None, LANGUAGE.format("analogy")),
             Item("figure 4", "analogies without examples of the target", "analogies"),
             Item("figure 4 few", "analogies with few examples of the target", "analogies_few"),
             Item("figure 5", "cosines between task vectors", "similarity", "", True),

@@ -25,9 +25,11 @@ from tangent_arithmetic.encoders.base import is_linear
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.training.objectives.base import OBJECTIVES, Objective, Penalised, Setting
 from tangent_arithmetic.training.objectives.supervised import supervised_of
 from tangent_arithmetic.training.objectives.taujp import Norm, tangent_size
+from tangent_arithmetic.training.reparametrised import parts_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -108,12 +110,14 @@ class Delta(Penalised):
             step: the optimizer step.
         """
         f0, tangent = self.affine(images)
-        sizes = []
+        training, sizes = encoder.training, list[Tensor]()
+        encoder.eval()  # as the teacher is: batch norms and dropout would make a distance
         for coef in self.coefs(step):
             weights = between(self.theta0, encoder, coef)
             kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
-            features = torch.func.functional_call(encoder, {**kept, **weights}, (images,))
+            features = functional_call(encoder, {**kept, **weights}, (images,))
             sizes.append(tangent_size(f0, features - (f0 + coef * tangent), self.norm))
+        encoder.train(training)
         return torch.stack(sizes).mean(dim=0)
 
     def loss(
@@ -136,6 +140,11 @@ def check_student(encoder: nn.Module, teacher: LinearizedEncoder) -> None:
         raise UsageError(
             "DELTA distils a linear model into a standard one, got a linear one to train; choose "
             "--finetuning-mode=standard"
+        )
+    if parts_of(encoder)[1]:
+        raise UsageError(
+            "DELTA distils into the encoder's own weights; choose --trainable=all or some of them, "
+            "not lora or talos"
         )
     trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     theta0 = {name: value for name, value in teacher.theta0().items() if name in trained}

@@ -58,13 +58,18 @@ class OrthoReg(Penalised):
 
         It is in full precision also under autocast.
         """
-        theta = {n: v for n, v in theta_of(self.encoder).items() if v.requires_grad and v.ndim >= 2}
+        theta = {n: v for n, v in theta_of(self.encoder).items() if v.requires_grad and matrix(v)}
         if not theta:
             return None
         device = next(iter(theta.values())).device
         with torch.autocast(device.type, enabled=False):
             steps = (value - self.start[name].to(device) for name, value in theta.items())
             return self.weight * torch.stack([defect(step) for step in steps]).sum()
+
+
+def matrix(weight: Tensor) -> bool:
+    """Whether a weight maps inputs to outputs: not a token, nor positions, stored as (1, n, d)."""
+    return weight.ndim >= 2 and weight.shape[0] > 1 and weight[0].numel() > 1
 
 
 @OBJECTIVES.register("orthoreg")

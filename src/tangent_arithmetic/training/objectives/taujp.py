@@ -64,11 +64,12 @@ class TauJp(Penalised):
         self.others, self.norm = others, norm
 
     def penalty(self, model: nn.Module, step: int) -> Float[Tensor, ""]:
-        """Lambda times the mean over this rank's share of the step's other images."""
+        """Lambda times the mean over the step's other images, of which a rank has a share."""
         encoder = linear_encoder(model)
         images = self.others.batch(step).to(next(model.parameters()).device, non_blocking=True)
         f0, tangent = encoder.model.primal_and_tangent(images)
-        return self.weight * tangent_size(f0, tangent, self.norm).mean()
+        mean = tangent_size(f0, tangent, self.norm).mean()
+        return self.weight * self.others.weight(step) * mean
 
     def close(self) -> None:
         """Stops the loading of the other images."""
