@@ -7,18 +7,24 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
 from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
-from tangent_arithmetic.data.texts import PADDING, pad
+from tangent_arithmetic.arithmetic.features import _folder
+from tangent_arithmetic.data.loading import EvalBatches
+from tangent_arithmetic.data.texts import PADDING, Texts, pad
 from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
 from tangent_arithmetic.encoders.heads import sentence_weights
 from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.encoders.registry import load_linear
+from tangent_arithmetic.runtime.atomic import write_json
+from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import MissingFileError, PictureError, UsageError
+from tangent_arithmetic.storage.reading import read_json
 from tests.sentences import KINDS, model_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
@@ -95,6 +101,36 @@ def test_dropout_is_off_in_training(tmp_path: Path) -> None:
 def test_pooling_follows_the_configuration(key: str | None, expected: str, tmp_path: Path) -> None:
     encoder = BackboneEncoder(f"transformers:{model_folder(tmp_path, 'bert', key)}")
     assert encoder.model.pooling == expected
+
+
+@pytest.mark.parametrize("mode", ["cls", "mean", "lasttoken"])
+def test_files_of_sentence_transformers_since_its_version_6(mode: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, "bert", "pooling_mode_mean_tokens")
+    own = folder / "1_Pooling" / "config.json"
+    own.write_text(json.dumps({"embedding_dimension": 16, "pooling_mode": mode}))
+    for stated in ({"transformer_task": "feature-extraction"}, {"max_seq_length": None}):
+        (folder / "sentence_bert_config.json").write_text(json.dumps(stated))
+        encoder = BackboneEncoder(f"transformers:{folder}")
+        assert encoder.model.pooling == mode.replace("lasttoken", "last")
+    own.write_text(json.dumps({"pooling_mode": ["cls", "mean"]}))
+    with pytest.raises(UsageError, match="has the pooling cls, mean"):
+        BackboneEncoder(f"transformers:{folder}")
+
+
+def test_features_of_another_pooling_or_configuration_are_no_cached_ones(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, "bert", "pooling_mode_mean_tokens")
+    texts, places = Texts(("a b", "b c"), np.array([0, 1]), "x"), set()
+    for change in ("nothing", "pooling", "heads"):
+        if change == "pooling":
+            own = json.dumps({"pooling_mode": "cls"})
+            (folder / "1_Pooling" / "config.json").write_text(own)
+        if change == "heads":
+            config = read_json(folder / "config.json")
+            write_json(folder / "config.json", {**config, "num_attention_heads": 4})
+        encoder = linearized(BackboneEncoder(f"transformers:{folder}"))
+        batches = EvalBatches(texts, encoder.val_preprocess, 2, 0, "x")
+        places.add(_folder(tmp_path, encoder, batches, Compute(torch.device("cpu"))))
+    assert len(places) == 3 and None not in places
 
 
 def test_a_causal_model_pools_its_last_token(tmp_path: Path) -> None:
