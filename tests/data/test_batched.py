@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.batched import parts_of
-from tangent_arithmetic.data.loading import EvalBatches, SeededPictures
+from tangent_arithmetic.data.loading import EvalBatches, SeededPictures, restored, seed_transforms
 
 NORMALIZE = transforms.Normalize((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 KEYS = [(2, 5), (0, 1), (2, 3), (7, 5)]
@@ -65,6 +65,18 @@ PICTURES: dict[str, Any] = {
 
 
 CASES = [(n, k) for n in TRANSFORMS for k in PICTURES if k != "modes" or n.startswith("CLIP")]
+
+
+def test_grey_images_reach_every_transform_in_colour() -> None:
+    grey = Mixed(("L", (40, 31)))
+    for name, (transform, _) in TRANSFORMS.items():
+        for key in KEYS if "own" not in name else ():
+            x, _ = SeededPictures(grey, transform, seed=3)[key]
+            assert x.shape[0] == 3
+            if name.startswith("CLIP"):  # which converts by itself, after the resize
+                with restored():
+                    seed_transforms((3, *key))
+                    assert torch.equal(x, transform(grey[key[1]][0]))
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

@@ -17,7 +17,7 @@ from tangent_arithmetic.data.identity import fingerprint, labels_of, pictures_ha
 from tangent_arithmetic.data.leaks import refuse_pair
 from tangent_arithmetic.data.loading import BatchPlan, EvalBatches
 from tangent_arithmetic.data.own.hubs import HubSource
-from tangent_arithmetic.data.own.tables import TableSource
+from tangent_arithmetic.data.own.tables import TableSource, read_table
 from tangent_arithmetic.data.plain import plain_splits
 from tangent_arithmetic.data.texts import PADDING, Texts, lengths_of
 from tangent_arithmetic.runtime.errors import PictureError, UsageError
@@ -117,6 +117,27 @@ def test_bad_tables_are_refused(
         TableSource("mine", write(tmp_path, columns, "csv"), options)(HERE)
 
 
+@pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_a_text_that_is_cut_in_two_is_refused(ending: str, mark: str, tmp_path: Path) -> None:
+    path = tmp_path / f"table.{ending}"
+    path.write_text("text,label\nwell, good,1\nbad, very,0\n".replace(",", mark))
+    with pytest.raises(UsageError, match=r"more fields than its 2 columns in row 1; put texts"):
+        TableSource("mine", path)(HERE)
+
+
+def test_quotation_marks_of_a_tsv_are_of_the_text_or_quote_cells(tmp_path: Path) -> None:
+    path = tmp_path / "table.tsv"
+    rows = ["text\tlabel", '"So good\t1', 'a "fun" one\t1', 'the end"\t0', '"He said ""no"""\t0']
+    path.write_text("\n".join(rows))
+    texts = ['"So good', 'a "fun" one', 'the end"', 'He said "no"']
+    assert read_table(path) == {"text": texts, "label": ["1", "1", "0", "0"]}
+    path.write_text('text\tlabel\n"two\nlines"\t1\n"a\ttab"\t0\n')
+    assert read_table(path)["text"] == ["two\nlines", "a\ttab"]
+    path.write_text('text\tlabel\n"So good\t1\na "fun" one\t1\tmore\n')
+    with pytest.raises(UsageError, match=r"cannot be read as a table \(TSV\)"):
+        read_table(path)
+
+
 def test_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes("text,label\nschön,gut\n".encode("latin-1"))
@@ -131,15 +152,12 @@ def test_a_text_that_is_there_twice_is_for_training(tmp_path: Path) -> None:
     assert tested.isdisjoint({"good film 0", "bad soup 3"})
 
 
-def test_rows_of_the_hub(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_rows_of_the_hub(kind: str, tmp_path: Path) -> None:
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
     features = Features(
-        {
-            "idx": Value("int64"),
-            "sentence": Value("string"),
-            "label": ClassLabel(names=["no", "yes"]),
-        }
+        {"idx": Value("int64"), "sentence": Value(kind), "label": ClassLabel(names=["no", "yes"])}
     )
     rows = {"idx": [1, 2, 3, 4], "sentence": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]}
     parts = {split: Dataset.from_dict(rows, features=features) for split in ("train", "test")}

@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision import models
 
 from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
 from tangent_arithmetic.encoders.backbones import encoder as backbones
 from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
 from tangent_arithmetic.encoders.backbones.names import is_backbone
 from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.encoders.models import pretrained
 from tangent_arithmetic.encoders.registry import load_linear, load_standard
+from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 VIT, RESNET = "timm:test_vit__init__", "timm:test_resnet__init__"
@@ -35,6 +38,17 @@ PREPROCESS = t.Compose([t.Resize((32, 32)), t.ToTensor()])
 
 def build():
     return KEPT, PREPROCESS
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+
+    def forward(self, x):
+        return self.model(x)
+
+def inner():
+    return Inner()
 
 def bare():
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
@@ -110,14 +124,87 @@ def test_features_are_those_of_the_library(tmp_path: Path) -> None:
 
 
 def test_a_torchvision_classifier_loses_its_last_layer(tmp_path: Path) -> None:
-    from torchvision import models
-
     module = models.mobilenet_v3_small(weights=None).eval()
     torch.save(module.state_dict(), tmp_path / "w.pth")
     encoder = BackboneEncoder(f"torchvision:mobilenet_v3_small__pretrained__{tmp_path / 'w.pth'}")
     x = pictures()
     with torch.no_grad():
         assert torch.equal(module.classifier[-1](encoder.eval()(x)), module(x))
+
+
+@pytest.mark.parametrize(("name", "whole"), [("googlenet", True), ("inception_v3", False)])
+@torch.no_grad()
+def test_a_torchvision_classifier_loses_its_auxiliary_ones(
+    name: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = models.get_model(name, init_weights=False, transform_input=True).eval()
+    state = module.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    weights = models.get_model_weights(name)
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: state)
+    x = torch.randn(1, 3, 80, 80)
+    expected = module(x)
+    for tag in ("", f"__pretrained__{tmp_path / 'w.pth'}")[: 1 + whole]:
+        encoder = BackboneEncoder(f"torchvision:{name}{tag}").eval()
+        assert torch.equal(module.fc(encoder(x)), expected)
+        assert not any("aux" in key.lower() for key in encoder.weights())
+    if whole:
+        encoder.save(tmp_path / "ours.safetensors")
+        again = BackboneEncoder.load(tmp_path / "ours.safetensors", encoder.model_name).eval()
+        assert torch.equal(module.fc(again(x)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("timm:test_resnet", "layer1.9.conv1.weight", r"layer1\.9\.conv1\.weight, which it lacks"),
+        (
+            "torchvision:squeezenet1_1",
+            "features.99.weight",
+            r"lacks 1 of its tensors \(features\.99",
+        ),
+        ("timm:test_resnet", "decoder.weight", None),
+        ("timm:test_convnext", "head.fc.1.weight", None),
+        ("torchvision:squeezenet1_1", "classifier.1.0.weight", None),
+    ],
+)
+def test_more_weights_than_those_of_the_model(
+    name: str, more: str, message: str | None, tmp_path: Path
+) -> None:
+    scheme, _, architecture = name.partition(":")
+    module: Any = timm if scheme == "timm" else models
+    state = (module.create_model if scheme == "timm" else module.get_model)(
+        architecture
+    ).state_dict()
+    path = tmp_path / "w.safetensors"
+    save_file({**state, more: torch.ones(1)}, path)
+    settings = Config(model=f"{name}__init__", load=[str(path)])
+    if message is None:
+        found = pretrained(settings).weights()
+        assert all(torch.equal(value, state[key[6:]]) for key, value in found.items())
+        BackboneEncoder(f"{name}__pretrained__{path}")
+        return
+    with pytest.raises(UsageError, match=message):
+        BackboneEncoder(f"{name}__pretrained__{path}")
+    with pytest.raises(UsageError, match=rf"{more}: \(1,\), expected none"):
+        pretrained(settings)
+
+
+def test_positional_embeddings_of_another_size_are_refused(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit", img_size=96).state_dict()
+    path = tmp_path / "w.safetensors"
+    save_file({f"visual.trunk.{name}": value for name, value in state.items()}, path)
+    with pytest.raises(UsageError, match=r"pos_embed: \(1, 37, 64\), expected \(1, 101, 64\)"):
+        BackboneEncoder(f"timm:test_vit__pretrained__{path}")
+
+
+def test_a_module_named_model_loads_its_own_state_dict(tmp_path: Path) -> None:
+    encoder = BackboneEncoder("python:own_models:inner")
+    state = encoder.model.state_dict()
+    save_file({name: value + 1 for name, value in state.items()}, tmp_path / "w.safetensors")
+    name = "python:own_models:inner"
+    found = pretrained(Config(model=name, load=[str(tmp_path / "w.safetensors")])).weights()
+    assert torch.equal(found["model.model.1.weight"], state["model.1.weight"] + 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,7 +224,7 @@ def test_a_repository_of_timm_is_read_from_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
     save_file(module.state_dict(), folder / "model.safetensors")
-    config = {
+    config: dict[str, Any] = {
         "architecture": "test_vit",
         "pretrained_cfg": {
             "mean": [0.1] * 3,
@@ -153,6 +240,11 @@ def test_a_repository_of_timm_is_read_from_a_folder(tmp_path: Path) -> None:
         expected = module.eval().forward_head(module.forward_features(x), pre_logits=True)
         assert torch.equal(encoder(x), expected)
     assert "0.1" in str(encoder.val_preprocess)
+    older = {**config["pretrained_cfg"], "architecture": "test_vit", "num_features": 64}
+    older["model_args"] = {"num_classes": 5}
+    (folder / "config.json").write_text(json.dumps(older))
+    again = BackboneEncoder(name)
+    assert str(again.val_preprocess) == str(encoder.val_preprocess)
     config["architecture"] = "vit_giant_patch14_224"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"describes .* weights, but its files hold at most"):

@@ -256,6 +256,26 @@ def test_a_file_of_something_else_is_refused(towers: Path, tmp_path: Path) -> No
             create_clip(f"ViT-Tiny__pretrained__{tmp_path / name}")
 
 
+def test_files_for_images_of_another_size_are_refused(towers: Path, tmp_path: Path) -> None:
+    state = open_clip.create_model("ViT-Tiny", force_image_size=64).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match=r"size mismatch for visual\.positional_embedding"):
+        create_clip(f"ViT-Tiny__pretrained__{tmp_path / 'w.safetensors'}")
+
+
+def test_an_activation_that_is_not_recorded_is_named(
+    towers: Path, tmp_path: Path, calls: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("ViT-B-32", "ViT-B-32", "ViT-B-32-quickgelu", "ViT-Tiny"):
+        (tmp_path / "mine.pt").touch()
+        for weights in (False, True):
+            create_clip(f"{name}__pretrained__{tmp_path / 'mine.pt'}", weights=weights)
+    assert caplog.text.count("does not record its activation") == 1
+    assert "that of ViT-B-32, GELU." in caplog.text
+    assert "use --model=ViT-B-32-quickgelu__pretrained__FILE" in caplog.text
+
+
 @pytest.mark.parametrize("folder", ["models--timm--vit_tiny.openai", "laion"])
 def test_a_file_of_openai_s_gets_quick_gelu(towers: Path, tmp_path: Path, folder: str) -> None:
     path = tmp_path / folder / "snapshots" / "open_clip_model.safetensors"
@@ -478,6 +498,7 @@ def test_a_missing_folder_is_an_error_that_names_it(
         ({"vision_width": "wide"}, "cannot be read"),
         ({"vision_patch_size": 0}, "cannot be read"),
         ({"vision_width": 24}, "cannot be read .*size mismatch"),
+        ({"vision_image_size": 64}, r"cannot be read .*mismatch for visual\.positional_embedding"),
     ],
 )
 def test_configurations_that_do_not_match_their_weights(

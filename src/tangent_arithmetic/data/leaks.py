@@ -73,7 +73,7 @@ def _named(paths: Iterable[str], names: set[str]) -> Iterator[tuple[str, Hashabl
 
 
 def _refuse_contents(one: Pictures, other: Pictures) -> None:
-    digests, others = _digests(one), _digests(other)
+    digests, others = digests_of(one), digests_of(other)
     if digests is None or others is None:
         return
     places = {digest: index for index, digest in enumerate(digests)}
@@ -90,8 +90,11 @@ def _shared(one: str, other: str, count: str) -> UsageError:
     )
 
 
-def _digests(pictures: Pictures) -> list[Hashable] | None:
-    """A key per image that differs between different images."""
+def digests_of(pictures: Pictures) -> list[Hashable] | None:
+    """A key per image that differs between different images; None if it is unknown.
+
+    That of files is unknown: they are compared by name and content.
+    """
     if isinstance(pictures, HubPictures | Texts):
         return pictures.digests()
     data = getattr(pictures, "images", getattr(pictures, "data", None))

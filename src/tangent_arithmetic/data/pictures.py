@@ -78,8 +78,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether a decoded image is greyscale or RGB without transparency or orientation to apply."""
-    return image.mode in ("L", "RGB") and not image.info
+    """Whether a decoded image is RGB without transparency or orientation to apply."""
+    return image.mode == "RGB" and not image.info
 
 
 def _on_white(image: Image.Image, raw: set[str], name: str) -> Image.Image:

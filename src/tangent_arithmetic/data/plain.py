@@ -19,6 +19,7 @@ EXPECTED = (
     "expected a PIL image, an array (height, width[, channels]) or a tensor (channels, height, "
     "width), of bytes or of numbers from 0 to 1"
 )
+COMPARED = 64  # items of a data set whose labels are compared with those that it lists
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class DatasetPictures:
         name: the data set, for messages.
         dataset: items (image, label), see `tangent_arithmetic.data.suites.register_dataset`.
         classes: number of classes.
+        order: our label for each of the data set's own; None if they are the same.
     """
 
     name: str
     dataset: Any
     classes: int
+    order: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,7 +65,10 @@ class DatasetPictures:
         """Path and label of each image, if a torchvision data set lists them; else None."""
         if not self._is_raw():
             return None
-        return getattr(self.dataset, "samples", None) or getattr(self.dataset, "_samples", None)
+        listed = getattr(self.dataset, "samples", None) or getattr(self.dataset, "_samples", None)
+        if listed is None or self.order is None:
+            return listed
+        return [(path, self.order[label]) for path, label in listed]
 
     @property
     def data(self) -> Any:
@@ -76,29 +82,42 @@ class DatasetPictures:
         return own and all(getattr(self.dataset, kind, None) is None for kind in kinds)
 
     def _listed(self) -> Any:
-        """The labels that the data set lists beside its items, if its items have the same."""
+        """The labels that the data set lists beside its items, if its items have the same.
+
+        `COMPARED` items are compared, evenly spaced; the first alone of torchvision's own classes.
+        """
         if getattr(self.dataset, "target_transform", None) is not None or not len(self):
             return None
-        first = self._label(_item(self.name, self.dataset, 0)[1], 0)
+        step = len(self) if self._is_raw() else max(1, len(self) // COMPARED)
         for attribute in ("targets", "labels", "_labels"):
-            values = getattr(self.dataset, attribute, None)
-            if values is not None and len(values) == len(self):
-                labels = [self._label(value, index) for index, value in enumerate(values)]
-                return labels if np.array_equal(labels[0], first) else None
+            values: Any = getattr(self.dataset, attribute, None)
+            if hasattr(values, "__len__") and len(values) == len(self):
+                try:
+                    labels = [self._label(value, index) for index, value in enumerate(values)]
+                except PictureError:  # of another kind, such as texts
+                    return None
+                items = {i: _item(self.name, self.dataset, i)[1] for i in range(0, len(self), step)}
+                same = (np.array_equal(labels[i], self._label(y, i)) for i, y in items.items())
+                return labels if all(same) else None
         return None
 
     def _label(self, label: Any, index: int) -> Any:
         """The label as an int in range, or as a uint8 vector of zeros and ones."""
         value = np.asarray(label)
-        if value.ndim == 1 and value.shape == (self.classes,) and np.isin(value, (0, 1)).all():
-            return value.astype(np.uint8)
+        classes = self.classes if self.order is None else len(self.order)
+        if value.ndim == 1 and value.shape == (classes,) and np.isin(value, (0, 1)).all():
+            if self.order is None:
+                return value.astype(np.uint8)
+            ours = np.zeros(self.classes, np.uint8)
+            ours[list(self.order)] = value
+            return ours
         if value.size == 1 and value.ndim <= 1 and np.issubdtype(value.dtype, np.integer):
             number = int(value.reshape(()))
-            if 0 <= number < self.classes:
-                return number
+            if 0 <= number < classes:
+                return number if self.order is None else self.order[number]
         raise PictureError(
             f"{self.name}[{index}] has the label {shown(label, 60)}, expected an integer from 0 to "
-            f"{self.classes - 1}, or {self.classes} zeros and ones where images have several labels"
+            f"{classes - 1}, or {classes} zeros and ones where images have several labels"
         )
 
 
@@ -161,7 +180,8 @@ def plain_splits(
         source: see `Splits`.
 
     Raises:
-        UsageError: if it is no map-style data set, or class names are not given.
+        UsageError: if it is no map-style data set, class names are not given, or a split has
+            classes that the training images lack.
     """
     for part in (part for part in (train, test, val) if part is not None):
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
@@ -173,7 +193,12 @@ def plain_splits(
     if not len(train):
         raise UsageError(f"data set {name}: its training split is empty")
     pictures = {
-        split: _examples(name if split == "train" else f"{name}.{split}", part, len(names))
+        split: _examples(
+            name if split == "train" else f"{name}.{split}",
+            part,
+            len(names),
+            _order(name, train, part),
+        )
         for split, part in (("train", train), ("test", test), ("val", val))
         if part is not None
     }
@@ -194,13 +219,37 @@ def plain_splits(
     return with_test_part(name, splits, strata)
 
 
-def _examples(name: str, dataset: Any, classes: int) -> DatasetPictures | Texts:
+def _order(name: str, train: Any, part: Any) -> tuple[int, ...] | None:
+    """The label of the training images for each label of a split, by the classes that both list.
+
+    Returns:
+        None if the labels are the same, or cannot be compared.
+    """
+    ours, theirs = (getattr(each, "classes", None) for each in (train, part))
+    if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
+        return None
+    if any(getattr(each, "target_transform", None) is not None for each in (train, part)):
+        return None  # labels are the user's own
+    if all(one == other for one, other in zip(ours, theirs, strict=False)):
+        return None
+    if extra := [each for each in theirs if ours.count(each) != 1]:
+        raise UsageError(
+            f"data set {name}: a split has the classes {', '.join(map(shown, theirs[:8]))}, of "
+            f"which the training images lack {', '.join(map(shown, extra[:8]))}; its labels would "
+            "mean other classes. Remove them, or add training images"
+        )
+    return tuple(ours.index(each) for each in theirs)
+
+
+def _examples(
+    name: str, dataset: Any, classes: int, order: tuple[int, ...] | None
+) -> DatasetPictures | Texts:
     """The items of a data set: texts are read at once, images when they are used.
 
     Raises:
         PictureError: if one of its texts is empty.
     """
-    listed = DatasetPictures(name, dataset, classes)
+    listed = DatasetPictures(name, dataset, classes, order)
     if not len(dataset) or not isinstance(_item(name, dataset, 0)[0], str):
         return listed
     texts = tuple(_item(name, dataset, index)[0] for index in range(len(dataset)))

@@ -26,6 +26,7 @@ from tangent_arithmetic.data.loading import (
 )
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.sources import load_public
+from tangent_arithmetic.data.splitting import copies_of
 from tangent_arithmetic.data.suites import (
     DATASETS,
     DEFAULT_CACHE,
@@ -136,7 +137,10 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
 
 @lru_cache(maxsize=32)
 def _load_own(load: Callable[[Path], Splits], location: Path) -> Splits:
-    return refuse_shared(load(location))
+    splits = refuse_shared(load(location))
+    if splits.val is not None or splits.copies is not None:
+        return splits
+    return replace(splits, copies=frozenset(copies_of(splits.train)))
 
 
 def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
@@ -144,7 +148,8 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
 
     It has `min(int(val_fraction * n), max_val_samples)` images, drawn as in the public projects
     (`torch.utils.data.random_split`, seed 0), whose checkpoints have not been trained on them. If
-    the fraction is less than one of two or more images, one is held out.
+    the fraction is less than one of two or more images, one is held out. Of `splits.copies` none
+    is: the next images take their place.
 
     Raises:
         UsageError: if the fraction is not in (0, 1) or the maximum below 1.
@@ -157,6 +162,12 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
     if splits.val is not None:
         return splits
     train, val = held_out(len(splits.train), val_fraction, max_val_samples)
+    if splits.copies:
+        order = [*train, *val]
+        single = [index for index in order if index not in splits.copies]
+        val = single[max(0, len(single) - len(val)) :]
+        held = set(val)
+        train = [index for index in order if index not in held]
     return replace(
         splits, train=SubsetPictures(splits.train, train), val=SubsetPictures(splits.train, val)
     )
@@ -219,7 +230,9 @@ def get_dataset(
         assert held.val is not None
         if splits.val is None:
             _log_least(base, val_fraction, len(train))
-        reason = "" if splits.val is not None else ": there is only one training image"
+        only = "only one" if len(splits.train) < 2 else "no"
+        reason = "" if splits.val is not None else f": there is {only} training image"
+        reason += " without a copy" if splits.copies else ""
         train, test = held.train, held.val
         _refuse_empty(base, "validation", test, reason)
     loaders = (preprocess, batch_size, num_workers)

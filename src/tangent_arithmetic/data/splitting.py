@@ -1,10 +1,10 @@
-"""The test part of data that come in one piece.
+"""The test part of data that come in one piece, and which of them are there twice.
 
 It is a fifth of each class, rounded, and at least one image of a class that has two: the images
 whose keys have the smallest SHA-256. A key is a path relative to the data set, or a row's number.
 The rule needs no random generator, so that the part is the same on every machine and with every
-version of a library, and an image that is added later moves few others. A file that is there twice
-is for training: tested on, its copy among the training images would have told the answer.
+version of a library, and an image that is added later moves few others. What is there twice is for
+training: tested on, its copy among the training images would have told the answer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tangent_arithmetic.data.base import Pictures, Splits, SubsetPictures
+from tangent_arithmetic.data.files import samples_of
+from tangent_arithmetic.data.leaks import digests_of
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -50,6 +52,16 @@ def _rank(key: str) -> tuple[bytes, str]:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest(), key
 
 
+def copies_of(pictures: Pictures) -> set[int]:
+    """The indices of examples whose content another one has, too, where none has to be decoded."""
+    if isinstance(pictures, SubsetPictures):
+        inner = copies_of(pictures.pictures)
+        return {i for i, index in enumerate(pictures.indices) if int(index) in inner}
+    if (samples := samples_of(pictures)) is not None:
+        return twins([str(path) for path, _ in samples])
+    return repeated(digests_of(pictures) or ())
+
+
 def repeated(contents: Sequence[Hashable]) -> set[int]:
     """The indices of what is there more than once."""
     counts = Counter(contents)
@@ -64,28 +76,25 @@ def twins(paths: Sequence[str]) -> set[int]:
 
 
 def with_test_part(
-    name: str,
-    splits: Splits,
-    strata: Sequence[Hashable],
-    keys: Sequence[str] | None = None,
-    copies: Collection[int] = (),
+    name: str, splits: Splits, strata: Sequence[Hashable], keys: Sequence[str] | None = None
 ) -> Splits:
     """The splits with a test part of the training images; says so in the log.
+
+    Examples whose content is there twice are for training, see `copies_of`.
 
     Args:
         name: the data set, for messages.
         splits: `test` is not used.
         strata: see `split_off`, of the training examples.
         keys: likewise; None for their numbers. Those of texts are the texts.
-        copies: indices of those whose content is there twice, which are for training; found for
-            texts.
 
     Raises:
         UsageError: if no class has two images.
     """
     whole: Pictures = splits.train
+    copies = copies_of(whole)
     if isinstance(whole, Texts):
-        keys, copies = whole.texts, repeated(whole.texts)
+        keys = whole.texts
     elif keys is None:
         keys = [str(index) for index in range(len(whole))]
     if copies:
@@ -108,4 +117,9 @@ def with_test_part(
         len(train),
         len(test),
     )
-    return replace(splits, train=SubsetPictures(whole, train), test=SubsetPictures(whole, test))
+    return replace(
+        splits,
+        train=SubsetPictures(whole, train),
+        test=SubsetPictures(whole, test),
+        copies=frozenset(i for i, index in enumerate(train) if index in copies),
+    )

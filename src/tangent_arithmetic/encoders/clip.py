@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, READS_TEXT
 from tangent_arithmetic.encoders.base import Transform
+from tangent_arithmetic.encoders.built import say
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, closest, shown, unknown
 from tangent_arithmetic.runtime.private import expanded, without_home
 from tangent_arithmetic.storage.checkpoints import read_safetensors
@@ -228,6 +229,8 @@ def create_clip(
     folder = str(expanded(cache_dir)) if cache_dir else None
     _check(parsed)
     load = weights and parsed.pretrained is not None
+    if load:
+        _say_unrecorded(parsed)
     with _not_at_hand(parsed, folder):
         if parsed.has_own_config:
             _check_size(parsed, folder, load)
@@ -367,7 +370,8 @@ def _tokenizer(parsed: ClipName, cache_dir: str | None) -> Any:
 def _safely(parsed: ClipName) -> Iterator[None]:
     """Makes open_clip read files of weights with our readers, which execute no code.
 
-    open_clip tries `torch.load(weights_only=True)`, but falls back to full unpickling.
+    open_clip tries `torch.load(weights_only=True)`, but falls back to full unpickling. It also
+    interpolates positional embeddings of another size, which the user's own files must not need.
     """
     from open_clip import factory
 
@@ -384,7 +388,11 @@ def _safely(parsed: ClipName) -> Iterator[None]:
         state = unwrapped({"model": content}, path).tensors  # with masks and sizes, too
         return {name: value for name, value in state.items() if name in own}
 
-    with patch.object(factory, "load_state_dict", load_state_dict):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(factory, "load_state_dict", load_state_dict))
+        if parsed.file or parsed.folder:  # a file of another size is one of another model
+            for resize in ("resize_pos_embed", "resize_text_pos_embed"):
+                stack.enter_context(patch.object(factory, resize, lambda *args, **kwargs: None))
         yield
 
 
@@ -441,6 +449,20 @@ def _options(parsed: ClipName) -> dict[str, Any]:
     options = [_transform_of(open_clip.get_pretrained_cfg(architecture, tag)) for tag in tags]
     agreed = options[0] if options and all(each == options[0] for each in options) else {}
     return {**agreed, "force_quick_gelu": bool(parsed.file and is_openai(parsed.file))}
+
+
+def _say_unrecorded(parsed: ClipName) -> None:
+    """Notes, once, that a file of weights does not say with which activation they were trained."""
+    import open_clip
+
+    other = f"{parsed.architecture}-quickgelu"
+    if parsed.file and not is_openai(parsed.file) and other in open_clip.list_models():
+        say(
+            f"{parsed.file} does not record its activation, which is taken to be that of "
+            f"{parsed.architecture}, GELU. If it was trained with QuickGELU, as OpenAI's weights "
+            f"and what was fine-tuned from them, use --model={other}__pretrained__FILE",
+            logging.INFO,
+        )
 
 
 def _transform_of(config: dict[str, Any]) -> dict[str, Any]:

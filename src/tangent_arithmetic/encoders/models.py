@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, READS_TEXT
 from tangent_arithmetic.encoders.backbones import encoder as backbones
+from tangent_arithmetic.encoders.backbones.building import surplus
 from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
 from tangent_arithmetic.encoders.backbones.names import SCHEMES, BackboneName, is_backbone
 from tangent_arithmetic.encoders.base import ModuleEncoder
@@ -85,11 +86,14 @@ def _loaded(name: str, path: Path) -> BackboneEncoder:
         return BackboneEncoder.load(path, name)
     tensors = read_weights(path)
     encoder = BackboneEncoder(name, weights=False)
-    own = encoder.weights()
-    named = {f"{backbones.MODEL}{n.removeprefix(backbones.MODEL)}": v for n, v in tensors.items()}
-    theta = {key: value for key, value in named.items() if key in own}
+    own = {key.removeprefix(backbones.MODEL): v for key, v in encoder.weights().items()}
+    if not own.keys() <= tensors.keys():  # of an encoder of ours, which has the module as `model`
+        tensors = {key.removeprefix(backbones.MODEL): v for key, v in tensors.items()}
+    more = surplus(tensors, own, encoder.classifiers)
+    named = {key: tensors[key] for key in (*own, *more) if key in tensors}
     shapes = {key: tuple(value.shape) for key, value in own.items()}
-    backbones.check_fits(shapes, theta, name, path)
+    backbones.check_fits(shapes, named, name, path)
+    theta = {f"{backbones.MODEL}{key}": value for key, value in named.items()}
     encoder.load_weights(theta)
     return encoder
 

@@ -16,8 +16,11 @@ from tangent_arithmetic.data.base import Splits
 from tangent_arithmetic.data.identity import labels_of, split_ids
 from tangent_arithmetic.data.leaks import refuse_shared
 from tangent_arithmetic.data.own.folders import FolderSource
-from tangent_arithmetic.data.registry import hold_out
+from tangent_arithmetic.data.own.mixing import empty_suite, with_own
+from tangent_arithmetic.data.own.sources import own_set
+from tangent_arithmetic.data.registry import get_dataset, hold_out
 from tangent_arithmetic.data.splitting import split_off
+from tangent_arithmetic.data.suites import get_suite
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.data.own.conftest import Fill, picture
 
@@ -39,6 +42,8 @@ def _read(root: Path, **options: Any) -> Splits:
         (("train", "test"), (6, None, 4)),
         (("training", "validation"), (6, None, 4)),  # as ImageNet: val is for testing
         (("Train", "Test"), (6, None, 4)),
+        (("training_set", "Test-Set"), (6, None, 4)),
+        (("train", "eval"), (6, None, 4)),
     ],
 )
 def test_layouts_with_splits(
@@ -145,6 +150,16 @@ def test_wrong_class_names_are_refused(text: str, message: str, fill: Fill, tmp_
         ({"a": 1, "b": 1}, UsageError, "at most one .* of each class, cannot be split"),
         ({"test/a": 2}, UsageError, "expected a split train beside test"),
         ({"train/a": 2, "training/a": 2}, UsageError, "train and training are both its train"),
+        (
+            {"car": 2, "bus": 2, "train/steam": 2, "train/diesel": 2},
+            UsageError,
+            "has pictures in bus, car, beside its splits",
+        ),
+        (
+            {"A/cat": 2, "A/dog": 2, "B/cat": 2, "B/dog": 2},
+            UsageError,
+            "the folders A, B of .* have the same folders in them; expected classes, or the splits",
+        ),
     ],
 )
 def test_folders_that_are_no_data_set(
@@ -172,6 +187,15 @@ def test_a_file_that_is_there_twice_is_for_training(
     splits = _read(root)
     assert len(splits.test) == 5 and not set(tested) & set(split_ids(splits.test) or ())
     assert "8 examples have the content of another one, such as a/" in caplog.text
+
+
+def test_a_file_that_is_there_twice_is_not_held_out(fill: Fill, tmp_path: Path) -> None:
+    folder = fill(tmp_path, {"train/a": 5, "test/a": 2}) / "train" / "a"
+    for i in range(4):
+        shutil.copy(folder / f"tr00{i}.png", folder / f"copy{i}.png")
+    suite = with_own(empty_suite(get_suite("embedded")), [own_set(f"mine={tmp_path}")])
+    data = get_dataset("mineVal", None, "", suite=suite)
+    assert len(data.train) == 8 and split_ids(data.test) == ["tr004.png"]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])

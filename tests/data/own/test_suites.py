@@ -255,6 +255,9 @@ def test_places_in_a_file_are_relative_to_it(folder: Path) -> None:
         ("tasks: {pets: {source: pets, epochs: 0}}\n", r"epochs of at least 1, got 0"),
         ("tasks: {pets: {source: pets, templates: [no]}}\n", r"templates with one \{\} each"),
         ("tasks: {pets: {source: pets, classnames: {a: b}}}\n", r"classnames a file or a list"),
+        ("tasks: {pets: {source: pets, classnames: [yes, no]}}\n", r"classnames, got \[True, Fal"),
+        ("tasks: {pets: {source: pets.csv, label: on}}\n", r"a text as label, got True: YAML"),
+        ("tasks: {yes: pets}\n", r"expected names as keys of tasks, got True: YAML reads yes"),
         ("tasks: {pets: gone}\n", r"suite\.yaml: data set pets: .*gone does not exist"),
         ("tasks: {pets: pets}\nlr: fast\n", r"lr is 'fast', expected a number from 0 to 1000"),
         ("tasks: {pets: pets}\nepochs: 1.5\n", r"epochs is 1\.5, expected an integer from 1"),
@@ -269,6 +272,7 @@ def test_places_in_a_file_are_relative_to_it(folder: Path) -> None:
     ],
 )
 def test_wrong_files_are_refused(text: str, message: str, folder: Path) -> None:
+    (folder / "pets.csv").write_text("path,label\n")
     path = folder / "suite.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):

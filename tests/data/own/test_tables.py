@@ -20,7 +20,7 @@ from tests.data.own.conftest import picture
 HERE = Path()
 
 
-def _table(folder: Path, rows: dict[str, list[Any]], ending: str = "csv") -> Path:
+def _table(folder: Path, rows: dict[str, Any], ending: str = "csv") -> Path:
     """Writes a table and the images of its first column."""
     path = folder / f"table.{ending}"
     frame = pd.DataFrame(rows)
@@ -72,6 +72,27 @@ def test_numbers_as_labels_are_in_their_order(tmp_path: Path) -> None:
     assert _read(path, names=tmp_path / "names.txt").classnames == ("nine", "ten")
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([10.0, 9.0] * 5, ("9", "10")),
+        (["1", "1.0", "2", "2.0", "-3"] * 2, ("-3", "1", "2")),
+        (["1.0|2", "2.0"] * 5, ("1", "2")),
+        (["1.0", "a"] * 5, ("1.0", "a")),
+    ],
+)
+def test_integers_as_floats_are_integers(
+    labels: list[Any], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert _read(_table(tmp_path, {"file": NAMES, "label": labels})).classnames == names
+
+
+def test_missing_labels_of_parquet_are_refused(tmp_path: Path) -> None:
+    rows = {"file": NAMES, "label": pd.array([1, None] * 5, "Int64")}
+    with pytest.raises(UsageError, match=r"has no label in row 2 .*5 such rows"):
+        _read(_table(tmp_path, rows, "parquet"))
+
+
 def test_several_labels(tmp_path: Path) -> None:
     labels = ["cat|dog", "dog", "cat | sun", "", "sun"] * 2
     splits = _read(_table(tmp_path, {"file": NAMES, "labels": labels}))
@@ -112,6 +133,10 @@ def test_one_label_each_can_be_declared_multi_label(tmp_path: Path) -> None:
         ({"path": NAMES, "label": LABELS, "split": ["x"] * 10}, r"unknown split 'x'"),
         ({"path": NAMES, "label": LABELS, "split": ["train", "x"] * 5}, r"unknown split 'x'"),
         ({"path": NAMES, "label": LABELS, "split": ["test"] * 10}, r"expected a split train"),
+        (
+            {"path": NAMES, "label": ["a", "b"] * 5, "split": ["train", "test"] * 5},
+            r"has classes that the training rows lack: b; remove them",
+        ),
     ],
 )
 def test_wrong_tables_are_refused(rows: dict[str, list[Any]], message: str, tmp_path: Path) -> None:

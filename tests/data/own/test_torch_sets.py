@@ -12,12 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
+from torchvision.datasets import ImageFolder
 
+from tangent_arithmetic.data.base import SubsetPictures
 from tangent_arithmetic.data.identity import fingerprint, labels_of, pictures_hash, split_ids
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.own.hubs import HubSource
 from tangent_arithmetic.data.own.torch_sets import PythonSource, TorchvisionSource
 from tangent_arithmetic.data.plain import plain_splits, to_image
+from tangent_arithmetic.data.splitting import copies_of
 from tangent_arithmetic.runtime.errors import MissingFileError, PictureError, UsageError
 from tests.data.own.conftest import Fill, picture
 
@@ -98,6 +101,36 @@ def test_plain_data_sets_become_splits() -> None:
     assert (len(split.train), len(split.test)) == (12, 2)
     batches = [labels.tolist() for _, labels in EvalBatches(train, None, 10)]
     assert batches == [labels[:10].tolist(), labels[10:14].tolist()]
+
+
+@pytest.mark.parametrize("tested", [("b", "c"), ("c", "b"), ("a",), ("c", "d")])
+def test_labels_of_a_split_go_by_its_class_names(
+    tested: tuple[str, ...], fill: Fill, tmp_path: Path
+) -> None:
+    fill(tmp_path / "train", {"a": 2, "b": 2, "c": 2})
+    train, test = ImageFolder(tmp_path / "train"), ImageFolder(fill(tmp_path / "test", {"x": 1}))
+    test.classes, test.targets = list(tested), list(range(len(tested)))
+    test.samples = test.imgs = [(test.samples[0][0], label) for label in test.targets]
+    if "d" in tested:
+        with pytest.raises(UsageError, match=r"has the classes c, d, of which .* lack d; its labe"):
+            plain_splits("mine", train, test)
+        return
+    splits = plain_splits("mine", train, test)
+    expected = [("a", "b", "c").index(name) for name in tested]
+    assert labels_of(splits.test).tolist() == expected
+    assert [splits.test[i][1] for i in range(len(tested))] == expected
+    test.target_transform = lambda label: label  # labels are the user's own
+    assert labels_of(plain_splits("mine", train, test).test).tolist() == test.targets
+
+
+@pytest.mark.parametrize(
+    "listed", [["cat"] * 9, [0] * 8 + [1], [0] + [1] * 8, 3, torch.zeros(9, dtype=torch.int64)]
+)
+def test_labels_are_those_of_the_items(listed: Any) -> None:
+    items = Items([(image, index % 2) for index, image in enumerate(_images(9))])
+    items.labels = listed  # type: ignore[attr-defined]
+    splits = plain_splits("mine", items, items, None, ("a", "b"))
+    assert labels_of(splits.train).tolist() == [i % 2 for i in range(9)]
 
 
 def test_vectors_are_several_labels() -> None:
@@ -292,6 +325,35 @@ def test_labels_of_the_hub_can_be_texts(tmp_path: Path) -> None:
     assert splits.classnames == ("ant", "dog") and (len(splits.train), len(splits.test)) == (8, 2)
     assert sorted(labels_of(splits.test).tolist()) == [0, 1]
     assert [splits.test[i][1] for i in range(2)] == labels_of(splits.test).tolist()
+
+
+def test_odd_labels_of_the_hub_are_refused(tmp_path: Path) -> None:
+    import datasets
+
+    lists, text = datasets.List(datasets.Value("string")), datasets.Value("string")
+    repo = _on_hub(tmp_path / "lists", lists, {"train": [["a", "b"], ["b"]]})
+    with pytest.raises(UsageError, match=r"column kind of .* is a List, expected an integer or a"):
+        HubSource("mine", repo, (("label", "kind"),))(HERE)
+    repo = _on_hub(tmp_path / "more", text, {"train": ["a", "b"], "test": ["c"]})
+    with pytest.raises(UsageError, match=r"has classes that its training rows lack: c; name"):
+        HubSource("mine", repo, (("label", "kind"),))(HERE)
+
+
+def test_copies_are_for_training(tmp_path: Path) -> None:
+    import datasets
+
+    column = datasets.ClassLabel(names=["a", "b"])
+    repo = _on_hub(tmp_path / "repo", column, {"train": [0] * 10})
+    rows = datasets.load_dataset("parquet", data_dir=f"{repo}/data", split="train")
+    kept = [*range(10), *range(10), 3]
+    rows.select(kept[:19]).to_parquet(f"{repo}/data/train-00000-of-00001.parquet")
+    splits = HubSource("mine", repo)(HERE)
+    assert isinstance(splits.test, SubsetPictures) and list(splits.test.indices) == [9]
+    _mnist(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    header, images = (raw / "train-images-idx3-ubyte").read_bytes()[:16], b"\0" * 784 * 9
+    (raw / "train-images-idx3-ubyte").write_bytes(header + images + b"\1" * 784)
+    assert copies_of(TorchvisionSource("digits", "MNIST")(tmp_path).train) == set(range(9))
 
 
 def test_an_unlabelled_split_of_the_hub_is_refused(tmp_path: Path) -> None:

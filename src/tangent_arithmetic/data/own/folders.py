@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tangent_arithmetic.data.base import Splits
-from tangent_arithmetic.data.files import ListedPictures, class_folders, class_pictures
+from tangent_arithmetic.data.files import EXTENSIONS, ListedPictures, class_folders, class_pictures
 from tangent_arithmetic.data.own.words import CLASSNAMES, Names, named
-from tangent_arithmetic.data.splitting import twins, with_test_part
+from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 
 logger = logging.getLogger(__name__)
 
-SPLITS: Mapping[str, tuple[str, ...]] = {
+SPLITS: Mapping[str, tuple[str, ...]] = {  # also with "set" at the end, as in training_set
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 
 
@@ -38,10 +38,9 @@ def split_names(found: list[str], name: str) -> dict[str, str]:
     Raises:
         UsageError: if there is a test or validation split, but no training split, or two of a kind.
     """
-    lower = {text.lower(): text for text in found}
     splits: dict[str, str] = {}
     for ours, names in SPLITS.items():
-        theirs = [lower[text] for text in names if text in lower]
+        theirs = [text for text in found if _plain(text) in names]
         if len(theirs) > 1:
             raise UsageError(
                 f"data set {name}: {' and '.join(theirs)} are both its {ours} split; keep one"
@@ -63,6 +62,11 @@ def split_names(found: list[str], name: str) -> dict[str, str]:
             splits["test"],
         )
     return splits
+
+
+def _plain(name: str) -> str:
+    """The name of a split in its plainest form: Training_Set is training."""
+    return name.lower().removesuffix("set").rstrip("_- ")
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,38 @@ class FolderSource:
             )
         split = [name for name in names if class_folders(self.root / name)]  # not "train", a class
         parts = split_names(split, self.name)
+        self._check([name for name in names if name not in parts.values()], bool(parts))
         splits = {ours: self.root / theirs for ours, theirs in parts.items()} or {"all": self.root}
         return splits, class_folders(splits.get("train", self.root))
+
+    def _check(self, rest: list[str], split: bool) -> None:
+        """Refuses folders that may be classes or splits.
+
+        Args:
+            rest: the folders that are no splits.
+            split: whether others are.
+
+        Raises:
+            UsageError: if there are pictures beside the splits, or all folders have the same ones
+                in them and no pictures, as splits of other names would.
+        """
+        if split and (beside := [name for name in rest if _has_pictures(self.root / name)]):
+            raise UsageError(
+                f"data set {self.name}: {self.root} has pictures in {', '.join(map(shown, beside))}"
+                ", beside its splits; expected no classes there. Move them, into train/ if they are"
+                " classes"
+            )
+        inner = [set(class_folders(self.root / name)) for name in rest]
+        widest = max(inner, key=len, default=set())
+        if split or len(rest) < 2 or len(widest) < 2 or not all(each <= widest for each in inner):
+            return
+        if all(inner) and not any(_has_pictures(self.root / name, "*") for name in rest):
+            raise UsageError(
+                f"data set {self.name}: the folders {', '.join(map(shown, rest[:8]))} of "
+                f"{self.root} have the same folders in them; expected classes, or the splits train "
+                "and test. Rename them if they are splits; if they are classes, list the pictures "
+                "in a table"
+            )
 
     def _phrases(self, classes: list[str]) -> tuple[str, ...]:
         beside = self.root / CLASSNAMES
@@ -114,8 +148,8 @@ class FolderSource:
         splits = Splits(train, read.get("test", train), self._phrases(classes), read.get("val"))
         if "test" in read:
             return splits
-        paths, labels = zip(*train.samples, strict=True)
-        return with_test_part(self.name, splits, labels, _keys(train), twins(paths))
+        labels = [label for _, label in train.samples]
+        return with_test_part(self.name, splits, labels, _keys(train))
 
     def _read(self, folder: Path, classes: list[str]) -> ListedPictures:
         """The images of a split; those of testing may lack classes."""
@@ -128,6 +162,10 @@ class FolderSource:
         labels = [classes.index(name) for name in pictures.classes]
         samples = [(path, labels[label]) for path, label in pictures.samples]
         return ListedPictures(samples, classes, folder)
+
+
+def _has_pictures(folder: Path, pattern: str = "**/*") -> bool:
+    return any(path.suffix.lower() in EXTENSIONS for path in folder.glob(pattern))
 
 
 def _keys(pictures: ListedPictures) -> list[str]:

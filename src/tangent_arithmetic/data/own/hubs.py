@@ -19,6 +19,7 @@ from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError, shown
 
+STRINGS = ("string", "large_string", "string_view")
 LABELS = ("label", "labels", "fine_label", "class", "category", "target")
 
 
@@ -52,7 +53,7 @@ class HubSource:
         kind = self._kind(rows[splits["train"]].features, chosen)
         column = self._column(rows[splits["train"]], kind, chosen.get(kind))
         label = self._column(rows[splits["train"]], "label", chosen.get("label"))
-        classes = self._classes([rows[split] for split in splits.values()], label)
+        classes = self._classes({ours: rows[split] for ours, split in splits.items()}, label)
         parts = {
             ours: self._examples(rows[theirs], kind, column, label, classes)
             for ours, theirs in splits.items()
@@ -110,17 +111,31 @@ class HubSource:
             f"name it as in {self.name}=hub:{self.repo}?{kind}=COLUMN"
         )
 
-    def _classes(self, splits: list[Any], label: str) -> dict[Any, str]:
+    def _classes(self, splits: Mapping[str, Any], label: str) -> dict[Any, str]:
         """The class name of each value of the label column, in the order of our labels."""
-        names = getattr(splits[0].features[label], "names", None)
+        feature = splits["train"].features[label]
+        names = getattr(feature, "names", None)
         if names is not None:
             return dict(enumerate(names))
-        values = {value for rows in splits for value in rows.unique(label)}
+        if type(feature).__name__ != "Value":
+            raise UsageError(
+                f"data set {self.name}: the column {shown(label)} of {self.repo} is a "
+                f"{type(feature).__name__}, expected an integer or a text in every row; several "
+                "labels are read from a table"
+            )
+        trained = set(splits["train"].unique(label))
+        values = trained.union(*(rows.unique(label) for rows in splits.values()))
         odd = next((v for v in values if not isinstance(v, int | str) or v == ""), None)
         if odd is not None or None in values:
             raise UsageError(
                 f"data set {self.name}: the column {shown(label)} of {self.repo} has the value "
                 f"{shown(odd)}, expected an integer or a text in every row"
+            )
+        if extra := [str(value) for value in values if value not in trained]:
+            raise UsageError(
+                f"data set {self.name}: {self.repo} has classes that its training rows lack: "
+                f"{', '.join(map(shown, sorted(extra)[:10]))}; name other splits as in "
+                f"{self.name}=hub:{self.repo}?train=SPLIT&test=SPLIT"
             )
         return {
             value: str(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))
@@ -158,5 +173,5 @@ class HubSource:
 
 def _texts(features: Mapping[str, Any]) -> list[str]:
     """The column of texts, by its name: the first of the known names that holds strings."""
-    strings = {name for name, one in features.items() if getattr(one, "dtype", "") == "string"}
+    strings = {name for name, one in features.items() if getattr(one, "dtype", "") in STRINGS}
     return [name for name in COLUMNS["text"] if name in strings][:1]

@@ -26,6 +26,7 @@ from tangent_arithmetic.runtime.private import expanded
 if TYPE_CHECKING:
     from tangent_arithmetic.data.base import Splits
 
+CHECKED = ("epochs", "multilabel", "templates")  # options that are never texts such as yes
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
 COMMON = ("classnames", "templates", "epochs")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -95,9 +96,15 @@ def own_set(
         )
     kind, place, chosen = _parts(name, source, folder)
     chosen |= dict(options or {})
-    for option in chosen:
+    for option, value in chosen.items():
         if option not in OPTIONS[kind]:
             raise unknown(f"option of data set {name} (a {kind})", option, OPTIONS[kind])
+        each = value if isinstance(value, list | tuple) else [value]
+        if option not in CHECKED and any(isinstance(one, bool) for one in each):
+            raise UsageError(
+                f"data set {name}: expected a text as {option}, got {value!r}: YAML reads yes, no, "
+                'on and off as true or false. Quote it, as in "yes"'
+            )
     epochs = _epochs(name, chosen.pop("epochs", None))
     if kind == "suite":
         home, _, inner = place.partition(":")

@@ -156,6 +156,11 @@ def _group(
             f"{path}: {group} must map names to sources, as in\n{group}:\n  NAME: SOURCE\ngot "
             f"{shown(repr(value))}"
         )
+    if flags := [name for name in value if isinstance(name, bool)]:
+        raise UsageError(
+            f"{path}: expected names as keys of {group}, got {flags[0]}: YAML reads yes, no, on "
+            'and off as true or false. Quote it, as in "yes"'
+        )
     return [
         _entry(path, f"{group}.{name}", str(name), entry, templates, epochs)
         for name, entry in value.items()

@@ -7,10 +7,13 @@ then a multi-label one.
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -20,10 +23,13 @@ from tangent_arithmetic.data.files import ListedPictures, require_files
 from tangent_arithmetic.data.own.folders import split_names
 from tangent_arithmetic.data.own.words import Names, named
 from tangent_arithmetic.data.pictures import read_rgb
-from tangent_arithmetic.data.splitting import twins, with_test_part
+from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError, shown
-from tangent_arithmetic.storage.reading import readable
+from tangent_arithmetic.storage.reading import read_text, readable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img"),
@@ -33,6 +39,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 SEPARATOR = "|"  # between the labels of one example
 _WHAT = {"image": "image (or text)"}
+INTEGER, INTEGRAL = re.compile(r"-?\d+"), re.compile(r"-?\d+(\.0*)?")
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ class TableSource:
         if rows.kind == "text":
             return with_test_part(self.name, splits, strata)
         keys = [_below(path, self.path.parent) for path in whole.items]
-        return with_test_part(self.name, splits, strata, keys, twins(whole.items))
+        return with_test_part(self.name, splits, strata, keys)
 
     def _rows(self) -> _Rows:
         table = read_table(self.path)
@@ -161,11 +169,25 @@ class TableSource:
                     f"{shown(columns[each])}; {len(empty)} such rows); fill it, or remove the row"
                 )
         labels = [_labels(cell) if multilabel else (cell,) for cell in cells["label"]]
+        if all(INTEGRAL.fullmatch(label) for cell in labels for label in cell):  # 1.0 is 1
+            labels = [tuple(label.partition(".")[0] for label in cell) for cell in labels]
         classes = _in_order({label for cell in labels for label in cell})
         if not classes:
             raise UsageError(f"data set {self.name}: {self.path} has no rows with a label")
         items = self._paths(cells[kind]) if kind == "image" else cells[kind]
-        return _Rows(kind, items, labels, self._splits(cells), classes, multilabel)
+        splits = self._splits(cells)
+        trained = {
+            label
+            for cell, split in zip(labels, splits, strict=True)
+            for label in cell
+            if split == "train"
+        }
+        if extra := [name for name in classes if name not in trained]:
+            raise UsageError(
+                f"data set {self.name}: {self.path} has classes that the training rows lack: "
+                f"{', '.join(map(shown, extra[:10]))}; remove them, or add training rows"
+            )
+        return _Rows(kind, items, labels, splits, classes, multilabel)
 
     def _kind(self, names: list[str]) -> str:
         """Whether the table lists images or texts: by the column named, or found, images first."""
@@ -243,17 +265,47 @@ def read_table(path: Path) -> dict[str, list[str]]:
         elif ending == ".jsonl":
             frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
         else:
-            separator = "\t" if ending == ".tsv" else ","
-            frame = pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-            )
+            frame = _read_tsv(path) if ending == ".tsv" else _parsed(path, encoding="utf-8-sig")
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first for its index
+                raise UsageError(
+                    f"{path} has more fields than its {len(frame.columns)} columns in row 1; put "
+                    f"texts with a {'tab' if ending == '.tsv' else 'comma'} in quotation marks"
+                )
     return {str(name): [_text(cell) for cell in frame[name]] for name in frame.columns}
 
 
+def _parsed(source: Any, **options: Any) -> pd.DataFrame:
+    """The cells of a CSV file as texts."""
+    import pandas as pd
+
+    return pd.read_csv(source, dtype=str, keep_default_na=False, **options)
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    """The cells of a TSV file as texts.
+
+    Where every line has the same number of tabs, no cell spans several of them, and a quotation
+    mark at the start of a text is one of the text. Otherwise cells must be quoted without a fault.
+    """
+    text = read_text(path)
+    if len({line.count("\t") for line in text.split("\n") if line.strip()}) > 1:
+        for _ in csv.reader(io.StringIO(text), delimiter="\t", strict=True):
+            pass
+        return _parsed(io.StringIO(text), sep="\t")
+    frame = _parsed(io.StringIO(text), sep="\t", quoting=csv.QUOTE_NONE)
+    return frame.map(_unquoted).rename(columns=_unquoted)
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell
+
+
 def _text(cell: Any) -> str:
+    import pandas as pd
+
     if isinstance(cell, list | tuple | np.ndarray):  # Parquet has lists of labels
         return SEPARATOR.join(map(_text, cell)) + (SEPARATOR if len(cell) == 1 else "")
-    if cell is None or cell != cell:
+    if pd.isna(cell):
         return ""
     if isinstance(cell, float) and cell.is_integer():  # an integer column with missing cells
         return str(int(cell))
@@ -265,8 +317,8 @@ def _labels(cell: str) -> tuple[str, ...]:
 
 
 def _in_order(labels: set[str]) -> list[str]:
-    """Sorted as numbers if all are, else as texts."""
-    if all(label.isdecimal() for label in labels):
+    """Sorted as numbers if all are integers, else as texts."""
+    if all(INTEGER.fullmatch(label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from torch import nn
@@ -24,11 +25,37 @@ class Backbone:
             (batch, features).
         train_preprocess: transform of a PIL image, or a text, for training.
         val_preprocess: transform likewise for evaluation.
+        classifiers: names of the layers that it was built without; files may hold their weights.
     """
 
     module: nn.Module
     train_preprocess: Transform
     val_preprocess: Transform
+    classifiers: tuple[str, ...] = ()
+
+
+def surplus(
+    names: Iterable[str], own: Collection[str], classifiers: Sequence[str] = ()
+) -> list[str]:
+    """The names of weights in a file that make it one of another, larger model.
+
+    What the model lacks as a whole, such as a classifier or a decoder, does not: it is left out.
+
+    Args:
+        names: of the file.
+        own: of the model.
+        classifiers: names of layers that the model was built without.
+    """
+    parts = {name.partition(".")[0] for name in own}
+    prefixes = tuple(_lacked(layer, own) for layer in classifiers)
+    rest = (name for name in names if name not in own and not name.startswith(prefixes))
+    return [name for name in rest if name.partition(".")[0] in parts]
+
+
+def _lacked(layer: str, own: Iterable[str]) -> str:
+    """The prefix of the weights of a layer, and of the layers around it that have none left."""
+    outer = [f"{part}." for part in accumulate(layer.split("."), "{}.{}".format)]
+    return next((part for part in outer if not any(n.startswith(part) for n in own)), outer[-1])
 
 
 def check_size(module: nn.Module, files: Sequence[Path], place: str) -> None:

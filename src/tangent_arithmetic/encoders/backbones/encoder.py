@@ -77,6 +77,7 @@ class BackboneEncoder(ModuleEncoder):
     Attributes:
         model_name: the name, independent of the working directory.
         model: the module; its output is the features.
+        classifiers: names of the layers that it was built without, see `Backbone`.
     """
 
     kind = KIND
@@ -85,7 +86,7 @@ class BackboneEncoder(ModuleEncoder):
         super().__init__()
         self.model_name = canonical(name)
         backbone = build(name, weights)
-        self.model = backbone.module
+        self.model, self.classifiers = backbone.module, backbone.classifiers
         self.train_preprocess = backbone.train_preprocess
         self.val_preprocess = backbone.val_preprocess
         _named.add(self.model_name)

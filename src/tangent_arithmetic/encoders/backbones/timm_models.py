@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.encoders.backbones.building import Backbone, check_size, unavailable
+from tangent_arithmetic.encoders.backbones.building import (
+    Backbone,
+    check_size,
+    surplus,
+    unavailable,
+)
 from tangent_arithmetic.encoders.backbones.names import TIMM, BackboneName
 from tangent_arithmetic.encoders.backbones.transforms import training, with_recipe
 from tangent_arithmetic.encoders.published.huggingface import weight_files
 from tangent_arithmetic.runtime.errors import UsageError, closest, shown, unknown
 from tangent_arithmetic.storage.reading import read_json
 from tangent_arithmetic.storage.wrappers import read_weights
+
+PREFIX = 5  # at most so many tokens, of classes and registers, may or may not have a position
 
 
 def build(name: BackboneName, weights: bool) -> Backbone:
@@ -46,16 +53,22 @@ def build_repository(name: BackboneName, weights: bool) -> Backbone:
         MissingFileError: if it is unavailable.
         UsageError: if its configuration and its weights do not match.
     """
+    from timm.models import PretrainedCfg
+
     folder, place = name.folder(), f"{name.scheme}{name.architecture}"
     config, files = read_json(folder / "config.json"), weight_files(folder)
     architecture, options = config["architecture"], config.get("model_args") or {}
-    settings: Any = {**(config.get("pretrained_cfg") or {}), "architecture": architecture}
+    stated: Any = config.get("pretrained_cfg") or config  # older files have its fields beside it
+    known = PretrainedCfg.__dataclass_fields__
+    settings: Any = {name: stated[name] for name in known if name in stated}
+    settings["architecture"] = architecture
     if not isinstance(options, dict) or ":" in architecture or "/" in architecture:
         raise UsageError(
             f"{folder}/config.json is refused: architecture {shown(architecture)} with model_args "
             f"{shown(options)}; expected a name of timm's, and a mapping"
         )
     _check(BackboneName(TIMM, architecture, None))
+    options = {name: value for name, value in options.items() if name != "num_classes"}
     with unavailable(place, False):
         with torch.device("meta"):
             check_size(_created(architecture, pretrained_cfg=settings, **options), files, place)
@@ -98,10 +111,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         path: their file, for messages.
 
     Raises:
-        UsageError: if weights of the model are missing or of another shape; lists them.
+        UsageError: if weights of the model are missing or of another shape, or the file has more
+            than these and a classifier's; lists them.
     """
-    own = module.state_dict()
-    if not own.keys() <= state.keys():
+    own, read, heads = module.state_dict(), state, _classifiers(module)
+    if not own.keys() <= state.keys() or surplus(state, own, heads):
         state = _renamed(module, state)
     wrong = [
         f"{name}: {tuple(state[name].shape) if name in state else 'missing'}, expected "
@@ -109,11 +123,32 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         for name, value in own.items()
         if name not in state or state[name].shape != value.shape
     ]
+    wrong += [f"{shown(name)}, which it lacks" for name in surplus(state, own, heads)]
+    if state is not read:
+        wrong += [f"{name}: {old}, expected {new}" for name, old, new in _interpolated(own, read)]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         kind = type(module).__name__
         raise UsageError(f"{path} does not fit this {kind}: {'; '.join(wrong[:3])}{more}")
     module.load_state_dict({name: state[name] for name in own})
+
+
+def _classifiers(module: nn.Module) -> tuple[str, ...]:
+    """The names of a timm model's classifiers, by its configuration."""
+    stated: Any = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
+    return (stated,) if isinstance(stated, str) else tuple(stated)
+
+
+def _interpolated(
+    own: Mapping[str, Tensor], read: Mapping[str, Tensor]
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Positional embeddings that a file has for images of another size, which timm interpolates."""
+    for name, value in own.items():
+        if "pos" in name.rpartition(".")[2]:
+            there = [v for n, v in read.items() if f".{n}".endswith(f".{name}")]
+            spare = PREFIX * value.shape[-1]
+            if there and all(abs(v.numel() - value.numel()) > spare for v in there):
+                yield name, tuple(there[0].shape), tuple(value.shape)
 
 
 def _renamed(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -136,6 +171,5 @@ def with_transforms(module: nn.Module) -> Backbone:
         create_transform(**config, is_training=False), {"timm": config, "training": False}
     )
     size = config["input_size"][1:]
-    return Backbone(
-        module, training(size, config["mean"], config["std"], config["interpolation"]), val
-    )
+    train = training(size, config["mean"], config["std"], config["interpolation"])
+    return Backbone(module, train, val, _classifiers(module))

@@ -6,14 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from tangent_arithmetic.encoders.backbones.building import Backbone, unavailable
+from tangent_arithmetic.encoders.backbones.building import Backbone, surplus, unavailable
 from tangent_arithmetic.encoders.backbones.names import TORCHVISION, BackboneName
 from tangent_arithmetic.encoders.backbones.transforms import IMAGENET, evaluation, training
 from tangent_arithmetic.runtime.errors import UsageError, closest, shown, unknown
 from tangent_arithmetic.storage.wrappers import read_weights
 
-# without auxiliary classifiers, which a second loss would have to train
-OPTIONS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+# All their weights were trained on pixels from -1 to 1, whatever the transform says. They are used
+# without auxiliary classifiers, which a second loss would have to train.
+OPTIONS = {
+    name: {"transform_input": True, "aux_logits": False} for name in ("googlenet", "inception_v3")
+}
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 
 def build(name: BackboneName, weights: bool) -> Backbone:
@@ -36,14 +40,17 @@ def build(name: BackboneName, weights: bool) -> Backbone:
     tag = _tag(name, published)
     own = weights and tag is not None
     options: dict[str, Any] = dict(OPTIONS.get(name.architecture, {}))
-    if options and not own:
+    if options and own:
+        del options["aux_logits"]  # the weights include theirs
+    elif options:
         options["init_weights"] = weights and name.weights is None
     with unavailable(f"{TORCHVISION}{name.architecture}", own):
         module = models.get_model(name.architecture, weights=tag if own else None, **options)
     if weights and name.file is not None:
         _load_file(module, name)
-    _remove_classifier(module)
-    return Backbone(module, *_transforms((tag or published.DEFAULT).transforms()))
+    last = _last(module)
+    _remove_classifiers(module, last)
+    return Backbone(module, *_transforms((tag or published.DEFAULT).transforms()), (last,))
 
 
 def _tag(name: BackboneName, published: Any) -> Any:
@@ -75,6 +82,11 @@ def _load_file(module: nn.Module, name: BackboneName) -> None:
             f"{name.file} does not fit {TORCHVISION}{name.architecture}: {len(wrong)} of "
             f"{len(own)} tensors are missing or of another shape ({names})"
         )
+    if more := surplus(state, own, (last,)):
+        raise UsageError(
+            f"{name.file} does not fit {TORCHVISION}{name.architecture}, which lacks {len(more)} "
+            f"of its tensors ({', '.join(map(shown, more[:3]))}). Is it of another model?"
+        )
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     module.load_state_dict(fitting, strict=False)
 
@@ -88,9 +100,15 @@ def _last(module: nn.Module) -> str:
     raise UsageError(f"a {type(module).__name__} has no linear layer to remove")
 
 
-def _remove_classifier(module: nn.Module) -> None:
-    parent, _, name = _last(module).rpartition(".")
+def _remove_classifiers(module: Any, last: str) -> None:
+    """Removes the last layer, and auxiliary classifiers."""
+    parent, _, name = last.rpartition(".")
     setattr(module.get_submodule(parent), name, nn.Identity())
+    if hasattr(module, "aux_logits"):
+        module.aux_logits = False
+        for auxiliary in AUXILIARY:
+            if hasattr(module, auxiliary):
+                setattr(module, auxiliary, None)
 
 
 def _transforms(preset: Any) -> tuple[Any, Any]:
