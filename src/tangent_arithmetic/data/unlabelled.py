@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +60,7 @@ class Rounds(Batches):
         batch_size: int,
         together: bool,
         seed: int,
-        start: int,
+        start: int = 0,
     ) -> None:
         self.plans = [
             BatchPlan.of(part, transform, min(batch_size, len(part)), seed=seed + OFFSET * (i + 1))
@@ -67,6 +69,12 @@ class Rounds(Batches):
         self.starts = [0, *itertools.accumulate(map(len, parts))]
         self.together, self.seed, self.start = together, seed, start
         self._orders = dict[int, tuple[int, np.ndarray]]()
+
+    def beginning(self, start: int) -> Rounds:
+        """The same from another step on."""
+        other = copy.copy(self)
+        other.start, other._orders = start, {}
+        return other
 
     def __iter__(self) -> Iterator[list[Key]]:
         count = len(self.plans)
@@ -124,7 +132,7 @@ class Unlabelled:
         """The images of an optimizer step, this rank's share; steps in a row are loaded ahead."""
         if self._batches is None or step != self._next:
             self.close()
-            rounds = self._rounds(step)
+            rounds = self._rounds.beginning(step)
             loader = train_loader(self.pictures, self.transform, rounds, self.num_workers)
             self._batches = iter(loader)
         self._next = step + 1
@@ -133,11 +141,12 @@ class Unlabelled:
 
     def weight(self, step: int) -> float:
         """What a rank's mean counts, so that the mean over ranks is that over the step's images."""
-        own, total = self._rounds(step).sizes(step)
+        own, total = self._rounds.sizes(step)
         return own * ddp.world_size() / total
 
-    def _rounds(self, step: int) -> Rounds:
-        how = self.batch_size, self.together, self.seed, step
+    @cached_property
+    def _rounds(self) -> Rounds:  # of texts it counts all tokens
+        how = self.batch_size, self.together, self.seed
         return Rounds(self.pictures.parts, self.transform, *how)
 
     def close(self) -> None:
