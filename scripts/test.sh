@@ -6,7 +6,8 @@
 # --slow runs the slow tests too. With arguments for pytest only those tests are run.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-markers="not slow and not gpu and not network"
+quick="not slow and not gpu and not network"
+markers=$quick
 rest=()
 for word in "$@"; do
   if [ "$word" = --slow ]; then markers="not gpu and not network"; else rest+=("$word"); fi
@@ -21,5 +22,7 @@ fi
 "$python" -m ruff format --check .
 "$python" -m mypy
 "$(dirname "$python")/lint-imports"
-exec "$python" -m pytest -q -m "$markers" -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90 \
-  --durations=20
+"$python" -m pytest -q -m "$quick" -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=20
+if [ "$markers" != "$quick" ]; then
+  exec "$python" -m pytest -q -m "slow and $markers" -n 2 --durations=40
+fi
