@@ -13,7 +13,7 @@ extras=()
 for word in "$@"; do
   case "$word" in
     --cpu) cpu=1 ;;
-    -h | --help) sed -n '2,9p' "${BASH_SOURCE[0]}" | cut -c3-; exit 0 ;;
+    -h | --help) sed -n '2,8p' "${BASH_SOURCE[0]}" | cut -c3-; exit 0 ;;
     -*) echo "error: unknown option $word; choose from --cpu" >&2; exit 2 ;;
     *) extras+=("$word") ;;
   esac
@@ -29,6 +29,14 @@ else
 fi
 python=$environment/bin/python
 
+if [ -x "$python" ] && ! "$python" -m pip --version >/dev/null 2>&1; then
+  say "$environment has no pip"
+  if ! "$python" -m ensurepip >/dev/null 2>&1; then
+    echo "error: expected pip in $environment, and ensurepip cannot put it there; install it, such as by" \
+      "'apt-get install python3-venv', and remove $environment if it is half made" >&2
+    exit 2
+  fi
+fi
 if [ ! -x "$python" ]; then
   base=
   for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do

@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them: lint, types, import contracts, tests with coverage.
 #
-#   bash scripts/test.sh [--slow] [arguments of pytest]
+#   bash scripts/test.sh [--slow] [--cpu] [arguments of pytest]
 #
-# --slow runs the slow tests too. With arguments for pytest only those tests are run.
+# --slow runs the slow tests too, --cpu sets up with a CPU-only PyTorch. With arguments for pytest only
+# those tests are run.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 quick="not slow and not gpu and not network"
 markers=$quick
-rest=()
+setup=(test) rest=()
 for word in "$@"; do
-  if [ "$word" = --slow ]; then markers="not gpu and not network"; else rest+=("$word"); fi
+  case "$word" in
+    --slow) markers="not gpu and not network" ;;
+    --cpu) setup+=("$word") ;;
+    *) rest+=("$word") ;;
+  esac
 done
-python=$(bash "$root/scripts/setup.sh" test | tail -n 1)
+python=$(bash "$root/scripts/setup.sh" "${setup[@]}" | tail -n 1)
 cd "$root"
 export OMP_NUM_THREADS=1 # the tests run in two processes
 if [ ${#rest[@]} -gt 0 ]; then

@@ -106,6 +106,60 @@ def test_a_foreign_address_does_no_harm(
         assert coefs(page) == expected
 
 
+def test_back_to_no_address_shows_validation_again(page: Any) -> None:
+    page.get_by_role("radio", name="test").check()
+    page.go_back()
+    page.wait_for_function("window.location.hash === ''")
+    assert page.get_by_role("radio", name="validation").is_checked()
+
+
+def test_a_link_to_a_part_of_the_page_keeps_the_position_in_the_address(page: Any) -> None:
+    page.get_by_label("Preset").select_option("Only Signs")
+    before = page.evaluate("window.location.hash")
+    page.evaluate("window.location.hash = '#explorer-title'")
+    page.wait_for_function(f"window.location.hash === {json.dumps(before)}")
+    assert coefs(page) == [0, 1, 0]
+
+
+# --- sliders
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [(["End"], 2), (["End", "ArrowLeft"], 1.95), (["End", *["ArrowLeft"] * 3], 1.85)],
+)
+def test_the_slider_of_all_is_at_their_coefficient(
+    page: Any, keys: list[str], expected: float
+) -> None:
+    page.get_by_label("Preset").select_option("Only Signs")
+    slider = page.locator("#explorer-slider-all")
+    slider.focus()
+    for key in keys:
+        slider.press(key)
+    assert coefs(page) == pytest.approx([expected] * 3)
+    assert float(slider.input_value()) == pytest.approx(expected)
+
+
+def test_a_cleared_number_is_the_coefficient_again(page: Any) -> None:
+    for name, shown in ((VECTORS[0], "0.5"), ("all task vectors", "")):
+        page.evaluate(f"window.tangentExplorer.set({json.dumps(VECTORS[0])}, 0.5)")
+        number = page.get_by_role("spinbutton", name=f"coefficient of {name}")
+        number.fill("")
+        number.press("Tab")
+        assert number.input_value() == shown and coefs(page) == [0.5, 0, 0]
+
+
+def test_the_status_is_of_the_position(page: Any) -> None:
+    status = page.locator("#explorer-status")
+    for name in ("Only Signs", "Sum of all"):
+        page.locator("#explorer-common").click()
+        page.wait_for_function(
+            "document.querySelector('#explorer-status').textContent.startsWith('Best common')"
+        )
+        page.get_by_label("Preset").select_option(name)
+        assert status.text_content() == ""
+
+
 # --- copies
 
 

@@ -102,7 +102,7 @@ def test_a_composed_mode_has_rows_and_an_explorer(composed: Run) -> None:
     )
     assert label in rows_of(page, "Task negation")
     assert explored in page and "The linear (\u03c4Jp) model at" in page
-    assert f"--tx-bar: {MODES[mode].colour}" in page and "linear_taujp_finetuned" in page
+    assert f"--tx-own: {MODES[mode].colour}" in page and "linear_taujp_finetuned" in page
     assert "<dt>mean at 1</dt>" in page and "after the comma" in page
     shown = explorer.accuracies(page, dict.fromkeys(TASKS, 1.0))
     assert shown["Emoji"] == added["test_at_1"]["Emoji:top1"]

@@ -167,7 +167,10 @@ def _write_grid(item: Item, runs: Sequence[Run], folder: Path) -> list[str]:
 
     first = runs[0]
     found = grids(collect(runs), first.tasks, first.control_set)
-    _, header, rows = next(grid for grid in found if grid[0].startswith(str(item.made_of)))
+    grid = next((one for one in found if one[0].startswith(str(item.made_of))), None)
+    if grid is None:
+        raise UsageError(f"suite {first.suite.name} has no control set")
+    _, header, rows = grid
     write_text(folder / f"{item.stem}.tex", booktabs(header, rows))
     write_text(folder / f"{item.stem}.md", f"{markdown_table(header, rows)}\n")
     return [f"{item.stem}.tex", f"{item.stem}.md"]

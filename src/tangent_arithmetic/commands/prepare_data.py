@@ -25,6 +25,7 @@ from tangent_arithmetic.data.suites import PUBLIC, get_suite
 from tangent_arithmetic.run.args import Parser, checked
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import UsageError, entry_point, unknown
+from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.runtime.ranges import number
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--check", action="store_true", help="only verify the files on disk")
     thorough = "also read ImageNet's training images, and data sets verified before"
     add("--thorough", action="store_true", help=thorough)
-    add("--report", type=Path, metavar="FILE", help="JSON file to write")
+    add("--report", type=expanded, metavar="FILE", help="JSON file to write")
     workers, count = "processes that read images (default: one per core)", number(int, 0, 1024)
     add("--num-workers", type=count, default=os.cpu_count() or 1, metavar="N", help=workers)
     return parser.parse_args(argv)

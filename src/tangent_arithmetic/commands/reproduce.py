@@ -165,6 +165,8 @@ def _options(argv: Sequence[str] | None) -> tuple[int, list[str], list[str], Con
     parser.add_argument("--paper", choices=sorted(PAPERS))
     parser.add_argument("--quick", action="store_true")
     own, rest = parser.parse_known_args(words)
+    if own.quick and own.seeds > 1:
+        raise UsageError("--quick is one seed; leave out --quick or --seeds")
     if own.quick:
         rest = [*QUICK, *rest]
     if any(f.startswith(("--seed=", "--finetuning-mode")) or f == "--seed" for f in rest):

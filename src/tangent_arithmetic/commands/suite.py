@@ -10,6 +10,7 @@ at most 76 epochs, and a tenth of the steps is warm-up. The file then is a value
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,9 +74,9 @@ def init(
         lines.append(f"{last.name} (control): {last}")
     else:
         lines.append("no control set: negation needs one (--control), all else does not")
-    flags = "" if model == EMBEDDED_MODEL else f" --model={model}"
+    flags = [f"--suite={output}", *([] if model == EMBEDDED_MODEL else [f"--model={model}"])]
     lines.append(f"wrote {output}; next:")
-    lines.append(f"  tangent-arithmetic finetune --finetuning-mode=linear --suite={output}{flags}")
+    lines.append(f"  tangent-arithmetic finetune --finetuning-mode=linear {shlex.join(flags)}")
     return "\n".join(lines)
 
 

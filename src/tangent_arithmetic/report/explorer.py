@@ -160,7 +160,7 @@ def origin_of(run: Run, mode: str) -> dict[str, str]:
 
 
 def key_of(run: Run, mode: str) -> str:
-    """A hash of what determines an explorer's data: weights, images, presets.
+    """A hash of what determines an explorer's data, but for a sample: weights, images, presets.
 
     Empty if the mode's single tasks have not been evaluated.
     """
@@ -174,8 +174,7 @@ def key_of(run: Run, mode: str) -> str:
         origin = results.pop("provenance", {})
         facts = [origin.get(name) for name in ("theta0_hash", "checkpoints", "splits")]
         digest.update(json.dumps([results, facts], sort_keys=True).encode())
-    limit, tasks = run.config.explorer_megabytes, run.tasks
-    digest.update(f"{FORMAT} {limit} {mode} {tasks}".encode())
+    digest.update(f"{FORMAT} {mode} {run.tasks}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def _origins(folder: Path) -> Iterable[dict[str, str]]:
         versions = origin.get("versions", {})
         yield {
             "file": path.relative_to(folder).as_posix(),
-            "command": " ".join(origin.get("argv", ())),
+            "command": shlex.join(map(str, origin.get("argv", ()))),
             "commit": (origin.get("commit") or "unknown")[:12],
             "machine": f"{origin.get('machine', 'unknown')}, {origin.get('device', '')}",
             "seconds": f"{origin.get('seconds', '')}",

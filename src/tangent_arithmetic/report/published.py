@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from importlib import resources
 
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
+EIGHT = ("Cars", "DTD", "EuroSAT", "GTSRB", "MNIST", "RESISC45", "SUN397", "SVHN")
 COLUMNS = {
-    "single": ("Cars", "DTD", "EuroSAT", "GTSRB", "MNIST", "RESISC45", "SUN397", "SVHN", "mean"),
+    "single": (*EIGHT, "mean"),
     "addition": ("absolute", "normalised"),
     "negation": ("target", "control"),
 }

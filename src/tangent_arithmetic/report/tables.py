@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tangent_arithmetic.report.certified import certified_tables
-from tangent_arithmetic.report.published import COLUMNS, Row, rows
+from tangent_arithmetic.report.published import COLUMNS, EIGHT, Row, rows
 from tangent_arithmetic.report.solved import Solved, heat_maps, numbers, solved_of
 from tangent_arithmetic.report.table import COEFFICIENT, UNVERIFIED, Line, Table
 from tangent_arithmetic.run.modes import MODES, in_order
@@ -37,7 +37,7 @@ def tables_of(run: Run) -> list[Table]:
     names = {"addition": {"mean": "absolute"}, "negation": {"mean": "target"}}
     names["negation"][f"control {run.control_set}"] = "control"
     for kind, table in found.items():
-        if table.lines and kind in COLUMNS:
+        if table.lines and kind in COLUMNS and set(run.tasks) == set(EIGHT):
             published = rows(kind, str(run.config.model))
             table.lines += [
                 _published(row, table.columns, names.get(kind, {})) for row in published
@@ -177,8 +177,17 @@ def _negation(run: Run, modes: Sequence[str], tasks: Sequence[str], exact: bool)
             values += [mean(values), mean([one.get("test_control") for one in negations])]
             for _, key in zip(further, ("test", "test_control"), strict=False):
                 values.append(mean([_at_exact(negation, key) for negation in negations]))
-            table.lines.append(_line(MODES[mode].label, values))
+            other = _control_of(results)
+            further_name = "" if other in (None, control) else f", control {other}"
+            table.lines.append(_line(f"{MODES[mode].label}{further_name}", values))
     return table if len(table.lines) > 1 else replace(table, lines=[])
+
+
+def _control_of(results: Mapping[str, Any]) -> str | None:
+    """The control set that negations record; None if they do not."""
+    origin = results.get("provenance")
+    recorded = origin.get("control") if isinstance(origin, dict) else None
+    return recorded.get("name") if isinstance(recorded, dict) else None
 
 
 def _over_seeds(table: Table, others: Mapping[int, Table]) -> list[Line]:

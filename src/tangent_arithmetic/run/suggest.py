@@ -33,7 +33,7 @@ def command(
     if name is not None:
         words.append(name)
     if mode is not None:
-        words.append(f"--finetuning-mode={mode}")
+        words.append(shlex.quote(f"--finetuning-mode={mode}"))
     for setting, value in _settings(run, subcommand, task).items():
         words.append(shlex.quote(_word(setting, value)))
     return " ".join(words)

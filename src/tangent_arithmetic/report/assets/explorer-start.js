@@ -44,25 +44,28 @@ function start() {
     radio.disabled = !data.splits.some((one) => one.split === radio.value);
     radio.addEventListener("change", () => { show(); remember(); });
   }
-  if (!find("input[name=explorer-split]:checked:enabled")) {
-    find("input[name=explorer-split]:enabled").checked = true;
-  }
   find("#explorer-careful-label").hidden = control === null;
   const actions = {
     common: () => search(common, "Best common coefficient"),
     best: () => search(model.best, "Best coefficients"),
-    reset: () => { find("#explorer-status").textContent = ""; moveTo(coefs.map(() => 0), Object.keys(data.presets)[0]); },
+    reset: () => moveTo(coefs.map(() => 0), Object.keys(data.presets)[0]),
     link: () => { remember(); copy(window.location.href, "Link"); },
     python: () => copy(asPython(), "Python"),
     json: () => copy(asJson(), "JSON"),
   };
   for (const [name, action] of Object.entries(actions)) find(`#explorer-${name}`).addEventListener("click", action);
   startChooser();
-  window.addEventListener("popstate", () => { if (!restore() && !window.location.hash) begin(); });
+  window.addEventListener("popstate", () => {
+    if (restore()) return;
+    if (!window.location.hash) begin();
+    else if (coefs.some((coef) => coef !== 0)) window.history.replaceState(null, "", address()); // a link to a part of the page
+  });
   if (!restore()) begin();
 }
 
 function begin() {
+  find("input[name=explorer-split]:enabled").checked = true; // validation, if it is there
+  find("#explorer-status").textContent = "";
   const first = Object.keys(data.presets)[0];
   setAll(data.presets[first], null);
   find("#explorer-preset").value = first;

@@ -121,13 +121,19 @@ function fill(key, value, except) {
 function set(index, value, except) {
   coefs[index] = value;
   fill(index, value, except);
-  const common = coefs.every((coef) => coef === coefs[0]);
-  fill(ALL, common ? coefs[0] : null, except);
-  if (!common) find(`#explorer-slider-${ALL}`).value = String(mean(coefs));
+  fillAll(except);
 }
 
 function setAll(values, except) {
-  values.forEach((value, index) => set(index, value, except));
+  values.forEach((value, index) => { coefs[index] = value; fill(index, value, except); });
+  fillAll(except);
+}
+
+function fillAll(except) { // the slider of all: their coefficient, or the mean of mixed ones
+  const same = coefs.every((coef) => coef === coefs[0]);
+  fill(ALL, same ? coefs[0] : null, except);
+  const slider = find(`#explorer-slider-${ALL}`);
+  if (!same && slider !== except) slider.value = String(mean(coefs));
 }
 
 // --- the address: #explorer=NAME:COEF,...&pictures=test
@@ -159,6 +165,7 @@ function restore() {
   }
   const radio = find(`input[name=explorer-split][value=${match[3] === "test" ? "test" : "validation"}]`);
   if (!radio.disabled) radio.checked = true;
+  find("#explorer-status").textContent = ""; // it is about another position
   setAll(values, null);
   const names = Object.keys(data.presets);
   find("#explorer-preset").value = names.find((name) => data.presets[name].every((v, i) => v === values[i])) || "";
@@ -176,6 +183,7 @@ function later() { // one computation a frame, however fast a slider moves
 }
 
 function moved(event) {
+  find("#explorer-status").textContent = "";
   const value = snapped(event.target);
   if (!Number.isFinite(value)) return; // half typed
   const key = event.target.dataset.vector;
@@ -183,6 +191,13 @@ function moved(event) {
   else set(Number(key), value, event.target);
   find("#explorer-preset").value = "";
   later();
+}
+
+function settled(event) { // what was half typed is the coefficient again
+  const key = event.target.dataset.vector;
+  if (event.target.value !== "") remember();
+  else if (key === ALL) fillAll(null);
+  else fill(key, coefs[Number(key)], null);
 }
 
 function sliderOf(name, key) {
@@ -199,7 +214,7 @@ function sliderOf(name, key) {
     input.dataset.vector = String(key);
     input.value = "0";
     input.addEventListener("input", moved);
-    input.addEventListener("change", remember);
+    input.addEventListener("change", settled);
   }
   track.append(range);
   line.append(label, track, number);
@@ -207,6 +222,7 @@ function sliderOf(name, key) {
 }
 
 function moveTo(values, preset = "") {
+  find("#explorer-status").textContent = "";
   setAll(values, null);
   find("#explorer-preset").value = preset;
   show();
