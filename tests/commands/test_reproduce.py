@@ -363,6 +363,11 @@ def test_a_paper_in_a_command(
     assert capsys.readouterr().out.count("done before, skipped") >= 12
 
 
+def test_quick_is_one_seed(capsys: Capture) -> None:
+    assert reproduce.main(["--quick", "--seeds=2"]) == 2
+    assert "--quick is one seed" in capsys.readouterr().err
+
+
 def test_an_unknown_paper_is_refused(capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="2"):
         reproduce.main(["--paper=tangents"])

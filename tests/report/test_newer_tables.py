@@ -42,6 +42,27 @@ def write(run: Run, name: str, content: dict[str, Any], mode: str = "linear") ->
     (run.results / f"{name}.json").write_text(text, encoding="utf-8")
 
 
+def test_another_control_set_is_named(empty: Run) -> None:
+    found = {"MNIST": {"test": 0.1, "test_control": 0.2}}
+    origin = {"mode": "linear", "control": {"name": "Signs", "threshold": 0.95}}
+    for path, content in (
+        (arithmetic_path(empty, "linear", "negations"), {**found, "provenance": origin}),
+        (accuracies_path(empty, "none"), {"MNIST": 0.5, "Shapes": 0.7}),
+    ):
+        path.write_text(json.dumps(content), encoding="utf-8")
+    labels = [line.label for line in named(empty)["negation"].lines]
+    assert labels == ["zero-shot", "linear, control Signs"]
+
+
+def test_published_rows_stand_beside_the_eight_tasks_alone(tmp_path: Path) -> None:
+    for tasks, beside in ((None, True), (["MNIST", "DTD"], False)):
+        run = Run.of(Config(results=str(tmp_path), suite="clip8", model="ViT-B-32", tasks=tasks))
+        path = accuracies_path(run, "none")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dict.fromkeys(run.tasks, 0.5)), encoding="utf-8")
+        assert any(line.published for line in named(run)["single"].lines) == beside
+
+
 def combined(coefficients: dict[str, Any], **solved: float) -> dict[str, Any]:
     return {"coefficients": coefficients, "uniform": 0.25, "test": {"solved": solved}}
 

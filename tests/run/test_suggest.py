@@ -101,3 +101,9 @@ def test_without_a_clone_the_subcommand_is_named(monkeypatch: pytest.MonkeyPatch
     assert (program, subcommand) == ("tangent-arithmetic", "analyze")
     names, config = parse_names(("report",), "analysis", words)
     assert names == ["report"] and config.seed == 3
+
+
+def test_a_mode_with_a_regular_expression_can_be_pasted() -> None:
+    mode = r"linear+.*\.(attn|mlp)\..*"
+    run = Run.of(parse_arguments([f"--finetuning-mode={mode}"]))
+    assert f"--finetuning-mode={mode}" in shlex.split(command("eval_single_task", run, mode))
