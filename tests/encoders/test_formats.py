@@ -586,6 +586,8 @@ def test_names_on_the_hub_are_downloaded_once(tmp_path: Path) -> None:
         whole.save_pretrained(served / name)
         torch.save(whole.state_dict(), served / name / "pytorch_model.bin")
     (served / "pickled" / "model.safetensors").unlink()
+    for name in ("chat_template.jinja", "processor_config.json", "notes.txt"):
+        (served / "base" / name).write_text("{}")
     convert = ["convert", "hf-hub:org/tuned", str(tmp_path / "out.pt"), "--theta0=hf-hub:org/base"]
     commands = [convert, ["inspect", "hf-hub:org/base", "hf-hub:org/pickled"]]
     (tmp_path / "towers").mkdir()
@@ -594,7 +596,8 @@ def test_names_on_the_hub_are_downloaded_once(tmp_path: Path) -> None:
         done = elsewhere(code, tmp_path, HF_ENDPOINT=address)
         assert done.returncode == 0, done.stderr
     files = {line.rpartition("/")[2] for line in asked if line.startswith("GET /org/base/")}
-    assert files == {"config.json", "model.safetensors"}  # the pickle is left there
+    wanted = {"config.json", "model.safetensors", "chat_template.jinja", "processor_config.json"}
+    assert files == wanted  # the pickle is left there
     again = elsewhere(code, tmp_path, HF_HUB_OFFLINE="1")  # the server is gone
     assert again.returncode == 0 and "already holds the same weights" in again.stdout, again.stderr
     found = load_checkpoint(tmp_path / "out.safetensors")

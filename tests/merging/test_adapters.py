@@ -29,11 +29,17 @@ def t5() -> nn.Module:
     return transformers.T5ForConditionalGeneration(config)
 
 
-def gpt2(kind: Any = transformers.GPT2ForSequenceClassification) -> nn.Module:
+def gpt2(kind: Any = transformers.GPT2ForSequenceClassification, **settings: Any) -> nn.Module:
     size: dict[str, Any] = {"n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 8}
     size["vocab_size"] = 20
-    made: nn.Module = kind(transformers.GPT2Config(**size, bos_token_id=0, eos_token_id=0))
+    made: nn.Module = kind(
+        transformers.GPT2Config(**size, bos_token_id=0, eos_token_id=0, **settings)
+    )
     return made
+
+
+def untied() -> nn.Module:
+    return gpt2(transformers.GPT2LMHeadModel, tie_word_embeddings=False)
 
 
 def clip() -> nn.Module:
@@ -67,6 +73,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "stored as inputs by outputs": (
         gpt2,
         {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True},
+    ),
+    "stored both ways, which PEFT saves as one": (
+        untied,
+        {"target_modules": ["c_attn", "c_proj", "lm_head"], "fan_in_fan_out": True},
     ),
     "head, biases and embedding": (
         gpt2,
@@ -167,6 +177,29 @@ def test_the_attention_of_torch_has_adapters_once(tmp_path: Path) -> None:
         torch.testing.assert_close(found.read(f"attn.{name}"), expected)
 
 
+@pytest.mark.parametrize("targets", [["shared"], ["shared", "lm_head"]])
+def test_tied_embeddings_step_together_unless_each_has_adapters(
+    targets: list[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    base: Any = t5()
+    state = {name: value.clone() for name, value in base.state_dict().items()}
+    (tmp_path / "base").mkdir()
+    save_file(state, str(tmp_path / "base" / "model.safetensors"))
+    adapt(base, tmp_path / "a", 0, target_modules=["q", *targets])
+    found = ModelPool({"_pretrained_": tmp_path / "base", "a": tmp_path / "a"}).weights("a")
+    own = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    a, b = (own[f"base_model.model.shared.lora_embedding_{side}"] for side in "AB")
+    steps = dict.fromkeys(("shared", "encoder.embed_tokens", "decoder.embed_tokens"), 4 * (b @ a).T)
+    steps["lm_head"] = steps["shared"]
+    if "lm_head" in targets:
+        a, b = (own[f"base_model.model.lm_head.lora_{side}.weight"] for side in "AB")
+        steps["lm_head"] = 4 * b @ a
+    for name, step in steps.items():
+        key = f"{name}.weight"
+        torch.testing.assert_close(found.read(key), state[key] + step)
+
+
 def test_classes_with_and_without_a_prefix_share_adapters(tmp_path: Path) -> None:
     """The adapters say `transformer.h.0`, and a GPT2Model saved by itself `h.0`."""
     torch.manual_seed(0)
@@ -241,6 +274,16 @@ def test_dora_is_refused_by_its_file_too(tmp_path: Path) -> None:
         ModelPool(paths).check()
     rewrite(tmp_path / "a", use_dora=False)
     with pytest.raises(UsageError, match=r"adapters for .*lora_magnitude_vector.*lacks"):
+        ModelPool(paths).check()
+
+
+def test_square_weights_among_those_stored_both_ways_are_refused(tmp_path: Path) -> None:
+    base = nn.Module()
+    base.inputs = transformers.pytorch_utils.Conv1D(6, 4)
+    base.outputs, base.square = nn.Linear(6, 4), nn.Linear(4, 4)
+    adapt(base, tmp_path / "a", 0, target_modules=["inputs", "outputs", "square"])
+    paths = {"_pretrained_": save_base(base, tmp_path / "base"), "a": tmp_path / "a"}
+    with pytest.raises(UsageError, match=r"stored both ways, so that the way of square\.weight is"):
         ModelPool(paths).check()
 
 

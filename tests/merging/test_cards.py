@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from tangent_arithmetic import merging
 from tangent_arithmetic.commands import merge
-from tangent_arithmetic.merging import Algorithm, CLIPVisionModelPool
+from tangent_arithmetic.merging import Algorithm, CLIPVisionModelPool, ModelPool
 from tangent_arithmetic.merging.cards import licence_of
+from tangent_arithmetic.merging.compressed import Compressed
 from tests.merging.makers import layers
 
 NAMES = ("_pretrained_", "a", "stanford-cars")
@@ -23,6 +24,7 @@ NAMES = ("_pretrained_", "a", "stanford-cars")
 
 def folders(root: Path, *licences: str) -> dict[str, Path]:
     """Models with model cards; the last licence counts for the others."""
+    root.mkdir(exist_ok=True)
     places = {name: root / f"models of {name}" for name in NAMES}
     for seed, (name, place) in enumerate(places.items()):
         place.mkdir()
@@ -71,6 +73,27 @@ def test_the_command_makes_the_same_model(
     assert recipes[0] == recipes[1]
 
 
+def test_the_command_has_names_with_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = ("_pretrained_", "1", "my task: a, (b)")
+    names = dict(zip(known, folders(tmp_path).values(), strict=True))
+    text = written(merging.TaskArithmeticAlgorithm(), names, tmp_path / "first")
+    block = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    monkeypatch.chdir(tmp_path)
+    assert merge.main(shlex.split(block[1].replace("\\\n", " "))[2:]) == 0
+    first, again = (load_file(tmp_path / n / "model.safetensors") for n in ("first", "merged"))
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+    other = {**names, "it's": names.pop("1")}
+    text = written(merging.TaskArithmeticAlgorithm(), other, tmp_path / "second")
+    assert "Names of the models cannot be given to the command" in text and "```sh" not in text
+
+
+def test_what_is_no_method_of_the_command_has_none(tmp_path: Path) -> None:
+    compressed = Compressed(ModelPool(folders(tmp_path)), "tall_masks").merge("a")
+    text = (merging.save_merged(compressed, tmp_path / "m") / "README.md").read_text()
+    assert "`tall_masks of a` is no method of the command" in text and "```sh" not in text
+
+
 def test_the_command_of_towers_names_their_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +133,25 @@ def test_licences_are_those_of_the_parents(
     assert front_matter(text).get("license") == key
     assert terms in text.replace("\n", " ")
     assert "base_model" not in front_matter(text)  # local folders are no models of the hub
+
+
+def test_licences_of_their_own_are_told_apart(tmp_path: Path) -> None:
+    own = [f"other\nlicense_name: {name}" for name in ("llama3", "gemma")]
+    text = written(merging.TaskArithmeticAlgorithm(), folders(tmp_path, *own), tmp_path / "m")
+    assert "The parents' model cards state gemma, llama3. Check the terms" in text
+    same = folders(tmp_path / "same", own[0])
+    text = written(merging.TaskArithmeticAlgorithm(), same, tmp_path / "n")
+    assert "All parents state the licence llama3." in text
+
+
+def test_folders_are_no_parents_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    for name, place in folders(tmp_path).items():
+        place.rename(tmp_path / "m" / name)
+    models = {name: f"m/{name}" for name in NAMES}
+    text = written(merging.TaskArithmeticAlgorithm(), models, tmp_path / "merged")
+    assert "base_model" not in front_matter(text)
 
 
 def test_parents_on_the_hub_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,18 @@ def test_chosen_coefficients_compare_with_those_chosen(tmp_path: Path) -> None:
     assert measured(path).checkpoints == "not stated"
 
 
+def test_other_settings_are_named(tmp_path: Path) -> None:
+    path = report(tmp_path / "report.json", method="ties")
+    content = json.loads(path.read_text())
+    recipe = content["merge"]
+    recipe["options"] |= {"threshold": 50}
+    recipe["plugins"] = [{"normalise": {}}, {"lines": {"beta": 0.5}}]
+    del recipe["models"]["dtd"]
+    path.write_text(json.dumps(content))
+    differs = cells(comparison([measured(path)]), "FusionBench")["differs (ours)"]
+    assert "models (7), plug-ins (normalise, lines), options (threshold=50)" in differs
+
+
 def test_results_of_a_run_are_read_too(tmp_path: Path) -> None:
     path = tmp_path / "merging-x.json"
     test = {"MNIST:top1": 0.5, "DTD:top1": 0.7, "MNIST:normalized_top1": 0.6, "avg_top1": 0.6}

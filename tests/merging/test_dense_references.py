@@ -527,7 +527,7 @@ def test_model_stock(num_models: int) -> None:
             return mean
         cosine = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
         bottom = 1 + (len(taus) - 1) * cosine
-        return mean * (len(taus) * cosine / bottom if bottom > 1e-6 else 0.0)
+        return mean * (max(0.0, len(taus) * cosine / bottom) if bottom > 1e-6 else 0.0)
 
     check(merging.ModelStock(), pool_of(num_models), expected)
 

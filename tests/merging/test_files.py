@@ -25,6 +25,7 @@ from tangent_arithmetic.merging import (
     TiesMergingAlgorithm,
     written_recipe,
 )
+from tangent_arithmetic.merging.weights import find
 from tangent_arithmetic.merging.writer import size_of
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.checkpoints import save_tensors
@@ -258,6 +259,14 @@ def test_names_of_towers_are_those_of_the_base(prefixed: str, tmp_path: Path) ->
     merged = load_file(folder / "model.safetensors")
     assert merged.keys() == load_file(places["_pretrained_"] / "model.safetensors").keys()
     assert all(bool((value == 3).all()) for value in merged.values())
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "mistralai/Mistral-7B-v0.1"])
+def test_names_on_the_hub_may_have_dots(name: str) -> None:
+    with pytest.raises(MissingFileError, match=f"hf-hub:{name} is unavailable"):
+        find(name)  # tests ask no hub
+    with pytest.raises(MissingFileError, match=r"no checkpoint at run/x\.safetensors"):
+        find("run/x.safetensors")
 
 
 def test_pickled_state_dicts_are_read(tmp_path: Path) -> None:

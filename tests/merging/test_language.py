@@ -221,19 +221,38 @@ def test_a_union_without_new_tokens_is_the_base_vocabulary(tmp_path: Path) -> No
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_adapters_have_the_vocabulary_of_the_base(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("targets", "key"), [(["wte"], "transformer.wte.weight"), (["lm_head"], "lm_head.weight")]
+)
+def test_adapters_have_the_vocabulary_of_the_base(
+    targets: list[str], key: str, tmp_path: Path
+) -> None:
     from tests.merging.test_adapters import adapt
 
-    places = with_tokens(tmp_path)
+    places = with_tokens(tmp_path, lambda rows: gpt2(rows=rows, tie_word_embeddings=False))
     base = transformers.AutoModelForCausalLM.from_pretrained(places["_pretrained_"])
-    modules = {"target_modules": ["c_attn", "wte"], "fan_in_fan_out": True}
+    modules = {"target_modules": ["c_attn", *targets], "fan_in_fan_out": True}
     expected = adapt(base, tmp_path / "adapters", 0, **modules)
     pool = LanguageModelPool({**places, "b": tmp_path / "adapters"}, vocabulary="union")
-    key = "transformer.wte.weight"
     start, a = embedding(places, "_pretrained_", key), embedding(places, "a", key)
     found = merging.TaskArithmeticAlgorithm(1.0).run(pool)[key].double()
     torch.testing.assert_close(found[:8], a[:8].double() + expected[key][:8] - start[:8])
     torch.testing.assert_close(found[8:], a[8:].double())
+
+
+def test_different_tokens_in_one_row_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = family(tmp_path, gpt2)
+    tokenizer(("x",)).save_pretrained(places["a"])
+    LanguageModelPool(places).check()
+    assert not caplog.messages
+    tokenizer(("y",)).save_pretrained(places["b"])
+    LanguageModelPool(places, vocabulary="union").check()
+    assert not caplog.messages
+    LanguageModelPool(places).check()
+    assert "row 8 of the embeddings is x in a, but y in b: different tokens" in caplog.text
+    assert "vocabulary=union merges token by token" in caplog.text
 
 
 def test_other_tokenizers_are_no_union(tmp_path: Path) -> None:

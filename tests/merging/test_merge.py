@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tangent_arithmetic.commands import add, evaluate, finetune, merge
 from tangent_arithmetic.data.clip20 import PUBLIC_SETS
@@ -29,6 +29,7 @@ from tangent_arithmetic.merging import (
 )
 from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.merging.examples import Part
+from tangent_arithmetic.merging.results import Record
 from tangent_arithmetic.merging.targets import algorithm_of, pool_of, rows_of
 from tangent_arithmetic.merging.taskpools import SuiteTaskPool, TaskPool
 from tangent_arithmetic.report import stressed
@@ -156,10 +157,46 @@ def test_nothing_is_written_or_dumped_unless_asked_for(
 
 
 def test_sweeps_write_a_report_each(run: Run, places: dict[str, Path], tmp_path: Path) -> None:
-    assert run("-m", "method.scaling_factor=0.1,0.2", places=places) == 0
+    target = f"merged_model_save_path={tmp_path}/${{hydra:job.num}}.safetensors"
+    assert run("-m", "method.scaling_factor=0.1,0.2", target, places=places) == 0
+    assert (tmp_path / "0.safetensors").is_file() and (tmp_path / "1.safetensors").is_file()
     paths = sorted(tmp_path.glob("outputs/multirun/merge/*/*/program_report.json"))
     reports = [json.loads(path.read_text()) for path in paths]
     assert [r["merge"]["options"]["scaling_factor"] for r in reports] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merged_model_save_path=m.safetensors"],
+        ["report_save_path=r.json"],
+        ["+method.model_save_path=${path.output_dir}/m"],
+        ["merged_model_save_path=a.safetensors,b.safetensors"],
+    ],
+)
+def test_jobs_of_a_sweep_that_replace_each_other_s_results_are_refused(
+    words: list[str],
+    places: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sweep = ["-m", "method.scaling_factor=0.1,0.2", *pool_words(places)]
+    assert merge.main([*sweep, *words]) == 2
+    assert "several jobs of the sweep would write" in capsys.readouterr().err
+    assert not list((tmp_path / "here").rglob("*"))
+
+
+def test_what_cannot_be_merged_is_found_without_a_place(
+    places: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_file(places["a"])
+    state["big"][1, 2] = float("nan")
+    save_file(state, str(places["a"]))
+    assert merge.main(pool_words(places)) == 2
+    assert "a has nan at index 902 of big" in capsys.readouterr().err
 
 
 def test_dry_runs_touch_nothing(
@@ -465,7 +502,7 @@ def test_encoders_give_checkpoints(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_place_in_the_method_is_that_of_fusion_bench(
-    run: Run, places: dict[str, Path], tmp_path: Path
+    run: Run, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its model_stock.yaml saves to `${path.log_dir}/checkpoint`."""
     words = ["method=model_stock/model_stock", f"path.log_dir={tmp_path / 'logs'}"]
@@ -474,7 +511,9 @@ def test_a_place_in_the_method_is_that_of_fusion_bench(
         "+method.model_save_kwargs=null",
     ]
     assert run(*words, places=places) == 0
-    merged = load_file(tmp_path / "logs" / "checkpoint" / "model.safetensors")
+    target = tmp_path / "logs" / "checkpoint"
+    assert f"by model_stock; wrote {target}\n" in capsys.readouterr().out
+    merged = load_file(target / "model.safetensors")
     assert content_hash(merged) == content_hash(algorithm_class("ModelStock")().run(places))
 
 
@@ -488,6 +527,29 @@ def test_all_methods_and_pools_of_the_configuration_exist() -> None:
     pools = [yaml.safe_load(path.read_text()) for path in files if "template" not in path.name]
     sizes = {len(pool_of(pool).model_names) for pool in pools if "_target_" in pool}
     assert len(pools) >= 7 and sizes == {2, 8, 14, 20}
+
+
+@pytest.mark.parametrize("name", ["KnotsAlgorithm", "SvcAlgorithm", "CoreSpaceAlgorithm"])
+def test_the_seed_is_that_of_the_inner_method_too(name: str) -> None:
+    node = {"_target_": f"tangent_arithmetic.merging.{name}", "inner": "dare_task_arithmetic"}
+    assert algorithm_of(node, seed=9).options["inner_options"] == {"seed": 9}
+    own = {"inner_options": {"seed": 3, "scaling_factor": 0.5}}
+    assert algorithm_of({**node, **own}, seed=9).options["inner_options"] == own["inner_options"]
+    assert "inner_options" not in algorithm_of({**node, "inner": "ties"}, seed=9).options
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("tsv_m (alpha=auto), of a+stanford-cars", "tsv_m-alpha=auto-of-a+stanford-cars"),
+        ("wudi (lr=1e-05, x=-0.5)", "wudi-lr=1e-05-x=-0.5"),
+        ("x, after scale (factors=[1, -1])", "x-after-scale-factors=-1-1-f51bf68a"),
+        ("x, after scale (factors=[1, 1])", "x-after-scale-factors=-1-1-8dfc86e1"),
+    ],
+)
+def test_results_of_different_labels_have_different_names(label: str, name: str) -> None:
+    run: Any = SimpleNamespace(results=Path("results"))
+    assert Record(run, label, "").path == Path("results") / f"merging-{name}.json"
 
 
 def test_names_of_fusion_bench_stand_for_ours() -> None:

@@ -89,6 +89,15 @@ def test_scale_has_a_factor_for_each_vector(factors: Any) -> None:
         merging.TaskArithmeticAlgorithm(plugins=[{"scale": {"factors": [1.0]}}]).run(pool)
 
 
+def test_scale_has_no_factor_for_the_pre_trained_model() -> None:
+    pool = {name: state for name, state in pool_of().items() if name in ("_pretrained_", "a")}
+    base = pool["_pretrained_"]
+    scaled = {n: base[n] + 0.5 * (value - base[n]) for n, value in pool["a"].items()}
+    plugins = [{"scale": {"factors": [0.5]}}]
+    found = merging.SlerpMergeAlgorithm(plugins=plugins).run(pool)
+    close(found, merging.SlerpMergeAlgorithm().run({**pool, "a": scaled}))
+
+
 def test_the_order_of_plug_ins_matters() -> None:
     pool = pool_of()
     both = [given(order) for order in (["lines", "normalise"], ["normalise", "lines"])]

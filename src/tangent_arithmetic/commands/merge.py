@@ -55,13 +55,13 @@ def work(config: DictConfig) -> None:
         print(f"dry run: {printable(report['method'])} of {names}")
     else:
         lines = [printable(line) for line in table(report)]
-        print("\n".join([*lines, _merged(report["merge"], plain)]))
+        print("\n".join([*lines, _merged(report["merge"], report["written"])]))
 
 
-def _merged(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _merged(recipe: Mapping[str, Any], target: Path | None) -> str:
     """What was merged, and where it is, for the last line."""
     count = len([name for name in recipe["models"] if name != PRETRAINED])
-    method, target = printable(recipe["method"]), config.get("merged_model_save_path")
+    method = printable(recipe["method"])
     place = f"; wrote {shown(target)}" if target else "; not saved (merged_model_save_path=PATH)"
     return f"merged {count} model{'s' if count != 1 else ''} by {method}{place}"
 

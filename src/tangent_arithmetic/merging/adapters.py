@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.merging.weights import Weights, find, tensors_in
+from tangent_arithmetic.merging.weights import Weights, find, is_embedding, tensors_in
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
+from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.reading import read_json, readable
 
 if TYPE_CHECKING:
@@ -57,12 +58,19 @@ class Pair:
         b: (outputs, rank, ...).
         scale: s.
         transposed: whether the weight is stored as (inputs, outputs), where its shape allows both.
+        embedding: whether the module is an embedding.
     """
 
     a: Tensor
     b: Tensor
     scale: float
     transposed: bool
+    embedding: bool = False
+
+    @property
+    def square(self) -> bool:
+        """Whether the weight has as many inputs as outputs."""
+        return len(self.b) == math.prod(self.a.shape[1:])
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether B A has the shape of the weight, or of its transpose."""
@@ -76,8 +84,7 @@ class Pair:
     def factors(self, shape: Sequence[int]) -> Factors:
         """Two matrices whose product is the step, with the rows of the weight as it is stored."""
         a, b = self.a.flatten(1).double(), self.scale * self.b.flatten(1).double()
-        square = len(b) == a.shape[1]
-        if self.transposed if square else shape[0] != len(b):
+        if self.transposed if self.square else shape[0] != len(b):
             return a.mT, b.mT
         return b, a
 
@@ -113,6 +120,7 @@ def open_adapters(place: str | Path, base: Weights | None) -> Weights | None:
         steps = {names[module]: pair for module, pair in pairs.items()}
         values = {names[module]: value for module, value in whole.items()}
         _check_shapes(steps, values, base.outline, folder)
+        steps = _oriented(steps, base.outline, folder)
     return _adapted(base, steps, values, place=str(place), folder=folder, files=(file,))
 
 
@@ -178,6 +186,7 @@ def _sorted_out(
             both["B"],
             _scale(config, owners[module], len(both["A"])),
             module in embeddings or bool(config.get("fan_in_fan_out")),
+            module in embeddings,
         )
         for module, both in sides.items()
     }
@@ -247,29 +256,62 @@ def _check_shapes(
         )
 
 
+def _oriented(
+    steps: Mapping[str, Pair], outline: Mapping[str, Tensor], folder: Path
+) -> dict[str, Pair]:
+    """The pairs; those of square weights are stored as the other weights show.
+
+    PEFT saves one `fan_in_fan_out`, that of the module it visited last, such as `lm_head`.
+    """
+    inner = {
+        name: pair
+        for name, pair in steps.items()
+        if not pair.embedding and not is_embedding(name, outline[name])
+    }
+    shown_by = {outline[n].shape[0] != len(p.b) for n, p in inner.items() if not p.square}
+    squares = {name: pair for name, pair in inner.items() if pair.square}
+    if not squares or not shown_by:
+        return dict(steps)
+    if len(shown_by) > 1:
+        raise UsageError(
+            f"{folder} has adapters of weights stored both ways, so that the way of "
+            f"{_listed(list(squares))} is unknown; merge these adapters into their model with PEFT "
+            "(merge_and_unload), save it, and name its folder"
+        )
+    (way,) = shown_by
+    return {**steps, **{name: replace(pair, transposed=way) for name, pair in squares.items()}}
+
+
 def _adapted(
     base: Weights, steps: Mapping[str, Pair], values: Mapping[str, Tensor], **facts: Any
 ) -> Weights:
     """The pre-trained weights with steps of low rank and with tensors that were trained whole.
 
-    A tied tensor steps under all its names, as where PEFT merges.
+    A tied tensor steps under all its names, as where PEFT merges, unless adapters of its own are
+    there for several. PEFT saves the embedding that it adapts beside its step.
     """
-    for name, first in base.ties.items():
-        if pair := steps.get(first, steps.get(name)):
-            steps = {**steps, name: pair, first: pair}
+    for first in dict.fromkeys(base.ties.values()):
+        names = [first, *(name for name in base.ties if base.ties[name] == first)]
+        if own := [name for name in names if name in steps]:
+            steps = {**dict.fromkeys(names, steps[own[0]]), **steps}
+
+    def start(name: str) -> Tensor:
+        theta0 = base.read(name)
+        return values[name].to(theta0) if name in values else theta0
 
     def low_rank(name: str) -> Factors | None:
-        return steps[name].factors(base.outline[name].shape) if name in steps else None
+        changed = name in values and not statedict.equal(start(name), base.read(name))
+        if changed or name not in steps:
+            return None
+        return steps[name].factors(base.outline[name].shape)
 
     def read(name: str) -> Tensor:
-        theta0 = base.read(name)
-        if name in values:
-            return values[name].to(theta0)
-        factors = low_rank(name)
-        if factors is None:
-            return theta0
-        step = torch.matmul(*factors).view(theta0.shape).to(theta0.device)
-        return (theta0.double() + step).to(theta0.dtype)
+        theta = start(name)
+        if name not in steps:
+            return theta
+        factors = steps[name].factors(theta.shape)
+        step = torch.matmul(*factors).view(theta.shape).to(theta.device)
+        return (theta.double() + step).to(theta.dtype)
 
     known = {key: base.facts[key] for key in ("model",) if key in base.facts}
     return replace(base, read=read, low_rank=low_rank, facts=known, **facts)

@@ -15,6 +15,7 @@ from tangent_arithmetic.merging.language import LanguageModelPool
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.registry import OWN
 from tangent_arithmetic.merging.stream import Merge
+from tangent_arithmetic.merging.weights import on_hub
 from tangent_arithmetic.run.results import markdown_table
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.reading import read_text
@@ -35,14 +36,10 @@ def card(merge: Merge, recipe: Mapping[str, Any], title: str) -> str:
         title: the heading.
     """
     licences = {name: licence_of(merge.pool.weights(name).folder) for name in recipe["models"]}
-    named = {
-        name: found.get("license_name", found.get("license", UNSTATED))
-        for name, found in licences.items()
-    }
     table = markdown_table(
         ["model", "from", "licence", "fingerprint"],
         [
-            [f"`{name}`", _place(facts), named[name], f"`{facts['fingerprint']}`"]
+            [f"`{name}`", _place(facts), _named(licences[name]), f"`{facts['fingerprint']}`"]
             for name, facts in recipe["models"].items()
         ],
     )
@@ -79,6 +76,12 @@ def licence_of(folder: Path | None) -> dict[str, str]:
     return {key: found[key] for key in LICENCE if isinstance(found.get(key), str)}
 
 
+def _named(licence: Mapping[str, str]) -> str:
+    """The name of a licence; models under licences of their own have "other" as `license`."""
+    keys = ("license_name", "license", "license_link")
+    return next((licence[key] for key in keys if key in licence), UNSTATED)
+
+
 def _place(facts: Mapping[str, Any]) -> str:
     return f"`{facts['place']}`" if "place" in facts else "memory"
 
@@ -91,10 +94,9 @@ def _yaml(content: Mapping[str, Any]) -> str:
 
 def _front_matter(recipe: Mapping[str, Any], licences: list[dict[str, str]]) -> str:
     """The metadata of the hub: parents there, and the licence if all parents have the same."""
-    places = [
-        str(facts.get("place", "")).removeprefix(hub.HUB) for facts in recipe["models"].values()
-    ]
-    parents = [place for place in places if hub.NAME.fullmatch(place)]
+    places = [str(facts.get("place", "")) for facts in recipe["models"].values()]
+    names = [place.removeprefix(hub.HUB) for place in places if on_hub(place)]
+    parents = [name.partition("@")[0] for name in names]
     content: dict[str, Any] = {"library_name": "transformers"}
     if parents and len(parents) == len(places):
         content |= {"base_model": parents, "base_model_relation": "merge"}
@@ -105,8 +107,9 @@ def _front_matter(recipe: Mapping[str, Any], licences: list[dict[str, str]]) -> 
 
 def _terms(licences: Mapping[str, Mapping[str, str]]) -> str:
     unstated = [f"`{name}`" for name, found in licences.items() if not found]
-    stated = sorted({found["license"] for found in licences.values() if "license" in found})
-    if not unstated and len(stated) == 1:
+    stated = sorted({_named(found) for found in licences.values() if found})
+    first, *others = licences.values()
+    if not unstated and all(found == first for found in others):
         return f"All parents state the licence {stated[0]}."
     parts = [f"The parents' model cards state {', '.join(stated)}."] if stated else []
     if unstated:
@@ -118,6 +121,13 @@ def _reproduction(merge: Merge, recipe: Mapping[str, Any]) -> Iterator[str]:
     models = recipe["models"]
     if not all("place" in facts for facts in models.values()):
         yield "Models were given in memory; `merge_recipe.json` has fingerprints of their weights."
+        return
+    if not merge.method.config:
+        yield f"`{merge.method.name}` is no method of the command; this was made from Python."
+        return
+    named = f"modelpool.models={_hydra({name: f['place'] for name, f in models.items()})}"
+    if _keys_of(named) != list(models):
+        yield "Names of the models cannot be given to the command; `merge_recipe.json` has them."
         return
     words = [f"method={merge.method.config}"]
     changed = merge.method.changed(merge.options)
@@ -131,12 +141,28 @@ def _reproduction(merge: Merge, recipe: Mapping[str, Any]) -> Iterator[str]:
         words.append(f"modelpool._target_={OWN}{type(merge.pool).__name__}")
     if isinstance(merge.pool, LanguageModelPool) and merge.pool.vocabulary != "same":
         words.append(f"+modelpool.vocabulary={merge.pool.vocabulary}")
-    words.append(f"modelpool.models={_hydra({name: f['place'] for name, f in models.items()})}")
+    words.append(named)
     words.append("merged_model_save_path=merged")
     yield from ("```sh", " \\\n    ".join(["tangent-arithmetic merge", *map(shlex.quote, words)]))
     yield from ("```", "", "The paths are those of the machine on which it was made.")
     if merge.method.needs_data:
         yield "The method ran the models on data, which a `taskpool` must name."
+
+
+def _keys_of(override: str) -> list[str]:
+    """The keys that Hydra reads in an override of a mapping; none if it cannot be read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    with contextlib.suppress(HydraException):
+        value: Any = OverridesParser.create().parse_override(override).value()
+        return [str(key) for key in value]
+    return []
+
+
+def _key(name: object) -> str:
+    """A key in the grammar of Hydra's overrides, which knows no quotes there."""
+    return re.sub(r"[\\()\[\]{}:=, ]", r"\\\g<0>", str(name))
 
 
 def _hydra(value: Any) -> str:
@@ -147,7 +173,7 @@ def _hydra(value: Any) -> str:
         case bool():
             return str(value).lower()
         case Mapping():
-            return f"{{{','.join(f'{_hydra(key)}: {_hydra(v)}' for key, v in value.items())}}}"
+            return f"{{{','.join(f'{_key(key)}: {_hydra(v)}' for key, v in value.items())}}}"
         case list() | tuple():
             return f"[{','.join(map(_hydra, value))}]"
         case str() if not PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false"):

@@ -43,6 +43,7 @@ class Measured:
         accuracy: mean absolute top-1 accuracy, in percent.
         coefficient: its value, or how it was chosen; "none" without one.
         source: where it was read.
+        settings: what a merge has beside the method's defaults and one model a task, for a list.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Measured:
     accuracy: float
     coefficient: str
     source: str
+    settings: tuple[str, ...] = ()
 
 
 def published() -> list[Measured]:
@@ -113,7 +115,21 @@ def measured(
         100 * accuracy,
         _coefficient(content),
         str(path),
+        tuple(_settings(recipe, len(others), tasks)),
     )
+
+
+def _settings(recipe: Mapping[str, Any], models: int, tasks: int) -> Iterator[str]:
+    """What is not the method with its defaults on one model a task."""
+    if models != tasks:
+        yield f"models ({models})"
+    if plugins := recipe.get("plugins"):
+        yield f"plug-ins ({', '.join(shown(name) for each in plugins for name in each)})"
+    method = METHODS[recipe["method"]]
+    known = {name: v for name, v in recipe["options"].items() if name in method.defaults}
+    changed = {n: v for n, v in method.changed(known).items() if n != method.coefficient}
+    if changed:
+        yield f"options ({', '.join(f'{name}={shown(v)}' for name, v in changed.items())})"
 
 
 def _accuracy(content: Mapping[str, Any]) -> tuple[float, int] | None:
@@ -141,7 +157,7 @@ def _coefficient(content: Mapping[str, Any]) -> str:
 
 
 def differences(own: Measured, other: Measured) -> str:
-    """What differs beside the number: checkpoints, and the rule of the coefficient."""
+    """What differs beside the number: checkpoints, the rule of the coefficient, and settings."""
     parts = []
     if own.checkpoints != other.checkpoints:
         parts.append(f"checkpoints ({own.checkpoints})")
@@ -149,6 +165,7 @@ def differences(own: Measured, other: Measured) -> str:
     same = rule == other.coefficient or _number(rule) == _number(other.coefficient) is not None
     if not same:
         parts.append(f"coefficient ({own.coefficient})")
+    parts += own.settings
     return ", ".join(parts) or "nothing known"
 
 

@@ -25,6 +25,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode, TaskFunction
@@ -45,6 +46,8 @@ FIXED: dict[str, Any] = {
     "hydra_logging": QUIET,
     "job": {"env_set": {}},
 }
+# where a job writes
+PLACES = ("merged_model_save_path", "method.model_save_path", "report_save_path")
 USERS = ("main", "command-line", "hydra.searchpath")  # providers that users add folders by
 
 
@@ -156,7 +159,33 @@ def _execute(application: Hydra, args: argparse.Namespace, name: str, task: Task
             mode = RunMode.MULTIRUN if args.multirun else RunMode.RUN
             words = [*words, f"hydra.mode={mode.name}"]
         start = application.run if mode == RunMode.RUN else application.multirun
+        if mode == RunMode.MULTIRUN:
+            _check_places(application, name, words)
         start(config_name=name, task_function=task, overrides=words)
+
+
+def _check_places(application: Hydra, name: str, words: Sequence[str]) -> None:
+    """Checks, before the work, that no job of a sweep writes where another one has written."""
+    jobs: dict[str, int] = {}
+    twice: list[str] = []
+
+    def note(config: DictConfig) -> None:
+        settings = HydraConfig.get()
+        with contextlib.suppress(OmegaConfBaseException):  # the job itself gives the message
+            for key in PLACES:
+                if place := OmegaConf.select(config, key):
+                    path = str(place).replace("{log_dir}", settings.runtime.output_dir)
+                    if jobs.setdefault(path, settings.job.num) != settings.job.num:
+                        twice.append(f"{key}={shown(place)}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        own = [*words, f"hydra.sweep.dir='{folder}'"]
+        application.multirun(config_name=name, task_function=note, overrides=own)
+    if twice:
+        raise UsageError(
+            f"several jobs of the sweep would write {twice[0]}; expected a path of its own for "
+            "each, such as one with '${hydra:job.num}' in it"
+        )
 
 
 class _Methods(StructuredConfigSource):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from tangent_arithmetic.merging.pool import Model, ModelPool
-from tangent_arithmetic.merging.vocabulary import rows, united
+from tangent_arithmetic.merging.vocabulary import TOKENIZER, Tokens, rows, united
 from tangent_arithmetic.merging.weights import Weights, with_names
-from tangent_arithmetic.runtime.errors import UsageError, unknown
+from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
 
 logger = logging.getLogger(__name__)
 # causal masks, which old files of GPT-2 hold and transformers ignores
@@ -29,8 +30,8 @@ class LanguageModelPool(ModelPool):
     Args:
         models: as for `ModelPool`.
         allow_base_mismatch: as for `ModelPool`.
-        vocabulary: "same" refuses vocabularies of unequal size, "union" merges token by token, see
-            `merging.vocabulary`.
+        vocabulary: "same" refuses vocabularies of unequal size, and warns of tokenizers that differ
+            in a row; "union" merges token by token, see `merging.vocabulary`.
     """
 
     def __init__(
@@ -70,6 +71,27 @@ class LanguageModelPool(ModelPool):
                 f"{error}\nThe vocabularies have different sizes; modelpool.vocabulary=union "
                 "merges them token by token"
             ) from error
+        if self.vocabulary == "same":
+            self._warn_of_tokens()
+
+    def _warn_of_tokens(self) -> None:
+        """Warns if one row of the embeddings belongs to different tokens."""
+        size, known = max(rows(self.base), default=0), dict[int, tuple[str, str]]()
+        for name in self.models:
+            weights = self._own(name)
+            folder = None if weights.low_rank is not None else weights.folder  # not of adapters
+            if folder is None or not (folder / TOKENIZER).is_file():
+                continue
+            with contextlib.suppress(UsageError):  # a tokenizer of another kind
+                for token, row in Tokens.of(folder, name).ids.items():
+                    model, other = known.setdefault(row, (name, token))
+                    if other != token and row < size:
+                        logger.warning(
+                            "row %d of the embeddings is %s in %s, but %s in %s: different tokens "
+                            "are merged into one; vocabulary=union merges token by token",
+                            *(row, shown(other), model, shown(token), name),
+                        )
+                        return
 
 
 def aligned(weights: Weights, base: Weights, model: str) -> Weights:

@@ -112,15 +112,24 @@ class Job:
             record.check()
         return record
 
-    def merged(self, merge: Merge) -> Mapping[str, Tensor] | None:
-        """Merges and saves; returns the merged weights if there are tasks to evaluate them on."""
+    def merged(self, merge: Merge) -> tuple[Path | None, Mapping[str, Tensor] | None]:
+        """Merges and saves.
+
+        Returns:
+            The path that was written, or None; the merged weights if there are tasks to evaluate
+            them on, or None.
+        """
         if self.target is None:
-            return None if self.tasks is None else merged_state(merge)
+            if self.tasks is not None:
+                return None, merged_state(merge)
+            for _ in merge.parts():  # finds weights that cannot be merged
+                pass
+            return None, None
         written = save_merged(merge, self.target, **self.saving)
         logger.info("wrote %s", written)
         if self.tasks is None:
-            return None
-        return dict(type(self.pool).opened_by(written).tensors)  # evaluates the written file
+            return written, None
+        return written, dict(type(self.pool).opened_by(written).tensors)  # evaluates the file
 
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,8 +139,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the composed configuration, see `config/merge.yaml`.
 
     Returns:
-        The report: {"model_info", an entry per task, "average", "merge", "seconds"}; of a dry run
-        {"dry_run", "method", "models"}.
+        The report: {"model_info", an entry per task, "average", "merge", "seconds"}, and "written",
+        the path of the merged model or None; of a dry run {"dry_run", "method", "models"}.
 
     Raises:
         UsageError: if something in it is not supported, or the models cannot be merged.
@@ -154,7 +163,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         option = {str(merge.method.coefficient): chosen["coefficient"]}
         merge = job.merge(job.algorithm.with_options(**option))
     times = [time.monotonic()]
-    state = job.merged(merge)
+    written, state = job.merged(merge)
     times.append(time.monotonic())
     if job.tasks is not None and state is not None:
         report |= job.tasks.evaluate(job.tasks.encoder(job.pool, state))
@@ -167,7 +176,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         logger.info("wrote %s", job.report_path)
     if record is not None:
         record.write(merge, report)
-    return report
+    return {**report, "written": written}
 
 
 @contextlib.contextmanager

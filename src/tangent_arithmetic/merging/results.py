@@ -32,6 +32,8 @@ from tangent_arithmetic.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
 LONGEST = 120  # characters of a label in a file's name
+# labels that the name of a file tells apart: no lists, and no signs but in numbers and words
+PLAIN = re.compile(r"([\w.=+(), ]|(?<=[\w=])-(?=[\w.]))*")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Record:
     def path(self) -> Path:
         """The file."""
         slug = re.sub(r"[^\w.=+]+", "-", self.label).strip("-")
-        if len(slug) > LONGEST:
+        if len(slug) > LONGEST or not PLAIN.fullmatch(self.label):
             slug = f"{slug[:LONGEST]}-{hashlib.sha256(self.label.encode()).hexdigest()[:8]}"
         return self.run.results / f"merging-{slug}.json"
 

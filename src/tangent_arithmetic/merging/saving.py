@@ -19,6 +19,7 @@ from tangent_arithmetic.merging.plugins import written_plugins
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import Merge, Part
+from tangent_arithmetic.merging.weights import SUFFIXES
 from tangent_arithmetic.merging.writer import (
     INDEX,
     new_folder,
@@ -128,7 +129,7 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
 
 
 def _is_file(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".pt", ".pth", ".bin")
+    return path.suffix in SUFFIXES
 
 
 def _refuse_inputs(merge: Merge, path: Path, outputs: Sequence[Path]) -> None:

@@ -107,16 +107,27 @@ def algorithm_of(
 
     Args:
         node: the group `method`.
-        seed: the seed of random masks, if the group does not set one.
+        seed: the seed of random masks, also of an inner method, if the group does not set one.
         plugins: the key `plugins`.
     """
     method = method_of(node)
     ignored = OPTIONS_IGNORED | {key for key in OPTIONS_OFF if not node.get(key)}
     ignored |= {key for key in OPTIONS_ON if node.get(key)}
     options = {key: value for key, value in node.items() if key not in ignored}
-    if seed is not None and "seed" in method.defaults:
-        options.setdefault("seed", seed)
+    if seed is not None:
+        options = _seeded(method, options, seed)
     return algorithm_class(method.algorithm)(**options, plugins=plugins)
+
+
+def _seeded(method: Method, options: Node, seed: int) -> dict[str, Any]:
+    """The options with a seed of random masks where they have none, of inner methods as well."""
+    seeded = {**({"seed": seed} if "seed" in method.defaults else {}), **options}
+    inner = METHODS.get(str(options.get("inner", method.defaults.get("inner"))))
+    given = options.get("inner_options")
+    if inner is None or not isinstance(given, Mapping | None):
+        return seeded
+    own = _seeded(inner, given or {}, seed)
+    return {**seeded, "inner_options": own} if own else seeded
 
 
 def pool_of(node: Node) -> ModelPool:

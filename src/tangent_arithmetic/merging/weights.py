@@ -29,6 +29,7 @@ FLOATS |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 DTYPES = INTEGERS | FLOATS  # by the codes of safetensors
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 OUTPUT = "lm_head"  # the embedding of tokens on the way out
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of files of weights
 SAMPLE = 256  # numbers of each tensor in a fingerprint
 
 
@@ -254,14 +255,21 @@ def find(place: str | Path) -> Path:
     if path.is_file() or path.is_dir():
         return path
     text = str(place)
-    if not hub.is_hub(text) and hub.NAME.fullmatch(text):
-        try:
-            return resolve(place)
-        except MissingFileError:
-            if text.startswith((".", "checkpoints")) or Path(text).suffix:
-                raise
-            place = f"{hub.HUB}{text}"
+    if hub.is_hub(text) or not on_hub(text):
+        return resolve(place)
+    try:
+        return resolve(place)
+    except MissingFileError:
+        place = f"{hub.HUB}{text}"
     return resolve(place)
+
+
+def on_hub(place: str) -> bool:
+    """Whether a place is a name on the hub: `hf-hub:ORG/NAME`, or ORG/NAME that is no path."""
+    if hub.is_hub(place):
+        return True
+    of_files = place.startswith((".", "checkpoints")) or Path(place).suffix in SUFFIXES
+    return bool(hub.NAME.fullmatch(place)) and not of_files and not expanded(place).exists()
 
 
 def tensors_in(path: Path) -> Mapping[str, Tensor]:

@@ -11,6 +11,7 @@ HUB = "hf-hub:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 TOKENIZER = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "*.model")
 OTHERS = ("added_tokens.json", "preprocessor_config.json", "generation_config.json", "README.md")
+PROCESSOR = ("processor_config.json", "chat_template*")
 SENTENCES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the preferred one first
 ADAPTERS = ("adapter_config.json", "adapter_model.*")
@@ -24,8 +25,8 @@ def is_hub(path: str | Path) -> bool:
 def fetch(path: str | Path) -> Path:
     """Downloads `hf-hub:ORG/NAME[@REVISION]` to the hub's cache (`HF_HOME`); returns its folder.
 
-    Only the configuration, weights (safetensors if there are any), adapters, tokenizer and model
-    card are downloaded, and only once.
+    Only the configuration, weights (safetensors if there are any), adapters, tokenizer, processor,
+    chat template and model card are downloaded, and only once.
 
     Raises:
         MissingFileError: if the hub is unreachable and the cache has no copy, or there are no
@@ -38,7 +39,7 @@ def fetch(path: str | Path) -> Path:
     if match is None:
         raise UsageError(f"invalid hub name {path}; expected hf-hub:ORG/NAME[@REVISION]")
     repo, revision = match["repo"], match["revision"]
-    always = ["config.json", *TOKENIZER, *OTHERS, *SENTENCES, *ADAPTERS]
+    always = ["config.json", *TOKENIZER, *OTHERS, *PROCESSOR, *SENTENCES, *ADAPTERS]
     for name in WEIGHTS:
         stem, _, kind = name.partition(".")
         index = f"{name}.index.json"

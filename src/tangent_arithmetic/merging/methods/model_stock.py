@@ -20,7 +20,7 @@ def prepare(pieces: Pieces, **_options: Any) -> Grams:
 
 
 def ratio(gram: Tensor) -> float:
-    r"""\(t = T \cos\vartheta / (1 + (T - 1) \cos\vartheta)\); 1 for one model."""
+    r"""\(t = \max(0, T \cos\vartheta / (1 + (T - 1) \cos\vartheta))\); 1 for one model."""
     num_models = len(gram)
     if num_models == 1:
         return 1.0
@@ -30,7 +30,7 @@ def ratio(gram: Tensor) -> float:
     pairs = num_models * (num_models - 1)
     cosine = float(cosines.sum() - cosines.diagonal().sum()) / pairs
     denominator = 1 + (num_models - 1) * cosine
-    return num_models * cosine / denominator if denominator > POLE else 0.0
+    return max(0.0, num_models * cosine / denominator) if denominator > POLE else 0.0
 
 
 @merging_method(
@@ -46,10 +46,11 @@ def model_stock(
 ) -> Tensor:
     r"""\(\theta = t\, \bar\theta + (1 - t)\, \theta_0\) with the mean \(\bar\theta\) of the models.
 
-    \(t = T \cos\vartheta / (1 + (T - 1) \cos\vartheta)\), tensor by tensor, with the angle
-    \(\vartheta\) between two task vectors. Of several pairs, the cosines are averaged, as in
+    \(t = \max(0, T \cos\vartheta / (1 + (T - 1) \cos\vartheta))\), tensor by tensor, with the
+    angle \(\vartheta\) between two task vectors. Of several pairs, the cosines are averaged, as in
     mergekit; fusion-bench averages the angles. With the mean cosine, the denominator is never
-    negative; where it is 0, the task vectors cancel and t is 0. A zero vector has the cosine 0.
+    negative; where it is 0, the task vectors cancel and t is 0. Where the mean cosine is negative,
+    t is 0 too: mergekit goes beyond theta0, away from the mean. A zero vector has the cosine 0.
 
     Args:
         piece: one piece of every model.

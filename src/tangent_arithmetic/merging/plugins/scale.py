@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from tangent_arithmetic.merging.registry import Piece, one_per_model, plugin
+from tangent_arithmetic.merging.registry import PRETRAINED, Piece, one_per_model, plugin
 
 
 @plugin("scale", source="none")
@@ -15,7 +15,10 @@ def scale(piece: Piece, *, factors: float | Sequence[float]) -> Iterator[Tensor]
 
     Args:
         piece: one piece of every model.
-        factors: the \(a_t\): one number, or one for each model, in the pool's order.
+        factors: the \(a_t\): one number, or one for each model, in the pool's order, without the
+            pre-trained one.
     """
-    each = one_per_model(factors, piece.models, "the factors of scale")
-    return (tau.mul_(factor) for tau, factor in zip(piece.taus(), each, strict=True))
+    models = [model for model in piece.models if model != PRETRAINED]
+    each = dict(zip(models, one_per_model(factors, models, "the factors of scale"), strict=True))
+    pairs = zip(piece.taus(), piece.models, strict=True)
+    return (tau.mul_(each.get(model, 1.0)) for tau, model in pairs)
