@@ -1,6 +1,6 @@
 """Solved coefficients beside other choices; writes coefficients.json and coefficients.md.
 
-    python scripts/study_coefficients.py --seeds=0,1,2 --modes=linear,linear+taujp,standard
+    python scripts/study_coefficients.py --seeds=0,1,2 --modes=linear,standard --sample=500
     python scripts/study_coefficients.py --sample=200  # 10 minutes on a core
 
 For each seed of fine-tuning and each mode: zero-shot, the best coefficient for all, solved ones by

@@ -106,11 +106,6 @@ def test_a_small_validation_split_has_an_image(
 @pytest.mark.parametrize(
     ("name", "splits", "message"),
     [
-        (
-            "DTDVal",
-            replace(_splits(3), copies=frozenset(range(3))),
-            "validation split is empty: there is no training image without a copy",
-        ),
         ("DTDVal", _splits(1), r"validation split is empty: there is only one training image"),
         ("DTDVal", replace(_splits(9), val=_splits(9, 0).test), r"validation split is empty\. Add"),
         ("DTDVal", _splits(0), r"training split is empty\. Add images, or leave DTD out"),

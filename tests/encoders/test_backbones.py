@@ -18,6 +18,7 @@ from torchvision import models
 
 from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
 from tangent_arithmetic.encoders.backbones import encoder as backbones
+from tangent_arithmetic.encoders.backbones.building import surplus
 from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
 from tangent_arithmetic.encoders.backbones.names import is_backbone
 from tangent_arithmetic.encoders.linearized import linearized
@@ -346,3 +347,18 @@ def checkpoint_of(path: Path, name: str) -> None:
 def test_a_missing_repository_is_explained(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         BackboneEncoder(f"local-dir:{tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["fc.weight", "net.fc.weight", "net.fc.bias", "decoder.0.weight"], []),  # left out
+        (["net.0.mask", "net.0.attn.index"], []),  # buffers that the model does not keep
+        (["net.2.weight"], ["net.2.weight"]),  # one layer more
+        (["net.layer3.a.weight"], ["net.layer3.a.weight"]),
+        (["net.0.scale", "net.0.bias"], ["net.0.bias"]),
+    ],
+)
+def test_what_makes_a_file_one_of_a_larger_model(names: list[str], expected: list[str]) -> None:
+    own = ["net.0.weight", "net.1.weight", "net.layer2.a.weight"]
+    assert surplus([*own, *names], own) == expected

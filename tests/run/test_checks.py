@@ -34,6 +34,12 @@ CASES = [
     ("analyze", ["--pairs=MNIST+Sing"], "data set of suite embedded 'Sing'; choose from Signs, "),
     ("analyze", ["--analogies=MNIST+Signs-Emoij=Letters"], "'Emoij'; choose from Emoji, "),
     ("analyze", ["--analogies=MNIST+Signs-Emoji=Letters!Emoij"], "'Emoij'; choose from Emoji, "),
+    ("analyze", ["--pairs=Emoji-Letters"], "data set of suite embedded 'Emoji-Letters'"),
+    (
+        "finetune",
+        ["--finetuning-mode=linear+taujp", "--tasks=Emoji,Letters", "--others=Letters"],
+        "other data sets than Letters",
+    ),
     ("analyze", ["singel"], "unknown analysis 'singel'; choose from single, "),
 ]
 

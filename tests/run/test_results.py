@@ -235,6 +235,13 @@ def test_merge_keeps_the_other_tasks_of_the_run(tmp_path: Path) -> None:
     }
 
 
+def test_merge_keeps_negations_of_versions_that_recorded_no_control_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "negations.json", {"Emoji": {"test": 0.2}, "provenance": origin()})
+    control = {"name": "Shapes", "threshold": 0.95}
+    new = {"MNIST": {"test": 0.1}, "provenance": origin(control=control)}
+    assert set(results.merge(path, new)) == {"Emoji", "MNIST", "provenance"}
+
+
 @pytest.mark.parametrize(
     "change",
     [

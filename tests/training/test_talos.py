@@ -27,6 +27,7 @@ from tangent_arithmetic.training.talos import (
     restricted,
     save_masks,
     sensitivity,
+    used,
 )
 from tests.training.selections import Attending, some_masks
 from tests.training.tiny import RECIPE, pictures, to_tensor
@@ -215,6 +216,13 @@ class Words(ModuleEncoder):
     def forward(self, inputs: Tensor) -> Tensor:
         features: Tensor = self.out(self.words(inputs).mean(dim=1))
         return features
+
+
+@pytest.mark.parametrize(
+    "scores", [torch.tensor(1.0), torch.tensor([0.0, 2.0]), torch.ones(2, 3, 1)]
+)
+def test_tensors_of_any_shape_take_part(scores: Tensor) -> None:
+    assert used(scores).shape == scores.shape and used(scores).all()
 
 
 def test_words_that_do_not_occur_are_no_insensitive_weights() -> None:

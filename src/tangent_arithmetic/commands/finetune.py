@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tangent_arithmetic.data.identity import pictures_hash, times_hash
+from tangent_arithmetic.data.identity import times_hash
 from tangent_arithmetic.data.registry import ImageDataset, split_record
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
@@ -114,9 +114,9 @@ def finetune(run: Run, task: str) -> Path:
 
 def _of_data(run: Run, task: str, data: ImageDataset) -> dict[str, Any]:
     """The pictures that a checkpoint is made of: their split and hashes of their content."""
-    facts: dict[str, Any] = {"split": split_record(data), "content": pictures_hash(data.train)}
+    facts: dict[str, Any] = {"split": split_record(data), "content": data.content}
     others = method_of(run, task).get("others", [])
-    contents = {name: pictures_hash(run.data.dataset(f"{name}Val").train) for name in others}
+    contents = {name: run.data.dataset(f"{name}Val").content for name in others}
     return facts | ({"others_content": contents} if others else {})
 
 

@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     about |= {"toxicity": asdict(more[0])} if more else {}
     about = without_home(about)
     if path.is_file():
-        recorded = read_json(path).get("provenance", {}).get("settings", {})
+        recorded = without_home(read_json(path).get("provenance", {}).get("settings", {}))
         wanted = {key: value for key, value in about.items() if key not in FREE}
         check_settings(path, recorded, wanted, "--results")
     found = module.run(settings, *more)

@@ -37,8 +37,6 @@ class Splits:
         source: where they were read from, such as folder, torchvision, hub, table or embedded.
         multilabel: whether an image has several labels: `pictures[i]` is then an image and a uint8
             array of shape (classes,) of zeros and ones.
-        copies: indices of training images whose content is there twice, which are never held out,
-            see `tangent_arithmetic.data.splitting`; None if they are not looked for.
     """
 
     train: Pictures
@@ -47,7 +45,6 @@ class Splits:
     val: Pictures | None = None
     source: str = "folder"
     multilabel: bool = False
-    copies: frozenset[int] | None = None
 
 
 WAY_OUT = " Put it there or name another root with --data-location; --suite=embedded needs no data."

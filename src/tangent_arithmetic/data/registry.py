@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tangent_arithmetic.data.base import Pictures, Splits, SubsetPictures
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 from tangent_arithmetic.data.files import LazyPictures
-from tangent_arithmetic.data.identity import labels_of, split_hash
+from tangent_arithmetic.data.identity import labels_of, pictures_hash, split_hash
 from tangent_arithmetic.data.leaks import refuse_shared
 from tangent_arithmetic.data.loading import (
     BatchPlan,
@@ -26,7 +26,6 @@ from tangent_arithmetic.data.loading import (
 )
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.sources import load_public
-from tangent_arithmetic.data.splitting import copies_of
 from tangent_arithmetic.data.suites import (
     DATASETS,
     DEFAULT_CACHE,
@@ -67,6 +66,11 @@ class ImageDataset:
     num_workers: int
     source: str = "folder"
     multilabel: bool = False
+
+    @cached_property
+    def content(self) -> str:
+        """The `pictures_hash` of the training images."""
+        return pictures_hash(self.train)
 
     @property
     def train_loader(self) -> DataLoader[Any]:
@@ -137,10 +141,7 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
 
 @lru_cache(maxsize=32)
 def _load_own(load: Callable[[Path], Splits], location: Path) -> Splits:
-    splits = refuse_shared(load(location))
-    if splits.val is not None or splits.copies is not None:
-        return splits
-    return replace(splits, copies=frozenset(copies_of(splits.train)))
+    return refuse_shared(load(location))
 
 
 def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
@@ -148,8 +149,7 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
 
     It has `min(int(val_fraction * n), max_val_samples)` images, drawn as in the public projects
     (`torch.utils.data.random_split`, seed 0), whose checkpoints have not been trained on them. If
-    the fraction is less than one of two or more images, one is held out. Of `splits.copies` none
-    is: the next images take their place.
+    the fraction is less than one of two or more images, one is held out.
 
     Raises:
         UsageError: if the fraction is not in (0, 1) or the maximum below 1.
@@ -162,12 +162,6 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
     if splits.val is not None:
         return splits
     train, val = held_out(len(splits.train), val_fraction, max_val_samples)
-    if splits.copies:
-        order = [*train, *val]
-        single = [index for index in order if index not in splits.copies]
-        val = single[max(0, len(single) - len(val)) :]
-        held = set(val)
-        train = [index for index in order if index not in held]
     return replace(
         splits, train=SubsetPictures(splits.train, train), val=SubsetPictures(splits.train, val)
     )
@@ -230,9 +224,7 @@ def get_dataset(
         assert held.val is not None
         if splits.val is None:
             _log_least(base, val_fraction, len(train))
-        only = "only one" if len(splits.train) < 2 else "no"
-        reason = "" if splits.val is not None else f": there is {only} training image"
-        reason += " without a copy" if splits.copies else ""
+        reason = "" if splits.val is not None else ": there is only one training image"
         train, test = held.train, held.val
         _refuse_empty(base, "validation", test, reason)
     loaders = (preprocess, batch_size, num_workers)

@@ -57,7 +57,8 @@ def copies_of(pictures: Pictures) -> set[int]:
     if isinstance(pictures, SubsetPictures):
         inner = copies_of(pictures.pictures)
         return {i for i, index in enumerate(pictures.indices) if int(index) in inner}
-    if (samples := samples_of(pictures)) is not None:
+    samples = samples_of(pictures)
+    if samples and isinstance(samples[0][0], str | Path):
         return twins([str(path) for path, _ in samples])
     return repeated(digests_of(pictures) or ())
 
@@ -69,8 +70,11 @@ def repeated(contents: Sequence[Hashable]) -> set[int]:
 
 
 def twins(paths: Sequence[str]) -> set[int]:
-    """The indices of files whose content another one has, too."""
-    alike = sorted(repeated([Path(path).stat().st_size for path in paths]))  # others are not read
+    """The indices of files whose content another one has, too; broken links are refused later."""
+    sizes = [
+        Path(path).stat().st_size if Path(path).exists() else f"none at {path}" for path in paths
+    ]
+    alike = sorted(repeated(sizes))  # others are not read
     contents = [hashlib.sha256(Path(paths[index]).read_bytes()).digest() for index in alike]
     return {alike[index] for index in repeated(contents)}
 
@@ -117,9 +121,4 @@ def with_test_part(
         len(train),
         len(test),
     )
-    return replace(
-        splits,
-        train=SubsetPictures(whole, train),
-        test=SubsetPictures(whole, test),
-        copies=frozenset(i for i, index in enumerate(train) if index in copies),
-    )
+    return replace(splits, train=SubsetPictures(whole, train), test=SubsetPictures(whole, test))

@@ -125,15 +125,17 @@ class Vectors:
         kind = "linear" if linear else "standard"
         folder = self.settings.save / f"{kind}_{name}"
         rows = data()
-        facts = {**self._facts(name), "data": rows.digest(), **(made or {})}
+        facts = {**self._facts(name), **(made or {})}
+        if "data" in (kept := checkpoints.facts_of(folder)) or not kept:
+            facts["data"] = rows.digest()  # earlier versions recorded none
         if checkpoints.is_done(folder, facts):
             logger.info("%s: read from %s", name, folder)
             return self._vector(name, base, load(folder).to(self.settings.device))
         model = LinearizedModel(base) if linear else copy.deepcopy(base)
         recipe, seed = self.settings.recipe, self.settings.seed
         done = finetune(model, rows, recipe, objective, seed, name)
-        kept = {key: done[key] for key in ("steps", "seconds", "last_epoch_loss")}
-        checkpoints.save(model, folder, self.tokenizer, {**facts, **kept})
+        spent = {key: done[key] for key in ("steps", "seconds", "last_epoch_loss")}
+        checkpoints.save(model, folder, self.tokenizer, {**facts, **spent})
         return self._vector(name, base, model)
 
     def _vector(

@@ -172,9 +172,11 @@ def _check_places(application: Hydra, name: str, words: Sequence[str]) -> None:
     def note(config: DictConfig) -> None:
         settings = HydraConfig.get()
         with contextlib.suppress(OmegaConfBaseException):  # the job itself gives the message
-            for key in PLACES:
+            for key in () if OmegaConf.select(config, "dry_run") else PLACES:
                 if place := OmegaConf.select(config, key):
                     path = str(place).replace("{log_dir}", settings.runtime.output_dir)
+                    if settings.job.chdir:
+                        path = str(Path(settings.runtime.output_dir) / path)
                     if jobs.setdefault(path, settings.job.num) != settings.job.num:
                         twice.append(f"{key}={shown(place)}")
 

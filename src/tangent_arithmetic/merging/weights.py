@@ -259,9 +259,11 @@ def find(place: str | Path) -> Path:
         return resolve(place)
     try:
         return resolve(place)
-    except MissingFileError:
-        place = f"{hub.HUB}{text}"
-    return resolve(place)
+    except MissingFileError as missing:
+        try:
+            return resolve(f"{hub.HUB}{text}")
+        except UsageError as error:
+            raise MissingFileError(f"{missing}; on the hub: {error}") from error
 
 
 def on_hub(place: str) -> bool:

@@ -44,9 +44,10 @@ def _table(mode: Mode, some: str, control: object, ranges: Mapping[str, Any]) ->
     about = control if isinstance(control, dict) else {}
     shares = list(dict.fromkeys(s for each in ranges.values() for s in _shares(each)))
     name = about.get("name", "the control set")
+    label = mode.label + some.replace("-", ", ", 1)
     table = Table(
         f"certificates-{mode.name}{some}".replace("+", "-"),
-        f"Certified ranges, {mode.label}: coefficients that keep the answers on {name}",
+        f"Certified ranges, {label}: coefficients that keep the answers on {name}",
         ["all stay" if share == 1 else f"{100 * share:g} % stay" for share in shares],
         corner="coefficient of",
         about=[*_said(about), STATEMENT],

@@ -159,10 +159,15 @@ def origin_of(run: Run, mode: str) -> dict[str, str]:
     return kept
 
 
-def key_of(run: Run, mode: str) -> str:
+def key_of(run: Run, mode: str, limit: float | None = None) -> str:
     """A hash of what determines an explorer's data, but for a sample: weights, images, presets.
 
     Empty if the mode's single tasks have not been evaluated.
+
+    Args:
+        run: the run.
+        mode: the mode.
+        limit: `--explorer-megabytes`, for the key that earlier versions wrote; None for ours.
     """
     digest = hashlib.sha256()
     paths = [accuracies_path(run, mode), accuracies_path(run, "none")]
@@ -174,7 +179,8 @@ def key_of(run: Run, mode: str) -> str:
         origin = results.pop("provenance", {})
         facts = [origin.get(name) for name in ("theta0_hash", "checkpoints", "splits")]
         digest.update(json.dumps([results, facts], sort_keys=True).encode())
-    digest.update(f"{FORMAT} {mode} {run.tasks}".encode())
+    former = "" if limit is None else f" {limit}"
+    digest.update(f"{FORMAT}{former} {mode} {run.tasks}".encode())
     return digest.hexdigest()[:16]
 
 

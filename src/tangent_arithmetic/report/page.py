@@ -164,9 +164,12 @@ def _kept(run: Run, path: Path) -> str | None:
         logger.warning("its tangent explorer is not reused: %s", error)
         return None
     parts = (
-        explorer.part_of(page, explorer.key_of(run, mode), mode, explorer.origin_of(run, mode))
+        explorer.part_of(
+            page, explorer.key_of(run, mode, limit), mode, explorer.origin_of(run, mode)
+        )
         for mode in with_results(run.results)
         if MODES[mode].linear
+        for limit in (None, run.config.explorer_megabytes)
     )
     return next((part for part in parts if part), None)
 

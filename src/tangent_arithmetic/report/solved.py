@@ -32,6 +32,7 @@ class Solved:
         coefficients: by name of the direction: TASK, GROUP or TASK/GROUP.
         uniform: the best coefficient for all of them; None if not known.
         test: the main metric of each task.
+        some: the tasks, where they are not all of the suite's: "A+B"; else nothing.
     """
 
     mode: Mode
@@ -39,6 +40,7 @@ class Solved:
     coefficients: dict[str, float]
     uniform: float | None
     test: dict[str, float]
+    some: str = ""
 
     @property
     def mapped(self) -> bool:
@@ -65,12 +67,13 @@ def _read(path: Path) -> Solved | None:
     if mode is None or not solved or not coefficients:
         return None
     uniform = numbers({"uniform": results.get("uniform")}).get("uniform")
-    return Solved(mode, _name(path.stem.partition(KIND)[2]), coefficients, uniform, solved)
+    slug, _, some = path.stem.partition(KIND)[2].partition("_tasks")
+    return Solved(mode, _name(slug), coefficients, uniform, solved, some)
 
 
 def _name(slug: str) -> str:
     """The part of a file's name after `KIND`, to be read: "task_4shot" is "task, 4-shot"."""
-    flags = r"((?:_(?:ridge|bounds|solver)[^_]*)*)(?:_tasks.*)?"
+    flags = r"((?:_(?:ridge|bounds|solver)[^_]*)*)"
     found = re.fullmatch(r"(.*?)(?:_(\d+)shot)?(?:_(entropy|selflabel))?" + flags, slug, re.DOTALL)
     assert found is not None
     grouping, shots, rule, more = found.groups()
@@ -100,7 +103,7 @@ def _map(one: Solved) -> Table:
         square.setdefault(task, {})[layer] = value
     layers = list(dict.fromkeys(layer for row in square.values() for layer in row))
     most = max(map(abs, one.coefficients.values())) or 1.0
-    further = one.name.removeprefix(MAPPED)
+    further = one.name.removeprefix(MAPPED) + (f", {one.some}" if one.some else "")
     return Table(
         f"coefficients-{one.mode.name}{further}".replace("+", "-").replace(", ", "-"),
         f"Solved coefficients, {one.mode.label}{further}: which layer of which task got what",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL
 from tangent_arithmetic.run.args import Config, flags, parse_names
-from tangent_arithmetic.run.modes import require_mode
+from tangent_arithmetic.run.modes import SUPERVISED, require_mode
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.usage import USAGES, examples_of
 from tangent_arithmetic.runtime.errors import UsageError, closest, shown
@@ -66,6 +66,9 @@ def check(run: Run) -> None:
     run.check()
     _check_model(run.model)
     _check_load(run)
+    if run.config.others and run.config.finetuning_mode and run.mode.objective != SUPERVISED:
+        for task in run.train_datasets:
+            run.others(task)
     for flag, texts in (("pairs", run.config.pairs), ("analogies", run.config.analogies)):
         for name in (part for text in texts or () for part in _unknown_in(run, flag, text)):
             run.suite.check(name)
@@ -73,10 +76,12 @@ def check(run: Run) -> None:
 
 def _unknown_in(run: Run, flag: str, text: str) -> list[str]:
     """What is no data set of the suite in a pair, A+B, or an analogy, C+B-A=D or C+B-A=D!W."""
-    names = sorted(run.suite.names, key=len, reverse=True)  # a name may have a "-"
-    known = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?:Val)?(?!\w)"
-    marks = r"\+" if flag == "pairs" else r"[+\-=!]"
-    return [name.strip() for name in re.split(marks, re.sub(known, "", text)) if name.strip()]
+    known = rf"(?:{'|'.join(map(re.escape, run.suite.names))})(?:Val)?"  # a name may have a "-"
+    form = rf"{known}\+{known}-{known}={known}(!{known})?"
+    if flag == "analogies" and re.fullmatch(form, text.replace(" ", "")):
+        return []
+    names = re.split(r"\+" if flag == "pairs" else r"[+\-=!]", text)
+    return [name.strip() for name in names if not re.fullmatch(known, name.strip())]
 
 
 def _check_model(model: str) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
-from tangent_arithmetic.data.identity import labels_of, pictures_hash
+from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.data.registry import split_record
 from tangent_arithmetic.data.sampling import stratified
@@ -76,7 +76,10 @@ def classification_head(run: Run, dataset: str) -> ClassificationHead:
     recipe = facts["info"].get("recipe") if facts else None
     if not ddp.broadcast(
         recipe is not None
-        and recipe in (_recipe(run, name, kind, theta0_hash, facts["hash"]) for kind in kinds)
+        and (
+            recipe in (_recipe(run, name, kind, theta0_hash, facts["hash"]) for kind in kinds)
+            or ("probe" in kinds and recipe == _probe_recipe(run, name, theta0_hash, former=True))
+        )
     ):
         if ddp.is_main_process():
             _make(run, name, kinds, theta0_hash)
@@ -272,11 +275,21 @@ def num_features(encoder: Encoder) -> int:
 # --- probe
 
 
-def _probe_recipe(run: Run, name: str, theta0_hash: str) -> str:
-    """A hash of what determines a probe: encoder, pictures, class names."""
+def _probe_recipe(run: Run, name: str, theta0_hash: str, former: bool = False) -> str:
+    """A hash of what determines a probe: encoder, pictures, class names.
+
+    Args:
+        run: the run.
+        name: the data set.
+        theta0_hash: content hash of the pre-trained encoder.
+        former: that of earlier versions, which did not see the content of pictures. Such a probe is
+            kept, since checkpoints record it.
+    """
     data = run.data.dataset(f"{name}Val")
-    built = read_facts(run.zeroshot_path)["info"].get(BUILT)  # of any kind of encoder
-    record = split_record(data) | {"content": pictures_hash(data.train), "built": built}
+    record: dict[str, Any] = dict(split_record(data))
+    if not former:
+        built = read_facts(run.zeroshot_path)["info"].get(BUILT)  # of any kind of encoder
+        record |= {"content": data.content, "built": built}
     return _hash("probe", canonical(run.model), theta0_hash, record, run.data.classnames(name))
 
 

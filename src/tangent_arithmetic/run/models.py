@@ -14,7 +14,6 @@ from typing import Any, overload
 
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
-from tangent_arithmetic.data.identity import pictures_hash
 from tangent_arithmetic.data.registry import split_record
 from tangent_arithmetic.encoders.base import BUILT, Encoder, ModuleEncoder, is_encoder
 from tangent_arithmetic.encoders.built import ACTIVATION
@@ -96,7 +95,7 @@ def check_split(path: Path, run: Run, task: str) -> None:
     try:
         data = run.data.dataset(f"{task}Val")
         found = split_record(data)
-        content = pictures_hash(data.train) if "content" in info else None
+        content = data.content if "content" in info else None
     except UsageError:  # not here; whoever evaluates on it says so
         return
     if isinstance(info.get("split"), dict):

@@ -225,7 +225,8 @@ def merge(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     """
     old, new = optional_results(path), results["provenance"]
     origin = old.pop("provenance", {})
-    same = all(origin.get(k) == new.get(k) for k in SAME)
+    known = [k for k in SAME if k != "control" or k in origin]  # earlier versions recorded none
+    same = all(origin.get(k) == new.get(k) for k in known)
     if not same or _precision(origin) != _precision(new):
         if others := [key for key in old if key.partition(":")[0] not in results]:
             logger.warning(

@@ -98,7 +98,9 @@ def used(scores: Float[Tensor, ...]) -> Bool[Tensor, ...]:
 
     Such as those of an embedding of words that do not occur: their scores are 0, not low.
     """
-    rows = scores.flatten(1).any(dim=1) if scores.ndim > 1 else scores.any()
+    if scores.ndim < 2:
+        return scores.any().expand_as(scores).clone()
+    rows = scores.flatten(1).any(dim=1)
     return rows.view(-1, *(1 for _ in scores.shape[1:])).expand_as(scores).clone()
 
 

@@ -21,11 +21,12 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, show
 
 logger = logging.getLogger(__name__)
 
-SPLITS: Mapping[str, tuple[str, ...]] = {  # also with "set" at the end, as in training_set
+SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing"),
 }
+EVALUATED = ("eval", "evaluation")  # of testing, where nothing else is
 
 
 def split_names(found: list[str], name: str) -> dict[str, str]:
@@ -40,13 +41,19 @@ def split_names(found: list[str], name: str) -> dict[str, str]:
     """
     splits: dict[str, str] = {}
     for ours, names in SPLITS.items():
-        theirs = [text for text in found if _plain(text) in names]
+        theirs = [text for text in found if text.lower() in names]
+        if not theirs:  # less usual names, such as training_set
+            further = (*names, *(EVALUATED if ours == "test" else ()))
+            theirs = [text for text in found if _plain(text) in further]
         if len(theirs) > 1:
             raise UsageError(
-                f"data set {name}: {' and '.join(theirs)} are both its {ours} split; keep one"
+                f"data set {name}: {' and '.join(theirs)} are both its {ours} split; keep one, or "
+                f"name one of the hub's, as in {name}=hub:ORG/NAME?{ours}={theirs[0]}"
             )
         if theirs:
             splits[ours] = theirs[0]
+    if splits and "train" not in splits and splits.get("test", "").lower() in EVALUATED:
+        return {}  # a single split, of whatever name
     if splits and "train" not in splits:
         raise UsageError(
             f"data set {name}: expected a split train beside {', '.join(splits.values())}, got "
@@ -98,22 +105,25 @@ class FolderSource:
         return splits, class_folders(splits.get("train", self.root))
 
     def _check(self, rest: list[str], split: bool) -> None:
-        """Refuses folders that may be classes or splits.
+        """Warns of pictures beside the splits, and refuses splits of unknown names.
 
         Args:
             rest: the folders that are no splits.
             split: whether others are.
 
         Raises:
-            UsageError: if there are pictures beside the splits, or all folders have the same ones
-                in them and no pictures, as splits of other names would.
+            UsageError: if all folders have the same ones in them and no pictures, and the name of
+                one is like that of a split.
         """
-        if split and (beside := [name for name in rest if _has_pictures(self.root / name)]):
-            raise UsageError(
-                f"data set {self.name}: {self.root} has pictures in {', '.join(map(shown, beside))}"
-                ", beside its splits; expected no classes there. Move them, into train/ if they are"
-                " classes"
+        if split and (beside := [name for name in rest if _has_pictures(self.root / name, "*")]):
+            logger.warning(
+                "%s: the pictures in %s, beside its splits, are left out; classes belong in train/",
+                self.name,
+                ", ".join(map(shown, beside)),
             )
+        words = {word for names in SPLITS.values() for word in names} | set(EVALUATED)
+        if not any(word in name.lower() for name in rest for word in words):
+            return
         inner = [set(class_folders(self.root / name)) for name in rest]
         widest = max(inner, key=len, default=set())
         if split or len(rest) < 2 or len(widest) < 2 or not all(each <= widest for each in inner):
@@ -164,7 +174,7 @@ class FolderSource:
         return ListedPictures(samples, classes, folder)
 
 
-def _has_pictures(folder: Path, pattern: str = "**/*") -> bool:
+def _has_pictures(folder: Path, pattern: str) -> bool:
     return any(path.suffix.lower() in EXTENSIONS for path in folder.glob(pattern))
 
 

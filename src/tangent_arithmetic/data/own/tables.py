@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 SEPARATOR = "|"  # between the labels of one example
 _WHAT = {"image": "image (or text)"}
+logger = logging.getLogger(__name__)
+
 INTEGER, INTEGRAL = re.compile(r"-?\d+"), re.compile(r"-?\d+(\.0*)?")
+LONGEST_CELL = 10**9  # characters
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
@@ -182,7 +186,14 @@ class TableSource:
             for label in cell
             if split == "train"
         }
-        if extra := [name for name in classes if name not in trained]:
+        extra = [name for name in classes if name not in trained]
+        if extra and multilabel:
+            logger.warning(
+                "%s: no training row has the labels %s",
+                self.name,
+                ", ".join(map(shown, extra[:10])),
+            )
+        elif extra:
             raise UsageError(
                 f"data set {self.name}: {self.path} has classes that the training rows lack: "
                 f"{', '.join(map(shown, extra[:10]))}; remove them, or add training rows"
@@ -285,13 +296,27 @@ def _read_tsv(path: Path) -> pd.DataFrame:
     """The cells of a TSV file as texts.
 
     Where every line has the same number of tabs, no cell spans several of them, and a quotation
-    mark at the start of a text is one of the text. Otherwise cells must be quoted without a fault.
+    mark at the start of a text is one of the text. So it is where cells are not quoted without a
+    fault, and no line has more tabs than the first.
+
+    Raises:
+        UsageError: if a line has more, and the quoting is at fault.
     """
     text = read_text(path)
-    if len({line.count("\t") for line in text.split("\n") if line.strip()}) > 1:
-        for _ in csv.reader(io.StringIO(text), delimiter="\t", strict=True):
-            pass
-        return _parsed(io.StringIO(text), sep="\t")
+    tabs = [line.count("\t") for line in text.split("\n") if line.strip()]
+    if len(set(tabs)) > 1:
+        csv.field_size_limit(LONGEST_CELL)
+        rows = csv.reader(io.StringIO(text), delimiter="\t", strict=True)
+        try:
+            for _ in rows:
+                pass
+            return _parsed(io.StringIO(text), sep="\t")
+        except csv.Error as error:
+            if max(tabs) > tabs[0]:
+                raise UsageError(
+                    f"{path} is quoted wrongly before line {rows.line_num} ({error}); put texts "
+                    "with tabs in quotation marks, and double those inside"
+                ) from error
     frame = _parsed(io.StringIO(text), sep="\t", quoting=csv.QUOTE_NONE)
     return frame.map(_unquoted).rename(columns=_unquoted)
 

@@ -39,17 +39,27 @@ def surplus(
 ) -> list[str]:
     """The names of weights in a file that make it one of another, larger model.
 
-    What the model lacks as a whole, such as a classifier or a decoder, does not: it is left out.
+    What the model lacks as a whole, such as a classifier or a decoder, does not, nor buffers that
+    it does not keep: they are left out. One more of several numbered layers does.
 
     Args:
         names: of the file.
         own: of the model.
         classifiers: names of layers that the model was built without.
     """
-    parts = {name.partition(".")[0] for name in own}
+    parts = {part for name in own for part in accumulate(name.split("."), "{}.{}".format)}
     prefixes = tuple(_lacked(layer, own) for layer in classifiers)
     rest = (name for name in names if name not in own and not name.startswith(prefixes))
-    return [name for name in rest if name.partition(".")[0] in parts]
+    return [name for name in rest if _is_further(name, parts)]
+
+
+def _is_further(name: str, parts: Collection[str]) -> bool:
+    """Whether a weight is of one more layer like others, or of a layer that the model has."""
+    outer = list(accumulate(name.split("."), "{}.{}".format))
+    first = next(part for part in outer if part not in parts)  # that the model lacks
+    if first == name:
+        return "." in name and name.rpartition(".")[2] in ("weight", "bias")
+    return first != outer[0] and first[-1].isdigit()
 
 
 def _lacked(layer: str, own: Iterable[str]) -> str:

@@ -110,14 +110,15 @@ class Delta(Penalised):
             step: the optimizer step.
         """
         f0, tangent = self.affine(images)
-        training, sizes = encoder.training, list[Tensor]()
+        sizes, training = list[Tensor](), {m: m.training for m in encoder.modules()}
         encoder.eval()  # as the teacher is: batch norms and dropout would make a distance
         for coef in self.coefs(step):
             weights = between(self.theta0, encoder, coef)
             kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
             features = functional_call(encoder, {**kept, **weights}, (images,))
             sizes.append(tangent_size(f0, features - (f0 + coef * tangent), self.norm))
-        encoder.train(training)
+        for module, flag in training.items():
+            module.training = flag
         return torch.stack(sizes).mean(dim=0)
 
     def loss(
