@@ -91,7 +91,7 @@ def test_what_the_commands_write_is_on_the_page(own: Run, words: list[str], brow
     labels = [one.label for one in tables["addition"].lines]
     tuned = labels.index("linear, Emoji+FashionMNIST")
     assert labels[tuned + 1 : tuned + 3] == [label.removesuffix("-layer"), label]
-    chart = tables["coefficients-linear"]
+    chart = tables[f"coefficients-linear-{'-'.join(TASKS)}"]
     shown = {
         f"{row.label}/{column}": cell
         for row in chart.lines
@@ -99,7 +99,7 @@ def test_what_the_commands_write_is_on_the_page(own: Run, words: list[str], brow
     }
     assert shown == {name: f"{value:.2f}" for name, value in results["coefficients"].items()}
     with opened(browser, report.write_report(own)) as page:
-        cells = page.locator("#coefficients-linear tbody td")
+        cells = page.locator(f"#{chart.name} tbody td")
         assert cells.count() == len(results["coefficients"])
         colours = cells.evaluate_all("all => all.map(i => getComputedStyle(i).backgroundColor)")
         assert len(set(colours)) > 2
