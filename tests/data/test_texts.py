@@ -134,7 +134,7 @@ def test_quotation_marks_of_a_tsv_are_of_the_text_or_quote_cells(tmp_path: Path)
     path.write_text('text\tlabel\n"two\nlines"\t1\n"a\ttab"\t0\n')
     assert read_table(path)["text"] == ["two\nlines", "a\ttab"]
     path.write_text('text\tlabel\n"So good\t1\na "fun" one\t1\tmore\n')
-    with pytest.raises(UsageError, match=r"quoted wrongly before line 3 .*; put texts with tabs in"):
+    with pytest.raises(UsageError, match=r"quoted wrongly before line 3 .*; put texts"):
         read_table(path)
     path.write_text('text\tlabel\tnote\n"Great" film\t1\n"So bad\t0\tsad\n')  # a cell is missing
     assert read_table(path)["text"] == ['"Great" film', '"So bad']
