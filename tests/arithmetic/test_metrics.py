@@ -251,5 +251,20 @@ def test_logits_that_are_no_numbers_are_no_answers() -> None:
     logits = torch.randn(4, CLASSES)
     logits[1, 2] = logits[3, 0] = torch.nan
     tally.add(logits, torch.arange(4))
-    with pytest.raises(UsageError, match="the logits of 2 of 9 examples are not numbers"):
-        scores([tally])
+    for tallies in ([tally], [tally, tally]):
+        with pytest.raises(UsageError, match="the logits of 2 of 9 examples are not numbers"):
+            scores(tallies)
+
+
+def test_points_where_a_model_is_not_defined_get_no_right_answers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    defined, undefined = Tally(), Tally()
+    labels = torch.arange(5) % CLASSES
+    logits = 9.0 * torch.nn.functional.one_hot(labels, CLASSES)
+    defined.add(logits, labels)
+    logits[0, 0] = logits[3, 1] = torch.nan  # argmax takes NaN for the largest
+    undefined.add(logits, labels)
+    both = scores([defined, undefined])
+    assert [found["top1"] for found in both] == pytest.approx([1.0, 0.6])
+    assert "2 of 5 examples are not numbers" in caplog.text and "at 1 of 2 points" in caplog.text

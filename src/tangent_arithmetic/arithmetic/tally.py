@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from tangent_arithmetic.arithmetic.metrics import METRICS, Parts, Statistic
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 def statistics(dimensions: int) -> list[Statistic]:
@@ -25,7 +29,7 @@ class Tally:
         dimensions: of the labels; 0 as long as there are no images.
         num_images: the number of images.
         parts: the tensors of each statistic; of one that adds up there is one part.
-        undefined: the number of images with a logit that is no number.
+        undefined: the number of images with a logit that is no number, which count as wrong.
     """
 
     dimensions: int = 0
@@ -43,7 +47,11 @@ class Tally:
         if not len(labels):
             return
         kinds = statistics(labels.ndim)
-        self.undefined = self.undefined + logits.isnan().any(dim=1).sum()  # no wait for a GPU
+        undefined = logits.isnan().any(dim=1)
+        self.undefined = self.undefined + undefined.sum()  # no wait for a GPU
+        if labels.ndim == 1:  # average precision ranks such images last by itself
+            right = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+            logits = torch.where(undefined[:, None], -1.0 * right, logits)
         self.dimensions, self.num_images = labels.ndim, self.num_images + len(labels)
         self.parts = self.parts or [[] for _ in kinds]
         for statistic, parts in zip(kinds, self.parts, strict=True):
@@ -62,15 +70,34 @@ class Tally:
 def scores(tallies: Sequence[Tally]) -> list[dict[str, float]]:
     """The metrics of each tally over the images of all ranks.
 
+    Some of several points may lie where a model is not defined, such as those where the variances
+    of a batch normalisation are extrapolated below zero: there they count as wrong, with a warning.
+
     Returns:
         For each {metric: value, ..., "num_images": number of images}, the main metric first.
 
     Raises:
         UsageError: if there are no images, a metric is undefined for their labels, or logits are no
-            numbers.
+            numbers at any point.
     """
     ranks = ddp.gather([tally.joined() for tally in tallies])
-    return [_score(shares) for shares in zip(*ranks, strict=True)]
+    return _scores(list(zip(*ranks, strict=True)))
+
+
+def _scores(points: Sequence[Sequence[Tally]]) -> list[dict[str, float]]:
+    """The metrics at each point, from the shares of the ranks."""
+    found = [_score(shares) for shares in points]
+    undefined = [sum(int(share.undefined) for share in shares) for shares in points]
+    message = (
+        f"the logits of {max(undefined)} of {found[0]['num_images']} examples are not numbers "
+        "(NaN): the weights, the task vectors or the examples hold NaN or overflow"
+    )
+    if all(undefined):
+        raise UsageError(message)
+    if any(undefined) and ddp.is_main_process():
+        which = f"at {sum(map(bool, undefined))} of {len(undefined)} points"
+        logger.warning("%s, %s; they count as wrong", message, which)
+    return found
 
 
 def _score(shares: Sequence[Tally]) -> dict[str, float]:
@@ -78,11 +105,6 @@ def _score(shares: Sequence[Tally]) -> dict[str, float]:
     if not shares:
         raise UsageError("no images to evaluate on: the split is empty")
     count = sum(share.num_images for share in shares)
-    if undefined := sum(int(share.undefined) for share in shares):
-        raise UsageError(
-            f"the logits of {undefined} of {count} examples are not numbers (NaN): the weights, "
-            "the task vectors or the examples hold NaN or overflow"
-        )
     metrics, kinds = METRICS[shares[0].dimensions], statistics(shares[0].dimensions)
     joined = [s.joined([share.parts[i][0] for share in shares]) for i, s in enumerate(kinds)]
     found = {m.name: m.score(*joined[kinds.index(m.statistic)]) for m in metrics}
@@ -93,6 +115,6 @@ def measured(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """The metrics of some images, on this rank alone, the main one first."""
     tally = Tally()
     tally.add(logits, labels)
-    found = _score([tally.joined()])
+    (found,) = _scores([[tally.joined()]])
     del found["num_images"]
     return found

@@ -52,7 +52,9 @@ def objective_step(
         setting = Setting(
             recipe,
             model=model,
-            others=lambda: SimpleNamespace(batch=lambda step: unlabelled, close=lambda: None),  # type: ignore[return-value, arg-type]
+            others=lambda: SimpleNamespace(  # type: ignore[return-value, arg-type]
+                batch=lambda step: unlabelled, weight=lambda step: 1.0, close=lambda: None
+            ),
             files=lambda name: factors,
         )
         objective, plan = OBJECTIVES[name](setting), BatchPlan(batch, batch, 1, 0)
