@@ -29,14 +29,6 @@ else
 fi
 python=$environment/bin/python
 
-if [ -x "$python" ] && ! "$python" -m pip --version >/dev/null 2>&1; then
-  say "$environment has no pip"
-  if ! "$python" -m ensurepip >/dev/null 2>&1; then
-    echo "error: expected pip in $environment, and ensurepip cannot put it there; install it, such as by" \
-      "'apt-get install python3-venv', and remove $environment if it is half made" >&2
-    exit 2
-  fi
-fi
 if [ ! -x "$python" ]; then
   base=
   for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
@@ -60,6 +52,14 @@ if [ -x "$python" ] && [ -f "$stamp" ]; then
   exit 0
 fi
 
+if [ -x "$python" ] && ! "$python" -m pip --version >/dev/null 2>&1; then
+  say "$environment has no pip"
+  if ! "$python" -m ensurepip >/dev/null 2>&1; then
+    echo "error: expected pip in $environment, and ensurepip cannot put it there; install it, such as by" \
+      "'apt-get install python3-venv', and remove $environment if it is half made" >&2
+    exit 2
+  fi
+fi
 if ! "$python" -c 'import torch' >/dev/null 2>&1; then
   need=$([ "$cpu" = 1 ] && echo 3 || echo 9) # GB: packages, their archives while unpacking, data
   free=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1024 / 1024))

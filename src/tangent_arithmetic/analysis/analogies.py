@@ -12,7 +12,6 @@ Source: arXiv:2212.04089, section on task analogies.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +26,10 @@ from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.analysis.tables import of_table, read_table
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
 from tangent_arithmetic.arithmetic.sweeps import smallest
+from tangent_arithmetic.run.analogies import names_of_analogy
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
-
-FORM = r"({0})\+({0})-({0})=({0})(?:!({0}))?"  # of patterns of a name
-NAME = r"[\w-]+"
 
 OUTER = ("zero-shot", "target")  # rows that are no parts of an analogy
 
@@ -80,15 +77,12 @@ def analogies_of(run: Run) -> list[Analogy]:
     if not texts:
         raise UsageError(f"suite {suite.name} has no analogies of its own; set --analogies=C+B-A=D")
     analogies: list[Analogy] = []
-    known = f"(?:{'|'.join(map(re.escape, suite.names))})(?:Val)?"  # a name may have a "-"
     for text in texts:
-        forms = (re.fullmatch(FORM.format(name), text.replace(" ", "")) for name in (known, NAME))
-        form = next(filter(None, forms), None)
-        if form is None:
+        named = names_of_analogy(suite.names, text)
+        if named is None:
             raise UsageError(
                 f"expected an analogy such as C+B-A=D, or C+B-A=D!W with a control, got {text!r}"
             )
-        named = (name for name in form.groups() if name is not None)
         analogy = Analogy(*(suite.check(name).removesuffix("Val") for name in named))
         if analogy.d in (other.d for other in analogies):
             raise UsageError(

@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +160,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     Raises:
         UsageError: if the file has results of other settings; it is not overwritten.
     """
-    from tangent_arithmetic.run.results import git_commit, versions
+    from tangent_arithmetic.run.results import git_commit, machine, versions
     from tangent_arithmetic.runtime.atomic import check_writable, write_json
     from tangent_arithmetic.storage.reading import read_json
     from tangent_arithmetic.storage.states import check_settings
@@ -192,8 +189,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     found = module.run(settings, *more)
     provenance = {
         "commit": git_commit(),
-        "versions": {**versions(), **{name: metadata.version(name) for name in PACKAGES}},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores",
+        "versions": versions(*PACKAGES),
+        "machine": machine(),
         "settings": about,
         "weights": found.pop("weights"),
         "seconds": round(time.monotonic() - begin, 1),

@@ -8,7 +8,6 @@ from typing import Any
 
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
-from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import (
     announce,
@@ -20,6 +19,7 @@ from tangent_arithmetic.run.models import (
 from tangent_arithmetic.run.negation import (
     finetuned_accuracies,
     negate_task,
+    origin_of,
     with_means,
     zeroshot_accuracies,
 )
@@ -49,9 +49,7 @@ def task_negation(run: Run) -> dict[str, Any]:
         results[task] = negate_task(run, task, tau, base, singles)
     hashes = checkpoint_hashes(run, run.tasks, mode)
     results = dict(with_means(results, finetuned_accuracies(run, theta0_hash, hashes)))
-    names = [f"{name}{end}" for name in (*run.tasks, run.control) for end in ("Val", "")]
-    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, **evaluated_on(run, names)}
-    facts["control"] = {"name": run.control, "threshold": run.config.control_threshold}
+    facts = {"theta0_hash": theta0_hash, "checkpoints": hashes, **origin_of(run)}
     results["provenance"] = provenance(run, time.monotonic() - begin, **facts)
     return results
 

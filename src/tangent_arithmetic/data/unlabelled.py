@@ -77,20 +77,21 @@ class Rounds(Batches):
         return other
 
     def __iter__(self) -> Iterator[list[Key]]:
-        count = len(self.plans)
         for step in itertools.count(self.start):
-            visit = step if self.together else step // count
-            chosen = range(count) if self.together else [step % count]
+            visit, chosen = self._turn(step)
             keys = [key for i in chosen for key in self._keys(i, visit)]
             yield keys[ddp.rank() :: ddp.world_size()] or keys[:1]
 
     def sizes(self, step: int) -> tuple[int, int]:
         """The images of a step, on this rank and on all of them."""
-        count = len(self.plans)
-        visit = step if self.together else step // count
-        plans = self.plans if self.together else [self.plans[step % count]]
-        total = sum(sum(plan.micro_sizes(visit)) for plan in plans)
+        visit, chosen = self._turn(step)
+        total = sum(sum(self.plans[i].micro_sizes(visit)) for i in chosen)
         return len(range(ddp.rank(), total, ddp.world_size())), total
+
+    def _turn(self, step: int) -> tuple[int, Sequence[int]]:
+        """The sets of a step, and how often they have been visited before."""
+        count = len(self.plans)
+        return (step, range(count)) if self.together else (step // count, [step % count])
 
     def _keys(self, part: int, visit: int) -> list[Key]:
         plan = self.plans[part]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL
+from tangent_arithmetic.run.analogies import names_of_analogy
 from tangent_arithmetic.run.args import Config, flags, parse_names
 from tangent_arithmetic.run.modes import SUPERVISED, require_mode
 from tangent_arithmetic.run.run import Run
@@ -76,12 +77,12 @@ def check(run: Run) -> None:
 
 def _unknown_in(run: Run, flag: str, text: str) -> list[str]:
     """What is no data set of the suite in a pair, A+B, or an analogy, C+B-A=D or C+B-A=D!W."""
-    known = rf"(?:{'|'.join(map(re.escape, run.suite.names))})(?:Val)?"  # a name may have a "-"
-    form = rf"{known}\+{known}-{known}={known}(!{known})?"
-    if flag == "analogies" and re.fullmatch(form, text.replace(" ", "")):
-        return []
-    names = re.split(r"\+" if flag == "pairs" else r"[+\-=!]", text)
-    return [name.strip() for name in names if not re.fullmatch(known, name.strip())]
+    if flag == "pairs":
+        names: Sequence[str] = text.split("+")
+    else:
+        names = names_of_analogy(run.suite.names, text) or re.split(r"[+\-=!]", text)
+    known = set(run.suite.names)
+    return [n for name in names if (n := name.strip()) and n.removesuffix("Val") not in known]
 
 
 def _check_model(model: str) -> None:

@@ -58,7 +58,23 @@ MOST_PICTURES = 50_000  # that a probe is fitted to, and as many to choose its r
 
 
 def classification_head(run: Run, dataset: str) -> ClassificationHead:
-    """The head of a data set, from the run's folder, or made and kept there.
+    """The head of a data set, see `head_file`.
+
+    Args:
+        run: the run.
+        dataset: the data set; X and XVal share a head.
+
+    Raises:
+        UsageError: if a zero-shot head is needed and cannot be built, or a head does not fit.
+    """
+    path, name = head_file(run, dataset), run.suite.check(dataset).removesuffix("Val")
+    head = ClassificationHead.load(path)
+    _check_fits(head, len(run.data.classnames(name)), None, path)
+    return head
+
+
+def head_file(run: Run, dataset: str) -> Path:
+    """The file of a data set's head in the run's folder, which is made there if it has to be.
 
     With `--head=auto` it is the zero-shot head; without the text tower's weights a published head
     in the run's folder; for a model that has no text tower that or else a linear probe.
@@ -68,7 +84,7 @@ def classification_head(run: Run, dataset: str) -> ClassificationHead:
         dataset: the data set; X and XVal share a head.
 
     Raises:
-        UsageError: if a zero-shot head is needed and cannot be built, or a head does not fit.
+        UsageError: if a zero-shot head is needed and cannot be built.
     """
     name, kinds = run.suite.check(dataset).removesuffix("Val"), _kinds(run)
     theta0_hash = zeroshot_hash(run) if "probe" in kinds else ""
@@ -84,9 +100,7 @@ def classification_head(run: Run, dataset: str) -> ClassificationHead:
         if ddp.is_main_process():
             _make(run, name, kinds, theta0_hash)
         ddp.barrier()
-    head = ClassificationHead.load(run.head_path(name))
-    _check_fits(head, len(run.data.classnames(name)), None, run.head_path(name))
-    return head
+    return run.head_path(name)
 
 
 def evaluated_on(run: Run, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -100,10 +114,8 @@ def evaluated_on(run: Run, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         "splits": hash of the examples by name; "heads": hash of what a head is made of, by X.
     """
     names = list(names)
-    heads = {}
-    for name in dict.fromkeys(name.removesuffix("Val") for name in names):
-        classification_head(run, name)  # is there afterwards
-        heads[name] = read_facts(run.head_path(name))["info"]["recipe"]
+    sets = dict.fromkeys(name.removesuffix("Val") for name in names)
+    heads = {name: read_facts(head_file(run, name))["info"]["recipe"] for name in sets}
     return {"splits": run.data.split_hashes(names), "heads": heads}
 
 

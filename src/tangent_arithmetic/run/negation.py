@@ -10,6 +10,7 @@ from tangent_arithmetic.arithmetic.coefficients import coefficients, least_kept
 from tangent_arithmetic.arithmetic.metrics import main_key, main_metric, normalized
 from tangent_arithmetic.arithmetic.negation import negate
 from tangent_arithmetic.encoders.base import Encoder
+from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.models import command, split_of
 from tangent_arithmetic.run.results import accuracies_path, require_results
 from tangent_arithmetic.run.run import Run
@@ -48,6 +49,13 @@ def negate_task(
         coefficients(run.config.n_eval_points),
     )
     return {**found, "zeroshot": singles[task], "zeroshot_control": singles[control]}
+
+
+def origin_of(run: Run) -> dict[str, Any]:
+    """What negations are evaluated with, for provenance: see `evaluated_on`; and the condition."""
+    names = [f"{name}{end}" for name in (*run.tasks, run.control) for end in ("Val", "")]
+    condition = {"name": run.control, "threshold": run.config.control_threshold}
+    return {**evaluated_on(run, names), "control": condition}
 
 
 def with_means(

@@ -70,7 +70,7 @@ def provenance(run: Run, seconds: float, **facts: Any) -> dict[str, Any]:
         "source": _relative(Path(tangent_arithmetic.__file__)),
         "versions": versions(),
         "device": str(run.device),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores",
+        "machine": machine(),
         "world_size": ddp.world_size(),
         "seconds": round(seconds, 1),
         **facts,
@@ -83,9 +83,14 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that results depend on."""
-    found = {name: metadata.version(name) for name in PACKAGES}
+def machine() -> str:
+    """The system and the cores."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores"
+
+
+def versions(*further: str) -> dict[str, str]:
+    """The versions of Python and of the libraries that results depend on, and of further ones."""
+    found = {name: metadata.version(name) for name in (*PACKAGES, *further)}
     return {"python": platform.python_version(), **found}
 
 
@@ -100,8 +105,8 @@ def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
     A sum of a part of the suite's tasks, or its certificates, have a file of their own, with the
     tasks in its name.
     """
-    if operation != "negations" and run.tasks != list(run.suite.tasks):
-        operation += f"-{'+'.join(run.tasks)}"
+    if operation != "negations" and (some := _some_tasks(run)):
+        operation += f"-{some}"
     return run.results / f"{get_mode(mode).prefix}{operation}.json"
 
 
@@ -129,9 +134,14 @@ def solution_name(run: Run, grouping: str, shots: int | None) -> str:
     parts += [] if config.ridge is None else [f"ridge{config.ridge:g}"]
     parts += ["bounds" + ",".join(config.coefficient_bounds)] if config.coefficient_bounds else []
     parts += [] if config.solver == "auto" else [f"solver{config.solver}"]
-    if not config.negate and run.tasks != list(run.suite.tasks):
-        parts.append("tasks" + "+".join(run.tasks))
+    if not config.negate and (some := _some_tasks(run)):
+        parts.append(f"tasks{some}")
     return "_".join(parts)
+
+
+def _some_tasks(run: Run) -> str:
+    """The run's tasks, A+B, if they are not all of the suite's in its order; else nothing."""
+    return "" if run.tasks == list(run.suite.tasks) else "+".join(run.tasks)
 
 
 def check_targets(run: Run, *paths: Path) -> None:

@@ -1,12 +1,25 @@
-"""Calling a module with other weights."""
+"""Calling a module with other weights, or in evaluation mode."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A context in which a module and its parts are in evaluation mode; then each is as before."""
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in flags.items():
+            part.training = training
 
 
 def functional_call(

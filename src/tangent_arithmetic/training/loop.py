@@ -39,6 +39,7 @@ from tangent_arithmetic.runtime.errors import DivergedError, UsageError
 from tangent_arithmetic.runtime.logs import Progress, Tracker
 from tangent_arithmetic.runtime.processes import Stopped, deferred_signals
 from tangent_arithmetic.storage.states import RunStates
+from tangent_arithmetic.tangent.functional import evaluating
 from tangent_arithmetic.training.averaging import TailMean
 from tangent_arithmetic.training.objectives import CrossEntropy, Objective, supervised_of
 from tangent_arithmetic.training.optimizers import OPTIMIZERS, OptimizerFactory
@@ -106,15 +107,14 @@ def freeze_unused(model: nn.Module, batch: Tensor) -> tuple[list[str], int]:
     Returns:
         The names of the frozen parameters, and the number of logits.
     """
-    training = model.training
-    logits = model.eval()(batch)
+    with evaluating(model):
+        logits = model(batch)
     if not logits.requires_grad:
         raise UsageError(
             "the logits depend on none of the parameters that are to be trained; choose others "
             "with --trainable"
         )
     logits.float().sum().backward()
-    model.train(training)
     unused = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     for parameter in unused.values():
         parameter.requires_grad_(False)

@@ -288,7 +288,7 @@ def test_in_bf16_the_head_stays_in_float32() -> None:
     compute = Compute(torch.device("cpu"), "bf16")
     merged.splits = [replace(split, compute=compute) for split in merged.splits]
     (split, _) = merged.logits(CENTRE)
-    features = forward(merged.encoder, merged.splits[0].batches[0][0], merged.splits[0])  # type: ignore[index]
+    features = forward(merged.encoder, merged.splits[0].batches[0][0], compute)  # type: ignore[index]
     assert features.dtype == torch.float32
     expected = merged.splits[0].head(features)
     torch.testing.assert_close(split.base[: len(expected)], expected, rtol=0, atol=0)

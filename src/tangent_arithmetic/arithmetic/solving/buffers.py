@@ -15,14 +15,14 @@ from tangent_arithmetic.storage.statedict import State
 BATCH_NORM = inspect.signature(F.batch_norm)
 
 
-def moving_buffers(module: nn.Module, vectors: Sequence[State]) -> dict[str, Tensor]:
-    """The buffers of a module that some direction moves, by name."""
-    return {
-        name: buffer
+def moving_buffers(module: nn.Module, vectors: Sequence[State]) -> list[str]:
+    """The names of the buffers of a module that some direction moves."""
+    return [
+        name
         for name, buffer in module.named_buffers()
         if buffer.is_floating_point()
         and any(name in tau and bool((tau[name] != 0).any()) for tau in vectors)
-    }
+    ]
 
 
 class OpenStatistics(TorchFunctionMode):

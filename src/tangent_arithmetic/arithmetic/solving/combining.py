@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tangent_arithmetic.arithmetic.features import linear_features
 from tangent_arithmetic.arithmetic.metrics import main_of
-from tangent_arithmetic.arithmetic.solving.buffers import moving_buffers
 from tangent_arithmetic.arithmetic.solving.groups import along
 from tangent_arithmetic.arithmetic.solving.losses import Term, cross_entropy
 from tangent_arithmetic.arithmetic.solving.merged import Merged
@@ -157,7 +156,7 @@ def combine_standard(model: Merged, uniform: float, settings: Settings) -> Combi
     count = len(model.vectors)
     centre = inside(np.full(count, uniform), settings.bounds)
     solver = settings.solver or cheaper(count, settings.passes, settings.rule is None)
-    if moving_buffers(model.encoder, model.vectors):
+    if model.buffers:
         if settings.solver == "gauss-newton":
             raise UsageError(
                 "the vectors move buffers, such as the statistics of batch norms, which a "

@@ -6,10 +6,11 @@ One backward pass gives the derivatives of a loss in all coefficients,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,10 +54,21 @@ class Merged:
     folder: Path | None = None
     units: float = 0.0
     theta0: dict[str, Tensor] = field(init=False)
+    buffers: list[str] = field(init=False)  # that the directions move
 
     def __post_init__(self) -> None:
         """Keeps theta0."""
         self.theta0 = {name: value.clone() for name, value in self.encoder.weights().items()}
+        self.buffers = moving_buffers(self.encoder, self.vectors)
+
+    def movable(self) -> dict[str, Tensor]:
+        """The parameters, and the buffers that the directions move; not copied."""
+        buffers = {n: b for n, b in self.encoder.named_buffers() if n in self.buffers}
+        return {**dict(self.encoder.named_parameters()), **buffers}
+
+    def derived(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which all that moves has gradients."""
+        return OpenStatistics() if self.buffers else contextlib.nullcontext()
 
     @torch.no_grad()
     def weights(self, a: Float64[np.ndarray, " directions"]) -> dict[str, Tensor]:
@@ -75,8 +87,9 @@ class Merged:
         self.units += 1
         found = []
         for split in self.splits:
+            compute = compute_of(split, self.encoder)
             parts = [
-                (split.head(forward(self.encoder, images, split)).cpu(), labels.cpu())
+                (split.head(forward(self.encoder, images, compute)).cpu(), labels.cpu())
                 for images, labels in _batches(split, self.encoder, "logits")
             ]
             logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -106,16 +119,16 @@ class Merged:
         total, pulled = (0.0, None) if terms is None else pulled_back(terms, self.logits(a))
         self.place(a)
         self.units += 3
-        moved = movable(self.encoder, self.vectors)
+        moved = self.movable()
         flags = {name: p.requires_grad for name, p in moved.items()}
         try:
             for p in moved.values():
                 p.requires_grad_(True).grad = None
             for number, split in enumerate(self.splits):
-                count, done = _count(split), 0
+                count, done, compute = _count(split), 0, compute_of(split, self.encoder)
                 for images, labels in _batches(split, self.encoder, "gradient"):
-                    with OpenStatistics():
-                        features = forward(self.encoder, images, split)
+                    with self.derived():
+                        features = forward(self.encoder, images, compute)
                     logits = split.head(features)
                     if pulled is None:
                         loss = _cross_entropy(logits, labels)
@@ -150,14 +163,14 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def movable(encoder: ModuleEncoder, vectors: Sequence[State]) -> dict[str, Tensor]:
-    """The parameters, and the buffers that directions move."""
-    return {**dict(encoder.named_parameters()), **moving_buffers(encoder, vectors)}
+def compute_of(split: Split, encoder: ModuleEncoder) -> Compute:
+    """Where and in which precision a split is computed."""
+    return split.compute or Compute.of(encoder.weights())
 
 
-def forward(encoder: ModuleEncoder, images: Tensor, split: Split) -> Tensor:
-    """The features of a batch, in the split's precision; heads are in float32."""
-    with (split.compute or Compute.of(encoder.weights())).autocast():
+def forward(encoder: ModuleEncoder, images: Tensor, compute: Compute) -> Tensor:
+    """The features of a batch; in float32, as heads are."""
+    with compute.autocast():
         features: Tensor = encoder(images)
     return features.float()
 
@@ -180,7 +193,7 @@ def _count(split: Split) -> int:
 
 def _batches(split: Split, encoder: ModuleEncoder, what: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a split, moved with the encoder and the head to the device, with progress."""
-    compute = split.compute or Compute.of(encoder.weights())
+    compute = compute_of(split, encoder)
     encoder.eval().to(compute.device)
     split.head.to(compute.device)
     total = len(split.batches) if isinstance(split.batches, EvalBatches) else None

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.arithmetic.solving.buffers import OpenStatistics
-from tangent_arithmetic.arithmetic.solving.merged import Merged, movable
+from tangent_arithmetic.arithmetic.solving.merged import Merged, compute_of
 from tangent_arithmetic.arithmetic.solving.reduced import Reduced
-from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.tangent.functional import functional_call
 
 if TYPE_CHECKING:
@@ -76,8 +74,8 @@ class NetworkImages:
     """
 
     def __init__(self, model: Merged) -> None:
-        self.encoder, self.splits = model.encoder, model.splits
-        self.compute = self.splits[0].compute or Compute.of(self.encoder.weights())
+        self.model, self.encoder, self.splits = model, model.encoder, model.splits
+        self.compute = compute_of(self.splits[0], self.encoder)
         self.images = []
         self.labels = []
         for split in self.splits:
@@ -86,7 +84,7 @@ class NetworkImages:
             self.labels.append(labels)
         self.directions = len(model.vectors)
         self.moves: dict[str, tuple[Tensor, Tensor]] = {}  # name -> which directions, their weights
-        for name, p in movable(self.encoder, model.vectors).items():
+        for name, p in model.movable().items():
             which = [k for k, tau in enumerate(model.vectors) if name in tau]
             if which:
                 steps = torch.stack([model.vectors[k][name].to(p) for k in which])
@@ -98,13 +96,12 @@ class NetworkImages:
         """See `LabelledImages`; one pass of the network, in evaluation mode, for all splits."""
         device = self.compute.device
         self.encoder.eval().to(device)
-        weights = {n: p.detach() for n, p in self.encoder.named_parameters()}
-        weights |= {n: p.detach() for n, p in self.encoder.named_buffers() if n in self.moves}
+        weights = {name: p.detach() for name, p in self.model.movable().items()}
         for name, (which, steps) in self.moves.items():
             move = torch.tensordot(a[which].to(steps), steps, dims=1)
             weights[name] = weights[name] + move.to(device)
         inputs = torch.cat([self.images[split][own] for split, own in chosen.items()])
-        with self.compute.autocast(), OpenStatistics():
+        with self.compute.autocast(), self.model.derived():
             features = functional_call(self.encoder, weights, (inputs.to(device),)).float()
         parts = features.split([len(own) for own in chosen.values()])
         return {

@@ -12,13 +12,13 @@ from tangent_arithmetic.arithmetic.solving.negation import Forgetting, forget
 from tangent_arithmetic.arithmetic.solving.shots import few
 from tangent_arithmetic.commands.combining.flags import named, parts_of, shots_of
 from tangent_arithmetic.encoders.base import is_linear
-from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.models import (
     base_encoder,
     checkpoint_hashes,
     split_of,
     zeroshot_encoder,
 )
+from tangent_arithmetic.run.negation import origin_of
 from tangent_arithmetic.run.results import markdown_table, percent, provenance
 from tangent_arithmetic.run.run import Run
 
@@ -54,14 +54,12 @@ def negations(run: Run, settings: Settings) -> Results:
             "least_control": front.least,
             "front": [_point(point) for point in front.frontier()],
         }
-    names = [f"{name}{end}" for name in (*run.tasks, control) for end in ("Val", "")]
     results["provenance"] = provenance(
         run,
         time.monotonic() - begin,
         theta0_hash=theta0_hash,
         checkpoints=checkpoint_hashes(run, run.tasks, mode),
-        control={"name": control, "threshold": run.config.control_threshold},
-        **evaluated_on(run, names),
+        **origin_of(run),
     )
     return results
 

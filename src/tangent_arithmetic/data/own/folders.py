@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tangent_arithmetic.data.base import Splits
 from tangent_arithmetic.data.files import EXTENSIONS, ListedPictures, class_folders, class_pictures
-from tangent_arithmetic.data.own.words import CLASSNAMES, Names, named
+from tangent_arithmetic.data.own.words import CLASSNAMES, Names, named, untrained
 from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 
@@ -165,10 +165,8 @@ class FolderSource:
         """The images of a split; those of testing may lack classes."""
         pictures = class_pictures(folder)
         if extra := sorted(set(pictures.classes) - set(classes)):
-            raise UsageError(
-                f"data set {self.name}: {folder} has classes that the training images lack: "
-                f"{', '.join(map(shown, extra[:10]))}; remove them, or add training images"
-            )
+            remedy = "remove them, or add training images"
+            raise untrained(self.name, folder, "the training images", extra, remedy)
         labels = [classes.index(name) for name in pictures.classes]
         samples = [(path, labels[label]) for path, label in pictures.samples]
         return ListedPictures(samples, classes, folder)

@@ -14,7 +14,7 @@ from tangent_arithmetic.data.hub import HubPictures, load_rows
 from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.data.own.folders import split_names
 from tangent_arithmetic.data.own.tables import COLUMNS
-from tangent_arithmetic.data.own.words import Names, named
+from tangent_arithmetic.data.own.words import Names, named, untrained
 from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError, shown
@@ -132,11 +132,8 @@ class HubSource:
                 f"{shown(odd)}, expected an integer or a text in every row"
             )
         if extra := [str(value) for value in values if value not in trained]:
-            raise UsageError(
-                f"data set {self.name}: {self.repo} has classes that its training rows lack: "
-                f"{', '.join(map(shown, sorted(extra)[:10]))}; name other splits as in "
-                f"{self.name}=hub:{self.repo}?train=SPLIT&test=SPLIT"
-            )
+            remedy = f"name other splits as in {self.name}=hub:{self.repo}?train=SPLIT&test=SPLIT"
+            raise untrained(self.name, self.repo, "its training rows", sorted(extra), remedy)
         return {
             value: str(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))
         }

@@ -26,6 +26,7 @@ from tangent_arithmetic.runtime.private import expanded
 if TYPE_CHECKING:
     from tangent_arithmetic.data.base import Splits
 
+TRUTH = 'YAML reads yes, no, on and off as true or false. Quote it, as in "yes"'  # for errors
 CHECKED = ("epochs", "multilabel", "templates")  # options that are never texts such as yes
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
 COMMON = ("classnames", "templates", "epochs")
@@ -102,8 +103,7 @@ def own_set(
         each = value if isinstance(value, list | tuple) else [value]
         if option not in CHECKED and any(isinstance(one, bool) for one in each):
             raise UsageError(
-                f"data set {name}: expected a text as {option}, got {value!r}: YAML reads yes, no, "
-                'on and off as true or false. Quote it, as in "yes"'
+                f"data set {name}: expected a text as {option}, got {value!r}: {TRUTH}"
             )
     epochs = _epochs(name, chosen.pop("epochs", None))
     if kind == "suite":

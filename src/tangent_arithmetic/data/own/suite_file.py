@@ -23,7 +23,7 @@ from typing import Any
 
 from tangent_arithmetic.data import suites
 from tangent_arithmetic.data.own.mixing import empty_suite, with_own
-from tangent_arithmetic.data.own.sources import OPTIONS, OwnSet, own_set
+from tangent_arithmetic.data.own.sources import OPTIONS, TRUTH, OwnSet, own_set
 from tangent_arithmetic.data.own.words import templates_from
 from tangent_arithmetic.data.suites import Suite, check_name, check_templates
 from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
@@ -157,10 +157,7 @@ def _group(
             f"{shown(repr(value))}"
         )
     if flags := [name for name in value if isinstance(name, bool)]:
-        raise UsageError(
-            f"{path}: expected names as keys of {group}, got {flags[0]}: YAML reads yes, no, on "
-            'and off as true or false. Quote it, as in "yes"'
-        )
+        raise UsageError(f"{path}: expected names as keys of {group}, got {flags[0]}: {TRUTH}")
     return [
         _entry(path, f"{group}.{name}", str(name), entry, templates, epochs)
         for name, entry in value.items()

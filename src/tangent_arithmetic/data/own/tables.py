@@ -22,7 +22,7 @@ from PIL import Image
 from tangent_arithmetic.data.base import Pictures, Splits
 from tangent_arithmetic.data.files import ListedPictures, require_files
 from tangent_arithmetic.data.own.folders import split_names
-from tangent_arithmetic.data.own.words import Names, named
+from tangent_arithmetic.data.own.words import Names, named, untrained
 from tangent_arithmetic.data.pictures import read_rgb
 from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
@@ -194,10 +194,8 @@ class TableSource:
                 ", ".join(map(shown, extra[:10])),
             )
         elif extra:
-            raise UsageError(
-                f"data set {self.name}: {self.path} has classes that the training rows lack: "
-                f"{', '.join(map(shown, extra[:10]))}; remove them, or add training rows"
-            )
+            remedy = "remove them, or add training rows"
+            raise untrained(self.name, self.path, "the training rows", extra, remedy)
         return _Rows(kind, items, labels, splits, classes, multilabel)
 
     def _kind(self, names: list[str]) -> str:

@@ -14,6 +14,21 @@ from tangent_arithmetic.storage.reading import read_text
 CLASSNAMES, TEMPLATES = "classnames.txt", "templates.txt"  # in the folder of a data set
 
 
+def untrained(name: str, place: object, what: str, extra: Sequence[object], remedy: str
+) -> UsageError:  # fmt: skip
+    """The error for classes that no training example has.
+
+    Args:
+        name: the data set.
+        place: where they are.
+        what: the training examples, such as "the training images".
+        extra: the classes.
+        remedy: what the user can do.
+    """
+    some = ", ".join(map(shown, extra[:10]))
+    return UsageError(f"data set {name}: {place} has classes that {what} lack: {some}; {remedy}")
+
+
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file, without empty ones and comments (`#`)."""
     lines = (line.rstrip("\r\n") for line in read_text(path).splitlines())

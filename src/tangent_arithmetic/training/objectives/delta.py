@@ -25,7 +25,7 @@ from tangent_arithmetic.encoders.base import is_linear
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
-from tangent_arithmetic.tangent.functional import functional_call
+from tangent_arithmetic.tangent.functional import evaluating, functional_call
 from tangent_arithmetic.training.objectives.base import OBJECTIVES, Objective, Penalised, Setting
 from tangent_arithmetic.training.objectives.supervised import supervised_of
 from tangent_arithmetic.training.objectives.taujp import Norm, tangent_size
@@ -110,15 +110,13 @@ class Delta(Penalised):
             step: the optimizer step.
         """
         f0, tangent = self.affine(images)
-        sizes, training = list[Tensor](), {m: m.training for m in encoder.modules()}
-        encoder.eval()  # as the teacher is: batch norms and dropout would make a distance
-        for coef in self.coefs(step):
-            weights = between(self.theta0, encoder, coef)
-            kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
-            features = functional_call(encoder, {**kept, **weights}, (images,))
-            sizes.append(tangent_size(f0, features - (f0 + coef * tangent), self.norm))
-        for module, flag in training.items():
-            module.training = flag
+        sizes = []
+        with evaluating(encoder):  # as the teacher; batch norms and dropout make a distance
+            for coef in self.coefs(step):
+                weights = between(self.theta0, encoder, coef)
+                kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+                features = functional_call(encoder, {**kept, **weights}, (images,))
+                sizes.append(tangent_size(f0, features - (f0 + coef * tangent), self.norm))
         return torch.stack(sizes).mean(dim=0)
 
     def loss(
