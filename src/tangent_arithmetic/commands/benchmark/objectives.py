@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 CLASSES = 100
@@ -26,6 +26,7 @@ def objective_step(
         import torch
 
         from tangent_arithmetic.data.loading import BatchPlan
+        from tangent_arithmetic.data.unlabelled import Unlabelled
         from tangent_arithmetic.encoders.classifiers import ImageClassifier
         from tangent_arithmetic.encoders.linearized import linearized
         from tangent_arithmetic.runtime.compute import Compute
@@ -47,25 +48,23 @@ def objective_step(
         head = torch.nn.Linear(encoder(torch.randn(1, *shape)).shape[1], CLASSES)
         model = ImageClassifier(encoder, head).to(device).train()
         model.freeze_head()
-        unlabelled = torch.randn(max(others, 1), *shape)
+        unlabelled = [(image, 0) for image in torch.randn(max(others, 1), *shape)]
         recipe = Recipe(1e-6, 1, batch, 1, 0, 0.1, 0.0, settings.precision)
         setting = Setting(
             recipe,
             model=model,
-            others=lambda: SimpleNamespace(  # type: ignore[return-value, arg-type]
-                batch=lambda step: unlabelled, weight=lambda step: 1.0, close=lambda: None
-            ),
+            others=lambda: Unlabelled({"random": unlabelled}, None, len(unlabelled)),
             files=lambda name: factors,
         )
         objective, plan = OBJECTIVES[name](setting), BatchPlan(batch, batch, 1, 0)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = adamw(trained, recipe)
         labelled = (torch.randn(batch, *shape), torch.randint(CLASSES, (batch,)))
-        compute = Compute(device, settings.precision)
+        compute, steps = Compute(device, settings.precision), itertools.count()
 
         def step() -> None:
             step_gradients(model, plan, 0, iter([labelled]), device, objective, settings.precision)
-            penalty_gradient(model, 0, objective, compute)
+            penalty_gradient(model, next(steps), objective, compute)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
