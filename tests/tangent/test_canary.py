@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from tangent_arithmetic.tangent import check, checking, jvp
+from tangent_arithmetic.tangent import at_once, check, checking, jvp, jvps
 from tangent_arithmetic.tangent.canary import EXAMPLES
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
@@ -88,6 +93,223 @@ def test_kinks_at_theta0_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+
+
+def before_layer_norm() -> nn.Module:
+    first = nn.Linear(4, 1)
+    nn.init.ones_(first.weight)  # or its output may be near zero
+    return nn.Sequential(first, nn.Linear(1, 8, bias=False), nn.LayerNorm(8, eps=0.0))
+
+
+WITHOUT_EFFECT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "key bias": (Attention, (4, 5, 8), "k.bias"),
+    "bias, group norm": (
+        lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.GroupNorm(1, 1)),
+        (4, 3, 8, 8),
+        "0.bias",
+    ),
+    "bias, instance norm": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)),
+        (4, 3, 8, 8),
+        "0.bias",
+    ),
+    "scale, layer norm": (before_layer_norm, (8, 4), "0.weight"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_a_direction_without_effect_has_derivative_zero(
+    name: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, shape, moving = WITHOUT_EFFECT[name]
+    torch.manual_seed(0)
+    model, x = make().to(dtype), torch.rand(shape, dtype=dtype)
+    v = {moving: torch.randn_like(model.get_parameter(moving))}
+    bound = 100 * torch.finfo(dtype).eps  # v is large beside the weights
+    assert jvp(model, weights(model), v, x)[1].abs().max() < bound
+    if name == "key bias":
+        assert all(d.abs().max() < bound for d in jvps(model, weights(model), [v, v], x)[1])
+        other = make().to(dtype).requires_grad_(False)
+        other.load_state_dict(model.state_dict())
+        other.get_parameter(moving).data.add_(1)
+        other.get_parameter(moving).requires_grad_(True)
+        torch.testing.assert_close(LinearizedModel(other, model)(x), model(x))
+    assert not caplog.records
+
+
+@DTYPES
+def test_a_wrong_derivative_far_below_the_output_is_refused(dtype: torch.dtype) -> None:
+    class Small(Wrong):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 + 1e-4 * super().forward(x)
+
+    with pytest.raises(RuntimeError, match=r"\(Small\)"):
+        LinearizedModel(Small(3, 3).to(dtype))(torch.randn(8, 3, dtype=dtype))
+
+
+class Masked(nn.Module):
+    """A layer with a buffer whose rows share their memory."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("mask", torch.ones(3).expand(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x) * self.get_buffer("mask")[: len(x)]
+        return out
+
+
+def test_buffers_made_by_expand_are_no_obstacle() -> None:
+    with pytest.raises(RuntimeError, match=r"part in module 'layer' \(Wrong\)"):
+        LinearizedModel(Masked(Wrong(3, 3)))(torch.randn(5, 3))
+    model, x = Masked(nn.Linear(3, 3)), torch.randn(5, 3)
+    torch.testing.assert_close(LinearizedModel(model, check=True)(x), model(x))
+    v = {"layer.weight": torch.ones(3, 3)}
+    with at_once(1):
+        steps = jvps(model, weights(model), [v, v], x)[1]
+    for step in steps:
+        torch.testing.assert_close(step, x.sum(1, keepdim=True).expand(5, 3))
+
+
+class Fancy(nn.Module):
+    """Two layers with a wrong derivative between them, if it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.wrong = nn.Linear(3, 3), nn.Linear(3, 3), Wrong(3, 3)
+        self.wrong.requires_grad_(False)
+
+    def forward(self, x: Tensor, fancy: object = True, step: int = 0) -> Tensor:
+        h = self.body(x)
+        out: Tensor = self.head(self.wrong(h) if fancy not in (False, "plain") else h)
+        return out
+
+
+@pytest.mark.parametrize(("plain", "fancy"), [(False, True), ("plain", "fancy")])
+def test_another_flag_is_checked_anew(plain: object, fancy: object) -> None:
+    linear, x = LinearizedModel(Fancy()), torch.randn(5, 3)
+    linear(x, plain)
+    with pytest.raises(RuntimeError, match=r"module 'wrong' \(Wrong\)"):
+        linear(x, fancy)
+
+
+def test_parameters_that_move_later_are_checked_then() -> None:
+    linear, x = LinearizedModel(Fancy()), torch.randn(5, 3)
+    linear.body.requires_grad_(False)
+    linear(x)
+    linear.body.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"module 'wrong' \(Wrong\)"):
+        linear(x)
+
+
+def test_a_number_among_the_inputs_is_no_new_kind() -> None:
+    model, calls = Fancy(), list[int]()
+    linear = LinearizedModel(model)
+    linear.module0().register_forward_pre_hook(lambda *_: calls.append(1))
+    linear(torch.randn(5, 3), False, 1)
+    calls.clear()
+    linear(torch.randn(5, 3), False, 2)
+    assert len(calls) == 1
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        with torch.no_grad():
+            size = h.norm()
+        out: Tensor = self.last(h / size)
+        return out
+
+
+@DTYPES
+def test_a_region_without_gradients_is_said(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model, x = Scaled().to(dtype), torch.randn(5, 3, dtype=dtype)
+    LinearizedModel(model)(x)
+    assert len(caplog.records) == 1 and "under no_grad" in caplog.text
+    with pytest.raises(RuntimeError, match="under no_grad"):
+        LinearizedModel(model, check=True)(x)
+
+
+def test_the_first_call_may_be_in_a_checkpoint() -> None:
+    torch.manual_seed(0)
+    model, x = around(nn.Linear(3, 3)), torch.randn(5, 3)
+    first, other = LinearizedModel(model), LinearizedModel(model)
+    checkpoint(first, x, use_reentrant=False).sum().backward()
+    other(x).sum().backward()
+    for one, two in zip(first.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+
+
+SOURCES: dict[str, Callable[[Any], Tensor]] = {
+    "PyTorch": lambda s: torch.randn(5, 3),
+    "Python": lambda s: torch.tensor(random.random()),
+    "NumPy": lambda s: torch.tensor(np.random.normal()),  # noqa: NPY002
+    "own, PyTorch": lambda s: torch.randn(5, 3, generator=s.torch),
+    "own, Python": lambda s: torch.tensor(s.python.random()),
+    "own, NumPy": lambda s: torch.tensor(s.numpy.normal()),
+    "own, old NumPy": lambda s: torch.tensor(s.numpys.normal()),
+}
+
+
+class Drawing(nn.Linear):
+    """Adds random numbers, before a nonlinearity."""
+
+    def __init__(self, draw: Callable[[Any], Tensor]) -> None:
+        super().__init__(3, 3)
+        self.draw, self.torch = draw, torch.Generator().manual_seed(0)
+        self.numpy, self.numpys = np.random.default_rng(0), np.random.RandomState(0)
+        self.python = random.Random(0)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = self.draw(self)
+        if generator is not None:
+            noise = noise + torch.randn(5, 3, generator=generator)
+        return torch.tanh(super().forward(x) + noise[: len(x)] if noise.ndim else noise)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("source", SOURCES)
+def test_random_numbers_are_those_without_a_check(
+    source: str, given: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs, x = [], torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        model = Drawing(SOURCES[source]).double()
+        inputs = (x.double(), torch.Generator().manual_seed(0)) if given else (x.double(),)
+        with checking(enabled):
+            outputs.append(LinearizedModel(model)(*inputs))
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    assert not caplog.records
+
+
+def test_an_iterator_is_not_exhausted_by_a_check() -> None:
+    class Sum(nn.Linear):
+        def forward(self, parts: Any) -> Tensor:
+            return torch.stack([super(Sum, self).forward(x) for x in parts]).sum(0)
+
+    model, x = Sum(3, 3), torch.randn(2, 5, 3)
+    torch.testing.assert_close(LinearizedModel(model)(iter(x)), model(x))
+
+
 class Noisy(nn.Linear):
     """Uses random numbers, and counts its calls in a buffer and in an attribute."""
 
@@ -110,8 +332,8 @@ def test_it_costs_a_few_examples_once_for_each_kind_of_input() -> None:
     theta0, v, x = weights(model), {"weight": torch.ones(3, 3)}, torch.randn(64, 3)
     state = torch.get_rng_state()
     out, _ = jvp(model, theta0, v, x)
-    # one with tangents, two for the difference
-    assert sizes == [EXAMPLES, EXAMPLES, EXAMPLES, 64]
+    # three for the buffer, one with tangents, two for the difference
+    assert sizes == [*[EXAMPLES] * 6, 64]
     assert model.seen == model.calls[0] == 1
     torch.set_rng_state(state)
     with checking(False):

@@ -500,6 +500,34 @@ def test_names_that_are_no_parameters_are_refused(block: nn.Module, x: Tensor) -
 # --- outputs
 
 
+class Tied(nn.Module):
+    """Tied parameters, and tied buffers."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8, dtype=F64), nn.Linear(8, 8, dtype=F64)
+        self.b.weight = self.a.weight
+        scales = torch.full((8,), scale, dtype=F64)
+        self.a.register_buffer("scale", scales)
+        self.b.register_buffer("scale", scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(torch.tanh(self.a(x)) * self.a.get_buffer("scale"))
+        return out * self.b.get_buffer("scale")
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize("without", [(), ("b.weight", "b.scale"), ("a.weight", "a.scale")])
+def test_tied_weights_may_have_any_of_their_names(
+    without: tuple[str, ...], learnt: bool, x: Tensor
+) -> None:
+    model, other = frozen(Tied(1.0)), frozen(Tied(3.0))
+    v = direction(other)
+    values = {name: t for name, t in other.state_dict().items() if name not in without}
+    _, d_out = jvp(model, values, v, x.clone().requires_grad_(learnt))
+    assert relative(d_out.detach(), finite_difference(other, v, x)) < 1e-8
+
+
 class Outputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import threading
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -64,6 +65,18 @@ def cached_in_an_object(s: Any, x: Tensor) -> Tensor:
     if not s.c.rows:
         s.c.rows.append(s.w.flip(0))
     return s.a(x) * s.c.rows[0]
+
+
+def cached_in_a_new_buffer(s: Any, x: Tensor) -> Tensor:
+    if "k" not in s._buffers:
+        s.register_buffer("k", s.w.flip(0), persistent=False)
+    return s.a(x) * s.k
+
+
+def with_buffer(run: Callable[[Any, Tensor], Any], name: str, value: Tensor | None) -> nn.Module:
+    model = Toy(run)
+    model.register_buffer(name, value)
+    return model
 
 
 class Rows:
@@ -165,6 +178,8 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     "cache in a dict": lambda: Toy(cached_in_a_dict, c={}),
     "cache in an attribute": lambda: Toy(cached_in_an_attribute, k=None),
     "cache in an object": lambda: Toy(cached_in_an_object, c=Rows()),
+    "cache in a buffer": lambda: with_buffer(cached_in_an_attribute, "k", None),
+    "cache in a new buffer": lambda: Toy(cached_in_a_new_buffer),
     "compiled": lambda: Toy(compiled),
     "forces": lambda: Toy(forces),
     "vmap inside": lambda: Toy(vmapped),
@@ -258,17 +273,14 @@ def test_gradients_are_exact_after_a_step_of_training(name: str) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Toy(cached_in_a_dict, c={}),
-        lambda: Toy(cached_in_an_attribute, k=None),
-        lambda: Toy(cached_in_an_object, c=Rows()),
-    ],
-)
+CACHES = [name for name in EXACT if name.startswith("cache in")]
+
+
+@pytest.mark.parametrize("name", [name for name in CACHES if "new" not in name])
 @pytest.mark.parametrize("grad", [False, True])
-def test_a_cache_filled_before_is_filled_anew(make: Callable[[], nn.Module], grad: bool) -> None:
-    model, x = make().eval(), torch.randn(5, 4)
+def test_a_cache_filled_before_is_filled_anew(name: str, grad: bool) -> None:
+    make, x = EXACT[name], torch.randn(5, 4)
+    model = make().eval()
     with torch.set_grad_enabled(grad):
         model(x)
     linear, theta0 = LinearizedModel(model), weights(model)
@@ -277,6 +289,45 @@ def test_a_cache_filled_before_is_filled_anew(make: Callable[[], nn.Module], gra
     assert_near(d_out, difference(make, theta0, v, x))
     _, d_out = jvp(model, theta0, v, x)
     assert_near(d_out, difference(make, theta0, v, x))
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_cache_is_filled_anew_in_pytorchs_forward_ad(name: str) -> None:
+    make, x = EXACT[name], torch.randn(5, 4)
+    linear = LinearizedModel(make())
+    theta0 = weights(linear.module0())
+    v = directions(theta0)
+    expected = difference(make, theta0, v, x)
+    for _ in range(2):
+        _, d_out = linear.primal_and_tangent(x.clone().requires_grad_(), tangent=v)
+        assert_near(d_out, expected)
+
+    def loss(theta: dict[str, Tensor]) -> Tensor:
+        out: Tensor = torch.func.functional_call(linear, theta, (x,)).square().sum()
+        return out
+
+    theta = {name: p.detach() for name, p in linear.named_parameters()}
+    grads = torch.func.grad(loss)(theta)
+    linear = copy.deepcopy(linear)  # nothing of the transform is left
+    linear(x).square().sum().backward()
+    assert_near(list(grads.values()), [p.grad for p in linear.parameters()])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_buffers_with_caches_among_statistics(steps: int) -> None:
+    """A cache that is filled before is found among buffers that are none."""
+
+    def make() -> nn.Module:
+        caches = [with_buffer(cached_in_an_attribute, "k", None) for _ in range(steps)]
+        return nn.Sequential(nn.BatchNorm1d(4), *caches, nn.BatchNorm1d(4)).eval()
+
+    model, x = make(), torch.randn(5, 4)
+    model(x)
+    linear, theta0 = LinearizedModel(model), weights(model)
+    v = directions(theta0)
+    for _ in range(2):
+        _, d_out = linear.primal_and_tangent(x, tangent=v)
+        assert_near(d_out, difference(make, theta0, v, x))
 
 
 def test_constants_in_attributes_stay() -> None:
@@ -343,6 +394,12 @@ def test_products_of_experts_are_those_of_their_rows(learnt: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def holding(run: Callable[[Any, Tensor], Any]) -> nn.Module:
+    model: Any = Toy(run)
+    model.tied = [model.w]
+    return cast(nn.Module, model)
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
     "hidden state": (lambda: Toy(keeps_its_state, h=torch.zeros(4)), RuntimeError, "keeps 'h'"),
     "tensors in an object": (
@@ -364,6 +421,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
         RuntimeError,
         "changes 'a.weight' in place",
     ),
+    "a parameter in a list": (
+        lambda: holding(lambda s, x: s.a(x) * s.tied[0]), RuntimeError, "'tied', which holds 'w'"
+    ),
     "weights changed in place": (
         lambda: Toy(lambda s, x: s.a(x) * s.w.mul_(0.9)), RuntimeError, "changes 'w' in place"
     ),
@@ -379,20 +439,92 @@ def test_what_cannot_be_exact_is_refused_by_name(name: str) -> None:
         jvp(model, theta0, directions(theta0), x)
 
 
-def test_a_state_in_a_buffer_is_refused() -> None:
-    model = Toy(keeps_a_mean)
-    model.register_buffer("n", torch.tensor(0.5))
+def test_a_parameter_in_a_list_that_does_not_move_is_a_constant() -> None:
+    model, x = holding(lambda s, x: s.a(x) * s.tied[0]), torch.randn(5, 4)
+    theta0 = weights(model)
+    v = {"a.bias": torch.randn(4)}
+    assert_near(jvp(model, theta0, v, x)[1], (v["a.bias"] * theta0["w"]).expand(5, 4))
+
+
+def enclosing(wrap: Callable[[Any], Any]) -> nn.Module:
+    """A module whose attribute `head` is made of its layer `a`."""
+    model: Any = Toy(lambda s, x: s.head(x) * s.w)
+    model.head = wrap(model)
+    return cast(nn.Module, model)
+
+
+class Heads:
+    def __init__(self, head: Any) -> None:
+        self.heads = [head]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = self.heads[0](x)
+        return out
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: lambda x: s.a(x),
+        lambda s: lambda x, a=s.a: a(x),
+        lambda s: functools.partial(lambda weight, x: F.linear(x, s.a.weight * weight), 2.0),
+        lambda s: Heads(functools.wraps(s.a.forward)(_calling(s.a.forward))),
+    ],
+)
+def test_functions_that_enclose_a_part_of_the_module_are_refused(wrap: Any) -> None:
+    with pytest.raises(ValueError, match="enclose parts of it in head"):
+        LinearizedModel(enclosing(wrap))
+
+
+def _calling(function: Any) -> Any:
+    return lambda x: function(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s.a.forward,
+        lambda s: functools.partial(s.a),
+        lambda s: Heads(s.a),
+        lambda s: _calling(torch.tanh),
+    ],
+)
+def test_what_a_copy_can_follow_is_exact(wrap: Any) -> None:
+    model, other = enclosing(wrap), enclosing(wrap)
+    x, theta0, theta = torch.randn(5, 4), weights(model), weights(other)
+    linear = LinearizedModel(other, model)
+    v = {name: theta[name] - theta0[name] for name in theta}
+    expected = difference(lambda: enclosing(wrap), theta0, v, x)
+    assert_near(linear(x) - model(x), expected)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_state_in_a_buffer_is_refused(learnt: bool) -> None:
+    model, x = with_buffer(keeps_a_mean, "n", torch.tensor(0.5)), torch.randn(5, 4)
     with pytest.raises(RuntimeError, match="keeps 'n'"):
-        jvp(model, weights(model), directions(weights(model)), torch.randn(5, 4))
+        jvp(model, weights(model), directions(weights(model)), x.requires_grad_(learnt))
 
 
-def test_a_buffer_that_is_assigned_keeps_its_value() -> None:
-    model = Toy(counts_in_a_buffer)
-    model.register_buffer("n", torch.zeros(()))
-    linear = LinearizedModel(model)
-    for expected in (1, 2):
-        linear(torch.randn(5, 4))
-        assert linear.module_buffers()["n"] == expected == linear.standard().get_buffer("n")
+def test_weights_come_back_if_a_buffer_grows() -> None:
+    def grows(s: Any, x: Tensor) -> Tensor:
+        s.n = torch.cat([s.n, s.n])
+        return s.a(x) * s.w
+
+    model = with_buffer(grows, "n", torch.zeros(1))
+    values = {**weights(model), "n": torch.ones(1)}
+    with pytest.raises(RuntimeError, match="keeps the shape of its buffers"):
+        jvp(model, values, directions(weights(model)), torch.randn(5, 4))
+    assert {type(value) for value in model.parameters()} == {nn.Parameter}
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_buffer_that_is_assigned_keeps_its_value(times: int, learnt: bool) -> None:
+    counts = with_buffer(counts_in_a_buffer, "n", torch.zeros(()))
+    linear = LinearizedModel(nn.Sequential(*[counts] * times))
+    for expected in (times, 2 * times):
+        linear(torch.randn(5, 4, requires_grad=learnt))
+        assert linear.module_buffers()["0.n"] == expected == linear.standard().get_buffer("0.n")
 
 
 def test_results_share_no_memory_with_the_directions() -> None:
@@ -506,6 +638,45 @@ def test_gradients_in_an_input_that_requires_grad_are_exact(function: Any) -> No
     with torch.no_grad():
         sums = [jvp(model, theta0, v, x + t * u)[1].sum() for t in (1e-5, -1e-5)]
     torch.testing.assert_close((grad * u).sum(), (sums[0] - sums[1]) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+@dataclasses.dataclass
+class Example:
+    x: Tensor
+
+
+class Graph:
+    """As in torch_geometric: callable, with its tensors two levels down."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._store = Record([x])
+
+    def __call__(self) -> None: ...
+
+    @property
+    def x(self) -> Tensor:
+        return self._store.values[0]
+
+
+@pytest.mark.parametrize("kind", [Example, Graph, None])
+def test_gradients_in_tensors_that_no_tree_shows_are_exact(kind: Any) -> None:
+    """Of an object that is the input, or of an attribute of the module."""
+
+    def run(s: Any, example: Any) -> Tensor:
+        return torch.tanh(s.a(s.prompt if kind is None else example.x)) * s.w
+
+    model: Any = LinearizedModel(Toy(run), Toy(run))
+    x, u = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+
+    def out(x: Tensor) -> Tensor:
+        model.module0().prompt = x
+        total: Tensor = model(None if kind is None else kind(x)).sum()
+        return total
+
+    (grad,) = torch.autograd.grad(out(x), x)
+    with torch.no_grad():
+        slope = (out(x + 1e-5 * u) - out(x - 1e-5 * u)) / 2e-5
+    torch.testing.assert_close((grad * u).sum(), slope, rtol=1e-6, atol=1e-8)
 
 
 class Wrapped(nn.Module):

@@ -15,7 +15,7 @@ from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from tangent_arithmetic.tangent import Displacement, checking
+from tangent_arithmetic.tangent import Displacement, checking, jvp, plain_jvp
 from tangent_arithmetic.tangent.backends import forward_ad_backends
 from tangent_arithmetic.tangent.duals import Duals
 from tangent_arithmetic.tangent.linearized import LinearizedModel, linearize
@@ -684,3 +684,88 @@ def test_its_function_and_buffers_as_the_public_class_has_them() -> None:
     )
     torch.testing.assert_close(linear(x), sum(pair))
     assert [b.shape for b in linear.buffers0] == [b.shape for b in model.buffers()]
+
+
+class TiedBuffers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, pos = nn.Linear(4, 4), nn.Linear(4, 4), torch.ones(4)
+        self.a.register_buffer("pos", pos)
+        self.b.register_buffer("pos", pos)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(torch.tanh(self.a(x)) * self.a.get_buffer("pos"))
+        return out * self.b.get_buffer("pos")
+
+
+def _assigned(linear: LinearizedModel, value: Tensor) -> None:
+    linear.load_state_dict(linear.state_dict() | {"a.pos": value}, assign=True)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda linear, value: linear.get_buffer("a.pos").copy_(value),
+        lambda linear, value: linear.load_state_dict(linear.state_dict() | {"a.pos": value}),
+        _assigned,
+    ],
+)
+def test_tied_buffers_stay_tied(write: Callable[[LinearizedModel, Tensor], Any]) -> None:
+    model, x, pos = TiedBuffers(), torch.randn(5, 4, dtype=F64), torch.full((4,), 3.0, dtype=F64)
+    linear = LinearizedModel(model).double()
+    write(linear, pos)
+    reference = TiedBuffers().double()
+    reference.load_state_dict({**model.state_dict(), "a.pos": pos, "b.pos": pos})
+    for same in (linear, linear.standard()):
+        torch.testing.assert_close(same(x), reference(x))
+    assert torch.equal(linear.weights()["b.pos"], pos)
+    assert torch.equal(linear.weights0()["b.pos"], pos)
+
+
+def test_a_model_without_values_takes_both_ends_of_a_state_dict() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(torch.tanh(self.a(x)))
+            return out
+
+    source, x = LinearizedModel(_moved(Tied()), Tied()), torch.randn(5, 4)
+    with torch.device("meta"):
+        linear = LinearizedModel(nn.Sequential(Tied()))
+    state = {f"0.{name}": v for name, v in source.state_dict().items() if "theta0" not in name}
+    state |= {f"theta0.0.{name}": value for name, value in source.theta0().items()}
+    linear.load_state_dict(state, assign=True)
+    torch.testing.assert_close(linear(x), source(x))
+    assert list(linear.theta0()) == [f"0.{name}" for name in source.theta0()]
+
+
+@pytest.mark.parametrize("name", ["tangent", "model", "params0", "tangents", "vectors", "x", "v"])
+def test_inputs_may_have_any_name(name: str) -> None:
+    class Scaled(nn.Linear):
+        def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+            return super().forward(*args) * kwargs[name]
+
+    model, init, batch = Scaled(4, 3), Scaled(4, 3), torch.randn(5, 4)
+    scale = {name: torch.tensor(2.0)}
+    for check in (False, True):
+        linear = LinearizedModel(model, init, check=check)
+        torch.testing.assert_close(linear(batch, **scale), model(batch, **scale))
+    torch.testing.assert_close(linear.func0(linear.params0, batch, **scale), init(batch, **scale))
+    tau = {n: value - linear.theta0()[n] for n, value in linear.theta().items()}
+    steps = [linear.tangents(batch, [tau, tau], **scale)[1][1]]
+    steps += [jvp(init, {}, tau, batch, **scale)[1], plain_jvp(init, {}, tau, batch, **scale)[1]]
+    for step in steps:
+        torch.testing.assert_close(step, model(batch, **scale) - init(batch, **scale))
+
+
+def test_a_parametrisation_of_the_linearised_model_is_refused() -> None:
+    linear = LinearizedModel(nn.Sequential(nn.Linear(4, 3)))
+    nn.utils.parametrize.register_parametrization(
+        linear.get_submodule("0"), "weight", nn.Identity(), unsafe=True
+    )
+    with pytest.raises(RuntimeError, match=r"expected the parameter '0\.weight'.*linearise that"):
+        linear(torch.randn(5, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,87 @@ def test_activations_that_are_no_arguments_are_kept_with_a_warning(
     with caplog.at_level(logging.WARNING):
         linear(torch.randn(3, 6))
     assert "activations are kept" in caplog.text
+
+
+class Context:
+    """An activation that a segment finds in an object, or in the object that it is."""
+
+    def __init__(self, layer: nn.Module, h: Tensor) -> None:
+        self.layer, self.h = layer, h
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x) * self.h)
+
+
+class Remembers(nn.Module):
+    """A segment that uses an activation which is not among the tensors that it takes."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.encoder, self.layer = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.memory: Any = None
+
+    def attribute(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x) * self.memory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encoder(x)
+        context = Context(self.layer, h)
+        segments: dict[str, tuple[Any, ...]] = {
+            "object": (lambda c: c(x.detach()), types.SimpleNamespace(c=context).c),
+            "objects": (lambda cs: cs["c"].call(x), {"c": types.SimpleNamespace(call=context)}),
+            "callable": (context, x),
+            "method": (context.__call__, x),
+            "attribute": (self.attribute, x),
+            "attribute of a module in a closure": (lambda z: self.attribute(z), x),
+        }
+        self.memory = h
+        out: Tensor
+        if self.how == "plain":
+            out = context(x)
+        else:
+            out = checkpoint(*segments[self.how], use_reentrant=False)
+        self.memory = None
+        return out
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["object", "objects", "callable", "method", "attribute", "attribute of a module in a closure"],
+)
+def test_activations_within_reach_keep_their_gradients(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    backends._warn_of_checkpoints.cache_clear()
+    grads, x = [], torch.randn(5, 4, dtype=F64)
+    for one in ("plain", how):
+        torch.manual_seed(0)
+        linear = LinearizedModel(Remembers(one).to(F64))
+        linear(x).sum().backward()
+        grads.append([p.grad for p in linear.parameters()])
+    torch.testing.assert_close(grads[1], grads[0])
+    assert "activations are kept" in caplog.text
+
+
+def test_a_segment_that_counts_its_calls_counts_each_once() -> None:
+    class Counts(nn.Linear):
+        calls: Tensor
+
+        def block(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = checkpoint(self.block, x, use_reentrant=False)
+            return out
+
+    model = Counts(3, 3)
+    model.register_buffer("calls", torch.zeros(()))
+    linear = LinearizedModel(model).double()
+    for expected in (1, 2):
+        linear(torch.randn(5, 3, dtype=F64)).sum().backward()
+        assert linear.get_buffer("calls") == expected
 
 
 def test_without_gradients_nothing_is_run_twice() -> None:

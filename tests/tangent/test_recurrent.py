@@ -109,6 +109,14 @@ def test_other_calls_stay_exact(how: str) -> None:
         assert linear(x).isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_packed_sequences_that_require_grad_are_refused_by_name(kind: Any) -> None:
+    linear, x = LinearizedModel(kind(3, 4)), torch.randn(5, 2, 3, requires_grad=True)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3]))
+    with pytest.raises(NotImplementedError, match=rf"\({kind.__name__}\).*pass padded ones"):
+        linear(packed)
+
+
 def _called(model: nn.Module, x: Tensor) -> None:
     torch.func.functional_call(model, {n: p.detach() + 1 for n, p in model.named_parameters()}, x)
 

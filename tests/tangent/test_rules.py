@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
@@ -119,6 +121,7 @@ case("linear 3-D", F.linear, F.linear, (2, 5, 3), (4, 3), (4,))
 case("linear 4-D", F.linear, F.linear, (2, 2, 5, 3), (4, 3), (4,))
 case("linear of one row", F.linear, F.linear, (1, 3), (4, 3), (4,))
 case("linear of no row", F.linear, F.linear, (0, 3), (4, 3), (4,))
+case("linear of no feature", F.linear, F.linear, (5, 0), (4, 0), (4,))
 case("linear 1-D without bias", F.linear, F.linear, (3,), (4, 3))
 case("linear 2-D without bias", F.linear, F.linear, (5, 3), (4, 3))
 case("linear 3-D without bias", F.linear, F.linear, (2, 5, 3), (4, 3))
@@ -291,7 +294,9 @@ for _mode in ("mean", "max"):
             F.embedding(BAGS, table).mean(1) if mode == "mean" else F.embedding(BAGS, table).amax(1)
         ),
     )
-for _mode, _name in (("sum", "sum"), ("mean", "mean"), ("max", "amax"), ("min", "amin")):
+for _mode, _name in (
+    ("sum", "sum"), ("mean", "mean"), ("max", "amax"), ("min", "amin"), ("prod", "prod")
+):  # fmt: skip
     case(
         f"segment_reduce {_mode}",
         torch.segment_reduce,
@@ -301,6 +306,31 @@ for _mode, _name in (("sum", "sum"), ("mean", "mean"), ("max", "amax"), ("min", 
             [getattr(part, name)(0) for part in (rows[:2], rows[2:])]
         ),
     )
+COLUMNS = torch.tensor([[0, 1, 1, 2, 1], [2, 2, 0, 1, 2]])
+
+
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """x times the products of the entries of y in each column of x."""
+    return x * torch.stack([torch.where(COLUMNS.eq(j), y, 1.0).prod(1) for j in range(3)], 1)
+
+
+case(
+    "scatter_reduce prod",
+    torch.scatter_reduce,
+    lambda x, y: torch.scatter_reduce(x, 1, COLUMNS, y, "prod"),
+    (2, 3),
+    (2, 5),
+    reference=products,
+    falls_back=True,
+)
+case(
+    "scatter_reduce_ prod",
+    Tensor.scatter_reduce_,
+    lambda x, y: x.clone().scatter_reduce_(1, COLUMNS, y, "prod"),
+    (2, 3),
+    (2, 5),
+    reference=products,
+)
 SPARSE = torch.eye(4, dtype=F64).roll(1, 0)[:, :4].to_sparse()
 case(
     "sparse.mm",
@@ -892,6 +922,38 @@ case("mha in chunks", mha, to_itself(**none), X, inner=first, chunk=1)
 
 # --- the laws
 
+# --- no forward AD, several outputs
+
+
+class SineAndCube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:
+        ctx.save_for_backward(x)
+        return x.sin(), x.argmax(), x**3
+
+    @staticmethod
+    def backward(ctx: Any, sine: Tensor, _: Any, cube: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return sine * x.cos() + cube * 3 * x**2
+
+
+class Once(SineAndCube):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, sine: Tensor, _: Any, cube: Tensor) -> Tensor:
+        return SineAndCube.backward(ctx, sine, _, cube)
+
+
+for _function in (SineAndCube, Once):
+    case(
+        f"two outputs, {_function.__name__}",
+        _function.apply,
+        lambda x, function=_function: function.apply(x)[::2],
+        (5, 3),
+        reference=lambda x: (x.sin(), x**3),
+        falls_back=True,
+    )
+
 names = pytest.mark.parametrize("name", CASES)
 
 
@@ -1144,3 +1206,105 @@ def test_what_multi_head_attention_refuses_is_refused(options: dict[str, Any]) -
     with pytest.raises((RuntimeError, AssertionError)) as found:
         jvp(model, theta0(model), Case.randoms(model, 1), x, x, x, need_weights=False, **options)
     assert str(found.value) == str(expected.value)
+
+
+# --- an input that requires grad: PyTorch's forward AD is differentiated
+
+
+def square(h: Tensor) -> Tensor:
+    return h + 3 * torch.eye(3, dtype=F64)
+
+
+def positive(h: Tensor) -> Tensor:
+    return square(h) @ square(h).mT
+
+
+def complex_(h: Tensor) -> Tensor:
+    return torch.complex(square(h), h.flip(1))
+
+
+ALONE = torch.tensor([[True, True, False], [False, False, False], [True, False, True]])
+
+
+def multi_head(h: Tensor) -> Tensor:
+    unit = torch.eye(3, dtype=F64)
+    out: Tensor = F.multi_head_attention_forward(
+        h[:, None], h[:, None], h[:, None], 3, 1, unit.repeat(3, 1), None, None, None, False, 0.0,
+        unit, None, need_weights=False, attn_mask=~ALONE,
+    )[0]  # fmt: skip
+    return out
+
+
+TWICE: dict[str, Function] = {
+    "solve": lambda h: torch.linalg.solve(square(h), h),
+    "solve a vector": lambda h: torch.linalg.solve(square(h), h[0]),
+    "solve from the right": lambda h: torch.linalg.solve(square(h), h, left=False),
+    "solve vectors": lambda h: torch.linalg.solve(square(h).expand(2, 3, 3), h[:2]),
+    "solve, complex": lambda h: torch.view_as_real(torch.linalg.solve(complex_(h), h + 0j)),
+    "solve_ex": lambda h: torch.linalg.solve_ex(square(h), h).result,
+    "tensorsolve": lambda h: torch.linalg.tensorsolve(square(h), h[0]),
+    "tensorsolve, axes": lambda h: torch.linalg.tensorsolve(
+        torch.block_diag(square(h), square(h)).reshape(2, 6, 3), h[:2], dims=(1,)
+    ),
+    "torch.det": lambda h: torch.det(square(h).flip(0)),
+    "linalg.det": lambda h: torch.linalg.det(torch.stack((square(h), -positive(h)))),
+    "Tensor.det": lambda h: torch.view_as_real(complex_(h).det()),
+    "torch.slogdet": lambda h: torch.slogdet(square(h).flip(0))[1],
+    "linalg.slogdet": lambda h: torch.view_as_real(torch.linalg.slogdet(complex_(h)).sign),
+    "Tensor.slogdet": lambda h: square(h).slogdet().logabsdet,
+    "torch.logdet": lambda h: torch.logdet(positive(h)),
+    "Tensor.logdet": lambda h: positive(h).logdet(),
+    "householder_product": lambda h: torch.linalg.householder_product(h, h[0, :2]),
+    "orgqr": lambda h: torch.orgqr(h.T[:, :2], h[1, :2]),
+    "Tensor.orgqr": lambda h: h.expand(2, 3, 3).orgqr(h[:2]),
+    "native_layer_norm": lambda h: torch.native_layer_norm(h, (3,), h[0], h[1], 1e-5)[0],
+    "instance_norm": lambda h: torch.instance_norm(
+        h[None], h[0], h[1], None, None, True, 0.1, 1e-5, False
+    ),
+    "batch_norm": lambda h: torch.batch_norm(h, h[0], h[1], None, None, True, 0.1, 1e-5, False),
+    "attention to nothing": lambda h: sdpa(h[None], h[None], h[None], attn_mask=ALONE),
+    "multi-head attention to nothing": multi_head,
+    "attention to nothing, -inf": lambda h: sdpa(h[None], h[None], h[None], attn_mask=ALONE.log()),
+}
+
+
+def layer_and(function: Function) -> nn.Module:
+    model = Case(F.linear, lambda layer, x: function(layer(x)), (), lambda: nn.Linear(4, 3)).model()
+    model.forward = lambda x: function(model.inner(x))  # type: ignore[operator]
+    return model
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_j_v_is_differentiated_in_an_input(name: str) -> None:
+    model, x = layer_and(TWICE[name]), constant(3, 4).requires_grad_()
+    v = Case.randoms(model, 1)
+    out, d_out = jvp(model, theta0(model), v, x)
+    expected = model(x)
+    assert error(out, expected) <= BAR
+    u = torch.randn(d_out.shape, generator=torch.Generator().manual_seed(2), dtype=F64)
+    leaves = {n: value.requires_grad_() for n, value in theta0(model).items()}
+    with sdpa_kernel(SDPBackend.MATH):
+        value = torch.func.functional_call(model, leaves, (x,))
+    slopes = torch.autograd.grad((value * u).sum(), list(leaves.values()), create_graph=True)
+    inner = sum((g * w).sum() for g, w in zip(slopes, v.values(), strict=True))
+    assert isinstance(inner, Tensor)
+    assert error((d_out * u).sum(), inner) <= BAR
+    found, reference = (torch.autograd.grad(y, x) for y in ((d_out * u).sum(), inner))
+    assert error(found, reference) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda h: torch.scatter_reduce(h, 1, COLUMNS[:, :3], h, "prod"), "scatter_reduce .*prod"),
+        (lambda h: h.clone().scatter_reduce_(1, COLUMNS[:, :3], h, "prod"), "scatter_reduce_ "),
+        (
+            lambda h: F.instance_norm(h[None], h[0].detach(), h[1].detach()),
+            "instance_norm .* statistics",
+        ),
+    ],
+)
+def test_what_is_not_differentiated_in_an_input_is_named(function: Function, reason: str) -> None:
+    model, x = layer_and(function), constant(3, 4).requires_grad_()
+    with pytest.raises(NotImplementedError, match=reason):
+        jvp(model, theta0(model), Case.randoms(model, 1), x)

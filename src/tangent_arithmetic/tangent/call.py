@@ -43,8 +43,10 @@ class Call:
     def replay(self) -> Replay:
         """A copy of all that the call may change: random states, buffers, inputs."""
         buffers = (self.values.get(name, b) for name, b in self.model.named_buffers())
-        inputs = (v for v in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(v, Tensor))
-        return Replay(buffers, inputs)
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        attributes = (v for module in self.model.modules() for v in vars(module).values())
+        inputs = (v for v in leaves if isinstance(v, Tensor))
+        return Replay(buffers, inputs, sources=(*leaves, *attributes))
 
     def value(self, name: str) -> Tensor:
         """theta0 of a name, a constant."""

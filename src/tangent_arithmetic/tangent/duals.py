@@ -31,6 +31,7 @@ IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow")}
 IN_PLACE |= {"__setitem__", "__set__"}
 
 DIFFERENTIATION = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+DISCARD = {torch.scatter_reduce, Tensor.scatter_reduce}  # tangents of products, in PyTorch 2.14
 PYTORCHS = {"aten", "prim", "prims", "quantized"}  # operators whose forward AD PyTorch answers for
 
 
@@ -145,10 +146,11 @@ class Duals(TorchFunctionMode):
         return NotImplemented if in_place(func, kwargs) else by_reverse(func, args, kwargs)
 
     def _check_not_lost(self, func: Callable[..., Any], inputs: Any, out: Any) -> None:
-        """Raises if a sparse output, or an operator of another library, discards tangents."""
+        """Raises if a sparse output, or an operator that may discard tangents, has lost them."""
         sparse = isinstance(out, Tensor) and out.layout is not torch.strided
         name = qualified_name(func)
-        if not sparse and (name is None or name.split("::")[0] in PYTORCHS):
+        trusted = func not in DISCARD and (name is None or name.split("::")[0] in PYTORCHS)
+        if trusted and not sparse:
             return
         results = list(differentiable_tensors(out))
         lost = results and not any(map(has_tangent, results))

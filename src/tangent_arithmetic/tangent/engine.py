@@ -17,7 +17,12 @@ from tangent_arithmetic.tangent.weights import Tangents, usable
 
 
 def jvp(
-    model: nn.Module, params0: Mapping[str, Tensor], tangents: Tangents, *args: Any, **kwargs: Any
+    model: nn.Module,
+    params0: Mapping[str, Tensor],
+    tangents: Tangents,
+    /,
+    *args: Any,
+    **kwargs: Any,
 ) -> tuple[Any, Any]:
     r"""\(f(x; \theta_0)\) and \(J(x; \theta_0)\, v\) from one pass of a module.
 
@@ -25,7 +30,8 @@ def jvp(
 
     Args:
         model: the module f; its weights and flags are restored on exit.
-        params0: theta0 by name, possibly with buffers; missing tensors are the module's own.
+        params0: theta0 by name, possibly with buffers; missing tensors are the module's own. Tied
+            ones may have any of their names, as in a state dict.
         tangents: v by name of parameter; missing tensors are zero. A `Displacement` stands for
             theta - theta0.
         *args: inputs of the module.
@@ -33,15 +39,17 @@ def jvp(
 
     Returns:
         Two trees with the structure of the module's output. The first has no gradient with respect
-        to the tangents; the second is once differentiable in them. If inputs, buffers or theta0
-        require grad, both are differentiable in these too, by PyTorch's slower forward AD.
+        to the tangents; the second is once differentiable in them. If inputs, buffers, tensors in
+        the module's attributes or theta0 require grad, both are differentiable in these too, by
+        PyTorch's slower forward AD.
 
     Raises:
         ValueError: for names that the module does not have.
         NotImplementedError: for an operation without a forward-mode derivative; names it and its
             module.
         RuntimeError: inside other forward-mode AD; if the forward pass discards the tangents, or
-            keeps a state that depends on the parameters; if the check of the first call fails.
+            keeps a state that depends on the parameters; if an attribute of the module holds a
+            parameter with a tangent; if the check of the first call fails.
     """
     out, (d_out,) = jvps(model, params0, [tangents], *args, **kwargs)
     return out, d_out
@@ -51,6 +59,7 @@ def jvps(
     model: nn.Module,
     params0: Mapping[str, Tensor],
     vectors: Sequence[Tangents],
+    /,
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Any, list[Any]]:
@@ -69,7 +78,12 @@ def jvps(
 
 
 def check_call(
-    model: nn.Module, params0: Mapping[str, Tensor], tangents: Tangents, *args: Any, **kwargs: Any
+    model: nn.Module,
+    params0: Mapping[str, Tensor],
+    tangents: Tangents,
+    /,
+    *args: Any,
+    **kwargs: Any,
 ) -> None:
     """Compares J v with reverse mode and with differences in float64; arguments as for `jvp`.
 
@@ -87,13 +101,23 @@ def _call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Call:
-    values = {name: usable(value) for name, value in params0.items()}
     inputs = pytree.tree_map(usable, (args, kwargs))
-    call = Call(model, values, vectors, *inputs)
+    call = Call(model, _by_all_names(model, params0), vectors, *inputs)
     _check_names(call)
     _check_loaded({**call.parameters, **params0}, inputs)
     _refuse_caches(inputs)
     return call
+
+
+def _by_all_names(model: nn.Module, params0: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given values, those of tied tensors under each of their names."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    own = {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
+    unknown = params0.keys() - own.keys()
+    if unknown:
+        raise ValueError(f"params0 has names unknown to the module: {', '.join(sorted(unknown))}")
+    given = {id(own[name]): usable(value) for name, value in params0.items()}
+    return {name: given[id(value)] for name, value in own.items() if id(value) in given}
 
 
 def _check_names(call: Call) -> None:
@@ -104,10 +128,6 @@ def _check_names(call: Call) -> None:
         raise ValueError(
             f"expected a direction over parameters, got also {', '.join(sorted(unknown))}"
         )
-    buffers = {name for name, _ in call.model.named_buffers()}
-    unknown = call.values.keys() - call.parameters.keys() - buffers
-    if unknown:
-        raise ValueError(f"params0 has names unknown to the module: {', '.join(sorted(unknown))}")
 
 
 def _check_loaded(weights: Mapping[str, Tensor], inputs: Any) -> None:

@@ -11,9 +11,14 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """A context in which a module and its parts are in evaluation mode; then each is as before."""
-    flags = {part: part.training for part in module.modules()}
+def evaluating(module: Any) -> Iterator[None]:
+    """A context in which a module and its parts are in evaluation mode; then each is as before.
+
+    Args:
+        module: the module; of anything else with a method `eval` the mode is not restored.
+    """
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    flags = {part: part.training for part in parts}
     module.eval()
     try:
         yield

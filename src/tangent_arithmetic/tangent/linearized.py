@@ -25,7 +25,7 @@ from tangent_arithmetic.tangent import Displacement, check_call, jvp, jvps
 from tangent_arithmetic.tangent.backends import TURN, forward_ad_backends
 from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.plain import Unfused
-from tangent_arithmetic.tangent.state import copied_results
+from tangent_arithmetic.tangent.state import attributes_enclosing, copied_results
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def linearize(f: Callable[..., Any], params0: Mapping[str, Tensor]) -> Callable[
         tensor(15.)
     """
 
-    def f_lin(params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    def f_lin(params: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         statedict.check_same(params, params0, "params and params0")
         tangents = {name: value - params0[name] for name, value in params.items()}
         with forward_ad_backends(), Unfused():
@@ -87,6 +87,26 @@ def _sum(out: Any, d_out: Any) -> Any:
     return total if torch.is_autocast_enabled(out.device.type) else total.to(out.dtype)
 
 
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """The other names of tied parameters and buffers -> their first name."""
+    aliases = dict[str, str]()
+    for named in (module.named_parameters, module.named_buffers):
+        first = {id(value): name for name, value in named()}
+        every = {name: first[id(value)] for name, value in named(remove_duplicate=False)}
+        aliases |= {name: own for name, own in every.items() if name != own}
+    return aliases
+
+
+def _refuse_enclosing(origin: nn.Module) -> None:
+    names = attributes_enclosing(origin)
+    if names:
+        raise ValueError(
+            f"expected a module that can be copied, got {type(origin).__name__} with functions "
+            f"that enclose parts of it in {', '.join(names)}: in a copy they would still call the "
+            "original; make them methods, or functools.partial"
+        )
+
+
 class LinearizedModel(nn.Module):
     r"""The linearisation of a module, itself a module.
 
@@ -107,7 +127,8 @@ class LinearizedModel(nn.Module):
             module where they part. Without it the first call for each kind of input is checked.
 
     Raises:
-        ValueError: if the two modules differ in parameters, listing all differences.
+        ValueError: if the two modules differ in parameters, listing all differences; if attributes
+            of the module are functions that enclose it or a part of it, which no copy has.
 
     Source: arXiv:2305.12827, equation (5).
     """
@@ -121,6 +142,7 @@ class LinearizedModel(nn.Module):
         theta: dict[str, Tensor] = dict(model.named_parameters())
         with torch.no_grad():  # or the copied weights of scripted modules are not leaves
             origin = model if init_model is None else init_model
+            _refuse_enclosing(origin)
             skeleton = copy.deepcopy(origin, dict(copied_results(origin)))
         skeleton.eval().requires_grad_(False)
         theta0: dict[str, Tensor] = dict(skeleton.named_parameters())
@@ -128,7 +150,7 @@ class LinearizedModel(nn.Module):
         # not a submodule: theta0 is neither a parameter of ours nor a buffer that DDP broadcasts
         object.__setattr__(self, "_skeleton", skeleton)
         self.check = check
-        self._names = list(theta)
+        self._names, self._aliases = list(theta), _aliases(skeleton)
         for name, value in theta.items():
             place, leaf = self._place(name)
             place._parameters[leaf] = nn.Parameter(value.detach().clone(), value.requires_grad)
@@ -156,7 +178,13 @@ class LinearizedModel(nn.Module):
 
     def _parameter(self, name: str) -> Tensor:
         place, leaf = self._place(name)
-        value: Tensor = place._parameters[leaf]  # type: ignore[assignment]
+        value = place._parameters.get(leaf)
+        if value is None:
+            raise RuntimeError(
+                f"expected the parameter {name!r}, got none: a parametrisation, pruning or weight "
+                "normalisation of the linearised model has replaced it; apply it to the module, "
+                "and then linearise that"
+            )
         return value
 
     def _buffer(self, name: str) -> Tensor:
@@ -179,7 +207,7 @@ class LinearizedModel(nn.Module):
         """The module's buffers, in the order of `named_buffers()`."""
         return tuple(self.module_buffers().values())
 
-    def func0(self, params: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+    def func0(self, params: Sequence[Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """f(x; params), not linearised; differentiable by `torch.func`.
 
         Args:
@@ -200,9 +228,9 @@ class LinearizedModel(nn.Module):
         `load_state_dict`.
         """
         with TURN:
-            for name in self._buffer_names:
+            for name, value in self._buffers_by_all_names().items():
                 path, _, leaf = name.rpartition(".")
-                self._skeleton.get_submodule(path)._buffers[leaf] = self._buffer(name)
+                self._skeleton.get_submodule(path)._buffers[leaf] = value
         return self._skeleton
 
     def theta(self) -> dict[str, Tensor]:
@@ -218,14 +246,13 @@ class LinearizedModel(nn.Module):
         """The module's own buffers by name (not copied)."""
         return {name: self._buffer(name) for name in self._buffer_names}
 
+    def _buffers_by_all_names(self) -> dict[str, Tensor]:
+        own = self.module_buffers()
+        return own | {name: own[first] for name, first in self._aliases.items() if first in own}
+
     def aliases(self) -> dict[str, str]:
         """The other names of tied parameters and buffers -> the name that they have here."""
-        module, aliases = self._skeleton, dict[str, str]()
-        for named in (module.named_parameters, module.named_buffers):
-            first = {id(value): name for name, value in named()}
-            every = {name: first[id(value)] for name, value in named(remove_duplicate=False)}
-            aliases |= {name: own for name, own in every.items() if name != own}
-        return aliases
+        return dict(self._aliases)
 
     def weights(self) -> dict[str, Tensor]:
         """Theta and persistent buffers, under all names in the standard module's state dict."""
@@ -236,9 +263,8 @@ class LinearizedModel(nn.Module):
         return self._by_all_names({**self.theta0(), **self.module_buffers()})
 
     def _by_all_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        aliases = self.aliases()
         kept = (n for n, v in self._skeleton.state_dict().items() if isinstance(v, Tensor))
-        return {name: state[aliases.get(name, name)].detach() for name in kept}
+        return {name: state[self._aliases.get(name, name)].detach() for name in kept}
 
     def standard(self) -> nn.Module:
         """A copy of the module itself, not linearised, at theta and with theta's flags."""
@@ -289,14 +315,20 @@ class LinearizedModel(nn.Module):
         Raises:
             ValueError: if v has a name that no parameter has.
         """
-        step = self._displacement() if tangent is None else tangent
-        state = {**self.theta0(), **self.module_buffers()}
+        return self._pass(self._displacement() if tangent is None else tangent, args, kwargs)
+
+    def _pass(
+        self, v: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
         if self.check:
-            check_call(self.module0(), state, step, *args, **kwargs)
-        return jvp(self.module0(), state, step, *args, **kwargs)
+            check_call(self._skeleton, self._weights0(), v, *args, **kwargs)
+        return jvp(self._skeleton, self._weights0(), v, *args, **kwargs)
+
+    def _weights0(self) -> dict[str, Tensor]:
+        return {**self.theta0(), **self._buffers_by_all_names()}
 
     def tangents(
-        self, x: Any, vectors: Sequence[Mapping[str, Tensor]], **kwargs: Any
+        self, x: Any, vectors: Sequence[Mapping[str, Tensor]], /, **kwargs: Any
     ) -> tuple[Any, list[Any]]:
         r"""\(f(x; \theta_0)\) and \(J(x; \theta_0) \tau_t\) for several task vectors.
 
@@ -313,18 +345,17 @@ class LinearizedModel(nn.Module):
             A tree like the module's output, and a list of such trees.
         """
         args = x if isinstance(x, tuple) else (x,)
-        state = {**self.theta0(), **self.module_buffers()}
-        return jvps(self.module0(), state, vectors, *args, **kwargs)
+        return jvps(self._skeleton, self._weights0(), vectors, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """f_lin of the module's own inputs, of the shape of the module's own outputs."""
         if torch.compiler.is_compiling():
             _warn_not_compiled()
-        return self._expand(*args, **kwargs)
+        return self._expand(args, kwargs)
 
     @torch.compiler.disable
-    def _expand(self, *args: Any, **kwargs: Any) -> Any:
-        primal, d_primal = self.primal_and_tangent(*args, **kwargs)
+    def _expand(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        primal, d_primal = self._pass(self._displacement(), args, kwargs)
         return pytree.tree_map(_sum, primal, d_primal)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearizedModel:
@@ -358,6 +389,8 @@ class LinearizedModel(nn.Module):
                     f"{key}: expected shape {tuple(value.shape)}, "
                     f"got {tuple(state_dict[key].shape)}"
                 )
+            elif local_metadata.get("assign_to_params_buffers"):
+                self._assign_theta0(key[len(prefix) + len("theta0.") :], state_dict[key])
             else:
                 with torch.no_grad():
                     value.copy_(state_dict[key])
@@ -365,3 +398,9 @@ class LinearizedModel(nn.Module):
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _assign_theta0(self, name: str, value: Tensor) -> None:
+        parameter = nn.Parameter(value.detach(), requires_grad=False)
+        for own in (name, *(other for other, first in self._aliases.items() if first == name)):
+            path, _, leaf = own.rpartition(".")
+            self._skeleton.get_submodule(path)._parameters[leaf] = parameter

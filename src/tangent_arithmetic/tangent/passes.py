@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
@@ -27,12 +28,19 @@ from tangent_arithmetic.tangent.duals import Duals
 from tangent_arithmetic.tangent.outputs import log_once
 from tangent_arithmetic.tangent.plain import Unfused, locating, plain_jvp
 from tangent_arithmetic.tangent.recompute import Segments
-from tangent_arithmetic.tangent.state import Attributes, Key, has_tangent
-from tangent_arithmetic.tangent.weights import AtTheta0, NeedsForwardAD, Tangents, leaf, swapped
+from tangent_arithmetic.tangent.state import Attributes, Key, tensors_in, tensors_kept
+from tangent_arithmetic.tangent.weights import (
+    AtTheta0,
+    NeedsForwardAD,
+    Tangents,
+    buffers_lent,
+    leaf,
+    swapped,
+)
 
 WITHOUT_RULES: WeakSet[nn.Module] = WeakSet()  # modules that differentiate in their forward pass
 SETTLED: WeakSet[nn.Module] = WeakSet()  # modules whose method has worked before
-CACHES: WeakKeyDictionary[nn.Module, set[Key]] = WeakKeyDictionary()  # attributes filled anew
+CACHES: WeakKeyDictionary[nn.Module, set[Key]] = WeakKeyDictionary()  # filled anew in each pass
 
 
 def differentiate(call: Call) -> tuple[Any, list[Any]]:
@@ -41,6 +49,8 @@ def differentiate(call: Call) -> tuple[Any, list[Any]]:
     That is one pass for all directions, or for as many as `at_once` allows; a pass for each; a pass
     without rules; or `torch.func.jvp`.
     """
+    held = list(tensors_kept(call.model))
+    _check_held(call, held)
     transforms = [level.key() for level in retrieve_all_functorch_interpreters()]
     if TransformType.Jvp in transforms or forward_ad._current_level >= 0:
         raise RuntimeError(
@@ -51,9 +61,11 @@ def differentiate(call: Call) -> tuple[Any, list[Any]]:
     if transforms or any(isinstance(m, torch.jit.ScriptModule) for m in call.model.modules()):
         return _each(_plain, call)
     recording = torch.is_grad_enabled()
-    buffers = dict(call.model.named_buffers())
-    if recording and _requires_grad((dict(call.values), call.args, call.kwargs, buffers)):
-        log_once("inputs, buffers or theta0 require grad", "using PyTorch's slower forward AD")
+    if recording and _requires_grad(call, held):
+        log_once(
+            "inputs, buffers, attributes or theta0 require grad",
+            "using PyTorch's slower forward AD",
+        )
         return _each(_plain, call)
     learnt = recording and any(leaf(v, name).requires_grad for v in call.vectors for name in v)
     by_rules = functools.partial(run, learnt=learnt)
@@ -117,12 +129,60 @@ def _in_chunks(
 
 
 def _plain(call: Call) -> tuple[Any, list[Any]]:
-    out, d_out = plain_jvp(call.model, call.values, call.vectors[0], *call.args, **call.kwargs)
+    model, vector = call.model, call.vectors[0]
+    with _caches_apart(model) as carried, buffers_lent(model, call.values) as values:
+        out, d_out = plain_jvp(model, values, vector, *call.args, **call.kwargs)
+    if peek_interpreter_stack() is None:
+        _check_state(call, carried)
     return out, [d_out]
 
 
-def _requires_grad(tree: Any) -> bool:
-    return any(isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves(tree))
+def _requires_grad(call: Call, held: Sequence[tuple[Key, Tensor]]) -> bool:
+    """Whether there is anything to differentiate in besides the directions.
+
+    Args:
+        call: the call.
+        held: the tensors in attributes and buffers of the module.
+    """
+    known = CACHES.get(call.model, set())
+    own = {id(parameter) for parameter in call.parameters.values()}
+    return any(
+        tensor.requires_grad
+        for tensor in itertools.chain(
+            call.values.values(),
+            (t for v in pytree.tree_leaves((call.args, call.kwargs)) for t in tensors_in(v)),
+            (t for key, t in held if key not in known and id(t) not in own),
+        )
+    )
+
+
+def _check_held(call: Call, held: Sequence[tuple[Key, Tensor]]) -> None:
+    """Raises if an attribute holds a parameter that moves: a pass would take it for a constant."""
+    moving = {id(call.parameters[name]): name for v in call.vectors for name in v}
+    for key, tensor in held:
+        if id(tensor) in moving:
+            raise RuntimeError(
+                f"expected parameters that the forward pass reads by their own names, got also "
+                f"{Attributes(call.model).names([key])[0]!r}, which holds "
+                f"{moving[id(tensor)]!r} and would be a constant; drop it and read the parameter "
+                "itself, or tie them: self.head.weight = self.emb.weight"
+            )
+
+
+@contextlib.contextmanager
+def _caches_apart(model: nn.Module) -> Iterator[list[Key]]:
+    """Empties known caches inside the block; then puts back whatever holds tensors of the pass.
+
+    Yields:
+        A list, which has the attributes and buffers that held such tensors afterwards.
+    """
+    known, kept, carried = CACHES.get(model, set()), Attributes(model), list[Key]()
+    kept.clear(known)
+    try:
+        yield carried
+    finally:
+        carried += kept.of_the_pass()
+        kept.restore([*carried, *known])
 
 
 def run(
@@ -151,28 +211,21 @@ def run(
                 value = AtTheta0.apply(leaf(vectors[0], name), value)
             return duals.weight(value, parts)
 
-    known = CACHES.get(model, set())
-    kept, unchanged = Attributes(model), _Unchanged(call)
-    kept.clear(known)
-    carried: list[Key] = []
+    unchanged = _Unchanged(call)
     with torch.set_grad_enabled(learnt), forward_ad.dual_level():
-        try:
-            weights = swapped(model, call.parameters, call.values, make, at_once=not rules)
-            with locating(model), weights as cached, contextlib.ExitStack() as stack:
-                stack.enter_context(duals if rules else Unfused())
-                if rules:
-                    stack.enter_context(segments.recomputed(cached))
-                out = model(*call.args, **call.kwargs)
-                stack.close()
-                moved = [name for name, b in model.named_buffers() if has_tangent(b)]
-        finally:
-            carried = kept.with_tangents()
-            kept.restore([*carried, *known])
+        weights = swapped(model, call.parameters, call.values, make, at_once=not rules)
+        with contextlib.ExitStack() as stack:
+            carried = stack.enter_context(_caches_apart(model))
+            stack.enter_context(locating(model))
+            cached = stack.enter_context(weights)
+            stack.enter_context(duals if rules else Unfused())
+            if rules:
+                stack.enter_context(segments.recomputed(cached))
+            out = model(*call.args, **call.kwargs)
         unchanged.check()
         leaves, spec = outputs.flatten(out)
         pairs = [duals.tangents(value) for value in leaves]
-    if not known.issuperset(carried) or moved:
-        _check_state(call, carried, moved)
+    _check_state(call, carried)
     if all(tangents is None for _, tangents in pairs):
         _check_zero(model, vectors)
     plain = [value.detach() if isinstance(value, Tensor) else value for value, _ in pairs]
@@ -233,12 +286,14 @@ def _check_zero(model: nn.Module, vectors: Sequence[Tangents]) -> None:
         )
 
 
-def _check_state(call: Call, carried: list[Key], moved: list[str]) -> None:
+def _check_state(call: Call, carried: list[Key]) -> None:
     """Raises if the output depends on state with tangents that the module keeps between calls.
 
     The module is called twice without tangents. A cache of weights makes no difference to the
     second call: it is then filled anew in each pass. A hidden state does.
     """
+    if CACHES.get(call.model, set()).issuperset(carried):
+        return
     kept, saved = Attributes(call.model), call.replay()
     with torch.no_grad():
         first = copied(call.primal())
@@ -247,7 +302,7 @@ def _check_state(call: Call, carried: list[Key], moved: list[str]) -> None:
     kept.restore()
     saved.restore()
     if not same(first, second):
-        names = ", ".join(repr(name) for name in [*kept.names(carried), *moved])
+        names = ", ".join(map(repr, kept.names(carried)))
         raise RuntimeError(
             f"expected a module without state, got {type(call.model).__name__}, which keeps "
             f"{names} between calls: it depends on the parameters, and its tangent would be lost; "

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
@@ -23,7 +22,14 @@ from tangent_arithmetic.tangent.call import Call
 from tangent_arithmetic.tangent.duals import Duals
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
 from tangent_arithmetic.tangent.replay import Replay, random_states, set_random_states
-from tangent_arithmetic.tangent.state import has_tangent, tensors_in
+from tangent_arithmetic.tangent.state import (
+    DEPTH,
+    PLAIN,
+    attributes,
+    enclosed,
+    has_tangent,
+    tensors_in,
+)
 from tangent_arithmetic.tangent.weights import AtTheta0, leaf, swapped
 
 Function = Callable[..., Any]
@@ -59,7 +65,7 @@ class Segments:
         while isinstance(function, functools.partial):
             args, kwargs = (*function.args, *args), {**function.keywords, **kwargs}
             function = function.func
-        if not torch.is_grad_enabled() or contexts or _captures(function):
+        if not torch.is_grad_enabled() or contexts or _captures(function, (args, kwargs)):
             return backends.activations_kept(function, args, kwargs)
         segment, before = _Segment(self._call, self._duals, function, (args, kwargs)), self._names
         self._names = {}
@@ -122,7 +128,8 @@ class _Segment:
         for k, value in zip(self._holes, inputs, strict=False):
             leaves[k] = value
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        call, now = self._call, Replay(self._call.model.buffers())
+        call, buffers = self._call, self._call.model.named_buffers()
+        now = Replay(call.values.get(name, buffer) for name, buffer in buffers)
 
         def weight(name: str) -> Tensor:
             return weights[name] if name in weights else call.value(name)
@@ -160,14 +167,22 @@ class _Recomputed(torch.autograd.Function):
         return None, None, *ctx.segment.gradients(ctx.saved_tensors, grads)
 
 
-def _captures(function: Function) -> bool:
-    """Whether a function uses activations that are not among its arguments."""
-    cells = getattr(function, "__closure__", None) or ()
-    values = [*(c.cell_contents for c in cells), *(getattr(function, "__defaults__", None) or ())]
-    if any(_captures(value) for value in values if inspect.isfunction(value)):
-        return True
-    tensors = [t for value in values for t in tensors_in(value)]
+def _captures(function: Function, inputs: Any) -> bool:
+    """Whether a function uses activations that are not tensors among its inputs."""
+    objects = [v for v in pytree.tree_leaves(inputs) if not isinstance(v, Tensor)]
+    tensors = (t for value in (function, *objects) for t in _within_reach(value))
     return any(has_tangent(t) or (t.requires_grad and not t.is_leaf) for t in tensors)
+
+
+def _within_reach(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+    """The tensors in a value and in what it refers to; of modules all but the weights."""
+    yield from tensors_in(value)
+    if depth == 0 or isinstance(value, PLAIN):
+        return
+    of_module = isinstance(value, nn.Module)
+    parts = [home[key[1]] for key, home in attributes(value)] if of_module else enclosed(value)
+    for part in parts:
+        yield from _within_reach(part, depth - 1)
 
 
 def _autocast() -> dict[str, dict[str, Any]]:

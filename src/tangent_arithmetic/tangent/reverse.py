@@ -31,31 +31,34 @@ def by_reverse(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return func(*new_args, **new_kwargs)
 
     states = random_states()
-    out = value([primal for primal, _ in parts])
-    if not isinstance(out, Tensor) or not out.is_floating_point():
-        return NotImplemented
+    out, form = pytree.tree_flatten(value([primal for primal, _ in parts]))
     set_random_states(states)
     with torch.enable_grad():
         leaves = [v.detach() if isinstance(v, Tensor) else v for v, _ in parts]
         x = [leaves[k].requires_grad_() for k in tangents]
-        y = value(leaves)
-        tangent = _push(y, x, list(tangents.values()))
-    return NotImplemented if tangent is None else forward_ad.make_dual(out, tangent.to(out.dtype))
+        recorded = enumerate(pytree.tree_leaves(value(leaves)))
+        y = {k: v for k, v in recorded if isinstance(v, Tensor) and v.requires_grad}
+        steps = _push(list(y.values()), x, list(tangents.values()))
+    if steps is None:
+        return NotImplemented
+    for k, step in zip(y, steps, strict=True):
+        out[k] = forward_ad.make_dual(out[k], step.to(out[k].dtype))
+    return pytree.tree_unflatten(out, form)
 
 
-def _push(y: Tensor, x: list[Tensor], v: list[Tensor]) -> Tensor | None:
-    """J v of a recorded output y of x; None if its backward pass does not allow it."""
-    if not y.requires_grad:
+def _push(y: list[Tensor], x: list[Tensor], v: list[Tensor]) -> list[Tensor] | None:
+    """J v of recorded outputs y of x; None if their backward pass does not allow it."""
+    if not y or any(output.is_complex() for output in y):
         return None
     try:
-        u = torch.zeros_like(y, requires_grad=True)
+        u = [torch.zeros_like(output, requires_grad=True) for output in y]
         back = torch.autograd.grad(y, x, u, create_graph=True, allow_unused=True)
         pairs = [(g, w) for g, w in zip(back, v, strict=True) if g is not None]
         grads, weights = zip(*pairs, strict=True)
-        tangent = torch.autograd.grad(grads, u, weights)[0]
-        return tangent.detach()
+        return [step.detach() for step in torch.autograd.grad(grads, u, weights)]
     except (RuntimeError, ValueError):
-        return _row_by_row(y, x, v) if 0 < y.numel() <= ROWS else None
+        few = 0 < sum(output.numel() for output in y) <= ROWS
+        return [_row_by_row(output, x, v) for output in y] if few else None
 
 
 def _row_by_row(y: Tensor, x: list[Tensor], v: list[Tensor]) -> Tensor:

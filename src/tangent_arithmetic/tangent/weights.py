@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
-from tangent_arithmetic.tangent.state import unpack
+from tangent_arithmetic.tangent.state import of_the_pass
 
 Tangents = Mapping[str, Tensor]  # a direction by name of parameter
 CACHED = 8  # dual tensors kept after a read, since a module may read a weight several times
@@ -151,34 +150,74 @@ def swapped(
                 cached.popitem(last=False)
         return cached[name]
 
-    originals: list[tuple[nn.Module, Any, dict[str, Any], dict[str, Any]]] = []
+    originals: list[tuple[nn.Module, Any, dict[str, Any], dict[str, Tensor]]] = []
     try:
         for path, module in model.named_modules():
-            state, prefix = module.__dict__, f"{path}." if path else ""
-            parameters, buffers = state["_parameters"], state["_buffers"]
-            given = {n: values[prefix + n] for n in buffers if prefix + n in values}
-            originals.append((module, parameters, dict(buffers), given))
+            state = module.__dict__
+            parameters = state["_parameters"]
+            originals.append((module, parameters, *_lend(module, path, values)))
             if parameters:
                 state["_parameters"] = _Pairs(parameters, read)
-            buffers.update(given)
         yield cached
     finally:
         cached.clear()
-        for module, parameters, buffers, given in originals:
+        for module, parameters, _, _ in originals:
             module.__dict__["_parameters"] = parameters
+        for module, _, buffers, given in originals:
             _put_back(module, buffers, given)
 
 
+@contextlib.contextmanager
+def buffers_lent(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """Replaces the buffers of a module inside the block, as `swapped` does.
+
+    Args:
+        model: the module; the buffers of a scripted one stay.
+        values: buffers and others, by all their names.
+
+    Yields:
+        The values that replace nothing yet.
+    """
+    modules = dict(model.named_modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
+        yield values
+        return
+    lent = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    originals: list[tuple[nn.Module, dict[str, Any], dict[str, Tensor]]] = []
+    try:
+        for path, module in modules.items():
+            originals.append((module, *_lend(module, path, values)))
+        yield {name: value for name, value in values.items() if name not in lent}
+    finally:
+        for module, buffers, given in originals:
+            _put_back(module, buffers, given)
+
+
+def _lend(
+    module: nn.Module, path: str, values: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Replaces a module's buffers, except emptied caches; its own, and the replacements."""
+    buffers = module.__dict__["_buffers"]
+    own, prefix = dict(buffers), f"{path}." if path else ""
+    names = [name for name, value in own.items() if value is not None and prefix + name in values]
+    given = {name: values[prefix + name] for name in names}
+    buffers.update(given)
+    return own, given
+
+
 def _put_back(module: nn.Module, buffers: dict[str, Any], given: Mapping[str, Tensor]) -> None:
-    """Restores a module's buffers, with the values that the forward pass has assigned to them."""
+    """Restores a module's buffers, with the values that the forward pass has assigned to them.
+
+    Values that mean nothing outside the pass stay, for `Attributes` to find.
+    """
     now = module.__dict__["_buffers"]
     for name, original in buffers.items():
         value, before = now.get(name), given.get(name, original)
+        if value is not before and of_the_pass(value):
+            continue
         now[name] = original
         if value is before or not isinstance(value, Tensor):
             continue
-        if forward_ad._current_level >= 0:
-            value = unpack(value)[0]
         if isinstance(before, Tensor) and before.shape == value.shape:
             with torch.no_grad():
                 before.copy_(value)

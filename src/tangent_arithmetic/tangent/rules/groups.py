@@ -75,6 +75,18 @@ def segment_reduce(
     return _reduced(data, segment, len(lengths), reduce)
 
 
+@composite(Tensor.scatter_reduce_)
+def scatter_reduce_(
+    input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Any:
+    """Products in place; other reductions are left to PyTorch."""
+    if reduce != "prod":
+        return NotImplemented
+    start = input.clone()  # a backward pass needs it
+    products = torch.scatter_reduce(start, dim, index, src, reduce, include_self=include_self)
+    return input.copy_(products)
+
+
 @rule(*(f for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f))
 def grouped_mm(
     input: Tensor,

@@ -38,7 +38,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         for inputs, matrix in ((x, dweight), (dx, w)):
             if inputs is None or matrix is None:
                 continue
-            rows = inputs.reshape(-1, inputs.shape[-1])  # (tokens, in)
+            rows = _rows(inputs)
             if step is not None:
                 step.addmm_(rows, matrix.mT)
             elif dbias is not None:
@@ -62,9 +62,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return y, Pushes(push, several)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """(..., in) as (tokens, in), where `in` may be 0."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
 def _add_products(step: Tensor | None, x: Tensor, dweight: Stack, like: Tensor) -> Tensor:
     """`step + x dW^T` of each direction, written to where it belongs."""
-    rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
+    rows = _rows(x)
     parts = [part.to(like.dtype) for part in dweight.parts]
     new = step is None
     if step is None:
