@@ -13,6 +13,7 @@ from tangent_arithmetic.arithmetic import addition
 from tangent_arithmetic.arithmetic.addition import NEAR, add
 from tangent_arithmetic.arithmetic.line import lines
 from tangent_arithmetic.arithmetic.negation import negate
+from tangent_arithmetic.arithmetic.steps import Steps
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.encoders.base import Encoder
@@ -96,6 +97,25 @@ def test_the_near_range_is_as_wide_as_the_loss_allows(
     assert lost(inside[:-1]).max() <= loss + 1e-12
     beyond = ([] if low is None else [low - 1e-9]) + ([] if high is None else [high])
     assert beyond and lost(np.array(beyond)).min() > loss
+
+
+@pytest.mark.parametrize(
+    ("edges", "values", "near"),
+    [
+        ([-1e17], [1.0, 0.0], [None, -1e17]),
+        ([1e17], [0.0, 1.0], [1e17, None]),
+        ([0.0, 1.0, 2.0, 3.0], [0.0, 0.035, 0.03, 0.029, 0.0], [0.0, 2.0]),  # half a point, rounded
+    ],
+)
+def test_the_near_range_of_known_steps(
+    edges: list[float], values: list[float], near: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Steps(*(torch.tensor(each, dtype=torch.float64) for each in (edges, values)))
+    monkeypatch.setattr(addition, "lines", lambda *_: [known])
+    encoder, tau = linear_encoder()
+    found = addition.exact_optimum(encoder, tau, VAL[:1], {"oneVal": 1.0})
+    assert found is not None and found["near"] == near
+    assert known.at([found["coefficient"]]).tolist() == [found["value"]] == [max(values)]
 
 
 def test_a_task_without_reference_does_not_count() -> None:

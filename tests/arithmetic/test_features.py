@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -280,6 +281,9 @@ CHANGES: dict[str, Callable[[Case], Any]] = {
     "the number of ranks": lambda case: setattr(case, "world_size", 2),
     "the model": lambda case: case.patch.setattr(LinearizedEncoder, "identity", lambda _: "other"),
     "the sources": lambda case: case.patch.setattr(software, "sources_hash", lambda _: "0" * 64),
+    "a module without weights": lambda case: setattr(
+        case.linear.model.module0().get_submodule("after"), "1", nn.Sigmoid()
+    ),
     "a library": lambda case: case.patch.setattr(software, "libraries", lambda: {"torch": "0.0"}),
 }
 
@@ -367,6 +371,45 @@ def test_without_a_recipe_nothing_is_cached(
     assert not case.files() and "preprocessing declares no recipe" in caplog.text
 
 
+OWN = """
+from tests.arithmetic.tiny import Convolution
+class Own(Convolution):
+    def forward(self, images):
+        return super().forward(images) * {}
+"""
+
+
+def test_features_of_an_encoder_whose_code_changed_are_computed_again(
+    case: Case, tmp_path: Path
+) -> None:
+    weights, found = case.linear.model.weights(), []
+    path = tmp_path / "own_encoder.py"
+    for factor in (2, 3):
+        path.write_text(OWN.format(factor), encoding="utf-8")
+        module = types.ModuleType("own_encoder")
+        module.__file__ = str(path)
+        case.patch.setitem(sys.modules, "own_encoder", module)
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
+        encoder = module.Own()
+        encoder.load_state_dict(weights)
+        case.linear = LinearizedEncoder(encoder)
+        found.append(case.features())
+        assert identical(case.features(), case.features(cached=False))
+    torch.testing.assert_close(found[1].f0, found[0].f0 * 1.5)
+    assert len(case.files()) == 2
+
+
+def test_encoders_without_known_sources_are_not_cached(case: Case, caplog: Log) -> None:
+    case.patch.setattr("inspect.getsourcefile", _no_source)
+    with caplog.at_level(logging.INFO, logger="tangent_arithmetic"):
+        case.features()
+    assert not case.files() and "a source of the encoder is unknown" in caplog.text
+
+
+def _no_source(one: object) -> str:
+    raise TypeError(f"{one} is a built-in class")
+
+
 def test_features_of_images_without_identity_are_not_cached(
     case: Case, passes: list[int], caplog: Log
 ) -> None:
@@ -443,7 +486,7 @@ def test_leftovers_are_removed_and_files_being_written_count(case: Case) -> None
     case.features(*case.vectors(1))
     (folder,) = {path.parent for path in case.files()}
     size = case.size()
-    leftover = folder / ".f0.safetensors.x1.part"
+    leftover = folder / ".f0.safetensors.x1_abcde.tangent.part"
     leftover.mkdir()
     (leftover / "f0.safetensors").write_bytes(b"half" * 1000)
     case.patch.setattr(features, "CACHE_BYTES", size + 10)

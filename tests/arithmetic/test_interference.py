@@ -16,6 +16,7 @@ from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
 from tests.arithmetic.tiny import Convolution, pictures
 from tests.small_suite import random_vector
 
@@ -90,6 +91,20 @@ def test_ranks_are_weighted_by_their_images(monkeypatch: pytest.MonkeyPatch) -> 
     none = Features(torch.zeros(0, 0), [torch.zeros(0, 0)], torch.zeros(0, dtype=torch.int64))
     monkeypatch.setattr(ddp, "gather", lambda own: [own, ([2.0], 4)])
     assert of_features(none) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("f0", "message"),
+    [
+        (torch.zeros(0, 0), "no images to measure interference on: the split is empty"),
+        (torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "features at theta0, .* are 0 or not finite"),
+    ],
+)
+def test_undefined_interference_is_an_error(f0: Tensor, message: str) -> None:
+    labels = torch.zeros(len(f0), dtype=torch.int64)
+    for step in (f0, torch.ones_like(f0)):
+        with pytest.raises(UsageError, match=message):
+            of_features(Features(f0, [step], labels))
 
 
 def test_means_are_over_pairs_of_different_tasks() -> None:

@@ -67,23 +67,38 @@ def test_logits_at_any_coefficients(normalises: bool, bias: bool) -> None:
         logits.at([1.0])
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize(("bias", "ranks"), list(product([True, False], [1, 2, 3, 41])))
 def test_shares_of_ranks_gather_to_the_whole(
-    bias: bool, ranks: int, monkeypatch: pytest.MonkeyPatch
+    bias: bool, ranks: int, several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split, own = features(), head(True, bias)
+    if several:
+        labels = (torch.rand(IMAGES, CLASSES) < 0.5).to(torch.uint8)
+        split = Features(split.f0, split.directions, labels)
     whole = of_features(split, own, "X", VECTORS)
     shares = []
     for rank in range(ranks):  # every `ranks`-th image; the last of 41 ranks has none
         f0, *directions = (x[rank::ranks] for x in (split.f0, *split.directions))
         if not len(f0):
             f0, directions = torch.zeros(0, 0), [torch.zeros(0, 0)] * len(directions)
-        share = Features(f0, directions, split.labels[rank::ranks])
+        labels = split.labels[rank::ranks]
+        if not len(f0):  # of batches whose images are not listed
+            labels = torch.zeros(0, dtype=torch.int64)
+        share = Features(f0, directions, labels)
         shares.append(of_features(share, own, "X", VECTORS))
     monkeypatch.setattr(ddp, "gather", lambda value: shares)
-    again = gathered(shares[0])
-    assert torch.equal(again.labels, whole.labels)
-    torch.testing.assert_close(again.at(POINTS[2]), whole.at(POINTS[2]), rtol=0, atol=1e-5)
+    for own_share in (shares[0], shares[-1]):
+        again = gathered(own_share)
+        assert torch.equal(again.labels, whole.labels)
+        torch.testing.assert_close(again.at(POINTS[2]), whole.at(POINTS[2]), rtol=0, atol=1e-5)
+
+
+def test_logits_without_vectors_are_those_of_theta0() -> None:
+    split, own = features(), head(True, True)
+    found = of_features(Features(split.f0, [], split.labels), own, "X", ())
+    expected = of_features(split, own, "X", VECTORS)
+    torch.testing.assert_close(found.at([]), expected.at(POINTS[0]))
 
 
 def test_accuracies_agree_with_an_evaluation_of_the_edited_encoder(run: Run) -> None:

@@ -133,6 +133,14 @@ def test_metrics_do_not_depend_on_batches_or_ranks(
 def test_no_images_at_all_are_refused() -> None:
     with pytest.raises(UsageError, match="no images to evaluate on"):
         scores([Tally()])
+    assert scores([]) == []
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 7), (6, 1), (5,), (6, 5, 1)])
+def test_labels_that_do_not_fit_the_logits_are_refused(shape: tuple[int, ...]) -> None:
+    labels = torch.ones(shape, dtype=torch.uint8)
+    with pytest.raises(UsageError, match=rf"labels of shape \({shape[0]},.*\(6,\), or .*\(6, 5\)"):
+        measured(torch.randn(6, 5), labels)
 
 
 def split(multilabel: bool, name: str = "X", **options: Any) -> Split:

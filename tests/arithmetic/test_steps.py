@@ -60,6 +60,45 @@ def test_the_range_about_a_coefficient(
     assert STEPS.around(coef, least) == expected
 
 
+@pytest.mark.parametrize(
+    ("edges", "values", "expected"),
+    [
+        ((-1e17,), (1, 0), Plateau(-INF, -1e17, 1)),
+        ((1e17,), (0, 1), Plateau(1e17, INF, 1)),
+        ((-1e17, 1e17), (0, 1, 0), Plateau(-1e17, 1e17, 1)),
+        ((1e17, 1e17 + 64, 3e17), (0, 1, 0.5, 0), Plateau(1e17 + 64, 3e17, 0.5)),  # too narrow
+        ((), (1,), Plateau(-INF, INF, 1)),
+    ],
+)
+def test_plateaus_far_from_zero(
+    edges: tuple[float, ...], values: tuple[float, ...], expected: Plateau
+) -> None:
+    steps = Steps(tensor(*edges), tensor(*values))
+    found = steps.best()
+    assert found == expected
+    at = float(torch.tensor(found.coefficient, dtype=torch.float32))  # as features are moved
+    assert steps.at([found.coefficient, at]).tolist() == [found.value] * 2
+    near = steps.around(found.coefficient, found.value)
+    assert near is not None and near[0] <= expected.low and near[1] == expected.high
+
+
+def test_the_middle_of_neighbouring_numbers_is_inside() -> None:
+    low = 1 + 2**-52
+    assert Plateau(low, math.nextafter(low, 2), 1.0).coefficient == low
+    assert Plateau(1e308, 1.5e308, 1.0).coefficient == 1.25e308
+
+
+@pytest.mark.parametrize("first", [(0.1, 0.3), (0.3, 0.1)])
+def test_rounding_does_not_part_a_plateau(first: tuple[float, float]) -> None:
+    parts = [first, (0.2, 0.2), first[::-1]]
+    total = weighted([Steps(tensor(0, 0.001, 1), tensor(0, *p, 0)) for p in parts], [1 / 3] * 3)
+    assert total.values[1] != total.values[2]
+    found = total.best()
+    assert (found.low, found.high, found.value) == (0, 1, pytest.approx(0.2))
+    kept = total.least(Steps(tensor(), tensor(1)), 0.5, 0.0, 1.0)
+    assert kept is not None and (kept.low, kept.high) == (0, 1)
+
+
 def test_sums_of_step_functions() -> None:
     one, two = Steps(tensor(0, 1), tensor(1, 2, 3)), Steps(tensor(0.5, 1), tensor(5, 7, 11))
     for each, same in zip((one, two), joint([one, two]), strict=True):

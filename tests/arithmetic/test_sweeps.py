@@ -93,6 +93,21 @@ def test_a_sweep_agrees_with_single_evaluations(linear: bool, encoder: Convoluti
 
 
 @both
+def test_an_evaluation_leaves_the_modes_of_an_encoder(linear: bool, encoder: Convolution) -> None:
+    base = linearized(encoder) if linear else encoder
+    base.train()
+    next(base.children()).eval()
+    before = [part.training for part in base.modules()]
+    assert len(set(before)) == 2
+    tau = vector(encoder, linear).vector
+    found = split().accuracy(base), split().sweep(base, tau, COEFS)
+    assert [part.training for part in base.modules()] == before
+    base.eval()
+    assert found == (split().accuracy(base), split().sweep(base, tau, COEFS))
+    assert split().sweep(base, tau, []) == []
+
+
+@both
 def test_accuracies_are_those_of_the_forward_pass(linear: bool, encoder: Convolution) -> None:
     model = vector(encoder, linear).apply_to(encoder, 0.8)
     # linear passes save and restore the buffers

@@ -107,6 +107,18 @@ def test_factors_may_be_numbers_of_any_library(half: Any) -> None:
         np.testing.assert_array_equal(_values(scaled), np.arange(5.0) / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
+def test_quotients_are_computed_in_the_dtype_of_the_vector(dtype: torch.dtype) -> None:
+    values = np.array([2.0, -1.0, 0.5, 0.0, 7.0])
+    for divisor in (torch.tensor(3, dtype=dtype), 3):
+        quotient = _vector(values) / divisor
+        np.testing.assert_array_equal(_values(quotient), values / 3)
+        assert quotient.vector["a"].dtype == torch.float64
+    for zero in (0, 0.0, torch.tensor(0, dtype=dtype)):
+        with pytest.raises(UsageError, match="cannot be divided by 0"):
+            _vector(values) / zero
+
+
 def test_sums_of_products_are_accumulated_in_float64() -> None:
     """In float32 the one is lost beside 1e8, and the sum of squares overflows."""
     tau = TaskVector(vector={"w": torch.tensor([1e8, 1.0, -1e8])})
@@ -322,6 +334,61 @@ def test_modules_move_with_their_statistics_but_not_their_counts() -> None:
     assert nonlinear_to_linear(tau).vector.keys() == parameters
     by_name = NonLinearTaskVector(dict(base.state_dict()), dict(tuned.state_dict()))
     assert nonlinear_to_linear(by_name).vector.keys() == parameters | {"shift"}
+
+
+class Holder(nn.Module):
+    """A module whose only child has the name that wrappers use."""
+
+    def __init__(self, child: nn.Module) -> None:
+        super().__init__()
+        self.module = child
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        Holder,
+        torch.optim.swa_utils.AveragedModel,
+        lambda m: m,
+        lambda m: Holder(nn.DataParallel(m)),
+    ],
+)
+def test_wrapped_modules_have_the_names_of_plain_ones(wrap: Callable[..., Any]) -> None:
+    def plain() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+    base, tuned = plain(), plain()
+    with torch.no_grad():
+        tuned.get_buffer("1.running_mean").fill_(2.0)
+    expected = TaskVector(base, tuned)
+    for pair in ((base, wrap(tuned)), (wrap(base), tuned), (wrap(base), wrap(tuned))):
+        tau = TaskVector(*pair)
+        assert tau.buffers == expected.buffers == {"1.running_mean", "1.running_var"}
+        assert tau.base_hash == expected.base_hash
+        assert content_hash(tau.vector) == content_hash(expected.vector)
+        for model in (base, wrap(base)):
+            names = model.state_dict()
+            moved, state = tau.apply_to(model), tau.apply_to(names)
+            assert moved.state_dict().keys() == names.keys() >= state.keys()
+            for name, value in state.items():
+                assert torch.equal(moved.state_dict()[name], value)
+                torch.testing.assert_close(value, tuned.state_dict()[bare(name)])
+    x = torch.randn(4, 3)
+    linear = expected.apply_to_linear(Holder(base))
+    torch.testing.assert_close(linear(x), expected.apply_to_linear(base)(x))
+    by_hand = {name: torch.ones_like(p) for name, p in wrap(base).named_parameters()}
+    moved = TaskVector(vector=by_hand).apply_to(wrap(base))
+    for name, value in moved.named_parameters():
+        assert torch.equal(value, base.get_parameter(bare(name)) + 1)
+
+
+def bare(name: str) -> str:
+    return name.replace("module.", "").replace("_orig_mod.", "")
 
 
 def test_half_precision_weights_keep_their_type() -> None:

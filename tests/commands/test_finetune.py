@@ -242,7 +242,7 @@ def test_the_next_run_removes_what_a_killed_one_left(
         patch.setattr(RunStates, "remove", killed)
         with pytest.raises(Killed):
             finetune.main(run)
-    part = checkpoint(tmp_path).with_name(f".{checkpoint(tmp_path).name}.x1.part")
+    part = checkpoint(tmp_path).with_name(f".{checkpoint(tmp_path).name}.abcdefgh.tangent.part")
     part.mkdir()  # of a state that was being written
     (part / "half").write_bytes(b"half")
     assert checkpoint(tmp_path).exists() and states(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -25,7 +26,7 @@ from tangent_arithmetic.runtime import atomic
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage import checkpoints
 from tangent_arithmetic.storage.checkpoints import save_tensors
-from tangent_arithmetic.storage.statedict import content_hash
+from tangent_arithmetic.storage.statedict import FLOAT8, content_hash
 
 LINEAR = "linearized_image_encoder"
 DTYPES = [
@@ -83,7 +84,39 @@ def test_atomic_shows_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
         assert path.read_text(encoding="utf-8") == "old"
     assert path.read_text(encoding="utf-8") == "new"
     assert list(path.parent.iterdir()) == [path]
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and links of POSIX")
+def test_atomic_keeps_the_mode_of_a_file_and_follows_a_link(tmp_path: Path) -> None:
+    path, link = tmp_path / "store" / "file.txt", tmp_path / "link.txt"
+    path.parent.mkdir()
+    link.symlink_to(path)
+    before = os.umask(0o027)
+    try:
+        atomic.write_text(link, "new")
+    finally:
+        os.umask(before)
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
+    path.chmod(0o600)
+    for place in (path, link):
+        atomic.check_writable(place)
+        atomic.write_text(place, str(place))
+        assert (path.read_text(), path.stat().st_mode & 0o777) == (str(place), 0o600)
+    assert link.is_symlink() and sorted(tmp_path.rglob("*")) == [link, path.parent, path]
+
+
+def test_only_our_own_temporary_folders_are_removed(tmp_path: Path) -> None:
+    ours = tmp_path / f".model.x1_abcde{atomic.PART}"
+    others = [".model-7b.part", ".model.download.part", f".model-7b.x1_abcde{atomic.PART}"]
+    folders = [ours, *(tmp_path / name for name in others)]
+    for folder in folders:
+        folder.mkdir()
+    plain = tmp_path / f".model.download{atomic.PART}"
+    plain.write_text("x", encoding="utf-8")
+    atomic.write_json(tmp_path / "model", {})
+    assert sorted(tmp_path.iterdir()) == sorted([*folders[1:], plain, tmp_path / "model"])
+    atomic.remove_parts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([*folders[1:3], plain, tmp_path / "model"])
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_no_other(
@@ -120,6 +153,45 @@ def test_save_and_load_return_the_same_weights(theta: dict[str, Tensor]) -> None
     assert found.theta0 is None
     assert found.theta0_hash == "0f"
     assert found.info == {"task": "MNIST", "steps": [1, 2]}
+
+
+@pytest.mark.parametrize("part", ["imag", "conj", "neg"])
+def test_negated_and_conjugated_weights_are_saved(part: str, tmp_path: Path) -> None:
+    conj = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    neg = torch._neg_view(torch.tensor([2.0, -4.0]))
+    value = {"imag": conj.imag, "conj": conj, "neg": neg}[part]
+    assert value.is_neg() or value.is_conj()
+    save_tensors(tmp_path / "w", {"w": value}, "head")
+    assert_same(load_checkpoint(tmp_path / "w.safetensors").theta, {"w": value})
+    assert content_hash({"w": value}) == content_hash({"w": value.resolve_neg().resolve_conj()})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        *((torch.tensor([math.nan]).to(f8), "1 of 1 tensors are not finite") for f8 in FLOAT8),
+        (torch.eye(2).to_sparse(), r"must hold dense tensors by name, got\n  w: .*sparse_coo"),
+        (torch.ones(2, device="meta"), "w is on the meta device, which holds no numbers"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["head", checkpoints.STATE])
+def test_weights_without_finite_numbers_are_refused(
+    value: Tensor, message: str, kind: str, tmp_path: Path
+) -> None:
+    if kind == checkpoints.STATE and "finite" in message:
+        save_tensors(tmp_path / "w", {"w": value}, kind)  # a state may hold them
+        return
+    with pytest.raises(UsageError, match=message):
+        save_tensors(tmp_path / "w", {"w": value}, kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_float8_weights_are_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    value = torch.tensor([1.0, -2.0]).to(dtype)
+    save_tensors(tmp_path / "w", {"w": value}, "head")
+    found = load_checkpoint(tmp_path / "w.safetensors").theta["w"]
+    assert found.dtype == dtype and torch.equal(found.float(), value.float())
 
 
 def test_tied_transposed_and_trainable_weights_are_saved(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tangent_arithmetic.arithmetic.features import Features
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.merging import SimpleAverageAlgorithm, TaskArithmeticAlgorithm
 from tangent_arithmetic.runtime.errors import UsageError
@@ -103,6 +104,21 @@ def test_finite_weights_stay_finite(
     theta, tau = pair(dtype, 1.0, step)
     with pytest.raises(UsageError, match=r"w would be .* which is not finite"):
         route(theta, tau, coef)
+
+
+def by_features(theta: State, tau: State, coef: float) -> Tensor:
+    labels = torch.zeros(1, dtype=torch.int64)
+    return Features(theta["w"][None], [tau["w"][None]], labels).at([coef])[0]
+
+
+@pytest.mark.parametrize("route", [by_move, by_move_into, by_module, by_features])
+@pytest.mark.parametrize("coef", [1e39, -1e39])
+def test_coefficients_beyond_a_dtype_are_errors(route: Route, coef: float) -> None:
+    theta, tau = pair(torch.float32, 1.0, 1.0)
+    with pytest.raises(UsageError, match=r"coefficient -?1e\+39 is beyond the range of"):
+        route(theta, tau, coef)
+    wide = {"w": theta["w"].double()}, {"w": tau["w"].double()}
+    assert route(*wide, coef)[1] == 1 + coef
 
 
 @pytest.mark.parametrize("operation", ["subtract", "add", "multiply"])

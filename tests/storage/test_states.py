@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError
 from tangent_arithmetic.storage import states as module
-from tangent_arithmetic.storage.states import RunStates, pack, unpack
+from tangent_arithmetic.storage.reading import read_json
+from tangent_arithmetic.storage.states import RunStates, check_settings, pack, unpack
 from tests.processes import ended, wait_for
 
 HOLD = """
@@ -53,14 +55,39 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
 
 def test_partial_files_of_killed_runs_are_removed(tmp_path: Path) -> None:
     states = states_in(tmp_path)
-    part, other = tmp_path / ".run.safetensors.x1.part", tmp_path / ".other.safetensors.x1.part"
-    (tmp_path / "run_resume").mkdir()
-    for path in (part, other, tmp_path / "run_resume" / ".00000001.safetensors.y.part"):
-        path.write_bytes(b"half")
+    names = [f".{name}.safetensors.x1_abcde.tangent.part" for name in ("run", "other", "00000001")]
+    part, other = (tmp_path / name for name in names[:2])
+    for path in (part, other, tmp_path / "run_resume" / names[2]):
+        path.mkdir(parents=True)
+        (path / "run.safetensors").write_bytes(b"half")
     states.save({"w": torch.ones(1)}, 1, {})
     assert files(tmp_path) == ["00000001.safetensors"]
     states.remove()
     assert list(tmp_path.iterdir()) == [other]
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        (f"{Path.home()}/model", "~/other"),
+        ([Path.home() / "model"], ["/model"]),
+        (float("nan"), 0.0),
+        ("a\udc80", "a\udc81"),
+        ({1: (2, 3)}, {1: (2, 4)}),
+    ],
+)
+def test_settings_equal_what_is_read_from_a_file(
+    setting: object, other: object, tmp_path: Path
+) -> None:
+    states_in(tmp_path, model=setting).save({"w": torch.ones(1)}, 1, {})
+    assert states_in(tmp_path, model=setting).newest() is not None
+    with pytest.raises(UsageError, match="other settings: model"):
+        states_in(tmp_path, model=other).newest()
+    write_json(tmp_path / "facts.json", {"model": setting})
+    recorded = read_json(tmp_path / "facts.json")
+    check_settings(tmp_path, recorded, {"model": setting}, "--save")
+    with pytest.raises(UsageError, match="with other settings"):
+        check_settings(tmp_path, recorded, {"model": other}, "--save")
 
 
 def test_a_disk_that_is_full_does_not_end_the_run(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -164,6 +164,9 @@ CALLS: list[tuple[Any, ...]] = [
     ("torch", "FloatStorage", 10**12),
     ("torch._utils", "_rebuild_parameter", 1),
     ("torch._utils", "_rebuild_tensor_v2", 1, 0, (1,), (1,), False, {}),
+    ("collections", "Counter", 5),
+    ("collections", "defaultdict", None, 5),
+    ("builtins", "compile", "list", "", "eval"),
 ]
 MULTIPLES = ((i * (2**61 - 1)).to_bytes(10, "little") for i in range(2, 20_000))
 PICKLES: dict[str, bytes] = {
@@ -446,6 +449,9 @@ CONTENT: dict[str, Any] = {
     "dtypes": {dtype: torch.ones(3).to(getattr(torch, dtype)) for dtype in NUMBERS.split()},
     "plain": {"set": {1, 2}, "none": None, "tuple": (1.5, "text", b"bytes"), "big": 2**70},
     "size": torch.Size([2, 3]),
+    "negated": torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+    "of schedules": {"milestones": Counter({30: 1}), "lists": defaultdict(list, a=[1])},
+    "default dicts": [defaultdict(None, {1: 2}), *map(defaultdict, (int, float, dict, set))],
     "many integers as keys": {i: f"class {i}" for i in range(21_841)},
 }
 
@@ -470,6 +476,16 @@ def test_data_is_read_as_torch_reads_it(label: str, how: str, path: Path) -> Non
     else:
         torch.save(value, path, _use_new_zipfile_serialization=how == "zip")
         assert same(read_pickle(path), torch.load(path, weights_only=False))
+
+
+def test_negated_weights_of_modules_and_dicts_are_plain(path: Path) -> None:
+    module, value = torch.nn.Linear(2, 2), torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    module.register_buffer("shift", value)
+    torch.save(module, path)
+    named = state_of(read_pickle(path))["shift"]
+    torch.save({"shift": value}, path)
+    for found in (named, tensors_of(read_pickle(path))["shift"]):
+        assert found.numpy().tolist() == [-2.0, 4.0]
 
 
 def test_enum_members_as_python_3_11_0_writes_them(path: Path) -> None:

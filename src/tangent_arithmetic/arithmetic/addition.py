@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
+from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef, least_kept
 from tangent_arithmetic.arithmetic.line import lines
 from tangent_arithmetic.arithmetic.metrics import normalized
 from tangent_arithmetic.arithmetic.steps import Plateau, Steps, weighted
@@ -87,13 +87,12 @@ def exact_optimum(
         return None
     total = _mean({s.name: line for s, line in zip(val, found, strict=True)}, learned, references)
     best = total.best()
-    near = total.around(best.coefficient, best.value - NEAR)
-    assert near is not None
+    near = total.around(best.coefficient, least_kept(1.0, best.value - NEAR))
     return {
         "coefficient": best.coefficient,
         "value": best.value,
         "plateau": best.ends(),
-        "near": Plateau(*near, best.value).ends(),
+        "near": Plateau(*(near or (best.low, best.high)), best.value).ends(),
     }
 
 

@@ -4,7 +4,8 @@ r"""Features of linearised encoders, from which the logits at every coefficient 
    f_0 = f(x; \theta_0), \quad d_t = J(x; \theta_0)\, \tau_t \]
 
 One pass over a data set computes them all. They are cached on disk under a hash of everything they
-depend on: theta0, tau_t, the images, the preprocessing, the precision and the software. A
+depend on: theta0, tau_t, the images, the preprocessing, the precision, the software, and the
+sources and the structure of the encoder. If a source is unknown, nothing is cached. A
 preprocessing is identified by its attribute `recipe`, any JSON value; the models in
 `encoders/clip.py` set it. Without one, features are computed each time.
 """
@@ -25,18 +26,20 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tangent_arithmetic.data.identity import fingerprint, labels_of
 from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.encoders.base import LinearEncoder
+from tangent_arithmetic.encoders.built import LIBRARIES, code_of
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import atomic, remove_parts
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.runtime.software import software
-from tangent_arithmetic.storage.statedict import State, check_part, content_hash, scale
+from tangent_arithmetic.storage.statedict import State, check_part, content_hash, in_range, scale
 from tangent_arithmetic.tangent import at_once
+from tangent_arithmetic.tangent.functional import evaluating
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.tangent.memory import freed_memory_kept
 
@@ -47,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 PAIRS = 768  # of an image and a direction, in memory at once; ViT-B-32 takes 3 MB for each
 DIRECTIONS = 128  # at once; those beyond take another pass
+OURS = (*LIBRARIES, "tangent_arithmetic")  # packages whose software is identified
 CACHE_BYTES = 8 * 2**30  # beyond this the least recently used features are deleted
 
 
@@ -73,7 +77,7 @@ class Features:
         """Features at theta0 + sum of coefs[t] * tau_t."""
         phi = self.f0
         for coef, direction in zip(coefs, self.directions, strict=True):
-            phi = torch.add(phi, direction, alpha=coef)
+            phi = torch.add(phi, direction, alpha=in_range(coef, direction.dtype))
         return phi
 
 
@@ -141,13 +145,13 @@ def _compute(
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors to cache of f0 and of each vector, from one pass over this rank's share."""
     device = compute.device
-    encoder.eval().to(device)
+    encoder.to(device)
     taus = [{name: v.to(device) for name, v in tau.items()} for tau in vectors.values()]
     parts: list[list[Tensor]] = []
     labels: list[Tensor] = []
     total = len(batches) if isinstance(batches, EvalBatches) else None
     bar = progress(batches, f"features of {getattr(batches, 'name', 'a split')}", total)
-    with freed_memory_kept():
+    with evaluating(encoder), freed_memory_kept():
         for batch in bar:
             images, truth = to_device(batch, device)
             bar.note(len(images) * ddp.world_size())
@@ -205,11 +209,17 @@ def _folder(
         what = "images have no identity" if images is None else "preprocessing declares no recipe"
         logger.info("features are not cached, since the %s", what)
         return None
+    modules = _modules(encoder)
+    code = [code_of(module, known=OURS) for module in modules]
+    if not code or None in code:
+        logger.info("features are not cached, since a source of the encoder is unknown")
+        return None
     facts = {
         "model": [encoder.identity(), encoder.built() if hasattr(encoder, "built") else {}],
+        "modules": [code, [_without_addresses(module) for module in modules]],
         "theta0": content_hash(encoder.weights0()),
         "pictures": images,
-        "preprocess": [recipe, re.sub(r" at 0x\w+", "", repr(transform))],
+        "preprocess": [recipe, _without_addresses(transform)],
         "precision": compute.precision,
         "device": compute.device.type,
         "share": [batches.rank, batches.world_size],
@@ -217,6 +227,18 @@ def _folder(
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return cache / key[:32]
+
+
+def _modules(encoder: LinearEncoder) -> list[nn.Module]:
+    """The encoder, and the modules that it linearises; none of an encoder that is no module."""
+    if not isinstance(encoder, nn.Module):
+        return []
+    linear = [part for part in encoder.modules() if isinstance(part, LinearizedModel)]
+    return [encoder, *(part.module0() for part in linear)]
+
+
+def _without_addresses(value: object) -> str:
+    return re.sub(r" at 0x\w+", "", repr(value))
 
 
 def _read_all(folder: Path, keys: Sequence[str], labels: Tensor) -> dict[str, dict[str, Tensor]]:

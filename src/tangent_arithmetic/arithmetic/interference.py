@@ -11,12 +11,14 @@ Disentanglement", ICLR 2025, here relative to the features at theta0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from tangent_arithmetic.arithmetic.features import linear_features
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from tangent_arithmetic.arithmetic.features import Features
@@ -81,6 +83,9 @@ def of_features(features: Features) -> list[float]:
 
     Returns:
         The mean over images of |J tau|^2 / |f0|^2 for each vector, in float64.
+
+    Raises:
+        UsageError: if there are no images, or the features of one are 0 or not finite.
     """
     sums = [0.0] * len(features.directions)
     if len(features.labels):
@@ -91,6 +96,13 @@ def of_features(features: Features) -> list[float]:
         ]
     shares = ddp.gather((sums, len(features.labels)))
     images = sum(count for _, count in shares)
+    if not images:
+        raise UsageError("no images to measure interference on: the split is empty")
+    if not all(math.isfinite(value) for values, _ in shares for value in values):
+        raise UsageError(
+            "interference is undefined: features at theta0, or their moves, are 0 or not finite "
+            "for some image; expected features other than 0. Leave such images out"
+        )
     return [sum(column) / images for column in zip(*(each for each, _ in shares), strict=True)]
 
 
@@ -103,6 +115,9 @@ def matrix(
         base: the linear encoder; only f and theta0 count.
         vectors: task vectors by name.
         splits: the images by name of their data set; cached features are used.
+
+    Raises:
+        UsageError: see `of_features`.
     """
     rows = {}
     for name, split in splits.items():

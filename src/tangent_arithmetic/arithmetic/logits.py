@@ -106,7 +106,7 @@ def of_features(
         dataset=dataset,
         vectors=tuple(vectors),
         base=base,
-        steps=torch.stack(steps),
+        steps=torch.stack(steps) if steps else base.new_empty(0, *base.shape),
         labels=features.labels,
         bias=bias if biased else None,
         gram=gram,
@@ -131,15 +131,17 @@ def linear_logits(encoder: LinearEncoder, vectors: Mapping[str, State], split: S
 
 def gathered(logits: Logits) -> Logits:
     """The logits of all ranks' shares, in the order of the split, on every rank."""
-    shares = ddp.gather(logits)
-    if len(shares) == 1:
+    ranks = ddp.gather(logits)
+    shares = {rank: share for rank, share in enumerate(ranks) if len(share.labels)}
+    if len(ranks) == 1 or not shares:
         return logits
-    indices = [torch.arange(len(s.labels)) * len(shares) + rank for rank, s in enumerate(shares)]
+    indices = [torch.arange(len(s.labels)) * len(ranks) + rank for rank, s in shares.items()]
     order = torch.cat(indices).argsort()
 
     def whole(kind: str, dim: int = 0) -> Tensor:
-        return torch.cat([getattr(share, kind) for share in shares], dim).index_select(dim, order)
+        parts = [getattr(share, kind) for share in shares.values()]
+        return torch.cat(parts, dim).index_select(dim, order)
 
-    gram = None if logits.gram is None else whole("gram")
+    gram = None if next(iter(shares.values())).gram is None else whole("gram")
     base, steps, labels = whole("base"), whole("steps", dim=1), whole("labels")
     return replace(logits, base=base, steps=steps, labels=labels, gram=gram)

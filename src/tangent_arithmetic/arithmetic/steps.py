@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tangent_arithmetic.arithmetic.coefficients import ROUNDING
 from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64
 
-RESOLUTION = 1e-6  # narrower pieces do not count: features in float32 do not resolve them
+# narrower pieces do not count, since features in float32 do not resolve them; beyond 1 in absolute
+# value it is relative to a coefficient
+RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,23 @@ class Plateau:
 
     @property
     def coefficient(self) -> float:
-        """The middle; of an unbounded plateau the point nearest 0 that is 1 or more inside."""
+        """The middle; of an unbounded plateau the point nearest 0 that is 1 or more inside.
+
+        Ends far from 0 are kept away from by `RESOLUTION` of their size.
+        """
         low, high = self.low, self.high
         if math.isfinite(low) and math.isfinite(high):
-            return (low + high) / 2
-        return min(max(0.0, low + 1), high - 1)
+            middle = low / 2 + high / 2
+            return middle if middle < high else low
+        return min(max(0.0, low + _margin(low)), high - _margin(high))
 
     def ends(self) -> list[float | None]:
         """Both ends, None for infinity, as JSON has none."""
         return [end if math.isfinite(end) else None for end in (self.low, self.high)]
+
+
+def _margin(end: float) -> float:
+    return max(1.0, RESOLUTION * abs(end)) if math.isfinite(end) else 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Steps:
     def best(self, low: float = -math.inf, high: float = math.inf) -> Plateau:
         """The plateau with the largest value in a range; of several the widest, then the lowest.
 
-        Pieces narrower than `RESOLUTION` do not count.
+        Pieces narrower than `RESOLUTION` do not count, nor do differences of `ROUNDING`.
 
         Raises:
             UsageError: if the range has no such piece.
@@ -77,7 +88,8 @@ class Steps:
         wide = self._wide(low, high)
         if not bool(wide.any()):
             raise UsageError(f"expected a range wider than {RESOLUTION:g}, got {low:g} to {high:g}")
-        return self._widest(self.values == self.values[wide].max(), low, high)
+        best = self.values[wide].max()
+        return self._widest(_about(self.values, best), float(best), low, high)
 
     def least(
         self, control: Steps, threshold: float, low: float = -math.inf, high: float = math.inf
@@ -90,9 +102,10 @@ class Steps:
         allowed = own._wide(low, high) & (other.values >= threshold)
         if not bool(allowed.any()):
             return None
-        good = own.values == own.values[allowed].min()
-        good &= other.values == other.values[allowed & good].max()
-        return own._widest(good, low, high)
+        least = own.values[allowed].min()
+        good = _about(own.values, least)
+        good &= _about(other.values, other.values[allowed & good].max())
+        return own._widest(good, float(least), low, high)
 
     def around(self, coef: float, least: float) -> tuple[float, float] | None:
         """The range about a coefficient with values of at least `least`; None if it has less."""
@@ -106,13 +119,15 @@ class Steps:
     def _wide(self, low: float, high: float) -> Bool[Tensor, " pieces"]:
         """Which pieces are wider than `RESOLUTION` within a range."""
         starts, ends = self._pieces(low, high)
-        return ends - starts > RESOLUTION
+        return ends - starts > RESOLUTION * _size(starts, ends)
 
-    def _widest(self, good: Bool[Tensor, " pieces"], low: float, high: float) -> Plateau:
+    def _widest(
+        self, good: Bool[Tensor, " pieces"], value: float, low: float, high: float
+    ) -> Plateau:
         """The widest plateau of pieces of one value, then the lowest."""
         runs = list(_runs(*self._pieces(low, high), good))
         start, end = max(runs, key=lambda run: (run[1] - run[0], -run[0]))
-        return Plateau(start, end, float(self.values[good][0]))
+        return Plateau(start, end, value)
 
     def _pieces(self, low: float, high: float) -> tuple[Tensor, Tensor]:
         """Start and end of each piece within a range; those outside have no width."""
@@ -127,9 +142,19 @@ def _runs(
     """The unions of neighbouring good pieces that are wider than so much, in order."""
     padded = F.pad(good.int(), (1, 1)).diff()
     firsts, lasts = (padded == 1).nonzero().flatten(), (padded == -1).nonzero().flatten() - 1
-    for low, high in zip(starts[firsts].tolist(), ends[lasts].tolist(), strict=True):
-        if high - low > wider:
-            yield low, high
+    lows, highs = starts[firsts], ends[lasts]
+    wide = highs - lows > wider * _size(lows, highs)
+    yield from zip(lows[wide].tolist(), highs[wide].tolist(), strict=True)
+
+
+def _size(starts: Tensor, ends: Tensor) -> Tensor:
+    """How far from 0 a range begins, at least 1, and finite."""
+    return torch.minimum(starts.abs(), ends.abs()).clamp(1.0, torch.finfo(starts.dtype).max)
+
+
+def _about(values: Tensor, value: Tensor) -> Bool[Tensor, " pieces"]:
+    """Which values are the same up to rounding."""
+    return (values - value).abs() <= ROUNDING
 
 
 def joint(functions: Sequence[Steps]) -> list[Steps]:

@@ -27,6 +27,7 @@ from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.statedict import State
+from tangent_arithmetic.tangent.functional import evaluating
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -149,7 +150,7 @@ def logits_at(
         UsageError: if a term has names or shapes that theta lacks.
     """
     compute = compute or Compute.of(encoder.weights())
-    encoder.eval().to(compute.device)
+    encoder.to(compute.device)
     head = head.to(compute.device)
     weights = encoder.weights()
     vectors = {id(tau): tau for point in points for _, tau in point}
@@ -173,11 +174,12 @@ def logits_at(
     total = len(batches) * len(points) if isinstance(batches, EvalBatches) else None
     bar = progress(passes(), label, total)
     try:
-        for i, images, labels in bar:
-            with compute.autocast():
-                features = encoder(images)
-            bar.note(len(images) * ddp.world_size())
-            yield i, head(features.float()), labels
+        with evaluating(encoder):
+            for i, images, labels in bar:
+                with compute.autocast():
+                    features = encoder(images)
+                bar.note(len(images) * ddp.world_size())
+                yield i, head(features.float()), labels
     finally:
         if vectors:
             encoder.load_weights(theta)

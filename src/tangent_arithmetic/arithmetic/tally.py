@@ -43,9 +43,19 @@ class Tally:
         Args:
             logits: shape (images, classes).
             labels: int64 (images,), or zeros and ones (images, classes).
+
+        Raises:
+            UsageError: for labels of another shape.
         """
         if not len(labels):
             return
+        if labels.shape != logits.shape[: labels.ndim]:
+            images, classes = logits.shape
+            raise UsageError(
+                f"labels of shape {tuple(labels.shape)} do not fit logits of {classes} classes: "
+                f"expected classes ({images},), or zeros and ones ({images}, {classes}); take a "
+                "head with the classes of the data set"
+            )
         kinds = statistics(labels.ndim)
         undefined = logits.isnan().any(dim=1)
         self.undefined = self.undefined + undefined.sum()  # no wait for a GPU
@@ -74,12 +84,15 @@ def scores(tallies: Sequence[Tally]) -> list[dict[str, float]]:
     of a batch normalisation are extrapolated below zero: there they count as wrong, with a warning.
 
     Returns:
-        For each {metric: value, ..., "num_images": number of images}, the main metric first.
+        For each {metric: value, ..., "num_images": number of images}, the main metric first; none
+        for no tallies.
 
     Raises:
         UsageError: if there are no images, a metric is undefined for their labels, or logits are no
             numbers at any point.
     """
+    if not tallies:
+        return []
     ranks = ddp.gather([tally.joined() for tally in tallies])
     return _scores(list(zip(*ranks, strict=True)))
 

@@ -26,7 +26,7 @@ from tangent_arithmetic.encoders.registry import encoder_kinds, load_linear, loa
 from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.checkpoints import save_tensors
-from tangent_arithmetic.storage.wrappers import unwrapped
+from tangent_arithmetic.storage.wrappers import unwrapped, without_prefixes
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 if TYPE_CHECKING:
@@ -51,12 +51,14 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str], state
     """The weights of a source, their content hash, names known to be buffers, and ties."""
     buffers: frozenset[str] = frozenset()
     if isinstance(source, nn.Module):
-        theta = _state_of(source)
+        own, names = _state_of(source), _names_in(source)
+        theta = {name: own[full] for name, full in names.items()}
         tied = statedict.ties(theta)
         if isinstance(source, LinearizedModel) or is_linear(source):
-            parameters = set(source.theta0())
+            whole = set(source.theta0())
         else:
-            parameters = {name for name, _ in source.named_parameters(remove_duplicate=False)}
+            whole = {name for name, _ in source.named_parameters(remove_duplicate=False)}
+        parameters = {name for name, full in names.items() if full in whole}
         buffers = frozenset(n for n in theta if not {n, tied.get(n, n)} & parameters)
     elif isinstance(source, Mapping):
         theta = unwrapped(source).tensors
@@ -72,6 +74,14 @@ def _state_of(module: nn.Module) -> dict[str, Tensor]:
     if isinstance(module, LinearizedModel) or is_encoder(module):
         return module.weights()
     return {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)}
+
+
+def _names_in(module: nn.Module) -> dict[str, str]:
+    """The names of a module's weights, as those of a state dict: without wrappers -> in it."""
+    own = _state_of(module)
+    if is_encoder(module) and not isinstance(module, LinearizedModel):
+        return {name: name for name in own}
+    return without_prefixes(f"the {type(module).__name__}", own)[0]
 
 
 def _recorded_ties(info: Mapping[str, Any]) -> dict[str, str]:
@@ -204,8 +214,10 @@ class TaskVector:
     __rmul__ = __mul__
 
     def __truediv__(self, factor: float | Tensor) -> Self:
-        """`tau / factor`."""
-        return self * (1.0 / factor)
+        """`tau / factor`, for a number or a tensor of one element other than 0."""
+        if isinstance(factor, TaskVector):
+            return NotImplemented
+        return self._new(statedict.divide(self.vector, _scalar(factor, "the divisor")))
 
     def __pow__(self, exponent: float) -> Self:
         """`tau ** exponent`, elementwise."""
@@ -364,12 +376,13 @@ class TaskVector:
                 f"torch.func.functional_call({name}, theta, inputs); or, if you need no "
                 "derivatives, use torch.no_grad()"
             )
-        tied = self.ties
-        own = _state_of(model)
+        names, own = _names_in(model), _state_of(model)
+        vector = {names.get(name, name): value for name, value in self.vector.items()}
+        tied: statedict.Ties = {names.get(n, n): names.get(k, k) for n, k in self.ties.items()}
         if isinstance(model, LinearizedModel):
             own, tied = model.theta(), statedict.merge_ties(model.aliases(), tied)
         with torch.no_grad():
-            moved = statedict.move(own, self.vector, coef, tied)
+            moved = statedict.move(own, vector, coef, tied)
             statedict.copy_into(own, moved, "weights of the model and the vector's")
         return model
 

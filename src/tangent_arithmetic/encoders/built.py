@@ -7,8 +7,11 @@ a file records wins over what its model's name implies, and a log line says so.
 from __future__ import annotations
 
 import functools
+import hashlib
+import inspect
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from tangent_arithmetic.runtime.errors import UsageError, shown
 
 logger = logging.getLogger(__name__)
 
+LIBRARIES = ("torch", "torchvision", "timm", "open_clip", "transformers")
 ACTIVATION, PREPROCESS, ADOPTED = "activation", "preprocess", "adopted"
 GELU, QUICK_GELU = "GELU", "QuickGELU"
 NUMBERS = ("mean", "std")
@@ -126,3 +130,24 @@ def _is_valid(entry: tuple[Any, Any]) -> bool:
 def say(message: str, level: int = logging.WARNING) -> None:
     """Logs a message once."""
     logger.log(level, "%s", message)
+
+
+def code_of(module: nn.Module, *others: object, known: Sequence[str] = LIBRARIES) -> str | None:
+    """A hash of the sources of a module's classes; None if one is unknown.
+
+    Args:
+        module: the module.
+        *others: further functions or classes whose sources count.
+        known: packages whose versions tell their sources.
+    """
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+    skipped = {*known, *sys.stdlib_module_names}
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in skipped]
+    digest = hashlib.sha256()
+    try:
+        files = {inspect.getsourcefile(one) for one in (*own, *others)}  # type: ignore[arg-type]
+        for file in sorted(str(file) for file in files):
+            digest.update(Path(file).read_bytes())
+    except (OSError, TypeError):
+        return None
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.processes import fcntl, lock
 
 LONGEST_STEM = 200  # bytes of a file name that are used in its temporary folder's name
+PART = ".tangent.part"  # ends the name of a temporary folder, after 8 random characters
 BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 BAD_PATH = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 UNWRITABLE = {*BAD_DISK, *BAD_PATH, errno.EACCES, errno.EPERM}
@@ -30,22 +32,29 @@ def atomic(path: Path, fsync: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` if the block succeeds.
 
     Readers see the old file or the complete new one, even after a power failure unless `fsync` is
-    false. The next write to `path` removes partial files of killed processes.
+    false. The next write to `path` removes partial files of killed processes. A file that is
+    replaced keeps its mode, and a symbolic link its place: the file that it points to is replaced.
 
     Raises:
         UnwritableError: if the disk is full or the place is not writable.
     """
-    with disk_errors(path), part_folder(path) as folder:
+    with disk_errors(path), part_folder(target := _target(path)) as folder:
         temporary = folder / path.name
         temporary.touch()
+        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         yield temporary
         if fsync:
             _sync(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        temporary.chmod(mode)
+        temporary.replace(target)
     if fsync and os.name == "posix":
         with disk_errors(path):
-            _sync(path.parent)
+            _sync(target.parent)
+
+
+def _target(path: Path) -> Path:
+    """The path itself, or where a symbolic link leads."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextlib.contextmanager
@@ -70,7 +79,7 @@ def _new_part(path: Path) -> tuple[Path, int | None]:
     """A new folder, and the handle of its lock where the system supports locks."""
     prefix = f".{_stem(path.name)}."
     while True:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".part"))
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=PART))
         if fcntl is None:
             return folder, None
         with contextlib.suppress(FileNotFoundError):
@@ -116,20 +125,20 @@ def _unwritable(error: Exception) -> str | None:
 
 
 def remove_parts(folder: Path, name: str = "") -> None:
-    """Removes partial files of killed processes from a folder.
+    """Removes the temporary folders of killed processes, see `part_folder`, from a folder.
 
-    Files that a running process is writing are locked and kept; without locks, all are kept.
+    Those that a running process is writing to are locked and kept; without locks, all are kept.
 
     Args:
         folder: the folder.
         name: the file whose parts to remove; "" for all files.
     """
-    for part in folder.glob(f".{glob.escape(_stem(name))}*.part"):
+    for part in folder.glob(f".{glob.escape(_stem(name)) or '*'}.????????{PART}"):
         with contextlib.suppress(OSError):  # another process has just removed it
             handle = os.open(part, os.O_RDONLY)
             try:
                 if lock(handle, wait=False):
-                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+                    shutil.rmtree(part)  # refuses what is not a folder
             finally:
                 os.close(handle)
 
@@ -143,7 +152,7 @@ def check_writable(path: Path) -> None:
     with disk_errors(path):
         if path.exists() and not path.is_file():
             raise UnwritableError(path, "it exists and is not a file")
-        with part_folder(path) as folder:
+        with part_folder(_target(path)) as folder:
             (folder / path.name).write_bytes(bytes(4096))
 
 
@@ -154,5 +163,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file atomically; home folders become `~`, see `private.without_home`."""
+    """Writes a JSON file atomically; home folders become `~`, see `private.without_home`.
+
+    NaN and infinities, which JSON lacks, are written as Python's `json` writes and reads them.
+    """
     write_text(path, json.dumps(without_home(value), indent=2) + "\n")

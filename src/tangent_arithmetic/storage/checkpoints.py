@@ -25,7 +25,7 @@ from tangent_arithmetic.runtime.atomic import atomic
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.storage.reading import check_header
-from tangent_arithmetic.storage.statedict import TIES, State, content_hash, ties
+from tangent_arithmetic.storage.statedict import TIES, State, check_stored, content_hash, ties
 
 PROJECT = "tangent-arithmetic/"
 FORMAT = f"{PROJECT}1"
@@ -107,10 +107,12 @@ def save_tensors(
         info: JSON-serialisable metadata.
 
     Raises:
-        UsageError: if a weight is not finite (allowed in a `run_state` only).
+        UsageError: if a weight is not finite (allowed in a `run_state` only), or not a dense tensor
+            with numbers.
         UnwritableError: if the file cannot be written.
     """
     path = as_safetensors(path)
+    check_stored(theta, f"{path} was not written: a checkpoint")
     if kind != STATE and (bad := not_finite(theta)):
         names = ", ".join([*map(shown, bad[:3]), *(["..."] if len(bad) > 3 else [])])
         raise UsageError(
@@ -143,7 +145,8 @@ def not_finite(state: State) -> list[str]:
     names = []
     for name, value in state.items():
         if value.is_floating_point() or value.is_complex():
-            bad = value.isnan() if name.endswith("mask") else ~value.isfinite()
+            wide = value.float() if value.element_size() == 1 else value  # float8 has no `isnan`
+            bad = wide.isnan() if name.endswith("mask") else ~wide.isfinite()
             if bool(bad.any()):
                 names.append(name)
     return names
@@ -160,7 +163,7 @@ def _storable(state: State) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in state.items():
-        dense = value.detach().cpu().contiguous()
+        dense = value.detach().cpu().resolve_neg().resolve_conj().contiguous()
         storage = dense.untyped_storage().data_ptr()
         tensors[name] = dense.clone() if storage in storages else dense
         storages.add(storage)

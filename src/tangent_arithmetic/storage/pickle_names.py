@@ -21,13 +21,14 @@ from tangent_arithmetic.runtime.errors import UsageError
 
 OF_TORCH = ("torch.nn", "torch.optim", "torch._functorch", "__torch__", "functorch", "torchvision")
 PREFIXES = (*OF_TORCH, "open_clip", "timm", "src", "clip", "transformers")
+FACTORIES = ("dict", "float", "int", "list", "long")  # of a defaultdict; protocol 2 has `long`
 STUBS = {  # by module
     "torch": ("device", "strided"),
     "torch._C._nn": ("gelu",),
     "torch.serialization": ("_get_layout",),
     "argparse": ("Namespace",),
-    "builtins": ("object",),
-    "__builtin__": ("object",),
+    "builtins": ("object", *FACTORIES),
+    "__builtin__": ("object", *FACTORIES),
     "numpy": ("dtype",),
     "numpy.core.multiarray": ("scalar",),
     "numpy._core.multiarray": ("scalar",),
@@ -181,9 +182,18 @@ def _shape(values: Any) -> tuple[Any, ...]:
 
 
 def _rebuild_tensor(
-    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_: Any
+    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *further: Any
 ) -> Tensor:
-    """A view of a storage, which must contain all of it."""
+    """A view of a storage, which must contain all of it.
+
+    Args:
+        budget: of the file.
+        storage: a tensor of one dimension.
+        offset: of the first number.
+        size: the shape.
+        stride: steps in the storage.
+        *further: whether it has a gradient, hooks, and the bits "conj" and "neg" that are set.
+    """
     budget.keep(TENSOR)
     if not isinstance(storage, Tensor) or storage.ndim != 1:
         raise Refused("a tensor without a storage")
@@ -201,7 +211,13 @@ def _rebuild_tensor(
         )
     if not count:
         return storage.new_empty(size)
-    return storage.as_strided(size, stride, offset)
+    view = storage.as_strided(size, stride, offset)
+    bits = further[2] if len(further) > 2 and isinstance(further[2], dict) else {}
+    if bits.get("conj") or bits.get("neg"):
+        if bits.get("conj") or not view.is_floating_point():
+            raise Refused(f"a negated or conjugated tensor of {view.dtype}")
+        return torch._neg_view(view)
+    return view
 
 
 def _rebuild_parameter(budget: Budget, data: Any, *_: Any) -> Tensor:
@@ -243,6 +259,11 @@ def _ordered_dict(budget: Budget, items: Any = ()) -> OrderedDict[Any, Any]:
     return OrderedDict(pairs)
 
 
+def _default_dict(budget: Budget, factory: Any = None, items: Any = ()) -> OrderedDict[Any, Any]:
+    """The entries of a defaultdict, which creates no others."""
+    return _ordered_dict(budget, items)
+
+
 def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
     """Bytes, as protocol 2 writes them."""
     if not isinstance(text, str) or encoding != "latin1":
@@ -265,6 +286,8 @@ KNOWN: Names = {
     **{("torch", name): Dtype(getattr(torch, name)) for name in DTYPES.values()},
     **{(module, name): build for module in MODULES for name, build in BUILTINS.items()},
     ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "Counter"): _ordered_dict,
+    ("collections", "defaultdict"): _default_dict,
     ("_codecs", "encode"): _encode,
     ("torch", "Size"): lambda budget, values=(): _shape(values),
     ("torch.jit._pickle", "restore_type_tag"): lambda budget, value=None, *_: value,

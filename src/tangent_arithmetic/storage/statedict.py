@@ -53,6 +53,18 @@ def check_tensors(state: State, what: str = "the state") -> None:
         raise UsageError(f"{what} must hold dense tensors by name, got\n  " + "\n  ".join(wrong))
 
 
+def check_stored(state: State, what: str = "the state") -> None:
+    """Checks that a state holds only dense tensors, with numbers.
+
+    Raises:
+        UsageError: listing what is not a dense tensor, or naming one on the meta device.
+    """
+    check_tensors(state, what)
+    for name, value in state.items():
+        if value.is_meta:
+            raise UsageError(f"{shown(name)} is on the meta device, which holds no numbers")
+
+
 def check_same(a: State, b: State, what: str = "states") -> None:
     """Checks that two states have the same names and shapes.
 
@@ -354,6 +366,13 @@ def scale(a: State, factor: float | Tensor) -> dict[str, Tensor]:
     return {name: _finite(name, value * factor, value) for name, value in a.items()}
 
 
+def divide(a: State, divisor: float | Tensor) -> dict[str, Tensor]:
+    """`a / divisor`; a UsageError if the divisor is 0, or finite numbers overflow."""
+    if not _vectorized() and bool(divisor == 0):
+        raise UsageError("a task vector cannot be divided by 0; expected another number")
+    return {name: _finite(name, value / divisor, value) for name, value in a.items()}
+
+
 def power(a: State, exponent: float) -> dict[str, Tensor]:
     """`a ** exponent`, elementwise; a UsageError if finite numbers overflow."""
     return {name: _finite(name, value**exponent, value) for name, value in a.items()}
@@ -411,6 +430,21 @@ def move(
     return moved
 
 
+def in_range(coef: float, dtype: torch.dtype) -> float:
+    """The coefficient, checked.
+
+    Raises:
+        UsageError: if it is finite but beyond the range of the dtype it is multiplied in.
+    """
+    most = torch.finfo(dtype).max
+    if most < abs(coef) < math.inf:
+        raise UsageError(
+            f"coefficient {coef:g} is beyond the range of {dtype}; expected at most {most:.3g} in "
+            "absolute value, or weights in float64"
+        )
+    return coef
+
+
 def _moved(name: str, base: Tensor, step: Tensor, scaling_coef: float | Tensor) -> Tensor:
     wide = _at_least_float32(base)
     step = step.to(base.device, torch.promote_types(wide.dtype, _compute_dtype(step.dtype)))
@@ -418,7 +452,7 @@ def _moved(name: str, base: Tensor, step: Tensor, scaling_coef: float | Tensor) 
         wide = wide.to(step.dtype)
         moved = torch.addcmul(wide, step, scaling_coef.to(step.device, step.dtype))
     else:
-        moved = torch.add(wide, step, alpha=scaling_coef)
+        moved = torch.add(wide, step, alpha=in_range(scaling_coef, step.dtype))
     return round_to(moved, base.dtype, name, base)
 
 
@@ -439,7 +473,7 @@ def move_into(target: State, theta: State, tau: State, scaling_coef: float) -> N
     for name, step in tau.items():
         base = theta[name]
         if base.dtype == step.dtype and base.dtype in FULL:
-            torch.add(base, step, alpha=scaling_coef, out=target[name])
+            torch.add(base, step, alpha=in_range(scaling_coef, step.dtype), out=target[name])
             sums.append(
                 target[name].sum().to(sums[0].device if sums else base.device, torch.float32)
             )
@@ -461,10 +495,8 @@ def content_hash(state: State) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(state, key=str):
-        check_tensors({name: (value := state[name])})
-        if value.is_meta:
-            raise UsageError(f"{shown(name)} is on the meta device, which holds no numbers")
-        value = value.detach().cpu()
+        check_stored({name: (value := state[name])})
+        value = value.detach().cpu().resolve_neg().resolve_conj()
         head = f"{name}|{value.dtype}|{tuple(value.shape)}|"
         digest.update(head.encode(errors="surrogatepass"))
         if value.numel():

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from tangent_arithmetic.runtime.atomic import remove_parts
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError, shown
+from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.processes import fcntl
 from tangent_arithmetic.storage.checkpoints import STATE, read_checkpoint, save_tensors
 from tangent_arithmetic.storage.statedict import copy_into
@@ -73,7 +74,7 @@ class RunStates:
     ) -> None:
         self.checkpoint, self.every, self.flag = checkpoint, every, flag
         self.folder = checkpoint.with_name(f"{checkpoint.stem}_resume")
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = _as_written(settings)
         self._lock_path = self.folder / "lock"
         self._kept: list[Path] = []  # of this run, in the order of their steps
         self._cost = 0.0
@@ -242,14 +243,21 @@ def check_settings(
 
 def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """The differences between recorded settings and those of this run, in words."""
+    recorded, wanted = _as_written(recorded), _as_written(wanted)
     differ = []
     for name in sorted(recorded.keys() | wanted.keys()):
         old, new = recorded.get(name), wanted.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             differ += [f"{name} {inner}" for inner in differences(old, new)]
-        elif old != new:
+        elif old != new and json.dumps(old) != json.dumps(new):  # NaN differs from itself
             differ.append(f"{name} was {_brief(old)}, is now {_brief(new)}")
     return differ
+
+
+def _as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read from the file that holds them."""
+    read: dict[str, Any] = json.loads(json.dumps(without_home(settings)))
+    return read
 
 
 def _brief(value: Any) -> str:

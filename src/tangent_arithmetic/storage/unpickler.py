@@ -195,7 +195,8 @@ _run = functools.partial(run_pickle, known=NAMES)
 def tensors_of(content: object) -> dict[str, Tensor]:
     """The named tensors of a dict, without its other entries; empty for anything but a dict."""
     items = content.items() if isinstance(content, Mapping) else ()
-    return {n: v for n, v in items if isinstance(n, str) and isinstance(v, Tensor)}
+    named = {n: v for n, v in items if isinstance(n, str) and isinstance(v, Tensor)}
+    return {name: value.resolve_neg() for name, value in named.items()}
 
 
 def within_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -255,4 +256,4 @@ def state_of(module: Stub) -> OrderedDict[str, Tensor]:
                 walk(value, f"{full}.", (*above, id(stub)))
 
     walk(module, "", ())
-    return OrderedDict(within_storage(tensors))
+    return OrderedDict(tensors_of(within_storage(tensors)))

@@ -80,7 +80,7 @@ def unwrapped(content: object, source: str | Path = "the mapping") -> Unwrapped:
     if not tensors:
         raise _no_tensors(source, content)
     refuse_adapter(source, tensors)
-    names, prefixes = _without_prefixes(source, tensors, lightning)
+    names, prefixes = without_prefixes(source, tensors, lightning)
     steps += prefixes
     if steps:
         maker = "a checkpoint of Lightning, " if lightning else ""
@@ -157,10 +157,19 @@ def _step(key: str, content: Mapping[Any, Any]) -> str:
     return f"{key!r} (not {', '.join(averages)}, also present)" if averages else repr(key)
 
 
-def _without_prefixes(
-    source: str | Path, tensors: Iterable[str], lightning: bool
+def without_prefixes(
+    source: str | Path, tensors: Iterable[str], lightning: bool = False
 ) -> tuple[dict[str, str], list[str]]:
-    """The original names by names without prefixes, and the prefixes removed."""
+    """The original names by names without the prefixes of wrappers, and the prefixes removed.
+
+    Args:
+        source: where the names come from, for messages.
+        tensors: the names.
+        lightning: whether Lightning wrote them.
+
+    Raises:
+        UsageError: if names coincide without their prefixes.
+    """
     full = list(tensors)
     parts = [name.split(".") for name in full]
     steps = [f"{word}. ({by})" for word, by in INSIDE.items() if any(word in p for p in parts)]

@@ -200,7 +200,10 @@ def test_settings_that_are_given_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["ViT-Tiny", "linear_ViT-Tiny", "linear_1e-05", "lora_1e-05_ViT-Tiny", "my_linear_1_ViT-Tiny"],
+    [
+        *("ViT-Tiny", "linear_ViT-Tiny", "linear_1e-05", "lora_1e-05_ViT-Tiny"),
+        *("my_linear_1_ViT-Tiny", "linear_2024.01.15_ViT-Tiny", "linear_1_lambda1.0.0_ViT-Tiny"),
+    ],
 )
 def test_other_names_say_nothing(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints_3" / name

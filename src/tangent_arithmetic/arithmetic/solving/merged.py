@@ -28,6 +28,7 @@ from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.statedict import State, move
+from tangent_arithmetic.tangent.functional import evaluating
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -194,8 +195,9 @@ def _count(split: Split) -> int:
 def _batches(split: Split, encoder: ModuleEncoder, what: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a split, moved with the encoder and the head to the device, with progress."""
     compute = compute_of(split, encoder)
-    encoder.eval().to(compute.device)
+    encoder.to(compute.device)
     split.head.to(compute.device)
     total = len(split.batches) if isinstance(split.batches, EvalBatches) else None
-    for batch in progress(split.batches, f"{what} on {split.name}", total):
-        yield to_device(batch, compute.device)
+    with evaluating(encoder):
+        for batch in progress(split.batches, f"{what} on {split.name}", total):
+            yield to_device(batch, compute.device)

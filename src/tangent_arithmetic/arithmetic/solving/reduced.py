@@ -32,6 +32,7 @@ from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.statedict import State
+from tangent_arithmetic.tangent.functional import evaluating
 from tangent_arithmetic.tangent.memory import freed_memory_kept
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def reduce(
             f"{type(split.head).__name__}"
         )
     compute = split.compute or Compute.of(encoder.weights())
-    encoder.eval().to(compute.device)
+    encoder.to(compute.device)
     names, head, batches = encoder.theta0(), split.head.to(compute.device), split.batches
     taus = [{n: v.to(compute.device) for n, v in tau.items() if n in names} for tau in vectors]
     known = isinstance(batches, EvalBatches)
@@ -177,7 +178,7 @@ def reduce(
     bar = progress(batches, f"directions of {split.name}", total)
     labels, done = list[Tensor](), 0
     store: _Store | None = None
-    with freed_memory_kept():
+    with evaluating(encoder), freed_memory_kept():
         for batch in bar:
             images, truth = to_device(batch, compute.device)
             with compute.autocast():

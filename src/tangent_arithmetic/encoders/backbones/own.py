@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import inspect
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,12 +13,11 @@ from tangent_arithmetic.encoders.backbones.building import Backbone, unavailable
 from tangent_arithmetic.encoders.backbones.names import PYTHON, BackboneName
 from tangent_arithmetic.encoders.backbones.transforms import imagenet
 from tangent_arithmetic.encoders.base import Transform
+from tangent_arithmetic.encoders.built import code_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.factories import imported
 
 logger = logging.getLogger(__name__)
-
-LIBRARIES = ("torch", "torchvision", "timm", "open_clip", "transformers")
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def build(name: BackboneName, weights: bool) -> Backbone:
             "or (module, train_preprocess, preprocess)"
         )
     module = copy.deepcopy(module).eval()  # a factory may return the same module twice
-    code = _code(module, factory)
+    code = code_of(module, factory)
     if not given:
         given = list(_default(place, module))
     train, val = given[0], given[-1]
@@ -108,17 +104,3 @@ def _parts(transform: Any) -> str | None:
         return None
     known = all(type(part).__module__.startswith("torchvision.") for part in parts)
     return repr(transform) if known else None
-
-
-def _code(module: nn.Module, factory: object) -> str | None:
-    """A hash of the sources of a module's classes and its factory; None if one is unknown."""
-    kinds = {type(part) for part in module.modules()}
-    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in LIBRARIES]
-    digest = hashlib.sha256()
-    try:
-        files = {inspect.getsourcefile(one) for one in (*own, factory)}  # type: ignore[arg-type]
-        for file in sorted(str(file) for file in files):
-            digest.update(Path(file).read_bytes())
-    except (OSError, TypeError):
-        return None
-    return digest.hexdigest()

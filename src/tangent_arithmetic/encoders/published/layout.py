@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NUMBER = r"\d[\d.]*(?:e[+-]?\d+)?"
+NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?"
 NAMED = re.compile(
-    rf"(?P<mode>[A-Za-z][\w-]*?)_(?P<lr>{NUMBER})(?:_lambda(?P<penalty>{NUMBER}))?_(?P<model>.+)"
+    rf"(?P<mode>[A-Za-z][\w-]*?)_(?P<lr>{NUMBER})(?:_lambda(?P<penalty>{NUMBER}))?_(?P<model>(?!lambda\d).+)"
 )
 SEEDED = re.compile(r"checkpoints(?:_(?P<seed>\d+))?")
 REGULARISED = re.compile(r"checkpoints_reg_(?P<kind>efficient|strict)(?:_(?P<seed>\d+))?")
