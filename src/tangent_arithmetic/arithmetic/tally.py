@@ -101,13 +101,15 @@ def _scores(points: Sequence[Sequence[Tally]]) -> list[dict[str, float]]:
     """The metrics at each point, from the shares of the ranks."""
     found = [_score(shares) for shares in points]
     undefined = [sum(int(share.undefined) for share in shares) for shares in points]
+    if not any(undefined):
+        return found
     message = (
         f"the logits of {max(undefined)} of {found[0]['num_images']} examples are not numbers "
         "(NaN): the weights, the task vectors or the examples hold NaN or overflow"
     )
     if all(undefined):
         raise UsageError(message)
-    if any(undefined) and ddp.is_main_process():
+    if ddp.is_main_process():
         which = f"at {sum(map(bool, undefined))} of {len(undefined)} points"
         logger.warning("%s, %s; they count as wrong", message, which)
     return found

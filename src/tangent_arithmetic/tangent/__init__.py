@@ -7,9 +7,10 @@ tangent, and an ordinary backward pass: 5 units instead of 3.
 
 `engine.py` is the entrance, `passes.py` runs a module on dual numbers, along one direction
 (`duals.py`) or several (`directions.py`, `stacks.py`); `rules/` has the derivative of each
-functional, `weights.py` replaces a module's parameters. `plain.py` wraps
-PyTorch's own forward-mode AD, the reference and the fallback. `canary.py` checks first calls,
-`state.py` guards what modules keep between calls, `backends.py` PyTorch's process-wide switches.
+functional, `weights.py` replaces a module's parameters. `plain.py` wraps PyTorch's own forward-mode
+AD, the reference and the fallback, with the operations of `unfused.py` taken apart. `canary.py`
+checks first calls, `state.py` guards what modules keep between calls, `backends.py` PyTorch's
+process-wide switches.
 """
 
 from tangent_arithmetic.tangent.canary import checking
