@@ -62,7 +62,12 @@ def test_the_stages_of_a_run() -> None:
     assert training.parts["Emoji"] == ["--train-dataset=Emoji"]
     assert sum(step.cost for step in training.steps) == pytest.approx(training.cost.cost)
     several = reproduce.stages(run.with_(world_size=2), [])  # processes start once for all tasks
-    assert [stage.parts for stage in several] == [{"": []}] * 16
+    assert [list(stage.parts) for stage in several] == [[""]] * 16
+    ahead = {stage.name: words for stage in several if (words := stage.parts[""])}
+    assert ahead == {  # the page shows the first linear mode
+        "linear single-task evaluation": ["--ahead=page"],
+        "posthoc single-task evaluation": ["--ahead=sums"],
+    }
 
 
 def test_the_stages_of_chosen_modes() -> None:

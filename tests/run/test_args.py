@@ -99,6 +99,7 @@ FLAGS = [
     ("finetuning_mode", "posthoc", "posthoc"),
     ("n_eval_points", "5", 5),
     ("control_threshold", "0.5", 0.5),
+    ("ahead", "sums", "sums"),
     ("modes", "standard,linear+taujp", ["standard", "linear+taujp"]),
     ("pairs", "MNIST+Signs,Emoji+Letters", ["MNIST+Signs", "Emoji+Letters"]),
     ("kernel_images", "8", 8),

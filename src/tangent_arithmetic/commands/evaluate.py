@@ -8,6 +8,7 @@ from typing import Any
 
 from tangent_arithmetic.arithmetic.metrics import beside, main_of
 from tangent_arithmetic.encoders.base import Encoder
+from tangent_arithmetic.report.ahead import compute_ahead
 from tangent_arithmetic.report.page import report_path, write_report
 from tangent_arithmetic.run.checks import parse_command
 from tangent_arithmetic.run.heads import evaluated_on
@@ -68,6 +69,8 @@ def work(run: Run) -> None:
     path = accuracies_path(run, mode)
     check_targets(run, path, report_path(run))
     with tracked(run, f"single-{mode}") as tracker:
+        if run.config.ahead != "none":
+            compute_ahead(run, page=run.config.ahead == "page")
         accuracies = single_task_accuracies(run)
         write_merged(path, accuracies, run)
         tracker.log({k: v for k, v in accuracies.items() if k != "provenance"})

@@ -76,9 +76,13 @@ def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> li
     found = [stage("zero-shot evaluation", evaluate.main, "none", zeroshot, costs.zeroshot)]
     for mode in _in_training_order(modes):
         found.append(stage(f"{mode} fine-tuning", finetune.main, mode, None, costs.training(mode)))
+    explored = next((mode for mode in in_order(modes) if MODES[mode].linear), None)
     for mode in modes:
         name, path = f"{mode} single-task evaluation", accuracies_path(run, mode)
-        found.append(stage(name, evaluate.main, mode, path, costs.single(mode)))
+        single = stage(name, evaluate.main, mode, path, costs.single(mode))
+        if MODES[mode].linear:
+            single.parts[""] = [f"--ahead={'page' if mode == explored else 'sums'}"]
+        found.append(single)
     for mode in modes:
         name, path = f"{mode} task addition", arithmetic_path(run, mode, "additions")
         found.append(stage(name, add.main, mode, path, costs.addition(mode)))

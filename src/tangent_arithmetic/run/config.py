@@ -30,6 +30,7 @@ SETS = "NAME[=SOURCE],..."
 Precision = Literal["fp32", "bf16"]
 DataSource = Literal["auto", "folder", "torchvision", "hub"]
 Style = Literal["screen", "paper"]
+Ahead = Literal["none", "sums", "page"]
 HeadKind = Literal["auto", "zeroshot", "probe"]
 PenaltyNorm = Literal["relative", "squared", "plain"]
 OthersPerStep = Literal["one", "all"]
@@ -344,6 +345,12 @@ class Config:
         "share of the zero-shot control accuracy that negation must keep",
         least=0,
         most=1,
+    )
+    ahead: Ahead = _flag(
+        "evaluation",
+        "none",
+        "in linear modes, compute in the same passes what later commands read from the cache: sums "
+        "and negations (sums), or the page's explorer too (page)",
     )
     feature_cache: bool = _flag(
         "evaluation", True, "keep the features of linear models, so that they are computed once"

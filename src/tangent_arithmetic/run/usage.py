@@ -79,7 +79,7 @@ USAGES = {
     ),
     "evaluate": Usage(
         "eval_single_task",
-        (*COMMON, "eval_datasets", "control_dataset", *EVALUATION),
+        (*COMMON, "eval_datasets", "control_dataset", *EVALUATION, "ahead"),
         (
             "evaluate --finetuning-mode=none",
             "evaluate --finetuning-mode=linear --eval-datasets=MNIST,Signs",
