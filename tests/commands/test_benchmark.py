@@ -270,10 +270,12 @@ def test_the_file_records_settings_machine_and_figures(
 def test_all_variants_are_measured_unless_some_are_named(calls: list[Any]) -> None:
     main(["startup"])
     main(["startup", f"--variants=import {ENGINE},import torch", "--rounds=1"])
-    (_, everything, _, rounds, _), (subject, named, settings, one, _) = calls
+    main(["step"])
+    (_, everything, _, rounds, _), (subject, named, settings, one, _), (_, steps, *_) = calls
     assert everything == list(SUBJECTS["startup"].variants) and rounds == 5
     assert (subject, named, one) == ("startup", [f"import {ENGINE}", "import torch"], 1)
     assert settings == Settings("ViT-B-32", 32, "cpu", "fp32")
+    assert set(SUBJECTS["step"].variants) - set(steps) == {"compiled", "compiled jvp"}
 
 
 @pytest.mark.parametrize(

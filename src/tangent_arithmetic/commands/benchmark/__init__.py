@@ -15,6 +15,8 @@ rounds; the first turn of each process is warm-up.
 
 "linear" is this project's engine, "plain" is `torch.func.jvp` with unfused attention, "selected" is
 "linear" with the parameters of `--trainable` alone, "averaged" with the mean of the iterates.
+"compiled" is the standard model by `torch.compile`, "compiled jvp" the linear one that it makes of
+`torch.func.jvp`; both are measured where they are named, since they take minutes to compile.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=number(int, 1), default=5, help="turns of each variant")
-    parser.add_argument("--variants", help="comma-separated (default: all of the subject's)")
+    parser.add_argument("--variants", help="comma-separated (default: all that need no compiler)")
     parser.add_argument(
         "--trainable",
         default="attention",
@@ -69,8 +71,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
-    known = SUBJECTS[options.subject].variants
-    variants = options.variants.split(",") if options.variants else list(known)
+    subject = SUBJECTS[options.subject]
+    known = subject.variants
+    usual = [name for name in known if name not in subject.on_request]
+    variants = options.variants.split(",") if options.variants else usual
     if unknown := set(variants) - known.keys():
         parser.error(f"unknown variants {sorted(unknown)}; choose from {', '.join(known)}")
     if len(set(variants)) < len(variants):

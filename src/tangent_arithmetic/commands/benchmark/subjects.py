@@ -65,12 +65,14 @@ class Subject:
     Attributes:
         variants: name -> builds its turns.
         ratios: name of the ratio -> (measure, variant, variant to divide by).
+        on_request: variants that are measured only where they are named.
         prepare: writes the files that the variants need.
     """
 
     variants: Mapping[str, Build]
     ratios: Mapping[str, tuple[str, str, str]]
     prepare: Callable[[Path], None] = lambda folder: None
+    on_request: frozenset[str] = frozenset()
 
 
 def _encoder(settings: Settings) -> ImageEncoder:
@@ -133,6 +135,45 @@ def _plain_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
         theta, theta0 = linear.theta(), linear.theta0()
         tangents = {name: theta[name] - theta0[name] for name in theta}
         return pytree.tree_map(add, *plain_jvp(linear.module0(), theta0, tangents, *args, **kwargs))
+
+    linear.forward = forward  # type: ignore[method-assign]
+    return linear, args, kwargs
+
+
+def _compiled_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
+    """The standard model by `torch.compile`."""
+    import torch
+
+    model, args, kwargs = _standard_model(settings)
+    model.forward = torch.compile(model.forward)
+    return model, args, kwargs
+
+
+def _compiled_jvp(settings: Settings) -> tuple[nn.Module, Any, Any]:
+    """The linearised model as `torch.compile` makes it from `torch.func.jvp`."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils import _pytree as pytree
+
+    linear, args, kwargs = _linear_model(settings)
+    torch.backends.mha.set_fastpath_enabled(False)  # it has no forward derivative
+    module = linear.module0()
+
+    def output(params: Any, args: Any, kwargs: Any) -> Any:
+        leaves = pytree.tree_leaves(torch.func.functional_call(module, params, args, kwargs))
+        return next(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+    @torch.compile
+    def expanded(theta0: Any, tangents: Any, args: Any, kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            point = (theta0,), (tangents,)
+            f0, step = torch.func.jvp(lambda p: output(p, args, kwargs), *point)[:2]
+        return f0 + step
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        theta, theta0 = linear.theta(), linear.theta0()
+        tangents = {name: theta[name] - theta0[name] for name in theta}
+        return expanded(dict(theta0), tangents, args, kwargs)
 
     linear.forward = forward  # type: ignore[method-assign]
     return linear, args, kwargs
@@ -391,7 +432,9 @@ def _stages(settings: Settings, folder: Path) -> dict[str, Turn]:
 CORES = os.cpu_count() or 1
 MEASURES = ("step", "forward", "memory")
 OTHERS = 16  # images of other data sets in a step
-STEP_PAIRS = [("linear", "standard"), ("plain", "standard"), ("averaged", "standard")]
+STEP_PAIRS = [
+    (above, "standard") for above in ("linear", "plain", "averaged", "compiled", "compiled jvp")
+]
 SUBJECTS = {
     "step": Subject(
         {
@@ -400,6 +443,8 @@ SUBJECTS = {
             "plain": _passes(_plain_model),
             "averaged": _passes(_linear_model, averaged=True),
             "selected": _passes(_selected_model),
+            "compiled": _passes(_compiled_model),
+            "compiled jvp": _passes(_compiled_jvp),
         },
         {
             "step, plain / linear": ("step", "plain", "linear"),
@@ -410,6 +455,7 @@ SUBJECTS = {
             for label, measure in zip(("step", "forward", "peak memory"), MEASURES, strict=True)
             for above, below in STEP_PAIRS
         },
+        on_request=frozenset({"compiled", "compiled jvp"}),
     ),
     "objective": Subject(
         {
