@@ -31,6 +31,17 @@ class Attention(ModuleEncoder):
         return out
 
 
+class Scaled(Convolution):
+    """A convolution with a factor of its features, as CLIPs have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = torch.nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logit_scale * super().forward(images)
+
+
 def made(kind: type[ModuleEncoder]) -> ModuleEncoder:
     torch.manual_seed(0)
     return kind().double().eval()
@@ -46,10 +57,11 @@ def jacobians(encoder: ModuleEncoder, images: Tensor) -> Tensor:
     theta0 = {name: value.detach() for name, value in encoder.named_parameters()}
     with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for `vmap`
         rows = jacrev(lambda theta: functional_call(encoder, theta, (images,)))(theta0)
-    return torch.cat([row.flatten(2) for row in rows.values()], dim=2).flatten(1)
+    flat = [row.reshape(*row.shape[:2], -1) for row in rows.values()]
+    return torch.cat(flat, dim=2).flatten(1)
 
 
-@pytest.mark.parametrize("kind", [Convolution, Attention])
+@pytest.mark.parametrize("kind", [Convolution, Attention, Scaled])
 @pytest.mark.parametrize("block", [2**29, 2**14])  # one block, and several
 def test_the_kernel_of_two_sets_equals_explicit_jacobians(
     kind: type[ModuleEncoder], block: int

@@ -130,14 +130,45 @@ def test_quotation_marks_of_a_tsv_are_of_the_text_or_quote_cells(tmp_path: Path)
     rows = ["text\tlabel", '"So good\t1', 'a "fun" one\t1', 'the end"\t0', '"He said ""no"""\t0']
     path.write_text("\n".join(rows))
     texts = ['"So good', 'a "fun" one', 'the end"', 'He said "no"']
-    assert read_table(path) == {"text": texts, "label": ["1", "1", "0", "0"]}
+    assert read_table(path).to_dict("list") == {"text": texts, "label": ["1", "1", "0", "0"]}
     path.write_text('text\tlabel\n"two\nlines"\t1\n"a\ttab"\t0\n')
-    assert read_table(path)["text"] == ["two\nlines", "a\ttab"]
+    assert read_table(path)["text"].tolist() == ["two\nlines", "a\ttab"]
     path.write_text('text\tlabel\n"So good\t1\na "fun" one\t1\tmore\n')
-    with pytest.raises(UsageError, match=r"quoted wrongly before line 3 .*; put texts"):
+    with pytest.raises(UsageError, match=r"wrongly in the row that begins in line 2 .*; put texts"):
         read_table(path)
     path.write_text('text\tlabel\tnote\n"Great" film\t1\n"So bad\t0\tsad\n')  # a cell is missing
-    assert read_table(path)["text"] == ['"Great" film', '"So bad']
+    assert read_table(path)["text"].tolist() == ['"Great" film', '"So bad']
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_stray_quotation_mark_of_a_csv_joins_no_rows(end: str, tmp_path: Path) -> None:
+    path, good = tmp_path / "table.csv", ['"two\nlines, ""and"" more",pos', 'a "fun" one,neg']
+    path.write_bytes(end.join(["text,label", *good]).encode("utf-8-sig"))
+    assert read_table(path)["text"].tolist() == ['two\nlines, "and" more', 'a "fun" one']
+    stray = ['"Great film,pos', "poor,neg"]
+    for rest in (['he said "no",neg', "fine,pos"], []):
+        path.write_bytes(end.join(["text,label", *good, *stray, *rest]).encode())
+        with pytest.raises(UsageError, match=r"quoted wrongly in the row that begins in line 5 "):
+            TableSource("mine", path)(HERE)
+
+
+def test_cells_of_parquet_are_texts_in_utf8(tmp_path: Path) -> None:
+    path, labels = tmp_path / "table.parquet", ["pos", "neg"] * 2
+    texts = [f"schöner film {i}" for i in range(4)]
+    cells = [text.encode() for text in texts]
+    rows = {"text": cells, "label": [label.encode() for label in labels], "id": [{"a": 1}] * 4}
+    pd.DataFrame(rows).to_parquet(path)
+    splits = TableSource("mine", path)(HERE)
+    assert splits.classnames == ("neg", "pos")
+    parts = (splits.train, splits.test)
+    assert sorted(part[i][0] for part in parts for i in range(len(part))) == texts
+    for strange, message in ((b"\xff", "bytes that are not UTF-8"), ({"a": 1}, "several values")):
+        pd.DataFrame({"text": [strange], "label": ["pos"]}).to_parquet(path)
+        with pytest.raises(UsageError, match=rf"{message} in row 1 of the column text; expected"):
+            TableSource("mine", path)(HERE)
+    pd.DataFrame({"text": [["a", "b"]] * 4, "label": labels}).to_parquet(path)
+    with pytest.raises(UsageError, match="several values in row 1 of the column text"):
+        TableSource("mine", path)(HERE)
 
 
 def test_another_encoding_is_refused(tmp_path: Path) -> None:
@@ -215,9 +246,14 @@ def test_fingerprint_changes_with_texts_and_labels() -> None:
     assert fingerprint(one) == fingerprint(Texts(("a", "b"), np.array([0, 1]), "elsewhere"))
 
 
-def test_texts_in_two_splits_are_found() -> None:
+def test_texts_in_two_splits_are_found(caplog: pytest.LogCaptureFixture) -> None:
     one, labels = ("a", "b", "c"), np.zeros(3, np.int64)
-    refuse_pair(Texts(one, labels), Texts(("a", "d", "e"), labels))
+    refuse_pair(Texts(one, labels), Texts(("d", "e"), labels))
+    assert not caplog.records
+    refuse_pair(Texts(one, labels), Texts(("d", "b", "e"), labels, "mine"))
+    (record,) = caplog.records
+    assert "1 of the 3 examples of a split are in another, such as text 1" in record.message
+    assert "text 1 of mine ('b')" in record.message
     with pytest.raises(UsageError, match="two splits"):
         refuse_pair(Texts(one, labels), Texts(("a", "b", "e"), labels))
 

@@ -12,7 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
-from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from tangent_arithmetic.arithmetic.features import _folder
 from tangent_arithmetic.data.loading import EvalBatches
@@ -25,7 +31,7 @@ from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import MissingFileError, PictureError, UsageError
 from tangent_arithmetic.storage.reading import read_json
-from tests.sentences import KINDS, model_folder
+from tests.sentences import KINDS, SIZE, model_folder, tokenizer_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 TEXTS = ("the movie was great", "awful", "it is not a very good phone and the battery is poor .")
@@ -184,6 +190,20 @@ def test_long_texts_are_truncated_and_it_is_said(
     kept = (tokens >= 0).sum(1).tolist()
     tokenize: Any = encoder.val_preprocess
     assert tokenize.lengths(("good " * 30, "bad " * 40, "bad")) == kept
+
+
+def test_positions_that_begin_after_that_of_padding_are_fewer_tokens(tmp_path: Path) -> None:
+    sizes: Any = {"num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+    config = RobertaConfig(
+        vocab_size=SIZE, hidden_size=16, max_position_embeddings=18, pad_token_id=1, **sizes
+    )
+    RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer_folder(tmp_path)
+    encoder = BackboneEncoder(f"transformers:{tmp_path}")
+    tokens = tokens_of(encoder, ("good " * 30, "bad"))
+    assert tokens.shape == (2, 16) and encoder(tokens).isfinite().all()
+    with pytest.raises(UsageError, match="takes at most 16 tokens, got length=17"):
+        BackboneEncoder(f"transformers:{tmp_path}?length=17")
 
 
 @pytest.mark.parametrize(

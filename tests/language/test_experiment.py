@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from tangent_arithmetic.commands.cli import main
-from tangent_arithmetic.language import toxicity
-from tangent_arithmetic.language.checkpoints import load_tokenizer
+from tangent_arithmetic.language import analogy, toxicity
+from tangent_arithmetic.language.analogy import Reviews
+from tangent_arithmetic.language.checkpoints import load_judge, load_tokenizer
 from tangent_arithmetic.language.experiments import EXPERIMENTS
 from tangent_arithmetic.language.settings import MODES, Settings
+from tangent_arithmetic.language.tasks import TASKS
 from tangent_arithmetic.language.toxicity import Study, Toxicity, finite, largest_allowed
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.training.recipe import Recipe
@@ -90,6 +94,18 @@ def test_results_of_other_settings_are_not_overwritten(
     assert file.name == "t5-standard-cola-rows2-seed1.json"
     assert main(["language", "glue", *words, "--length=20"]) == 2
     assert "other settings (length was 512, is now 20)" in capsys.readouterr().err
+
+
+def test_texts_that_are_drawn_depend_on_the_kind_of_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "language" / "toxicity" / "gpt2-standard.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"provenance": {"settings": {"device": "cuda"}}}))
+    words = ["language", "toxicity", "--model=gpt2", f"--results={tmp_path}", "--device=cpu"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "device was cuda, is now cpu" in said and "eval_batch_size" not in said
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -184,6 +200,40 @@ def test_scores_are_those_of_the_classifier(world: World, tmp_path: Path) -> Non
         Study(settings, Toxicity(world.model("judge"), label="rude"))
 
 
+def test_drawn_texts_are_the_same_for_any_batch_size(world: World, tmp_path: Path) -> None:
+    toxicity = Toxicity(world.model("judge"), prompt="you are", generations=19, tokens=6)
+    settings = Settings(world.model("gpt2"), tmp_path, RECIPE, seed=1)
+    studies = [Study(replace(settings, eval_batch_size=size), toxicity) for size in (3, 16, 20)]
+    first, *others = (study.texts(study.base) for study in studies)
+    assert len(set(first)) > 10 and all(texts == first for texts in others)
+
+
+def test_the_classifier_reads_as_many_tokens_as_it_has_positions(
+    world: World, tmp_path: Path
+) -> None:
+    folder = tmp_path / "judge"
+    shutil.copytree(world.model("judge"), folder)
+    judge = load_judge(folder)
+    config = type(judge.config)(**{**judge.config.to_dict(), "max_position_embeddings": 8})
+    type(judge)(config).save_pretrained(folder)
+    study = Study(Settings(world.model("gpt2"), tmp_path, RECIPE), Toxicity(str(folder)))
+    assert study.scores(["good film " * 9]).isfinite().all()
+
+
+@pytest.mark.parametrize("texts", [["good", "bad"], ["good", "a nice film"]])
+def test_reviews_of_a_word_have_no_second_half(
+    texts: list[str], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Dataset.from_dict({TASKS["yelp"].columns[0]: texts})
+    monkeypatch.setattr(analogy, "labelled", lambda *_: (rows, [0, 1]))
+    reviews = Reviews(Settings(world.model("t5"), tmp_path, RECIPE))
+    if "bad" in texts:
+        with pytest.raises(UsageError, match=r"yelp: expected reviews of two words .*--rows"):
+            reviews.language("yelp")
+        return
+    assert len(reviews.language("yelp")) == 1
+
+
 def test_the_words_of_a_text_stay_apart(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,9 +245,9 @@ def test_the_words_of_a_text_stay_apart(
 
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
-    "block": ({"block": 1025}, "--block=1025: the model has 1024 positions; .* --block=1024"),
-    "tokens": ({"tokens": 2000}, "--tokens=2000: the model has 1024 positions"),
-    "length": ({"length": 1025}, "--length=1025: the model has 1024 positions"),
+    "block": ({"block": 1025}, "--block=1025: the model has positions for 1024 .* --block=1024"),
+    "tokens": ({"tokens": 2000}, "--tokens=2000: the model has positions for 1024"),
+    "length": ({"length": 1025}, "--length=1025: the model has positions for 1024"),
     "a judge that does not pad": ({"classifier": "unpadded"}, "--classifier=.* no padding token"),
     "no comment so toxic": ({"toxic": 1.0}, "comments with a toxicity above 1.0, got none"),
 }

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from tangent_arithmetic.language.losses import token_loss
-from tangent_arithmetic.language.models import LanguageModel, Seq2SeqLM
+from tangent_arithmetic.language.models import CausalLM, LanguageModel, Seq2SeqLM, check_positions
+from tangent_arithmetic.language.tokens import paired
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.tangent import plain_jvp
 from tangent_arithmetic.tangent.linearized import LinearizedModel
-from tests.language.makers import MODELS, direction, gpt2, rows, t5
+from tests.language.makers import MODELS, VOCABULARY, bart, direction, drawn, gpt2, rows, t5
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -94,6 +97,29 @@ def test_padding_on_the_left_is_padding_too(attention: str) -> None:
     assert torch.allclose(g0[:, 3:], f0, atol=1e-10)
     assert torch.allclose(ahead[:, 3:], step, atol=1e-10)
     assert torch.allclose(token_loss(g0, left), token_loss(f0, ids))
+
+
+def test_positions_are_those_of_the_model() -> None:
+    shape: Any = {"num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+    shape |= {"hidden_size": 16, "max_position_embeddings": 9, "is_decoder": True}
+    config = transformers.RobertaConfig(vocab_size=VOCABULARY, pad_token_id=1, **shape)
+    model = CausalLM(drawn(transformers.RobertaForCausalLM(config)))
+    ids = rows(model, (7, 7))
+    left = torch.nn.functional.pad(ids, (3, 0), value=-1)
+    expected = model.model(input_ids=ids).logits
+    torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(left)[:, 3:], expected, rtol=1e-5, atol=1e-5)
+    check_positions(model, length=7)
+    with pytest.raises(UsageError, match="--length=8: the model has positions for 7 tokens"):
+        check_positions(model, length=8)
+
+
+def test_the_first_token_of_a_decoder_has_a_position() -> None:
+    model = bart()
+    check_positions(model, length=63)
+    assert model(paired([[5] * 63], [[5] * 63], model.start)).shape[1] == 64
+    with pytest.raises(UsageError, match=r"--length=64: .* give --length=63 or less"):
+        check_positions(model, length=64)
 
 
 def test_tied_weights_are_one_direction() -> None:

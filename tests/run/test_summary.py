@@ -14,10 +14,13 @@ from tangent_arithmetic.run.summary import (
     collect,
     grids,
     latex_tables,
+    overview_path,
     siblings,
     summarised,
+    summary_path,
     tables,
     with_seed,
+    write_summary,
 )
 
 COMMITTED = Path(__file__).resolve().parents[2] / "results"
@@ -51,6 +54,23 @@ def test_a_damaged_summary_is_of_no_runs(content: str, tmp_path: Path) -> None:
     run.results.mkdir(parents=True)
     (run.results.parent / "summary.json").write_text(content)
     assert summarised(run) == []
+
+
+def test_a_sample_has_a_summary_of_its_own(tmp_path: Path) -> None:
+    run = RUN.with_(results=str(tmp_path))
+    write_summary([run])
+    whole = summary_path(run).read_bytes()
+    sampled = run.with_(sample=9)
+    write_summary([sampled])
+    assert summary_path(run).read_bytes() == whole
+    assert "on 9 examples of each test split" in summary_path(sampled, "md").read_text()
+    names = {path.name for path in run.results.parent.iterdir()}
+    assert names == {
+        f"summary{end}"
+        for end in (".json", ".md", ".tex", "_sample9.json", "_sample9.md", "_sample9.tex")
+    }
+    assert overview_path(run).name == "overview.png"
+    assert overview_path(sampled).name == "overview_sample9.png"
 
 
 def test_tables_are_those_of_the_committed_summary() -> None:

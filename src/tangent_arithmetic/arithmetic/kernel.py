@@ -103,7 +103,7 @@ def _gradients(
     parts = []
     for some in images.split(TOGETHER):
         found = of_examples(some, u.expand(len(some), 1, -1))
-        parts.append(torch.cat([found[name].flatten(1) for name in block], dim=1))
+        parts.append(torch.cat([found[name].reshape(len(some), -1) for name in block], dim=1))
     return torch.cat(parts)
 
 

@@ -50,7 +50,7 @@ from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.run.present import NEGATION, SINGLE, chosen, files_of
 from tangent_arithmetic.run.results import check_targets
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.run.summary import collect, summarised
+from tangent_arithmetic.run.summary import collect, overview_path, summarised
 from tangent_arithmetic.run.tracking import tracked
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError, entry_point
@@ -175,9 +175,8 @@ def show(run: Run, name: str, draw: Draw, table: pd.DataFrame) -> None:
 
 def redraw_overview(run: Run) -> None:
     """Draws the figure of the suite's summary again, if there is one, from the runs' results."""
-    folder = run.results.parent
     if runs := summarised(run):
-        overview(runs[0], collect(runs), folder / "figures" / "overview.png")
+        overview(runs[0], collect(runs), overview_path(run))
 
 
 def work(names: tuple[str, ...], run: Run) -> None:

@@ -208,17 +208,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tangent_arithmetic.analysis.figures import overview
     from tangent_arithmetic.report.page import report_path
     from tangent_arithmetic.run.results import check_targets
-    from tangent_arithmetic.run.summary import with_seed, write_summary
+    from tangent_arithmetic.run.summary import (
+        overview_path,
+        summary_path,
+        with_seed,
+        write_summary,
+    )
     from tangent_arithmetic.runtime.logs import setup_logging
 
     setup_logging()
     logging.captureWarnings(True)
     start = time.monotonic()
     runs = [with_seed(run, seed) for seed in range(seeds)]
-    suite = run.results.parent
-    figure = suite / "figures" / "overview.png"
+    shown, figure = summary_path(run, "md"), overview_path(run)
     ledgers = [Ledger(run).path for run in runs]
-    for path in (suite / "summary.json", suite / "summary.md", figure, *ledgers):
+    for path in (summary_path(run), shown, figure, *ledgers):
         check_writable(path)
     seeded = [[*flags, f"--seed={seed}"] if seed else flags for seed in range(seeds)]
     work = [stages(r, words, modes) for r, words in zip(runs, seeded, strict=True)]
@@ -237,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{tables}\n")
     if paper is not None:
         print(f"tables, figures and claims of the paper: {papers.write(paper, runs)}/README.md")
-    print(f"results: {suite}/ (summary.md, summary.json, figures/)")
+    print(f"results: {shown}, {shown.with_suffix('.json')}, {figure}")
     pages = ", ".join(str(report_path(run)) for run in runs)
     print(f"pages, with the tangent explorer; open them in a browser: {pages}")
     print(f"checkpoints: {', '.join(str(run.folder) for run in runs)}")

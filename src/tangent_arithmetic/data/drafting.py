@@ -54,7 +54,7 @@ def name_for(source: str) -> str:
     """A data set's name from its source: the name of its folder, file or class."""
     place = re.split(r"[?]", source)[0].rstrip("/\\")
     last = re.split(r"[/\\:]", place)[-1]
-    stem = re.sub(r"\.(csv|tsv|parquet)$", "", last, flags=re.IGNORECASE)
+    stem = re.sub(r"\.(csv|tsv|parquet|jsonl)$", "", last, flags=re.IGNORECASE)
     name = re.sub(r"[^\w-]+", "_", stem).strip("_")
     return name[: -len("Val")] if name.endswith("Val") and name != "Val" else name
 

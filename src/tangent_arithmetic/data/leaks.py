@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import logging
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from itertools import combinations
@@ -17,6 +18,8 @@ from tangent_arithmetic.data.hub import HubPictures
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import UsageError
 
+logger = logging.getLogger(__name__)
+
 HEAD = 1024  # bytes of a file compared first, before whole files
 
 
@@ -24,11 +27,12 @@ def refuse_shared(splits: Splits) -> Splits:
     """Returns the splits if they share no images, as far as this can be checked cheaply.
 
     Files with the same name are compared by content; `tangent-arithmetic prepare-data` compares all
-    files. Images in arrays and rows of the hub are all compared, but refused only if most of a
-    split is in another, since some published sets share a few.
+    files. Texts, images in arrays and rows of the hub are all compared. They are refused only if
+    more than half of a split is in another, since some published sets share a few; fewer are a
+    warning.
 
     Raises:
-        UsageError: if two splits share images; the message names a pair.
+        UsageError: if two splits share images or texts; the message names a pair.
     """
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     for one, other in combinations(parts, 2):
@@ -78,9 +82,19 @@ def _refuse_contents(one: Pictures, other: Pictures) -> None:
         return
     places = {digest: index for index, digest in enumerate(digests)}
     shared = [(places[d], index) for index, d in enumerate(others) if d in places]
+    if not shared:
+        return
+    first, copy = shared[0]
+    names = name_of(one, first), name_of(other, copy)
     if 2 * len(shared) > min(len(digests), len(others)):
-        first, copy = shared[0]
-        raise _shared(name_of(one, first), name_of(other, copy), f" (of {len(shared)})")
+        raise _shared(*names, f" (of {len(shared)})")
+    logger.warning(
+        "%d of the %d examples of a split are in another, such as %s and %s; an accuracy on them "
+        "says little",
+        len(shared),
+        len(others),
+        *names,
+    )
 
 
 def _shared(one: str, other: str, count: str) -> UsageError:

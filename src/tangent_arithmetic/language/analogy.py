@@ -12,6 +12,7 @@ Source: arXiv:2212.04089, section on task analogies.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
@@ -23,6 +24,9 @@ from tangent_arithmetic.language.settings import Settings
 from tangent_arithmetic.language.tasks import TASKS
 from tangent_arithmetic.language.text_to_text import TextToText
 from tangent_arithmetic.language.tokens import TokenRows, encode, paired
+from tangent_arithmetic.runtime.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 SOURCE, TARGET = "amazon", "yelp"
 EDITS: dict[str, dict[str, int]] = {
@@ -40,15 +44,26 @@ class Reviews(TextToText):
     """Reviews of two shops: their sentiment, and their language."""
 
     def language(self, name: str) -> TokenRows:
-        """Reviews without labels: the first half of each is the input, the second the output."""
+        """Reviews without labels: the first half of each is the input, the second the output.
+
+        Raises:
+            UsageError: if none has two words.
+        """
         task, settings = TASKS[name], self.settings
         rows, _ = labelled(name, "train", task, settings.data, settings.rows)
         texts = [text.split() for text in rows[task.columns[0]]]
-        halves = [(words[: len(words) // 2], words[len(words) // 2 :]) for words in texts]
-        first, second = zip(*(pair for pair in halves if pair[0]), strict=True)
+        texts = [words for words in texts if len(words) > 1]
+        if not texts:
+            raise UsageError(
+                f"{name}: expected reviews of two words or more, got {len(rows)} of one at most; "
+                "give more with --rows, or other data with --data-location"
+            )
+        if len(texts) < len(rows):
+            logger.info("%s: %d reviews of a word at most left out", name, len(rows) - len(texts))
+        first = [" ".join(words[: len(words) // 2]) for words in texts]
+        second = [" ".join(words[len(words) // 2 :]) for words in texts]
         sources, targets = (
-            encode([" ".join(words) for words in part], self.tokenizer, settings.length)
-            for part in (first, second)
+            encode(part, self.tokenizer, settings.length) for part in (first, second)
         )
         return TokenRows(paired(sources, targets, self.base.start))
 

@@ -19,6 +19,7 @@ from tangent_arithmetic.language.settings import Settings
 from tangent_arithmetic.language.tokens import TokenRows
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import State, content_hash
+from tangent_arithmetic.storage.states import check_settings
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.training.loop import TrainingData, train
 from tangent_arithmetic.training.objectives import Objective
@@ -118,16 +119,23 @@ class Vectors:
             objective: as of `finetune`.
             linear: whether to fine-tune in the tangent space; the settings decide if None.
             made: further facts by which a kept model must have been made.
+
+        Raises:
+            UsageError: if a kept model was made with other settings, data or weights of the base.
         """
         linear = self.settings.trains_linear if linear is None else linear
+        theta0 = content_hash(dict(base.named_parameters()))
+        self.hashes[name] = {"theta0": theta0}
         if (published := self.settings.finetuned.get(name)) is not None:
+            recorded = checkpoints.facts_of(published)
+            if "theta0" in recorded:
+                check_settings(Path(published), recorded, {"theta0": theta0}, "--finetuned")
             return self._vector(name, base, load(published).to(self.settings.device))
         kind = "linear" if linear else "standard"
         folder = self.settings.save / f"{kind}_{name}"
         rows = data()
-        facts = {**self._facts(name), **(made or {})}
-        if "data" in (kept := checkpoints.facts_of(folder)) or not kept:
-            facts["data"] = rows.digest()  # earlier versions recorded none
+        hashes = _recorded(folder, {"data": rows.digest(), "theta0": theta0})
+        facts = {**self._facts(name), **(made or {}), **hashes}
         if checkpoints.is_done(folder, facts):
             logger.info("%s: read from %s", name, folder)
             return self._vector(name, base, load(folder).to(self.settings.device))
@@ -141,12 +149,11 @@ class Vectors:
     def _vector(
         self, name: str, base: TokenModel, model: TokenModel | LinearizedModel
     ) -> TaskVector:
-        """The vector between two models, whose hashes are noted."""
+        """The vector between two models; the hash of the second is noted."""
         theta: State = dict(model.named_parameters())
         if isinstance(model, LinearizedModel):
             theta = model.theta()
-        ends: dict[str, State] = {"theta0": dict(base.named_parameters()), "theta": theta}
-        self.hashes[name] = {end: content_hash(weights) for end, weights in ends.items()}
+        self.hashes[name]["theta"] = content_hash(theta)
         return self.kind(base, model)
 
     def _facts(self, name: str) -> dict[str, Any]:
@@ -154,3 +161,16 @@ class Vectors:
         settings = self.settings
         made = {"base": settings.model, "rows": settings.rows, "length": settings.length}
         return {"name": name, "seed": settings.seed, "recipe": asdict(settings.recipe), **made}
+
+
+def _recorded(folder: Path, hashes: Mapping[str, str]) -> dict[str, str]:
+    """The hashes by which the model in a folder can be checked: all if there is no model yet."""
+    kept = checkpoints.facts_of(folder)
+    if kept and (missing := sorted(hashes.keys() - kept)):
+        logger.warning(
+            "%s was made by an earlier version, which recorded no hash of %s; delete it to "
+            "fine-tune again if these have changed since",
+            folder,
+            " and ".join(missing),
+        )
+    return {key: value for key, value in hashes.items() if key in kept or not kept}

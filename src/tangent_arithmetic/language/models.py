@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tangent_arithmetic.data.texts import PADDING
-from tangent_arithmetic.encoders.backbones.sentences import last_pooling
+from tangent_arithmetic.encoders.backbones.sentences import (
+    first_position,
+    last_pooling,
+    positions_of,
+)
 from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ class TokenModel(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
+        self._first = first_position(model)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -51,7 +56,7 @@ class TokenModel(nn.Module):
         mask = ids != PADDING
         inputs = {"input_ids": ids.clamp(min=0), "attention_mask": mask.long(), "use_cache": False}
         if "position_ids" in inspect.signature(self.model.forward).parameters:
-            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0) + self._first
         return inputs
 
 
@@ -61,12 +66,14 @@ def check_positions(model: TokenModel, **flags: int) -> None:
     Raises:
         UsageError: naming the first flag that asks for more.
     """
-    most = getattr(model.model.config, "max_position_embeddings", None)
+    most = positions_of(model.model)
+    if most is not None and isinstance(model, Seq2SeqLM):
+        most -= 1  # the decoder's first token takes one
     for flag, tokens in flags.items():
         if most is not None and tokens > most:
             raise UsageError(
-                f"--{flag}={tokens}: the model has {most} positions; expected no more tokens, give "
-                f"--{flag}={most} or less"
+                f"--{flag}={tokens}: the model has positions for {most} tokens; expected no more, "
+                f"give --{flag}={most} or less"
             )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.encoders.backbones.sentences import positions_of
 from tangent_arithmetic.language.checkpoints import load_causal, load_judge, load_tokenizer
 from tangent_arithmetic.language.finetuning import Vectors
 from tangent_arithmetic.language.generation import Sampling, generate
@@ -37,6 +38,7 @@ from tangent_arithmetic.training.objectives import Objective
 logger = logging.getLogger(__name__)
 
 Model = CausalLM | LinearizedModel
+DRAWN = 16  # texts that are drawn together, from one seed
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Study:
         )
         self.judge: Any = load_judge(toxicity.classifier).to(settings.device)
         self.reader = load_tokenizer(toxicity.classifier)
+        self.length = min(settings.length, positions_of(self.judge) or settings.length)
         if self.reader.pad_token is None:
             raise UsageError(
                 f"--classifier={toxicity.classifier}: its tokenizer has no padding token; expected "
@@ -140,11 +143,11 @@ class Study:
 
     def texts(self, model: Model) -> list[str]:
         """The generations of a model, prompt included."""
-        about, size = self.toxicity, self.settings.eval_batch_size
+        about = self.toxicity
         prompt = torch.tensor(encode([about.prompt], self.tokenizer, about.tokens))
         texts: list[str] = []
-        for done in progress(range(0, about.generations, size), "generation"):
-            count = min(size, about.generations - done)
+        for done in progress(range(0, about.generations, DRAWN), "generation"):
+            count = min(DRAWN, about.generations - done)
             sampling = Sampling(
                 max(1, about.tokens - prompt.shape[1]),
                 sample=True,
@@ -168,7 +171,7 @@ class Study:
         several = self.judge.config.problem_type == "multi_label_classification"
         how = {"padding": True, "truncation": True, "return_tensors": "pt"}
         for start in progress(range(0, len(texts), size), "toxicity"):
-            batch = self.reader(texts[start : start + size], max_length=self.settings.length, **how)
+            batch = self.reader(texts[start : start + size], max_length=self.length, **how)
             logits = self.judge(**batch.to(self.settings.device)).logits.double()
             odds = logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(dim=1)
             found.append(odds[:, self.label].cpu())

@@ -204,8 +204,20 @@ def latex_tables(summary: dict[str, Any], tasks: Sequence[str], control: str | N
     return "\n".join(f"% {title}\n{booktabs(header, rows)}" for title, header, rows in parts)
 
 
+def summary_path(run: Run, ending: str = "json") -> Path:
+    """A file of the summary, beside the runs' folders; that of a sample has a name of its own."""
+    sample = run.config.sample
+    return run.results.parent / f"summary{'' if sample is None else f'_sample{sample}'}.{ending}"
+
+
+def overview_path(run: Run) -> Path:
+    """The summary's figure."""
+    stem = summary_path(run).stem.replace("summary", "overview")
+    return run.results.parent / "figures" / f"{stem}.png"
+
+
 def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
-    """Writes summary.json, summary.md and summary.tex beside the runs' folders.
+    """Writes the summary as JSON, Markdown and LaTeX, see `summary_path`.
 
     Returns:
         The figures, see `collect`, and the tables.
@@ -213,7 +225,6 @@ def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
     first = runs[0]
     summary = collect(runs)
     text = tables(summary, first.tasks, first.control_set)
-    folder = first.results.parent
     provenances = []
     for run in runs:
         origin = optional_results(accuracies_path(run, "none")).get("provenance", {})
@@ -225,22 +236,25 @@ def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:
         }
         provenances.append({**shared, "seconds": seconds})
     facts = {"suite": first.suite.name, "tasks": first.tasks, "runs": provenances}
-    write_json(folder / "summary.json", {**facts, **summary})
+    write_json(summary_path(first), {**facts, **summary})
     seeds = ", ".join(str(p["seed"]) for p in provenances)
+    sample = first.config.sample
+    splits = "the test splits" if sample is None else f"{sample} examples of each test split"
     head = (
         f"# {facts['suite']}, {getattr(first, 'model', '')}\n\n"
-        f"Accuracy in percent on the test splits; seeds: {seeds}"
+        f"Accuracy in percent on {splits}; seeds: {seeds}"
         f"{'' if len(runs) == 1 else ' (mean ± standard deviation)'}. Coefficients are chosen on "
         "the validation splits.\n\n"
     )
-    write_text(folder / "summary.md", without_home(head) + text + "\n")
-    write_text(folder / "summary.tex", latex_tables(summary, first.tasks, first.control_set))
+    write_text(summary_path(first, "md"), without_home(head) + text + "\n")
+    latex = latex_tables(summary, first.tasks, first.control_set)
+    write_text(summary_path(first, "tex"), latex)
     return summary, text
 
 
 def summarised(run: Run) -> list[Run]:
     """The runs of the summary beside a run's folder, by seed; none without a sound summary."""
-    found = _read_summary(run.results.parent / "summary.json").get("runs", [])
+    found = _read_summary(summary_path(run)).get("runs", [])
     found = found if isinstance(found, list) else []
     seeds = [one.get("seed") for one in found if isinstance(one, dict)]
     return [with_seed(run, seed) for seed in seeds if type(seed) is int and seed >= 0]

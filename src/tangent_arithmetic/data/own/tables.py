@@ -1,8 +1,8 @@
 """Own data in a table: a CSV, TSV, Parquet or JSON-lines file of image paths, or texts, and labels.
 
 Columns are found by name (`COLUMNS`) or named in the source. Relative paths are relative to the
-table. A column of splits is optional. A cell such as `cat|dog` has several labels: the data set is
-then a multi-label one.
+table. A column of splits is optional; one that is found, but has no split's name, is ignored. A
+cell such as `cat|dog` has several labels: the data set is then a multi-label one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "label": ("label", "labels", "class", "classes", "category", "target", "tags", "species"),
     "split": ("split", "subset", "partition", "fold"),
 }
-SEPARATOR = "|"  # between the labels of one example
+SEPARATOR, TAB = "|", "\t"  # between the labels of one example; between cells
 _WHAT = {"image": "image (or text)"}
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ class TableSource:
         name: the data set, for messages.
         path: the table.
         columns: names of the columns "image" or "text", "label" and "split"; found if not given.
+            An empty name of "split" is for none.
         names: class names, see `words.named`; None for those of the table.
         multilabel: whether images have several labels; None if a cell with `|` says so.
     """
@@ -161,8 +162,11 @@ class TableSource:
     def _rows(self) -> _Rows:
         table = read_table(self.path)
         kind = self._kind(list(table))
-        columns = {each: self._column(each, list(table)) for each in (kind, "label", "split")}
-        cells = {each: table[column] for each, column in columns.items() if column is not None}
+        columns = {each: self._column(each, list(table)) for each in (kind, "label")}
+        cells = {
+            each: texts_of(self.path, table, column, lists=each == "label")
+            for each, column in columns.items()
+        }
         multilabel = self.multilabel
         if multilabel is None:
             multilabel = any(SEPARATOR in cell for cell in cells["label"])
@@ -179,7 +183,7 @@ class TableSource:
         if not classes:
             raise UsageError(f"data set {self.name}: {self.path} has no rows with a label")
         items = self._paths(cells[kind]) if kind == "image" else cells[kind]
-        splits = self._splits(cells)
+        splits = self._splits(table)
         trained = {
             label
             for cell, split in zip(labels, splits, strict=True)
@@ -205,10 +209,8 @@ class TableSource:
             raise UsageError(
                 f"data set {self.name}: image and text columns are both named; expected one of them"
             )
-        found = {name.lower().strip() for name in names}
-        return (
-            named or [each for each in ("image", "text") if found & {*COLUMNS[each]}] or ["image"]
-        )[0]
+        found = [each for each in ("image", "text") if _found(each, names)]
+        return (named or found or ["image"])[0]
 
     def _paths(self, cells: Sequence[str]) -> list[str]:
         """The paths of the images, which are relative to the table; refuses repeated ones."""
@@ -223,27 +225,42 @@ class TableSource:
                 )
         return paths
 
-    def _splits(self, cells: Mapping[str, Sequence[str]]) -> list[str]:
-        """The split of each row, train without such a column."""
-        if "split" not in cells:
-            return ["train"] * len(cells["label"])
-        found = list(dict.fromkeys(cells["split"]))
-        ours = {theirs: ours for ours, theirs in split_names(found, self.name).items()}
-        if strange := [text for text in found if text not in ours]:
-            raise UsageError(
-                f"data set {self.name}: unknown split '{shown(strange[0])}' in {self.path}, "
-                "expected train, val and test"
-            )
-        return [ours[cell] for cell in cells["split"]]
+    def _splits(self, table: pd.DataFrame) -> list[str]:
+        """The split of each row, train without a column of splits.
 
-    def _column(self, kind: str, names: list[str]) -> str | None:
+        A column that was found, not named, is one of splits if it has the name of one.
+        """
+        names, wanted = list(table), dict(self.columns).get("split")
+        columns = _found("split", names) if wanted is None else []
+        if wanted:
+            columns = [self._column("split", names)]
+        for column in columns:
+            cells = texts_of(self.path, table, column)
+            values = list(dict.fromkeys(cells))
+            ours = {theirs: ours for ours, theirs in split_names(values, self.name).items()}
+            strange = [text for text in values if text not in ours]
+            if not strange:
+                return [ours[cell] for cell in cells]
+            if ours or wanted:
+                raise UsageError(
+                    f"data set {self.name}: unknown split '{shown(strange[0])}' in {self.path} "
+                    f"(column {shown(column)}), expected train, val and test; ?split= ignores it"
+                )
+            logger.warning(
+                "%s: the column %s of %s has no split's name but '%s' and the like; it is ignored",
+                self.name,
+                shown(column),
+                self.path,
+                shown(strange[0]),
+            )
+        return ["train"] * len(table)
+
+    def _column(self, kind: str, names: list[str]) -> str:
         wanted = dict(self.columns).get(kind)
         if wanted is not None and wanted in names:
             return wanted
-        lower = {name.lower().strip(): name for name in names}
-        found = next((lower[name] for name in COLUMNS[kind] if name in lower), None)
-        if wanted is None and (found is not None or kind == "split"):
-            return found
+        if wanted is None and (found := _found(kind, names)):
+            return found[0]
         what = f"column {shown(wanted)}" if wanted else f"{_WHAT.get(kind, kind)} column"
         raise UsageError(
             f"data set {self.name}: {self.path} has no {what}; its columns are "
@@ -252,12 +269,18 @@ class TableSource:
         )
 
 
-def read_table(path: Path) -> dict[str, list[str]]:
-    """The columns of a CSV, TSV, Parquet or JSON-lines file, as text; an empty cell is empty.
+def _found(kind: str, names: Sequence[str]) -> list[str]:
+    """The columns whose names say what they hold."""
+    lower = {name.lower().strip(): name for name in names}
+    return [lower[name] for name in COLUMNS[kind] if name in lower]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The columns of a CSV, TSV, Parquet or JSON-lines file.
 
     Raises:
         MissingFileError: if it does not exist.
-        UsageError: if it cannot be read.
+        UsageError: if it cannot be read, or its cells are quoted wrongly.
     """
     import pandas as pd
 
@@ -274,13 +297,39 @@ def read_table(path: Path) -> dict[str, list[str]]:
         elif ending == ".jsonl":
             frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
         else:
-            frame = _read_tsv(path) if ending == ".tsv" else _parsed(path, encoding="utf-8-sig")
+            frame = _read_tsv(path) if ending == ".tsv" else _read_csv(path)
             if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first for its index
                 raise UsageError(
                     f"{path} has more fields than its {len(frame.columns)} columns in row 1; put "
                     f"texts with a {'tab' if ending == '.tsv' else 'comma'} in quotation marks"
                 )
-    return {str(name): [_text(cell) for cell in frame[name]] for name in frame.columns}
+    return frame.rename(columns=str)
+
+
+def texts_of(path: Path, table: pd.DataFrame, column: str, lists: bool = False) -> list[str]:
+    """The cells of a column as texts; an empty cell is empty.
+
+    Args:
+        path: of the table, for messages.
+        table: the table.
+        column: the name of the column.
+        lists: whether a cell may hold several values, which are separated by `SEPARATOR`.
+
+    Raises:
+        UsageError: if a cell holds something else.
+    """
+    texts = []
+    for row, cell in enumerate(table[column], 1):
+        try:
+            texts.append(_text(cell, lists))
+        except (TypeError, UnicodeDecodeError) as error:
+            encoded = isinstance(error, UnicodeDecodeError)
+            raise UsageError(
+                f"{path} has {'bytes that are not UTF-8' if encoded else 'several values'} in row "
+                f"{row} of the column {shown(column)}; expected a text in UTF-8 or a number; "
+                "convert the column, or name another one"
+            ) from error
+    return texts
 
 
 def _parsed(source: Any, **options: Any) -> pd.DataFrame:
@@ -288,6 +337,32 @@ def _parsed(source: Any, **options: Any) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(source, dtype=str, keep_default_na=False, **options)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """The cells of a CSV file as texts.
+
+    Raises:
+        UsageError: if the quoting is at fault, of which pandas would join rows without a word.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        _check_quoting(path, lines, ",")
+    return _parsed(path, encoding="utf-8-sig")
+
+
+def _check_quoting(path: Path, lines: Iterable[str], mark: str) -> None:
+    """Raises a UsageError if a cell goes on after its closing quotation mark, or has none."""
+    csv.field_size_limit(LONGEST_CELL)
+    rows, before = csv.reader(lines, delimiter=mark, strict=True), 0
+    try:
+        for _ in rows:
+            before = rows.line_num
+    except csv.Error as error:
+        raise UsageError(
+            f"{path} is quoted wrongly in the row that begins in line {before + 1} ({error}); put "
+            f"texts with a {'tab' if mark == TAB else 'comma'} or a quotation mark in quotation "
+            "marks, and double those inside"
+        ) from error
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
@@ -301,21 +376,15 @@ def _read_tsv(path: Path) -> pd.DataFrame:
         UsageError: if a line has more, and the quoting is at fault.
     """
     text = read_text(path)
-    tabs = [line.count("\t") for line in text.split("\n") if line.strip()]
+    tabs = [line.count(TAB) for line in text.split("\n") if line.strip()]
     if len(set(tabs)) > 1:
-        csv.field_size_limit(LONGEST_CELL)
-        rows = csv.reader(io.StringIO(text), delimiter="\t", strict=True)
         try:
-            for _ in rows:
-                pass
-            return _parsed(io.StringIO(text), sep="\t")
-        except csv.Error as error:
+            _check_quoting(path, io.StringIO(text), TAB)
+            return _parsed(io.StringIO(text), sep=TAB)
+        except UsageError:
             if max(tabs) > tabs[0]:
-                raise UsageError(
-                    f"{path} is quoted wrongly before line {rows.line_num} ({error}); put texts "
-                    "with tabs in quotation marks, and double those inside"
-                ) from error
-    frame = _parsed(io.StringIO(text), sep="\t", quoting=csv.QUOTE_NONE)
+                raise
+    frame = _parsed(io.StringIO(text), sep=TAB, quoting=csv.QUOTE_NONE)
     return frame.map(_unquoted).rename(columns=_unquoted)
 
 
@@ -323,11 +392,21 @@ def _unquoted(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell
 
 
-def _text(cell: Any) -> str:
+def _text(cell: Any, lists: bool = False) -> str:
+    """A cell as text.
+
+    Raises:
+        TypeError: if it holds several values, unless they are a list and `lists` says so.
+        UnicodeDecodeError: if it holds bytes that are not UTF-8.
+    """
     import pandas as pd
 
-    if isinstance(cell, list | tuple | np.ndarray):  # Parquet has lists of labels
+    if isinstance(cell, bytes):
+        return cell.decode().strip()
+    if isinstance(cell, list | tuple | np.ndarray) and lists:  # Parquet has lists of labels
         return SEPARATOR.join(map(_text, cell)) + (SEPARATOR if len(cell) == 1 else "")
+    if isinstance(cell, Mapping | list | tuple | np.ndarray):
+        raise TypeError
     if pd.isna(cell):
         return ""
     if isinstance(cell, float) and cell.is_integer():  # an integer column with missing cells

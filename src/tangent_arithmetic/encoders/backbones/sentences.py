@@ -97,6 +97,22 @@ class TextTower(nn.Module):
         return features
 
 
+def first_position(model: nn.Module) -> int:
+    """The number of a text's first position: 0, or in RoBERTa and its kin after padding's."""
+    padding = (
+        getattr(module, "padding_idx", None)
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings")
+    )
+    return max((index + 1 for index in padding if index is not None), default=0)
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """The most tokens that a model of `transformers` takes; None if it has no limit."""
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    return None if most is None else most - first_position(model)
+
+
 class Tokenize:
     """The transform of a text by a tokenizer of `transformers`: its token ids, int64 (length,).
 

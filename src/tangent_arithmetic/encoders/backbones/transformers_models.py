@@ -25,6 +25,7 @@ from tangent_arithmetic.encoders.backbones.sentences import (
     SentenceModel,
     TextTower,
     Tokenize,
+    positions_of,
 )
 from tangent_arithmetic.encoders.clip import create_clip, tokenizer_of
 from tangent_arithmetic.encoders.published.huggingface import weight_files
@@ -61,7 +62,7 @@ def build(name: BackboneName, weights: bool) -> Backbone:
     pooling, length = options.get("pooling") or _pooling(folder), options.get("length")
     with unavailable(f"{TRANSFORMERS}{place}", False):
         module = _module(folder, weights and name.weights is not None, place)
-        transform = _tokenize(folder, module.config, int(length) if length else None)
+        transform = _tokenize(folder, module, int(length) if length else None)
     config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     transform.recipe |= {"pooling": pooling, "config": config}  # of the features too
     return Backbone(SentenceModel(module, pooling), transform, transform)
@@ -174,15 +175,13 @@ def _pooling(folder: Path) -> str:
     return "last" if str(architectures[0]).endswith(("CausalLM", "LMHeadModel")) else "mean"
 
 
-def _tokenize(folder: Path, config: Any, length: int | None) -> Tokenize:
+def _tokenize(folder: Path, module: nn.Module, length: int | None) -> Tokenize:
     """The tokenizer of a model."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    most = min(
-        int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length),
-        int(tokenizer.model_max_length),
-    )
+    most = int(tokenizer.model_max_length)
+    most = min(most, positions_of(module) or most)
     stated = folder / "sentence_bert_config.json"
     usual = read_json(stated).get("max_seq_length") if stated.is_file() else None
     if length is not None and length > most:
