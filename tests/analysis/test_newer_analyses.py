@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from tangent_arithmetic.analysis import (
+    analogies,
     baselines,
     cka,
     disentanglement,
@@ -21,12 +24,13 @@ from tangent_arithmetic.analysis import (
     kernel,
     negation,
     seeds,
+    similarity,
     subsets,
 )
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import plain
 from tangent_arithmetic.analysis.intervals import binomial_error, bootstrap
-from tangent_arithmetic.analysis.tables import table_path, write_table
+from tangent_arithmetic.analysis.tables import latex, read_table, table_path, write_table
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
@@ -34,6 +38,7 @@ from tangent_arithmetic.run.args import parse_arguments
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.present import with_checkpoints
+from tangent_arithmetic.run.results import arithmetic_path
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import with_seed
 from tangent_arithmetic.runtime import ddp
@@ -206,6 +211,110 @@ def test_seeds_are_summarised_beside_the_error_of_the_images(own: Run) -> None:
         seeds.table(own, ["posthoc"])
 
 
+def test_the_localisation_over_seeds_is_the_mean_of_that_of_each(own: Run) -> None:
+    """The eigenfunction of rank 1 is that of the task in one seed, of the other's in another."""
+    rows = [
+        (seed, "linear", "A", rank, 1 / rank, float(rank == mine), float(rank == mine))
+        for seed, mine in ((0, 1), (1, 2))
+        for rank in (1, 2)
+    ]
+    columns = ["seed", "mode", "task", "function", "eigenvalue", "own", "use"]
+    table = pd.DataFrame(rows, columns=columns)
+    means, both = seeds.averaged(table, "kernel")
+    assert kernel.localisation(means)["share"].tolist() == [1.0]
+    assert kernel.localisation(table[table["seed"] == 1])["share"].tolist() == [1.0]
+    assert list(both["used"]) == [0.5, 1.0] and not {"own", "use"} & set(both)
+    assert list(both["used std"]) == pytest.approx([0.5**0.5, 0.0])
+    _, used, local = plain(kernel.draw, means, own).axes
+    assert list(used.lines[0].get_ydata()) == [50.0, 100.0]
+    assert local.patches[0].get_height() == 100
+    alone, _ = seeds.averaged(table[table["seed"] == 0], "kernel")
+    assert list(alone.columns) == columns[1:]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_interval_over_images_is_that_of_one_seed(several: bool, own: Run) -> None:
+    columns = ["mode", "task1", "task2", "xi", "low", "high", "points", "seed"]
+    rows = [("linear", "A", "B", xi, xi - 0.01, xi + 0.02, 6, seed)
+            for seed, xi in enumerate((0.1, 0.5)[: 1 + several])]  # fmt: skip
+    means, _ = seeds.averaged(pd.DataFrame(rows, columns=columns), "xi")
+    assert ("low" in means) == ("high" in means) == (not several)
+    assert list(means["xi"]) == pytest.approx([0.3 if several else 0.1])
+    axis = plain(disentanglement.draw_xi, means, own).axes[0]
+    assert len(axis.collections) == (not several)  # bars
+
+
+def test_tables_of_other_settings_are_left_out(own: Run, caplog: pytest.LogCaptureFixture) -> None:
+    row = {"mode": "linear", "num_vectors": 1, "tasks": "A", "absolute": 0.5, "normalised": 0.9}
+    changes: dict[int, dict[str, Any]]
+    changes = {1: {"subset_sample": 5}, 2: {"tasks": TASKS[:1]}, 3: {"grid_points": 7},
+               4: {"tasks": [f"{task}Val" for task in TASKS]}}  # fmt: skip
+    runs = [with_seed(own, seed) for seed in range(5)]
+    for one in runs:
+        made = one.with_(**changes.get(one.seed, {}))
+        write_table(made, "subsets", pd.DataFrame([row]), 1.0)
+    assert set(seeds.of_seeds(runs, "subsets")["seed"]) == {0, 3, 4}
+    for seed, flag in ((1, "subset-sample"), (2, "tasks")):
+        told = f"seed {seed} is left out: {table_path(runs[seed], 'subsets')} was made with another"
+        assert f"{told} --{flag}, as" in caplog.text
+        assert re.search(rf"analyze\.py subsets .*--seed={seed} ", caplog.text)
+    again = [one.with_(subset_sample=5) for one in runs]
+    assert set(seeds.of_seeds(again, "subsets")["seed"]) == {1}
+
+
+def test_names_of_tasks_are_read_as_they_are_written(own: Run) -> None:
+    names = ["NA", "None", "null", "nan", "2019", "1e3", "-", "A, B"]
+    for name in ("analogies", "single", "negation_random"):
+        table = pd.DataFrame({"task": names, "chosen": "-", "accuracy": [*[0.5] * 7, np.nan]})
+        if name == "analogies":
+            table["target"] = names
+        else:
+            table["target"] = 0.25
+        write_table(own, name, table, 1.0)
+        pd.testing.assert_frame_equal(read_table(own, name), table, check_dtype=False)
+
+
+def test_tasks_without_a_single_accuracy_are_not_normalised(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in a sum, see `metrics.normalized`."""
+    coefs = [0.5, 1.0]
+
+    class Model:
+        def accuracies(self, name: str, points: list[dict[str, float]]) -> list[float]:
+            scale = 0.0 if name.startswith("Zero") else 0.8
+            return [scale * (1 - 0.1 * len(point)) * max(point.values(), default=0)
+                    for point in points]  # fmt: skip
+
+    model: Any = Model()
+    singles = {"Good": 0.8, "GoodVal": 0.8, "Zero": 0.0, "ZeroVal": 0.0}
+    tasks = ["Good", "Zero"]
+    rows = subsets.evaluate(model, subsets.subsets(tasks), tasks, singles, coefs)
+    assert [row["coefficient"] for row in rows] == [1.0] * 3
+    assert [row["normalised"] for row in rows] == pytest.approx([0.9, 0.9, 0.8])
+    assert [row["own_normalised"] for row in rows] == pytest.approx([0.9, np.nan, 0.8], nan_ok=True)
+    assert "fine-tuned accuracy is 0: Zero" in caplog.text
+    analogy = analogies.Analogy(c="Good", b="Zero", a="Other", d="Target")
+    table = pd.DataFrame(analogies.evaluate(model, analogy, coefs))
+    assert set(table[table["chosen"] == "without target"]["coefficient"]) == {1.0}
+    with pytest.raises(UsageError, match=r"single-task accuracies on ZeroVal are 0.*fine-tune ag"):
+        subsets.evaluate(model, [("Zero",)], ["Zero"], singles, coefs)
+    with pytest.raises(UsageError, match="single-task accuracies on Zero, ZeroToo are 0"):
+        analogies.evaluate(model, analogies.Analogy("Zero", "ZeroToo", "Other", "Target"), coefs)
+
+
+def test_the_cosine_with_a_vector_of_zero_is_not_defined(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taus = {("linear", "A"): {"w": torch.ones(2)}, ("linear", "B"): {"w": torch.zeros(2)}}
+    monkeypatch.setattr(similarity, "_vectors", lambda *_: taus)
+    found = similarity.table(run)["cosine"].to_numpy()
+    np.testing.assert_allclose(found, [1.0, np.nan, np.nan, np.nan])
+    shares = similarity.layers(run)
+    np.testing.assert_allclose(shares["share"], [1.0, np.nan])
+    assert "linear & B & w & - & 0" in latex(shares)
+
+
 def test_the_error_of_the_images_is_of_those_that_an_accuracy_is_of(own: Run) -> None:
     """Bounds that of two tasks of different sizes, whatever each one's accuracy."""
     run = own.with_(sample=20, control_dataset="MNIST")
@@ -258,7 +367,7 @@ def test_two_processes_measure_the_images_of_both(run: Run, tmp_path: Path) -> N
         np.testing.assert_allclose(found, _measured(run).to_numpy(), rtol=2e-3, atol=1e-5)
 
 
-def test_the_control_curve_has_all_seeds(own: Run) -> None:
+def test_the_control_curve_has_all_seeds(own: Run, caplog: pytest.LogCaptureFixture) -> None:
     other = with_seed(own, 1)
     shutil.copytree(own.results, other.results)
     table = negation.curves(own, ["linear"])
@@ -269,6 +378,13 @@ def test_the_control_curve_has_all_seeds(own: Run) -> None:
     means = 100 * shifted.groupby("coefficient")["target"].mean()
     spread = 100 * np.std([0.0, 0.1], ddof=1)
     assert heights.max() == pytest.approx(means.max() + spread)
+    path = arithmetic_path(other, "linear", "negations")
+    fewer = json.loads(path.read_text())
+    for task in TASKS:
+        del fewer[task]["val"]["0.5"]
+    path.write_text(json.dumps(fewer))
+    assert set(negation.curves(own, ["linear"])["seed"]) == {0}
+    assert "seed 1 is left out, whose negations have other coefficients" in caplog.text
 
 
 def test_pairs_are_drawn_by_their_own_accuracy(run: Run) -> None:

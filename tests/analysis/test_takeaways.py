@@ -108,6 +108,20 @@ def test_a_takeaway_is_computed(name: str, expected: str, folder: Path) -> None:
     assert takeaway(folder, name).startswith(expected)
 
 
+def test_a_mode_that_is_better_on_average_has_its_largest_gain_named(tmp_path: Path) -> None:
+    (tmp_path / "single.csv").write_text("task,standard,linear\nA,0.5,0.6\nB,0.5,0.9\nC,0.5,0.4\n")
+    expected = "linear 13.3 points above (largest gap: B, 40.0)."
+    assert takeaway(tmp_path, "single").endswith(expected)
+
+
+def test_tasks_may_be_called_as_missing_values_or_numbers(tmp_path: Path) -> None:
+    (tmp_path / "single.csv").write_text("task,standard,linear\nA,0.5,0.4\nNA,0.5,0.2\n")
+    assert "largest gap: NA, 30.0" in takeaway(tmp_path, "single")
+    rows = "linear,null,linear,null,1\nlinear,null,linear,2019,-0.3\nlinear,2019,linear,2019,1\n"
+    (tmp_path / "similarity.csv").write_text(f"mode1,task1,mode2,task2,cosine\n{rows}")
+    assert takeaway(tmp_path, "similarity").endswith("-0.30, null and 2019 (linear).")
+
+
 def test_modes_on_grids_that_share_few_points_are_not_compared(tmp_path: Path) -> None:
     rows = "standard,0,0,0\nstandard,0,0.4,0.4\nlinear,0,0,0\nlinear,0,0.5,0.2\n"
     (tmp_path / "disentanglement.csv").write_text(f"mode,coef1,coef2,error\n{rows}")

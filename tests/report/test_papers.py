@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from tangent_arithmetic.analysis import tables
 from tangent_arithmetic.analysis.tables import write_table
 from tangent_arithmetic.commands import analyze, paper
 from tangent_arithmetic.commands.stages import stages
@@ -18,7 +20,7 @@ from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.costs import Costs, of_clip
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import with_seed
-from tangent_arithmetic.runtime.errors import MissingFileError
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.reading import read_json
 
 COMMITTED = Path(__file__).resolve().parents[2] / "results"
@@ -53,14 +55,18 @@ def decided(*margins: float | None) -> Any:
         ((-0.1,), f"{FAILS} (one seed)"),
         ((None, None), OPEN),
         ((None, 0.1, 0.11), HOLDS),
+        ((math.nan,), OPEN),
+        ((math.nan, math.inf), OPEN),
+        ((math.nan, 0.1, 0.11), HOLDS),
     ],
 )
 def test_verdicts_follow_from_the_spread(margins: tuple[float | None, ...], expected: str) -> None:
     found = decided(*margins)
     assert found.verdict == expected
-    assert found.seeds == sum(margin is not None for margin in margins)
+    known = [margin for margin in margins if margin is not None and math.isfinite(margin)]
+    assert found.margins == tuple(known) and found.seeds == len(known)
     assert found.measured == ("3 points" if found.seeds == 1 else "3 ± 0 points") or (
-        found.seeds == 0 and found.measured == "no such table"
+        found.seeds == 0 and found.measured in ("no such table", "not defined for these tasks")
     )
 
 
@@ -89,7 +95,11 @@ def test_claims_from_committed_results_are_decided() -> None:
         ("disentangled", "xi", {"mode": ["linear", "standard"], "xi": [0.1, 0.4]}, 0.3),
         ("localised", "kernel",
          {"mode": "linear", "task": ["A", "A", "B", "B"], "own": [1.0, 0.0, 1.0, 0.0],
-          "use": [0.8, 0.2, 0.6, 0.4]}, -0.3),
+          "use": [0.8, 0.2, 0.6, 0.4]}, 0.7 - 0.75),
+        ("localised", "kernel",
+         {"mode": "linear", "task": ["A", "B"], "own": [0.9, 0.8], "use": [1.0, 1.0]}, 0.1),
+        ("localised", "kernel", {"mode": "linear", "task": [*"ABCDEFGH"], "own": 0.6, "use": 1.0},
+         0.6 - (0.125 + 0.875 / 2)),
     ],
 )  # fmt: skip
 def test_claims_measure_analysis_tables(
@@ -100,6 +110,20 @@ def test_claims_measure_analysis_tables(
     assert verdict(claim, [Evidence(run)]).verdict == OPEN
     write_table(run, name, pd.DataFrame({"mode": "standard", **rows}), 1.0)
     assert verdict(claim, [Evidence(run)]).margins == pytest.approx((margin,))
+
+
+def test_claims_are_open_where_they_are_not_defined(tmp_path: Path) -> None:
+    """One task has no others that its eigenfunctions could be on, and no pairs."""
+    run = RUN.with_(results=str(tmp_path))
+    one = {"mode": "linear", "task": ["A"], "own": [1.0], "use": [1.0]}
+    pair = {"mode1": "standard", "mode2": "standard", "task1": ["A"], "task2": "A", "cosine": 1.0}
+    for text, name, rows, told in (
+        ("localised", "kernel", one, "one task alone"),
+        ("orthogonal", "similarity", pair, "not defined for these tasks"),
+    ):
+        write_table(run, name, pd.DataFrame(rows), 1.0)
+        found = verdict(next(c for c in CLAIMS if text in c.text), [Evidence(run)] * 2)
+        assert (found.verdict, found.margins) == (OPEN, ()) and told in found.measured
 
 
 def test_without_a_gap_there_is_none_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +148,9 @@ def test_items_are_made_of_tables_that_exist() -> None:
         assert len(set(stems)) == len(stems)
 
 
-def test_a_paper_is_written_from_results(tmp_path: Path) -> None:
+def test_a_paper_is_written_from_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for seed in (0, 1):
         source = with_seed(RUN, seed).results
         target = tmp_path / source.relative_to(COMMITTED)
@@ -141,12 +167,29 @@ def test_a_paper_is_written_from_results(tmp_path: Path) -> None:
     assert {"table_1.tex", "table_2.md", "figure_3_xi.pdf", "claims.tex", "paper.tex"} <= names
     table = pd.read_csv(folder / "figure_3_xi.csv")
     assert table["xi"][0] == pytest.approx(0.3) and table["xi std"][0] == pytest.approx(0.02**0.5)
+    assert not {"low", "high"} & set(table)  # of intervals over the images of one seed
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "seeds 0, 1" in text and "not here: no table at" in text and "| table 1 †" in text
     claims = read_json(folder / "claims.json")["claims"]
     assert {claim["paper"] for claim in claims} == {"tangent"}
     assert all(claim["verdict"].startswith((HOLDS, FAILS, OPEN)) for claim in claims)
-    assert r"\input{table_1}" in (folder / "paper.tex").read_text()
+    written = {f"figure_3_xi.{ending}" for ending in ("csv", "tex", "pdf", "svg")}
+    assert r"\input{table_1}" in (folder / "paper.tex").read_text() and written <= names
+    (folder / "table_1_of_a_reader.tex").touch()
+    monkeypatch.setattr(tables, "LONGEST", 0)
+    paper.write(PAPERS["tangent"], runs)
+    left = {path.name for path in folder.iterdir()}
+    assert written & left == written - {"figure_3_xi.tex"}
+    inputs = (folder / "paper.tex").read_text()
+    assert "xi" not in inputs and "reader" not in inputs and r"\input{claims}" in inputs
+    other = [run.with_(grid_points=9) for run in runs]
+    caplog.clear()
+    paper.write(PAPERS["tangent"], other)
+    assert "seed 1 is left out" in caplog.text and "--grid-points=9" in caplog.text
+    assert not written & {path.name for path in folder.iterdir()}
+    assert "made with another --grid-points, as" in (folder / "README.md").read_text("utf-8")
+    with pytest.raises(UsageError, match=r"xi\.csv was .* disentanglement .*--grid-points=9"):
+        Evidence(other[0]).table("xi")
     with pytest.raises(MissingFileError, match=r"analyze\.py disentanglement"):
         Evidence(RUN.with_(results=str(tmp_path), seed=2)).table("xi")
 

@@ -1,14 +1,16 @@
-"""Written files never contain the path of the home folder."""
+"""Written files never contain the path of the home folder, nor JSON files what JSON lacks."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tangent_arithmetic.run import results, tracking
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import write_summary
+from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tests.commands.test_reproduce import script
@@ -70,6 +73,19 @@ def test_a_linked_home_is_abbreviated_under_both_names(
     monkeypatch.setenv("HOME", str(tmp_path / "ann"))
     for home in ("ann", "disk/ann"):
         assert without_home(f"{tmp_path}/{home}/x") == "~/x"
+
+
+def test_json_files_hold_no_nan(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    value = {"a": [math.nan, {"b": -math.inf}, 0.5], "c": (np.float64("nan"), True, None, "NaN")}
+    write_json(tmp_path / "a.json", value)
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert found == {"a": [None, {"b": None}, 0.5], "c": [None, True, None, "NaN"]}
+    path = tmp_path / "all.jsonl"
+    tracking.append_result(Run.of(Config(results_db=str(path))), {"perplexity": math.inf})
+    assert json.loads(path.read_text(), parse_constant=refuse) == {"perplexity": None}
 
 
 # --- every writer

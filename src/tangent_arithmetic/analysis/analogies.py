@@ -23,6 +23,7 @@ from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits, Point
 from tangent_arithmetic.analysis.fewshot import few_shot
 from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.subsets import normalisable
 from tangent_arithmetic.analysis.tables import of_table, read_table
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
 from tangent_arithmetic.arithmetic.sweeps import smallest
@@ -122,13 +123,18 @@ def evaluate(
         analogy: the analogy.
         coefs: coefficients to try.
         num_images: size of the smallest validation split, if known.
+
+    Raises:
+        UsageError: if the single-task accuracies on b and c are 0.
     """
     c, b, d = analogy.c, analogy.b, analogy.d
     vectors = analogy.vectors
     tried = {name: [_scaled(v, coef) for coef in coefs] for name, v in vectors.items()}
     points = [*(point for points in tried.values() for point in points), {c: 1.0}, {b: 1.0}]
     on_val = {name: np.array(model.accuracies(f"{name}Val", points)) for name in (c, b, d)}
-    normalised = np.mean([on_val[c] / on_val[c][-2], on_val[b] / on_val[b][-1]], axis=0)
+    singles = {c: float(on_val[c][-2]), b: float(on_val[b][-1])}
+    known = normalisable([*singles], singles)
+    normalised = np.mean([on_val[name] / singles[name] for name in known], axis=0)
     chosen: list[Point] = [{}, {d: 1.0}]
     rows: list[tuple[str, str, float]] = [("zero-shot", "-", 0.0), ("target", "-", 1.0)]
     ties: list[list[float]] = []

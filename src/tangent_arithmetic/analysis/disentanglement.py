@@ -143,7 +143,7 @@ def xi(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 
 
 def draw_xi(table: pd.DataFrame, run: Run) -> Any:
-    """The error of each pair with its interval, by mode."""
+    """The error of each pair by mode, with its interval where the table has one."""
     pairs = list(dict.fromkeys(zip(table["task1"], table["task2"], strict=True)))
     modes = distinct(table["mode"])
     figure, axes = panels(1, 1, width=4.6, height=3.2)
@@ -151,7 +151,7 @@ def draw_xi(table: pd.DataFrame, run: Run) -> Any:
     for k, mode in enumerate(modes):
         own = table[table["mode"] == mode.name].set_index(["task1", "task2"]).loc[pairs]
         places = [i + 0.12 * (k - (len(modes) - 1) / 2) for i in range(len(pairs))]
-        bars = [own["xi"] - own["low"], own["high"] - own["xi"]]
+        bars = [own["xi"] - own["low"], own["high"] - own["xi"]] if "low" in own else None
         style = {"fmt": mode.marker, "color": mode.colour, "label": mode.label, "ms": 4}
         axis.errorbar(places, own["xi"], bars, **style)
     named(axis, [" +\n".join(pair) for pair in pairs])

@@ -89,18 +89,39 @@ def _functions(edits: Edits, tasks: Sequence[str]) -> list[Tensor]:
     return [torch.cat(column) for column in zip(*directions, strict=True)]
 
 
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Sums over leading eigenfunctions, which may be averaged over seeds.
+
+    Single eigenfunctions may not: one of the same rank is another function in another seed.
+
+    Returns:
+        The table with, in place of own and use, the columns used (share of |J tau|^2 along this and
+        all larger eigenfunctions) and local (the part of it on the task's images).
+    """
+    if "local" in table:
+        return table
+    keys = [key for key in ("seed", "mode", "task") if key in table]
+    parts = table.assign(local=table["own"] * table["use"], used=table["use"])
+    sums = parts.groupby(keys, sort=False)[["used", "local"]].cumsum()
+    return table.drop(columns=["own", "use"]).assign(**sums)
+
+
 def localisation(table: pd.DataFrame) -> pd.DataFrame:
     """The share on the own task's images of the eigenfunctions that a vector uses.
+
+    Args:
+        table: of `table` or `curves`.
 
     Returns:
         Columns mode, task, share: the mean of `own` weighted by `use`; 1 is perfectly local.
     """
-    weighted = table.assign(share=table["own"] * table["use"])
-    return weighted.groupby(["mode", "task"], sort=False)["share"].sum().reset_index()
+    last = curves(table).groupby(["mode", "task"], sort=False)["local"].last()
+    return last.rename("share").reset_index()
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """The spectrum, the use of leading eigenfunctions, and their localisation, by mode."""
+    table = curves(table)
     figure, axes = panels(1, 3, width=3.2, height=3.0)
     spectrum, used, local = axes[0]
     values = table.groupby("function")["eigenvalue"].first()
@@ -109,7 +130,7 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     modes, shares = distinct(table["mode"]), localisation(table)
     for k, mode in enumerate(modes):
         own = table[table["mode"] == mode.name]
-        mean = own.groupby("function")["use"].mean().cumsum()
+        mean = own.groupby("function")["used"].mean()
         used.semilogx(mean.index, 100 * mean, color=mode.colour, label=mode.label)
         dots = 100 * shares[shares["mode"] == mode.name]["share"]
         local.bar(k, dots.mean(), 0.6, color=mode.colour)

@@ -5,6 +5,7 @@ Source: arXiv:2212.04089, the negation experiments.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,22 +20,37 @@ from tangent_arithmetic.run.results import arithmetic_path, complete_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import siblings
 
+logger = logging.getLogger(__name__)
+
+OTHER_COEFFICIENTS = (
+    "%s: seed %d is left out, whose negations have other coefficients; negate with the same "
+    "--n-eval-points"
+)
+
 
 def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """Validation accuracies at each negation coefficient, from the result files of all seeds.
+
+    A seed with other coefficients than the run's is left out with a warning.
 
     Returns:
         Columns mode, task, coefficient, target and control (accuracies), seed.
     """
     rows: list[tuple[str, str, float, float, float, int]] = []
     for mode in modes:
-        for one in siblings(run):
-            if one.seed != run.seed and not arithmetic_path(one, mode, "negations").is_file():
+        swept = {
+            one.seed: _swept(one, mode)
+            for one in siblings(run)
+            if one.seed == run.seed or arithmetic_path(one, mode, "negations").is_file()
+        }
+        own, _ = swept[run.seed]
+        for seed, (found, keys) in swept.items():
+            if any(found[task]["val"].keys() != own[task]["val"].keys() for task in keys):
+                logger.warning(OTHER_COEFFICIENTS, mode, seed)
                 continue
-            found, keys = _swept(one, mode)
             for task, (target, control) in keys.items():
                 rows += [
-                    (mode, task, float(coef), metrics[target], metrics[control], one.seed)
+                    (mode, task, float(coef), metrics[target], metrics[control], seed)
                     for coef, metrics in found[task]["val"].items()
                     if {target, control} <= metrics.keys()
                 ]

@@ -17,12 +17,13 @@ import pandas as pd
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.analysis.intervals import binomial_error
-from tangent_arithmetic.analysis.tables import read_table, table_path
+from tangent_arithmetic.analysis.kernel import curves
+from tangent_arithmetic.analysis.tables import read_own
 from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import siblings
-from tangent_arithmetic.runtime.errors import MissingFileError
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,18 @@ COEFFICIENTS = {
 
 
 def of_seeds(runs: Sequence[Run], name: str) -> pd.DataFrame:
-    """A table of all runs that have it, with the column seed; empty if none has."""
-    having = [one for one in runs if table_path(one, name).is_file()]
-    parts = [read_table(one, name).assign(seed=one.seed) for one in having]
+    """A table of all runs that have it, with the column seed; empty if none has.
+
+    One that was made with other settings, or is damaged, is left out with a warning.
+    """
+    parts = []
+    for one in runs:
+        try:
+            parts.append(read_own(one, name).assign(seed=one.seed))
+        except MissingFileError:
+            continue
+        except UsageError as error:
+            logger.warning("seed %d is left out: %s", one.seed, error)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -73,19 +83,31 @@ def averaged(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame
     """A table of several seeds, see `of_seeds`, averaged over them.
 
     Returns:
-        The means, with the columns of one seed's table; and the same with the standard deviations
-        in columns of their own, "NAME std", if there are several seeds.
+        The means, with the columns of `averageable` if there are several seeds; and the same with
+        the standard deviations in columns of their own, "NAME std".
     """
+    several = table["seed"].nunique() > 1
+    table = averageable(table, name) if several else table
     columns = [column for column in table.columns if column != "seed"]
     values = [c for c in columns if pd.api.types.is_float_dtype(table[c])]
     values = [c for c in values if c not in COEFFICIENTS.get(name, [])]
     keys = [c for c in columns if c not in values]
-    groups = table.groupby(keys, sort=False)[values]
+    groups = table.groupby(keys, sort=False, dropna=False)[values]
     means = groups.mean().reset_index()[columns]
-    if table["seed"].nunique() < 2:
+    if not several:
         return means, means
     spread = groups.std().reset_index(drop=True).add_suffix(" std")
     return means, pd.concat([means, spread], axis=1)
+
+
+def averageable(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The columns of a table whose means over seeds mean something.
+
+    Not eigenfunctions by their rank, see `kernel.curves`, nor the ends of intervals over images.
+    """
+    if name == "kernel":
+        return curves(table)
+    return table.drop(columns=["low", "high"]) if name == "xi" else table
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
@@ -99,9 +121,11 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     Raises:
         MissingFileError: if no seed has such a table with one of the modes.
     """
-    parts = []
+    runs, parts = siblings(run), []
+    names = dict.fromkeys(name.removesuffix(MEAN) for name in SUMMED)
+    tables = {name: of_seeds(runs, name) for name in names}
     for name, what in SUMMED.items():
-        found = of_seeds(siblings(run), name.removesuffix(MEAN))
+        found = tables[name.removesuffix(MEAN)]
         found = found[found["mode"].isin(modes)] if len(found) else found
         if len(found):
             parts.append(summed(run, found, what).assign(table=name))

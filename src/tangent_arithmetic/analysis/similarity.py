@@ -5,6 +5,7 @@ Source: arXiv:2212.04089, the cosine similarities between task vectors.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -41,14 +42,15 @@ def table(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
     """Cosine similarities between all pairs of fine-tuned vectors, and their norms.
 
     Returns:
-        Columns mode1, task1, mode2, task2, cosine, norm1, norm2.
+        Columns mode1, task1, mode2, task2, cosine (NaN if a vector is 0), norm1, norm2.
     """
     rows = []
     flat = {key: _flat(tau) for key, tau in _vectors(run, modes).items()}
     norms = {key: float(value.norm()) for key, value in flat.items()}
     for one, x in flat.items():
         for other, y in flat.items():
-            cosine = float(x @ y) / (norms[one] * norms[other])
+            product = norms[one] * norms[other]
+            cosine = float(x @ y) / product if product else math.nan
             rows.append((*one, *other, cosine, norms[one], norms[other]))
     columns = ["mode1", "task1", "mode2", "task2", "cosine", "norm1", "norm2"]
     return pd.DataFrame(rows, columns=columns)
@@ -58,7 +60,8 @@ def layers(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
     """The share of each layer in the squared norm of each fine-tuned vector.
 
     Returns:
-        Columns mode, task, layer, share (in [0, 1]), norm (of the layer's part).
+        Columns mode, task, layer, share (in [0, 1]; NaN for a vector of 0), norm (of the layer's
+        part).
     """
     rows: list[tuple[str, str, str, float, float]] = []
     for (mode, task), tau in _vectors(run, modes).items():
@@ -67,7 +70,8 @@ def layers(run: Run, modes: Sequence[str] | None = None) -> pd.DataFrame:
             layer = layer_of(name)
             squares[layer] = squares.get(layer, 0.0) + float(value.double().square().sum())
         total = sum(squares.values())
-        rows += [(mode, task, layer, s / total, s**0.5) for layer, s in squares.items()]
+        shares = {layer: s / total if total else math.nan for layer, s in squares.items()}
+        rows += [(mode, task, layer, shares[layer], s**0.5) for layer, s in squares.items()]
     return pd.DataFrame(rows, columns=["mode", "task", "layer", "share", "norm"])
 
 

@@ -12,6 +12,7 @@ Source: arXiv:2212.04089, the figures on adding subsets of the tasks.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -24,11 +25,13 @@ import pandas as pd
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
 from tangent_arithmetic.analysis.figures import heat, in_paper, panels
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
+from tangent_arithmetic.arithmetic.metrics import learned
 from tangent_arithmetic.arithmetic.sweeps import smallest
 from tangent_arithmetic.run.models import checkpoint_hashes, command
 from tangent_arithmetic.run.modes import MODES, distinct
 from tangent_arithmetic.run.results import accuracies_path, require_results
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +109,16 @@ def evaluate(
         singles: accuracies of the single-task models by split, for the normalisation.
         coefs: coefficients to try.
         num_images: size of the smallest validation split, if known.
+
+    Raises:
+        UsageError: if all single-task accuracies of a split are 0.
     """
     points = [dict.fromkeys(subset, coef) for subset in chosen for coef in coefs]
     on_val = [
-        np.array(model.accuracies(f"{task}Val", points)) / singles[f"{task}Val"] for task in tasks
+        np.array(model.accuracies(name, points)) / singles[name]
+        for name in normalisable([f"{task}Val" for task in tasks], singles)
     ]
+    own = normalisable(tasks, singles)
     means = np.mean(on_val, axis=0).reshape(len(chosen), len(coefs))
     tied = [largest(dict(zip(coefs, row.tolist(), strict=True))) for row in means]
     warn_of_ties(tied, num_images, "subsets")
@@ -120,13 +128,32 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for i, (subset, coef) in enumerate(zip(chosen, best, strict=True)):
         absolute = {task: on_test[task][i] for task in tasks}
-        normalised = {task: absolute[task] / singles[task] for task in tasks}
+        normalised = {task: absolute[task] / singles[task] for task in own}
         row = {"num_vectors": len(subset), "tasks": "+".join(subset), "coefficient": coef}
         for prefix, over in (("", tasks), ("own_", subset)):
             row[f"{prefix}absolute"] = float(np.mean([absolute[task] for task in over]))
-            row[f"{prefix}normalised"] = float(np.mean([normalised[task] for task in over]))
+            shares = [normalised[task] for task in over if task in normalised]
+            row[f"{prefix}normalised"] = float(np.mean(shares)) if shares else math.nan
         rows.append(row)
     return rows
+
+
+def normalisable(names: Sequence[str], singles: Mapping[str, float]) -> list[str]:
+    """The splits whose single-task accuracy is not 0.
+
+    Args:
+        names: the splits.
+        singles: accuracies of the single-task models by split.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if not (found := learned(names, singles)):
+        raise UsageError(
+            f"all single-task accuracies on {', '.join(names)} are 0, so none can be normalised by "
+            "them; fine-tune again, such as for more epochs"
+        )
+    return found
 
 
 def draw_pairs(table: pd.DataFrame, run: Run) -> Any:

@@ -25,13 +25,13 @@ def takeaway(folder: Path, name: str) -> str:
         folder: holds the tables.
         name: the figure and its table, such as "subsets".
     """
-    import pandas as pd
+    from tangent_arithmetic.analysis.tables import read_csv
 
     path = folder / f"{name}.csv"
     if name not in TAKEAWAYS or not path.is_file():
         return ""
     try:
-        return TAKEAWAYS[name](pd.read_csv(path, encoding="utf-8"))
+        return TAKEAWAYS[name](read_csv(path))
     except Exception as error:  # a damaged table, of any kind, costs the sentence alone
         logger.warning("%s has no takeaway: %s", path, error)
         return ""
@@ -44,10 +44,11 @@ def single(table: pd.DataFrame) -> str:
     parts, best = [], table["standard"]
     columns = (column for column in table.columns if not column.startswith(ADVANTAGE))
     for mode in in_order(set(columns) - {"standard"}):
-        gaps = 100 * (best - table[mode])
-        task, side = table["task"][gaps.idxmax()], "below" if gaps.mean() >= 0 else "above"
-        largest = f"largest gap: {task}, {gaps.max():.1f}"
-        parts.append(f"{MODES[mode].label} {abs(gaps.mean()):.1f} points {side} ({largest})")
+        gaps, side = 100 * (best - table[mode]), "below"
+        if gaps.mean() < 0:
+            gaps, side = -gaps, "above"
+        largest = f"largest gap: {table['task'][gaps.idxmax()]}, {gaps.max():.1f}"
+        parts.append(f"{MODES[mode].label} {gaps.mean():.1f} points {side} ({largest})")
     return f"Against standard fine-tuning, on average: {'; '.join(parts)}."
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -156,18 +156,30 @@ def normalized(results: Mapping[str, float], references: Mapping[str, float]) ->
         "avg_top1" and "avg_normalized_top1" over them, whatever they are.
     """
     mains = {name: main for name in references if (main := main_metric(results, name))}
-    learned = [name for name in mains if references[name]]
-    if list(mains) != learned:
-        _warn_of_zero(", ".join(name for name in mains if not references[name]))
+    normalisable = learned(mains, references)
     extended = dict(results)
-    for name in learned:
+    for name in normalisable:
         value = results[f"{name}:{mains[name]}"] / references[name]
         extended[f"{name}:normalized_{mains[name]}"] = value
-    for kind, names in (("", list(mains)), ("normalized_", learned)):
+    for kind, names in (("", list(mains)), ("normalized_", normalisable)):
         if mains:
             values = [extended[f"{name}:{kind}{mains[name]}"] for name in names]
             extended[f"avg_{kind}top1"] = float(np.mean(values)) if values else 0.0
     return extended
+
+
+def learned(names: Iterable[str], references: Mapping[str, float]) -> list[str]:
+    """The data sets whose fine-tuned accuracy is not 0; a warning names the others.
+
+    Args:
+        names: the data sets.
+        references: the main metrics after fine-tuning, by data set.
+    """
+    names = list(names)
+    found = [name for name in names if references[name]]
+    if found != names:
+        _warn_of_zero(", ".join(name for name in names if name not in found))
+    return found
 
 
 @functools.cache  # once, not for each coefficient

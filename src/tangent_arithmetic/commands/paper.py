@@ -18,6 +18,7 @@ from tangent_arithmetic.runtime.eta import Step, shown_time
 
 OF_ANALOGIES, OF_LINEAR = ("analogies", "few"), ("kernel",)  # analyses that need them
 PAIRS = "pairs"  # the sums of two among the subsets
+ENDINGS = ("csv", "tex", "md", "pdf", "svg")  # of an item's files
 
 
 def further(paper: Paper, run: Run, flags: list[str], modes: Sequence[str]) -> list[Stage]:
@@ -124,7 +125,7 @@ def write(paper: Paper, runs: Sequence[Run]) -> Path:
     from tangent_arithmetic.run.results import markdown_table
 
     folder = folder_of(paper, runs[0])
-    lines = []
+    lines, tex = [], list[str]()
     for item in paper.items:
         files, remark = [], item.why_not
         if item.made_of is not None:
@@ -132,6 +133,10 @@ def write(paper: Paper, runs: Sequence[Run]) -> Path:
                 files = _write_item(item, runs, folder)
             except UsageError as error:
                 remark = str(error)
+        for ending in ENDINGS:
+            if f"{item.stem}.{ending}" not in files:
+                (folder / f"{item.stem}.{ending}").unlink(missing_ok=True)
+        tex += [name for name in files if name.endswith(".tex")]
         named = ", ".join(f"[{name}]({name})" for name in files)
         lines.append([item.shown, item.title, named or f"not here: {remark}"])
     index = markdown_table(["place", "shows", "files"], lines)
@@ -143,8 +148,7 @@ def write(paper: Paper, runs: Sequence[Run]) -> Path:
         f"{index}\n\n## Claims\n\n{_claims(paper, runs, folder)}\n"
     )
     write_text(folder / "README.md", text)
-    inputs = "".join(f"\\input{{{path.stem}}}\n\n" for path in sorted(folder.glob("*.tex"))
-                     if path.name != "paper.tex")  # fmt: skip
+    inputs = "".join(f"\\input{{{Path(name).stem}}}\n\n" for name in [*tex, "claims.tex"])
     write_text(
         folder / "paper.tex",
         f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{inputs}"
@@ -180,7 +184,7 @@ def _write_analysis(item: Item, runs: Sequence[Run], folder: Path) -> list[str]:
     """A figure of the means over seeds, and its table."""
     from tangent_arithmetic.analysis import seeds, subsets
     from tangent_arithmetic.analysis.figures import plain, save
-    from tangent_arithmetic.analysis.tables import LONGEST, latex, read_table
+    from tangent_arithmetic.analysis.tables import LONGEST, latex, read_own
     from tangent_arithmetic.commands.analyze import ANALYSES
 
     draws = {name: draw for parts in ANALYSES.values() for name, _, draw in parts}
@@ -188,7 +192,7 @@ def _write_analysis(item: Item, runs: Sequence[Run], folder: Path) -> list[str]:
     name = "subsets" if item.made_of == PAIRS else str(item.made_of)
     every = seeds.of_seeds(runs, name)
     if every.empty:
-        read_table(runs[0], name)  # raises the error that names the command
+        read_own(runs[0], name)  # raises the error that names the command
     means, table = seeds.averaged(every, name)
     if item.made_of == PAIRS:
         means, table = (one[one["num_vectors"] == 2] for one in (means, table))

@@ -208,12 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tangent_arithmetic.analysis.figures import overview
     from tangent_arithmetic.report.page import report_path
     from tangent_arithmetic.run.results import check_targets
-    from tangent_arithmetic.run.summary import (
-        overview_path,
-        summary_path,
-        with_seed,
-        write_summary,
-    )
+    from tangent_arithmetic.run.summary import overview_path, summary_path, with_seed, write_summary
     from tangent_arithmetic.runtime.logs import setup_logging
 
     setup_logging()

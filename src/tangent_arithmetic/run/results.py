@@ -24,7 +24,7 @@ from tangent_arithmetic.run.modes import get_mode
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.tracking import append_result, check_database
 from tangent_arithmetic.runtime import ddp
-from tangent_arithmetic.runtime.atomic import check_writable, disk_errors, write_json
+from tangent_arithmetic.runtime.atomic import as_json, check_writable, disk_errors, write_json
 from tangent_arithmetic.runtime.errors import MissingFileError, UnwritableError, UsageError
 from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.processes import one_at_a_time
@@ -189,7 +189,7 @@ def _never_lost(results: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except UnwritableError:
-        print(json.dumps(without_home(results)))  # noqa: T201 - a script's own result
+        print(json.dumps(as_json(results)))  # noqa: T201 - a script's own result
         raise
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
-from tangent_arithmetic.runtime.atomic import disk_errors
+from tangent_arithmetic.runtime.atomic import as_json, disk_errors
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError
 from tangent_arithmetic.runtime.logs import Tracker
 from tangent_arithmetic.runtime.private import without_home
@@ -107,7 +107,7 @@ def append_result(run: Run, record: dict[str, Any]) -> None:
     if not (name := run.config.results_db) or not ddp.is_main_process():
         return
     path = Path(name)
-    line = json.dumps(without_home(record), sort_keys=True).encode() + b"\n"
+    line = json.dumps(as_json(record), sort_keys=True).encode() + b"\n"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file, one_at_a_time(path):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -24,7 +26,7 @@ LONGEST_STEM = 200  # bytes of a file name that are used in its temporary folder
 PART = ".tangent.part"  # ends the name of a temporary folder, after 8 random characters
 BAD_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 BAD_PATH = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
-UNWRITABLE = {*BAD_DISK, *BAD_PATH, errno.EACCES, errno.EPERM}
+UNWRITABLE = {*BAD_DISK, *BAD_PATH, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV}
 
 
 @contextlib.contextmanager
@@ -163,8 +165,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file atomically; home folders become `~`, see `private.without_home`.
+    """Writes a JSON file atomically, see `as_json`."""
+    write_text(path, json.dumps(as_json(value), indent=2, allow_nan=False) + "\n")
 
-    NaN and infinities, which JSON lacks, are written as Python's `json` writes and reads them.
+
+def as_json(value: object) -> Any:
+    """A value as our JSON files hold it.
+
+    Home folders become `~`, see `private.without_home`; NaN and infinities, which JSON lacks, None.
     """
-    write_text(path, json.dumps(without_home(value), indent=2) + "\n")
+    return _finite(without_home(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tangent_arithmetic.runtime.atomic import remove_parts
+from tangent_arithmetic.runtime.atomic import as_json, remove_parts
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError, shown
-from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.processes import fcntl
 from tangent_arithmetic.storage.checkpoints import STATE, read_checkpoint, save_tensors
 from tangent_arithmetic.storage.statedict import copy_into
@@ -249,14 +248,14 @@ def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
         old, new = recorded.get(name), wanted.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             differ += [f"{name} {inner}" for inner in differences(old, new)]
-        elif old != new and json.dumps(old) != json.dumps(new):  # NaN differs from itself
+        elif old != new:
             differ.append(f"{name} was {_brief(old)}, is now {_brief(new)}")
     return differ
 
 
 def _as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they are read from the file that holds them."""
-    read: dict[str, Any] = json.loads(json.dumps(without_home(settings)))
+    read: dict[str, Any] = json.loads(json.dumps(as_json(settings)))
     return read
 
 

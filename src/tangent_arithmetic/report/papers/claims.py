@@ -68,7 +68,7 @@ def verdict(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     found, missing = list[tuple[float, ...]](), ""
     for one in evidence:
         try:
-            found.append(claim.measure(one))
+            found.append(_defined(claim.measure(one)))
         except (LookupError, UsageError) as error:
             missing = str(error)
     if not found:
@@ -76,6 +76,12 @@ def verdict(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     *values, margins = zip(*found, strict=True)
     measured = claim.ours.format(*(_shown(column) for column in values))
     return Verdict(claim, _decided(margins), measured, len(found), margins)
+
+
+def _defined(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(map(math.isfinite, values)):
+        raise LookupError("not defined for these tasks")
+    return values
 
 
 def _decided(margins: Sequence[float]) -> str:
@@ -170,8 +176,10 @@ def _disentangled(found: Evidence) -> tuple[float, ...]:
 
 def _localised(found: Evidence) -> tuple[float, ...]:
     table = found.table("kernel", mode="linear")
-    share, chance = localisation(table)["share"].mean(), 1 / table["task"].nunique()
-    return 100 * share, 100 * chance, share - 2 * chance
+    if (tasks := table["task"].nunique()) == 1:
+        raise LookupError("one task alone, and no other's examples")
+    share, chance = localisation(table)["share"].mean(), 1 / tasks
+    return 100 * share, 100 * chance, share - (1 + chance) / 2
 
 
 CLAIMS = (
@@ -270,7 +278,7 @@ CLAIMS = (
         "tangent", "section 6 †",
         "Eigenfunctions of the kernel that a task uses are localised on its data.",
         "most of their energy",
-        "{0} % on the own task's examples, {1} % if spread evenly; holds from twice that",
+        "{0} % on the own task's examples, {1} % if spread evenly; holds from halfway to 100 %",
         _localised,
     ),
 )  # fmt: skip

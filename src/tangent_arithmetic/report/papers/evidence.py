@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from tangent_arithmetic.analysis.tables import read_table
+from tangent_arithmetic.analysis.tables import read_own
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import collect
 
@@ -43,10 +43,10 @@ class Evidence:
 
         Raises:
             LookupError: if there are no such rows.
-            UsageError: if there is no table, or it is damaged.
+            UsageError: if there is no table, or it is damaged or of other settings.
         """
         if name not in self._tables:
-            self._tables[name] = read_table(self.run, name)
+            self._tables[name] = read_own(self.run, name)
         found = self._tables[name]
         for column, value in where.items():
             found = found[found[column] == value]

@@ -94,7 +94,7 @@ PAPERS = {
         (
             Item("figure 2", "the non-linear advantage", "single"),
             Item("figure 3", "disentanglement error of pairs of tasks", "disentanglement"),
-            Item("figure 3 xi", "the same as one number, with its interval", "xi"),
+            Item("figure 3 xi", "the same as one number", "xi"),
             Item("table 1", "task addition", ADDITION),
             Item("table 2", "task negation", NEGATION),
             Item("figure 5", "single-task accuracy of each mode", SINGLE),
