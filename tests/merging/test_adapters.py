@@ -200,6 +200,100 @@ def test_tied_embeddings_step_together_unless_each_has_adapters(
         torch.testing.assert_close(found.read(key), state[key] + step)
 
 
+def llama(**settings: Any) -> Any:
+    size: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 2, "vocab_size": 20, "tie_word_embeddings": True}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, **settings))
+
+
+HEAD: dict[str, tuple[Any, dict[str, Any]]] = {
+    "head": (llama, {"target_modules": ["q_proj", "lm_head"]}),
+    "head alone": (llama, {"target_modules": ["lm_head"]}),
+    "embedding": (llama, {"target_modules": ["q_proj", "embed_tokens"]}),
+    "gpt2": (gpt2, {"target_modules": ["c_attn", "lm_head"], "fan_in_fan_out": True}),
+    "whole": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "whole head": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "both": (llama, {"target_modules": ["q_proj", "lm_head", "embed_tokens"]}),
+}
+
+
+def tied(case: str, folder: Path, **more: Any) -> tuple[ModelPool, dict[str, Tensor]]:
+    """A model whose file has no tensor of its tied output layer, and adapters."""
+    torch.manual_seed(0)
+    make, settings = copy.deepcopy(HEAD[case])  # PEFT changes its lists
+    base = make() if make is llama else make(transformers.GPT2LMHeadModel)
+    paths = {"_pretrained_": save_base(base, folder / "base"), "a": folder / "a"}
+    merged = adapt(base, paths["a"], 0, **settings, **more)
+    assert "lm_head.weight" not in load_file(paths["_pretrained_"] / "model.safetensors")
+    return ModelPool(paths), merged
+
+
+@pytest.mark.parametrize(
+    ("case", "tying"),
+    [(case, False) for case in HEAD if case not in {"whole", "whole head", "both"}]
+    + [("whole", True), ("whole head", True)],
+)
+def test_tied_output_layers_are_the_embedding(case: str, tying: bool, tmp_path: Path) -> None:
+    pool, merged = tied(case, tmp_path, ensure_weight_tying=tying)
+    found = dict(pool.weights("a").tensors)
+    for name, value in found.items():
+        torch.testing.assert_close(value.double(), merged[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["head", "embedding"])
+def test_adapters_that_peft_ties_step_once(case: str, tmp_path: Path) -> None:
+    """As in the trained model; merge_and_unload adds the step of each name to the one tensor."""
+    pool, merged = tied(case, tmp_path, ensure_weight_tying=True)
+    name = "model.embed_tokens.weight"
+    start, found = pool.base.read(name).double(), pool.weights("a").read(name).double()
+    torch.testing.assert_close(found - start, (merged[name] - start) / 2, rtol=1e-5, atol=1e-6)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an old name of transformers
+        model: Any = peft.PeftModel.from_pretrained(base, tmp_path / "a")
+    merging.TaskArithmeticAlgorithm(1.0).run_to(pool, tmp_path / "merged")
+    own = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(own(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["whole head", "both"])
+def test_output_layers_that_adapters_untie_are_refused(case: str, tmp_path: Path) -> None:
+    pool, _ = tied(case, tmp_path)
+    with pytest.raises(UsageError, match=r"changes lm_head.* otherwise than model.* untied"):
+        pool.check()
+    untied = llama()
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = nn.Parameter(untied.get_input_embeddings().weight.clone())
+    untied.save_pretrained(tmp_path / "untied")
+    ModelPool({**pool.models, "_pretrained_": tmp_path / "untied"}).check()
+
+
+def test_an_embedding_replaced_without_its_output_layer_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, _ = tied("whole", tmp_path)
+    pool.check()
+    assert "replaces model.embed_tokens.weight; an output layer tied to it" in caplog.text
+
+
+def test_adapters_that_name_another_model_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, _ = tied("embedding", tmp_path)
+    for named, warns in ((None, False), ("org/base", False), (str(tmp_path / "b"), True)):
+        rewrite(tmp_path / "a", base_model_name_or_path=named)
+        caplog.clear()
+        ModelPool(pool.models).check()
+        assert ("has adapters for" in caplog.text) == warns
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "org/b"}))
+    caplog.clear()
+    ModelPool(pool.models).check()
+    assert not caplog.messages
+
+
 def test_classes_with_and_without_a_prefix_share_adapters(tmp_path: Path) -> None:
     """The adapters say `transformer.h.0`, and a GPT2Model saved by itself `h.0`."""
     torch.manual_seed(0)

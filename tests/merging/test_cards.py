@@ -28,7 +28,8 @@ def folders(root: Path, *licences: str) -> dict[str, Path]:
     places = {name: root / f"models of {name}" for name in NAMES}
     for seed, (name, place) in enumerate(places.items()):
         place.mkdir()
-        save_file(layers(seed), str(place / "model.safetensors"))
+        odd = {name: torch.full((3,), float(seed)) for name in ("a.b c", "h.0", "h.1")}
+        save_file({**layers(seed), **odd}, str(place / "model.safetensors"))
         licence = licences[min(seed, len(licences) - 1)] if licences else None
         if licence:
             (place / "README.md").write_text(f"---\nlicense: {licence}\n---\n# {name}\n")

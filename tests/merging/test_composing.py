@@ -44,6 +44,7 @@ hydra.searchpath=[structured://evil_module] -> structured://evil_module in the
 --cfg hydra +hydra.callbacks.x._target_=evil_module.call -> hydra.callbacks
 --cfg job -m -> choose one of --run, --multirun, --cfg
 --resolve -> --resolve needs --cfg or --help
+modelpool=files modelpool.models={a:x,b:y,a:z} -> expected each key once, got {a:x,b:y,a:z}
 --config-dir /nowhere -> --config-dir: expected a folder, found none at /nowhere
 --config-path merge.yaml -> --config-path: expected a folder, found none at merge
 --config-name absent -> Cannot find primary config 'absent'

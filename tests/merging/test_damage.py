@@ -119,29 +119,29 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
 
 # --- options
 
-NUMBER = "scaling_factor must be a number, got"
+NUMBER = "scaling_factor must be a finite number, got"
 INVALID: list[tuple[type[Algorithm], str, Any, str]] = [
     *(
         (TaskArithmeticAlgorithm, "scaling_factor", value, NUMBER)
         for value in ("half", None, True, [0.3], torch.ones(2))
     ),
     (TaskArithmeticAlgorithm, "scaling_factor", torch.ones(1, requires_grad=True), "gradients"),
-    (TaskArithmeticAlgorithm, "scaling_factor", float("nan"), "not finite"),
-    (TaskArithmeticAlgorithm, "scaling_factor", float("inf"), "not finite"),
-    (DareTaskArithmetic, "sparsity_ratio", "x", "sparsity_ratio must be a number"),
+    (TaskArithmeticAlgorithm, "scaling_factor", float("nan"), NUMBER),
+    (TaskArithmeticAlgorithm, "scaling_factor", float("inf"), NUMBER),
+    (DareTaskArithmetic, "sparsity_ratio", "x", "sparsity_ratio must be a finite number"),
     (DareTaskArithmetic, "sparsity_ratio", 1.0, "sparsity_ratio must be at least 0 and below 1"),
     (DareTaskArithmetic, "rescale", "yes", "rescale must be true or false"),
     (DareTaskArithmetic, "seed", 0.5, "seed must be an integer"),
-    (DareTiesMerging, "threshold", float("nan"), "threshold must be above 0"),
-    (TiesMergingAlgorithm, "threshold", "20", "threshold must be a number"),
+    (DareTiesMerging, "threshold", float("nan"), "threshold must be a finite number"),
+    (TiesMergingAlgorithm, "threshold", "20", "threshold must be a finite number"),
     (TiesMergingAlgorithm, "remove_keys", "a", "remove_keys must be a list of names"),
     (TiesMergingAlgorithm, "remove_keys", [1], "remove_keys must be a list of names"),
     (TiesMergingAlgorithm, "scope", [], "unknown scope"),
-    (WeightedAverageAlgorithm, "weights", ["a", "b"], "weights must be a list of numbers"),
-    (WeightedAverageAlgorithm, "weights", 3, "weights must be a list of numbers"),
-    (SlerpMergeAlgorithm, "t", float("nan"), "t must be from 0 to 1"),
+    (WeightedAverageAlgorithm, "weights", ["a", "b"], "weights must be a list of finite numbers"),
+    (WeightedAverageAlgorithm, "weights", 3, "weights must be a list of finite numbers"),
+    (SlerpMergeAlgorithm, "t", float("nan"), "t must be a finite number"),
     (SlerpMergeAlgorithm, "DOT_THRESHOLD", 1.0, "DOT_THRESHOLD must be at least 0 and below 1"),
-    (SlerpMergeAlgorithm, "epsilon", None, "epsilon must be a number"),
+    (SlerpMergeAlgorithm, "epsilon", None, "epsilon must be a finite number"),
 ]
 
 

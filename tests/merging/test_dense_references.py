@@ -14,6 +14,7 @@ from tangent_arithmetic.merging import Algorithm
 from tangent_arithmetic.merging.methods import dare
 from tangent_arithmetic.merging.methods.consensus import lambdas_of
 from tangent_arithmetic.merging.trimming import KEY_BITS, key_value, ordered_keys
+from tangent_arithmetic.runtime.errors import UsageError
 from tests.merging.makers import State
 
 Array = np.ndarray
@@ -500,9 +501,19 @@ def test_ace(scales: tuple[float, ...]) -> None:
 # --- depth
 
 
-def test_lines() -> None:
-    depth = {"conv1.weight": 0.0, "blocks.0.w": 0.0, "blocks.1.w": 0.5, "blocks.2.w": 1.0}
-    depth |= {"text.h.5.w": 0.0, "text.h.7.0.w": 1.0, "only.3.w": 0.0, "layer4.weight": 0.0}
+RESNET = [f"layer{i}.{j}.conv1.w" for i, number in ((1, 2), (2, 1), (3, 2)) for j in range(number)]
+DEPTHS: list[dict[str, float]] = [
+    {"conv1.weight": 0.0, "blocks.0.w": 0.0, "blocks.1.w": 0.5, "blocks.2.w": 1.0}
+    | {"text.h.5.w": 0.0, "text.h.7.0.w": 1.0, "only.3.w": 0.0, "layer4.weight": 0.0},
+    {"conv1.w": 0.0, "conv2.w": 0.0, **dict(zip(RESNET, (0, 0.25, 0.5, 0.75, 1.0), strict=True))}
+    | {"layer3.0.downsample.0.w": 0.75, "layer3.0.downsample.1.w": 0.75},
+    {"0.model.emb.w": 0.0, **{f"0.model.layer.{i}.out.w": i / 3 for i in range(4)}, "2.w": 1.0},
+    {f"enc.block.{i}.layer.{j}.w": i / 2 for i in range(3) for j in range(2)},
+]
+
+
+@pytest.mark.parametrize("depth", DEPTHS, ids=["stacks", "resnet", "sentence transformer", "t5"])
+def test_lines(depth: dict[str, float]) -> None:
     generator = torch.Generator().manual_seed(0)
     pool = {
         name: {key: torch.randn(2, generator=generator).double() for key in depth}
@@ -513,6 +524,19 @@ def test_lines() -> None:
         expected = (1 / 4 + 0.6 * where) * np.sum(taus_of(pool, key), axis=0)
         merged = (found[key] - pool["_pretrained_"][key]).numpy()
         np.testing.assert_allclose(merged, expected, rtol=1e-12)
+
+
+def test_lines_of_weights_without_blocks_is_refused() -> None:
+    state = {"layer1.w": torch.ones(2), "only.3.w": torch.ones(2)}
+    pool = {"_pretrained_": state, "a": {name: value + 1 for name, value in state.items()}}
+    for algorithm in (
+        merging.LinesTaskArithmeticAlgorithm(),
+        merging.TaskArithmeticAlgorithm(plugins=["lines"]),
+    ):
+        with pytest.raises(
+            UsageError, match=r"depth of blocks.* got layer1\.w and others\. Choose"
+        ):
+            algorithm.run(pool)
 
 
 # --- spheres

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -25,7 +24,9 @@ from tangent_arithmetic.merging import (
     TiesMergingAlgorithm,
     written_recipe,
 )
-from tangent_arithmetic.merging.weights import find
+from tangent_arithmetic.merging.cards import CARD
+from tangent_arithmetic.merging.saving import RECIPE
+from tangent_arithmetic.merging.weights import find, open_weights
 from tangent_arithmetic.merging.writer import size_of
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.checkpoints import save_tensors
@@ -48,7 +49,9 @@ def test_files_give_the_same_as_memory(files: dict[str, Path], tmp_path: Path) -
     assert sorted(p.name for p in path.parent.iterdir()) == ["merged.safetensors"]
 
 
-def test_the_recipe_has_models_and_options(files: dict[str, Path], tmp_path: Path) -> None:
+def test_the_recipe_has_models_and_options(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = written_recipe(TaskArithmeticAlgorithm(0.4).run_to(files, tmp_path / "m.safetensors"))
     assert recipe["method"] == "task_arithmetic" and recipe["options"] == {"scaling_factor": 0.4}
     assert list(recipe["models"]) == ["_pretrained_", "a", "b"]
@@ -56,6 +59,8 @@ def test_the_recipe_has_models_and_options(files: dict[str, Path], tmp_path: Pat
     assert len({model["fingerprint"] for model in recipe["models"].values()}) == 3
     with pytest.raises(UsageError, match="was not written by a merge"):
         written_recipe(files["a"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert written_recipe("~/m.safetensors") == recipe
 
 
 @pytest.mark.parametrize("limit", ["1MB", "100KB", "5GB", "base"])
@@ -123,25 +128,14 @@ def test_a_failed_merge_leaves_what_there_was(files: dict[str, Path], tmp_path: 
     assert (target / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_folder_is_replaced_with_and_without_an_atomic_exchange(
-    at_once: bool, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not at_once:
-        monkeypatch.setattr("tangent_arithmetic.merging.writer._exchange", lambda one, other: False)
-    elif sys.platform == "linux":  # the second way is not taken
-        monkeypatch.setattr("shutil.rmtree", _only_parts)
+def test_a_folder_is_replaced(files: dict[str, Path], tmp_path: Path) -> None:
     for seed in (1, 2):
         save_file(mixed(seed), str(files["b"]))
         target = TaskArithmeticAlgorithm().run_to(files, tmp_path / "new" / "folder")
         merged = load_file(target / "model.safetensors")
         assert content_hash(merged) == content_hash(TaskArithmeticAlgorithm().run(files))
         assert [p.name for p in target.parent.iterdir()] == ["folder"]
-
-
-def _only_parts(path: Path, ignore_errors: bool = False) -> None:
-    assert path.name.endswith(".part")
-    rmtree(path, ignore_errors)
+        assert {p.name for p in target.iterdir()} == {"model.safetensors", CARD, RECIPE}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
@@ -274,6 +268,94 @@ def test_pickled_state_dicts_are_read(tmp_path: Path) -> None:
         torch.save({"state_dict": {"w": torch.full((3,), float(seed))}}, tmp_path / f"{name}.pth")
     merged = SimpleAverageAlgorithm().run({n: tmp_path / f"{n}.pth" for n in ("x", "y")})
     assert merged["w"].tolist() == [0.5] * 3
+
+
+def test_other_models_with_a_tower_of_this_name_are_plain_weights(tmp_path: Path) -> None:
+    states = {name: {"visual.w": torch.full((3,), float(i))} for i, name in enumerate(NAMES)}
+    for name, state in states.items():
+        torch.save(state, tmp_path / f"{name}.bin")
+    merged = TaskArithmeticAlgorithm(0.5).run({n: tmp_path / f"{n}.bin" for n in NAMES})
+    assert merged["visual.w"].tolist() == [1.5] * 3
+
+
+def test_a_folder_without_weights_of_the_usual_name_lists_its_files(tmp_path: Path) -> None:
+    for name in ("open_clip_model.safetensors", "config.json"):
+        (tmp_path / name).write_text("{}")
+    message = r"expected model\.safetensors or .*, or name one of its files: open_clip_model\.safe"
+    with pytest.raises(MissingFileError, match=message):
+        open_weights(tmp_path)
+
+
+def test_equal_embeddings_are_tied_in_a_file_as_in_its_folder(tmp_path: Path) -> None:
+    row = torch.randn(5, 3)
+    state = {"wte.weight": row, "lm_head.weight": row.clone(), "w.weight": row.clone()}
+    save_file(state, str(tmp_path / "model.safetensors"))
+    torch.save({name: value.clone() for name, value in state.items()}, tmp_path / "model.bin")
+    for place in ("", "model.safetensors", "model.bin"):
+        assert open_weights(tmp_path / place).ties == {"lm_head.weight": "wte.weight"}, place
+
+
+FP8, INT8, INT32 = torch.float8_e4m3fn, torch.int8, torch.int32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "sign"),
+    [
+        (FP8, "w.weight_scale_inv", "weight_scale_inv"),
+        (FP8, "w.weight_scale", "weight_scale"),
+        (INT8, "w.SCB", "SCB"),
+        (torch.uint8, "w.weight.absmax", "absmax"),
+        (torch.uint8, "experts.up_proj_scales", "up_proj_scales"),
+        (INT32, "w.scales", "scales"),
+        (INT8, "w.weight._scale", "_scale"),
+        (torch.float32, None, "quantization_config"),
+        (FP8, "w.bias", None),
+        (torch.bfloat16, "w.scales", None),
+    ],
+)
+def test_quantised_models_are_refused(
+    dtype: torch.dtype, scale: str | None, sign: str | None, tmp_path: Path
+) -> None:
+    """The numbers of a tensor and its scale cannot be merged each by itself."""
+    state = {"w.weight": torch.ones(2, 3).to(dtype), scale or "w.bias": torch.ones(2)}
+    save_file(state, str(tmp_path / "model.safetensors"))
+    config = {} if scale else {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pool = {"_pretrained_": tmp_path, "a": tmp_path}
+    if sign is None:
+        assert set(TaskArithmeticAlgorithm().run(pool)) == set(state)
+        return
+    for models in (pool, {**pool, "_pretrained_": state} if scale else pool):
+        with pytest.raises(UsageError, match=rf"_pretrained_ is quantised \(.*{sign}.*dequantise"):
+            TaskArithmeticAlgorithm().run(models)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_there_may_be_more_shards_than_open_files(tmp_path: Path) -> None:
+    import resource
+
+    states = {n: {f"w{i:03d}": torch.full((9,), 1.0 + i) for i in range(200)} for n in NAMES}
+    files = write_files(tmp_path, states)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 30, limits[1]))
+    try:
+        folder = TaskArithmeticAlgorithm().run_to(files, tmp_path / "merged", max_shard_size=40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    last = load_file(folder / "model-00200-of-00200.safetensors")
+    assert last.keys() == {"w199"} and last["w199"].tolist() == [200.0] * 9
+
+
+def test_models_of_transformers_in_memory_have_their_configuration(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=4)
+    models = {name: GPT2LMHeadModel(config) for name in NAMES}
+    folder = TaskArithmeticAlgorithm(0.5).run_to(models, tmp_path / "merged")
+    again = GPT2LMHeadModel.from_pretrained(folder).state_dict()
+    for name, value in TaskArithmeticAlgorithm(0.5).run(models).state_dict().items():
+        assert torch.equal(again[name], value), name
 
 
 # --- memory

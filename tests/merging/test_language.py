@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 
 from tangent_arithmetic import merging
 from tangent_arithmetic.commands import merge
-from tangent_arithmetic.merging import LanguageModelPool, ModelPool
+from tangent_arithmetic.merging import LanguageModelPool, ModelPool, Piece
+from tangent_arithmetic.merging.methods.dare import is_linear_weight
+from tangent_arithmetic.merging.spectral import is_spectral
 from tangent_arithmetic.merging.targets import pool_of
+from tangent_arithmetic.merging.weights import is_embedding
 from tangent_arithmetic.runtime.errors import UsageError
 
 State = dict[str, Tensor]
@@ -35,6 +39,29 @@ def gpt2(kind: Any = transformers.GPT2LMHeadModel, rows: int = 20, **settings: A
 def t5(rows: int = 20) -> Any:
     size: dict[str, Any] = {"d_model": 8, "d_ff": 12, "d_kv": 4, "num_heads": 2, "num_layers": 2}
     return transformers.T5ForConditionalGeneration(transformers.T5Config(**size, vocab_size=rows))
+
+
+def mamba(rows: int = 20, **settings: Any) -> Any:
+    size: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "vocab_size": rows}
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**size, **settings))
+
+
+def of(name: str, kind: str = "CausalLM", rows: int = 20, **settings: Any) -> Any:
+    """A small model of a family."""
+    size: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 2, "vocab_size": rows, "pad_token_id": 0}
+    size |= {"bos_token_id": 1, "eos_token_id": 1}
+    config = getattr(transformers, f"{name}Config")(**size, **settings)
+    return getattr(transformers, f"{name}For{kind}")(config)
+
+
+def llava(rows: int = 20) -> Any:
+    """A model of images and text, whose configuration has the number of tokens inside."""
+    size: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
+    text = transformers.LlamaConfig(**size, num_attention_heads=2, vocab_size=rows)
+    image = transformers.CLIPVisionConfig(**size, num_attention_heads=2, image_size=8, patch_size=4)
+    config = transformers.LlavaConfig(vision_config=image, text_config=text, image_token_index=1)
+    return transformers.LlavaForConditionalGeneration(config)
 
 
 def tokenizer(added: tuple[str, ...] = (), words: list[str] = WORDS) -> Any:
@@ -161,6 +188,28 @@ def test_copies_of_tied_embeddings_stay_equal(
     assert all(torch.allclose(merged[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "warns"),
+    [
+        (merging.ISO_C_Merge(), ""),
+        (merging.SvcAlgorithm(), "svc takes the rows of a matrix for outputs"),
+        (merging.CoreSpaceAlgorithm(inner="wudi"), "wudi takes the rows"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("make", [gpt2, t5])
+def test_layers_that_store_inputs_first_are_named(
+    algorithm: merging.Algorithm,
+    warns: str,
+    make: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    algorithm.merge(LanguageModelPool(family(tmp_path, make)))
+    expected = warns if make is gpt2 else ""
+    assert expected in caplog.text and bool(caplog.messages) == bool(expected)
+
+
 def test_an_embedding_that_one_model_has_untied_is_merged_by_itself(tmp_path: Path) -> None:
     places = family(tmp_path, t5)
     for name, place in places.items():
@@ -169,6 +218,78 @@ def test_an_embedding_that_one_model_has_untied_is_merged_by_itself(tmp_path: Pa
         save_as(state | {"lm_head.weight": head}, place)
     merged = merging.TaskArithmeticAlgorithm(1.0).run(LanguageModelPool(places))
     torch.testing.assert_close(merged["lm_head.weight"], merged["shared.weight"] + 10)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "gpt2": gpt2,
+    "t5": t5,
+    "mamba": mamba,
+    "neox": lambda: of("GPTNeoX"),
+    "llama": lambda: of("Llama"),
+    **{
+        name: partial(of, name, "MaskedLM")
+        for name in ("Bert", "Roberta", "ModernBert", "DebertaV2")
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_are_those_of_the_modules(family: str) -> None:
+    """By type and number of rows; DARE drops the weights of linear layers alone."""
+    model = FAMILIES[family]()
+    linear = (nn.Linear, transformers.pytorch_utils.Conv1D)
+    for owner, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.ndim != 2:
+            continue
+        name, outputs = f"{owner}.weight", module is model.get_output_embeddings()
+        of_tokens = isinstance(module, nn.Embedding) and len(weight) == 20
+        assert is_embedding(name, weight) == (of_tokens or outputs), name
+        assert is_linear_weight(name, tuple(weight.shape)) == isinstance(module, linear), name
+        piece = Piece(name, tuple(weight.shape), 0, None, (), ())
+        assert is_spectral(piece, None) != of_tokens, name
+
+
+@pytest.mark.parametrize("name", ["Bert", "ModernBert"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [merging.ISO_C_Merge(), merging.DareTaskArithmetic(only_on_linear_weights=True)],
+    ids=repr,
+)
+def test_stored_copies_of_a_tied_decoder_stay_equal(
+    name: str, algorithm: merging.Algorithm, tmp_path: Path
+) -> None:
+    model = of(name, "MaskedLM")
+    named, embedding = (
+        dict(model.named_parameters(remove_duplicate=False)),
+        model.get_input_embeddings(),
+    )
+    first, copied = (name for name, value in named.items() if value is embedding.weight)
+    places, state = {}, model.state_dict()
+    for seed, key in enumerate(("_pretrained_", "a", "b")):
+        torch.manual_seed(seed)
+        own = {n: v + 0.1 * torch.randn_like(v) for n, v in state.items() if v.is_floating_point()}
+        places[key] = tmp_path / key
+        model.save_pretrained(places[key])
+        save_as({**own, copied: own[first]}, places[key])
+    merged = algorithm.run(LanguageModelPool(places))
+    assert torch.equal(merged[copied], merged[first])
+    base, a, b = (tensors(place)[first] for place in places.values())
+    factor = algorithm.options.get("scaling_factor", 0.3 if "Dare" in repr(algorithm) else 0.5)
+    torch.testing.assert_close(merged[first], base + factor * (a + b - 2 * base))
+
+
+def test_a_tied_tensor_is_an_embedding_under_all_names() -> None:
+    """Sorted names have lm_head first; its rows are merged as an embedding, not as a matrix."""
+    pool = {}
+    for seed, name in enumerate(("_pretrained_", "a", "b")):
+        generator = torch.Generator().manual_seed(seed)
+        shared = torch.randn(9, 4, generator=generator)
+        pool[name] = {"lm_head.weight": shared, "model.embed_tokens.weight": shared}
+    merged = merging.ISO_C_Merge().run(pool)
+    mean = (pool["a"]["lm_head.weight"] + pool["b"]["lm_head.weight"]) / 2
+    for name in pool["a"]:
+        torch.testing.assert_close(merged[name], mean)
 
 
 # --- vocabularies
@@ -190,10 +311,21 @@ def embedding(places: dict[str, Path], name: str, key: str) -> Tensor:
     return tensors(places[name])[key]
 
 
-@pytest.mark.parametrize(("make", "key"), [(gpt2, "transformer.wte.weight"), (t5, "shared.weight")])
-def test_vocabularies_are_united_by_token(make: Any, key: str, tmp_path: Path) -> None:
+UNITED: dict[str, tuple[Any, str]] = {
+    "gpt2": (gpt2, "transformer.wte.weight"),
+    "t5": (t5, "shared.weight"),
+    "mamba": (mamba, "backbone.embeddings.weight"),
+    "neox": (partial(of, "GPTNeoX"), "gpt_neox.embed_in.weight"),
+    "bert": (partial(of, "Bert", "MaskedLM"), "bert.embeddings.word_embeddings.weight"),
+    "llava": (llava, "language_model.model.embed_tokens.weight"),
+}
+
+
+@pytest.mark.parametrize("case", UNITED)
+def test_vocabularies_are_united_by_token(case: str, tmp_path: Path) -> None:
+    make, key = UNITED[case]
     places = with_tokens(tmp_path, make)
-    with pytest.raises(UsageError, match=r"different sizes; modelpool.vocabulary=union merges"):
+    with pytest.raises(UsageError, match=r"different sizes; vocabulary=union merges them by token"):
         LanguageModelPool(places).check()
     pool = LanguageModelPool(places, vocabulary="union")
     folder = merging.TaskArithmeticAlgorithm(0.5).run_to(pool, tmp_path / "merged")
@@ -206,9 +338,39 @@ def test_vocabularies_are_united_by_token(make: Any, key: str, tmp_path: Path) -
     torch.testing.assert_close(found[8:], expected)
     made = transformers.AutoTokenizer.from_pretrained(folder)
     assert made("good x y z w")["input_ids"] == [3, 8, 9, 10, 11] and len(made) == 12
-    loader = transformers.AutoModelForSeq2SeqLM if make is t5 else transformers.AutoModelForCausalLM
-    model = loader.from_pretrained(folder)
-    assert model.config.vocab_size == 12 and len(model.get_output_embeddings().weight) == 12
+    model = type(make()).from_pretrained(folder)
+    assert model.config.get_text_config().vocab_size == 12
+    assert len(model.get_output_embeddings().weight) == 12
+
+
+def test_a_union_needs_embeddings_and_their_number(tmp_path: Path) -> None:
+    places = with_tokens(tmp_path)
+    config = places["_pretrained_"] / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 9}))
+    with pytest.raises(UsageError, match="has no vocab_size of 10, the rows of its embeddings"):
+        LanguageModelPool(places, vocabulary="union").check()
+    save_as(tensors(config.parent) | {"final_logits_bias": torch.zeros(1, 10)}, config.parent)
+    with pytest.raises(UsageError, match="has a number for each token in final_logits_bias, which"):
+        LanguageModelPool(places, vocabulary="union").check()
+    tokenizer(("x", "y", "z", "v")).save_pretrained(places["a"])
+    with pytest.raises(UsageError, match="the tokenizer of a has 12 tokens, but its embeddings 11"):
+        LanguageModelPool(places, vocabulary="union").check()
+    for place in places.values():
+        save_as({"other.weight": torch.ones(8, 2)}, place)
+    with pytest.raises(UsageError, match=r"has no such embedding among other\.weight and others"):
+        LanguageModelPool(places, vocabulary="union").check()
+
+
+def test_models_in_other_precisions_are_united_unrounded(tmp_path: Path) -> None:
+    places = with_tokens(tmp_path)
+    base = tensors(places["_pretrained_"])
+    save_as({name: value.bfloat16() for name, value in base.items()}, places["_pretrained_"])
+    pool, key = LanguageModelPool(places, vocabulary="union"), "transformer.wte.weight"
+    for name, own in (("a", [8, 9, 10]), ("b", [9])):
+        value = tensors(places[name])[key]
+        found = pool.weights(name).read(key)
+        assert found.dtype == torch.float32 and torch.equal(found[:8], value[:8])
+        assert torch.equal(found[own], value[own])
 
 
 def test_a_union_without_new_tokens_is_the_base_vocabulary(tmp_path: Path) -> None:
@@ -270,12 +432,16 @@ def test_other_tokenizers_are_no_union(tmp_path: Path) -> None:
         LanguageModelPool(places, vocabulary="mean")
 
 
-def test_the_command_unites_vocabularies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_unites_vocabularies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     places = with_tokens(tmp_path)
     listed = ", ".join(f"{name}: {place}" for name, place in places.items())
-    words = ["modelpool=gpt-2_glue", "~modelpool.models", f"+modelpool.models={{{listed}}}"]
+    words = ["modelpool=language", f"modelpool.models={{{listed}}}", "merged_model_save_path=out"]
     monkeypatch.chdir(tmp_path)
-    assert merge.main([*words, "modelpool.vocabulary=union", "merged_model_save_path=out"]) == 0
+    assert merge.main(words) == 2
+    assert "modelpool=language modelpool.vocabulary=union" in capsys.readouterr().err
+    assert merge.main([*words, "modelpool.vocabulary=union"]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "LanguageModelPool" in card and "+modelpool.vocabulary=union" in card
 

@@ -72,7 +72,7 @@ def pool_of(seed: int, num_models: int, dtype: torch.dtype = torch.float64) -> d
     generator = torch.Generator().manual_seed(seed)
 
     def state() -> State:
-        shapes = {"w": (7, 5), "v": (5,), "s": ()}
+        shapes = {"w": (7, 5), "v": (5,), "s": (), "h.0": (2,), "h.1": (2,)}
         return {
             name: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
             for name, shape in shapes.items()
@@ -96,6 +96,16 @@ def test_the_order_of_the_models_does_not_matter(name: str, seed: int, data: st.
     permuted = {"_pretrained_": pool["_pretrained_"], **{name: pool[name] for name in order}}
     merge = algorithm(name, 4)
     close(merge.run(permuted), merge.run(pool), rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name in MERGING if name not in RANDOM])
+def test_methods_say_whether_rows_are_outputs(name: str) -> None:
+    pool, merge, generator = pool_of(0, 3), algorithm(name, 3), torch.Generator().manual_seed(0)
+    for size, state in enumerate(pool.values()):
+        state["w"] = size * torch.randn(24, 10, generator=generator, dtype=torch.float64)
+    turned = {key: {**state, "w": state["w"].mT.contiguous()} for key, state in pool.items()}
+    found, expected = merge.run(turned)["w"].mT, merge.run(pool)["w"]
+    assert torch.allclose(found, expected, rtol=1e-7) != OWN[name].of_outputs
 
 
 @pytest.mark.parametrize("name", [n for n in MERGING if n not in LOSSY or n in LOSSLESS])

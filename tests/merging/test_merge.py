@@ -605,7 +605,7 @@ def test_auto_chooses_the_option_that_scales_within_the_range_of_the_method(
             return {"task": [9 - abs(coef - best) for coef in coefs]}
 
     states = {name: torch.full((2, 2), i + 1.0) for i, name in enumerate(("_pretrained_", *"ab"))}
-    pool = ModelPool({n: {"layers.0.w": v, "layers.1.w": v} for n, v in states.items()})
+    pool = ModelPool({n: {"layers.0.w": v, "layers.1.w": v + 1} for n, v in states.items()})
     kind: Any = algorithm_class(get_method(name).algorithm)
     option = str(get_method(name).coefficient)
     at_best, algorithm = kind(**{option: best}).run(pool), kind(**{option: 1.0})
@@ -636,3 +636,12 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_steps_along_an_encoder_have_no_nan_where_it_has_a_mask() -> None:
+    mask = torch.tensor([-torch.inf, 0.0])
+    states = [{"mask": mask, "w": torch.full((2,), v, dtype=torch.bfloat16)} for v in (3.0, 1.0)]
+    theta, theta0 = (cast(Any, SimpleNamespace(weights=lambda own=own: own)) for own in states)
+    tau = program.difference(theta, theta0)
+    assert tau["mask"].tolist() == [0.0, 0.0]
+    assert tau["w"].tolist() == [2.0, 2.0] and tau["w"].dtype is torch.float32

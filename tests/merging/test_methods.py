@@ -145,6 +145,35 @@ def test_remove_keys_are_left_as_pretrained() -> None:
         assert torch.equal(algorithm.run(pool)["w"], pool["_pretrained_"]["w"])
 
 
+NAMING: list[tuple[Callable[[list[str]], Algorithm], str]] = [
+    (lambda names: TiesMergingAlgorithm(remove_keys=names), "remove_keys"),
+    (lambda names: DareTiesMerging(remove_keys=names), "remove_keys"),
+    (lambda names: merging.ModelStock(names), "ignore_keys"),
+    (lambda names: merging.ISO_C_Merge(exclude_keys=names), "exclude_keys"),
+    (
+        lambda names: merging.SvcAlgorithm(inner="ties", inner_options={"remove_keys": names}),
+        "remove_keys",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "option"), NAMING, ids=["ties", "dare", "stock", "iso", "inner"])
+def test_options_name_tied_tensors_by_any_name(
+    make: Callable[[list[str]], Algorithm], option: str
+) -> None:
+    pool = models()
+    for state in pool.values():
+        state["in.weight"] = state["out.weight"] = state.pop("w")
+    cases: dict[str, list[str]] = {"none": [], **{name: [name] for name in pool["a"]}}
+    found = {case: make(names).run(pool) for case, names in cases.items()}
+    tied = ("in.weight", "out.weight")
+    for key in tied:
+        assert all(torch.equal(found["in.weight"][key], found[name][key]) for name in tied)
+        assert not torch.equal(found["none"][key], found[key][key])
+    with pytest.raises(UsageError, match=rf"{option} names 'in.wait', .* nearest are in\.weight"):
+        make(["in.wait"]).run(pool)
+
+
 @settings(max_examples=60, deadline=None)
 @given(values=st.lists(FLOATS, min_size=1, max_size=60), wide=st.booleans(), data=st.data())
 def test_ties_keeps_the_largest_weights(
@@ -167,6 +196,8 @@ def test_pieces_do_not_matter_and_models_are_not_changed_or_shared(
     algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, numbers = models(), torch.linspace(0, 1, 15)
+    for state in pool.values():
+        state |= {f"blocks.{i}.w": state["w"] + i for i in range(2)}
     monkeypatch.setattr(dare, "uniform", lambda *words: numbers[words[-2] :][: words[-1]])
     before = {name: content_hash(state) for name, state in pool.items()}
     whole = algorithm.run(pool)
@@ -265,11 +296,11 @@ def test_dare_on_linear_weights_alone() -> None:
         (lambda: DareTaskArithmetic(sparsity_ratio=1.0).run(models()), "at least 0 and below 1"),
         (lambda: WeightedAverageAlgorithm([1]).run(models()), "expected 3 weights, one for each"),
         (lambda: WeightedAverageAlgorithm([1, -1, 0]).run(models()), "sum to 0 cannot be"),
-        (lambda: WeightedAverageAlgorithm([1, np.nan, 0]).run(models()), "must be finite"),
+        (lambda: WeightedAverageAlgorithm([1, np.nan, 0]).run(models()), "of finite numbers"),
         (lambda: SlerpMergeAlgorithm(1.5).run(models(1)), "from 0 to 1, got 1.5"),
         (lambda: SlerpMergeAlgorithm().run(models()), "slerp merges 2 models, got 4: _pretrained_"),
         (lambda: merging.TaskSingularVectorMerging([1, 2]).run(models()), "or 3 of them, one for"),
-        (lambda: merging.TaskSingularVectorMerging("1"), "must be a number, or a list of numbers"),
+        (lambda: merging.TaskSingularVectorMerging("1"), "a finite number, or a list of them"),
         (lambda: merging.ISO_C_Merge(exclude_keys="w"), "exclude_keys must be a list of names"),
         (lambda: merging.ISO_CTS_Merge(1, 1.2).run(models()), "from 0 to 1, got 1.2"),
         (lambda: merging.BreadcrumbsAlgorithm(beta=0.9, gamma=0.1).run(models()), "less than 1"),
@@ -322,7 +353,8 @@ def test_the_model_with_nan_or_infinity_is_named(algorithm: Algorithm, bad: floa
 
 def test_a_mask_of_infinities_that_all_models_have_is_kept() -> None:
     mask = torch.full((3,), -torch.inf)
-    pool = {name: {"mask": mask.clone(), "w": torch.ones(2)} for name in ("_pretrained_", *"ab")}
+    state = {"mask": mask, "h.0.w": torch.ones(2), "h.1.w": torch.ones(2)}
+    pool = {name: {n: v.clone() for n, v in state.items()} for name in ("_pretrained_", *"ab")}
     two = pool | {"c": pool["b"]}
     for algorithm in ALL:
         needs_three = "weights" in algorithm.options
@@ -333,11 +365,52 @@ def test_a_mask_of_infinities_that_all_models_have_is_kept() -> None:
         assert torch.equal(algorithm.run(pool)["mask"], mask)
 
 
+@pytest.mark.parametrize("size", [2, 3, 100])
+@pytest.mark.parametrize("plugins", [(), ("normalise",)])
+def test_infinities_that_all_models_have_do_not_depend_on_the_pieces(
+    size: int, plugins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PIECE", size)
+    mask = torch.tensor([-torch.inf, 0.0, torch.inf, 0.0, 0.0, -torch.inf])
+    taus = {"_pretrained_": torch.zeros(6), "a": torch.arange(6.0), "b": torch.arange(6.0) * -3}
+    pool = {name: {"h.0.w": mask + tau, "h.1.w": tau} for name, tau in taus.items()}
+    finite = {name: {"h.0.w": tau * mask.isfinite(), "h.1.w": tau} for name, tau in taus.items()}
+    for kind in (TaskArithmeticAlgorithm, TiesMergingAlgorithm, SimpleAverageAlgorithm):
+        algorithm = kind(plugins=plugins)
+        expected = algorithm.run(finite)["h.0.w"]
+        torch.testing.assert_close(algorithm.run(pool)["h.0.w"], expected + mask)
+    for name, wrong in (("a", -torch.inf), ("b", torch.nan), ("_pretrained_", torch.inf)):
+        changed = {**pool, name: {**pool[name], "h.0.w": pool[name]["h.0.w"].clone()}}
+        changed[name]["h.0.w"][4] = wrong
+        with pytest.raises(UsageError, match=rf"{name} has {wrong} at index 4 of h\.0\.w"):
+            TaskArithmeticAlgorithm(plugins=plugins).run(changed)
+
+
+def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
+    """A batch norm gives NaN there; on the way to a coefficient that is chosen, this is allowed."""
+    variances = {"_pretrained_": 1.0, "a": 0.2, "b": 0.2, "c": 0.2}
+    pool = {name: {"bn.running_var": torch.full((2,), v)} for name, v in variances.items()}
+    for act in (
+        TaskArithmeticAlgorithm(0.5).run,
+        lambda pool: TaskArithmeticAlgorithm(0.5).run_to(pool, tmp_path / "m"),
+    ):
+        with pytest.raises(UsageError, match=r"a variance of -0\.2 at index 0 of bn\.running_var"):
+            act(pool)
+    far = stream.merged_state(TaskArithmeticAlgorithm(0.5).merge(pool), any_variance=True)
+    torch.testing.assert_close(far["bn.running_var"], torch.full((2,), -0.2))
+    smaller = TaskArithmeticAlgorithm(0.25).run(pool)
+    torch.testing.assert_close(smaller["bn.running_var"], torch.full((2,), 0.4))
+
+
 def test_overflow_is_blamed_on_the_options() -> None:
     pool = {name: {"w": torch.tensor([0.0])} for name in ("_pretrained_", "a")}
     pool["a"]["w"] += 3e38
     with pytest.raises(UsageError, match="weights that are not finite in w; check its options"):
         TaskArithmeticAlgorithm(10.0).run(pool)
+    matrices = {name: {"w": torch.randn(4, 3)} for name in ("_pretrained_", "a", "b")}
+    for algorithm in (merging.TaskSingularVectorMerging(1e300), merging.ISO_C_Merge(1e300)):
+        with pytest.raises(UsageError, match="weights that are not finite in w; check its options"):
+            algorithm.run(matrices)
 
 
 def test_all_differences_are_listed() -> None:
@@ -396,7 +469,7 @@ def test_a_method_from_outside_is_a_method_like_any_other(
     assert merging.written_recipe(path)["options"] == {"q": 0.5, "side": "low"}
     for options, message in (
         ({}, "quantile needs q"),
-        ({"q": "half"}, "quantile's q must be a number, got 'half'"),
+        ({"q": "half"}, "quantile's q must be a finite number, got 'half'"),
         ({"q": 0.5, "side": "left"}, "unknown side 'left'; choose from"),
         ({"q": 0.5, "quarter": 1}, "quantile has no option 'quarter'; its options are q, side"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tangent_arithmetic.encoders.loading import load_checkpoint
-from tangent_arithmetic.merging import TaskArithmeticAlgorithm, writer, written_recipe
+from tangent_arithmetic.merging import TaskArithmeticAlgorithm, saving, written_recipe
 from tangent_arithmetic.merging.cards import CARD
 from tangent_arithmetic.merging.program import run
 from tangent_arithmetic.merging.saving import RECIPE
@@ -70,12 +71,7 @@ def refuse(models: dict[str, Path], target: Path | str, message: str, kept: Path
 # --- other files in the folder
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_other_files_in_the_folder_stay(
-    at_once: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not at_once:
-        monkeypatch.setattr(writer, "_exchange", lambda one, other: False)
+def test_other_files_in_the_folder_stay(folders: dict[str, Path], tmp_path: Path) -> None:
     target = merge(folders, tmp_path / "merged", "1KB")
     written = set(content(target))
     assert len([name for name in written if name.startswith("model-")]) == 2
@@ -102,15 +98,94 @@ def test_a_file_that_appears_during_the_merge_stays(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = merge(folders, tmp_path / "merged")
-    exchange = writer._exchange
 
-    def late(one: Path, other: Path) -> bool:
+    def late(*_: object) -> str:
         (target / "late.txt").write_text("mine")
-        return exchange(one, other)
+        return "# Card"
 
-    monkeypatch.setattr(writer, "_exchange", late)
+    monkeypatch.setattr(saving, "card", late)
     merge(folders, target)
     assert (target / "late.txt").read_text() == "mine"
+
+
+def test_a_failure_while_files_are_renamed_leaves_what_there_was(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = merge(folders, tmp_path / "merged", "1KB")
+    before, replace, failing = content(target), Path.replace, True
+
+    def fails(source: Path, place: Path) -> Path:
+        if failing and place == target / "model.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(source, place)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(UnwritableError, match=rf"cannot write {target}: Input/output error"):
+        merge(folders, target, coef=0.1)
+    assert content(target) == before and {p.name for p in target.iterdir()} == set(before)
+    failing = False
+    merge(folders, target, coef=0.1)
+    assert "model-00001-of-00002.safetensors" not in content(target)
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_mount_point_is_written_into(
+    earlier: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, replace, make = tmp_path / "mount", Path.replace, tempfile.mkdtemp
+    target.mkdir()
+    if earlier:
+        merge(folders, target, "1KB")
+
+    def within(source: Path, place: Path) -> Path:
+        if target in (source, place):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if (target in source.parents) != (target in place.parents):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return replace(source, place)
+
+    def not_beside(dir: Path, **names: str) -> str:
+        assert target in (dir, *dir.parents), "what is around the mount point may be read-only"
+        return make(dir=dir, **names)
+
+    monkeypatch.setattr(Path, "replace", within)
+    monkeypatch.setattr("tempfile.mkdtemp", not_beside)
+    assert merge(folders, target) == target
+    written = {"model.safetensors", "config.json", "vocab.txt", CARD, RECIPE}
+    assert content(target).keys() == written == {p.name for p in target.iterdir()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and modes")
+@pytest.mark.parametrize("place", ["link", ".", "merged"])
+def test_a_folder_keeps_its_place_and_its_mode(
+    place: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "merged"
+    target.mkdir()
+    target.chmod(0o2770)
+    (tmp_path / "link").symlink_to("merged")
+    before = target.stat()
+    monkeypatch.chdir(target if place == "." else tmp_path)
+    for _ in range(2):
+        merge(folders, place)
+        assert (target.stat().st_mode, target.stat().st_ino) == (before.st_mode, before.st_ino)
+        assert written_recipe(target) and (tmp_path / "link").is_symlink()
+    assert (target / CARD).read_text().splitlines().count("# merged") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and modes")
+def test_a_new_folder_has_the_mode_of_the_user_and_may_be_a_link(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to("deep/merged")
+    earlier = os.umask(0o077)
+    try:
+        merge(folders, tmp_path / "link")
+    finally:
+        os.umask(earlier)
+    target = tmp_path / "deep" / "merged"
+    assert (tmp_path / "link").is_symlink() and written_recipe(target)
+    assert target.stat().st_mode & 0o777 == 0o700
 
 
 def foreign_weights(target: Path) -> None:
@@ -362,6 +437,49 @@ def test_all_places_are_checked_before_coefficients_are_tried(
     for key, place in (("merged_model", files["a"]), ("report", files["a"] / "x")):
         with pytest.raises(UsageError, match=r"itself; choose another path|cannot write"):
             run(configuration(files, method=auto, **{f"{key}_save_path": str(place)}))
+
+
+# --- what is copied
+
+
+def test_the_tokenizer_is_copied_byte_for_byte(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token, a label or a merge rule may be spelled like the home folder."""
+    monkeypatch.setenv("HOME", "/root")
+    base = folders["_pretrained_"]
+    texts = {name: '{"~": 4,  "/root": 12}' for name in ("vocab.json", "tokenizer.json")}
+    texts |= {"tokenizer_config.json": '{"pad_token": "/root"}', "x.spm": "/root"}
+    for name, text in texts.items():
+        (base / name).write_text(text)
+    config = {"id2label": {"0": "/root"}, "text_config": {"_name_or_path": "/root/gpt"}, "e": 1e-5}
+    (base / "config.json").write_text(json.dumps(config))
+    target = merge(folders, tmp_path / "merged")
+    assert {name: (target / name).read_text() for name in texts} == texts
+    shared = {**config, "text_config": {"_name_or_path": "~/gpt"}}
+    assert json.loads((target / "config.json").read_text()) == shared
+
+
+def test_all_that_the_base_model_needs_is_copied(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, modules = folders["_pretrained_"], ("1_Pooling", "2_Dense", "..")
+    needed = ("source.spm", "qwen.tiktoken", "a.bpe", "1_Pooling/config.json", "2_Dense/d.json")
+    for name in (*needed, "own.py", "notes/a.txt", "train.log"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(name)
+    save_file(layers(9), str(base / "2_Dense" / "model.safetensors"))
+    (base / "modules.json").write_text(json.dumps([{"path": path} for path in ("", *modules)]))
+    target = merge(folders, tmp_path / "merged")
+    kept = {"model.safetensors", "config.json", "vocab.txt", CARD, RECIPE, "modules.json"}
+    kept |= {*needed, "2_Dense/model.safetensors"}
+    assert content(target).keys() == kept
+    assert f"weights in {base}/2_Dense are copied from the base model" in caplog.text
+    (base / "config.json").write_text('{"auto_map": {"AutoModel": "own.Model"}}')
+    merge(folders, target)
+    assert content(target).keys() == {*kept, "own.py"}
+    (target / "1_Pooling" / "mine.txt").write_text("mine")
+    refuse(folders, target, f"holds 1_Pooling, {CHANGED}", target)
 
 
 # --- what is shared

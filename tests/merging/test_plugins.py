@@ -160,6 +160,7 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, method = {n: mixed(i) for i, n in enumerate(("_pretrained_", *"ab"))}, "normalise"
     for state in pool.values():
         del state["steps"]
+        state["h.0.w"], state["h.1.w"] = state["half"].clone(), state.pop("big")
     results = []
     for size in (2**18, 1000):
         monkeypatch.setattr(stream, "PIECE", size)
@@ -207,13 +208,24 @@ def test_infinities_that_all_models_have_are_kept() -> None:
         ([{"lines": 0.3}], "plugins must be a list, each a name or"),
         ([3], "plugins must be a list, each a name or"),
         ([{"lines": {"alpha": 1}}], "lines has no option 'alpha'; its options are beta"),
-        ([{"lines": {"beta": "x"}}], "lines's beta must be a number, got 'x'"),
+        ([{"lines": {"beta": "x"}}], "lines's beta must be a finite number, got 'x'"),
         ([{"normalise": {"x": 1}}], "normalise has no options, got 'x'"),
+        ([{"scale": {"factors": [1, float("nan")]}}], "factors must be a finite number, or a list"),
+        ([{"lines": {"beta": float("inf")}}], "beta must be a finite number, got inf"),
     ],
 )
 def test_other_plug_ins_are_explained(plugins: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         merging.TaskArithmeticAlgorithm(plugins=plugins)
+
+
+@pytest.mark.parametrize("name", ["simple_average", "ties", "dare_ties", "breadcrumbs", "iso_c"])
+def test_vectors_that_a_plug_in_makes_infinite_name_the_plug_in(name: str) -> None:
+    """Trimming and election would leave a model of NaN out, without a word."""
+    plain = algorithm(name, 3)
+    method = type(plain)(**plain.options, plugins=[{"scale": {"factors": 1e39}}])
+    with pytest.raises(UsageError, match=r"the plug-in scale gives .* not finite in .*: 1e\+39"):
+        method.run(pool_of(torch.float32))
 
 
 def test_plug_ins_need_the_pretrained_model() -> None:

@@ -178,8 +178,12 @@ def test_default_methods_merge_any_number_of_models() -> None:
     names = stress.default_methods()
     assert {"task_arithmetic", "ties", "tsv_m", "karcher"} <= set(names)
     assert not {"slerp", "dummy", "weighted_average"} & set(names)
+    pool = {
+        name: {f"blocks.{i}.{key}": value + i for key, value in state.items() for i in range(2)}
+        for name, state in pool_of(3).items()
+    }
     for name in names:
-        algorithm_class(get_method(name).algorithm)(plugins=["normalise"]).run(pool_of(3))
+        algorithm_class(get_method(name).algorithm)(plugins=["normalise"]).run(pool)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ Source: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; the format is that of 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tangent_arithmetic.merging.spectral import OUTPUTS, module_of
 from tangent_arithmetic.merging.weights import Weights, find, is_embedding, tensors_in
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.storage import statedict
@@ -26,6 +28,7 @@ from tangent_arithmetic.storage.reading import read_json, readable
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
+logger = logging.getLogger(__name__)
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
@@ -72,6 +75,12 @@ class Pair:
         """Whether the weight has as many inputs as outputs."""
         return len(self.b) == math.prod(self.a.shape[1:])
 
+    def steps_as(self, other: Pair) -> bool:
+        """Whether the two pairs of tied modules, an embedding and a linear layer, are one step."""
+        pairs = ((self.a, other.b), (self.b, other.a))
+        same = all(a.shape == b.mT.shape and statedict.equal(a, b.mT) for a, b in pairs)
+        return same and self.scale == other.scale
+
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether B A has the shape of the weight, or of its transpose."""
         inner = math.prod(self.a.shape[1:])
@@ -115,13 +124,92 @@ def open_adapters(place: str | Path, base: Weights | None) -> Weights | None:
             )
         file = _file(folder)
         config = checked(read_json(folder / CONFIG), folder)
+        _warn_of_other_base(config, base, folder)
         pairs, whole = _sorted_out(tensors_in(file), config, file)
-        names = _placed([*pairs, *whole], base.outline, folder)
+        names = _names_of(pairs, whole, base, folder)
         steps = {names[module]: pair for module, pair in pairs.items()}
         values = {names[module]: value for module, value in whole.items()}
         _check_shapes(steps, values, base.outline, folder)
         steps = _oriented(steps, base.outline, folder)
     return _adapted(base, steps, values, place=str(place), folder=folder, files=(file,))
+
+
+def _names_of(
+    pairs: Mapping[str, Pair], whole: Mapping[str, Tensor], base: Weights, folder: Path
+) -> dict[str, str]:
+    """The tensor of each module or tensor; that of a tied output layer is the embedding."""
+    embedding, modules = _tied_embedding(base), [*pairs, *whole]
+    heads = [name for name in modules if embedding and module_of(name) in OUTPUTS]
+    others = [module for module in modules if module not in heads]
+    names = _placed(others, base.outline, folder)
+    if embedding is not None:
+        names |= dict.fromkeys(heads, embedding)
+        _check_tied(pairs, whole, names, embedding, base, folder)
+    return names
+
+
+def _config_of(base: Weights) -> Mapping[str, Any]:
+    """The configuration in the folder of the pre-trained model; empty if there is none."""
+    path = None if base.folder is None else base.folder / "config.json"
+    return read_json(path) if path is not None and path.is_file() else {}
+
+
+def _warn_of_other_base(config: Mapping[str, Any], base: Weights, folder: Path) -> None:
+    """Warns of adapters whose file names another pre-trained model, by the last word of paths."""
+    named = config.get("base_model_name_or_path")
+    known = [str(place) for place in (base.place, _config_of(base).get("_name_or_path")) if place]
+    if named and known and Path(named).name not in {Path(place).name for place in known}:
+        logger.warning(
+            "%s has adapters for %s, and the pre-trained model is %s: the merge is wrong unless "
+            "both hold the same weights",
+            *(folder, shown(named), " or ".join(map(shown, known))),
+        )
+
+
+def _tied_embedding(base: Weights) -> str | None:
+    """The embedding of tokens of a model that ties its output layer, if its file lacks that."""
+    config = _config_of(base)
+    own = (name for name, value in base.outline.items() if is_embedding(name, value))
+    known = [name for name in own if name not in base.ties]
+    tied = len(known) == 1 and config.get("tie_word_embeddings", bool(config))
+    return known[0] if tied and module_of(known[0]) not in OUTPUTS else None
+
+
+def _check_tied(
+    pairs: Mapping[str, Pair],
+    whole: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    embedding: str,
+    base: Weights,
+    folder: Path,
+) -> None:
+    """Checks that an embedding and the output layer tied to it stay one tensor.
+
+    Adapters of one alone step in both, as where PEFT merges.
+
+    Raises:
+        UsageError: if they do not. An embedding that was trained whole, without the output layer,
+            is accepted with a warning, since the model may have none.
+    """
+    theta0, heads = base.read(embedding), [name for name in names if module_of(name) in OUTPUTS]
+    steps = [pair for module, pair in pairs.items() if names[module] == embedding]
+    values = [value for name, value in whole.items() if names[name] == embedding]
+    changed = [value for value in values if not statedict.equal(value, theta0)]
+    if not heads:
+        if changed:
+            logger.warning(
+                "%s replaces %s; an output layer tied to it, such as lm_head, moves along here, "
+                "while PEFT leaves it as it was",
+                *(folder, shown(embedding)),
+            )
+        return
+    both = not steps and len(values) > 1 and statedict.equal(*values)
+    if (changed and not both) or not all(pair.steps_as(steps[0]) for pair in steps[1:]):
+        raise UsageError(
+            f"{folder} changes {_listed(heads)} otherwise than {shown(embedding)}, but the model "
+            "ties them, and its file has no tensor of the output layer; save the pre-trained model "
+            "untied (tie_word_embeddings=False, and a copy of the embedding as its output layer)"
+        )
 
 
 def _file(folder: Path) -> Path:

@@ -27,6 +27,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser import overrides_parser
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -36,6 +38,7 @@ from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.runtime.errors import UsageError, closest, shown, unknown
 
 SHOWN = 8  # keys in a message
+LONGEST = 200  # characters of a mapping in a message
 PLUGINS = "hydra._internal.core_plugins"
 QUIET = {"version": 1, "root": None, "disable_existing_loggers": False}
 FIXED: dict[str, Any] = {
@@ -49,6 +52,20 @@ FIXED: dict[str, Any] = {
 # where a job writes
 PLACES = ("merged_model_save_path", "method.model_save_path", "report_save_path")
 USERS = ("main", "command-line", "hydra.searchpath")  # providers that users add folders by
+
+
+class _Visitor(HydraOverrideVisitor):
+    """Reads overrides; a key that is given twice is an error, as in YAML."""
+
+    def visitDictContainer(self, ctx: Any) -> dict[str, Any]:
+        """The mapping in braces."""
+        found = super().visitDictContainer(ctx)
+        if len(found) < (ctx.getChildCount() - 1) // 2:  # braces, pairs, and commas between them
+            raise UsageError(f"expected each key once, got {shown(ctx.getText(), LONGEST)}")
+        return found
+
+
+overrides_parser.HydraOverrideVisitor = _Visitor  # type: ignore[misc]
 
 
 def run_hydra(task: TaskFunction, folder: Path, name: str, words: Sequence[str]) -> None:

@@ -68,8 +68,8 @@ class LanguageModelPool(ModelPool):
             if len({rows(self._own(name)) for name in self.models}) == 1:
                 raise
             raise UsageError(
-                f"{error}\nThe vocabularies have different sizes; modelpool.vocabulary=union "
-                "merges them token by token"
+                f"{error}\nThe vocabularies have different sizes; vocabulary=union merges them by "
+                "token, on the command line modelpool=language modelpool.vocabulary=union"
             ) from error
         if self.vocabulary == "same":
             self._warn_of_tokens()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -98,7 +99,9 @@ def _plain(value: Any) -> Any:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_list(value: object, fits: Callable[[Any], bool]) -> bool:
@@ -111,15 +114,15 @@ def _is_name(value: object) -> bool:
 
 # annotation -> its name in messages, and a check of plain values
 TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    float: ("a number", _is_number),
+    float: ("a finite number", _is_number),
     int: ("an integer", lambda value: type(value) is int),
     bool: ("true or false", lambda value: type(value) is bool),
     str: ("a string", lambda value: type(value) is str),
-    Sequence[float]: ("a list of numbers", lambda v: _is_list(v, _is_number)),
+    Sequence[float]: ("a list of finite numbers", lambda v: _is_list(v, _is_number)),
     Sequence[str]: ("a list of names", lambda v: _is_list(v, _is_name)),
     Sequence[str] | None: ("a list of names", lambda v: v is None or _is_list(v, _is_name)),
     float | Sequence[float]: (
-        "a number, or a list of numbers",
+        "a finite number, or a list of them",
         lambda v: _is_number(v) or _is_list(v, _is_number),
     ),
 }

@@ -16,6 +16,7 @@ from tangent_arithmetic.merging.adapters import open_adapters
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.weights import (
     Weights,
+    check_plain,
     held,
     open_clip_vision,
     open_weights,
@@ -67,6 +68,7 @@ class ModelPool:
         """The weights of a model as they were opened, for pools that change them together."""
         if name not in self._open:
             self._open[name] = self._opened(name)
+            check_plain(self._open[name], name)
         return self._open[name]
 
     def _opened(self, name: str) -> Weights:
@@ -74,7 +76,7 @@ class ModelPool:
             case Weights() as weights:
                 return weights
             case nn.Module() as module:
-                return held(_state_of(module))
+                return held(_state_of(module), written=_written(module))
             case Mapping() as state:
                 return held(state)
             case str() | Path() as place:
@@ -178,6 +180,12 @@ def _state_of(module: nn.Module) -> dict[str, Tensor]:
     weights = getattr(module, "weights", None)
     state = weights() if callable(weights) else module.state_dict()
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _written(module: nn.Module) -> dict[str, str]:
+    """The configuration of a model of transformers, as the text of its file."""
+    text = getattr(getattr(module, "config", None), "to_json_string", None)
+    return {"config.json": text()} if callable(text) else {}
 
 
 def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> ModelPool:

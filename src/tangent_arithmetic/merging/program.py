@@ -29,6 +29,7 @@ from tangent_arithmetic.merging.targets import (
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
+from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.reading import read_json
 
 if TYPE_CHECKING:
@@ -265,9 +266,9 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool
     start = dict(pool.base.tensors)
     if not method.scales:
         at_zero = algorithm.with_options(**{method.coefficient: 0.0})
-        start = merged_state(at_zero.merge(pool, show=True))
+        start = merged_state(at_zero.merge(pool, show=True), any_variance=True)
     encoder = tasks.encoder(pool, start)
-    merged = merged_state(algorithm.merge(pool, show=True))
+    merged = merged_state(algorithm.merge(pool, show=True), any_variance=True)
     tau = difference(tasks.encoder(pool, merged), encoder)
     coefs = [round(method.largest * coef, 10) for coef in coefficients(POINTS)]
     swept = tasks.sweep(encoder, tau, coefs)
@@ -291,12 +292,8 @@ def choose_scaling_factor(algorithm: Algorithm, pool: ModelPool, tasks: TaskPool
 @torch.no_grad()
 def difference(encoder: Encoder, start: Encoder) -> dict[str, Tensor]:
     """The task vector of an encoder, from another one."""
-    theta0 = start.weights()
-    return {
-        name: (value.float() - theta0[name].float()).cpu()
-        for name, value in encoder.weights().items()
-        if value.is_floating_point()
-    }
+    tau = statedict.difference(encoder.weights(), start.weights())
+    return {name: value.float().cpu() for name, value in tau.items()}
 
 
 def table(report: Mapping[str, Any]) -> list[str]:

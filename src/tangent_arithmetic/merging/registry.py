@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PRETRAINED = "_pretrained_"
 SCALE = "scaling_factor"
+NAMES = ("exclude_keys", "remove_keys", "ignore_keys")  # options that list names of tensors
 OWN = "tangent_arithmetic.merging."  # where the classes of the methods are found
 Function = TypeVar("Function", bound="Callable[..., Tensor]")
 Change = TypeVar("Change", bound="Callable[..., Iterator[Tensor]]")
@@ -141,6 +142,7 @@ class Method(Registered):
         ordered: whether the pre-trained model counts as the first of the models.
         drops: whether weights may be left out, so that a NaN in one need not show in the result.
         needs_data: whether it runs the models on images of their tasks.
+        of_outputs: whether rows and columns of a matrix differ, rows belonging to outputs.
     """
 
     algorithm: str
@@ -155,6 +157,7 @@ class Method(Registered):
     ordered: bool = False
     drops: bool = False
     needs_data: bool = False
+    of_outputs: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

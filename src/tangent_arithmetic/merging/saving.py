@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -19,18 +20,19 @@ from tangent_arithmetic.merging.plugins import written_plugins
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import Merge, Part
-from tangent_arithmetic.merging.weights import SUFFIXES
+from tangent_arithmetic.merging.weights import SUFFIXES, Weights
 from tangent_arithmetic.merging.writer import (
     INDEX,
-    new_folder,
+    files_beside,
+    new_files,
     plan_shards,
     write_file,
     write_shards,
 )
 from tangent_arithmetic.runtime.atomic import (
+    PART,
     check_writable,
     disk_errors,
-    part_folder,
     write_json,
     write_text,
 )
@@ -40,9 +42,14 @@ from tangent_arithmetic.storage import checkpoints
 from tangent_arithmetic.storage.checkpoints import FORMAT, THETA0, as_safetensors
 from tangent_arithmetic.storage.reading import read_json, read_text, readable
 
+logger = logging.getLogger(__name__)
 RECIPE = "merge_recipe.json"
+CONFIG = "config.json"
 # configuration, tokenizer and preprocessor of a folder
-COPIED = (".json", ".txt", ".model", ".jinja")
+COPIED = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken", ".bpe")
+CODE = ".py"  # copied where one of `CONFIGS` names classes in `auto_map`
+CONFIGS = (CONFIG, "tokenizer_config.json")
+MODULES = "modules.json"  # of sentence-transformers, which lists folders
 # of the same kinds, but of the base model's own making
 LEFT = (RECIPE, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 SHARD = "5GB"
@@ -122,8 +129,8 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
         else:
             names = _file_names(merge, shards)
             _refuse_inputs(merge, path, [path, *(path / name for name in names)])
-            _others(path, names)
-            with part_folder(path):
+            _replaced(path, names)
+            with files_beside(path):
                 pass
     return path
 
@@ -163,12 +170,13 @@ def _check_file(path: Path) -> None:
 
 def _file_names(merge: Merge, shards: Mapping[str, Sequence[str]]) -> list[str]:
     """The names of all files in the folder of the merged model."""
-    copied = [file.name for file in _configuration(merge.pool.base.folder)]
+    base = merge.pool.base
+    copied = [*(path.name for path in _configuration(base.folder)), *base.written]
     return [*shards, *([INDEX] if len(shards) > 1 else []), *copied, CARD, RECIPE]
 
 
-def _others(path: Path, names: Sequence[str]) -> list[str]:
-    """The names in a folder that do not belong to an earlier merge, and therefore stay.
+def _replaced(path: Path, names: Sequence[str]) -> list[str]:
+    """The names in a folder that belong to an earlier merge, and are replaced; others stay.
 
     Args:
         path: the folder, which need not exist.
@@ -179,20 +187,20 @@ def _others(path: Path, names: Sequence[str]) -> list[str]:
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; expected a folder or a new path")
-    present = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    present = [name for name in entries if not name.endswith(PART)]  # a merge writes there
     own = _own_files(path) if present else set()
     if present and not own:
         raise UsageError(
             f"{path} holds other files; expected a new folder, an empty one, or the result of an "
             "earlier merge. Choose another folder"
         )
-    others = [name for name in present if name not in own]
-    if taken := [name for name in others if name in names]:
+    if taken := [name for name in present if name in names and name not in own]:
         raise UsageError(
             f"{path} holds {', '.join(map(shown, taken))}, which an earlier merge did not write or "
             "which has changed since; move it away, or choose another folder"
         )
-    return others
+    return [name for name in present if name in own]
 
 
 def _own_files(folder: Path) -> set[str]:
@@ -210,18 +218,24 @@ def _own_files(folder: Path) -> set[str]:
     return {RECIPE, *(name for name in listed if _is_own(folder / name, listed[name]))}
 
 
-def _is_own(file: Path, digest: Any) -> bool:
-    if file.is_symlink() or not file.is_file():
+def _is_own(path: Path, digest: Any) -> bool:
+    if path.is_symlink() or not path.exists():
         return False
     if digest is not None:
-        return bool(_digest(file) == digest)
-    return _has_recipe(file)
+        return bool(_digest(path) == digest)
+    return path.is_file() and _has_recipe(path)
 
 
-def _digest(file: Path) -> str | None:
-    """The hash of a file; None for weights, whose header holds the recipe."""
-    if file.suffix == ".safetensors" or not file.is_file():
-        return None
+def _digest(path: Path) -> str | None:
+    """The hash of a file or folder; None for weights, whose header holds the recipe."""
+    if path.is_dir():
+        inner = sorted(each for each in path.rglob("*") if not each.is_dir())
+        listed = [f"{each.relative_to(path)} {_hash(each)}" for each in inner]
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    return _hash(path) if path.suffix != ".safetensors" and path.is_file() else None
+
+
+def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -253,46 +267,80 @@ def _write_folder(
     merge: Merge, path: Path, shards: Mapping[str, Sequence[str]], fsync: bool
 ) -> None:
     base, facts, names = merge.pool.base, recipe(merge), _file_names(merge, shards)
-    with new_folder(path, lambda: _others(path, names)) as folder:
-        _copy_configuration(base.folder, folder, isinstance(merge.pool, CLIPVisionModelPool))
-        for name, text in base.written.items():
-            write_text(folder / name, without_home(text))
+    with new_files(path, lambda: _replaced(path, names)) as folder:
+        _copy_configuration(base, folder)
+        _adapt_config(folder / CONFIG, isinstance(merge.pool, CLIPVisionModelPool))
         write_shards(folder, shards, base.outline, merge.parts(), _metadata(facts), fsync)
-        write_text(folder / CARD, card(merge, facts, path.name))
+        write_text(folder / CARD, card(merge, facts, path.resolve().name))
         files = {file.name: _digest(file) for file in sorted(folder.iterdir())}
         write_json(folder / RECIPE, {**facts, "files": files})
 
 
 def _configuration(folder: Path | None) -> list[Path]:
-    """The files of a Hugging Face folder beside its weights: configuration and tokenizer."""
+    """The files of a Hugging Face folder beside its weights: configuration, tokenizer and code.
+
+    Of sentence-transformers also the folders of its further modules.
+    """
+    if folder is None:
+        return []
+    listed = _read(folder / MODULES, list) or []
+    modules = [each.get("path") for each in listed if isinstance(each, dict)]
+    with_code = any("auto_map" in (_read(folder / name, dict) or {}) for name in CONFIGS)
+    suffixes = (*COPIED, CODE) if with_code else COPIED
     return [
-        file
-        for file in (sorted(folder.iterdir()) if folder is not None else ())
-        if file.is_file() and file.suffix in COPIED
-        if not file.name.endswith(".index.json") and file.name not in LEFT
+        path
+        for path in sorted(folder.iterdir())
+        if (path.suffix in suffixes if path.is_file() else path.name in modules)
+        if not path.name.endswith(".index.json") and path.name not in LEFT
     ]
 
 
-def _copy_configuration(source: Path | None, target: Path, vision: bool) -> None:
-    """Copies the configuration without home folders; of a complete CLIP the vision part."""
-    for file in _configuration(source):
-        shutil.copyfile(file, target / file.name)
-        if file.suffix == ".json":
-            with contextlib.suppress(UsageError):  # not a text file
-                text = read_text(file)
-                if (shared := without_home(text)) != text:
-                    write_text(target / file.name, shared)
-    config = target / "config.json"
-    if not vision or not config.is_file():
+def _read(path: Path, kind: type) -> Any:
+    """The content of a JSON file; None if it cannot be read, or is not of this kind."""
+    with contextlib.suppress(UsageError, ValueError, RecursionError):
+        content = json.loads(read_text(path))
+        return content if isinstance(content, kind) else None
+    return None
+
+
+def _copy_configuration(base: Weights, target: Path) -> None:
+    """Copies the files beside the base model's weights, or writes those that the merge changes."""
+    for source in _configuration(base.folder):
+        if source.is_dir():
+            shutil.copytree(source, target / source.name)
+            if any(file.suffix in SUFFIXES for file in source.rglob("*")):
+                logger.warning("weights in %s are copied from the base model, not merged", source)
+        else:
+            shutil.copyfile(source, target / source.name)
+    for name, text in base.written.items():
+        write_text(target / name, text)
+
+
+def _adapt_config(path: Path, vision: bool) -> None:
+    """Removes home folders from the paths in a `config.json`; of a CLIP, the vision part stays."""
+    if (content := _read(path, dict)) is None:
         return
-    content = read_json(config)
-    if content.get("model_type") == "clip":
-        own = content.get("vision_config")
+    adapted = _shared(content)
+    if vision and content.get("model_type") == "clip":
+        own = adapted.get("vision_config")
         inner = own if isinstance(own, dict) else {}
         projection = {"projection_dim": content.get("projection_dim", 512)}
-        content = {**projection, **inner, "model_type": "clip_vision_model"}
-    content["architectures"] = ["CLIPVisionModel"]
-    write_text(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        adapted = {**projection, **inner, "model_type": "clip_vision_model"}
+    if vision:
+        adapted["architectures"] = ["CLIPVisionModel"]
+    if adapted != content:
+        write_text(path, json.dumps(adapted, indent=2) + "\n")
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose paths, such as `_name_or_path`, have no home folder."""
+
+    def shared(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _shared(value)
+        return without_home(value) if "path" in key else value
+
+    return {key: shared(key, value) for key, value in config.items()}
 
 
 def written_recipe(path: str | Path) -> dict[str, Any]:
@@ -301,7 +349,7 @@ def written_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: if there is none.
     """
-    path = Path(path)
+    path = expanded(path)
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
     content: Any = None
     if files and (own := checkpoints.read_header(files[0])) is not None:

@@ -20,7 +20,8 @@ arbitrary, and methods that normalise the spectrum would amplify them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,20 +33,46 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 TEXT_PROJECTION = "text_projection"
-TOKENS = ("token_embedding", "embed_tokens", "word_embeddings", "wte", "shared")
+# the last words of modules whose weight has a row for each token: embeddings, and output layers
+TOKENS = (
+    "token_embedding",
+    "embed_tokens",
+    "embed_in",
+    "tok_embeddings",
+    "embeddings",
+    "word_embedding",
+    "word_embeddings",
+    "wte",
+    "shared",
+)
+OUTPUTS = ("lm_head", "embed_out", "generator_lm_head", "lm_loss", "vocab_projector", "decoder")
+POSITIONS = ("wpe", "relative_attention_bias")
 # smallest ratio of eigenvalues of a Gram matrix that float32 results may rest on
 SAFE = 1e-10
 
 
 def is_spectral(piece: Piece, exclude_keys: Sequence[str] | None) -> bool:
     """Whether a whole tensor is treated as a matrix, see the table above."""
-    words = piece.name.split(".")
     return (
         len(piece.shape) == 2
         and piece.name not in (exclude_keys or ())
         and TEXT_PROJECTION not in piece.name
-        and not any(word in TOKENS for word in words)
+        and module_of(piece.name) not in TOKENS
     )
+
+
+def module_of(name: str) -> str:
+    """The last word of the module that a tensor belongs to: "wte" of "transformer.wte.weight".
+
+    Numbers in a list of modules are none: it is "embed_tokens" of "embed_tokens.0.weight".
+    """
+    return re.sub(r"(\.\d+)*(\.weight)?$", "", name).rpartition(".")[2]
+
+
+def has_rows_of_inputs(outline: Mapping[str, Tensor]) -> bool:
+    """Whether linear layers store (inputs, outputs), as GPT-2's; its queries, keys, values tell."""
+    shapes = (v.shape for name, v in outline.items() if name.endswith("attn.c_attn.weight"))
+    return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in shapes)
 
 
 def mean_tau(piece: Piece, factors: Sequence[float] | None = None) -> Float[Tensor, " weights"]:

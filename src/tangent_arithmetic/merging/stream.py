@@ -5,7 +5,8 @@ A piece is a part of a tensor, or a whole one for methods that say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -14,16 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tangent_arithmetic.merging import spectral
 from tangent_arithmetic.merging.examples import Examples
-from tangent_arithmetic.merging.plugins import Specification, chosen_plugins
+from tangent_arithmetic.merging.plugins import Specification, chosen_plugins, written_plugins
 from tangent_arithmetic.merging.pool import ModelPool
-from tangent_arithmetic.merging.registry import PRETRAINED, Method, Piece, Pieces
-from tangent_arithmetic.runtime.errors import UsageError, shown
+from tangent_arithmetic.merging.registry import (
+    METHODS,
+    NAMES,
+    PRETRAINED,
+    Method,
+    Piece,
+    Pieces,
+    Plugin,
+)
+from tangent_arithmetic.runtime.errors import UsageError, closest, shown
 from tangent_arithmetic.runtime.logs import byte_progress
 from tangent_arithmetic.storage import statedict
 
+logger = logging.getLogger(__name__)
 PIECE = 2**18  # numbers; affects speed only
-Steps = tuple[Callable[[Piece], Piece], ...]  # the changes of plug-ins
+VARIANCE = "running_var"  # ends the names of the variances of batch norms
+Step = Callable[[Piece], Piece]  # the change of a plug-in
+Steps = tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,21 @@ class Part:
 def is_finite(*tensors: Tensor) -> bool:
     """Whether all numbers are finite."""
     return all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in tensors)
+
+
+def _checked(plugin: Plugin, step: Step, options: Mapping[str, Any]) -> Step:
+    """The change of a plug-in, with an error where its task vectors are not finite."""
+
+    def checked(piece: Piece) -> Piece:
+        changed = step(piece)
+        if not is_finite(*(changed.changed or ())):
+            raise UsageError(
+                f"the plug-in {plugin.name} gives task vectors that are not finite in "
+                f"{shown(piece.name)}; check its options: {dict(options)}"
+            )
+        return changed
+
+    return checked
 
 
 def _changed(piece: Piece, steps: Steps) -> Piece:
@@ -111,17 +139,52 @@ class Merge:
         ties = statedict.merge_ties(*(weights.ties for weights in (pool.base, *self.inputs)))
         self.ties = statedict.consistent_ties(ties, *(weights.tensors for weights in self.inputs))
         self.bytes = sum(weights.nbytes for weights in self.inputs)
+        self.arguments = self._named(self.options)
+        self._warn_of_rows()
 
-    def parts(self) -> Iterator[Part]:
+    def _warn_of_rows(self) -> None:
+        """Warns where the method takes rows for outputs, and the weights have inputs there."""
+        used = (self.method, METHODS.get(str(self.options.get("inner"))))
+        names = [method.name for method in used if method is not None and method.of_outputs]
+        if names and spectral.has_rows_of_inputs(self.pool.base.outline):
+            logger.warning(
+                "%s takes the rows of a matrix for outputs, but the layers of GPT-2 store inputs "
+                "there, so that it merges their transposes differently; docs/merging.md says how "
+                "much, and which methods do not mind",
+                " with ".join(names),
+            )
+
+    def _named(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, inner ones included, with tied tensors under the names of their pieces."""
+        named = dict(options)
+        for option, value in options.items():
+            if option in NAMES and value is not None:
+                named[option] = [self._first(name, option) for name in value]
+            elif isinstance(value, Mapping):
+                named[option] = self._named(value)
+        return named
+
+    def _first(self, name: str, option: str) -> str:
+        if name not in self.pool.base.outline:
+            raise UsageError(
+                f"{option} names {shown(name)!r}, which is no tensor of these models; the nearest "
+                f"are {', '.join(map(shown, closest(name, self.names)[:3]))}"
+            )
+        return self.ties.get(name, name)
+
+    def parts(self, any_variance: bool = False) -> Iterator[Part]:
         """The merged tensors in the order of their names, each in one or several parts.
 
         A tied parameter is merged under its first name and yielded under all. Tensors that are not
         real floating-point numbers are copied from the base model; if they differ between models,
         the log names them.
 
+        Args:
+            any_variance: accept negative variances of batch norms, for points on the way to others.
+
         Raises:
             UsageError: if weights are NaN or infinite, in a model or after merging, or out of the
-                range of their dtype.
+                range of their dtype; or if the variance of a batch norm is negative.
         """
         first, *others = self.inputs
         excluded = [
@@ -133,15 +196,19 @@ class Merge:
         statedict.warn_excluded("the models", tuple(excluded))
         steps: Steps = ()
         for plugin, options in self.plugins:
-            steps = (*steps, plugin.step(partial(self._finite_pieces, steps), options))
-        arguments = dict(self.options)
+            step = plugin.step(partial(self._finite_pieces, steps), options)
+            steps = (*steps, _checked(plugin, step, options))
+        arguments = dict(self.arguments)
         if self.method.prepare is not None:
             source = self._source(partial(self._finite_pieces, steps))
-            arguments["statistics"] = self.method.prepare(source, **self.options)
+            arguments["statistics"] = self.method.prepare(source, **self.arguments)
         with self._progress("merging") as advance:
             for name in self.names:
                 if name in self.floating and self.pool.base.outline[name].numel():
-                    yield from self._merged(name, steps, arguments, advance)
+                    for part in self._merged(name, steps, arguments, advance):
+                        if not any_variance and name.endswith(VARIANCE):
+                            self._check_variance(part)
+                        yield part
                 else:
                     yield Part(name, 0, self.pool.base.read(name).reshape(-1))
 
@@ -149,19 +216,44 @@ class Merge:
         self, name: str, steps: Steps, arguments: dict[str, Any], advance: Callable[[int], Any]
     ) -> Iterator[Part]:
         dtype = self.pool.base.outline[name].dtype
-        method = self.method
-        strict = method.drops or method.whole or method.prepare is not None or bool(steps)
         for piece in self._pieces(name):
-            if strict and not self._is_finite(piece):
-                merged = self._not_finite(piece)
-            else:
-                merged = method.function(_changed(piece, steps), **arguments)
-                if not is_finite(merged):
-                    merged = self._not_finite(piece)
+            merged = self._merged_piece(piece, steps, arguments)
             if merged.dtype != dtype:
                 merged = statedict.round_to(merged, dtype, name, start=piece.start)
             yield Part(name, piece.start, merged)
             advance(len(merged) * dtype.itemsize * len(self.inputs))
+
+    def _merged_piece(self, piece: Piece, steps: Steps, arguments: Mapping[str, Any]) -> Tensor:
+        method = self.method
+        if not (method.drops or method.whole or method.prepare is not None or steps):
+            merged: Tensor = method.function(piece, **arguments)
+            if is_finite(merged):  # then the models are
+                return merged
+        first = next(iter(piece.by_model().values()))
+        if (finite := self._finite(piece)) is None:
+            return first.clone()
+        try:
+            merged = method.function(_changed(finite, steps), **arguments)
+        except torch.linalg.LinAlgError:  # as numbers overflow within the method
+            merged = torch.full_like(first, torch.nan)
+        if not is_finite(merged):
+            after = f", and those of {written_plugins(self.plugins)}" if self.plugins else ""
+            raise UsageError(
+                f"{method.name} gives weights that are not finite in {shown(piece.name)}; check "
+                f"its options: {self.options}{after}"
+            )
+        return merged if finite is piece else torch.where(first.isfinite(), merged, first)
+
+    def _check_variance(self, part: Part) -> None:
+        """Refuses negative variances, with which a batch norm gives NaN."""
+        negative = part.values < 0
+        if bool(negative.any()):
+            at = int(negative.nonzero()[0])
+            raise UsageError(
+                f"{self.method.name} gives a variance of {part.values[at].item():.3g} at index "
+                f"{part.start + at} of {shown(part.name)}, with which the batch norm gives NaN; "
+                "choose smaller coefficients, or a mean of the models, such as simple_average"
+            )
 
     def _source(self, pieces: Pieces) -> Examples | Pieces:
         """What `prepare` reads; models that are run have been checked to be finite."""
@@ -178,8 +270,8 @@ class Merge:
             for name in (name for name in self.floating if name not in self.ties):
                 size = self.pool.base.outline[name].dtype.itemsize * len(self.inputs)
                 for piece in self._pieces(name):
-                    if self._is_finite(piece):
-                        yield _changed(piece, steps)
+                    if (finite := self._finite(piece)) is not None:
+                        yield _changed(finite, steps)
                     advance(len(piece.thetas[0]) * size)
 
     def _pieces(self, name: str) -> Iterator[Piece]:
@@ -211,34 +303,43 @@ class Merge:
                 piece = replace(piece.with_taus(taus), factors=known if complete else None)
             yield piece
 
-    def _is_finite(self, piece: Piece) -> bool:
-        """Whether a piece is finite in all models; an error if it is not and the models differ."""
-        if is_finite(*piece.by_model().values()):
-            return True
-        self._not_finite(piece)
-        return False
+    def _finite(self, piece: Piece) -> Piece | None:
+        """The piece, with 0 where all models have the same infinity, such as -inf in a mask.
 
-    def _not_finite(self, piece: Piece) -> Tensor:
-        """The piece itself if it is the same in all models, such as a mask of -inf.
+        Returns:
+            The piece itself if it is finite; None if it is not, and is the same in all models.
 
         Raises:
-            UsageError: if it is not; the message names the model, or the options.
+            UsageError: if a model has a number that is not finite, and another model a different
+                one.
         """
         named = piece.by_model()
-        first = next(iter(named.values()))
+        if is_finite(*named.values()):
+            return piece
+        other, first = next(iter(named.items()))
         if all(torch.equal(values, first) for values in named.values()):
-            return first.clone()
+            return None
+        kept = first.isfinite()
         for model, values in named.items():
-            wrong = ~torch.isfinite(values)
+            wrong = (values != first) & ~(kept & values.isfinite())
             if bool(wrong.any()):
-                at = piece.start + int(wrong.nonzero()[0])
+                at = int(wrong.nonzero()[0])
+                owner = other if values[at].isfinite() else model
                 raise UsageError(
-                    f"{model} has {values[wrong][0].item()} at index {at} of {shown(piece.name)}, "
-                    "expected finite weights; did the training of this model diverge?"
+                    f"{owner} has {named[owner][at].item()} at index {piece.start + at} of "
+                    f"{shown(piece.name)}, expected finite weights; did the training of this model "
+                    "diverge?"
                 )
-        raise UsageError(
-            f"{self.method.name} gives weights that are not finite in {shown(piece.name)}; check "
-            f"its options: {self.options}"
+
+        def zeroed(values: Iterable[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(value.masked_fill(~kept, 0) for value in values)
+
+        return replace(
+            piece,
+            theta0=None if piece.theta0 is None else zeroed([piece.theta0])[0],
+            thetas=zeroed(piece.thetas),
+            changed=None if piece.changed is None else zeroed(piece.changed),
+            factors=None,
         )
 
     def _progress(self, label: str) -> AbstractContextManager[Callable[[int], Any]]:
@@ -247,10 +348,10 @@ class Merge:
         return byte_progress(f"{label} ({self.method.name})", self.bytes)
 
 
-def merged_state(merge: Merge) -> dict[str, Tensor]:
-    """The merged weights, in memory."""
+def merged_state(merge: Merge, any_variance: bool = False) -> dict[str, Tensor]:
+    """The merged weights, in memory; see `Merge.parts`."""
     state: dict[str, Tensor] = {}
-    for part in merge.parts():
+    for part in merge.parts(any_variance):
         if part.name not in state:
             outline = merge.pool.base.outline[part.name]
             device = merge.pool.base.read(part.name).device

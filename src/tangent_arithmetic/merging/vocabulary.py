@@ -4,13 +4,15 @@ The union has the tokens of the base model under their numbers, then those that 
 added, in the order of the pool. Where a model lacks a token, its row is that of the base model, so
 that its task vector is 0 there. A token that the base model lacks starts at the mean of the rows of
 those models that have it.
+
+Merging reads one such tensor of every model into memory at a time, in the model's dtype.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tangent_arithmetic.merging.spectral import OUTPUTS, module_of
 from tangent_arithmetic.merging.weights import Weights, is_embedding
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.reading import read_json
@@ -25,6 +28,8 @@ from tangent_arithmetic.storage.reading import read_json
 TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 CONFIG = "config.json"
 FILES = (TOKENIZER, SETTINGS, ADDED, CONFIG)
+BIASED = (*OUTPUTS, "predictions")  # modules whose bias has a number for each token
+ROWS = 2**14  # that are copied at once; affects memory only
 
 
 @dataclass(frozen=True)
@@ -79,26 +84,31 @@ def united(models: Mapping[str, Weights], base_name: str) -> dict[str, Weights]:
 
     Raises:
         UsageError: if a tokenizer is missing, or is no extension of the base model's by added
-            tokens.
+            tokens; or if the base model has no embedding of tokens, or several of unequal size.
     """
-    base, size = models[base_name], max(rows(models[base_name]), default=0)
+    base, sizes = models[base_name], set(rows(models[base_name]))
+    if len(sizes) != 1:
+        raise UsageError(
+            f"vocabulary=union needs one number of rows of all embeddings of tokens; {base_name} "
+            f"has {' and '.join(map(str, sorted(sizes))) or 'no such embedding'} among "
+            f"{', '.join(map(shown, sorted(base.outline)[:5]))} and others"
+        )
+    (size,) = sizes
     own = {name: base if w.low_rank is not None else w for name, w in models.items()}  # adapters
     tokens = {name: Tokens.of(weights.folder, name) for name, weights in own.items()}
+    for name, each in tokens.items():
+        number, least = max(each.ids.values()) + 1, min(rows(own[name]), default=size)
+        if number > least:
+            raise UsageError(
+                f"the tokenizer of {name} has {number} tokens, but its embeddings {least} rows; "
+                "name the tokenizer of this model"
+            )
     new, after = _new_tokens(tokens, base_name), max(tokens[base_name].ids.values()) + 1
-    if after > size:
-        raise UsageError(
-            f"the tokenizer of {base_name} has {after} tokens, but its embeddings {size} rows; "
-            "name the tokenizer of this model"
-        )
     numbers = {token: after + i for i, token in enumerate(new)}
-    union = _Union(
-        models,
-        base_name,
-        {name: _places(each, tokens[base_name], numbers) for name, each in tokens.items()},
-        frozenset(numbers.values()),
-        max(size, after + len(new)),
-    )
-    written = _files(base.folder, tokens, numbers, union.size)
+    places = {name: _places(each, tokens[base_name], numbers) for name, each in tokens.items()}
+    union = _Union(models, base_name, places, list(numbers.values()), max(size, after + len(new)))
+    _check_sizes(base, base_name, size, union.size)
+    written = _files(base.folder, tokens, numbers, size, union.size)
     return {
         name: replace(
             weights,
@@ -111,13 +121,31 @@ def united(models: Mapping[str, Weights], base_name: str) -> dict[str, Weights]:
     }
 
 
+def _check_sizes(base: Weights, base_name: str, old: int, size: int) -> None:
+    """Refuses biases with a number for each token that have no place in the union."""
+    outline = base.outline.items()
+    biases = [n for n, v in outline if n.endswith("bias") and v.ndim and v.shape[-1] == old]
+    left = [name for name in biases if not _has_rows(name, base.outline[name])]
+    if left and size != old:
+        raise UsageError(
+            f"{base_name} has a number for each token in {', '.join(map(shown, left))}, which "
+            "vocabulary=union does not merge; merge models of one vocabulary"
+        )
+
+
 def _of_others(weights: Weights) -> Callable[[str], tuple[Tensor, Tensor] | None] | None:
     """The steps of adapters in tensors that are no embeddings of tokens."""
     low_rank = weights.low_rank
     if low_rank is None:
         return None
-    kept = {key for key, value in weights.outline.items() if not is_embedding(key, value)}
+    kept = {key for key, value in weights.outline.items() if not _has_rows(key, value)}
     return lambda key: low_rank(key) if key in kept else None
+
+
+def _has_rows(name: str, value: Tensor) -> bool:
+    """Whether a tensor has a row, or a number, for each token."""
+    of_bias = value.ndim == 1 and name.endswith(".bias")
+    return is_embedding(name, value) or (of_bias and module_of(name[: -len(".bias")]) in BIASED)
 
 
 def _new_tokens(tokens: Mapping[str, Tokens], base_name: str) -> list[str]:
@@ -151,53 +179,67 @@ class _Union:
         places: by model, row in the union -> its own row, for the tokens that it has.
         new: the rows of the tokens that the base model lacks.
         size: the number of rows.
+        starts: the new rows of each tensor, once they are known.
     """
 
     models: Mapping[str, Weights]
     base_name: str
     places: Mapping[str, Mapping[int, int]]
-    new: frozenset[int]
+    new: Sequence[int]
     size: int
+    starts: dict[str, Tensor] = field(default_factory=dict)
 
     def resized(self, key: str, value: Tensor) -> Tensor:
-        """A tensor of an outline with the rows of the union, if it is an embedding of tokens."""
-        if not is_embedding(key, value):
+        """A tensor of an outline with the rows of the union, if it has a row for each token."""
+        if not _has_rows(key, value):
             return value
         return torch.empty(self.size, *value.shape[1:], dtype=value.dtype, device="meta")
 
     def read(self, name: str, key: str) -> Tensor:
         """A tensor of a model."""
         value = self.models[name].read(key)
-        if not is_embedding(key, value):
+        if not _has_rows(key, value):
             return value
-        full = self._base(key)
-        if name == self.base_name:
-            return full
-        places = self.places[name]
-        full[list(places)] = value[list(places.values())].to(full)
-        spare = set(range(min(len(value), self.size))) - self.new - places.keys()
-        unused = sorted(spare - set(places.values()))  # rows without a token
-        full[unused] = value[unused].to(full)
+        base = self.models[self.base_name].read(key)
+        full = value.new_empty(self.size, *value.shape[1:])
+        full[: len(base)] = base
+        if self.new:
+            full[self.new] = self._start(key).to(full)
+        if name != self.base_name:
+            rows = torch.tensor(self._rows(name, len(value)))
+            for target, source in (pair.T for pair in rows.split(ROWS)):
+                full[target] = value[source]
         return full
 
-    def _base(self, key: str) -> Tensor:
-        """The base model's rows, and for each new token the mean of those that have it."""
-        own = self.models[self.base_name].read(key)
-        full = torch.zeros(self.size, *own.shape[1:], dtype=torch.float64, device=own.device)
-        counts = torch.zeros(self.size, dtype=torch.float64, device=own.device)
-        for name, places in self.places.items():
-            added = [row for row in places if row in self.new]
-            value = self.models[name].read(key)
-            full[added] += value[[places[row] for row in added]].to(full)
-            counts[added] += 1
-        full /= counts.clamp(min=1)[:, None]
-        old = [row for row in range(len(own)) if row not in self.new]
-        full[old] = own[old].to(full)
-        return full.to(own.dtype)
+    def _rows(self, name: str, number: int) -> list[tuple[int, int]]:
+        """Pairs of a row in the union and the row of a model, which has this number of rows."""
+        places = self.places[name]
+        spare = set(range(min(number, self.size))) - set(self.new) - places.keys()
+        unused = spare - set(places.values())  # rows without a token
+        return [*places.items(), *((row, row) for row in sorted(unused))]
+
+    def _start(self, key: str) -> Tensor:
+        """The new rows: each the mean of those that have the token, as the base model stores it."""
+        if key not in self.starts:
+            own = self.models[self.base_name].read(key)
+            total = torch.zeros(len(self.new), *own.shape[1:], dtype=torch.float64)
+            counts = torch.zeros(len(self.new), *(1 for _ in own.shape[1:]), dtype=torch.float64)
+            for name, places in self.places.items():
+                known = [i for i, row in enumerate(self.new) if row in places]
+                if known:
+                    value = self.models[name].read(key)
+                    total[known] += value[[places[self.new[i]] for i in known]].to(total)
+                    counts[known] += 1
+            self.starts[key] = (total / counts).to(own.dtype)
+        return self.starts[key]
 
 
 def _files(
-    folder: Path | None, tokens: Mapping[str, Tokens], numbers: Mapping[str, int], size: int
+    folder: Path | None,
+    tokens: Mapping[str, Tokens],
+    numbers: Mapping[str, int],
+    old: int,
+    size: int,
 ) -> dict[str, str]:
     """The files of the base model's folder that the new tokens change, as text."""
     assert folder is not None, "its tokenizer was read"
@@ -207,8 +249,11 @@ def _files(
             entries[token] = {**each.added[token], "id": numbers[token]}
     entries = {token: entries[token] for token in numbers}
     content = {name: read_json(folder / name) for name in FILES if (folder / name).is_file()}
-    if CONFIG in content:
-        content[CONFIG]["vocab_size"] = size
+    if CONFIG in content and not _resize(content[CONFIG], old, size):
+        raise UsageError(
+            f"{folder / CONFIG} has no vocab_size of {old}, the rows of its embeddings, so that "
+            f"vocabulary=union cannot set it to {size}; correct it"
+        )
     content[TOKENIZER].setdefault("added_tokens", []).extend(entries.values())
     if isinstance(known := content.get(SETTINGS, {}).get("added_tokens_decoder"), dict):
         for entry in entries.values():
@@ -219,3 +264,16 @@ def _files(
     return {
         name: json.dumps(value, indent=2, ensure_ascii=False) for name, value in content.items()
     }
+
+
+def _resize(config: dict[str, Any], old: int, size: int) -> int:
+    """Sets the number of tokens wherever a configuration has it, such as in `text_config`.
+
+    Returns:
+        How often it was there.
+    """
+    own = config.get("vocab_size") == old
+    if own:
+        config["vocab_size"] = size
+    inner = (value for value in config.values() if isinstance(value, dict))
+    return own + sum(_resize(value, old, size) for value in inner)

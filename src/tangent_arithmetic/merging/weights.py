@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from torch import Tensor
 from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.encoders.published import hub, huggingface
 from tangent_arithmetic.encoders.registry import encoder_kinds
-from tangent_arithmetic.merging.spectral import TOKENS
+from tangent_arithmetic.merging.spectral import OUTPUTS, TOKENS, module_of
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.storage import checkpoints, statedict
-from tangent_arithmetic.storage.reading import check_header, readable
+from tangent_arithmetic.storage.reading import check_header, read_json, readable
 
 INTEGERS = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16}
 INTEGERS |= {"I32": torch.int32, "I64": torch.int64}
@@ -28,9 +29,11 @@ FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 FLOATS |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 DTYPES = INTEGERS | FLOATS  # by the codes of safetensors
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-OUTPUT = "lm_head"  # the embedding of tokens on the way out
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of files of weights
 SAMPLE = 256  # numbers of each tensor in a fingerprint
+# names of the scales of quantised tensors, and the dtypes of these
+SCALES = re.compile(r"(.*[._])?(weight_scale(_inv|_2)?|scale_inv|scales|_scale|SCB|absmax|qzeros)")
+PACKED = {torch.int8, torch.uint8, torch.int32, *statedict.FLOAT8}
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,29 @@ class Weights:
 
 def is_embedding(name: str, value: Tensor) -> bool:
     """Whether a tensor has a row for each token, by its name: an embedding or `lm_head`."""
-    words = name.split(".")
-    return value.ndim == 2 and any(word in (*TOKENS, OUTPUT) for word in words)
+    return value.ndim == 2 and module_of(name) in (*TOKENS, *OUTPUTS)
+
+
+def check_plain(weights: Weights, model: str) -> None:
+    """Checks that numbers are stored as they are, not quantised with scales of their own.
+
+    Raises:
+        UsageError: if the folder's configuration or the names of tensors say otherwise.
+    """
+    config: Mapping[str, Any] = {}
+    if weights.folder is not None:
+        with contextlib.suppress(UsageError):
+            config = read_json(weights.folder / "config.json")
+    outline = weights.outline
+    signs = ["quantization_config in its config.json"] if config.get("quantization_config") else []
+    if any(value.dtype in PACKED and value.ndim > 1 for value in outline.values()):
+        signs += [shown(name) for name in sorted(outline) if SCALES.fullmatch(name)][:1]
+    if signs:
+        raise UsageError(
+            f"{model} is quantised ({signs[0]}), expected weights that are numbers without scales; "
+            "dequantise it first, such as with dequantize() and save_pretrained(FOLDER) of "
+            "transformers"
+        )
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -129,7 +153,8 @@ def held(state: Mapping[str, Tensor], **facts: Any) -> Weights:
     state = dict(state)
     statedict.check_tensors(state, str(facts.get("place") or "a model"))
     outline = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    ties = statedict.ties(state)
+    inputs_first = sorted(state, key=lambda name: module_of(name) in OUTPUTS)
+    ties = statedict.ties({name: state[name] for name in inputs_first})
     return Weights(outline, lambda name: state[name].detach(), ties=ties, **facts)
 
 
@@ -288,22 +313,28 @@ def _renamed(path: Path, place: str, names: Callable[[str], str | None] = str) -
     files = huggingface.weight_files(path) if folder else [path]
     if files[0].suffix == ".safetensors":
         opened = mapped(files, names)
-        tied = _equal_embeddings(opened["outline"], opened["read"])
-        return Weights(**opened, place=place, folder=folder, ties=tied)
+        return Weights(**opened, place=place, folder=folder, ties=_equal_embeddings(**opened))
     kept, shards = dict[str, Tensor](), dict[str, str]()
     for file in files:
         named = ((names(key), value) for key, value in _state(file).items())
         own = {name: value for name, value in named if name is not None}
         kept, shards = kept | own, shards | dict.fromkeys(own, file.name)
-    return held(kept, place=place, folder=folder, files=tuple(files), shards=shards)
+    return _unpickled(kept, place=place, folder=folder, files=tuple(files), shards=shards)
+
+
+def _unpickled(state: Mapping[str, Tensor], **facts: Any) -> Weights:
+    """The weights in a pickled file; its equal embeddings are tied, as in safetensors files."""
+    weights = held(state, **facts)
+    equal = _equal_embeddings(weights.outline, weights.read)
+    return replace(weights, ties=statedict.merge_ties(weights.ties, equal))
 
 
 def _equal_embeddings(
-    outline: Mapping[str, Tensor], read: Callable[[str], Tensor]
+    outline: Mapping[str, Tensor], read: Callable[[str], Tensor], **_facts: Any
 ) -> dict[str, str]:
     """The ties of embeddings that a file holds under several names: further name -> first name."""
     names = [name for name, value in outline.items() if is_embedding(name, value)]
-    names.sort(key=lambda name: (OUTPUT in name.split("."), name))
+    names.sort(key=lambda name: (module_of(name) in OUTPUTS, name))
     tied: dict[str, str] = {}
     for i, name in enumerate(names):
         same = (n for n in names[:i] if n not in tied and outline[n].shape == outline[name].shape)
@@ -316,7 +347,8 @@ def _safetensors(path: Path, place: str) -> Weights:
     """A safetensors file; one of ours must match its checksum."""
     facts = checkpoints.read_header(path)
     if facts is None:
-        return Weights(**mapped([path]), place=place)
+        opened = mapped([path])
+        return Weights(**opened, place=place, ties=_equal_embeddings(**opened))
     known = {**facts["info"], "hash": facts["hash"], "theta0_hash": facts["theta0_hash"]}
 
     def own(key: str) -> str | None:
@@ -341,10 +373,17 @@ def _state(path: Path) -> dict[str, Tensor]:
 def _pickled(path: Path, place: str) -> Weights:
     """A published encoder under our names; any other state dict under its own names."""
     state = _state(path)
-    if state and not any("visual." in name or name.startswith("model.params") for name in state):
-        return held(state, place=place, files=(path,))
+    plain = _unpickled(state, place=place, files=(path,))
+    linear = any(name.startswith("model.params") for name in state)
+    if state and not linear and not any("visual." in name for name in state):
+        return plain
     from tangent_arithmetic.encoders.published.loading import load
 
-    encoder = load(path)
+    try:
+        encoder = load(path)
+    except UsageError:
+        if linear or not state:
+            raise
+        return plain  # of another model with a tower `visual`
     known = {**encoder.info, "hash": encoder.hash, "theta0_hash": encoder.theta0_hash}
     return held(encoder.theta, kind=encoder.kind, facts=known, place=place, files=(path,))

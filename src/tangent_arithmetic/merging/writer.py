@@ -7,14 +7,10 @@ shapes and offsets; the numbers); the index of several files is that of `transfo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import json
 import os
-import shutil
-import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +29,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
+INSIDE = "merged"  # names the temporary folder in an existing one
 LIKE_BASE = "base"  # as a size of files: those of the base model
 Outline = Mapping[str, Tensor]
 
@@ -78,14 +75,9 @@ class TensorFile:
             entry = {"dtype": CODES[value.dtype], "shape": list(value.shape)}
             self.entries[name], self.offsets[name] = {**entry, "data_offsets": [start, end]}, start
         header = self._header()
-        self.start = len(header)
-        self.file = path.open("r+b")
-        try:
-            self._reserve(self.start + end)
-            self._put(0, header)
-        except OSError:
-            self.file.close()
-            raise
+        self.start, self.path = len(header), path
+        self._reserve(self.start + end)
+        self._put(0, header)
 
     def _header(self) -> bytes:
         entries = {"__metadata__": self.metadata, **self.entries}
@@ -95,20 +87,36 @@ class TensorFile:
 
     def _reserve(self, length: int) -> None:
         """Allocates the whole file at once, so that a full disk is noticed before the work."""
-        try:
-            os.posix_fallocate(self.file.fileno(), 0, length)
-        except AttributeError:  # not on macOS
-            pass
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-        self.file.truncate(length)
+        with self._opened() as handle:
+            try:
+                os.posix_fallocate(handle, 0, length)
+            except AttributeError:  # not on macOS
+                pass
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+            os.ftruncate(handle, length)
 
     def _put(self, offset: int, data: Any) -> None:
         view = memoryview(data)
-        while len(view):
-            done = os.pwrite(self.file.fileno(), view, offset)
-            view, offset = view[done:], offset + done
+        with self._opened() as handle:
+            while len(view):
+                done = os.pwrite(handle, view, offset)
+                view, offset = view[done:], offset + done
+
+    def sync(self) -> None:
+        """Waits until the file is on the disk."""
+        with self._opened() as handle:
+            os.fsync(handle)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The handle of the file, open for one write only: a model may have thousands of files."""
+        handle = os.open(self.path, os.O_WRONLY)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
 
     def write(self, part: Part) -> memoryview:
         """Writes a part at its offset and returns its bytes."""
@@ -118,14 +126,12 @@ class TensorFile:
         self._put(at, data)
         return data
 
-    def close(self, **facts: str) -> None:
-        """Closes the file; late facts replace placeholders of the same length."""
-        if facts:
-            self.metadata |= facts
-            header = self._header()
-            assert len(header) == self.start, "a placeholder has another length"
-            self._put(0, header)
-        self.file.close()
+    def complete(self, facts: Mapping[str, str]) -> None:
+        """Replaces placeholders in the metadata by late facts of the same length."""
+        self.metadata |= facts
+        header = self._header()
+        assert len(header) == self.start, "a placeholder has another length"
+        self._put(0, header)
 
 
 def write_file(
@@ -151,18 +157,17 @@ def write_file(
     placeholders = {"hash": "0" * 64, "check": "0" * 64} if hashed else {}
     with atomic(path, fsync) as temporary:
         file = TensorFile(temporary, outline, {**metadata, **placeholders})
-        try:
-            for part in parts:
-                data = file.write(part)
-                if hashed and "/" not in part.name:
-                    if part.start == 0:
-                        value = outline[part.name]
-                        head = f"{part.name}|{value.dtype}|{tuple(value.shape)}|"
-                        digest.update(head.encode())
-                    digest.update(data)
-        finally:
+        for part in parts:
+            data = file.write(part)
+            if hashed and "/" not in part.name:
+                if part.start == 0:
+                    value = outline[part.name]
+                    head = f"{part.name}|{value.dtype}|{tuple(value.shape)}|"
+                    digest.update(head.encode())
+                digest.update(data)
+        if hashed:
             facts = {**metadata, "hash": digest.hexdigest()}
-            file.close(**({**facts, "check": checksum(facts)} if hashed else {}))
+            file.complete({**facts, "check": checksum(facts)})
 
 
 def plan_shards(weights: Weights, max_shard_size: str | int) -> dict[str, list[str]]:
@@ -203,59 +208,49 @@ def shard_names(count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, others: Callable[[], Iterable[str]]) -> Iterator[Path]:
-    """A temporary folder that replaces `path` if the block succeeds.
+def new_files(path: Path, replaced: Callable[[], Iterable[str]]) -> Iterator[Path]:
+    """A temporary folder whose content is moved to `path` if the block succeeds.
+
+    A new folder appears at once. In an existing one, which may be a link or a mount point, files
+    are renamed one by one; if that fails, all is as before.
 
     Args:
         path: the folder.
-        others: lists the names in `path` to keep in the new folder, after the block; if it raises,
-            nothing changes.
+        replaced: lists the names in `path` to remove, after the block; if it raises, nothing
+            changes.
     """
-    with part_folder(path) as around:
-        temporary = around / path.name
-        temporary.mkdir()
-        yield temporary
-        temporary.chmod(0o755)
+    with files_beside(path) as around:
+        new, old = around / "new", around / "old"
+        new.mkdir()
+        yield new
         if not path.is_dir():
-            temporary.replace(path)
+            new.replace(os.path.realpath(path))
             return
-        known = {entry.name for entry in path.iterdir()}
-        for name in others():
-            _keep(path / name, temporary / name)
-        old = temporary
-        if not _exchange(temporary, path):
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=".merged.", suffix=".old"))
-            path.replace(old)
-            temporary.replace(path)
-        for entry in list(old.iterdir()):
-            if entry.name not in known:  # created in the meantime
-                entry.replace(path / entry.name)
-        if old != temporary:
-            shutil.rmtree(old)
+        old.mkdir()
+        names = sorted(entry.name for entry in new.iterdir())
+        moves = [(path / name, old / name) for name in replaced()]
+        _rename(moves + [(new / name, path / name) for name in names])
 
 
-def _keep(source: Path, target: Path) -> None:
-    """Copies a file or folder, by hard links if the file system has them."""
-    if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, symlinks=True, copy_function=_link)
-    else:
-        _link(source, target)
+@contextlib.contextmanager
+def files_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of the folder `path`: inside it if that exists."""
+    place = Path(os.path.realpath(path))
+    with part_folder(place / INSIDE if place.is_dir() else place) as around:
+        yield around
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def _rename(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Renames files and folders; all or, if one cannot be, none."""
+    done: list[tuple[Path, Path]] = []
     try:
-        os.link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two folders atomically, if the system can; returns whether it did."""
-    if sys.platform != "linux":
-        return False
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return call is not None and call(here, bytes(one), here, bytes(other), exchange) == 0
+        for source, target in moves:
+            source.replace(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.replace(source)
+        raise
 
 
 def write_shards(
@@ -269,7 +264,7 @@ def write_shards(
     """Writes `model.safetensors`, or `model-0000i-of-0000n.safetensors` and their index.
 
     Args:
-        folder: an existing folder.
+        folder: an existing folder, which nobody reads yet.
         shards: the names of the tensors of each file, see `plan_shards`.
         outline: all tensors.
         parts: the parts to write.
@@ -277,14 +272,14 @@ def write_shards(
         fsync: wait until the files are on the disk.
     """
     file_of = {name: file for file, names in shards.items() for name in names}
-    with contextlib.ExitStack() as stack:
-        opened = {}
-        for file, names in shards.items():
-            temporary = stack.enter_context(atomic(folder / file, fsync))
-            opened[file] = TensorFile(temporary, {n: outline[n] for n in names}, metadata)
-            stack.callback(opened[file].close)
-        for part in parts:
-            opened[file_of[part.name]].write(part)
+    files: dict[str, TensorFile] = {}
+    for name, names in shards.items():
+        (folder / name).touch()
+        files[name] = TensorFile(folder / name, {n: outline[n] for n in names}, metadata)
+    for part in parts:
+        files[file_of[part.name]].write(part)
+    for file in files.values() if fsync else ():
+        file.sync()
     if len(shards) > 1:
         size = {"total_size": sum(value.nbytes for value in outline.values())}
         index = {"metadata": size, "weight_map": dict(sorted(file_of.items()))}

@@ -194,7 +194,6 @@ def is_real_float(value: Tensor) -> bool:
     return value.dtype in NARROW_OR_FULL
 
 
-@functools.cache  # once, not for every vector
 def warn_excluded(what: str, names: tuple[str, ...]) -> None:
     """Warns of tensors that differ between models but are excluded from the arithmetic."""
     if names:
@@ -204,6 +203,9 @@ def warn_excluded(what: str, names: tuple[str, ...]) -> None:
             f"{what} differ in {listed}{more}, which take no part in the arithmetic: they do not "
             "hold real floating-point numbers in each of them"
         )
+
+
+_warn_once = functools.cache(warn_excluded)  # not for every vector
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -352,7 +354,7 @@ def combine(theta: State, theta0: State, operation: str = "subtract") -> dict[st
             results[name] = _finite(name, OPERATIONS[operation](a, b), a, b)
         elif not equal(value, theta0[name]):
             excluded.append(name)
-    warn_excluded(BOTH, tuple(excluded))
+    _warn_once(BOTH, tuple(excluded))
     return results
 
 

@@ -148,6 +148,10 @@ def weight_files(folder: Path) -> list[Path]:
                 names = ", ".join(shown(name) for name in missing[:5])
                 raise MissingFileError(f"{index} lists missing files: {names}")
             return files
+    others = [
+        each.name for each in sorted(folder.iterdir()) if each.suffix in (".safetensors", ".bin")
+    ]
+    way_out = f", or name one of its files: {', '.join(map(shown, others[:5]))}" if others else ""
     raise MissingFileError(
-        f"no weights in {folder}; expected model.safetensors or pytorch_model.bin"
+        f"no weights in {folder}; expected model.safetensors or pytorch_model.bin{way_out}"
     )

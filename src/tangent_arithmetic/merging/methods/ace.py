@@ -66,7 +66,7 @@ def merged_matrix(matrices: Sequence[Tensor], eps: float, share: float) -> Tenso
     return refined(start, rows, covariances, mean, share)
 
 
-@merging_method("ace", source="arXiv:2603.02945", whole=True)
+@merging_method("ace", source="arXiv:2603.02945", whole=True, of_outputs=True)
 def ace(
     piece: Piece,
     *,

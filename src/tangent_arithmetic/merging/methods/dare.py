@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method
 from tangent_arithmetic.merging.seeds import generator_of
+from tangent_arithmetic.merging.spectral import POSITIONS, TOKENS, module_of
 from tangent_arithmetic.merging.trimming import Elected, elect, merge_agreeing
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -35,7 +36,8 @@ def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
 
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is the weight matrix of a linear layer, judged by its name and shape."""
-    return len(shape) == 2 and name.endswith(".weight") and "embed" not in name.lower()
+    embeds = "embed" in name.lower() or module_of(name) in (*TOKENS, *POSITIONS)
+    return len(shape) == 2 and name.endswith(".weight") and not embeds
 
 
 def dropped(

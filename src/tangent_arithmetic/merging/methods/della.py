@@ -43,7 +43,7 @@ def pruned(
     return kept
 
 
-@merging_method("della", source="arXiv:2406.11617", whole=True)
+@merging_method("della", source="arXiv:2406.11617", whole=True, of_outputs=True)
 def della(
     piece: Piece,
     *,

@@ -68,6 +68,7 @@ def iso_c(
     config="isotropic_merging/iso_cts",
     whole=True,
     largest=3.0,
+    of_outputs=True,
 )
 def iso_cts(
     piece: Piece,

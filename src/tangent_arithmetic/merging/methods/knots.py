@@ -30,6 +30,7 @@ def aligned(piece: Piece) -> tuple[list[Tensor], Lift] | None:
     drops=True,
     prepare=partial(prepare_in, space=aligned),
     passes=5,
+    of_outputs=True,
 )
 def knots(
     piece: Piece,

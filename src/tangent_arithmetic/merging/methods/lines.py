@@ -2,39 +2,74 @@ r"""LiNeS: task arithmetic whose coefficient grows linearly with the depth of th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
 
 from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method
 from tangent_arithmetic.merging.spectral import mean_tau
+from tangent_arithmetic.runtime.errors import UsageError, shown
+
+NUMBERED = re.compile(r"(.*[^.\d])(\d+)")  # "layer2", which is beside "layer1"
 
 
-def block_of(name: str) -> tuple[str, int] | None:
-    """The list of blocks that a tensor belongs to and its index there; None outside of blocks.
+def lists_of(name: str) -> Iterator[tuple[str, tuple[int, int], str]]:
+    """The lists of modules that a tensor is in, the outermost first.
 
-    The index is the first number in the name: 3 in "encoder.layers.3.mlp.fc1.weight".
+    Lists beside each other that a number tells apart, such as `layer1` and `layer2` of a ResNet,
+    are one.
+
+    Returns:
+        For each its name, the index there, and the tensor's name within the element.
     """
     words = name.split(".")
     for i, word in enumerate(words):
         if word.isdigit():
-            return ".".join(words[:i]), int(word)
-    return None
+            owner = ".".join(words[:i])
+            beside = NUMBERED.fullmatch(owner)
+            stack, number = beside.groups() if beside else (owner, 0)
+            yield stack, (int(number), int(word)), ".".join(words[i + 1 :])
 
 
 def depths(names: Collection[str]) -> dict[str, float]:
-    """The depth of each tensor: 0 in the first block of its list and outside, 1 in the last."""
-    blocks = {name: block for name in names if (block := block_of(name)) is not None}
-    indices: dict[str, set[int]] = {}
-    for stack, index in blocks.values():
+    """The depth of each tensor: 0 in the first block of its list and outside, 1 in the last.
+
+    Of nested lists, blocks are the elements of the outermost one in which several have a tensor of
+    one name; a model in a list of its own, as in sentence-transformers, is no block. Where no list
+    has such tensors, it is the outermost one with several elements.
+
+    Raises:
+        UsageError: if no list has several elements.
+    """
+    lists = {name: list(lists_of(name)) for name in names}
+    within = Counter((stack, rest) for each in lists.values() for stack, _, rest in each)
+    alike = {stack for (stack, _), number in within.items() if number > 1}
+    indices: dict[str, set[tuple[int, int]]] = {}
+    for stack, index, _ in itertools.chain.from_iterable(lists.values()):
         indices.setdefault(stack, set()).add(index)
     depth = {
-        (stack, index): rank / max(1, len(within) - 1)
-        for stack, within in indices.items()
-        for rank, index in enumerate(sorted(within))
+        (stack, index): rank / (len(known) - 1)
+        for stack, known in indices.items()
+        if len(known) > 1
+        for rank, index in enumerate(sorted(known))
     }
-    return {name: depth[blocks[name]] if name in blocks else 0.0 for name in names}
+    if not depth:
+        raise UsageError(
+            "LiNeS scales by the depth of blocks, and the names of these weights number none, such "
+            f"as layers.0.weight and layers.1.weight; got {shown(min(names, default=''))} and "
+            "others. Choose a method without depth, such as task_arithmetic"
+        )
+
+    def of(name: str) -> float:
+        blocks = [(stack, index) for stack, index, _ in lists[name] if (stack, index) in depth]
+        blocks.sort(key=lambda block: block[0] not in alike)
+        return depth[blocks[0]] if blocks else 0.0
+
+    return {name: of(name) for name in names}
 
 
 def growth(num_tasks: int, beta: float, depth: float) -> float:

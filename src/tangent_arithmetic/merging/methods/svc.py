@@ -38,7 +38,15 @@ def calibrated(merged: Tensor, matrices: Iterable[Tensor], alpha: float, eps: fl
     return (u * (s * number / total)) @ vt
 
 
-@merging_method("svc", source="arXiv:2602.05536", whole=True, drops=True, prepare=prepare, passes=5)
+@merging_method(
+    "svc",
+    source="arXiv:2602.05536",
+    whole=True,
+    drops=True,
+    prepare=prepare,
+    passes=5,
+    of_outputs=True,
+)
 def svc(
     piece: Piece,
     *,

@@ -2,7 +2,6 @@ r"""The weighted mean of the models."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -25,8 +24,6 @@ def shares(weights: tuple[float, ...], normalize: bool, models: tuple[str, ...])
             f"expected {len(models)} weights, one for each of {', '.join(models)}; got "
             f"{len(weights)}"
         )
-    if not all(map(math.isfinite, weights)):
-        raise UsageError(f"weights must be finite, got {list(weights)}")
     total = sum(weights)
     if normalize and not total:
         raise UsageError("weights that sum to 0 cannot be normalised; add normalize=false")

@@ -33,7 +33,12 @@ def sums(piece: Piece) -> tuple[Tensor, Tensor]:
 
 
 @merging_method(
-    "wudi", source="arXiv:2503.08099", algorithm="WUDIMerging", config="wudi/wudi", whole=True
+    "wudi",
+    source="arXiv:2503.08099",
+    algorithm="WUDIMerging",
+    config="wudi/wudi",
+    whole=True,
+    of_outputs=True,
 )
 def wudi(
     piece: Piece,
@@ -75,7 +80,7 @@ def wudi(
     return merged.view(-1).mul_(scaling_factor).add_(piece.base)
 
 
-@merging_method("wudi_closed_form", source="arXiv:2503.08099", whole=True)
+@merging_method("wudi_closed_form", source="arXiv:2503.08099", whole=True, of_outputs=True)
 def wudi_closed_form(
     piece: Piece,
     *,
