@@ -227,6 +227,7 @@ def test_interference_comes_with_every_sum_and_is_an_analysis(composed: Run) -> 
         interference.table(composed, ["standard"])
 
 
+@pytest.mark.slow
 def test_analyses_are_of_the_modes_with_checkpoints(
     composed: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -377,6 +377,7 @@ def test_plug_ins_are_in_the_name_and_the_label(embedded: Path, run: Run, tmp_pa
     assert path.parent.name.endswith("_sample20") and results_schema.read(path)[1] == []
 
 
+@pytest.mark.slow
 def test_stress_writes_json_and_tables(
     embedded: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,6 +214,7 @@ def test_printed_on_paper(browser: Any, file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page.pdf").stat().st_size > 100_000  # with its figures
 
 
+@pytest.mark.slow
 def test_redrawn_figures_come_with_latex(tmp_path: Path) -> None:
     shutil.copytree(COMMITTED / "embedded", tmp_path / "embedded")
     run = RUN.with_(results=str(tmp_path))

@@ -71,7 +71,7 @@ def test_a_root_holds_the_rows_of_its_folders() -> None:
         *(COMMITTED / "text").glob("*L6-v2"),
     ]
     runs = [load_results(folder) for folder in folders]
-    assert len(runs) == 5 and set(table["seed"]) == {0, 1, 2, 3}
+    assert len(runs) == 8 and set(table["seed"]) == {0, 1, 2, 3}
     assert set(table["suite"]) == {"embedded", "text"}
     pd.testing.assert_frame_equal(table, pd.concat(runs, ignore_index=True))
 

@@ -101,6 +101,7 @@ def test_data_loading_workers_ignore_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> 
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @linux
 def test_workers_end_with_their_loop_or_parent_and_survive_signals_to_all() -> None:
     command = [sys.executable, "-c", LOADER]

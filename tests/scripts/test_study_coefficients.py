@@ -14,6 +14,7 @@ from tests.small_suite import TASKS
 __all__ = ["own", "run", "words"]
 
 
+@pytest.mark.slow
 def test_rows_are_what_an_evaluation_gives(
     own: Run, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

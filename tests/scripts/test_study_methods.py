@@ -18,6 +18,7 @@ from tests.commands.test_reproduce import script
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 
+@pytest.mark.slow
 def test_figures_agree_with_an_evaluation_of_the_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from tests.commands.test_reproduce import script
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_checkpoints_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -242,6 +242,7 @@ def _in_two_processes(args: Any) -> None:
     torch.save(found, Path(args.config.save) / f"{ddp.rank()}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     start(_in_two_processes, Config(save=str(tmp_path), world_size=2, port=12431))
     ranks_equal(tmp_path, {"gradients": gradients(), "weights": trained(2.0)})
