@@ -412,10 +412,18 @@ def run(subject: str, path: Path, *flags: str) -> Any:
 def test_a_step_of_a_small_model(tmp_path: Path, precision: str) -> None:
     facts = run("step", tmp_path / "step.json", "--rounds=2", f"--precision={precision}")
     assert list(facts["medians"]) == ["standard", "linear", "plain", "averaged", "selected"]
-    assert facts["ratios"].keys() == SUBJECTS["step"].ratios.keys()
+    ratios = SUBJECTS["step"].ratios
+    assert facts["ratios"].keys() == {name for name in ratios if "compiled" not in name}
     for name, ratio in facts["ratios"].items():
         assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
         assert ratio["pairs"] == (1 if "memory" in name else 2)
+
+
+@pytest.mark.slow
+def test_a_compiled_step(tmp_path: Path) -> None:
+    facts = run("step", tmp_path / "step.json", "--variants=standard,compiled,compiled jvp")
+    compiled = {name for name in SUBJECTS["step"].ratios if "compiled" in name}
+    assert facts["ratios"].keys() == compiled and len(compiled) == 6
 
 
 @pytest.mark.slow

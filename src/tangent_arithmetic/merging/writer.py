@@ -7,10 +7,13 @@ shapes and offsets; the numbers); the index of several files is that of `transfo
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -211,33 +214,94 @@ def shard_names(count: int) -> list[str]:
 def new_files(path: Path, replaced: Callable[[], Iterable[str]]) -> Iterator[Path]:
     """A temporary folder whose content is moved to `path` if the block succeeds.
 
-    A new folder appears at once. In an existing one, which may be a link or a mount point, files
-    are renamed one by one; if that fails, all is as before.
+    All appears at once, also in an existing folder, where the system can exchange two folders. In a
+    mount point and in the working directory, and where it cannot, files are renamed one by one; if
+    that fails, all is as before.
 
     Args:
-        path: the folder.
+        path: the folder, or a link to it.
         replaced: lists the names in `path` to remove, after the block; if it raises, nothing
             changes.
     """
-    with files_beside(path) as around:
+    place = Path(os.path.realpath(path))
+    with files_beside(place) as around:
         new, old = around / "new", around / "old"
         new.mkdir()
         yield new
-        if not path.is_dir():
-            new.replace(os.path.realpath(path))
+        if not place.is_dir():
+            new.replace(place)
+            return
+        names, gone = sorted(entry.name for entry in new.iterdir()), list(replaced())
+        if around.parent == place.parent and _exchange(new, place, gone):
             return
         old.mkdir()
-        names = sorted(entry.name for entry in new.iterdir())
-        moves = [(path / name, old / name) for name in replaced()]
-        _rename(moves + [(new / name, path / name) for name in names])
+        moves = [(place / name, old / name) for name in gone]
+        _rename(moves + [(new / name, place / name) for name in names])
 
 
 @contextlib.contextmanager
 def files_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the file system of the folder `path`: inside it if that exists."""
+    """A temporary folder from which files can be moved to the folder `path`.
+
+    It is beside it; inside it for a mount point, the working directory, and where nothing can be
+    written beside it.
+    """
     place = Path(os.path.realpath(path))
-    with part_folder(place / INSIDE if place.is_dir() else place) as around:
+    with part_folder(place if _can_leave(place) else place / INSIDE) as around:
         yield around
+
+
+def _can_leave(place: Path) -> bool:
+    """Whether what is in a folder can be moved to a new folder beside it."""
+    if not place.is_dir():
+        return True
+    if place == Path.cwd():
+        return False
+    try:
+        with part_folder(place) as beside, part_folder(place / INSIDE) as inside:
+            inside.replace(beside / inside.name)
+    except OSError:
+        return False
+    return True
+
+
+def _exchange(new: Path, place: Path, gone: Iterable[str]) -> bool:
+    """Exchanges two folders at once, if the system can; returns whether it did.
+
+    Args:
+        new: the folder that takes the place; gets the mode of the other.
+        place: the folder whose files come along, by hard links if there are such.
+        gone: names of those that do not.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
+    if sys.platform != "linux" or call is None:
+        return False
+    known = {entry.name for entry in place.iterdir()}
+    for name in known - {*gone}:
+        _keep(place / name, new / name)
+    shutil.copymode(place, new)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(here, bytes(new), here, bytes(place), exchange) != 0:
+        return False
+    for entry in list(new.iterdir()):
+        if entry.name not in known:  # created in the meantime
+            entry.replace(place / entry.name)
+    return True
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Copies a file or folder, by hard links if the file system has them."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _rename(moves: Iterable[tuple[Path, Path]]) -> None:
