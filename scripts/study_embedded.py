@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,8 +57,8 @@ def measure_of(run: Run, mode: str) -> Measure:
     base = base_encoder(encoder, mode)
 
     def standard(signs: Signs, name: str, coefs: Sequence[float]) -> list[float]:
-        first, *others = (vectors[task] * sign for task, sign in signs.items())
-        return split_of(run, base, name).sweep(base, sum(others, start=first).vector, coefs)
+        total = functools.reduce(operator.add, (vectors[t] * sign for t, sign in signs.items()))
+        return split_of(run, base, name).sweep(base, total.vector, coefs)
 
     @functools.cache
     def features(name: str) -> Features:

@@ -14,7 +14,9 @@ of src/finetune.py and of the evaluation.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -80,8 +82,7 @@ def evaluated(run: Run, taus: Mapping[str, TaskVector], encoder: ModuleEncoder) 
         return split_of(run, base, name)
 
     alone = {t: split(t).sweep(base, tau.vector, [1.0])[0] for t, tau in taus.items()}
-    first, *others = taus.values()
-    total = sum(others, start=first).vector
+    total = functools.reduce(operator.add, taus.values()).vector
     on_val = np.mean([
         np.array(split(f"{t}Val").sweep(base, total, coefs))
         / max(split(f"{t}Val").sweep(base, tau.vector, [1.0])[0], 1e-9)

@@ -454,13 +454,13 @@ def test_the_tokenizer_is_copied_byte_for_byte(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token, a label or a merge rule may be spelled like the home folder."""
-    monkeypatch.setenv("HOME", "/root")
+    monkeypatch.setenv("HOME", "/app")
     base = folders["_pretrained_"]
-    texts = {name: '{"~": 4,  "/root": 12}' for name in ("vocab.json", "tokenizer.json")}
-    texts |= {"tokenizer_config.json": '{"pad_token": "/root"}', "x.spm": "/root"}
+    texts = {name: '{"~": 4,  "/app": 12}' for name in ("vocab.json", "tokenizer.json")}
+    texts |= {"tokenizer_config.json": '{"pad_token": "/app"}', "x.spm": "/app"}
     for name, text in texts.items():
         (base / name).write_text(text)
-    config = {"id2label": {"0": "/root"}, "text_config": {"_name_or_path": "/root/gpt"}, "e": 1e-5}
+    config = {"id2label": {"0": "/app"}, "text_config": {"_name_or_path": "/app/gpt"}, "e": 1e-5}
     (base / "config.json").write_text(json.dumps(config))
     target = merge(folders, tmp_path / "merged")
     assert {name: (target / name).read_text() for name in texts} == texts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,8 +55,7 @@ def task_addition(run: Run) -> dict[str, Any]:
     mode, tasks, begin = run.mode.name, run.tasks, time.monotonic()
     encoder, theta0_hash = zeroshot_encoder(run)
     vectors = {task: task_vector(run, task, mode, encoder, theta0_hash) for task in tasks}
-    first, *others = vectors.values()
-    total = sum(others, start=first)
+    total = functools.reduce(operator.add, vectors.values())
     hashes = checkpoint_hashes(run, tasks, mode)
     made_by = command("eval_single_task", run, mode)
     validation = [f"{task}Val" for task in tasks]

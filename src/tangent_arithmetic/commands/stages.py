@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tangent_arithmetic.run.costs import Costs
@@ -79,10 +79,9 @@ def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> li
     explored = next((mode for mode in in_order(modes) if MODES[mode].linear), None)
     for mode in modes:
         name, path = f"{mode} single-task evaluation", accuracies_path(run, mode)
+        ahead = [f"--ahead={'page' if mode == explored else 'sums'}"] if MODES[mode].linear else []
         single = stage(name, evaluate.main, mode, path, costs.single(mode))
-        if MODES[mode].linear:
-            single.parts[""] = [f"--ahead={'page' if mode == explored else 'sums'}"]
-        found.append(single)
+        found.append(replace(single, parts={"": ahead}))  # no part of what the ledger compares
     for mode in modes:
         name, path = f"{mode} task addition", arithmetic_path(run, mode, "additions")
         found.append(stage(name, add.main, mode, path, costs.addition(mode)))

@@ -148,16 +148,10 @@ def _names_of(
     return names
 
 
-def _config_of(base: Weights) -> Mapping[str, Any]:
-    """The configuration in the folder of the pre-trained model; empty if there is none."""
-    path = None if base.folder is None else base.folder / "config.json"
-    return read_json(path) if path is not None and path.is_file() else {}
-
-
 def _warn_of_other_base(config: Mapping[str, Any], base: Weights, folder: Path) -> None:
     """Warns of adapters whose file names another pre-trained model, by the last word of paths."""
     named = config.get("base_model_name_or_path")
-    known = [str(place) for place in (base.place, _config_of(base).get("_name_or_path")) if place]
+    known = [str(place) for place in (base.place, base.config.get("_name_or_path")) if place]
     if named and known and Path(named).name not in {Path(place).name for place in known}:
         logger.warning(
             "%s has adapters for %s, and the pre-trained model is %s: the merge is wrong unless "
@@ -168,10 +162,9 @@ def _warn_of_other_base(config: Mapping[str, Any], base: Weights, folder: Path) 
 
 def _tied_embedding(base: Weights) -> str | None:
     """The embedding of tokens of a model that ties its output layer, if its file lacks that."""
-    config = _config_of(base)
     own = (name for name, value in base.outline.items() if is_embedding(name, value))
     known = [name for name in own if name not in base.ties]
-    tied = len(known) == 1 and config.get("tie_word_embeddings", bool(config))
+    tied = len(known) == 1 and base.config.get("tie_word_embeddings", bool(base.config))
     return known[0] if tied and module_of(known[0]) not in OUTPUTS else None
 
 

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,16 @@ class Weights:
         """Size of all tensors in bytes."""
         return sum(value.nbytes for value in self.outline.values())
 
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration in the Hugging Face folder; empty if there is none.
+
+        Raises:
+            UsageError: if it is damaged.
+        """
+        path = None if self.folder is None else self.folder / "config.json"
+        return read_json(path) if path is not None and path.is_file() else {}
+
     def identity(self) -> dict[str, Any]:
         """Place, hash (if the file has one), size, and a fingerprint of the model.
 
@@ -114,12 +125,10 @@ def check_plain(weights: Weights, model: str) -> None:
     Raises:
         UsageError: if the folder's configuration or the names of tensors say otherwise.
     """
-    config: Mapping[str, Any] = {}
-    if weights.folder is not None:
-        with contextlib.suppress(UsageError):
-            config = read_json(weights.folder / "config.json")
-    outline = weights.outline
-    signs = ["quantization_config in its config.json"] if config.get("quantization_config") else []
+    outline, signs = weights.outline, []
+    with contextlib.suppress(UsageError):  # a damaged configuration says nothing
+        if weights.config.get("quantization_config"):
+            signs.append("quantization_config in its config.json")
     if any(value.dtype in PACKED and value.ndim > 1 for value in outline.values()):
         signs += [shown(name) for name in sorted(outline) if SCALES.fullmatch(name)][:1]
     if signs:

@@ -7,15 +7,14 @@ each of them. Here the vectors of all stages share a pass, and the stages find t
 
 from __future__ import annotations
 
-import logging
+import functools
+import operator
 
 from tangent_arithmetic.arithmetic.features import linear_features
 from tangent_arithmetic.encoders.base import is_linear
 from tangent_arithmetic.report.sizes import sample_size
 from tangent_arithmetic.run.models import base_encoder, split_of, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
-
-logger = logging.getLogger(__name__)
 
 
 def compute_ahead(run: Run, page: bool) -> None:
@@ -29,17 +28,17 @@ def compute_ahead(run: Run, page: bool) -> None:
         page: whether the explorer of the mode will be made, which reads all vectors on all splits;
             where it shows a sample of these, they are left to it.
     """
-    encoder, theta0_hash = zeroshot_encoder(run)
-    base = base_encoder(encoder, run.mode.name)
-    if run.feature_cache is None or not is_linear(base):
+    mode = run.mode.name
+    if run.feature_cache is None or not run.mode.linear:
         return
+    encoder, theta0_hash = zeroshot_encoder(run)
+    base = base_encoder(encoder, mode)
+    assert is_linear(base)
     tasks, control = run.tasks, [] if run.control_set is None else [run.control_set]
     names = [f"{name}{end}" for name in dict.fromkeys([*tasks, *control]) for end in ("Val", "")]
     page = page and sample_size(run, names, len(tasks)) in (None, run.config.sample)
-    mode = run.mode.name
     taus = {task: task_vector(run, task, mode, encoder, theta0_hash) for task in tasks}
-    first, *others = taus.values()
-    total = sum(others, start=first).vector
+    total = functools.reduce(operator.add, taus.values()).vector
     vectors = {task: tau.vector for task, tau in taus.items()}
     for name in names:
         task = name.removesuffix("Val")

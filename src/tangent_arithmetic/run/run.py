@@ -227,11 +227,14 @@ class Run:
     @cached_property
     def results(self) -> Path:
         """The folder of the run's results: RESULTS/SUITE/MODEL[_seedSEED][_sampleN]."""
-        seed, sample = self.config.seed, self.config.sample
-        suffix = "" if seed is None else f"_seed{seed}"
-        suffix += "" if sample is None else f"_sample{sample}"
-        root = Path(self.config.results)
-        return _folder("results", root / self.suite.name / f"{self._model_folder}{suffix}")
+        seed = "" if self.config.seed is None else f"_seed{self.config.seed}"
+        name = f"{self._model_folder}{seed}{self.sampled}"
+        return _folder("results", Path(self.config.results) / self.suite.name / name)
+
+    @property
+    def sampled(self) -> str:
+        """What `--sample` adds to the names of results: "_sampleN", or nothing."""
+        return "" if self.config.sample is None else f"_sample{self.config.sample}"
 
     @cached_property
     def _model_folder(self) -> str:

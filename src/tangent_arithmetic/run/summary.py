@@ -206,14 +206,12 @@ def latex_tables(summary: dict[str, Any], tasks: Sequence[str], control: str | N
 
 def summary_path(run: Run, ending: str = "json") -> Path:
     """A file of the summary, beside the runs' folders; that of a sample has a name of its own."""
-    sample = run.config.sample
-    return run.results.parent / f"summary{'' if sample is None else f'_sample{sample}'}.{ending}"
+    return run.results.parent / f"summary{run.sampled}.{ending}"
 
 
 def overview_path(run: Run) -> Path:
     """The summary's figure."""
-    stem = summary_path(run).stem.replace("summary", "overview")
-    return run.results.parent / "figures" / f"{stem}.png"
+    return run.results.parent / "figures" / f"overview{run.sampled}.png"
 
 
 def write_summary(runs: Sequence[Any]) -> tuple[dict[str, Any], str]:

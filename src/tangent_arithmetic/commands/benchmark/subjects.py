@@ -119,6 +119,12 @@ def _selected_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
     return linear, args, kwargs
 
 
+def _point(linear: LinearizedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """theta0 of a linearised model, and theta - theta0 with its gradient."""
+    theta, theta0 = linear.theta(), dict(linear.theta0())
+    return theta0, {name: theta[name] - theta0[name] for name in theta}
+
+
 def _plain_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
     """The linearised model with `torch.func.jvp` in place of our engine."""
     from torch import Tensor
@@ -132,9 +138,8 @@ def _plain_model(settings: Settings) -> tuple[nn.Module, Any, Any]:
         return value + step if isinstance(value, Tensor) else value
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        theta, theta0 = linear.theta(), linear.theta0()
-        tangents = {name: theta[name] - theta0[name] for name in theta}
-        return pytree.tree_map(add, *plain_jvp(linear.module0(), theta0, tangents, *args, **kwargs))
+        values = plain_jvp(linear.module0(), *_point(linear), *args, **kwargs)
+        return pytree.tree_map(add, *values)
 
     linear.forward = forward  # type: ignore[method-assign]
     return linear, args, kwargs
@@ -171,9 +176,7 @@ def _compiled_jvp(settings: Settings) -> tuple[nn.Module, Any, Any]:
         return f0 + step
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        theta, theta0 = linear.theta(), linear.theta0()
-        tangents = {name: theta[name] - theta0[name] for name in theta}
-        return expanded(dict(theta0), tangents, args, kwargs)
+        return expanded(*_point(linear), args, kwargs)
 
     linear.forward = forward  # type: ignore[method-assign]
     return linear, args, kwargs
