@@ -75,7 +75,7 @@ def test_the_page_computes_nothing_either(
     argv = [*words, "--finetuning-mode=linear", f"--cache-dir={tmp_path / 'cache'}"]
     assert evaluate.main([*argv, "--ahead=page"]) == 0
     count = len(TASKS)
-    assert dict(passes) == splits(count, count + 1, own)
+    assert dict(passes) == splits(count, count, own)
     passes.clear()
     assert analyze.main(["report", *argv]) == 0
     assert passes == []
@@ -96,4 +96,4 @@ def test_nothing_is_computed_ahead_in_vain(
 ) -> None:
     argv = [*words, "--finetuning-mode=linear", f"--cache-dir={tmp_path / 'cache'}", *more]
     assert evaluate.main([*argv, "--ahead=page"]) == 0
-    assert all(count == 1 for _, count in passes)
+    assert all(count <= 1 for _, count in passes)

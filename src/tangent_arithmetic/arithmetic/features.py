@@ -7,14 +7,13 @@ One pass over a data set computes them all. They are cached on disk under a hash
 depend on: theta0, tau_t, the images, the preprocessing, the precision, the software, and the
 sources and the structure of the encoder. If a source is unknown, nothing is cached. A
 preprocessing is identified by its attribute `recipe`, any JSON value; the models in
-`encoders/clip.py` set it. Without one, features are computed each time.
+`encoders/clip.py` set it. Without one, features are computed each time. Those of a standard encoder
+at its own weights, such as the zero-shot model that every sweep begins with, are cached alike.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import re
@@ -30,11 +29,12 @@ from torch import Tensor, nn
 
 from tangent_arithmetic.data.identity import fingerprint, labels_of
 from tangent_arithmetic.data.loading import EvalBatches, to_device
-from tangent_arithmetic.encoders.base import LinearEncoder
+from tangent_arithmetic.encoders.base import Encoder, LinearEncoder, is_linear
 from tangent_arithmetic.encoders.built import LIBRARIES, code_of
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import atomic, remove_parts
 from tangent_arithmetic.runtime.compute import Compute
+from tangent_arithmetic.runtime.digests import json_hash
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.runtime.software import software
 from tangent_arithmetic.storage.statedict import State, check_part, content_hash, in_range, scale
@@ -88,6 +88,7 @@ def linear_features(
     batches: EvalBatches | Iterable[Sequence[Tensor]],
     compute: Compute | None = None,
     cache: Path | None = None,
+    total: State | None = None,
 ) -> Features:
     """The features of a split at theta0 and along task vectors.
 
@@ -98,21 +99,72 @@ def linear_features(
         compute: device and precision; None for the encoder's device, in float32.
         cache: folder of cached features; None for no cache. Only features of `EvalBatches` are
             cached, since only their images can be identified.
+        total: the sum of the vectors, whose direction, the sum of theirs, is cached too; None for
+            none.
     """
     compute = compute or Compute.of(encoder.weights())
     names = encoder.theta0()
     for tau in vectors:
         check_part(encoder.weights(), tau, "theta and tau")
     vectors = [{name: tau[name] for name in names if name in tau} for tau in vectors]
-    signs = [_sign(tau) for tau in vectors]  # tau and -tau share a file
-    vectors = [scale(tau, s) if s < 0 else tau for tau, s in zip(vectors, signs, strict=True)]
-    keys = ["f0", *(content_hash(tau) for tau in vectors)]
+    signs, vectors = _with_signs(vectors)
+    hashes = [content_hash(tau) for tau in vectors]
+    by_hash = dict(zip(hashes, vectors, strict=True))
+    folder, found = _cached(encoder, encoder.weights0(), by_hash, batches, compute, cache)
+    steps = (found[key]["features"] for key in hashes)
+    directions = [sign * step for sign, step in zip(signs, steps, strict=True)]
+    if folder and total is not None:
+        (sign,), (tau,) = _with_signs([{name: total[name] for name in names if name in total}])
+        path = folder / f"{content_hash(tau)}.safetensors"
+        if not path.is_file():
+            _write(path, {"features": sign * torch.stack(directions).sum(dim=0)})
+    return Features(found["f0"]["features"], directions, found["f0"]["labels"])
+
+
+@torch.no_grad()
+def standard_features(
+    encoder: Encoder,
+    batches: EvalBatches | Iterable[Sequence[Tensor]],
+    compute: Compute | None = None,
+    cache: Path | None = None,
+) -> Features:
+    """The features of a split at a standard encoder's weights, without directions.
+
+    Args:
+        encoder: the encoder, at theta.
+        batches: as for `linear_features`, and so are the others.
+        compute: device and precision.
+        cache: folder of cached features.
+    """
+    compute = compute or Compute.of(encoder.weights())
+    _, found = _cached(encoder, encoder.weights(), {}, batches, compute, cache)
+    return Features(found["f0"]["features"], [], found["f0"]["labels"])
+
+
+def _cached(
+    encoder: Encoder | LinearEncoder,
+    theta: State,
+    vectors: Mapping[str, State],
+    batches: EvalBatches | Iterable[Sequence[Tensor]],
+    compute: Compute,
+    cache: Path | None,
+) -> tuple[Path | None, dict[str, dict[str, Tensor]]]:
+    """The folder of cached features, if any, and the tensors of f0 and of each vector.
+
+    Args:
+        encoder: the encoder.
+        theta: the weights of f0.
+        vectors: task vectors by their hash.
+        batches: (images, labels) of this rank.
+        compute: device and precision.
+        cache: folder of cached features.
+    """
     folder, cached = None, dict[str, dict[str, Tensor]]()
     if cache is not None and isinstance(batches, EvalBatches):
-        folder = _folder(cache, encoder, batches, compute)
+        folder = _folder(cache, encoder, theta, batches, compute)
         if folder:
-            cached = _read_all(folder, keys, _labels(batches))
-    missing = {key: tau for key, tau in zip(keys[1:], vectors, strict=True) if key not in cached}
+            cached = _read_all(folder, ["f0", *vectors], _labels(batches))
+    missing = {key: tau for key, tau in vectors.items() if key not in cached}
     if "f0" not in cached or missing:
         computed = _compute(encoder, missing, batches, compute)
         if folder:
@@ -122,9 +174,14 @@ def linear_features(
         cached |= computed
     else:
         logger.info("features of %s: read from %s", getattr(batches, "name", "a split"), folder)
-    f0, *steps = (cached[key]["features"] for key in keys)
-    directions = [sign * step for sign, step in zip(signs, steps, strict=True)]
-    return Features(f0, directions, cached["f0"]["labels"])
+    return folder, cached
+
+
+def _with_signs(vectors: Sequence[State]) -> tuple[list[float], list[State]]:
+    """Signs, and the vectors times these, by which tau and -tau share a file."""
+    signs = [_sign(tau) for tau in vectors]
+    scaled = [scale(tau, s) if s < 0 else tau for tau, s in zip(vectors, signs, strict=True)]
+    return signs, scaled
 
 
 def _sign(tau: State) -> float:
@@ -138,7 +195,7 @@ def _sign(tau: State) -> float:
 
 
 def _compute(
-    encoder: LinearEncoder,
+    encoder: Encoder | LinearEncoder,
     vectors: dict[str, State],
     batches: EvalBatches | Iterable[Sequence[Tensor]],
     compute: Compute,
@@ -156,7 +213,10 @@ def _compute(
             images, truth = to_device(batch, device)
             bar.note(len(images) * ddp.world_size())
             with compute.autocast():
-                f0, steps = few_at_a_time(encoder, images, taus or [{}])
+                if is_linear(encoder):
+                    f0, steps = few_at_a_time(encoder, images, taus or [{}])
+                else:
+                    f0, steps = encoder(images), []
             parts.append([value.float().cpu() for value in (f0, *steps[: len(taus)])])
             labels.append(truth.cpu())
     if not parts:  # fewer images than ranks
@@ -200,9 +260,13 @@ def _labels(batches: EvalBatches | Iterable[Sequence[Tensor]]) -> Tensor:
 
 
 def _folder(
-    cache: Path, encoder: LinearEncoder, batches: EvalBatches, compute: Compute
+    cache: Path,
+    encoder: Encoder | LinearEncoder,
+    theta: State,
+    batches: EvalBatches,
+    compute: Compute,
 ) -> Path | None:
-    """The folder of the features of these images at this theta0; None if they are not cached."""
+    """The folder of the features of these images at theta; None if they are not cached."""
     images, transform = fingerprint(batches.pictures), batches.transform
     recipe = getattr(transform, "recipe", None)
     if images is None or recipe is None:
@@ -217,7 +281,7 @@ def _folder(
     facts = {
         "model": [encoder.identity(), encoder.built() if hasattr(encoder, "built") else {}],
         "modules": [code, [_without_addresses(module) for module in modules]],
-        "theta0": content_hash(encoder.weights0()),
+        "theta0": content_hash(theta),
         "pictures": images,
         "preprocess": [recipe, _without_addresses(transform)],
         "precision": compute.precision,
@@ -225,11 +289,11 @@ def _folder(
         "share": [batches.rank, batches.world_size],
         **software(),
     }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    key = json_hash(facts)
     return cache / key[:32]
 
 
-def _modules(encoder: LinearEncoder) -> list[nn.Module]:
+def _modules(encoder: Encoder | LinearEncoder) -> list[nn.Module]:
     """The encoder, and the modules that it linearises; none of an encoder that is no module."""
     if not isinstance(encoder, nn.Module):
         return []

@@ -4,7 +4,7 @@ Which metrics follows from the labels, see `arithmetic/metrics.py`.
 
 For a linear model a whole sweep costs one pass, since its features are affine in the coefficient
 (`arithmetic/features.py`). For a standard model each image is read and moved to the device once,
-and evaluated at every coefficient.
+and evaluated at every coefficient but 0, where features are cached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.arithmetic.features import linear_features
+from tangent_arithmetic.arithmetic.features import Features, linear_features, standard_features
 from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.tally import Tally, scores
 from tangent_arithmetic.data.loading import EvalBatches, to_device
@@ -50,7 +50,8 @@ class Split:
         head: maps features to logits (batch, classes).
         batches: (images, labels) of this rank.
         compute: device and precision; None for the encoder's device, in float32.
-        cache: folder of cached features of linear models; None for no cache.
+        cache: folder of cached features, of linear models and of standard ones at their own
+            weights; None for no cache.
         whole: size of the split if `batches` is a sample of it, else None.
     """
 
@@ -99,27 +100,42 @@ class Split:
         points = [[1.0, coef] if moved else [coef] for coef in coefs]
         return self._linear(encoder, vectors, points)
 
-    @torch.no_grad()
     def _linear(
         self, encoder: LinearEncoder, vectors: Sequence[State], points: Sequence[Sequence[float]]
     ) -> list[Metrics]:
         """Metrics at theta0 + sum_t points[i][t] * vectors[t] for each i, from one pass."""
         compute = self.compute or Compute.of(encoder.weights())
-        head = self.head.to(compute.device)
         features = linear_features(encoder, vectors, self.batches, compute, self.cache)
-        features = features.to(compute.device)
+        return scores(self._tallies(features, points, compute.device))
+
+    def _standard(self, encoder: Encoder, points: Sequence[Terms]) -> list[Metrics]:
+        """Metrics at theta + the terms of each point; features at theta itself are cached."""
+        compute = self.compute or Compute.of(encoder.weights())
+        moved = [i for i, point in enumerate(points) if any(coef for coef, _ in point)]
+        if self.cache is None:
+            moved = list(range(len(points)))
+        tallies = {i: Tally() for i in moved}
+        if len(moved) < len(points):
+            features = standard_features(encoder, self.batches, compute, self.cache)
+            (still,) = self._tallies(features, [[]], compute.device)
+            tallies = dict.fromkeys(range(len(points)), still) | tallies
+        if moved:
+            terms = [points[i] for i in moved]
+            for i, logits, labels in logits_at(encoder, terms, self.head, self.batches, compute):
+                tallies[moved[i]].add(logits, labels)
+        return scores([tallies[i] for i in range(len(points))])
+
+    @torch.no_grad()
+    def _tallies(
+        self, features: Features, points: Sequence[Sequence[float]], device: torch.device
+    ) -> list[Tally]:
+        """The tally of this rank's share at each point."""
+        head, features = self.head.to(device), features.to(device)
         tallies = [Tally() for _ in points]
         if len(features.labels):
             for tally, point in zip(tallies, points, strict=True):
                 tally.add(head(features.at(point).float()), features.labels)
-        return scores(tallies)
-
-    def _standard(self, encoder: Encoder, points: Sequence[Terms]) -> list[Metrics]:
-        compute = self.compute or Compute.of(encoder.weights())
-        tallies = [Tally() for _ in points]
-        for i, logits, labels in logits_at(encoder, points, self.head, self.batches, compute):
-            tallies[i].add(logits, labels)
-        return scores(tallies)
+        return tallies
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Detection of images that are in two splits and would make an accuracy meaningless."""
+"""Detection of examples that are in two splits and would make an accuracy meaningless."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def refuse_pair(one: Pictures, other: Pictures) -> None:
         return
     files, others = samples_of(one), samples_of(other)
     if files is not None and others is not None:
-        _refuse_files([str(path) for path, _ in files], [str(path) for path, _ in others])
+        _compare_files([str(path) for path, _ in files], [str(path) for path, _ in others])
     elif files is None and others is None:
-        _refuse_contents(one, other)
+        _compare_contents(one, other)
 
 
-def _refuse_files(files: list[str], others: list[str]) -> None:
+def _compare_files(files: list[str], others: list[str]) -> None:
     names = {PurePath(path).name for path in files} & {PurePath(path).name for path in others}
     candidates: dict[Hashable, list[str]] = defaultdict(list)
     for path, facts in _named(files, names):
@@ -62,7 +62,7 @@ def _refuse_files(files: list[str], others: list[str]) -> None:
     for copy, facts in _named(others, names):
         for path in candidates.get(facts, ()):
             if filecmp.cmp(path, copy, shallow=False):
-                raise _shared(path, copy, "")
+                raise _shared(path, copy)
 
 
 def _named(paths: Iterable[str], names: set[str]) -> Iterator[tuple[str, Hashable]]:
@@ -76,7 +76,7 @@ def _named(paths: Iterable[str], names: set[str]) -> Iterator[tuple[str, Hashabl
                     yield path, (name, size, file.read(HEAD))
 
 
-def _refuse_contents(one: Pictures, other: Pictures) -> None:
+def _compare_contents(one: Pictures, other: Pictures) -> None:
     digests, others = digests_of(one), digests_of(other)
     if digests is None or others is None:
         return
@@ -87,7 +87,8 @@ def _refuse_contents(one: Pictures, other: Pictures) -> None:
     first, copy = shared[0]
     names = name_of(one, first), name_of(other, copy)
     if 2 * len(shared) > min(len(digests), len(others)):
-        raise _shared(*names, f" (of {len(shared)})")
+        kind = "text" if isinstance(one, Texts) else "image"
+        raise _shared(*names, kind, f" (of {len(shared)})")
     logger.warning(
         "%d of the %d examples of a split are in another, such as %s and %s; an accuracy on them "
         "says little",
@@ -97,10 +98,10 @@ def _refuse_contents(one: Pictures, other: Pictures) -> None:
     )
 
 
-def _shared(one: str, other: str, count: str) -> UsageError:
+def _shared(one: str, other: str, kind: str = "image", count: str = "") -> UsageError:
     return UsageError(
-        f"{one} and {other} are the same image in two splits{count}, which would make the accuracy "
-        "meaningless. Create the splits again without overlap"
+        f"{one} and {other} are the same {kind} in two splits{count}, which would make the "
+        "accuracy meaningless. Create the splits again without overlap"
     )
 
 

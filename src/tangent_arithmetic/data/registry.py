@@ -140,7 +140,7 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
 
 
 @lru_cache(maxsize=32)
-def _load_own(load: Callable[[Path], Splits], location: Path) -> Splits:
+def _load_own(load: Callable[[Path], Splits], location: Path, _changed: int | None) -> Splits:
     return refuse_shared(load(location))
 
 
@@ -243,7 +243,9 @@ def _splits(
     home, name, entry = _home(dataset_name, suite)
     if entry is not None:
         load = _load_own if isinstance(entry.load, Hashable) else _load_own.__wrapped__
-        return load(entry.load, expanded(location))
+        file = getattr(entry.load, "path", None)  # a table that was edited is read again
+        changed = file.stat().st_mtime_ns if isinstance(file, Path) and file.is_file() else None
+        return load(entry.load, expanded(location), changed)
     cache = expanded(cache_dir or DEFAULT_CACHE)
     return _load(name, home, expanded(location), cache, data_source)
 

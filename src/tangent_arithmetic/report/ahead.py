@@ -3,6 +3,7 @@
 Single tasks, sums, negations and the page's explorer each need directions J(x; theta0) tau of other
 vectors on the same splits. Computed stage by stage, f0 and its activations are computed again for
 each of them. Here the vectors of all stages share a pass, and the stages find them in the cache.
+Where all vectors are needed, the direction of their sum is the sum of theirs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def compute_ahead(run: Run, page: bool) -> None:
     vectors = {task: tau.vector for task, tau in taus.items()}
     for name in names:
         task = name.removesuffix("Val")
-        needed = list(vectors.values()) if page or task in control else [vectors[task]]
         split = split_of(run, base, name)
-        needed += [total] if task in tasks else []
-        linear_features(base, needed, split.batches, split.compute, split.cache)
+        place = (split.batches, split.compute, split.cache)
+        if page or task in control:
+            linear_features(base, list(vectors.values()), *place, total=total)
+        else:
+            linear_features(base, [vectors[task], total], *place)

@@ -147,6 +147,7 @@ def setup_ddp(rank: int, world_size: int, port: int = 12357) -> None:
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["MASTER_PORT"] = str(port)
     os.environ["LOCAL_RANK"] = str(rank)
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
     _join(rank, world_size)
 
 
@@ -158,8 +159,9 @@ def _join(rank: int | None = None, world_size: int | None = None) -> None:
     if not host:
         raise UsageError("environment variable MASTER_ADDR: it is not set; start with torchrun")
     local = _variable("LOCAL_RANK", 0, None, 0)
+    needed = max(local + 1, _variable("LOCAL_WORLD_SIZE", 1, None, 1))  # devices; all ranks agree
     backend = "gloo"
-    if torch.cuda.is_available() and torch.cuda.device_count() > local:
+    if torch.cuda.is_available() and torch.cuda.device_count() >= needed:
         backend = "nccl"
         torch.cuda.set_device(local)
     else:  # divide the cores among the processes on this machine

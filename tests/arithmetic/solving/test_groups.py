@@ -105,6 +105,17 @@ def test_without_blocks_each_module_is_a_layer() -> None:
     }
 
 
+def test_a_model_in_a_list_of_its_own_is_no_block() -> None:
+    blocks = [f"0.auto_model.encoder.layer.{i}.attention.self.key.weight" for i in range(3)]
+    names = ["0.auto_model.embeddings.word_embeddings.weight", *blocks, "2.dense.linear.weight"]
+    assert list(layers(names).values()) == ["embedding", "block 0", "block 1", "block 2", "head"]
+
+
+def test_stages_are_blocks_and_what_is_in_them_is_not() -> None:
+    names = [f"layers.{i}.blocks.{j}.attn.qkv.weight" for i in range(2) for j in range(2)]
+    assert list(layers(names).values()) == ["block 0", "block 0", "block 1", "block 1"]
+
+
 NAMES = ["embed.weight", "proj", *(f"blocks.{i}.{n}.weight" for i in range(2) for n in "ab"), "n.b"]
 
 

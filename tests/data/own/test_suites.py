@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def test_tasks_named_by_their_folders_are_a_suite(folder: Path, args: MakeArgs) 
     assert _prompts(run, "petsVal") == ["a photo of a x."]
     with pytest.raises(UsageError, match=r"suite own has no control set.*--control-dataset=NAME"):
         _ = run.control
+
+
+def test_a_table_that_was_edited_is_read_again(tmp_path: Path, args: MakeArgs) -> None:
+    table = tmp_path / "films.csv"
+    for count in (10, 20):
+        rows = (f"film {i} is {word},{word}" for i in range(count) for word in ("good", "bad"))
+        table.write_text("\n".join(["text,label", *rows]))
+        os.utime(table, ns=(count, count))  # changes within a tick of the clock are seen
+        data = Run.of(args(tasks=[f"films={table}"])).check().data.dataset("films")
+        assert len(data.train) + len(data.test) == 2 * count
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def accuracies(
         points: coefficients by name.
         splits: the images.
     """
-    taus = {name: along(vectors, a) for name, a in points.items() if np.any(a)}
+    taus = {name: _factored(vectors, a) for name, a in points.items() if np.any(a)}
     found: dict[str, dict[str, float]] = {name: {} for name in points}
     for split in splits:
         metrics = _linear(encoder, taus, split) if is_linear(encoder) else {}
@@ -246,19 +246,35 @@ def accuracies(
             if is_linear(encoder):
                 found[name][split.name] = metrics[name if name in taus else ""]
             else:
-                tau, coef = (taus[name], 1.0) if name in taus else (dict(vectors[0]), 0.0)
+                coef, tau = taus[name] if name in taus else (0.0, dict(vectors[0]))
                 found[name][split.name] = split.sweep(encoder, tau, [coef])[0]
     return found
 
 
-def _linear(encoder: LinearEncoder, taus: dict[str, dict[str, Tensor]], split: Split
-) -> dict[str, float]:  # fmt: skip
-    """The main metric of a linear encoder moved by each vector, and "" at theta0; one pass."""
+def _factored(
+    vectors: Sequence[State], coefs: Float64[np.ndarray, " directions"]
+) -> tuple[float, dict[str, Tensor]]:
+    """The sum of coefs[k] * vectors[k] as a coefficient and a vector.
+
+    Equal coefficients are factored out: the vector is then the plain sum, whose direction `add` has
+    cached.
+    """
+    coef = float(coefs[0]) if np.ptp(coefs) == 0 else 1.0
+    return coef, along(vectors, coefs / coef)
+
+
+def _linear(
+    encoder: LinearEncoder, taus: dict[str, tuple[float, dict[str, Tensor]]], split: Split
+) -> dict[str, float]:
+    """The main metric of a linear encoder moved by coefficient * vector of each, and "" at theta0.
+
+    One pass over the split.
+    """
     compute = split.compute or Compute.of(encoder.weights())
-    steps = list(taus.values()) or [encoder.theta0()]
+    steps = [tau for _, tau in taus.values()]
     features = linear_features(encoder, steps, split.batches, compute, split.cache)
     features, head = features.to(compute.device), split.head.to(compute.device)
-    points = {name: [float(name == other) for other in taus] for name in taus}
+    points = {name: [coef * (name == o) for o in taus] for name, (coef, _) in taus.items()}
     points[""] = [0.0] * len(steps)
     with torch.no_grad():
         return {

@@ -9,15 +9,17 @@ r"""Directions: task vectors restricted to groups of parameters, one coefficient
 | a regular expression | distinct match in a parameter's name, of each task; "rest" for no match |
 
 Layers follow from the names of the parameters: the embedding, each block, the head. A block is an
-element of a list of modules, such as `resblocks.3`, that has modules of its own. Parameters of no
-block belong to the embedding if their module comes before the blocks, else to the head. Those that
-are beside the modules, whose place says nothing, belong to the embedding unless they are named like
-a projection.
+element of a list of modules, such as `resblocks.3`, that has modules of its own. Of nested lists it
+is the outermost one whose elements are alike, so that a model in a list of its own, as in
+sentence-transformers, is no block. Parameters of no block belong to the embedding if their module
+comes before the blocks, else to the head. Those that are beside the modules, whose place says
+nothing, belong to the embedding unless they are named like a projection.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +30,7 @@ from tangent_arithmetic.storage.statedict import State, add
 
 GROUPINGS = ("task", "layer", "task-layer", "block")
 EMBEDDING, HEAD, REST = "embedding", "head", "rest"
-BLOCK = re.compile(r"^(.*?[._]|)(\d+)\.[^.]+\.[^.]")  # prefix, index, a module below it, its tensor
+INDEX = re.compile(r"(?<![^._])\d+(?=\.[^.]+\.[^.])")  # with a module below it and its tensor
 PROJECTION = re.compile(r"^(proj|head|heads|.*_projection|fc|classifier)$")
 
 
@@ -116,21 +118,40 @@ def layers(names: Sequence[str]) -> dict[str, str]:
     Args:
         names: of all parameters, in the order of the modules that own them.
     """
-    blocks = {name: found for name in names if (found := BLOCK.match(name))}
+    blocks = places(names)
     if not blocks:  # each module is a layer of its own
         return {name: name.rpartition(".")[0] or name for name in names}
-    stacks = {found[1] for found in blocks.values()}
+    stacks = {stack for stack, _ in blocks.values()}
     alone = len(stacks) == 1
     last = max(i for i, name in enumerate(names) if name in blocks)
     root = min(stacks, key=len)
     labels = {}
     for i, name in enumerate(names):
         if name in blocks:
-            stack = blocks[name][1].rstrip("._").rpartition(".")[2]
-            labels[name] = f"block {blocks[name][2]}" if alone else f"{stack}.{blocks[name][2]}"
+            stack, index = blocks[name]
+            last_word = stack.rstrip("._").rpartition(".")[2]
+            labels[name] = f"block {index}" if alone else f"{last_word}.{index}"
         else:
             labels[name] = HEAD if i > last or _projects(name, root) else EMBEDDING
     return labels
+
+
+def places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The block of each parameter that is in one: the name of its list, and its index there."""
+    lists = {
+        name: [(name[: m.start()], m[0], name[m.end() :]) for m in INDEX.finditer(name)]
+        for name in names
+    }
+    elements = {element for each in lists.values() for element in each}
+    number = Counter((stack, rest) for stack, _, rest in elements)
+    alike = {stack for (stack, _), count in number.items() if count > 1}
+    found = {}
+    for name, each in lists.items():
+        blocks = [(stack, index) for stack, index, _ in each if stack in alike]
+        blocks += [e[:2] for e in each if not any(stack.startswith(e[0]) for stack in alike)]
+        if blocks:
+            found[name] = blocks[0]
+    return found
 
 
 def by_layer(names: Sequence[str]) -> dict[str, list[str]]:

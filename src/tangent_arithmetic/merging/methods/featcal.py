@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.arithmetic.solving.groups import BLOCK, EMBEDDING, HEAD, by_layer
+from tangent_arithmetic.arithmetic.solving.groups import EMBEDDING, HEAD, places, by_layer
 from tangent_arithmetic.data.loading import to_device
 from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.merging.examples import (
@@ -217,7 +217,7 @@ def prepare(
     settings.check()
     calibration, merged = Calibration(examples, scaling_factor, settings), dict[str, Tensor]()
     every = list(calibration.student.weights())
-    left_out = (EMBEDDING, HEAD) if any(map(BLOCK.match, every)) else ()  # else names of modules
+    left_out = (EMBEDDING, HEAD) if places(every) else ()  # else names of modules
     for layer, names in by_layer(every).items():
         if layer not in left_out:
             merged |= calibration.calibrate(names)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.arithmetic.solving.groups import BLOCK
+from tangent_arithmetic.arithmetic.solving.groups import places
 from tangent_arithmetic.data.loading import to_device
 from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.encoders.base import ModuleEncoder
@@ -86,8 +86,7 @@ def blocks_of(encoder: ModuleEncoder) -> list[str]:
     Raises:
         UsageError: if it has none.
     """
-    found = map(BLOCK.match, encoder.weights())
-    names = list(dict.fromkeys(f"{match[1]}{match[2]}" for match in found if match))
+    names = list(dict.fromkeys(map("".join, places(encoder.weights()).values())))
     if not names:
         raise UsageError(
             f"prodistill trains one block after the other, and {encoder.identity()} has no list of "
