@@ -1,13 +1,15 @@
 """Hooks of mkdocs: README.md is the home page, and pages may link to any file of the repository.
 
 Files outside docs/ that pages link to are copied into the site, below `repository/`, as are those
-that copied pages link to; a folder becomes a list of its files. So a link is written once, as it
-works in a clone. Formulas become MathML, which browsers show without a script.
+that copied pages link to, and what the navigation names; a folder becomes a list of its files. So
+a link is written once, as it works in a clone. Notebooks become pages; formulas become MathML,
+which browsers show without a script.
 """
 
 from __future__ import annotations
 
 import html
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "docs/tour.ipynb": "tour.md",
 }
 SOURCES = {uri: place for place, uri in PAGES.items()}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -31,9 +34,10 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]*`", flags=re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds README.md, CHANGELOG.md, CONTRIBUTING.md and every file that pages link to."""
+    """Adds `PAGES` and every file that the navigation names or pages link to."""
     pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
-    todo, known = [*PAGES, *pages], set(pages)
+    named = [source(uri) for uri in addresses(config["nav"]) if uri.startswith(COPIES)]
+    todo, known = [*PAGES, *named, *pages], set(pages)
     while todo:
         place = todo.pop()
         path = ROOT / place
@@ -85,6 +89,13 @@ def resolved(link: str, place: str) -> str:
     return readme if (ROOT / readme).is_file() else target
 
 
+def addresses(nav: Any) -> Iterator[str]:
+    """The pages of a navigation, in order."""
+    for entry in nav:
+        found = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from [found] if isinstance(found, str) else addresses(found)
+
+
 def address(place: str) -> str:
     """The path in the site of a file or folder of the repository."""
     if place in PAGES or place.startswith("docs/"):
@@ -99,6 +110,20 @@ def source(uri: str) -> str:
     return uri.removeprefix(f"{COPIES}/")
 
 
+def notebook(path: Path) -> str:
+    """A notebook as Markdown: its text, its code, and what the code has printed."""
+    parts: list[str] = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        streams = (out for out in cell["outputs"] if out.get("name") == "stdout")
+        parts += [f"```text\n{''.join(out['text']).rstrip()}\n```" for out in streams]
+    return "\n\n".join(parts)
+
+
 def _is_copied(place: str) -> bool:
     return not place.startswith("docs/") and (ROOT / place).exists()
 
@@ -111,4 +136,6 @@ def _file(config: Any, path: Path, uri: str) -> File:
     if path.is_dir():
         lines = [f"- [{each.name}]({each.name})" for each in _members(path)]
         return File.generated(config, uri, content="\n".join([f"# {path.name}", "", *lines]))
+    if path.suffix == ".ipynb":
+        return File.generated(config, uri, content=notebook(path))
     return File.generated(config, uri, abs_src_path=str(path))
