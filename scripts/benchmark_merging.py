@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from tangent_arithmetic.run.args import Parser
-from tangent_arithmetic.run.results import git_commit, versions
+from tangent_arithmetic.run.provenance import git_commit, versions
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.ranges import number
 

@@ -60,8 +60,9 @@ from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
 from tangent_arithmetic.merging import TaskArithmeticAlgorithm
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.models import classification_head, zeroshot_encoder
-from tangent_arithmetic.run.results import git_commit, markdown_table, versions
+from tangent_arithmetic.run.provenance import git_commit, versions
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import write_text
 from tangent_arithmetic.runtime.errors import UnwritableError, UsageError

@@ -48,7 +48,7 @@ from torch import nn
 from tangent_arithmetic.data.prepare.unpack import gunzip, unpack
 from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.merging.weights import open_weights
-from tangent_arithmetic.run.results import markdown_table
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.peaks import forget_peak, peak_bytes
 from tangent_arithmetic.storage.checkpoints import save_tensors

@@ -26,7 +26,7 @@ from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector
 from tangent_arithmetic.language.losses import token_loss
 from tangent_arithmetic.language.models import CausalLM
 from tangent_arithmetic.language.perplexity import exponential, mean_loss, sweep
-from tangent_arithmetic.run.results import versions
+from tangent_arithmetic.run.provenance import versions
 from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.tangent import plain_jvp
 from tangent_arithmetic.tangent.linearized import LinearizedModel

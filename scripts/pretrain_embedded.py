@@ -34,7 +34,7 @@ from tangent_arithmetic.data.embedded.base import ASSETS
 from tangent_arithmetic.data.embedded.pool import draw_pair
 from tangent_arithmetic.data.suites import get_suite
 from tangent_arithmetic.run.args import LARGEST_SEED, Parser
-from tangent_arithmetic.run.results import git_commit
+from tangent_arithmetic.run.provenance import git_commit
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.ranges import number
 

@@ -60,9 +60,10 @@ from tangent_arithmetic.run.models import (
     task_vector,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.results import markdown_table, provenance
+from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging

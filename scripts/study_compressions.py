@@ -23,8 +23,8 @@ from tangent_arithmetic.data.suites import EMBEDDED_MODEL, get_suite
 from tangent_arithmetic.merging.compressed import Compressed, Reconstruction
 from tangent_arithmetic.merging.pool import ModelPool, run_pool
 from tangent_arithmetic.merging.taskpools import SuiteTaskPool
-from tangent_arithmetic.run.results import markdown_table
 from tangent_arithmetic.run.summary import spread
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 

@@ -36,8 +36,9 @@ from tangent_arithmetic.run.models import (
     task_vector,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.results import markdown_table, provenance
+from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.logs import setup_logging

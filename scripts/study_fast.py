@@ -30,7 +30,7 @@ from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.run.args import Parser, parse_arguments
 from tangent_arithmetic.run.models import base_encoder, classification_head, zeroshot_encoder
 from tangent_arithmetic.run.modes import MODES
-from tangent_arithmetic.run.results import git_commit, versions
+from tangent_arithmetic.run.provenance import git_commit, versions
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.runtime.errors import entry_point

@@ -36,9 +36,10 @@ from tangent_arithmetic.merging.stream import merged_state
 from tangent_arithmetic.merging.taskpools import SuiteTaskPool
 from tangent_arithmetic.run.args import Config, Parser
 from tangent_arithmetic.run.modes import MODES
-from tangent_arithmetic.run.results import git_commit, markdown_table, versions
+from tangent_arithmetic.run.provenance import git_commit, versions
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import entry_point, unknown
 from tangent_arithmetic.runtime.logs import setup_logging

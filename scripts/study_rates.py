@@ -8,14 +8,16 @@ each seed (checkpoints that exist are used), with snapshots along the way. A row
 seed has the mean test accuracies of the single tasks, of the sum of all vectors at the coefficient
 chosen on validation, and of the negations that keep the control set; and the mean over tasks of the
 vectors' norm, of their cosine with those of the first of the seeds, and of the first snapshot's
-cosine with the end. Writes rates.json and rates.md beside the runs' results. Other flags are those
-of src/finetune.py and of the evaluation.
+cosine with the end. A row whose fine-tuning diverges says so. Writes rates_MODEL.json and .md, with
+the tasks where they are not the suite's and the sample in the name, beside the runs' results. Other
+flags are those of src/finetune.py and of the evaluation.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import operator
 import sys
 import time
@@ -25,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from tangent_arithmetic.arithmetic.coefficients import coefficients
+from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, least_kept
+from tangent_arithmetic.arithmetic.metrics import learned
 from tangent_arithmetic.arithmetic.negation import negate
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
@@ -33,16 +36,27 @@ from tangent_arithmetic.commands.finetune import finetune
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.run.args import Parser, parse_arguments
 from tangent_arithmetic.run.models import base_encoder, split_of, task_vector, zeroshot_encoder
-from tangent_arithmetic.run.results import markdown_table, provenance
+from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import spread
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.atomic import check_writable, write_json, write_text
-from tangent_arithmetic.runtime.errors import entry_point
+from tangent_arithmetic.runtime.errors import DivergedError, UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.storage.statedict import State, dot, norm
 
+logger = logging.getLogger(__name__)
+
 SNAPSHOTS = 4  # of each run, at equal distances
 PERCENT = ("single", "sum", "target", "control")
+OWN = {"finetuning_mode": "modes", "seed": "seeds", "save": "folder", "lr": "factors"}
 COLUMNS = (*PERCENT, "coefficient", "norm", "cosine with the first seed", "early cosine")
+
+
+def output_of(run: Run) -> Path:
+    """The file of the rows; another model, other tasks or a sample have one of their own."""
+    tasks = "" if run.tasks == list(run.suite.tasks) else f"_{'+'.join(run.tasks)}"
+    return run.results.with_name(f"rates_{run.results.name}{tasks}.json")
 
 
 def trained(run: Run, task: str) -> None:
@@ -83,19 +97,21 @@ def evaluated(run: Run, taus: Mapping[str, TaskVector], encoder: ModuleEncoder) 
 
     alone = {t: split(t).sweep(base, tau.vector, [1.0])[0] for t, tau in taus.items()}
     total = functools.reduce(operator.add, taus.values()).vector
-    on_val = np.mean([
-        np.array(split(f"{t}Val").sweep(base, total, coefs))
-        / max(split(f"{t}Val").sweep(base, tau.vector, [1.0])[0], 1e-9)
-        for t, tau in taus.items()
-    ], axis=0)  # fmt: skip
-    best = coefs[int(on_val.argmax())]
+    singles = {t: split(f"{t}Val").sweep(base, tau.vector, [1.0])[0] for t, tau in taus.items()}
+    on_val = [
+        np.array(split(f"{t}Val").sweep(base, total, coefs)) / singles[t]
+        for t in learned(taus, singles)
+    ]
+    means = np.mean(on_val, axis=0) if on_val else np.zeros(len(coefs))
+    best = largest(dict(zip(coefs, means.tolist(), strict=True)))[0]
     found = {
         "single": float(np.mean(list(alone.values()))),
         "sum": float(np.mean([split(t).sweep(base, total, [best])[0] for t in taus])),
         "coefficient": best,
     }
     control = run.control
-    least = run.config.control_threshold * split(f"{control}Val").sweep(base, total, [0.0])[0]
+    kept = split(f"{control}Val").sweep(base, total, [0.0])[0]
+    least = least_kept(run.config.control_threshold, kept)
     negated = [
         negate(base, tau.vector, (split(f"{t}Val"), split(f"{control}Val")),
                (split(t), split(control)), least, coefs)
@@ -107,19 +123,20 @@ def evaluated(run: Run, taus: Mapping[str, TaskVector], encoder: ModuleEncoder) 
 
 
 def record(run: Run, factor: float, first: dict[str, TaskVector] | None) -> tuple[Any, Any]:
-    """The row of one mode, rate and seed, and its vectors."""
-    begin = time.monotonic()
-    for task in run.tasks:
-        trained(run, task)
+    """The row of one mode, rate and seed, and its vectors; None where fine-tuning diverges."""
+    begin, row = time.monotonic(), {"mode": run.mode.name, "factor": factor, "seed": run.seed}
+    try:
+        for task in run.tasks:
+            trained(run, task)
+    except DivergedError as error:
+        logger.warning("%s, rate x %g, seed %d: %s", *row.values(), error)
+        return {**row, "diverged": str(error)}, None
     seconds = time.monotonic() - begin
     start = zeroshot_encoder(run)
     taus = vectors_of(run, start)
     along = {t: early(run, t, start[0], tau.vector) for t, tau in taus.items()}
     firsts = [value for steps in along.values() for value in list(steps.values())[:1]]
-    row = {
-        "mode": run.mode.name,
-        "factor": factor,
-        "seed": run.seed,
+    row |= {
         **evaluated(run, taus, start[0]),
         "norm": float(np.mean([float(norm(tau.vector)) for tau in taus.values()])),
         "early cosine": float(np.mean(firsts)) if firsts else None,
@@ -141,20 +158,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((row["mode"], row["factor"]), []).append(row)
     lines = []
     for (mode, factor), group in groups.items():
-        values = ([row[c] for row in group if row[c] is not None] for c in COLUMNS)
+        values = ([row[c] for row in group if row.get(c) is not None] for c in COLUMNS)
         cells = [cell(own, c) for own, c in zip(values, COLUMNS, strict=True)]
-        lines.append([f"{mode}, rate x {factor:g}", str(len(group)), *cells])
-    return markdown_table(["", "seeds", *COLUMNS], lines)
+        diverged = sum("diverged" in row for row in group)
+        counts = [str(len(group) - diverged), str(diverged)]
+        lines.append([f"{mode}, rate x {factor:g}", *counts, *cells])
+    return markdown_table(["", "seeds", "diverged", *COLUMNS], lines)
 
 
 def cell(values: Sequence[float], column: str) -> str:
     """Mean and standard deviation, in percent for accuracies."""
-    if not values:
-        return "-"
-    scale, digits = (100, 1) if column in PERCENT else (1, 2)
-    known = scale * np.array(values)
-    spread = f" ± {known.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{known.mean():.{digits}f}{spread}"
+    return spread(values, *((100, 1) if column in PERCENT else (1, 2)))
 
 
 @entry_point
@@ -167,6 +181,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/rates"))
     own, flags = parser.parse_known_args(argv)
     setup_logging()
+    start = Run.of(parse_arguments(flags))
+    for flag, instead in OWN.items():
+        if getattr(start.config, flag) is not None:
+            raise UsageError(f"--{flag.replace('_', '-')} is set by --{instead} here; leave it out")
+    start.data.dataset(start.control)  # an error before the training
+    output = output_of(start)
+    check_writable(output)
+    header = {"model": start.model, "tasks": start.tasks, "sample": start.config.sample}
     rows: list[dict[str, Any]] = []
     factors, seeds = ([kind(text) for text in texts.split(",")]
                       for kind, texts in ((float, own.factors), (int, own.seeds)))  # fmt: skip
@@ -177,14 +199,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = Run.of(parse_arguments(words))
             rate = factor * run.recipe(run.tasks[0]).lr
             run = run.with_(lr=rate, save=str(own.folder / f"seed{seed}" / f"{mode}_{factor:g}"))
-            output = run.results.parent / "rates.json"
-            check_writable(output)
             begin = time.monotonic()
             row, taus = record(run, factor, first)
             first = first or taus
             rows.append({**row, "provenance": provenance(run, time.monotonic() - begin)})
-            write_json(output, {"rows": rows})
-            write_text(output.with_suffix(".md"), f"{table(rows)}\n")
+            write_json(output, {**header, "rows": rows})
+            of = f"{start.model} on {', '.join(start.tasks)}{start.examples}"
+            write_text(output.with_suffix(".md"), f"{of}\n\n{table(rows)}\n")
             print(table(rows), flush=True)
     return 0
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tangent_arithmetic.data.text import FOLDER
+from tangent_arithmetic.data.text_suite import FOLDER
 from tangent_arithmetic.run.args import Parser
 from tangent_arithmetic.runtime.errors import entry_point
 from tangent_arithmetic.runtime.private import expanded

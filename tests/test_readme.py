@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-import tangent_arithmetic.tangent.linearized
-from tangent_arithmetic.tangent.rules import RULES, registry
+from tangent_arithmetic.tangent.rules import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 TANGENT = DOCS["tangent.md"]
+SOURCES = ROOT / "src"
+WITH_DOCTESTS = sorted(
+    path.relative_to(SOURCES).with_suffix("").as_posix().replace("/", ".")
+    for path in (SOURCES / "tangent_arithmetic").rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
 
 
 def python_blocks(text: str = README) -> list[str]:
@@ -50,11 +56,11 @@ def test_the_page_on_the_engine() -> None:
         RULES.update(before)
 
 
-@pytest.mark.parametrize("module", [tangent_arithmetic.tangent.linearized, registry])
-def test_doctests(module: Any) -> None:
+@pytest.mark.parametrize("module", WITH_DOCTESTS)
+def test_doctests(module: str) -> None:
     before = dict(RULES)
     try:
-        result = doctest.testmod(module)
+        result = doctest.testmod(importlib.import_module(module))
     finally:
         RULES.clear()
         RULES.update(before)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TaskVector,
         linear_to_nonlinear,
         nonlinear_to_linear,
+        weights_of,
     )
     from tangent_arithmetic.data.suites import register_dataset
     from tangent_arithmetic.encoders.classifiers import ImageClassifier, MultiHeadImageClassifier
@@ -62,6 +63,7 @@ __all__ = [
     "nonlinear_to_linear",
     "register_dataset",
     "rule",
+    "weights_of",
 ]
 
 

@@ -9,10 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
 
 from tangent_arithmetic.commands import add, evaluate, finetune, negate
 from tangent_arithmetic.run.run import Run
 from tests.small_suite import SIZES, flags, small_config, small_suite
+
+
+@pytest.fixture(autouse=True)
+def figures_closed() -> Iterator[None]:
+    yield
+    pyplot.close("all")
 
 
 @contextmanager

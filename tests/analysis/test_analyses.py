@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot
 
 from src.eval import eval_single_dataset
 from tangent_arithmetic.analysis import (
@@ -29,25 +28,19 @@ from tangent_arithmetic.analysis import (
 )
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import plain
-from tangent_arithmetic.analysis.tables import LONGEST, table_path
+from tangent_arithmetic.analysis.tables import LONGEST, table_path, write_table
 from tangent_arithmetic.commands import analyze
 from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.encoders.base import is_linear
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.models import finetuned_encoder, task_vector, zeroshot_encoder
-from tangent_arithmetic.run.results import arithmetic_path, load_results
+from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, load_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.small_suite import TASKS
 
 MODES = ("standard", "posthoc", "linear")
 DEFAULT = Run.of(Config())
-
-
-@pytest.fixture(autouse=True)
-def figures_closed() -> Iterator[None]:
-    yield
-    pyplot.close("all")
 
 
 def test_no_file_of_a_run_names_the_home_folder(run: Run) -> None:
@@ -146,11 +139,10 @@ def test_all_subsets_and_a_sample() -> None:
     tasks = list("abcdefgh")
     every = subsets.subsets(tasks)
     assert len(every) == 255 == len(set(every)) and every[-1] == tuple(tasks)
-    sampled = subsets.subsets(tasks, 2, seed=1)
+    sampled = subsets.subsets(tasks, 2)
     sizes = [len(s) for s in sampled]
     assert [sizes.count(k) for k in range(1, 9)] == [8, 28, 2, 2, 2, 2, 2, 1]
-    assert set(sampled) <= set(every) and sampled == subsets.subsets(tasks, 2, seed=1)
-    assert sampled != subsets.subsets(tasks, 2, seed=2)
+    assert set(sampled) <= set(every) and sampled == subsets.subsets(tasks, 2)
 
 
 def test_linear_modes_of_many_tasks_are_sampled_too() -> None:
@@ -169,6 +161,7 @@ def test_the_full_subset_equals_the_sum_of_task_addition(run: Run) -> None:
         assert row["absolute"] == pytest.approx(addition["test"]["avg_top1"], abs=1e-12)
         assert row["normalised"] == pytest.approx(addition["test"]["avg_normalized_top1"])
         assert row["own_absolute"] == row["absolute"]
+        assert row["own_coefficient"] == row["coefficient"]
     figure = plain(subsets.draw, table, run)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["linear (3 subsets)", "post-hoc (3 subsets)"]
@@ -181,6 +174,23 @@ def test_single_tasks_are_read_from_the_results(run: Run) -> None:
     assert row["posthoc"] == eval_single_dataset(tuned, "Emoji", run)["top1"]
     gap = (row["standard"] - row["linear"]) / (1 - 1 / 9)
     assert row["advantage_linear"] == pytest.approx(gap)
+
+
+def test_single_tasks_of_some_modes(own: Run) -> None:
+    table = single.table(own, ["linear"])
+    assert list(table.columns) == [
+        *("task", "classes", "zeroshot", "standard", "linear", "advantage_linear")
+    ]
+    alone = single.table(own, ["standard"])
+    assert list(alone.columns)[2:] == ["zeroshot", "standard"]
+    assert len(plain(single.draw, alone, own).axes) == 2
+    path = accuracies_path(own, "linear")
+    facts = load_results(path)
+    facts["provenance"]["checkpoints"]["Emoji"] = "0" * 64  # fine-tuned again since
+    path.write_text(json.dumps(facts))
+    assert len(single.table(own, ["posthoc"])) == 2
+    with pytest.raises(UsageError, match=r"is of another run .checkpoint of Emoji"):
+        single.table(own, ["linear"])
 
 
 def test_cosines_norms_and_layers(run: Run) -> None:
@@ -285,6 +295,15 @@ def test_negation_against_random_vectors(run: Run) -> None:
     assert len(lines[0].get_xdata()) == 3 and lines[1].get_label().endswith("the threshold")
 
 
+def test_the_negation_beside_its_baselines_has_their_settings(own: Run) -> None:
+    path = arithmetic_path(own, "linear", "negations")
+    results = load_results(path)
+    for task in TASKS:
+        results[task]["test"] = 2.0  # of other flags or checkpoints
+    path.write_text(json.dumps(results))
+    assert baselines.table(own, ["linear"])["target"].max() <= 1
+
+
 def test_analogies_are_evaluated_at_their_vectors(run: Run) -> None:
     of_run = run.with_(analogies=["Emoji+FashionMNIST-Emoji=FashionMNIST"])
     (analogy,) = analogies.analogies_of(of_run)
@@ -338,10 +357,11 @@ def test_few_images_are_chosen_by_class() -> None:
 def test_few_shot_experiment(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fewshot, "STEPS", 2)
     few = own.with_(analogies=["Emoji+FashionMNIST-Emoji=FashionMNIST"], shots=[1])
-    keys = ("mode", "target", "vector", "chosen", "coefficient", "accuracy")
-    row = ("standard", "FashionMNIST", "c + b - a", "without target", 0.5, 0.1)
-    table_path(few, "analogies").parent.mkdir()
-    pd.DataFrame([row], columns=keys).to_csv(table_path(few, "analogies"), index=False)
+    keys = ("mode", "target", "c", "b", "a", "w", "vector", "chosen", "coefficient", "accuracy")
+    sets = ("FashionMNIST", "Emoji", "FashionMNIST", "Emoji", "-")
+    row = ("standard", *sets, "c + b - a", "without target", 0.5, 0.1)
+    other = ("standard", *sets[:-1], "Emoji", "c + b - a", "without target", 0.7, 0.1)
+    write_table(few, "analogies", pd.DataFrame([other, row], columns=keys), 1.0)
     table = analogies.with_few_images(few)
     labels = labels_of(few.data.dataset("FashionMNISTVal").train)
     assert list(table["num_images"]) == [0, len(np.unique(labels))] * 2
@@ -350,6 +370,13 @@ def test_few_shot_experiment(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(table[table["shots"] == 0]["accuracy"]) == before
     lines = plain(analogies.draw_few, table, few).axes[0].lines
     assert [line.get_ydata()[0] for line in lines] == [100 * value for value in before]
+    another = few.with_(analogies=["FashionMNIST+Emoji-Emoji=FashionMNIST"])
+    with pytest.raises(UsageError, match="was made with another --analogies"):
+        analogies.with_few_images(another)
+    rows = pd.DataFrame([("linear", *row[1:])], columns=keys)
+    write_table(few, "analogies", rows, 1.0)
+    with pytest.raises(UsageError, match=r"has no standard model of FashionMNIST\. .*standard"):
+        analogies.with_few_images(few)
 
 
 def test_few_shots_have_their_own_warm_up_and_no_accumulation(
@@ -358,16 +385,31 @@ def test_few_shots_have_their_own_warm_up_and_no_accumulation(
     recipes: list[Any] = []
     monkeypatch.setattr(fewshot, "train", lambda *args, **_: recipes.append(args[2]))
     long = run.with_(warmup_length=500, num_grad_accumulation=4, image_share=0.5)
-    for one in (long, run):
+    for one in (long, run, run.with_(recipe="fast")):
         fewshot.few_shot(one, Edits(one, "standard", TASKS), {}, "Emoji", 1)
     assert recipes[0] == recipes[1] and recipes[1].warmup_length == 8
+    assert len(recipes) == 3
+
+
+def test_the_screens_figure_is_never_older_than_its_table(own: Run) -> None:
+    for accuracy in (0.5, 0.7):
+        table = single.table(own).assign(linear=accuracy)
+        analyze.show(own.with_(style="paper"), "single", single.draw, table)
+    paper = own.results / "figures/paper/single.svg"
+    screen = (own.results / "figures/single.svg").read_text(encoding="utf-8")
+    analyze.show(own, "single", single.draw, table)
+    assert paper.is_file() and "examples of each split" not in screen
+    assert (own.results / "figures/single.svg").read_text(encoding="utf-8") == screen
+    analyze.show(own.with_(sample=9), "single", single.draw, table)
+    of_sample = own.with_(sample=9).results / "figures/single.svg"
+    assert "seed 0, 9 examples of each split" in of_sample.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("names", [["single"], pytest.param([], marks=pytest.mark.slow)])
 def test_the_command_writes_tables_figures_and_provenance(
     names: list[str], own: Run, words: list[str]
 ) -> None:
-    extra = ["--grid-points=3", "--pairs=Emoji+FashionMNIST", "--shots=1"]
+    extra = ["--grid-points=3", "--pairs=Emoji+FashionMNIST", "--shots=1", "--kernel-images=4"]
     extra += ["--analogies=Emoji+FashionMNIST-Emoji=FashionMNIST"]
     assert analyze.main([*names, *words, *extra]) == 0
     for analysis in names or analyze.ANALYSES:

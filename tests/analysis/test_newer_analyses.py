@@ -25,12 +25,14 @@ from tangent_arithmetic.analysis import (
     negation,
     seeds,
     similarity,
+    single,
     subsets,
 )
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import plain
 from tangent_arithmetic.analysis.intervals import binomial_error, bootstrap
 from tangent_arithmetic.analysis.tables import latex, read_table, table_path, write_table
+from tangent_arithmetic.arithmetic.kernel import exact
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
@@ -61,11 +63,38 @@ def test_use_and_energy_are_those_of_the_kernel_on_the_tasks_images(run: Run) ->
     assert own["eigenvalue"].is_monotonic_decreasing
     both = own["own"].to_numpy() + table[table["task"] == "FashionMNIST"]["own"].to_numpy()
     assert both == pytest.approx(np.ones(12))  # an eigenfunction's energy is on one task or another
-    assert 0 < own["error"].iloc[0] < 0.5
-    shares = kernel.localisation(table).set_index("task")["share"]
-    assert shares["Emoji"] == pytest.approx((own["own"] * own["use"]).sum())
+    assert 0 < own["error"].iloc[0] < 0.5 and own["shift"].iloc[0] != 0
+    shares = kernel.localisation(table).set_index("task")
+    assert shares["share"]["Emoji"] == pytest.approx((own["own"] * own["use"]).sum())
+    assert list(shares["even"]) == [0.5, 0.5]
+    local = plain(kernel.draw, table, few).axes[2]
+    assert local.get_xlabel() == "kernel estimated: moved towards an even spread"
     with pytest.raises(UsageError, match="the kernel is that of linear models, got standard"):
         kernel.table(few, ["standard"])
+
+
+def test_the_kernel_is_exact_where_that_is_affordable(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, images = Convolution().eval(), torch.rand(3, 3, 6, 6)
+    true = exact(encoder, images).values
+    assert torch.equal(kernel._kernel(run, encoder, images).values, true)
+    for directions in (None, 0, 16):
+        monkeypatch.setattr(kernel, "AFFORDED", 3 * FEATURES - 1)
+        found = kernel._kernel(run.with_(kernel_directions=directions), encoder, images)
+        assert (found.error is None) == (directions == 0)
+
+
+def test_localisation_is_beside_the_tasks_share_of_the_images(own: Run) -> None:
+    """Nine of ten images are of the first task: spread evenly, it has nine tenths."""
+    table = pd.DataFrame(
+        {"mode": "linear", "task": ["A", "A", "B", "B"], "function": [1, 2] * 2,
+         "eigenvalue": [0.6, 0.4] * 2, "own": [0.9, 0.9, 0.1, 0.1], "even": [0.9, 0.9, 0.1, 0.1],
+         "use": 0.5, "error": 0.0, "shift": 0.0}
+    )  # fmt: skip
+    found = kernel.localisation(table)
+    assert list(found["share"]) == pytest.approx(list(found["even"]))
+    assert plain(kernel.draw, table, own).axes[2].get_xlabel() == ""
 
 
 def test_the_kernel_of_texts_of_several_lengths(
@@ -214,11 +243,11 @@ def test_seeds_are_summarised_beside_the_error_of_the_images(own: Run) -> None:
 def test_the_localisation_over_seeds_is_the_mean_of_that_of_each(own: Run) -> None:
     """The eigenfunction of rank 1 is that of the task in one seed, of the other's in another."""
     rows = [
-        (seed, "linear", "A", rank, 1 / rank, float(rank == mine), float(rank == mine))
+        (seed, "linear", "A", rank, 1 / rank, *[float(rank == mine)] * 2, 0.5, 0.0, 0.0)
         for seed, mine in ((0, 1), (1, 2))
         for rank in (1, 2)
     ]
-    columns = ["seed", "mode", "task", "function", "eigenvalue", "own", "use"]
+    columns = ["seed", "mode", "task", "function", "eigenvalue", "own", "use", *kernel.OF_VECTORS]
     table = pd.DataFrame(rows, columns=columns)
     means, both = seeds.averaged(table, "kernel")
     assert kernel.localisation(means)["share"].tolist() == [1.0]
@@ -303,6 +332,128 @@ def test_tasks_without_a_single_accuracy_are_not_normalised(
         analogies.evaluate(model, analogies.Analogy("Zero", "ZeroToo", "Other", "Target"), coefs)
 
 
+def test_a_subset_keeps_its_own_tasks_at_its_own_coefficient() -> None:
+    """A vector that hurts the other task more than it helps its own is best left out for all."""
+
+    class Model:
+        def accuracies(self, name: str, points: list[dict[str, float]]) -> list[float]:
+            own = name.removesuffix("Val")
+            return [
+                0.5 + sum(0.4 * c if task == own else -0.5 * c for task, c in point.items())
+                for point in points
+            ]
+
+    model: Any = Model()
+    singles = dict.fromkeys(["A", "AVal", "B", "BVal"], 0.9)
+    rows = subsets.evaluate(model, [("A",), ("A", "B")], ["A", "B"], singles, [0.0, 0.5, 1.0])
+    assert [row["coefficient"] for row in rows] == [0.0, 0.0]
+    assert [row["own_coefficient"] for row in rows] == [1.0, 0.0]
+    assert [row["own_normalised"] for row in rows] == pytest.approx([1.0, 0.5 / 0.9])
+    assert rows[0]["own_absolute"] == pytest.approx(0.9)
+    assert rows[0]["normalised"] == pytest.approx(0.5 / 0.9)
+
+
+def test_every_seed_has_the_same_sample_of_subsets(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[Any] = []
+
+    def evaluated(*args: Any) -> list[Any]:
+        chosen.append(args[1])
+        return []
+
+    monkeypatch.setattr(subsets, "Edits", lambda *_: type("E", (), {"theta0_hash": "", "split": 0}))
+    monkeypatch.setattr(subsets, "evaluate", evaluated)
+    for name, value in (("checkpoint_hashes", {}), ("require_results", {}), ("smallest", 9)):
+        monkeypatch.setattr(subsets, name, lambda *_, found=value: found)
+    eight = run.with_(tasks=None)
+    for seed in (0, 1):
+        subsets.table(eight.with_(seed=seed), ["standard"])
+    assert chosen[0] == chosen[1] and len(chosen[0]) < 255
+
+
+def test_what_not_every_seed_has_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [(0, "linear", 3, "A+B+C", 0.5), (1, "linear", 3, "A+B+C", 0.7),
+            (0, "linear", 3, "A+B+D", 0.1), (1, "linear", 3, "B+C+D", 0.2)]  # fmt: skip
+    columns = ["seed", "mode", "num_vectors", "tasks", "absolute"]
+    table = pd.DataFrame(rows, columns=columns)
+    means, both = seeds.averaged(table, "subsets")
+    assert list(means["tasks"]) == ["A+B+C"] and means["absolute"][0] == pytest.approx(0.6)
+    assert both["absolute std"].notna().all()
+    assert "subsets: not every seed has 2 of 4 rows, left out of the means" in caplog.text
+    with pytest.raises(UsageError, match="of 2 seeds have no row in common"):
+        seeds.averaged(table[2:], "subsets")
+    single = pd.DataFrame({"seed": [0, 1], "task": "A", "linear": [0.5, 0.7]})
+    single["linear+taujp"] = [0.9, np.nan]
+    means, _ = seeds.averaged(single, "single")
+    assert list(means.columns) == ["task", "linear"] and means["linear"][0] == pytest.approx(0.6)
+    assert "single: not every seed has linear+taujp, left out" in caplog.text
+
+
+def test_a_mean_average_precision_has_no_binomial_error(
+    own: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = seeds.binomial(own, 0.5, TASKS)
+    assert error == binomial_error(0.5, seeds.images(own, TASKS))
+    monkeypatch.setattr(seeds, "labels_of", lambda _: np.zeros((24, 3), np.uint8))
+    assert seeds.binomial(own, 0.5, TASKS) is None
+
+
+def test_sizes_of_subsets_are_drawn_in_order(run: Run) -> None:
+    rows = [("subsets", "standard", size, "absolute", 0.5, 0.1, 3, 0.01) for size in "128"]
+    rows += [("subsets", "linear", size, "absolute", 0.6, 0.1, 3, 0.01) for size in "12345678"]
+    columns = ["table", "mode", "row", "value", "mean", "std", "seeds", "binomial"]
+    axis = plain(seeds.draw, pd.DataFrame(rows, columns=columns), run).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == list("12345678")
+    assert [list(line.get_xdata()) for line in axis.lines[:1]] == [[0, 1, 7]]
+    xi = pd.DataFrame([("xi", "linear", "A, B", "xi", 0.2, 0.1, 3, None)], columns=columns)
+    (axis,) = plain(seeds.draw, xi, run).axes
+    assert axis.get_ylabel() == "disentanglement error" and axis.lines[0].get_ydata()[0] == 0.2
+
+
+SPREAD = {  # of each table: a function that draws it, and rows
+    "single": (single.draw, {"task": ["A", "B"], "classes": 9, "zeroshot": 0.4, "standard": 0.8,
+                             "linear": 0.7, "advantage_linear": 0.1}),
+    "xi": (disentanglement.draw_xi, {"mode": ["linear"], "task1": "A", "task2": "B", "xi": 0.2}),
+    "negation_random": (baselines.draw, {"mode": ["linear"] * 2, "vector": ["task", "random"],
+                                         "task": "A", "target": 0.3, "control": 0.6,
+                                         "zeroshot": 0.5, "zeroshot_control": 0.7}),
+    "subsets": (subsets.draw, {"mode": "linear", "num_vectors": [1, 1, 2],
+                               "tasks": ["A", "B", "A+B"], "absolute": 0.5, "normalised": 0.8}),
+    "analogies": (analogies.draw, {"mode": "linear", "target": "D", "chosen": ["-", "-"],
+                                   "vector": ["zero-shot", "target"], "accuracy": 0.5}),
+    "analogies_few": (analogies.draw_few, {"target": "D", "shots": [0, 1], "accuracy": 0.5,
+                                           "start": ["pre-trained model", "analogy"]}),
+    "ensembles": (ensembles.draw, {"mode": "linear", "task": "A", "coefficient": [0.5, 1.0],
+                                   "weights": 0.5, "ensemble": 0.6, "gap": 0.1}),
+    "kernel": (kernel.draw, {"mode": "linear", "task": ["A", "A"], "function": [1, 2],
+                             "eigenvalue": [0.6, 0.4], "used": [0.5, 1.0], "local": [0.4, 0.9],
+                             "even": 0.5, "shift": 0.0, "error": 0.0}),
+}  # fmt: skip
+
+
+def _strokes(figure: Any) -> int:
+    """Bars and bands of the figure's axes."""
+    return sum(len(axis.collections) for axis in figure.axes)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_figures_have_the_spread_over_seeds(name: str, own: Run) -> None:
+    draw, columns = SPREAD[name]
+    table = pd.DataFrame(columns)
+    floats = table.select_dtypes("float")
+    several = table.join(pd.DataFrame(0.05, floats.index, [f"{c} std" for c in floats]))
+    assert _strokes(plain(draw, several, own)) > _strokes(plain(draw, table, own))
+
+
+def test_heat_maps_state_the_largest_spread_over_seeds(own: Run) -> None:
+    rows = [("linear", 2, "A+B", 0.9, 0.01, 1.0), ("linear", 2, "B+C", 0.8, 0.03, 1.0)]
+    columns = ["mode", "num_vectors", "tasks", "own_normalised", "own_normalised std"]
+    table = pd.DataFrame(rows, columns=[*columns, "own_coefficient"])
+    *_, bar = plain(subsets.draw_pairs, table, own).axes
+    assert bar.get_ylabel().endswith("standard deviation over seeds: at most 0.03")
+
+
 def test_the_cosine_with_a_vector_of_zero_is_not_defined(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +518,19 @@ def test_two_processes_measure_the_images_of_both(run: Run, tmp_path: Path) -> N
         np.testing.assert_allclose(found, _measured(run).to_numpy(), rtol=2e-3, atol=1e-5)
 
 
+def test_a_seed_of_other_tasks_does_not_stop_the_control_curve(
+    own: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = with_seed(own, 1)
+    shutil.copytree(own.results, other.results)
+    path = arithmetic_path(other, "linear", "negations")
+    fewer = json.loads(path.read_text())
+    del fewer["Emoji"]
+    path.write_text(json.dumps(fewer))
+    assert set(negation.curves(own, ["linear"])["seed"]) == {0}
+    assert "linear: seed 1 is left out: " in caplog.text and "has no sound Emoji" in caplog.text
+
+
 def test_the_control_curve_has_all_seeds(own: Run, caplog: pytest.LogCaptureFixture) -> None:
     other = with_seed(own, 1)
     shutil.copytree(own.results, other.results)
@@ -389,7 +553,10 @@ def test_the_control_curve_has_all_seeds(own: Run, caplog: pytest.LogCaptureFixt
 
 def test_pairs_are_drawn_by_their_own_accuracy(run: Run) -> None:
     rows = [("linear", 1, "A", 0.3), ("linear", 2, "A+B", 0.9), ("linear", 2, "B+C", 0.8)]
-    table = pd.DataFrame(rows, columns=["mode", "num_vectors", "tasks", "own_normalised"])
+    earlier = pd.DataFrame(rows, columns=["mode", "num_vectors", "tasks", "own_normalised"])
+    with pytest.raises(UsageError, match=r"of an earlier version.* at the coefficient for all"):
+        subsets.draw_pairs(earlier, run)
+    table = earlier.assign(own_coefficient=1.0)
     (image,) = plain(subsets.draw_pairs, table, run).axes[0].images
     square = pd.DataFrame(image.get_array().filled(np.nan))
     assert square.loc[0, 1] == square.loc[1, 0] == 0.9 and square.loc[1, 2] == 0.8

@@ -23,7 +23,8 @@ def folder(tmp_path: Path) -> Path:
         "disentanglement": "mode,coef1,coef2,error\nstandard,0,2,1.9\nlinear,0,0.5,1.9\n"
         + "".join(f"standard,{p},0.4\nlinear,{p},0.2\n" for p in ("0,0", "0,1", "1,0", "1,1")),
         "xi": "mode,task1,task2,xi\nstandard,A,B,0.4\nlinear,A,B,0.1\nlinear,A,C,0.3\n",
-        "kernel": "mode,task,own,use\nlinear,A,0.9,0.5\nlinear,A,0.1,0.5\nlinear,B,0.7,1\n",
+        "kernel": "mode,task,own,even,use,error,shift\nlinear,A,0.9,0.5,0.5,0,0\n"
+        "linear,A,0.1,0.5,0.5,0,0\nlinear,B,0.7,0.5,1,0,0\n",
         "ensembles": "mode,gap\nstandard,0.5\nlinear,1e-7\nlinear,3e-7\n",
         "similarity": "mode1,task1,mode2,task2,cosine\nlinear,A,linear,A,1\n"
         "linear,A,linear,B,-0.3\nlinear,A,standard,B,0.9\nlinear,B,linear,C,0.1\n",
@@ -112,6 +113,19 @@ def test_a_mode_that_is_better_on_average_has_its_largest_gain_named(tmp_path: P
     (tmp_path / "single.csv").write_text("task,standard,linear\nA,0.5,0.6\nB,0.5,0.9\nC,0.5,0.4\n")
     expected = "linear 13.3 points above (largest gap: B, 40.0)."
     assert takeaway(tmp_path, "single").endswith(expected)
+
+
+def test_an_estimated_kernel_is_said_to_be_one(tmp_path: Path) -> None:
+    rows = "linear,A,0.4,0.25,1,0.08,0.02\nlinear,B,0.2,0.75,1,0.08,0.04\n"
+    (tmp_path / "kernel.csv").write_text(f"mode,task,own,even,use,error,shift\n{rows}")
+    said = takeaway(tmp_path, "kernel")
+    assert "30 % (linear)" in said and "50 % if spread evenly" in said
+    assert said.endswith("towards an even spread: half the directions give 3.0 points less.")
+
+
+def test_standard_fine_tuning_alone_has_nothing_to_say(tmp_path: Path) -> None:
+    (tmp_path / "single.csv").write_text("task,zeroshot,standard\nA,0.5,0.6\n")
+    assert takeaway(tmp_path, "single") == ""
 
 
 def test_tasks_may_be_called_as_missing_values_or_numbers(tmp_path: Path) -> None:

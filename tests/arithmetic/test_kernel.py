@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -76,6 +78,31 @@ def test_the_kernel_of_two_sets_equals_explicit_jacobians(
     own = kernel.exact(encoder, images, block=block).values
     torch.testing.assert_close(own, here @ here.T / features, rtol=1e-10, atol=1e-12)
     assert all(torch.equal(value, before[name]) for name, value in encoder.weights().items())
+
+
+def test_the_passes_of_an_exact_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, images = made(Convolution), pictures(5, 1)
+    counted: list[int] = []
+    gradients = kernel._gradients
+
+    def counting(*args: Any) -> Any:
+        counted.append(len(args[2]))
+        return gradients(*args)
+
+    monkeypatch.setattr(kernel, "_gradients", counting)
+    for block in (2**29, 2**12):
+        counted.clear()
+        kernel.exact(encoder, images, block=block)
+        assert kernel.passes(encoder, images, block) == sum(counted)
+    assert sum(counted) > 5 * FEATURES  # several blocks
+
+
+def test_either_half_of_the_directions_has_an_estimate_of_its_own() -> None:
+    encoder, images = made(Convolution), pictures(4, 1)
+    found = kernel.sketched(encoder, images, directions=6)
+    one, other = found.halves
+    torch.testing.assert_close((one + other) / 2, found.values)
+    assert not torch.allclose(one, other) and not kernel.exact(encoder, images).halves
 
 
 def test_sketches_are_unbiased_within_their_standard_error() -> None:

@@ -39,6 +39,7 @@ def study(made: Path, workspace: Workspace) -> Study:
 def test_accuracy_counts_rows_that_are_not_finite_as_wrong() -> None:
     logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [float("nan"), 9.0], [float("inf"), 0.0]])
     assert accuracy(logits, torch.tensor([0, 0, 0, 0])) == 0.25
+    assert accuracy(logits[:3], torch.tensor([0, 0, 0])) == 1 / 3  # not to float32 alone
     assert finite(logits).tolist() == [True, True, False, False]
 
 

@@ -22,7 +22,7 @@ from tangent_arithmetic.artificial_data.experiment import COLUMNS, GRID, TABLES,
 from tangent_arithmetic.artificial_data.presets import Preset
 from tangent_arithmetic.artificial_data.workspace import Workspace
 from tangent_arithmetic.encoders.mlp import BackBone
-from tangent_arithmetic.run.results import ROOT
+from tangent_arithmetic.run.provenance import ROOT
 from tangent_arithmetic.storage.statedict import content_hash
 from tangent_arithmetic.storage.states import RunStates
 from tests.test_readme import python_blocks
@@ -168,9 +168,23 @@ def test_the_summary_of_known_tables() -> None:
     ]
 
 
+def test_rounding_does_not_decide_whether_the_control_is_kept() -> None:
+    start, kept = 0.6, 0.95 * 0.6 - 1e-12
+    rows = [
+        (0, "standard", "dataset2", coef, dataset, split, value)
+        for coef, control in ((0.0, start), (0.5, kept), (1.0, 0.0))
+        for dataset, value in (("dataset2", 1 - coef), ("dataset1", control))
+        for split in ("val", "test")
+    ]
+    table = pd.DataFrame(rows, columns=["seed", *COLUMNS["negations"]])
+    assert summary.negations({"negations": table})[0][-1] == "0.5"
+
+
 def test_bad_flags(tiny: Preset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seeds=0", f"--root={tmp_path}"]) == 2
     assert "expected at least 1, got 0" in capsys.readouterr().err
+    assert main(["--quick", "--preset=readme", f"--root={tmp_path}"]) == 2
+    assert "--quick is --preset=quick, got --preset=readme too" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--preset=fast"])
     assert "default" in capsys.readouterr().err

@@ -241,7 +241,7 @@ def calls(monkeypatch: Patch) -> list[Any]:
 def test_the_file_records_settings_machine_and_figures(
     calls: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tangent_arithmetic.run.results import git_commit, versions
+    from tangent_arithmetic.run.provenance import git_commit, versions
 
     path, ratio = tmp_path / "new" / "startup.json", f"import {ENGINE} / import torch"
     argv = ["startup", "--rounds=3", f"--output={path}", "--batch-size=5", "--model=ViT-Nano-8"]

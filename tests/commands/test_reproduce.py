@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +16,16 @@ import torch
 from PIL import Image
 
 from tangent_arithmetic.commands import reproduce
+from tangent_arithmetic.commands.paper import further
+from tangent_arithmetic.data.registry import ImageDataset, SuiteData
+from tangent_arithmetic.report.papers.items import PAPERS
 from tangent_arithmetic.run.args import parse_arguments
 from tangent_arithmetic.run.costs import Costs
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread, with_seed
 from tangent_arithmetic.runtime.atomic import write_json
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.eta import Estimate, Step
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tests.small_suite import TASKS, flags, small_config, small_suite
@@ -120,6 +126,42 @@ def test_ledgers_of_before_stay_valid(tmp_path: Path) -> None:
     assert ledger.is_done(stage)
     checkpoint(run, "Emoji", "linear", 6.0)
     assert not ledger.is_done(stage)
+
+
+@pytest.mark.parametrize(
+    ("stage", "task", "mode", "again"),
+    [
+        ("analysis negation", "Emoji", "linear+taujp", True),
+        ("analysis negation", "Emoji", "standard+ascent", True),
+        ("analysis kernel", "Emoji", "standard+ascent", False),
+        ("analysis kernel", "Emoji", "linear+taujp", True),
+        ("analysis disentanglement", "Signs", "linear+taujp", True),
+        ("analysis disentanglement", "MNIST", "linear+taujp", False),
+        ("report page", "Emoji", "linear+taujp", True),
+        ("report page", "Emoji", "linear", True),
+    ],
+)
+def test_analyses_run_again_after_retraining(
+    stage: str, task: str, mode: str, again: bool, tmp_path: Path
+) -> None:
+    run = Run.of(small_config(tmp_path)).with_(pairs=["Emoji+Signs"])
+    modes = ["standard", "linear+taujp"]
+    every = itertools.product((*TASKS, "Signs", "MNIST"), (*modes, "linear"))
+    for value, (name, one) in enumerate(every):
+        checkpoint(run, name, one, float(value))
+    todo = [*reproduce.stages(run, [], modes), *further(PAPERS["tangent"], run, [], modes)]
+    found = next(one for one in todo if one.name == stage)
+    assert found.output is not None
+    found.output.parent.mkdir(parents=True, exist_ok=True)
+    found.output.write_text("{}")
+    ledger = reproduce.Ledger(run)
+    earlier = ledger._entry(replace(found, sets=()), ["standard", "linear"])
+    write_json(ledger.path, {found.name: earlier})  # it does not tell of other modes
+    assert not ledger.is_done(found)
+    ledger.note(found)
+    assert ledger.is_done(found)
+    checkpoint(run, task, mode, -1.0)
+    assert ledger.is_done(found) != again
 
 
 def test_standard_sweeps_cost_by_the_number_of_coefficients() -> None:
@@ -371,6 +413,35 @@ def test_a_paper_in_a_command(
 def test_quick_is_one_seed(capsys: Capture) -> None:
     assert reproduce.main(["--quick", "--seeds=2"]) == 2
     assert "--quick is one seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--paper=arithmetic", "--analogies=Emoji+Letters-Digits=StreetDigits"], "no Digits"),
+        (["--paper=tangent", "--pairs=Emoji+Digits"], "no Digits"),
+        (["--paper=tangent"], "at least two tasks to pair, got Emoji"),
+    ],
+)
+def test_what_a_paper_lacks_stops_it_before_the_work(
+    words: list[str],
+    message: str,
+    worked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    dataset = SuiteData.dataset
+
+    def missing(self: SuiteData, name: str) -> ImageDataset:
+        if name == "Digits":
+            raise UsageError("no Digits")
+        return dataset(self, name)
+
+    monkeypatch.setattr(SuiteData, "dataset", missing)
+    monkeypatch.chdir(tmp_path)
+    assert reproduce.main([*words, "--tasks=Emoji", f"--results={tmp_path}/results"]) == 2
+    assert message in capsys.readouterr().err and not worked
 
 
 def test_an_unknown_paper_is_refused(capsys: Capture) -> None:

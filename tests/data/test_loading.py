@@ -210,6 +210,20 @@ def test_global_generators_are_left_alone() -> None:
     assert _random_states() == before
 
 
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ({"pixel_values": torch.zeros(1, 3, 4, 4)}, "an object of type dict"),
+        (torch.zeros(1, 3, 4, 4), r"shape \(1, 3, 4, 4\)"),
+    ],
+)
+def test_what_is_no_tensor_of_an_image_is_refused(value: Any, got: str) -> None:
+    with pytest.raises(UsageError, match=rf'returns {got} for an image.*\["pixel_values"\]\[0\]'):
+        SeededPictures(_pictures(2), lambda image: value)[0]
+    array = np.zeros((3, 4, 4))
+    assert SeededPictures(_pictures(2), lambda image: array)[0][0] is array
+
+
 # --- loaders
 
 

@@ -25,7 +25,7 @@ from tangent_arithmetic.data.prepare.text import archives, facts
 from tangent_arithmetic.data.prepare.text.parts import BEGINNING, Row, parts
 from tangent_arithmetic.data.registry import get_dataset, known_datasets
 from tangent_arithmetic.data.suites import get_suite
-from tangent_arithmetic.data.text import CLASSES, TEMPLATES, TEXT_SETS
+from tangent_arithmetic.data.text_suite import CLASSES, TEMPLATES, TEXT_SETS
 from tangent_arithmetic.runtime.errors import UsageError
 from tests.archives import tar_bytes
 

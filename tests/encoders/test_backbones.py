@@ -32,6 +32,7 @@ NAMES = [VIT, RESNET, "torchvision:squeezenet1_1__init__", "python:own_models:bu
 OWN = """
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision import transforms as t
 
 KEPT = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -56,6 +57,38 @@ def bare():
 
 def maps():
     return nn.Conv2d(3, 4, 3)
+
+class Casting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = bare()
+
+    def forward(self, x):
+        return self.inner(x).double()
+
+def casting():
+    return Casting()
+
+def half():
+    return bare().half()
+
+def pruned():
+    module = bare()
+    prune.l1_unstructured(module[2], "weight", 0.5)
+    return module
+
+def scripted():
+    return torch.jit.script(bare())
+
+def compiled():
+    return torch.compile(bare())
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+
+def meta():
+    with torch.device("meta"):
+        return bare()
 
 def number():
     return 3
@@ -208,6 +241,30 @@ def test_a_module_named_model_loads_its_own_state_dict(tmp_path: Path) -> None:
     assert torch.equal(found["model.model.1.weight"], state["model.1.weight"] + 1)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["model.", "image_encoder.model.", "module.image_encoder.model."]
+)
+def test_weights_in_a_file_of_an_encoder_or_a_classifier_are_read(
+    prefix: str, tmp_path: Path
+) -> None:
+    state = BackboneEncoder(RESNET).model.state_dict()
+    content = {f"{prefix}{name}": value + 1 for name, value in state.items()}
+    outer = prefix.removesuffix("image_encoder.model.")
+    if outer != prefix:
+        content[f"{outer}classification_head.weight"] = torch.zeros(3, 4)
+    torch.save(content, tmp_path / "w.pt")
+    found = pretrained(Config(model=RESNET, load=[str(tmp_path / "w.pt")])).weights()
+    assert all(torch.equal(found[f"model.{name}"], value + 1) for name, value in state.items())
+
+
+def test_a_file_of_two_models_is_refused(tmp_path: Path) -> None:
+    state = BackboneEncoder(RESNET).model.state_dict()
+    both = {f"{who}.model.{n}": v for who in ("student", "teacher") for n, v in state.items()}
+    torch.save(both, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match=r"does not fit .*missing"):
+        pretrained(Config(model=RESNET, load=[str(tmp_path / "w.pt")]))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_transforms_fit_the_module_and_are_identified(name: str) -> None:
     encoder = BackboneEncoder(name)
@@ -259,6 +316,32 @@ def test_two_encoders_of_a_factory_do_not_share_weights() -> None:
     assert next(other.parameters()).any()
 
 
+SLOW = pytest.mark.slow  # imports much
+
+
+@pytest.mark.parametrize(
+    "name", ["half", "pruned", "scripted", pytest.param("compiled", marks=SLOW)]
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning")
+def test_any_module_is_copied_with_weights_that_train(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    encoder = BackboneEncoder(f"python:own_models:{name}")
+    weights = encoder.weights()
+    assert all(value.is_leaf and value.requires_grad for value in encoder.parameters())
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    weight = "model.2.weight_orig" if name == "pruned" else "model.2.weight"
+    assert weight in weights and encoder(pictures()).requires_grad
+    assert ("weights of torch.float16 become float32" in caplog.text) == (name == "half")
+
+
+def test_features_of_another_precision_are_refused() -> None:
+    encoder = BackboneEncoder("python:own_models:casting")
+    with pytest.raises(UsageError, match=r"features of torch\.float64, expected torch\.float32"):
+        encoder(pictures())
+
+
 def test_a_module_without_transforms_gets_those_of_imagenet() -> None:
     encoder = BackboneEncoder("python:own_models:bare")
     assert encoder.val_preprocess is not None
@@ -279,6 +362,8 @@ BAD = [
     ("python:no_such_module:build", "no module no_such_module on Python's path"),
     ("python:own_models:biuld", "has no 'biuld'; nearest in it: build"),
     ("python:own_models:number", "returned int; expected a torch.nn.Module"),
+    ("python:own_models:lazy", r"1\.weight has no values yet; in the factory, pass a batch"),
+    ("python:own_models:meta", r"2\.weight has no values yet; in the factory, build it without"),
     ("python:own_models:broken", r"cannot be built \(OSError: no disk\)"),
     ("python:own_models:build__init__", "the factory of a python: model gives its weights"),
 ]

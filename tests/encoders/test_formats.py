@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts
 from tangent_arithmetic.encoders.mlp import BackBone
 from tangent_arithmetic.encoders.published import formats
 from tangent_arithmetic.encoders.published.loading import load
+from tangent_arithmetic.encoders.published.recorded import of_processor
 from tangent_arithmetic.run.models import zeroshot_encoder
 from tangent_arithmetic.run.results import load_results
 from tangent_arithmetic.run.run import Run
@@ -291,6 +294,43 @@ def test_a_missing_projection_or_another_activation_is_an_error(tmp_path: Path) 
     }.items():
         with pytest.raises(UsageError, match=message):
             load_checkpoint(tmp_path / name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_a_clip_of_transformers_computes_as_its_folder_records(
+    activation: str, tmp_path: Path, images: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = randomised(
+        transformers.CLIPVisionModelWithProjection(vision_config(hidden_act=activation))
+    )
+    folder, file = tmp_path / "hf", tmp_path / "hf" / "model.safetensors"
+    model.save_pretrained(folder)
+    processor = {"image_mean": [0.5, 0.25, 0.5], "image_std": [0.5, 0.5, 0.25], "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    for name in ("ViT-Tiny", "ViT-Tiny__pretrained__openai", "ViT-Tiny__init__"):
+        for path in (folder, file):
+            encoder = ImageEncoder.load(name, path)
+            torch.testing.assert_close(
+                encoder(images), model(images).image_embeds, rtol=1e-5, atol=1e-5
+            )
+            used = encoder.built()["preprocess"]
+            assert (list(used["mean"]), used["interpolation"]) == ([0.5, 0.25, 0.5], "bilinear")
+    caplog.clear()
+    caplog.set_level("INFO")
+    shutil.copy(file, tmp_path / "alone.safetensors")
+    load_checkpoint(tmp_path / "alone.safetensors")
+    assert "alone.safetensors records neither activation nor preprocessing" in caplog.text
+
+
+def test_the_processor_of_transformers_5_is_read() -> None:
+    inner = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3, "size": {}}
+    assert of_processor({"image_processor": inner}) == {
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "interpolation": "bicubic",
+    }
+    assert of_processor({"image_mean": "many", "resample": None}) == {}
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def test_features_of_another_pooling_or_configuration_are_no_cached_ones(tmp_pat
             write_json(folder / "config.json", {**config, "num_attention_heads": 4})
         encoder = linearized(BackboneEncoder(f"transformers:{folder}"))
         batches = EvalBatches(texts, encoder.val_preprocess, 2, 0, "x")
-        places.add(_folder(tmp_path, encoder, batches, Compute(torch.device("cpu"))))
+        compute = Compute(torch.device("cpu"))
+        places.add(_folder(tmp_path, encoder, encoder.weights0(), batches, compute))
     assert len(places) == 3 and None not in places
 
 

@@ -73,7 +73,7 @@ def test_a_file_of_another_theta0_is_refused(tmp_path: Path) -> None:
 def test_a_sample_is_the_same_whenever_it_is_read(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     pictures = run.data.dataset("EmojiVal").train
-    first, second = (Sample(pictures, lambda image: image, 5, 0) for _ in range(2))
+    first, second = (Sample(pictures, None, 5, 0) for _ in range(2))
     assert len(first) == 5 and first.indices == second.indices
     assert first.indices != Sample(pictures, None, 5, 1).indices
     assert len(list(first)) == 5

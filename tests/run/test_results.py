@@ -174,33 +174,6 @@ def test_checking_targets_changes_no_file(tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
 
 
-# --- provenance
-
-
-def test_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["some/folder/eval_single_task.py", "--seed=3"])
-    found = results.provenance(Run.of(Config(seed=3, device="cpu")), 1.26, theta0_hash=THETA0)
-    assert json.loads(json.dumps(found)) == found
-    assert found["argv"] == ["eval_single_task.py", "--seed=3"]
-    assert found["config"]["n_eval_points"] == 21
-    assert found["source"] == str(Path("src", "tangent_arithmetic", "__init__.py"))
-    assert found["versions"].keys() == {"python", *results.PACKAGES}
-    expected: dict[str, Any] = {
-        "model": "ViT-Nano-8",
-        "suite": "embedded",
-        "seed": 3,
-        "device": "cpu",
-    }
-    expected |= {"world_size": 1, "seconds": 1.3, "theta0_hash": THETA0}
-    assert {name: found[name] for name in expected} == expected
-
-
-def test_there_is_no_commit_outside_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert results.git_commit() is None
-
-
 # --- reading
 
 
@@ -314,26 +287,3 @@ def test_require_results_refuses_those_of_another_run(
     expected = rf"is of another run \({message}\)\. Make it again with: {MADE_BY}"
     with pytest.raises(UsageError, match=expected):
         results.require_results(path, Run.of(Config()), THETA0, MADE_BY, {"MNIST": "1" * 64})
-
-
-# --- tables
-
-
-def test_tables() -> None:
-    assert [results.percent(value) for value in (None, 0.98765, 1.0)] == ["-", "98.8", "100.0"]
-    table = results.markdown_table(["mode", "MNIST", "a"], [["zero-shot", "9.5", "100.0"]])
-    assert table.splitlines() == [
-        "| mode      | MNIST |     a |",
-        "|-----------|------:|------:|",
-        "| zero-shot |   9.5 | 100.0 |",
-    ]
-
-
-def test_accuracy_table_has_the_mean_of_complete_rows_only() -> None:
-    rows: dict[str, list[float | None]] = {"linear": [0.5, 0.25], "standard": [0.5, None]}
-    assert results.accuracy_table(["MNIST", "Emoji"], rows).splitlines() == [
-        "| %        | MNIST | Emoji | mean |",
-        "|----------|------:|------:|-----:|",
-        "| linear   |  50.0 |  25.0 | 37.5 |",
-        "| standard |  50.0 |     - |    - |",
-    ]

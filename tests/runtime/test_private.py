@@ -20,7 +20,7 @@ from tangent_arithmetic.artificial_data import report as study
 from tangent_arithmetic.commands import analyze, prepare_data
 from tangent_arithmetic.encoders.images import ClassificationHead
 from tangent_arithmetic.report import page as report
-from tangent_arithmetic.run import results, tracking
+from tangent_arithmetic.run import provenance, results, tracking
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import write_summary
@@ -92,7 +92,7 @@ def test_json_files_hold_no_nan(tmp_path: Path) -> None:
 
 
 def write_results(args: Config) -> None:
-    facts = results.provenance(Run.of(args), 1.0, theta0_hash="a" * 64)
+    facts = provenance.provenance(Run.of(args), 1.0, theta0_hash="a" * 64)
     for mode in ("none", "standard", "linear", "posthoc"):
         path = results.accuracies_path(Run.of(args), mode)
         results.write_merged(path, {"Emoji": 0.5, "provenance": facts}, Run.of(args))

@@ -3,15 +3,107 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tangent_arithmetic.arithmetic.coefficients import least_kept
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.runtime.errors import DivergedError
 from tangent_arithmetic.storage.reading import read_json
 from tests.commands.test_reproduce import script
 from tests.small_suite import TASKS, flags, small_config, small_suite
+
+NAME = "results/embedded/rates_ViT-Nano-8_Emoji+FashionMNIST.json"
+
+
+def words(folder: Path) -> list[str]:
+    return [word for word in flags(folder) if not word.startswith("--save=")]
+
+
+def test_another_model_other_tasks_and_a_sample_have_a_file_of_their_own(tmp_path: Path) -> None:
+    study, run = script("study_rates"), Run.of(small_config(tmp_path))
+    others = [
+        run,
+        run.with_(tasks=None),
+        run.with_(sample=20),
+        run.with_(suite="embedded", model="ViT-B-32"),
+    ]
+    names = [study.output_of(one).name for one in others]
+    assert names[0] == Path(NAME).name and len(set(names)) == 4
+    assert names[1:3] == ["rates_ViT-Nano-8.json",
+                          "rates_ViT-Nano-8_sample20_Emoji+FashionMNIST.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flag", ["--save=x", "--seed=1", "--finetuning-mode=linear", "--lr=1e-3", "--tasks=Shapes"]
+)
+def test_flags_that_the_study_sets_itself_are_refused(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = script("study_rates")
+    monkeypatch.setattr(study, "trained", lambda *_: pytest.fail("trained"))
+    assert study.main([flag]) == 2
+    told = capsys.readouterr().err
+    assert "leave it out" in told and flag.partition("=")[0] in told
+
+
+def test_a_divergence_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = script("study_rates")
+
+    def diverges(*_: object) -> None:
+        raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(study, "trained", diverges)
+    with small_suite(monkeypatch):
+        argv = [*words(tmp_path), "--modes=standard", "--factors=3,10", "--seeds=0"]
+        assert study.main([*argv, "--sample=9"]) == 0
+    found = read_json(tmp_path / NAME.replace("8_E", "8_sample9_E"))
+    assert [row["diverged"] for row in found["rows"]] == ["the loss is nan"] * 2
+    assert (found["tasks"], found["sample"]) == (list(TASKS), 9)
+    assert "|standard,ratex10|0|1|-|" in "".join(capsys.readouterr().out.split())
+    text = (tmp_path / NAME.replace("8_E", "8_sample9_E")).with_suffix(".md").read_text()
+    assert text.startswith("ViT-Nano-8 on Emoji, FashionMNIST, 9 examples of each split\n")
+
+
+def test_a_single_task_accuracy_of_zero_decides_no_coefficient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero's sum is best at 1, where that of the others is at its worst."""
+    study, run, least = script("study_rates"), Run.of(small_config(tmp_path)), list[float]()
+
+    class Split:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def sweep(self, _: Any, tau: dict[str, float], coefs: list[float]) -> list[float]:
+            if self.name.startswith("Zero"):
+                return [0.0 if tau["w"] == 1 else coef for coef in coefs]
+            return [0.6 - 0.1 * coef for coef in coefs]
+
+    class Tau(dict[str, float]):
+        def __add__(self, other: Tau) -> Tau:
+            return Tau(w=self["w"] + other["w"])
+
+        @property
+        def vector(self) -> Tau:
+            return self
+
+    def negated(*args: Any) -> dict[str, float]:
+        least.append(args[4])
+        return {"test": 0.1, "test_control": 0.57}
+
+    monkeypatch.setattr(study, "split_of", lambda _, __, name: Split(name))
+    monkeypatch.setattr(study, "base_encoder", lambda *_: None)
+    monkeypatch.setattr(study, "negate", negated)
+    taus: Any = {"Zero": Tau(w=1.0), "Other": Tau(w=1.0)}
+    found = study.evaluated(run.with_(finetuning_mode="standard"), taus, None)
+    assert found["coefficient"] == 0.0
+    assert least == [least_kept(0.95, 0.6)] * 2
 
 
 @pytest.mark.slow
@@ -20,8 +112,8 @@ def test_rows_are_what_the_checkpoints_give(
 ) -> None:
     argv = ["--modes=standard", "--factors=0.1,10", "--seeds=0,1", f"--folder={tmp_path / 'rates'}"]
     with small_suite(monkeypatch):
-        assert script("study_rates").main([*flags(tmp_path), *argv]) == 0
-        rows = read_json(tmp_path / "results/embedded/rates.json")["rows"]
+        assert script("study_rates").main([*words(tmp_path), *argv]) == 0
+        rows = read_json(tmp_path / NAME)["rows"]
         assert [(row["factor"], row["seed"]) for row in rows] == [
             (0.1, 0),
             (0.1, 1),

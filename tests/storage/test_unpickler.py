@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import gc
 import io
 import os
@@ -11,8 +13,9 @@ import struct
 import subprocess
 import sys
 import time
+import types
 import zipfile
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -157,6 +160,12 @@ CALLS: list[tuple[Any, ...]] = [
     ("numpy.core.multiarray", "_reconstruct", 1, (0,), b"O"),
     ("numpy", "load", "x.npy"),
     ("copyreg", "_reconstructor", 1, 2, None),
+    ("numpy", "fromfile", "x"),
+    ("numpy.testing._private.utils", "runstring", CODE, {}),
+    ("datetime", "sys"),
+    ("torch._tensor", "_rebuild_from_type_v2", Name("os", "system"), 1, (MARK,), None),
+    ("torch._tensor", "_rebuild_from_type_v2", Name("torch", "Tensor"), 1, (MARK,), None),
+    ("torch._utils", "_rebuild_tensor_v3", 1, 0, (1,), (1,), False, {}, 1),
     ("shutil", "rmtree", "sentinel"),
     ("importlib", "import_module", "antigravity"),
     ("srcs.modeling", "ImageEncoder"),  # a name like ours
@@ -438,7 +447,8 @@ def test_modules_in_two_places_have_two_names(path: Path) -> None:
     assert list(state_of(read_pickle(path))) == list(module.state_dict())
 
 
-NUMBERS = "float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool"
+NUMBERS = "float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
+UNTYPED = "uint16 uint32 uint64 float8_e4m3fn float8_e5m2"
 CONTENT: dict[str, Any] = {
     "ordered": OrderedDict(a=torch.randn(3, 4), b=torch.randn(5)[1:4]),
     "transposed": torch.randn(3, 4).T,
@@ -458,7 +468,7 @@ CONTENT: dict[str, Any] = {
 
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
+        return one.dtype == other.dtype and one.tolist() == other.tolist()
     if isinstance(one, dict):
         return list(one) == list(other) and all(same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
@@ -478,6 +488,17 @@ def test_data_is_read_as_torch_reads_it(label: str, how: str, path: Path) -> Non
         assert same(read_pickle(path), torch.load(path, weights_only=False))
 
 
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_numbers_without_a_class_of_storages_are_read(how: str, path: Path) -> None:
+    """In its legacy format torch writes them, and cannot read them."""
+    value = {dtype: torch.arange(4).to(getattr(torch, dtype))[1:] for dtype in UNTYPED.split()}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(value))
+    else:
+        torch.save(value, path, _use_new_zipfile_serialization=how == "zip")
+    assert same(read_pickle(path), value)
+
+
 def test_negated_weights_of_modules_and_dicts_are_plain(path: Path) -> None:
     module, value = torch.nn.Linear(2, 2), torch.tensor([1 + 2j, 3 - 4j]).conj().imag
     module.register_buffer("shift", value)
@@ -486,6 +507,51 @@ def test_negated_weights_of_modules_and_dicts_are_plain(path: Path) -> None:
     torch.save({"shift": value}, path)
     for found in (named, tensors_of(read_pickle(path))["shift"]):
         assert found.numpy().tolist() == [-2.0, 4.0]
+
+
+KEPT = [1.5, "text"]
+OTHERS: dict[str, Any] = {
+    "array": np.arange(3.0),
+    "numbers": np.random.get_state(),  # noqa: NPY002 - as checkpoints have it
+    "objects": np.array([{}, None], dtype=object),
+    "datetime": datetime.datetime(2026, 1, 1, 12),
+    "timedelta": datetime.timedelta(3),
+    "partial": functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    "namespace": types.SimpleNamespace(a=1),
+    "complex": 1j,
+    "range": range(3),
+}
+
+
+@pytest.mark.parametrize("label", OTHERS)
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_entries_beside_weights_are_inert(label: str, protocol: int, path: Path) -> None:
+    content = {"state_dict": {"w": torch.ones(2)}, "other": OTHERS[label], "kept": KEPT}
+    if protocol:
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+    else:
+        torch.save(content, path)
+    found = read_pickle(path)
+    assert torch.equal(found["state_dict"]["w"], torch.ones(2)) and found["kept"] == KEPT
+    assert not isinstance(found["other"], type(OTHERS[label])) or label == "numbers"
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_deques_and_bytearrays_are_plain_data(protocol: int, path: Path) -> None:
+    content = [deque([1, 2], 5), bytearray(b"xyz"), bytearray()]
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    assert read_pickle(path) == [[1, 2], b"xyz", b""]
+
+
+def test_tensors_with_attributes_are_read_without_them(path: Path) -> None:
+    """As in modules of transformers, whose tensors are marked as initialised."""
+    module = torch.nn.BatchNorm1d(2)
+    parts: Any = [module.weight, module.running_mean]
+    for tensor in parts:
+        tensor.marked = True
+    torch.save(module, path)
+    found = state_of(read_pickle(path))
+    assert same(dict(found), dict(module.state_dict())) and not hasattr(found["weight"], "marked")
 
 
 def test_enum_members_as_python_3_11_0_writes_them(path: Path) -> None:

@@ -693,6 +693,25 @@ def test_compiling_falls_back_with_a_reason(caplog: pytest.LogCaptureFixture) ->
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("where", ["around", "inside", "in place"])
+def test_compiled_modules_are_expanded(where: str) -> None:
+    net: Any = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.GELU()), nn.Linear(4, 2))
+    x, names = torch.randn(2, 3), [name for name, _ in net.named_parameters()]
+    expected, model = net(x), net
+    if where == "around":
+        model = torch.compile(net, backend="eager")
+    elif where == "inside":
+        model[0], names = torch.compile(net[0], backend="eager"), []
+    else:
+        model.compile(backend="eager")
+    linear = LinearizedModel(model, model)
+    assert not names or [name for name, _ in linear.named_parameters()] == names
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()  # a copy does not see it
+    torch.testing.assert_close(linear(x), expected)
+
+
 # --- modules that bring their own ways
 
 

@@ -491,6 +491,14 @@ case(
 case("group_norm", F.group_norm, lambda x, *p: F.group_norm(x, 2, *p), (2, 4, 3, 3), (4,), (4,))
 case("group_norm 3-D", F.group_norm, lambda x, *p: F.group_norm(x, 2, *p), (2, 4, 3), (4,), (4,))
 case("group_norm 2-D", F.group_norm, lambda x, *p: F.group_norm(x, 2, *p), (3, 4), (4,), (4,))
+case(
+    "group_norm of no examples",
+    F.group_norm,
+    lambda x, *p: F.group_norm(x, 2, *p),
+    (0, 4, 3, 3),
+    (4,),
+    (4,),
+)
 case("group_norm of one group", F.group_norm, lambda x, *p: F.group_norm(x, 1, *p), (2, 4, 3), (4,))
 case("group_norm of channels", F.group_norm, lambda x, *p: F.group_norm(x, 4, *p), (2, 4, 3), (4,))
 case("group_norm without affine map", F.group_norm, lambda x: F.group_norm(x, 2), (2, 4, 3, 3))
@@ -1291,6 +1299,13 @@ def test_j_v_is_differentiated_in_an_input(name: str) -> None:
     assert error((d_out * u).sum(), inner) <= BAR
     found, reference = (torch.autograd.grad(y, x) for y in ((d_out * u).sum(), inner))
     assert error(found, reference) <= 1e-10
+
+
+def test_group_norm_of_no_examples_is_differentiated_in_an_input() -> None:
+    model, x = layer_and(lambda h: F.group_norm(h, 3)), constant(0, 4).requires_grad_()
+    d_out = jvp(model, theta0(model), Case.randoms(model, 1), x)[1]
+    d_out.sum().backward()
+    assert d_out.shape == (0, 3) and x.grad is not None
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,32 @@ def test_the_mean_of_linear_models_has_the_mean_of_their_outputs() -> None:
     assert not torch.allclose(features(iterates[-1]), outputs, atol=1e-4)
 
 
+def test_statistics_of_batch_norms_are_averaged_along_with_the_weights(tmp_path: Path) -> None:
+    seen = dict[int, Tensor]()
+
+    def run(**options: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.BatchNorm1d(3))
+        mean = model.get_buffer("2.running_mean")
+
+        def adamw(parameters: Any, recipe: Recipe) -> torch.optim.Optimizer:
+            optimizer = OPTIMIZERS[recipe.optimizer](parameters, recipe)
+            done = model.get_buffer("2.num_batches_tracked")
+            optimizer.register_step_post_hook(
+                lambda *_: seen.update({int(done): mean.detach().clone()})
+            )
+            return optimizer
+
+        data = TrainingData(pictures(0), to_tensor)
+        train(model, data, AVERAGED, optimizer=adamw, **options)
+        return dict(model.state_dict())
+
+    continues_exactly(run, tmp_path)
+    expected = torch.stack([seen[done] for done in range(7, 13)]).mean(0)
+    torch.testing.assert_close(run()["2.running_mean"], expected)
+    assert not torch.allclose(expected, seen[12])
+
+
 @pytest.mark.parametrize("recipe", [AVERAGED, replace(AVERAGED, optimizer="sgd", averaging=1.0)])
 def test_an_interrupted_run_continues_exactly(recipe: Recipe, tmp_path: Path) -> None:
     continues_exactly(functools.partial(trained, recipe), tmp_path)

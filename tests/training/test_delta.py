@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tangent_arithmetic.arithmetic.task_vectors import NonLinearTaskVector
 from tangent_arithmetic.commands import finetune
 from tangent_arithmetic.data.loading import BatchPlan, RankBatches, train_loader
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
@@ -31,7 +32,7 @@ from tangent_arithmetic.training.objectives import (
     CrossEntropy,
     Setting,
 )
-from tangent_arithmetic.training.objectives.delta import Delta, check_student
+from tangent_arithmetic.training.objectives.delta import Delta, between, check_student
 from tangent_arithmetic.training.objectives.taujp import Norm
 from tests.small_suite import flags, small_suite
 from tests.training.selections import classifier
@@ -151,6 +152,19 @@ def test_the_teacher_is_affine_in_the_coefficient() -> None:
         linear.load_weights(moved)
         torch.testing.assert_close(linear(x), expected[0] + alpha * expected[1])
         assert (f0 + alpha * d - linear(x)).abs().max() < 1e-12
+
+
+def test_the_student_at_a_coefficient_is_the_encoder_that_a_task_vector_gives() -> None:
+    encoder, linear = Normed(), linearized(Normed())
+    assert isinstance(linear, LinearizedEncoder)
+    with torch.no_grad():
+        for value in encoder.weights().values():
+            value.copy_(value + 1 if value.is_floating_point() else value)
+    weights = between(linear.weights0(), encoder, 0.5)
+    merged = NonLinearTaskVector(Normed(), encoder).apply_to(Normed(), 0.5)
+    for name, value in merged.weights().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(weights[name], value)
 
 
 def test_frozen_parameters_stay_and_buffers_are_not_written() -> None:

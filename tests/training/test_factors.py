@@ -406,6 +406,28 @@ def test_real_vision_transformers_collect(origin: str) -> None:
     assert found.value(tau) > 0
 
 
+def test_an_image_without_features_counts_as_zero() -> None:
+    class Rectified(ModuleEncoder):
+        kind = "rectified_encoder"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(inputs).relu() * (inputs.sum(1, keepdim=True) > 0)
+
+    module, x = Rectified(), torch.tensor([[1.0, 2, 3, 4], [-1, -2, -3, -4]]).double()
+    torch.nn.init.ones_(module.layer.weight)
+    tau = direction(module)
+    both, one = (
+        compare(linearized(module), collect(module, part, EVERY), tau, [part])
+        for part in (x, x[:1])
+    )
+    for found, alone in ((both.exact, one.exact), (both.estimates, one.estimates)):
+        assert found[WHOLE] == pytest.approx(alone[WHOLE] / 2, rel=1e-8) and alone[WHOLE] > 0
+
+
 def test_estimates_are_compared_with_exact_values() -> None:
     class Encoder(ModuleEncoder):
         kind = "tower_encoder"

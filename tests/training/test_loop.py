@@ -31,10 +31,10 @@ from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tangent_arithmetic.training.loop import (
     TrainingData,
     check_batch,
-    freeze_unused,
     seed_everything,
     step_gradients,
     train,
+    unused_parameters,
     wrap_ddp,
 )
 from tangent_arithmetic.training.objectives import OBJECTIVES, CrossEntropy, Objective, Setting
@@ -144,24 +144,68 @@ class WithSpare(nn.Module):
         return logits
 
 
+class Shrinking(CrossEntropy):
+    """Cross-entropy with a penalty of weights, whose gradient is zero where no image uses them."""
+
+    def penalty(self, model: nn.Module, step: int) -> Tensor:
+        return sum(
+            ((p * ("spare" not in n)).square().sum() for n, p in model.named_parameters()),
+            torch.zeros(()),
+        )
+
+
+class Mixture(nn.Module):
+    """Three experts, each for some of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.experts = nn.Linear(48, 8), nn.ModuleList(nn.Linear(8, 3) for _ in "abc")
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (x.flatten(1).sum(1) * 100).long() % len(self.experts)
+        hidden, logits = self.first(x.flatten(1)), x.new_zeros(len(x), 3)
+        for i, expert in enumerate(self.experts):
+            if (mine := (rows == i).nonzero()[:, 0]).numel():
+                logits = logits.index_add(0, mine, expert(hidden[mine]))
+        return logits
+
+
+def mixture(linear: bool) -> dict[str, Tensor]:
+    """The mixture's weights after a run in steps of few images."""
+    model: nn.Module = LinearizedModel(Mixture()) if linear else Mixture()
+    train(model, TrainingData(pictures(16), to_tensor), RECIPE)
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
 @pytest.mark.parametrize("linear", [False, True])
-def test_unused_parameters_are_frozen_and_logged(
+def test_parameters_that_the_first_images_do_not_use_are_trained(linear: bool) -> None:
+    before, after = dict(Mixture().named_parameters()), mixture(linear)
+    assert not [name for name, value in before.items() if torch.equal(after[name], value)]
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_unused_parameters_are_logged_and_stay(
     linear: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     model: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found, logits = freeze_unused(model, torch.randn(2, 3, 4, 4))
+    found, logits = unused_parameters(model, torch.randn(2, 3, 4, 4))
     assert logits == 3
     assert [name.rpartition("spare")[2] for name in found] == [".weight", ".bias"]
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad is ("spare" not in name) and parameter.grad is None
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
     after = model.state_dict()  # batch norm has counted nothing
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert model.training
     with caplog.at_level("INFO", logger="tangent_arithmetic"):
         again: nn.Module = LinearizedModel(WithSpare()) if linear else WithSpare()
-        train(again, TrainingData(pictures(16), to_tensor), replace(RECIPE, epochs=1))
-    assert "not used by the model, hence frozen: " in caplog.text and "spare" in caplog.text
+        train(
+            again,
+            TrainingData(pictures(16), to_tensor),
+            replace(RECIPE, epochs=1),
+            objective=Shrinking(),
+        )
+    assert "not used by the first two images" in caplog.text and "spare" in caplog.text
     spare = [name for name in before if "spare" in name and name in dict(again.named_parameters())]
     assert spare and all(torch.equal(again.state_dict()[n], before[n]) for n in spare)
 
@@ -233,10 +277,12 @@ def _in_two_processes(args: Any) -> None:
     for kind in ("standard", "linear"):
         linear = kind == "linear"
         found[f"{kind} gradients"] = gradients((ddp.rank(), ddp.world_size()), linear)
-        plain = WithSpare()  # DDP would stop at a parameter without a gradient
+        found[f"{kind} mixture"] = mixture(linear)
+        plain = WithSpare()
         plain.net.get_submodule("1").requires_grad_(False)
         spare: nn.Module = LinearizedModel(plain) if linear else plain
-        train(spare, TrainingData(pictures(16), to_tensor), replace(RECIPE, epochs=1))
+        data, recipe = TrainingData(pictures(16), to_tensor), replace(RECIPE, epochs=1)
+        train(spare, data, recipe, objective=Shrinking())
         found[f"{kind} spare"] = dict(spare.state_dict())
         for run, stop in (("straight", None), ("interrupted", 5), ("resumed", None)):
             model: nn.Module = LinearizedModel(network()) if linear else network()
@@ -269,8 +315,12 @@ def test_two_processes(tmp_path: Path) -> None:
         one, other = (found[f"{kind} spare"] for found in ranks)
         shared = [n for n in one if "running" not in n and "num_batches" not in n]
         assert all(torch.equal(one[name], other[name]) for name in shared)
+        assert torch.equal(one["spare.weight"], WithSpare().spare.weight)
         assert torch.equal(one["net.1.weight"], initial["1.weight"])
         assert not torch.equal(one["net.3.weight"], initial["3.weight"])
+        one, other = (found[f"{kind} mixture"] for found in ranks)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert distance(one, mixture(linear=kind == "linear")) < 1e-4
     assert ddp.world_size() == 1 and ddp.is_main_process()
 
 
@@ -437,6 +487,31 @@ class Focal(Objective):
         self.calls = state["calls"].clone()
 
 
+class Failing(Focal):
+    """Returns NaN in the second step while it is armed."""
+
+    def __init__(self, armed: bool) -> None:
+        super().__init__()
+        self.armed = armed
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        losses = super().loss(model, batch, step)
+        return losses * math.nan if self.armed and step == 1 else losses
+
+
+def test_a_run_continues_from_before_the_step_that_failed(tmp_path: Path) -> None:
+    def run(armed: bool, **options: Any) -> dict[str, Tensor]:
+        model, data = WithDropout(), TrainingData(pictures(16), to_tensor)
+        train(model, data, RECIPE, objective=Failing(armed), **options)
+        return dict(model.state_dict())
+
+    kept = RunStates(tmp_path / "finetuned.safetensors", {}, every=-1)
+    with pytest.raises(DivergedError, match="loss is nan at step 1"):
+        run(True, snapshots=Snapshots(kept))
+    found, expected = run(False, snapshots=Snapshots(kept)), run(False)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 class Counting(torch.optim.SGD):
     """SGD with momentum whose state holds Python numbers, per parameter and per group."""
 
@@ -555,5 +630,5 @@ def test_seed_everything_seeds_all_generators() -> None:
 def test_a_choice_of_parameters_that_nothing_depends_on_is_refused() -> None:
     model = nn.Linear(4, 3).requires_grad_(False)
     model.unused = nn.Linear(4, 3)
-    with pytest.raises(UsageError, match="depend on none of the parameters"):
-        freeze_unused(model, torch.randn(2, 4))
+    with pytest.raises(UsageError, match=r"depend on none of the .*frozen .*without gradients"):
+        unused_parameters(model, torch.randn(2, 4))

@@ -107,6 +107,14 @@ def test_frozen_parameters_stay_and_an_optimum_is_left_at_once() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_no_images_and_features_without_gradients_are_refused() -> None:
+    model, head, batches = problem(True)
+    with pytest.raises(UsageError, match="expected images to minimise the loss on, got none"):
+        newton_cg(model, head, [], smoothed)
+    with pytest.raises(UsageError, match=r"depend on parameters that require grad, .* are frozen"):
+        newton_cg(model.requires_grad_(False), head, batches, smoothed)
+
+
 def test_images_that_change_their_order_are_refused() -> None:
     model, head, batches = problem(True)
     whole = TensorDataset(*(torch.cat(column) for column in zip(*batches, strict=True)))

@@ -96,6 +96,12 @@ def test_labels_are_drawn_from_the_predictions() -> None:
     torch.testing.assert_close(scores["bias"] / count, expected, rtol=0.1, atol=0)
 
 
+def test_parameters_that_no_image_uses_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="tangent_arithmetic"):
+        assert masks_of(Biased(), [torch.zeros(1)] * 3, 0.5).keys() == {"bias"}
+    assert caplog.text.count("not used by 3 images, hence not trained: idle") == 1
+
+
 @pytest.mark.parametrize(
     ("count", "expected"),
     [

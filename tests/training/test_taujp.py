@@ -103,6 +103,18 @@ def test_sizes_are_in_float32_for_half_precision() -> None:
     torch.testing.assert_close(sizes, torch.full((2,), 270000.0))
 
 
+SIZES: dict[Norm, float] = {"relative": 2.0, "squared": 50.0, "plain": 50.0**0.5}
+
+
+@pytest.mark.parametrize(("norm", "size"), SIZES.items())
+def test_an_image_without_features_has_no_size_and_no_gradient(norm: Norm, size: float) -> None:
+    f0, d = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    sizes = tangent_size(f0, d.requires_grad_(), norm)
+    torch.testing.assert_close(sizes, torch.tensor([0.0, size]))
+    sizes.sum().backward()
+    assert d.grad is not None and not d.grad[0].any() and bool(d.grad[1].all())
+
+
 def trained(weight: float, **options: Any) -> dict[str, Tensor]:
     model = classifier()
     train(

@@ -22,12 +22,13 @@ import pandas as pd
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits, Point
 from tangent_arithmetic.analysis.fewshot import few_shot
-from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.figures import over_seeds, panels
 from tangent_arithmetic.analysis.subsets import normalisable
-from tangent_arithmetic.analysis.tables import of_table, read_table
+from tangent_arithmetic.analysis.tables import of_table, read_own
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
 from tangent_arithmetic.arithmetic.sweeps import smallest
 from tangent_arithmetic.run.analogies import names_of_analogy
+from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
@@ -98,8 +99,9 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """Test accuracies of several vectors on each target.
 
     Returns:
-        Columns mode, target, vector ("zero-shot", "target", those of `Analogy.vectors`), chosen
-        ("without target", "with target", "-"), coefficient, accuracy.
+        Columns mode, target, c, b, a, w (the analogy's data sets; "-" for no w), vector
+        ("zero-shot", "target", those of `Analogy.vectors`), chosen ("without target", "with
+        target", "-"), coefficient, accuracy.
     """
     coefs = coefficients(run.config.n_eval_points)
     rows: list[dict[str, Any]] = []
@@ -109,8 +111,14 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
             edits = Edits(run, mode, [c, b, a, d, *([analogy.w] if analogy.w else [])])
             num_images = smallest(edits.split(f"{name}Val") for name in (c, b, d))
             for row in evaluate(edits, analogy, coefs, num_images):
-                rows.append({"mode": mode, "target": d, **row})
+                rows.append({"mode": mode, **_sets(analogy), **row})
     return pd.DataFrame(rows)
+
+
+def _sets(analogy: Analogy) -> dict[str, str]:
+    """The data sets of an analogy, as columns."""
+    sets = {"target": analogy.d, "c": analogy.c, "b": analogy.b, "a": analogy.a}
+    return {**sets, "w": analogy.w or "-"}
 
 
 def evaluate(
@@ -170,17 +178,24 @@ def with_few_images(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
         Columns target, start ("pre-trained model" or "analogy"), shots (images per class),
         num_images, accuracy (test).
     """
-    evaluated = read_table(run, "analogies")
+    evaluated = read_own(run, "analogies")
     rows = []
     for analogy in analogies_of(run):
         edits = Edits(run, "standard", (analogy.c, analogy.b, analogy.a))
         with of_table(run, "analogies"):
-            keys = evaluated[["mode", "target", "vector", "chosen"]]
-            wanted = keys == ["standard", analogy.d, "c + b - a", "without target"]
-            coef = float(evaluated["coefficient"][wanted.all(axis=1)].iloc[0])
+            wanted = {"mode": "standard", **_sets(analogy)}
+            wanted |= {"vector": "c + b - a", "chosen": "without target"}
+            own = evaluated[(evaluated[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+            chosen = list(map(float, own["coefficient"]))
+        if not chosen:
+            made_by = command("analyze", run.with_(modes=["standard"]), name="analogies")
+            raise UsageError(
+                f"the table of analogies has no standard model of {analogy.d}. Make it with: "
+                f"{made_by}"
+            )
         starts: Mapping[str, Point] = {
             "pre-trained model": {},
-            "analogy": _scaled(analogy.point, coef),
+            "analogy": _scaled(analogy.point, chosen[0]),
         }
         for start, point in starts.items():
             for shots in (0, *map(int, run.config.shots)):
@@ -202,10 +217,11 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     for axis, target in zip(axes[0], targets, strict=True):
         for k, mode in enumerate(modes):
             part = table[(table["mode"] == mode.name) & (table["target"] == target)]
-            by = part.set_index(["vector", "chosen"])["accuracy"]
+            part = part.set_index(["vector", "chosen"]).reindex(bars)
             places = [i + step * (k - (len(modes) - 1) / 2) for i in range(len(bars))]
-            heights = [100 * by.get(bar, np.nan) for bar in bars]
-            axis.bar(places, heights, step - 0.01, color=mode.colour, label=mode.label)
+            style = {"color": mode.colour, "ecolor": palette.INK, "label": mode.label}
+            error = over_seeds(part, "accuracy")
+            axis.bar(places, 100 * part["accuracy"], step - 0.01, yerr=error, **style)
         names = [v if chosen != "without target" else f"{v} *" for v, chosen in bars]
         axis.set_xticks(range(len(bars)), names, rotation=60, ha="right")
         axis.set_title(target)
@@ -223,8 +239,9 @@ def draw_few(table: pd.DataFrame, run: Run) -> Any:
     for axis, target in zip(axes[0], targets, strict=True):
         for start, (colour, style) in styles.items():
             part = table[(table["target"] == target) & (table["start"] == start)]
-            accuracies = 100 * part["accuracy"]
-            axis.plot(range(len(part)), accuracies, style, color=colour, label=f"from the {start}")
+            look = {"fmt": style, "color": colour, "label": f"from the {start}"}
+            error = over_seeds(part, "accuracy")
+            axis.errorbar(range(len(part)), 100 * part["accuracy"], error, **look)
             axis.set_xticks(range(len(part)), [str(n) for n in part["shots"]])
         axis.set(title=target, xlabel="training examples per class")
     axes[0][0].set_ylabel("test accuracy, %")

@@ -1,6 +1,7 @@
 """Baselines of negation: random vectors, fine-tuning on the other tasks, gradient ascent.
 
-Each is added with a coefficient that is chosen as that of the negated task vector. A random vector
+Each is added with a coefficient that is chosen as that of the negated task vector, with the same
+settings. A random vector
 has the norm of the task vector in each weight. "others" is the sum of the other tasks' vectors, not
 negated. "ascent" is the vector of fine-tuning with the loss's sign turned, and "ascent, whole" the
 fine-tuned model itself; they need checkpoints of the mode with the objective ascent.
@@ -20,8 +21,7 @@ import pandas as pd
 import torch
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.figures import named, panels
-from tangent_arithmetic.analysis.negation import negations
+from tangent_arithmetic.analysis.figures import named, over_seeds, panels
 from tangent_arithmetic.encoders.base import Encoder, ModuleEncoder
 from tangent_arithmetic.run.models import (
     base_encoder,
@@ -38,7 +38,7 @@ from tangent_arithmetic.storage.statedict import State, add, scale
 
 logger = logging.getLogger(__name__)
 
-# keys of result files, and their columns
+# keys of a negation, and their columns
 COLUMNS = {
     "coefficient": "coefficient",
     "test": "target",
@@ -72,11 +72,10 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     singles = zeroshot_accuracies(run, start[1])
     rows = []
     for mode in modes:
-        known = negations(run, mode, [(task, key) for task in run.tasks for key in COLUMNS])
         base = base_encoder(start[0], mode)
         taus = {task: task_vector(run, task, mode, *start).vector for task in run.tasks}
         for task in run.tasks:
-            found = {TASK: known[task]}
+            found = {TASK: negate_task(run, task, taus[task], base, singles)}
             for kind, vector in _added(run, mode, task, taus, start):
                 found[kind] = negate_task(run, task, scale(vector, -1.0), base, singles)
                 if kind == ASCENT:
@@ -123,7 +122,10 @@ def _whole(
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
-    """Test accuracy on the negated task and on the control set, by kind of vector."""
+    """Test accuracy on the negated task and on the control set, by kind of vector.
+
+    Bars are the tasks' mean standard deviation over seeds, where the table has it.
+    """
     figure, axes = panels(1, 2, width=4.2, height=3.4)
     modes = distinct(table["mode"])
     kinds = [kind for kind in palette.HATCHES if kind in set(table["vector"])]
@@ -134,12 +136,19 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     )
     for axis, (column, before, title) in zip(axes[0], sides, strict=True):
         for k, kind in enumerate(kinds):
-            means = table[table["vector"] == kind].groupby("mode")[column].mean()
+            own = table[table["vector"] == kind]
+            means = own.groupby("mode")[column].mean()
+            spread = over_seeds(own, column)
+            errors = None if spread is None else spread.groupby(own["mode"]).mean()
             style = {"hatch": palette.HATCHES[kind], "edgecolor": "white"}
             for i, mode in enumerate(modes):
                 if mode.name in means.index:
                     place = i + step * (k - (len(kinds) - 1) / 2)
-                    axis.bar(place, 100 * means[mode.name], 0.95 * step, color=mode.colour, **style)
+                    height, error = 100 * means[mode.name], None
+                    if errors is not None:
+                        error = errors[mode.name]
+                    look = {"color": mode.colour, "ecolor": palette.INK, **style}
+                    axis.bar(place, height, 0.95 * step, yerr=error, **look)
             label = f"{kind} vector" if kind in (TASK, RANDOM) else kind
             axis.bar(0, 0, color=palette.REFERENCE, label=label, **style)
         start = 100 * table[before].mean()

@@ -20,7 +20,7 @@ import pandas as pd
 from torch import Tensor
 
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
-from tangent_arithmetic.analysis.figures import heat, in_paper, named, panels
+from tangent_arithmetic.analysis.figures import heat, in_paper, named, panels, spread_of
 from tangent_arithmetic.analysis.intervals import bootstrap
 from tangent_arithmetic.run.modes import MODES, distinct, in_order
 from tangent_arithmetic.run.run import Run
@@ -143,7 +143,7 @@ def xi(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 
 
 def draw_xi(table: pd.DataFrame, run: Run) -> Any:
-    """The error of each pair by mode, with its interval where the table has one."""
+    """The error of each pair by mode, with the interval of one seed, or the spread over seeds."""
     pairs = list(dict.fromkeys(zip(table["task1"], table["task2"], strict=True)))
     modes = distinct(table["mode"])
     figure, axes = panels(1, 1, width=4.6, height=3.2)
@@ -151,7 +151,8 @@ def draw_xi(table: pd.DataFrame, run: Run) -> Any:
     for k, mode in enumerate(modes):
         own = table[table["mode"] == mode.name].set_index(["task1", "task2"]).loc[pairs]
         places = [i + 0.12 * (k - (len(modes) - 1) / 2) for i in range(len(pairs))]
-        bars = [own["xi"] - own["low"], own["high"] - own["xi"]] if "low" in own else None
+        one_seed = "low" in own
+        bars = [own["xi"] - own["low"], own["high"] - own["xi"]] if one_seed else own.get("xi std")
         style = {"fmt": mode.marker, "color": mode.colour, "label": mode.label, "ms": 4}
         axis.errorbar(places, own["xi"], bars, **style)
     named(axis, [" +\n".join(pair) for pair in pairs])
@@ -189,5 +190,6 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     everything = [axis for row in axes for axis in row]
     place = {"location": "bottom", "aspect": 40} if in_paper() else {"location": "right"}
     bar = figure.colorbar(image, ax=everything, extend="max", **place)
-    bar.set_label("disentanglement error (axes: coefficients; frame: 0 to 1)")
+    note = spread_of(table, "error")
+    bar.set_label(f"disentanglement error (axes: coefficients; frame: 0 to 1){note}")
     return figure

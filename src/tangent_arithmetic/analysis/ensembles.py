@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tangent_arithmetic.analysis.edits import Edits, joined
-from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.figures import over_seeds, panels
 from tangent_arithmetic.arithmetic.sweeps import Split, logits_at
 from tangent_arithmetic.arithmetic.tally import measured
 from tangent_arithmetic.encoders.base import Encoder
@@ -100,16 +100,23 @@ def _outputs(
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
-    """Accuracy of both against the coefficient, mean of the tasks; and their gap."""
+    """Accuracy of both against the coefficient, mean of the tasks; and their gap.
+
+    Bars are the tasks' mean standard deviation over seeds, where the table has it.
+    """
     figure, axes = panels(1, 2, width=3.6, height=3.2)
     left, right = axes[0]
     for mode in distinct(table["mode"]):
-        own = table[table["mode"] == mode.name].groupby("coefficient")
+        rows = table[table["mode"] == mode.name]
+        own = rows.groupby("coefficient")
         for column, line in (("weights", "-"), ("ensemble", ":")):
             label = mode.label if column == "weights" else None
             mean = 100 * own[column].mean()
+            error = over_seeds(rows, column)
+            if error is not None:
+                error = error.groupby(rows["coefficient"]).mean()
             style: dict[str, Any] = {"marker": mode.marker, "color": mode.colour, "ms": 4}
-            left.plot(mean.index, mean, ls=line, label=label, **style)
+            left.errorbar(mean.index, mean, error, ls=line, label=label, **style)
         gap = own["gap"].max()
         right.semilogy(gap.index, gap, marker=mode.marker, ms=4, color=mode.colour)
     left.plot([], [], ":", color="black", label="ensemble")

@@ -43,7 +43,7 @@ def few_shot(run: Run, edits: Edits, point: Point, dataset: str, shots: int) -> 
         return main_of(split_of(run, encoder, dataset).accuracy(encoder)), 0
     images = run.data.dataset(f"{dataset}Val").train
     chosen = SubsetPictures(images, chosen_indices(labels_of(images), shots, run.seed))
-    recipe = run.recipe(dataset)
+    recipe = run.with_(finetuning_mode="standard").recipe(dataset)
     size = min(recipe.batch_size, len(chosen))
     epochs = math.ceil(STEPS / math.ceil(len(chosen) / size))
     warmup = min(recipe.warmup_length, round(WARMUP * STEPS))

@@ -115,6 +115,37 @@ def save(figure: Figure, folder: Path, stem: str, note: str = "") -> None:
     plt.close(figure)
 
 
+def write(
+    draw: Callable[..., Any],
+    *values: Any,
+    folder: Path,
+    stem: str,
+    note: str = "",
+    style: str = "screen",
+) -> None:
+    """Writes the figure that `draw(*values)` returns, and that in another style beside it.
+
+    The screen's is always written, so that it is never one of earlier numbers.
+    """
+    for each in dict.fromkeys(("screen", style)):
+        save(plain(draw, *values, style=each), folder, stem, note)
+
+
+def over_seeds(table: pd.DataFrame, column: str) -> pd.Series | None:
+    """The standard deviation over seeds in percent, of a table that has it; see `seeds.averaged`.
+
+    That of a mean of rows is at most the mean of theirs.
+    """
+    return 100 * table[f"{column} std"] if f"{column} std" in table else None
+
+
+def spread_of(table: pd.DataFrame, column: str) -> str:
+    """The largest standard deviation over seeds, for figures without bars; else nothing."""
+    if f"{column} std" not in table:
+        return ""
+    return f"\nstandard deviation over seeds: at most {table[f'{column} std'].max():.2g}"
+
+
 def in_paper() -> bool:
     """Whether the figure being drawn is in style "paper"."""
     from matplotlib import rcParams
@@ -229,8 +260,7 @@ def overview(run: Run, summary: dict[str, Any], path: Path) -> None:
         summary: means over seeds, see `tangent_arithmetic.run.summary.collect`.
         path: PNG file to write; SVG and PDF are written beside it.
     """
-    figure = plain(_overview, run, summary, style=run.config.style)
-    save(figure, path.parent, path.stem)
+    write(_overview, run, summary, folder=path.parent, stem=path.stem, style=run.config.style)
 
 
 def _overview(run: Run, summary: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.results import arithmetic_path, complete_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import siblings
+from tangent_arithmetic.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +32,22 @@ OTHER_COEFFICIENTS = (
 def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """Validation accuracies at each negation coefficient, from the result files of all seeds.
 
-    A seed with other coefficients than the run's is left out with a warning.
+    A seed with other coefficients or tasks than the run's is left out with a warning.
 
     Returns:
         Columns mode, task, coefficient, target and control (accuracies), seed.
     """
     rows: list[tuple[str, str, float, float, float, int]] = []
     for mode in modes:
-        swept = {
-            one.seed: _swept(one, mode)
-            for one in siblings(run)
-            if one.seed == run.seed or arithmetic_path(one, mode, "negations").is_file()
-        }
-        own, _ = swept[run.seed]
+        own, keys = _swept(run, mode)
+        swept = {run.seed: (own, keys)}
+        for one in siblings(run):
+            if one.seed == run.seed or not arithmetic_path(one, mode, "negations").is_file():
+                continue
+            try:
+                swept[one.seed] = _swept(one, mode)
+            except UsageError as error:
+                logger.warning("%s: seed %d is left out: %s", mode, one.seed, error)
         for seed, (found, keys) in swept.items():
             if any(found[task]["val"].keys() != own[task]["val"].keys() for task in keys):
                 logger.warning(OTHER_COEFFICIENTS, mode, seed)

@@ -19,6 +19,7 @@ from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.analysis.intervals import binomial_error
 from tangent_arithmetic.analysis.kernel import curves
 from tangent_arithmetic.analysis.tables import read_own
+from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.run.models import command
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
@@ -82,21 +83,36 @@ def of_seeds(runs: Sequence[Run], name: str) -> pd.DataFrame:
 def averaged(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A table of several seeds, see `of_seeds`, averaged over them.
 
+    What not every seed has, rows and columns, is left out with a warning.
+
     Returns:
         The means, with the columns of `averageable` if there are several seeds; and the same with
         the standard deviations in columns of their own, "NAME std".
+
+    Raises:
+        UsageError: if the seeds have no row in common.
     """
-    several = table["seed"].nunique() > 1
-    table = averageable(table, name) if several else table
-    columns = [column for column in table.columns if column != "seed"]
+    seeds = table["seed"].nunique()
+    table = averageable(table, name) if seeds > 1 else table
+    lacking = table.drop(columns="seed").isna().groupby(table["seed"]).all()
+    some = [*lacking.columns[lacking.any() & ~lacking.all()]]
+    columns = [column for column in table.columns if column not in ("seed", *some)]
     values = [c for c in columns if pd.api.types.is_float_dtype(table[c])]
     values = [c for c in values if c not in COEFFICIENTS.get(name, [])]
     keys = [c for c in columns if c not in values]
-    groups = table.groupby(keys, sort=False, dropna=False)[values]
-    means = groups.mean().reset_index()[columns]
-    if not several:
+    shared = table.groupby(keys, sort=False, dropna=False)["seed"].transform("nunique") == seeds
+    if some or not shared.all():
+        rows = f"{(~shared).sum()} of {len(table)} rows" if not shared.all() else ""
+        left = ", ".join(filter(None, [*some, rows]))
+        logger.warning("%s: not every seed has %s, left out of the means", name, left)
+    if not shared.any():
+        raise UsageError(f"the tables {name} of {seeds} seeds have no row in common")
+    groups = table[shared].groupby(keys, sort=False, dropna=False)[values]
+    known = groups.count() >= seeds
+    means = groups.mean().where(known).reset_index()[columns]
+    if seeds == 1:
         return means, means
-    spread = groups.std().reset_index(drop=True).add_suffix(" std")
+    spread = groups.std().where(known).reset_index(drop=True).add_suffix(" std")
     return means, pd.concat([means, spread], axis=1)
 
 
@@ -116,7 +132,7 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     Returns:
         Columns table, mode, row (the other keys), value (the column's name), mean, std (over seeds;
         empty for one), seeds, binomial (standard error on the images; empty for what is no
-        accuracy).
+        top-1 accuracy).
 
     Raises:
         MissingFileError: if no seed has such a table with one of the modes.
@@ -156,10 +172,21 @@ def summed(run: Run, table: pd.DataFrame, what: Summed) -> pd.DataFrame:
                     "mean": mean,
                     "std": part[value].std() if len(part) > 1 else None,
                     "seeds": len(part),
-                    "binomial": binomial_error(mean, images(run, sets[on])) if on else None,
+                    "binomial": binomial(run, mean, sets[on]) if on else None,
                 }
             )
     return pd.DataFrame(rows)
+
+
+def binomial(run: Run, accuracy: float, names: Iterable[str]) -> float | None:
+    """The standard error of an accuracy on data sets; None where one has several labels an image.
+
+    Its main metric is the mean average precision then, see `arithmetic.metrics`.
+    """
+    names = set(names)
+    if any(labels_of(run.data.dataset(name).test).ndim > 1 for name in names):
+        return None
+    return binomial_error(accuracy, images(run, names))
 
 
 def images(run: Run, names: Iterable[str]) -> int:
@@ -169,24 +196,32 @@ def images(run: Run, names: Iterable[str]) -> int:
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
-    """Subsets by size, and analogies by vector: bands over seeds, bars of the images alone."""
-    drawn = [name for name in ("subsets", f"analogies{MEAN}") if name in set(table["table"])]
-    figure, axes = panels(1, max(len(drawn), 1), width=4.4, height=3.5)
-    for axis, name in zip(axes[0], drawn, strict=False):
-        part = table[(table["table"] == name) & table["value"].isin(["absolute", "accuracy"])]
-        places = {row: i for i, row in enumerate(dict.fromkeys(part["row"]))}
+    """Subsets by size, and analogies by vector, or without these every table's first value.
+
+    Bands over seeds, bars of the images alone.
+    """
+    known = list(dict.fromkeys(table["table"]))
+    drawn = [name for name in ("subsets", f"analogies{MEAN}") if name in known] or known
+    figure, axes = panels(1, len(drawn), width=4.4, height=3.5)
+    for axis, name in zip(axes[0], drawn, strict=True):
+        value = next(iter(SUMMED[name].values))
+        part = table[(table["table"] == name) & (table["value"] == value)]
+        rows = list(dict.fromkeys(map(str, part["row"])))
+        rows = sorted(rows, key=int) if name == "subsets" else rows
+        places, scale = {row: i for i, row in enumerate(rows)}, 1 if value == "xi" else 100
         for mode in distinct(part["mode"]):
             own = part[part["mode"] == mode.name]
-            x, mean = [places[row] for row in own["row"]], 100 * own["mean"]
+            own = own.assign(place=[places[str(row)] for row in own["row"]]).sort_values("place")
+            x, mean = own["place"], scale * own["mean"]
             style = {"color": mode.colour, "marker": mode.marker, "ms": 4, "label": mode.label}
-            axis.errorbar(x, mean, 100 * own["binomial"].astype(float), **style)
-            spread = 100 * own["std"].astype(float).fillna(0)
+            axis.errorbar(x, mean, scale * own["binomial"].astype(float), **style)
+            spread = scale * own["std"].astype(float).fillna(0)
             axis.fill_between(x, mean - spread, mean + spread, color=mode.colour, alpha=0.25, lw=0)
         labels = [str(row).replace(", -", "") for row in places]
         turned = {"rotation": 60, "ha": "right"} if name != "subsets" else {}
         axis.set_xticks(range(len(places)), labels, **turned)
         axis.set_title(name.removesuffix(MEAN))
-        axis.set_ylabel("test accuracy, %")
+        axis.set_ylabel("test accuracy, %" if value != "xi" else "disentanglement error")
     axes[0][0].legend()
     note = "bands: standard deviation over seeds; bars: binomial standard error of the examples"
     figure.supxlabel(note, fontsize="small", color=palette.INK)

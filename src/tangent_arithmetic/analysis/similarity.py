@@ -16,7 +16,7 @@ import torch
 
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.edits import Edits
-from tangent_arithmetic.analysis.figures import NARROW, heat, legend_below, panels
+from tangent_arithmetic.analysis.figures import NARROW, heat, legend_below, panels, spread_of
 from tangent_arithmetic.run.modes import MODES, distinct, in_order, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.storage.statedict import State
@@ -92,7 +92,7 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     modes = distinct(table["mode1"])
     width = 3.9 if len(modes) < 3 else NARROW - 0.05  # in a paper, two side by side
     figure, axes = panels(1, len(modes) + 1, width=width, height=3.6)
-    lengths = {}
+    lengths, errors = {}, {}
     for axis, mode in zip(axes[0], modes, strict=False):
         own = table[table["mode1"] == mode.name]
         part = own[own["mode2"] == mode.name]
@@ -102,9 +102,13 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
         image = heat(axis, square, (-LIMIT, LIMIT), palette.SIGNED, written=True)
         axis.set_title(f"cosine, {mode.label} (diagonal of 1 masked)")
         lengths[mode.label] = own.groupby("task1", sort=False)["norm1"].first()
-    figure.colorbar(image, ax=axes[0][len(modes) - 1], extend="both", label="cosine")
-    colours = [mode.colour for mode in modes]
-    pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], color=colours, width=0.75)
+        if "norm1 std" in own:
+            errors[mode.label] = own.groupby("task1", sort=False)["norm1 std"].first()
+    label = f"cosine{spread_of(table, 'cosine')}"
+    figure.colorbar(image, ax=axes[0][len(modes) - 1], extend="both", label=label)
+    style = {"color": [mode.colour for mode in modes], "width": 0.75}
+    bars = pd.DataFrame(errors) if errors else None
+    pd.DataFrame(lengths).plot.barh(ax=axes[0][-1], xerr=bars, **style)
     axes[0][-1].invert_yaxis()
     axes[0][-1].set(title="norm of the task vector", ylabel="")
     axes[0][-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)

@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.figures import in_paper, panels
+from tangent_arithmetic.analysis.figures import in_paper, over_seeds, panels
 from tangent_arithmetic.arithmetic.metrics import nonlinear_advantage
-from tangent_arithmetic.run.models import command
+from tangent_arithmetic.run.models import checkpoint_hashes, command, zeroshot_encoder
 from tangent_arithmetic.run.modes import MODES, Mode, distinct
 from tangent_arithmetic.run.present import with_results
-from tangent_arithmetic.run.results import accuracies_path, complete_results
+from tangent_arithmetic.run.results import accuracies_path, require_results
 from tangent_arithmetic.run.run import Run
 
 FIRST = ("posthoc", "linear")  # of the modes compared with standard fine-tuning
@@ -29,24 +29,29 @@ def table(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
 
     Args:
         run: the run, whose result files hold the accuracies.
-        modes: ignored.
+        modes: those to compare with standard fine-tuning; all with results if empty.
 
     Returns:
         Columns task, classes, zeroshot, standard, and for each other mode with results MODE and
         advantage_MODE, such as posthoc and advantage_posthoc.
     """
-    found = with_results(run.results)
-    found = [mode for mode in found if accuracies_path(run, mode).is_file()]
+    found = list(modes)
+    if not found:
+        known = with_results(run.results)
+        found = [mode for mode in known if accuracies_path(run, mode).is_file()]
+        found = found if set(found) - {"none", "standard"} else [*FIRST]  # whose absence is told
     others = [*(mode for mode in FIRST if mode in found)]
     others += [mode for mode in found if mode not in ("none", "standard", *FIRST)]
-    others = others or list(FIRST)  # whose absence names the command that makes them
+    theta0_hash = zeroshot_encoder(run)[1]
     columns: dict[str, Any] = {
         "task": run.tasks,
         "classes": [len(run.data.classnames(task)) for task in run.tasks],
     }
     for mode in ("none", "standard", *others):
         made_by = command("eval_single_task", run, mode)
-        results = complete_results(accuracies_path(run, mode), made_by, run.tasks)
+        hashes = None if mode == "none" else checkpoint_hashes(run, run.tasks, mode)
+        path = accuracies_path(run, mode)
+        results = require_results(path, run, theta0_hash, made_by, hashes, run.tasks)
         column = "zeroshot" if mode == "none" else mode
         columns[column] = [results[task] for task in run.tasks]
     for mode in others:
@@ -57,7 +62,8 @@ def table(run: Run, modes: Sequence[str] = ()) -> pd.DataFrame:
 
 def compared(table: pd.DataFrame) -> list[Mode]:
     """The modes that a table compares with standard fine-tuning, in the order of its columns."""
-    names = [c.removeprefix(ADVANTAGE) for c in table.columns if c.startswith(ADVANTAGE)]
+    columns = [c for c in table.columns if c.startswith(ADVANTAGE) and not c.endswith(" std")]
+    names = [c.removeprefix(ADVANTAGE) for c in columns]
     looks = {mode.name: mode for mode in distinct(names)}
     return [looks[name] for name in names]
 
@@ -69,15 +75,18 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     _scatter(left, table)
     places = range(len(table))
     others = compared(table)
-    step = 0.8 / len(others)
+    step = 0.8 / max(len(others), 1)
     for k, mode in enumerate(others):
-        gaps, label = 100 * table[f"{ADVANTAGE}{mode.name}"], f"over {mode.label}"
+        column, label = f"{ADVANTAGE}{mode.name}", f"over {mode.label}"
+        gaps, error = 100 * table[column], over_seeds(table, column)
         shifted = [place + step * (k - (len(others) - 1) / 2) for place in places]
-        right.barh(shifted, gaps, 0.95 * step, color=mode.colour, label=label)
+        style = {"color": mode.colour, "ecolor": palette.INK, "label": label}
+        right.barh(shifted, gaps, 0.95 * step, xerr=error, **style)
     right.set_yticks(list(places), list(table["task"]))
     right.invert_yaxis()
     right.set_xlabel("advantage of standard fine-tuning,\n% of the error of chance")
-    right.legend()
+    if others:
+        right.legend()
     return figure
 
 
@@ -92,8 +101,9 @@ def _scatter(axis: Any, table: pd.DataFrame) -> None:
     axis.plot([start, end], [start, end], color=palette.REFERENCE, lw=1, zorder=0)
     axis.vlines(x, low, high, color=palette.REFERENCE, lw=0.6, alpha=0.6, zorder=0)
     for column, mode in modes.items():
-        style = {"marker": mode.marker, "color": mode.colour, "label": mode.label}
-        axis.plot(x, 100 * table[column], linestyle="none", **style)
+        style = {"fmt": mode.marker, "color": mode.colour, "label": mode.label}
+        errors = over_seeds(table, column), over_seeds(table, "standard")
+        axis.errorbar(x, 100 * table[column], *errors, **style)
     left, width = float(x.min()) - 3, float(x.max() - x.min()) + 8
     places = spaced(x.tolist(), (0.06 if in_paper() else 0.045) * width)
     for name, place, y in zip(table["task"], places, low, strict=True):

@@ -12,7 +12,8 @@ import pandas as pd
 from tangent_arithmetic.data.own.sources import plain_name
 from tangent_arithmetic.run.latex import booktabs
 from tangent_arithmetic.run.models import command
-from tangent_arithmetic.run.results import optional_results, provenance
+from tangent_arithmetic.run.provenance import provenance
+from tangent_arithmetic.run.results import optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import as_json, write_json, write_text
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
@@ -21,7 +22,8 @@ from tangent_arithmetic.storage.reading import readable
 LONGEST = 100  # rows of a table in LaTeX
 # columns that hold names, which may look like numbers or missing values
 NAMES = ("task", "task1", "task2", "tasks", "images of", "layer", "row")
-TARGETS = ("analogies", "analogies_few")  # tables whose column target holds names too
+SETS = ("target", "c", "b", "a", "w")  # columns of these tables that hold names too
+TARGETS = ("analogies", "analogies_few")
 # flags that every table depends on, and those of single tables
 COMMON = ("tasks", "sample", "precision", "head", "template")
 FLAGS = {
@@ -94,7 +96,7 @@ def read_table(run: Run, name: str) -> pd.DataFrame:
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Reads a CSV file of `write_table`: a task may be called 2019 or NA, an empty cell is NaN."""
-    names = [*NAMES, *(["target"] if path.stem in TARGETS else [])]
+    names = [*NAMES, *(SETS if path.stem in TARGETS else [])]
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "encoding": "utf-8"}
     return pd.read_csv(path, dtype=dict.fromkeys(names, str), **options)
 

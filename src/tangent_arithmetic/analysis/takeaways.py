@@ -49,7 +49,7 @@ def single(table: pd.DataFrame) -> str:
             gaps, side = -gaps, "above"
         largest = f"largest gap: {table['task'][gaps.idxmax()]}, {gaps.max():.1f}"
         parts.append(f"{MODES[mode].label} {gaps.mean():.1f} points {side} ({largest})")
-    return f"Against standard fine-tuning, on average: {'; '.join(parts)}."
+    return f"Against standard fine-tuning, on average: {'; '.join(parts)}." if parts else ""
 
 
 def subsets(table: pd.DataFrame) -> str:
@@ -107,11 +107,13 @@ def layers(table: pd.DataFrame) -> str:
 
 def negation(table: pd.DataFrame) -> str:
     """How far the task falls on average while the mean control accuracy is kept."""
+    from tangent_arithmetic.arithmetic.coefficients import least_kept
+
     parts, start = [], 0.0
     for mode in in_order(table["mode"]):
         means = table[table["mode"] == mode].groupby("coefficient")[["target", "control"]].mean()
         start = means["target"].loc[0.0]
-        kept = means[means["control"] >= KEPT * means["control"].loc[0.0]]
+        kept = means[means["control"] >= least_kept(KEPT, means["control"].loc[0.0])]
         parts.append(f"{100 * kept['target'].min():.1f} % ({MODES[mode].label})")
     return (
         f"With {100 * KEPT:.0f} % of the control accuracy kept, one common coefficient lowers the "
@@ -178,12 +180,19 @@ def kernel(table: pd.DataFrame) -> str:
     """The localisation of the eigenfunctions that task vectors use."""
     from tangent_arithmetic.analysis.kernel import localisation
 
-    means = 100 * localisation(table).groupby("mode")["share"].mean()
+    local = localisation(table)
+    means = 100 * local.groupby("mode")["share"].mean()
     parts = [f"{means[mode]:.0f} % ({MODES[mode].label})" for mode in in_order(table["mode"])]
-    even = 100 / table["task"].nunique()
-    return (
+    said = (
         f"Of the eigenfunctions that a task vector uses, {_listed(parts)} are on its own task's "
-        f"examples, {even:.0f} % if spread evenly."
+        f"examples, {100 * local['even'].mean():.0f} % if spread evenly."
+    )
+    if not local["error"].any():
+        return said
+    shift = 100 * local["shift"].mean()
+    return (
+        f"{said} The kernel is estimated, which moves this towards an even spread: half the "
+        f"directions give {abs(shift):.1f} points {'less' if shift > 0 else 'more'}."
     )
 
 

@@ -3,6 +3,9 @@ r"""Eigenfunctions of a kernel on images, where they live, and which of them a f
 \(K = \sum_\rho \lambda_\rho v_\rho v_\rho^\top\) over the images of several tasks. A kernel whose
 eigenfunctions are each large on the images of one task alone can edit the tasks independently.
 
+Eigenfunctions are not continuous in the kernel: an error as large as the gap between two
+eigenvalues mixes theirs. So `energy` and `use` of single ones need an exact kernel.
+
 Source: arXiv:2305.12827, section 6; CKA: arXiv:1905.00414.
 """
 

@@ -27,7 +27,8 @@ from tangent_arithmetic.tangent.linearized import LinearizedModel
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
 
-MEMORY = 2**29  # bytes of the gradients in a block of parameters, and of random directions
+MEMORY = 2**29  # bytes of random directions that share a pass
+BLOCK = 2**31  # bytes of the gradients in a block of parameters
 TOGETHER = 16  # images whose gradients are computed together
 
 
@@ -38,10 +39,12 @@ class Kernel:
     Attributes:
         values: k(x_i, x'_j).
         error: the standard error of each; None if they are exact.
+        halves: the same from either half of the random directions; none if they are exact.
     """
 
     values: Float64[Tensor, "images others"]
     error: Float64[Tensor, "images others"] | None = None
+    halves: tuple[Float64[Tensor, "images others"], ...] = ()
 
     @property
     def relative_error(self) -> float:
@@ -53,11 +56,11 @@ def exact(
     model: nn.Module,
     images: Float[Tensor, "images ..."],
     others: Float[Tensor, "others ..."] | None = None,
-    block: int = MEMORY,
+    block: int = BLOCK,
 ) -> Kernel:
     """The kernel from gradients of single images, a block of parameters at a time.
 
-    It costs a backward pass for each image, feature and block.
+    It costs so many backward passes as `passes` says.
 
     Args:
         model: maps a batch to features, at theta0; left unchanged.
@@ -66,9 +69,7 @@ def exact(
         block: bytes of the gradients of a block, if it has more than one tensor.
     """
     module = copy.deepcopy(model).eval()
-    parameters: dict[str, Tensor] = {
-        n: p for n, p in module.named_parameters() if p.is_floating_point()
-    }
+    parameters = _parameters(module)
     for value in parameters.values():
         value.requires_grad_()
     rows = len(images) + (0 if others is None else len(others))
@@ -82,6 +83,18 @@ def exact(
             there = here if others is None else _gradients(module, some, others, u)
             total += (here @ there.T).double().cpu()
     return Kernel(total / features)
+
+
+def passes(model: nn.Module, images: Float[Tensor, "images ..."], block: int = BLOCK) -> int:
+    """The backward passes of `exact`: one for each image, feature and block of parameters."""
+    with torch.no_grad():
+        features = int(copy.deepcopy(model).eval()(images[:1]).shape[1])
+    blocks = sum(1 for _ in _blocks(_parameters(model), block // len(images)))
+    return len(images) * features * blocks
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    return {n: p for n, p in module.named_parameters() if p.is_floating_point()}
 
 
 def _blocks(parameters: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
@@ -136,7 +149,7 @@ def sketched(
     theta0 = {n: v for n, v in base.theta0().items() if v.is_floating_point()}
     generator = torch.Generator().manual_seed(seed)
     together = max(1, MEMORY // sum(value.nbytes for value in theta0.values()))
-    draws = _Draws()
+    draws, halves = _Draws(), (_Draws(), _Draws())
     for first in range(0, directions, together):
         vectors = [
             {n: torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
@@ -146,8 +159,10 @@ def sketched(
         here = few_at_a_time(base, images, vectors)[1]
         there = here if others is None else few_at_a_time(base, others, vectors)[1]
         for one, other in zip(here, there, strict=True):
-            draws.add((one.double() @ other.double().T).cpu() / one.shape[1])
-    return draws.kernel()
+            draw = (one.double() @ other.double().T).cpu() / one.shape[1]
+            for mean in (draws, halves[draws.count % 2]):
+                mean.add(draw)
+    return Kernel(draws.mean, draws.error(), tuple(half.mean for half in halves))
 
 
 class _Draws:
@@ -164,5 +179,5 @@ class _Draws:
         self.mean += step / self.count
         self.squares += step * (draw - self.mean)
 
-    def kernel(self) -> Kernel:
-        return Kernel(self.mean, (self.squares / (self.count - 1) / self.count).sqrt())
+    def error(self) -> Float64[Tensor, "images others"]:
+        return (self.squares / (self.count - 1) / self.count).sqrt()

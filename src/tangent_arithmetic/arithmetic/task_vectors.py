@@ -43,7 +43,12 @@ STATISTICS = ("running_mean", "running_var")  # the floating-point buffers of ba
 
 
 def weights_of(source: Source) -> dict[str, Tensor]:
-    """The weights theta of a checkpoint, an encoder, any module, or a state dict, by name."""
+    """The weights theta of a source by name, without the wrappers of training and compiling.
+
+    Args:
+        source: a checkpoint (a file, a Hugging Face folder or repository), an encoder, any module,
+            or a state dict.
+    """
     return _read(source)[0]
 
 

@@ -131,7 +131,7 @@ def finetune(
 def _penalty(
     body: LinearizedModel, others: Sequence[Tensor], batch: int, workspace: Workspace, step: int
 ) -> Tensor:
-    """The penalty of tau-Jp on half a batch of one other task's rows, in turn."""
+    """The penalty of τJp on half a batch of one other task's rows, in turn."""
     x = others[step % len(others)]
     drawn = torch.randperm(len(x), generator=seeded(workspace.seed, f"others {step}"))
     rows = drawn[: max(batch // 2, 1)].to(x.device)

@@ -63,8 +63,8 @@ class Preset:
         probe: recipe of a task's head on the frozen pre-trained backbone; fine-tuning the backbone
             then keeps that head. None: the head is trained along with the backbone.
         standard: recipe for fine-tuning the backbone.
-        linear: recipe for fine-tuning its linearisation, with and without tau-Jp's penalty.
-        penalty: weight of the penalty of tau-Jp.
+        linear: recipe for fine-tuning its linearisation, with and without τJp's penalty.
+        penalty: weight of the penalty of τJp.
     """
 
     datasets: Mapping[str, DatasetSpec]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tangent_arithmetic.artificial_data import summary
 from tangent_arithmetic.artificial_data.figures import draw
 from tangent_arithmetic.artificial_data.presets import PRESETS, Preset
-from tangent_arithmetic.run.results import git_commit, markdown_table, versions
+from tangent_arithmetic.run.provenance import git_commit, versions
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.atomic import atomic, write_json, write_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef, largest, warn_of_ties
+from tangent_arithmetic.arithmetic.coefficients import (
+    find_optimal_coef,
+    largest,
+    least_kept,
+    warn_of_ties,
+)
 from tangent_arithmetic.artificial_data.presets import BASE
 from tangent_arithmetic.run.summary import spread
 
@@ -87,7 +92,7 @@ def negations(tables: Tables) -> list[list[str]]:
                 metric="target",
                 minimize=True,
                 control_metric="control",
-                control_metric_threshold=KEPT * val["control"][0.0],
+                control_metric_threshold=least_kept(KEPT, val["control"][0.0]),
             )
             chosen.append(coef)
             accuracies.append(

@@ -8,7 +8,6 @@ Data sets are `artificial_datasets[_PRESET][_SEED]/dataset1_train.csv` and so on
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from tangent_arithmetic.artificial_data.presets import BASE, MODES, Preset, get_preset
 from tangent_arithmetic.encoders.loading import read_facts
+from tangent_arithmetic.runtime.digests import file_hash
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, unknown
 from tangent_arithmetic.storage.reading import readable
 from tangent_arithmetic.storage.states import check_settings
@@ -115,7 +115,7 @@ class Workspace:
         """SHA-256 of the training file."""
         path = self.csv(dataset, "train")
         self.data(dataset, "train")  # says what is missing
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_hash(path)
 
 
 @functools.lru_cache(maxsize=8)  # (path, time of the last change) -> content

@@ -27,17 +27,16 @@ from tangent_arithmetic.run.models import (
     task_vector,
     zeroshot_encoder,
 )
+from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.results import (
     accuracies_path,
-    accuracy_table,
     arithmetic_path,
     check_targets,
-    percent,
-    provenance,
     require_results,
     write_results,
 )
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import accuracy_table, percent
 from tangent_arithmetic.run.tracking import tracked
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import entry_point

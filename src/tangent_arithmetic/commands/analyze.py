@@ -33,7 +33,7 @@ from tangent_arithmetic.analysis import (
     single,
     subsets,
 )
-from tangent_arithmetic.analysis.figures import overview, plain, save
+from tangent_arithmetic.analysis.figures import overview, write
 from tangent_arithmetic.analysis.tables import (
     of_table,
     read_table,
@@ -87,7 +87,11 @@ ANALYSES: dict[str, list[tuple[str, Make, Draw]]] = {
     "seeds": [("seeds", seeds.table, seeds.draw)],
 }
 FIGURES, REPORT = "figures", "report"
-NEEDS = {"negation": NEGATION, "subsets": SINGLE}  # results that an analysis reads of each mode
+NEEDS = {
+    "negation": NEGATION,
+    "single": SINGLE,
+    "subsets": SINGLE,
+}  # results that an analysis reads of each mode
 NAMES = (*ANALYSES, FIGURES, REPORT)
 
 
@@ -167,10 +171,14 @@ def _optional(name: str, optional: bool) -> Iterator[None]:
 
 
 def show(run: Run, name: str, draw: Draw, table: pd.DataFrame) -> None:
-    """Draws a table and writes its figure."""
-    note = f"{run.config.model}, suite {run.suite.name}, seed {run.seed}"
-    figure = plain(draw, table, run, style=run.config.style)
-    save(figure, run.results / "figures", name, without_home(note))
+    """Draws a table and writes its figure, in style "paper" beside that for the screen."""
+    note = f"{run.config.model}, suite {run.suite.name}, seed {run.seed}{run.examples}"
+    place: dict[str, Any] = {
+        "folder": run.results / "figures",
+        "stem": name,
+        "note": without_home(note),
+    }
+    write(draw, table, run, **place, style=run.config.style)
 
 
 def redraw_overview(run: Run) -> None:

@@ -27,14 +27,10 @@ from tangent_arithmetic.run.models import (
     task_vector,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.results import (
-    arithmetic_path,
-    check_targets,
-    markdown_table,
-    provenance,
-    write_results,
-)
+from tangent_arithmetic.run.provenance import provenance
+from tangent_arithmetic.run.results import arithmetic_path, check_targets, write_results
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.run.tracking import tracked
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import entry_point

@@ -20,14 +20,10 @@ from tangent_arithmetic.run.models import (
     split_of,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.results import (
-    accuracies_path,
-    accuracy_table,
-    check_targets,
-    provenance,
-    write_merged,
-)
+from tangent_arithmetic.run.provenance import provenance
+from tangent_arithmetic.run.results import accuracies_path, check_targets, write_merged
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import accuracy_table
 from tangent_arithmetic.run.tracking import tracked
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import entry_point

@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     Raises:
         UsageError: if the file has results of other settings; it is not overwritten.
     """
-    from tangent_arithmetic.run.results import git_commit, machine, versions
+    from tangent_arithmetic.run.provenance import git_commit, machine, versions
     from tangent_arithmetic.runtime.atomic import check_writable, write_json
     from tangent_arithmetic.storage.reading import read_json
     from tangent_arithmetic.storage.states import check_settings
@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 
 def table(found: Mapping[str, Any]) -> str:
     """The test results as a Markdown table: a row a model or an edit, a column a measure."""
-    from tangent_arithmetic.run.results import markdown_table
+    from tangent_arithmetic.run.tables import markdown_table
 
     rows: dict[str, Mapping[str, float | None]] = {}
     if "edits" in found:

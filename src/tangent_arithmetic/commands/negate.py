@@ -23,15 +23,10 @@ from tangent_arithmetic.run.negation import (
     with_means,
     zeroshot_accuracies,
 )
-from tangent_arithmetic.run.results import (
-    arithmetic_path,
-    check_targets,
-    markdown_table,
-    percent,
-    provenance,
-    write_merged,
-)
+from tangent_arithmetic.run.provenance import provenance
+from tangent_arithmetic.run.results import arithmetic_path, check_targets, write_merged
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import markdown_table, percent
 from tangent_arithmetic.run.tracking import tracked
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import entry_point

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.eta import Step, shown_time
 
-OF_ANALOGIES, OF_LINEAR = ("analogies", "few"), ("kernel",)  # analyses that need them
+OF_ANALOGIES = ("analogies", "few")  # analyses that need them
 PAIRS = "pairs"  # the sums of two among the subsets
-ENDINGS = ("csv", "tex", "md", "pdf", "svg")  # of an item's files
+NO_ACCURACIES = ("similarity", "kernel")  # tables that the error of the images is not of
+FIGURES = ("pdf", "png", "svg")
+ENDINGS = ("csv", "tex", "md", *FIGURES)  # of an item's files
 
 
 def further(paper: Paper, run: Run, flags: list[str], modes: Sequence[str]) -> list[Stage]:
@@ -29,59 +31,88 @@ def further(paper: Paper, run: Run, flags: list[str], modes: Sequence[str]) -> l
         run: the run.
         flags: its flags, for each entry point.
         modes: the modes to analyse.
+
+    Raises:
+        UsageError: for an invalid analogy or pair of tasks.
     """
+    from tangent_arithmetic.analysis.baselines import ascent_of
     from tangent_arithmetic.analysis.tables import table_path
     from tangent_arithmetic.commands import analyze, finetune
 
-    costs = Costs(len(run.tasks), run.config.n_eval_points)
-    found = []
-    ascent = "standard+ascent"
-    names = [n for n in paper.analyses if n not in OF_ANALOGIES or has_analogies(run)]
-    if not any(MODES[mode].linear for mode in modes):
-        names = [n for n in names if n not in OF_LINEAR]
-    if "negation" in names and run.control_set is None:
-        names.remove("negation")
-    if "negation" in names:
-        argv = [f"--finetuning-mode={ascent}", *flags]
-        cost = costs.training("standard")
-        found.append(
-            Stage("gradient ascent", finetune.main, argv, None, cost, each_task(run), ascent)
-        )
-    if more := analogy_sets(run) if "analogies" in names else []:
+    costs, found = Costs.of(run), []
+    names = [name for name in paper.analyses if name not in left_out(run, modes)]
+    ascents = [ascent for mode in modes if (ascent := ascent_of(mode))]
+    if "negation" in names and "standard" in modes:
+        ascent = "standard+ascent"
+        argv, cost = [f"--finetuning-mode={ascent}", *flags], costs.training("standard")
+        found.append(Stage("gradient ascent", finetune.main, argv, None, cost, each_task(run)))
+    if more := dict.fromkeys(one for name in names for one in further_sets(run, name)):
         parts = {name: [f"--train-dataset={name}"] for name in more}
         for mode in in_order(MODES[mode].training.name for mode in modes):
             argv, cost = [f"--finetuning-mode={mode}", *flags], Costs(len(more), 1).training(mode)
-            label = f"{mode} fine-tuning for analogies"
-            found.append(Stage(label, finetune.main, argv, None, cost, parts, mode))
+            label = f"{mode} fine-tuning on further data sets"
+            found.append(Stage(label, finetune.main, argv, None, cost, parts))
     for name in names:
-        last = analyze.ANALYSES[name][-1][0]
+        output = table_path(run, analyze.ANALYSES[name][-1][0])
         argv = [name, f"--modes={','.join(modes)}", *flags]
-        output = table_path(run, last)
-        found.append(Stage(f"analysis {name}", analyze.main, argv, output, costs.analysis(name)))
+        made = Stage(f"analysis {name}", analyze.main, argv, output, costs.analysis(name))
+        reads = (*modes, *ascents) if name == "negation" else tuple(modes)
+        found.append(replace(made, modes=reads, sets=tuple(further_sets(run, name))))
+    return found
+
+
+def left_out(run: Run, modes: Sequence[str]) -> dict[str, str]:
+    """The analyses that a run with these modes does not make, each with the reason."""
+    few, found = "standard" not in modes, dict[str, str]()
+    if few or len(modes) == 1:
+        found["single"] = "compares standard models with those of other modes; see --modes"
+    if not any(MODES[mode].linear for mode in modes):
+        found["kernel"] = "is of linear models; see --modes"
+    if run.control_set is None:
+        found["negation"] = f"suite {run.suite.name} has no control set"
+    if few:
+        found["few"] = "fine-tunes standard models; see --modes"
+    if not has_analogies(run):
+        reason = f"no analogies of {', '.join(run.tasks)}; set --analogies=C+B-A=D"
+        found.update(dict.fromkeys(OF_ANALOGIES, reason))
     return found
 
 
 def has_analogies(run: Run) -> bool:
-    """Whether there are analogies of the run's suite."""
-    return bool(run.suite.analogies) and run.tasks == list(run.suite.tasks)
+    """Whether analogies are named, or the run has all tasks of a suite with analogies."""
+    own = bool(run.suite.analogies) and set(run.tasks) == set(run.suite.tasks)
+    return own or bool(run.config.analogies)
 
 
-def analogy_sets(run: Run) -> list[str]:
-    """The data sets of analogies that are no tasks of the run."""
+def further_sets(run: Run, analysis: str) -> list[str]:
+    """The data sets whose checkpoints an analysis needs and that are no tasks of the run."""
     from tangent_arithmetic.analysis.analogies import analogies_of
+    from tangent_arithmetic.analysis.disentanglement import pairs_of
 
-    names = [n for one in analogies_of(run) for n in (one.c, one.b, one.a, one.d, one.w)]
+    names = list[str | None]()
+    if analysis in OF_ANALOGIES:
+        names += [n for one in analogies_of(run) for n in (one.c, one.b, one.a, one.d, one.w)]
+    if analysis == "disentanglement":
+        names += [name for pair in pairs_of(run) for name in pair]
     return [name for name in dict.fromkeys(names) if name and name not in run.tasks]
 
 
-def plan(paper: Paper, runs: Sequence[Run], work: Sequence[Sequence[Stage]]) -> str:
+def data_sets(paper: Paper, run: Run, modes: Sequence[str]) -> list[str]:
+    """The data sets that a paper needs."""
+    names = [name for name in paper.analyses if name not in left_out(run, modes)]
+    more = [one for name in names for one in further_sets(run, name)]
+    return list(dict.fromkeys([*run.tasks, *([run.control_set] if run.control_set else []), *more]))
+
+
+def plan(
+    paper: Paper, runs: Sequence[Run], work: Sequence[Sequence[Stage]], needed: Sequence[str]
+) -> str:
     """What a paper needs and how long it takes, for the terminal."""
     run, steps = runs[0], [step for todo in work for stage in todo for step in stage.steps]
-    names = [*run.tasks, *([run.control_set] if run.control_set else [])]
     lines = [
         f"{paper.title} (arXiv:{paper.arxiv}) on suite {run.suite.name}, {run.model}, "
-        f"{len(runs)} seed{'s' if len(runs) > 1 else ''}",
-        f"needs the data sets {', '.join(names)}",
+        f"{len(runs)} seed{'s' if len(runs) > 1 else ''}{run.examples}",
+        f"needs the data sets {', '.join(needed)}",
     ]
     if run.suite.name == "embedded":
         seconds = sum(step.cost for step in steps)
@@ -105,72 +136,94 @@ def _on_gpus(run: Run, steps: Sequence[Step]) -> list[str]:
     return [*lines, f"the data sets come with: {made_by}"]
 
 
-def check_data(run: Run) -> None:
-    """Checks that every data set is there before the work.
-
-    Raises:
-        UsageError: for the first one that is not.
-    """
-    for name in [*run.tasks, *([run.control_set] if run.control_set else [])]:
-        run.data.dataset(name)
-
-
 def folder_of(paper: Paper, run: Run) -> Path:
     """Where a paper's tables and figures are written, by the first of its runs."""
     return run.results.parent / "papers" / run.results.name / paper.name
 
 
-def write(paper: Paper, runs: Sequence[Run]) -> Path:
-    """Writes every table and figure that applies, and the claims; gives the folder."""
-    from tangent_arithmetic.run.results import markdown_table
+def write(paper: Paper, runs: Sequence[Run], modes: Sequence[str]) -> Path:
+    """Writes every table and figure of these modes that applies, and the claims.
 
-    folder = folder_of(paper, runs[0])
+    Returns:
+        The folder.
+    """
+    from tangent_arithmetic.run.latex import escaped
+    from tangent_arithmetic.run.tables import markdown_table
+
+    folder, about = folder_of(paper, runs[0]), " ".join(caption(runs[0], runs))
     lines, tex = [], list[str]()
     for item in paper.items:
         files, remark = [], item.why_not
         if item.made_of is not None:
             try:
-                files = _write_item(item, runs, folder)
+                files = _write_item(item, runs, modes, folder)
             except UsageError as error:
                 remark = str(error)
-        for ending in ENDINGS:
-            if f"{item.stem}.{ending}" not in files:
-                (folder / f"{item.stem}.{ending}").unlink(missing_ok=True)
+        every = [f"{item.stem}.{ending}" for ending in ENDINGS]
+        for name in [*every, *(f"paper/{name}" for name in every)]:
+            if name not in files:
+                (folder / name).unlink(missing_ok=True)
         tex += [name for name in files if name.endswith(".tex")]
         named = ", ".join(f"[{name}]({name})" for name in files)
         lines.append([item.shown, item.title, named or f"not here: {remark}"])
     index = markdown_table(["place", "shows", "files"], lines)
-    seeds = ", ".join(str(run.seed) for run in runs)
     text = (
-        f"# {paper.title}, on {runs[0].suite.name}\n\narXiv:{paper.arxiv}; {runs[0].model}; seeds "
-        f"{seeds}. Means, and standard deviations over seeds in columns of their own or after ±. "
+        f"# {paper.title}, on {runs[0].suite.name}\n\narXiv:{paper.arxiv}; {about} "
         "A † marks a place or a number that was recalled, not read in a public text.\n\n"
-        f"{index}\n\n## Claims\n\n{_claims(paper, runs, folder)}\n"
+        f"{index}\n\n## Claims\n\n{_claims(paper, runs, modes, folder)}\n"
     )
     write_text(folder / "README.md", text)
     inputs = "".join(f"\\input{{{Path(name).stem}}}\n\n" for name in [*tex, "claims.tex"])
     write_text(
         folder / "paper.tex",
-        f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{inputs}"
-        "\\end{document}\n",
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+        f"{escaped(about)}\n\n{inputs}\\end{{document}}\n",
     )
     return folder
 
 
-def _write_item(item: Item, runs: Sequence[Run], folder: Path) -> list[str]:
+def caption(run: Run, runs: Sequence[Run]) -> list[str]:
+    """What tables and figures are of: sentences on the runs, and on the error of the images.
+
+    The latter has bounds of the binomial standard errors of top-1 accuracies on the test splits.
+
+    Args:
+        run: one of the runs, with the sample that was evaluated.
+        runs: the runs of all seeds.
+    """
+    from tangent_arithmetic.analysis.intervals import binomial_error
+    from tangent_arithmetic.analysis.seeds import images
+
+    numbers = ", ".join(str(one.seed) for one in runs)
+    seeds = f"seeds {numbers} (mean ± standard deviation)" if len(runs) > 1 else f"seed {numbers}"
+    told = [f"{run.model}, suite {run.suite.name}{run.examples}, {seeds}."]
+    tasks = [name for name in run.tasks if not run.data.dataset(name).multilabel]
+    sets = {"on a task": [min(tasks, key=lambda name: images(run, [name]))]} if tasks else {}
+    if len(tasks) > 1:
+        sets["on the mean of the tasks"] = tasks
+    if run.control_set and not run.data.dataset(run.control_set).multilabel:
+        sets[f"on {run.control_set}"] = [run.control_set]
+    bounds = (f"{100 * binomial_error(0.5, images(run, on)):.2g} {k}" for k, on in sets.items())
+    if sets:
+        told.append(f"Binomial standard error of the images, in % at most: {', '.join(bounds)}.")
+    return told
+
+
+def _write_item(item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path) -> list[str]:
     if item.made_of in (SINGLE, ADDITION, NEGATION):
-        return _write_grid(item, runs, folder)
-    return _write_analysis(item, runs, folder)
+        return _write_grid(item, runs, modes, folder)
+    return _write_analysis(item, runs, modes, folder)
 
 
-def _write_grid(item: Item, runs: Sequence[Run], folder: Path) -> list[str]:
+def _write_grid(item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path) -> list[str]:
     """A table of the summary over seeds."""
+    from tangent_arithmetic.report.papers.evidence import figures_of
     from tangent_arithmetic.run.latex import booktabs
-    from tangent_arithmetic.run.results import markdown_table
-    from tangent_arithmetic.run.summary import collect, grids
+    from tangent_arithmetic.run.summary import grids
+    from tangent_arithmetic.run.tables import markdown_table
 
     first = runs[0]
-    found = grids(collect(runs), first.tasks, first.control_set)
+    found = grids(figures_of(runs, modes), first.tasks, first.control_set)
     grid = next((one for one in found if one[0].startswith(str(item.made_of))), None)
     if grid is None:
         raise UsageError(f"suite {first.suite.name} has no control set")
@@ -180,41 +233,53 @@ def _write_grid(item: Item, runs: Sequence[Run], folder: Path) -> list[str]:
     return [f"{item.stem}.tex", f"{item.stem}.md"]
 
 
-def _write_analysis(item: Item, runs: Sequence[Run], folder: Path) -> list[str]:
+def _write_analysis(
+    item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path
+) -> list[str]:
     """A figure of the means over seeds, and its table."""
-    from tangent_arithmetic.analysis import seeds, subsets
-    from tangent_arithmetic.analysis.figures import plain, save
-    from tangent_arithmetic.analysis.tables import LONGEST, latex, read_own
+    from tangent_arithmetic.analysis import ensembles, seeds, subsets
+    from tangent_arithmetic.analysis.figures import write as write_figure
+    from tangent_arithmetic.analysis.tables import LONGEST, MADE_BY, latex, read_own
     from tangent_arithmetic.commands.analyze import ANALYSES
+    from tangent_arithmetic.report.papers.evidence import rows_of
 
     draws = {name: draw for parts in ANALYSES.values() for name, _, draw in parts}
     draws[PAIRS] = subsets.draw_pairs
-    name = "subsets" if item.made_of == PAIRS else str(item.made_of)
+    run, name = runs[0], "subsets" if item.made_of == PAIRS else str(item.made_of)
+    if reason := left_out(run, modes).get(MADE_BY.get(name, name)):
+        raise UsageError(reason)
     every = seeds.of_seeds(runs, name)
     if every.empty:
-        read_own(runs[0], name)  # raises the error that names the command
-    means, table = seeds.averaged(every, name)
+        read_own(run, name)  # raises the error that names the command
+    every = rows_of(every, modes)
     if item.made_of == PAIRS:
-        means, table = (one[one["num_vectors"] == 2] for one in (means, table))
+        every = subsets.pairs(every)
+    if every.empty:
+        raise UsageError(f"nothing of {', '.join(modes)} on {', '.join(run.tasks)}")
+    _, table = seeds.averaged(every, name)
     write_text(folder / f"{item.stem}.csv", table.to_csv(index=False))
     files = [f"{item.stem}.csv"]
     if len(table) <= LONGEST:
         write_text(folder / f"{item.stem}.tex", latex(table))
         files.append(f"{item.stem}.tex")
-    run = runs[0]
-    note = f"{run.model}, suite {run.suite.name}, mean of {every['seed'].nunique()} seeds"
-    save(plain(draws[str(item.made_of)], means, run), folder, item.stem, note)
-    return [*files, f"{item.stem}.pdf", f"{item.stem}.svg"]
+    of = [one for one in runs if one.seed in set(every["seed"])]
+    if name == "ensembles":
+        run = run.with_(sample=min(ensembles.IMAGES, run.config.sample or ensembles.IMAGES))
+    note = "\n".join(caption(run, of)[: 1 if name in NO_ACCURACIES else 2])
+    draw, style = draws[str(item.made_of)], run.config.style
+    write_figure(draw, table, run, folder=folder, stem=item.stem, note=note, style=style)
+    places = ["", "paper/"] if style == "paper" else [""]
+    return [*files, *(f"{place}{item.stem}.{ending}" for place in places for ending in FIGURES)]
 
 
-def _claims(paper: Paper, runs: Sequence[Run], folder: Path) -> str:
+def _claims(paper: Paper, runs: Sequence[Run], modes: Sequence[str], folder: Path) -> str:
     """Writes the table of claims in three forms; gives it in Markdown."""
     from tangent_arithmetic.report.papers.claims import CLAIMS, verdict
     from tangent_arithmetic.report.papers.evidence import Evidence
     from tangent_arithmetic.run.latex import booktabs
-    from tangent_arithmetic.run.results import markdown_table
+    from tangent_arithmetic.run.tables import markdown_table
 
-    evidence = [Evidence(run) for run in runs]
+    evidence = [Evidence(run, modes) for run in runs]
     found = [verdict(claim, evidence) for claim in CLAIMS if claim.paper == paper.name]
     header = ["place", "claim", "in the paper", "here", "seeds", "verdict"]
     rows = [
@@ -227,5 +292,6 @@ def _claims(paper: Paper, runs: Sequence[Run], folder: Path) -> str:
         record = {k: value for k, value in asdict(v).items() if k != "claim"}
         about = {n: getattr(v.claim, n) for n in ("paper", "place", "text", "published")}
         records.append({**about, **record})
-    write_json(folder / "claims.json", {"claims": records})
+    of = {"seeds": [run.seed for run in runs], "sample": runs[0].config.sample, "modes": [*modes]}
+    write_json(folder / "claims.json", {**of, "claims": records})
     return markdown_table(header, rows)

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = _options(argv)
     from tangent_arithmetic.data.prepare.verify import verify
-    from tangent_arithmetic.run.results import markdown_table
+    from tangent_arithmetic.run.tables import markdown_table
     from tangent_arithmetic.runtime.logs import setup_logging  # after --help: imports torch
 
     setup_logging()

@@ -9,7 +9,6 @@ is passed to the scripts in src/.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import time
@@ -27,6 +26,7 @@ from tangent_arithmetic.run.parser import Parser
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.usage import REPRODUCE, examples_of
 from tangent_arithmetic.runtime.atomic import check_writable, write_json
+from tangent_arithmetic.runtime.digests import file_hash
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, entry_point
 from tangent_arithmetic.runtime.eta import Estimate, shown_time
 from tangent_arithmetic.runtime.private import without_home
@@ -59,11 +59,11 @@ class Ledger:
 
         assert stage.output is not None
         files = [self.run.zeroshot_path]
-        for task in self.run.tasks:
+        for task in (*self.run.tasks, *stage.sets):
             files += [self.run.finetuned_path(task, mode) for mode in modes]
         inputs = [read_facts(f)["hash"] for f in files if f.is_file()]
         exists = stage.output.is_file()
-        digest = hashlib.sha256(stage.output.read_bytes()).hexdigest() if exists else None
+        digest = file_hash(stage.output) if exists else None
         return {"argv": stage.argv, "inputs": inputs, "output": digest}
 
     def _read(self) -> dict[str, Any]:
@@ -79,10 +79,10 @@ class Ledger:
         """Whether the stage's results are there and still those of today's checkpoints."""
         if stage.output is None or not stage.output.is_file():
             return False
-        found = without_home(self._read().get(stage.name))
-        earlier = trained()  # earlier ledgers hold the checkpoints of all modes
-        accepted = (self._entry(stage, modes) for modes in (stage.inputs, earlier))
-        return any(found == without_home(entry) for entry in accepted)
+        found, accepted = without_home(self._read().get(stage.name)), [stage.inputs]
+        if set(stage.inputs) <= set(trained()) and not stage.sets:
+            accepted.append(trained())  # earlier ledgers hold the tasks' checkpoints of these
+        return any(found == without_home(self._entry(stage, modes)) for modes in accepted)
 
     def note(self, stage: Stage) -> None:
         """Notes that a stage is done."""
@@ -224,8 +224,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if paper is not None:
         for run, words, todo in zip(runs, seeded, work, strict=True):
             todo[-1:-1] = papers.further(paper, run, words, modes)
-        print(papers.plan(paper, runs, work), flush=True)
-        papers.check_data(runs[0])
+        needed = papers.data_sets(paper, run, modes)
+        print(papers.plan(paper, runs, work, needed), flush=True)
+        for name in needed:
+            run.data.dataset(name)  # stops for one that is not there, before the work
     for run, todo in zip(runs, work, strict=True):
         check_targets(run, *(stage.output for stage in todo if stage.output))
     estimate = Estimate([step for todo in work for stage in todo for step in stage.steps])
@@ -235,7 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     overview(runs[0], summary, figure)
     print(f"\n{tables}\n")
     if paper is not None:
-        print(f"tables, figures and claims of the paper: {papers.write(paper, runs)}/README.md")
+        folder = papers.write(paper, runs, modes)
+        print(f"tables, figures and claims of the paper: {folder}/README.md")
     print(f"results: {shown}, {shown.with_suffix('.json')}, {figure}")
     pages = ", ".join(str(report_path(run)) for run in runs)
     print(f"pages, with the tangent explorer; open them in a browser: {pages}")

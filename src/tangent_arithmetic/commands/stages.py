@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tangent_arithmetic.run.costs import Costs
-from tangent_arithmetic.run.modes import MODES, edited, in_order, trained
+from tangent_arithmetic.run.modes import MODES, edited, in_order
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.eta import Step
 
@@ -28,7 +28,8 @@ class Stage:
         output: the results file that it writes; None for fine-tuning, which skips by itself.
         cost: what is expected of it, for the time left.
         parts: what is called one after the other, each with further arguments; by name.
-        mode: the mode that it is of; None for the page, which shows all.
+        modes: the modes that it is of.
+        sets: data sets beside the run's tasks whose checkpoints it reads.
     """
 
     name: str
@@ -37,14 +38,13 @@ class Stage:
     output: Path | None
     cost: Step
     parts: dict[str, list[str]] = field(default_factory=lambda: {"": []})
-    mode: str | None = None
+    modes: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> list[str]:
         """The modes whose checkpoints it reads."""
-        if self.mode is None:
-            return trained()
-        return [MODES[self.mode].training.name] if MODES[self.mode].edits else []
+        return in_order(MODES[m].training.name for m in self.modes if MODES[m].edits)
 
     @property
     def steps(self) -> list[Step]:
@@ -68,9 +68,9 @@ def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> li
               *more: str) -> Stage:  # fmt: skip
         parts = {"": list[str]()} if output else each_task(run)
         argv = [f"--finetuning-mode={mode}", *flags, *more]
-        return Stage(name, main, argv, output, cost, parts, mode)
+        return Stage(name, main, argv, output, cost, parts, (mode,))
 
-    costs = Costs(len(run.tasks), run.config.n_eval_points)
+    costs = Costs.of(run)
     modes = edited() if modes is None else modes
     zeroshot = accuracies_path(run, "none")
     found = [stage("zero-shot evaluation", evaluate.main, "none", zeroshot, costs.zeroshot)]
@@ -94,7 +94,8 @@ def stages(run: Run, flags: list[str], modes: Sequence[str] | None = None) -> li
         name, path = f"{mode} task negation", arithmetic_path(run, mode, "negations")
         found.append(stage(name, negate.main, mode, path, costs.negation(mode)))
     words, page = [analyze.REPORT, *flags], report_path(run)
-    found.append(Stage("report page", analyze.main, words, page, costs.report))
+    shown = (*edited(), *modes)
+    found.append(Stage("report page", analyze.main, words, page, costs.report, modes=shown))
     return found
 
 

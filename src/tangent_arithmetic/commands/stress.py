@@ -22,7 +22,8 @@ from tangent_arithmetic.merging.pool import run_pool
 from tangent_arithmetic.merging.stress import default_methods, stress, tables
 from tangent_arithmetic.merging.taskpools import RunTaskPool
 from tangent_arithmetic.run.args import Parser, parse_arguments
-from tangent_arithmetic.run.results import check_targets, provenance, write_results
+from tangent_arithmetic.run.provenance import provenance
+from tangent_arithmetic.run.results import check_targets, write_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.atomic import write_text
 from tangent_arithmetic.runtime.errors import entry_point, unknown

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tangent_arithmetic.data.files import samples_of
-from tangent_arithmetic.runtime.errors import MissingFileError
+from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 
 
 class Pictures(Protocol):
@@ -37,6 +39,8 @@ class Splits:
         source: where they were read from, such as folder, torchvision, hub, table or embedded.
         multilabel: whether an image has several labels: `pictures[i]` is then an image and a uint8
             array of shape (classes,) of zeros and ones.
+        copies: for training images of the same content as an earlier one, by index, the first such;
+            of data sets of one's own alone, since published ones are split as published.
     """
 
     train: Pictures
@@ -45,6 +49,7 @@ class Splits:
     val: Pictures | None = None
     source: str = "folder"
     multilabel: bool = False
+    copies: Mapping[int, int] = field(default_factory=dict)
 
 
 WAY_OUT = " Put it there or name another root with --data-location; --suite=embedded needs no data."
@@ -88,6 +93,31 @@ class SubsetPictures:
 def spaced(name: str) -> str:
     """A folder's name, or a label, as a phrase: underscores become spaces."""
     return " ".join(name.replace("_", " ").split()) or name
+
+
+def distinct(name: str, classes: Sequence[object], phrases: Sequence[str]) -> tuple[str, ...]:
+    """Returns the class names, if a prompt can tell them all apart.
+
+    Args:
+        name: the data set, for the message.
+        classes: the classes as the data name them.
+        phrases: the class names, in the same order.
+
+    Raises:
+        UsageError: if two are the same.
+    """
+    alike: dict[str, list[object]] = defaultdict(list)
+    for each, phrase in zip(classes, phrases, strict=True):
+        alike[unicodedata.normalize("NFC", " ".join(phrase.split()))].append(each)
+    for phrase, several in alike.items():
+        if len(several) > 1:
+            raise UsageError(
+                f"data set {name}: the classes {', '.join(shown(repr(c)) for c in several[:5])} "
+                f"have the same name '{shown(phrase)}', so that no prompt can tell them apart. "
+                "Merge them, or give each its own name: in classnames.txt in its folder, or "
+                f"{name}=SOURCE?classnames=FILE"
+            )
+    return tuple(phrases)
 
 
 def require(path: Path, name: str, layout: str) -> Path:

@@ -6,18 +6,12 @@ depends only on (seed, epoch, its index). Neither depends on the number of ranks
 
 from __future__ import annotations
 
-import errno
 import random
-import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -30,17 +24,14 @@ from tangent_arithmetic.data.base import Pictures, name_of
 from tangent_arithmetic.data.batched import Parts, parts_of
 from tangent_arithmetic.data.pictures import is_plain, to_rgb
 from tangent_arithmetic.data.texts import check_reads, collate, lengths_of
-from tangent_arithmetic.runtime.errors import PictureError, RunError, UsageError, shown
+from tangent_arithmetic.data.workers import exit_codes, without_sigchld_handler, worker_failure
+from tangent_arithmetic.runtime.errors import PictureError, UsageError
 from tangent_arithmetic.runtime.processes import prepare_training_worker, prepare_worker
 
 Transform = Callable[[Any], Any]
 Key = tuple[int, int]  # epoch, index
 BUCKET = 16  # steps of texts that are sorted by length together
 TOKENS = 2048  # of a batch of texts that are evaluated, padding included
-SHARED_MEMORY = "/dev/shm"  # on Linux
-NO_SHARED_MEMORY = ("shared memory", "unable to write to file", "unable to resize file", "</torch_")
-BUS_ERROR = getattr(signal, "SIGBUS", None)  # raised by a write beyond the available shared memory
-NO_DESCRIPTORS = ("Too many open files", "ancdata")
 
 
 def seed_transforms(entropy: tuple[int, ...]) -> None:
@@ -108,7 +99,7 @@ class SeededPictures(Dataset[tuple[Any, Any]]):
         image, label = self._read(_index(key))
         with restored():
             self._seed(key)
-            return self.transform(image), label
+            return _checked(self.transform(image), image), label
 
     def __getitems__(self, keys: Sequence[int | Key]) -> list[tuple[Any, Any]]:
         """The images and labels of a batch, as one after the other."""
@@ -158,6 +149,24 @@ class SeededPictures(Dataset[tuple[Any, Any]]):
             "other classes than the head. Check that its class folders or its label file are "
             "complete"
         )
+
+
+def _checked(value: Any, image: object) -> Any:
+    """Returns a transformed example, if it can be part of a batch.
+
+    Raises:
+        UsageError: if a model's transform returns anything but a tensor of one image.
+    """
+    if not isinstance(image, Image.Image):
+        return value
+    fits = isinstance(value, Tensor | np.ndarray)
+    if fits and value.ndim <= 3:
+        return value
+    got = f"shape {tuple(value.shape)}" if fits else f"an object of type {type(value).__name__}"
+    raise UsageError(
+        f"the model's preprocessing returns {got} for an image, expected a tensor (channels, "
+        'height, width); of an image processor of transformers return ["pixel_values"][0]'
+    )
 
 
 @dataclass(frozen=True)
@@ -288,14 +297,14 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Generator[Any]:  # type: ignore[override]
         batches: Any = None
         try:
-            with _without_sigchld_handler():
+            with without_sigchld_handler():
                 batches = super().__iter__()
             yield from batches
         except UsageError:
             raise
         except (RuntimeError, OSError, EOFError) as error:
-            codes = _exit_codes(getattr(batches, "_workers", []))
-            failure = _worker_failure(error, codes, started=batches is not None)
+            codes = exit_codes(getattr(batches, "_workers", []))
+            failure = worker_failure(error, codes, started=batches is not None)
             if self.num_workers and failure is not None:
                 raise failure from error
             raise
@@ -303,79 +312,6 @@ class Loader(DataLoader[Any]):
             shut_down = getattr(batches, "_shutdown_workers", None)  # PyTorch has no public name
             if shut_down is not None:
                 shut_down()
-
-
-@contextmanager
-def _without_sigchld_handler() -> Iterator[None]:
-    """Undoes PyTorch's SIGCHLD handler, which would raise at any point when a worker dies.
-
-    The iterator detects a dead worker within seconds anyway, while it waits for a batch.
-    """
-    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-
-
-def _exit_codes(workers: Sequence[BaseProcess]) -> list[int]:
-    """The non-zero exit codes of workers that have ended, or end within a second."""
-    ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
-    for worker in workers:
-        if worker.sentinel in ended:
-            worker.join(1)
-    return [worker.exitcode for worker in workers if worker.exitcode]
-
-
-def _worker_failure(error: Exception, codes: Sequence[int], started: bool) -> RunError | None:
-    """Explains an error of the iterator, given non-zero exit codes; None if no worker caused it."""
-    text = str(error)
-    bus_error = BUS_ERROR is not None and -BUS_ERROR in codes
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if bus_error or full or any(part in text for part in NO_SHARED_MEMORY):
-        return RunError(
-            f"data-loading processes need more shared memory than {_shared_memory()}. Increase it "
-            "(docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or load in this "
-            "process: --num-workers=0"
-        )
-    if any(part in text for part in NO_DESCRIPTORS):
-        return RunError(
-            "too many open files for the data-loading processes; raise the limit (ulimit -n), or "
-            "load in this process: --num-workers=0"
-        )
-    if text.startswith("Caught "):  # an error of the transform, raised in a healthy worker
-        return None
-    if not started:
-        return RunError(
-            f"data-loading processes cannot be started ({type(error).__name__}: {shown(error)}); "
-            "try fewer, or none: --num-workers=0"
-        )
-    if codes or "exited unexpectedly" in text or isinstance(error, OSError | EOFError):
-        return RunError(
-            f"a data-loading process {_end_of(codes[0] if codes else None)}, which ended the run; "
-            "try fewer, or none: --num-workers=0"
-        )
-    return None
-
-
-def _shared_memory() -> str:
-    try:
-        usage = shutil.disk_usage(SHARED_MEMORY)
-    except OSError:
-        return "this system has"
-    return f"{SHARED_MEMORY} has ({usage.free / 2**20:.3g} of {usage.total / 2**20:.3g} MiB free)"
-
-
-def _end_of(code: int | None) -> str:
-    if code is None:
-        return "exited"
-    if code > 0:
-        return f"exited with code {code}"
-    memory = ", possibly out of memory" if code == -signal.SIGKILL else ""
-    return f"was killed ({signal.Signals(-code).name}{memory})"
 
 
 @dataclass(frozen=True)

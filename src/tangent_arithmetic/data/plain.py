@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tangent_arithmetic.data.base import Splits, spaced
+from tangent_arithmetic.data.base import Splits, distinct, spaced
 from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import PictureError, UsageError, shown
@@ -180,8 +180,8 @@ def plain_splits(
         source: see `Splits`.
 
     Raises:
-        UsageError: if it is no map-style data set, class names are not given, or a split has
-            classes that the training images lack.
+        UsageError: if it is no map-style data set, class names are not given or two are the same,
+            or a split has classes that the training images lack.
     """
     for part in (part for part in (train, test, val) if part is not None):
         if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
@@ -266,5 +266,7 @@ def _names(name: str, train: Any, classnames: Sequence[str] | None) -> tuple[str
             f"data set {name}: expected class names, one phrase per class in the order of the "
             f"labels, got {given!r}; the training set has no attribute classes either"
         )
+    if classnames is not None:
+        return distinct(name, classnames, classnames)
     first = (each[0] if isinstance(each, tuple | list) else each for each in given)
-    return tuple(spaced(str(text)) for text in first) if classnames is None else tuple(given)
+    return distinct(name, given, [spaced(str(text)) for text in first])

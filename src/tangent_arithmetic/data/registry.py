@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from tangent_arithmetic.data.loading import (
 )
 from tangent_arithmetic.data.sampling import stratified
 from tangent_arithmetic.data.sources import load_public
+from tangent_arithmetic.data.splitting import originals_of
 from tangent_arithmetic.data.suites import (
     DATASETS,
     DEFAULT_CACHE,
@@ -141,7 +143,10 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
 
 @lru_cache(maxsize=32)
 def _load_own(load: Callable[[Path], Splits], location: Path, _changed: int | None) -> Splits:
-    return refuse_shared(load(location))
+    splits = refuse_shared(load(location))
+    if splits.val is not None:
+        return splits
+    return replace(splits, copies=originals_of(splits.train))
 
 
 def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
@@ -149,7 +154,8 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
 
     It has `min(int(val_fraction * n), max_val_samples)` images, drawn as in the public projects
     (`torch.utils.data.random_split`, seed 0), whose checkpoints have not been trained on them. If
-    the fraction is less than one of two or more images, one is held out.
+    the fraction is less than one of two or more images, one is held out. Images of the same
+    content, see `Splits.copies`, count as one and are held out together.
 
     Raises:
         UsageError: if the fraction is not in (0, 1) or the maximum below 1.
@@ -161,20 +167,28 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
         )
     if splits.val is not None:
         return splits
-    train, val = held_out(len(splits.train), val_fraction, max_val_samples)
+    train, val = held_out(len(splits.train), val_fraction, max_val_samples, splits.copies)
     return replace(
         splits, train=SubsetPictures(splits.train, train), val=SubsetPictures(splits.train, val)
     )
 
 
 def held_out(
-    count: int, val_fraction: float = 0.1, max_val_samples: int = 5000
+    count: int,
+    val_fraction: float = 0.1,
+    max_val_samples: int = 5000,
+    copies: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[list[int], list[int]]:
     """The indices of `count` examples to train on, and of those held out, see `hold_out`."""
-    least = 1 if count > 1 else 0
-    num_train = count - min(max(int(val_fraction * count), least), max_val_samples)
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    return order[:num_train], order[num_train:]
+    originals = [index for index in order if index not in copies]
+    least = 1 if len(originals) > 1 else 0
+    size = min(max(int(val_fraction * len(originals)), least), max_val_samples)
+    held = set(originals[len(originals) - size :])
+    parts: tuple[list[int], list[int]] = ([], [])
+    for index in order:
+        parts[copies.get(index, index) in held].append(index)
+    return parts
 
 
 def get_dataset(
@@ -222,9 +236,12 @@ def get_dataset(
     else:
         held = hold_out(splits, val_fraction, max_val_samples)
         assert held.val is not None
+        reason = ""
         if splits.val is None:
             _log_least(base, val_fraction, len(train))
-        reason = "" if splits.val is not None else ": there is only one training image"
+            _log_copies(base, len(splits.copies))
+            reason = ": there is only one training image"
+            reason += ", not counting copies" if splits.copies else ""
         train, test = held.train, held.val
         _refuse_empty(base, "validation", test, reason)
     loaders = (preprocess, batch_size, num_workers)
@@ -257,6 +274,16 @@ def _log_least(name: str, val_fraction: float, count: int) -> None:
             "%s: %g of %d training images is less than one; one image is for validation",
             name,
             val_fraction,
+            count,
+        )
+
+
+@lru_cache  # logs each case once
+def _log_copies(name: str, count: int) -> None:
+    if count:
+        logger.info(
+            "%s: %d training images are copies of others; validation has none of the same content",
+            name,
             count,
         )
 

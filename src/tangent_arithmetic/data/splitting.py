@@ -53,30 +53,47 @@ def _rank(key: str) -> tuple[bytes, str]:
 
 
 def copies_of(pictures: Pictures) -> set[int]:
-    """The indices of examples whose content another one has, too, where none has to be decoded."""
+    """The indices of examples whose content another one has, too, see `originals_of`."""
+    originals = originals_of(pictures)
+    return {*originals, *originals.values()}
+
+
+def originals_of(pictures: Pictures) -> dict[int, int]:
+    """For each example that an earlier one has the content of, the first such; by index.
+
+    Where contents would have to be decoded, it is empty.
+    """
+    first: dict[Hashable, int] = {}
+    contents = enumerate(_contents(pictures))
+    return {i: first[key] for i, key in contents if first.setdefault(key, i) != i}
+
+
+def _contents(pictures: Pictures) -> Sequence[Hashable]:
+    """A key for each example that examples of the same content share; none if unknown."""
     if isinstance(pictures, SubsetPictures):
-        inner = copies_of(pictures.pictures)
-        return {i for i, index in enumerate(pictures.indices) if int(index) in inner}
+        inner = _contents(pictures.pictures)
+        return inner and [inner[int(index)] for index in pictures.indices]
     samples = samples_of(pictures)
     if samples and isinstance(samples[0][0], str | Path):
-        return twins([str(path) for path, _ in samples])
-    return repeated(digests_of(pictures) or ())
+        return _of_files([str(path) for path, _ in samples])
+    return digests_of(pictures) or ()
 
 
-def repeated(contents: Sequence[Hashable]) -> set[int]:
-    """The indices of what is there more than once."""
-    counts = Counter(contents)
-    return {index for index, content in enumerate(contents) if counts[content] > 1}
-
-
-def twins(paths: Sequence[str]) -> set[int]:
-    """The indices of files whose content another one has, too; broken links are refused later."""
-    sizes = [
-        Path(path).stat().st_size if Path(path).exists() else f"none at {path}" for path in paths
+def _of_files(paths: Sequence[str]) -> list[Hashable]:
+    """A key for each file that equal files share; broken links are refused later."""
+    sizes = [Path(path).stat().st_size if Path(path).exists() else path for path in paths]
+    counts = Counter(sizes)
+    return [  # a file whose size is unique is not read
+        _digest(path) if counts[size] > 1 else path for path, size in zip(paths, sizes, strict=True)
     ]
-    alike = sorted(repeated(sizes))  # others are not read
-    contents = [hashlib.sha256(Path(paths[index]).read_bytes()).digest() for index in alike]
-    return {alike[index] for index in repeated(contents)}
+
+
+def _digest(path: str) -> Hashable:
+    """A hash of a file's content; its path if it cannot be read, which is refused later."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest()
+    except OSError:
+        return path
 
 
 def with_test_part(

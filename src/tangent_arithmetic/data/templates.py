@@ -111,7 +111,7 @@ def get_templates(name: str, suite: str | Suite = "clip8") -> list[Callable[[str
         return list(OPENAI_IMAGENET_TEMPLATES)
     known = dict(TEMPLATES) if home in PUBLIC else {}
     if home == "text":
-        from tangent_arithmetic.data.text import TEMPLATES as SENTENCES
+        from tangent_arithmetic.data.text_suite import TEMPLATES as SENTENCES
 
         known = dict(SENTENCES)
     if home == "embedded":

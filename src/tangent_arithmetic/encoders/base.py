@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, TypeIs
 
+from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.statedict import TIES, copy_into, ties
 
@@ -151,3 +152,31 @@ class ModuleEncoder(nn.Module):
         if tied := ties(theta):
             info[TIES] = tied
         return save_tensors(filename, theta, kind, theta0, theta0_hash, info)
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]],
+    theta: Mapping[str, Tensor],
+    name: str,
+    source: str | Path,
+    hint: str = "",
+) -> None:
+    """Raises a UsageError if weights differ from a model's in names or shapes; lists them.
+
+    Args:
+        expected: the shapes of the model's weights.
+        theta: the weights.
+        name: the model, for the message.
+        source: the file of the weights, for the message.
+        hint: a further sentence of the message.
+    """
+    actual = {key: tuple(value.shape) for key, value in theta.items()}
+    wrong = [
+        f"{shown(key)}: {actual.get(key, 'missing')}, expected {expected.get(key, 'none')}"
+        for key in [*expected, *(key for key in actual if key not in expected)]
+        if actual.get(key) != expected.get(key)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        more += f". {hint}" if hint else ""
+        raise UsageError(f"{source} does not fit {shown(name)}: {'; '.join(wrong[:5])}{more}")

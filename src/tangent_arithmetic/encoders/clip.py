@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tangent_arithmetic.data.suites import EMBEDDED_MODEL, READS_TEXT
-from tangent_arithmetic.encoders.base import Transform
+from tangent_arithmetic.encoders.base import Transform, check_shapes
 from tangent_arithmetic.encoders.built import say
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, closest, shown, unknown
 from tangent_arithmetic.runtime.private import expanded, without_home
@@ -166,19 +166,7 @@ def check_hint(name: str, source: str | Path) -> None:
 
 def check_fits(name: str, theta: Mapping[str, Tensor], source: str | Path) -> None:
     """Raises a UsageError if weights differ from a model's vision tower in names or shapes."""
-    expected = shapes(name)
-    actual = {key: tuple(value.shape) for key, value in theta.items()}
-    wrong = [
-        f"{shown(key)}: {actual.get(key, 'missing')}, expected {expected.get(key, 'none')}"
-        for key in [*expected, *(key for key in actual if key not in expected)]
-        if actual.get(key) != expected.get(key)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UsageError(
-            f"{source} does not fit {shown(name)}: {'; '.join(wrong[:5])}{more}. Does it belong to "
-            "another --model?"
-        )
+    check_shapes(shapes(name), theta, name, source, "Does it belong to another --model?")
 
 
 def named_models() -> list[str]:

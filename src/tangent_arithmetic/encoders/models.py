@@ -14,7 +14,7 @@ from tangent_arithmetic.encoders.backbones import encoder as backbones
 from tangent_arithmetic.encoders.backbones.building import surplus
 from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
 from tangent_arithmetic.encoders.backbones.names import SCHEMES, BackboneName, is_backbone
-from tangent_arithmetic.encoders.base import ModuleEncoder
+from tangent_arithmetic.encoders.base import ModuleEncoder, check_shapes
 from tangent_arithmetic.encoders.clip import ClipName
 from tangent_arithmetic.encoders.images import ImageEncoder, ModelSettings
 from tangent_arithmetic.encoders.loading import load_checkpoint, read_facts, resolve
@@ -87,15 +87,34 @@ def _loaded(name: str, path: Path) -> BackboneEncoder:
     tensors = read_weights(path)
     encoder = BackboneEncoder(name, weights=False)
     own = {key.removeprefix(backbones.MODEL): v for key, v in encoder.weights().items()}
-    if not own.keys() <= tensors.keys():  # of an encoder of ours, which has the module as `model`
-        tensors = {key.removeprefix(backbones.MODEL): v for key, v in tensors.items()}
+    if not own.keys() <= tensors.keys():
+        tensors = _inside(tensors, next(iter(own)))
     more = surplus(tensors, own, encoder.classifiers)
     named = {key: tensors[key] for key in (*own, *more) if key in tensors}
     shapes = {key: tuple(value.shape) for key, value in own.items()}
-    backbones.check_fits(shapes, named, name, path)
+    check_shapes(shapes, named, name, path)
     theta = {f"{backbones.MODEL}{key}": value for key, value in named.items()}
     encoder.load_weights(theta)
     return encoder
+
+
+def _inside(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the encoder in a file of an encoder or a classifier of ours.
+
+    An encoder has its module as `model`, a classifier its encoder as `image_encoder`.
+
+    Args:
+        tensors: of the file.
+        name: of a tensor in the module.
+    """
+    full = f"{backbones.MODEL}{name}"
+    prefixes = [key.removesuffix(name) for key in tensors if f".{key}".endswith(f".{full}")]
+    if backbones.MODEL in prefixes:
+        prefixes = [backbones.MODEL]
+    if len(prefixes) != 1:  # none, or several models
+        return tensors
+    prefix = prefixes[0]
+    return {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
 
 
 def load_image_encoder(name: str, path: Path) -> ModuleEncoder:

@@ -16,7 +16,7 @@ from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.registry import OWN
 from tangent_arithmetic.merging.stream import Merge
 from tangent_arithmetic.merging.weights import on_hub
-from tangent_arithmetic.run.results import markdown_table
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.reading import read_text
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tangent_arithmetic.merging.methods import METHODS
 from tangent_arithmetic.merging.registry import PRETRAINED
-from tangent_arithmetic.run.results import markdown_table
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.reading import read_json
 

@@ -20,10 +20,10 @@ from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import Merge
 from tangent_arithmetic.run.heads import evaluated_on
 from tangent_arithmetic.run.models import command
+from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.results import (
     accuracies_path,
     check_targets,
-    provenance,
     require_results,
     write_results,
 )

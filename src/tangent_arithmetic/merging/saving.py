@@ -36,6 +36,7 @@ from tangent_arithmetic.runtime.atomic import (
     write_json,
     write_text,
 )
+from tangent_arithmetic.runtime.digests import file_hash
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.private import expanded, without_home
 from tangent_arithmetic.storage import checkpoints
@@ -230,13 +231,9 @@ def _digest(path: Path) -> str | None:
     """The hash of a file or folder; None for weights, whose header holds the recipe."""
     if path.is_dir():
         inner = sorted(each for each in path.rglob("*") if not each.is_dir())
-        listed = [f"{each.relative_to(path)} {_hash(each)}" for each in inner]
+        listed = [f"{each.relative_to(path)} {file_hash(each)}" for each in inner]
         return hashlib.sha256("\n".join(listed).encode()).hexdigest()
-    return _hash(path) if path.suffix != ".safetensors" and path.is_file() else None
-
-
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return file_hash(path) if path.suffix != ".safetensors" and path.is_file() else None
 
 
 def _metadata(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.program import choose_scaling_factor, difference
 from tangent_arithmetic.merging.stream import merged_state
 from tangent_arithmetic.merging.taskpools import TaskPool
-from tangent_arithmetic.run.results import markdown_table
+from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)

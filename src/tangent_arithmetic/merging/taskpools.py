@@ -19,7 +19,7 @@ from tangent_arithmetic.arithmetic.tally import Tally, scores
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.templates import get_templates
-from tangent_arithmetic.encoders.base import Encoder, ModuleEncoder, is_encoder, is_linear
+from tangent_arithmetic.encoders.base import BUILT, Encoder, ModuleEncoder, is_encoder, is_linear
 from tangent_arithmetic.encoders.heads import zeroshot_weights
 from tangent_arithmetic.encoders.images import VISUAL, ClassificationHead, ImageEncoder
 from tangent_arithmetic.encoders.published import huggingface
@@ -405,6 +405,7 @@ class CLIPVisionModelTaskPool(TaskPool):
         proj = base.read(huggingface.PROJECTION).T.float()
         read = from_huggingface(base.folder, state, config, None, lambda: {f"{VISUAL}proj": proj})
         encoder = ImageEncoder.without_weights(str(read.info["model"]))
+        encoder.adopt(read.info.get(BUILT), base.folder)
         encoder.load_weights(read.theta)
         return encoder
 

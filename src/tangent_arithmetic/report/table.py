@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tangent_arithmetic.run.latex import booktabs
-from tangent_arithmetic.run.results import percent
+from tangent_arithmetic.run.tables import percent
 
 UNVERIFIED = " †"
 COEFFICIENT = "coefficient"

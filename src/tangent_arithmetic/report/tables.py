@@ -12,9 +12,10 @@ from tangent_arithmetic.report.solved import Solved, heat_maps, numbers, solved_
 from tangent_arithmetic.report.table import COEFFICIENT, UNVERIFIED, Line, Table
 from tangent_arithmetic.run.modes import MODES, in_order
 from tangent_arithmetic.run.present import ADDITION, NEGATION, files_of, with_results
-from tangent_arithmetic.run.results import accuracies_path, mean, optional_results, percent, score
+from tangent_arithmetic.run.results import accuracies_path, optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import AT_ONE, siblings, spread
+from tangent_arithmetic.run.tables import mean, percent, score
 
 SUM = ("mean", "normalised", COEFFICIENT)  # columns of sums and merges, after the tasks
 EXACT = ("exact", "control at exact")  # columns of negations, after the control set

@@ -249,7 +249,7 @@ class Config:
     penalty_norm: PenaltyNorm = _flag(
         "training",
         "relative",
-        "tau-Jp: the mean of |J tau|^2 / |f0|^2 (relative), of |J tau|^2 (squared), or of |J tau| "
+        "τJp: the mean of |J tau|^2 / |f0|^2 (relative), of |J tau|^2 (squared), or of |J tau| "
         "(plain); delta: of the student's difference to its teacher instead of J tau",
     )
     others: Names | None = _flag(
@@ -353,7 +353,7 @@ class Config:
         "and negations (sums), or the page's explorer too (page)",
     )
     feature_cache: bool = _flag(
-        "evaluation", True, "keep the features of linear models, so that they are computed once"
+        "evaluation", True, "keep features of linear and of unedited models, to compute them once"
     )
     results: str = _flag("evaluation", "results", "root of the results' folders", path=True)
     results_db: str | None = _flag(
@@ -448,11 +448,11 @@ class Config:
         least=2,
         most=10**5,
     )
-    kernel_directions: int = _flag(
+    kernel_directions: int | None = _flag(
         "analysis",
-        128,
+        None,
         "random directions of the parameters that estimate the kernel (0: exact, a backward pass "
-        "for each example and feature)",
+        "for each example and feature; default: exact up to 65536 of these, 128 beyond)",
         least=0,
         most=10**6,
     )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.runtime.eta import Step
+
+if TYPE_CHECKING:
+    from tangent_arithmetic.run.run import Run
 
 SECONDS = {"standard": 21.0, "linear": 36.0}  # to fine-tune a task
 FACTORS = {"taujp": 1.7, "tak": 1.15, "orthoreg": 1.05, "delta": 4.0}  # by objective
@@ -13,13 +17,15 @@ FACTORS = {"taujp": 1.7, "tak": 1.15, "orthoreg": 1.05, "delta": 4.0}  # by obje
 ANALYSIS = {  # seconds, for eight tasks
     "subsets": 2500.0,
     "disentanglement": 1300.0,
-    "negation": 1500.0,
+    "negation": 1740.0,
     "analogies": 850.0,
     "few": 250.0,
-    "kernel": 180.0,
+    "kernel": 900.0,
     "cka": 240.0,
     "ensembles": 240.0,
 }
+ON_FEW = ("kernel", "ensembles")  # of few images of their own, with `--sample` or without
+IMAGES = 1000  # of a test split of the embedded suite
 # CLIP's operations of a forward pass, in those of ViT-B-32
 CLIP = {"ViT-B-32": 1.0, "ViT-B-16": 4.0, "ViT-L-14": 18.4}
 # Seconds of ViT-B-32 on clip8 with one GPU for one of the embedded suite on two cores. A forward
@@ -45,10 +51,19 @@ class Costs:
     Attributes:
         tasks: number of tasks.
         points: number of coefficients.
+        share: of the time of an evaluation on all images, what one on a sample takes.
     """
 
     tasks: int
     points: int
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, run: Run) -> Costs:
+        """The costs of a run; a tenth of an evaluation does not depend on the number of images."""
+        images = IMAGES * (15 if run.suite.name.startswith("clip") else 1)
+        part = min((run.config.sample or images) / images, 1.0)
+        return cls(len(run.tasks), run.config.n_eval_points, 0.1 + 0.9 * part)
 
     def training(self, mode: str) -> Step:
         """Fine-tuning of all tasks."""
@@ -59,7 +74,7 @@ class Costs:
     @property
     def zeroshot(self) -> Step:
         """The zero-shot evaluation, with the control set."""
-        return Step("standard evaluation", 8 + 3.6 * self.tasks)
+        return Step("standard evaluation", self.share * (8 + 3.6 * self.tasks))
 
     def single(self, mode: str) -> Step:
         """Single-task evaluation."""
@@ -80,16 +95,18 @@ class Costs:
 
     def analysis(self, name: str) -> Step:
         """An analysis of the suite in standard, post-hoc and linear modes."""
-        return Step("analysis", ANALYSIS.get(name, 60.0) * self.tasks / 8)
+        share = 1.0 if name in ON_FEW else self.share
+        return Step("analysis", share * ANALYSIS.get(name, 60.0) * self.tasks / 8)
 
     @property
     def report(self) -> Step:
         """The page with its explorer."""
-        return Step("linear evaluation", 10 + 5 * self.tasks)
+        return Step("linear evaluation", self.share * (10 + 5 * self.tasks))
 
     def _evaluation(self, mode: str, standard: float, linear: float) -> Step:
         kind = _kind(mode)
-        return Step(f"{kind} evaluation", {"standard": standard, "linear": linear}[kind])
+        cost = {"standard": standard, "linear": linear}[kind]
+        return Step(f"{kind} evaluation", self.share * cost)
 
 
 def _kind(mode: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +18,7 @@ from tangent_arithmetic.encoders.base import ModuleEncoder, Transform
 from tangent_arithmetic.run.pretrained import zeroshot_encoder
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.digests import json_hash
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.training.factors import (
     Factors,
@@ -114,7 +113,7 @@ def _provenance(
 
 
 def _digest(made: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:DIGITS]
+    return json_hash(made)[:DIGITS]
 
 
 def _collect(

@@ -6,8 +6,6 @@ zero-shot head; its pre-trained weights, training pictures and class names for a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,6 +45,7 @@ from tangent_arithmetic.encoders.published.loading import load as load_published
 from tangent_arithmetic.run.pretrained import zeroshot_hash
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.digests import json_hash
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.checkpoints import read_checkpoint
@@ -187,7 +186,7 @@ def _check_fits(
 
 
 def _hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_hash(parts)
 
 
 # --- zero-shot

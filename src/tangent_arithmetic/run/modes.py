@@ -4,7 +4,7 @@ A mode of your own is registered once, before the command line is parsed:
 
     register_mode(Mode("mine", label="my mode", prefix="mine_", colour="#009e73", marker="D"))
 
-Names with `+` need no registration: `linear+taujp` is linear fine-tuning with the objective tau-Jp,
+Names with `+` need no registration: `linear+taujp` is linear fine-tuning with the objective τJp,
 `linear+attention` trains the attention alone, `linear+taujp+attention` is both. They are what
 `--objective` and `--trainable` turn a mode into.
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ from tangent_arithmetic.run.modes import ALL, SUPERVISED
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.teacher import OF_DELTA, load_teacher, teacher_facts
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.digests import json_hash
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.training import talos
@@ -134,7 +133,7 @@ def _masks(
 ) -> talos.Masks:
     """The weights that TaLoS trains, from a file beside the checkpoint or computed by rank 0."""
     path = states.checkpoint.with_name(f"{states.checkpoint.stem}_masks.safetensors")
-    made = hashlib.sha256(json.dumps(states.settings, sort_keys=True).encode()).hexdigest()
+    made = json_hash(states.settings)
     if ddp.is_main_process() and talos.load_masks(path, made) is None:
         classifier = ImageClassifier(encoder, head).to(run.device)
         classifier.freeze_head()

@@ -1,4 +1,4 @@
-"""Results on disk: JSON with provenance; tables of them."""
+"""Results on disk: where they are, how they are written, merged, read and checked."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ import functools
 import itertools
 import json
 import logging
-import os
-import platform
 import re
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tangent_arithmetic
 from tangent_arithmetic.run import results_schema
 from tangent_arithmetic.run.modes import get_mode
 from tangent_arithmetic.run.run import Run
@@ -26,72 +20,13 @@ from tangent_arithmetic.run.tracking import append_result, check_database
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.atomic import as_json, check_writable, disk_errors, write_json
 from tangent_arithmetic.runtime.errors import MissingFileError, UnwritableError, UsageError
-from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.runtime.processes import one_at_a_time
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[3]  # of a clone
 GROUPING, SHOTS = "task-layer", 4  # of the sum that a benchmark solves for
 SOLVED = (f"--coefficients={GROUPING}", f"--shots={SHOTS}")
 SAME = ("theta0_hash", "seed", "suite", "model", "control")  # of results in one file
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, with "+changes" if files differ from it; None outside of git."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    if not (ROOT / ".git").exists() or not (ROOT / "src" / "tangent_arithmetic").is_dir():
-        return None  # an installed package, perhaps inside a repository of its user
-    try:
-        changed = git("status", "--porcelain", "--", "src", "scripts")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def provenance(run: Run, seconds: float, **facts: Any) -> dict[str, Any]:
-    """The facts that identify how a result was made: command line, settings, software, machine."""
-    config = {n: v for n, v in sorted(vars(run.config).items()) if n != "finetuning_accuracies"}
-    facts = {
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "config": config,
-        "model": run.config.model,
-        "suite": run.suite.name,
-        **({} if run.config.finetuning_mode is None else {"mode": run.mode.name}),
-        "seed": run.seed,
-        "commit": git_commit(),
-        "source": _relative(Path(tangent_arithmetic.__file__)),
-        "versions": versions(),
-        "device": str(run.device),
-        "machine": machine(),
-        "world_size": ddp.world_size(),
-        "seconds": round(seconds, 1),
-        **facts,
-    }
-    kept: dict[str, Any] = without_home(facts)
-    return kept
-
-
-def _relative(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-
-
-def machine() -> str:
-    """The system and the cores."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count() or 1} cores"
-
-
-def versions(*further: str) -> dict[str, str]:
-    """The versions of Python and of the libraries that results depend on, and of further ones."""
-    found = {name: metadata.version(name) for name in (*PACKAGES, *further)}
-    return {"python": platform.python_version(), **found}
 
 
 def accuracies_path(run: Run, mode: str) -> Path:
@@ -383,41 +318,3 @@ def require_results(
             f"{path} is of another run ({'; '.join(wrong)}). Make it again with: {made_by}"
         )
     return results
-
-
-def percent(value: float | None) -> str:
-    """An accuracy in percent with one decimal."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def score(metrics: Mapping[str, Any], name: str) -> Any:
-    """The measure of a data set among metrics: top-1, or mean average precision of multi-label."""
-    return metrics.get(f"{name}:top1", metrics.get(f"{name}:map"))
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None if there are no values, or if one of them is not known."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) and known else None
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
-    cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        first, *rest = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-        numbers = [cell.strip().rjust(w) for cell, w in zip(rest, widths[1:], strict=True)]
-        return "| " + " | ".join([first, *numbers]) + " |"
-
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
-
-
-def accuracy_table(tasks: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:
-    """A table of accuracies in percent: a column a task, and their mean."""
-    lines = []
-    for name, values in rows.items():
-        lines.append([name, *map(percent, values), percent(mean(values))])
-    return markdown_table(["%", *tasks, "mean"], lines)

@@ -236,6 +236,12 @@ class Run:
         """What `--sample` adds to the names of results: "_sampleN", or nothing."""
         return "" if self.config.sample is None else f"_sample{self.config.sample}"
 
+    @property
+    def examples(self) -> str:
+        """What `--sample` adds to captions: ", N examples of each split", or nothing."""
+        count = self.config.sample
+        return "" if count is None else f", {count} examples of each split"
+
     @cached_property
     def _model_folder(self) -> str:
         """The model's name as that of a folder directly below another."""
@@ -280,7 +286,7 @@ class Run:
 
     @property
     def feature_cache(self) -> Path | None:
-        """The folder where features of linear models are kept; None with `--no-feature-cache`."""
+        """The folder where features are kept; None with `--no-feature-cache`."""
         return self.cache / "features" if self.config.feature_cache else None
 
     @cached_property

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from tangent_arithmetic.run.config import Config, checked
-from tangent_arithmetic.run.results import ROOT
+from tangent_arithmetic.run.provenance import ROOT
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.usage import RECIPE, USAGES
 

@@ -16,12 +16,11 @@ from tangent_arithmetic.run.present import with_results
 from tangent_arithmetic.run.results import (
     accuracies_path,
     arithmetic_path,
-    markdown_table,
     optional_results,
-    score,
     solved_path,
 )
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import markdown_table, mean, score
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.private import without_home
@@ -42,8 +41,8 @@ def spread(values: Sequence[float | None], scale: float = 100, digits: int = 1) 
     if not known or len(known) < len(values):
         return "-"
     numbers = scale * np.asarray(known)
-    mean = f"{numbers.mean():.{digits}f}"
-    return mean if len(numbers) == 1 else f"{mean} ± {numbers.std(ddof=1):.{digits}f}"
+    shown = f"{numbers.mean():.{digits}f}"
+    return shown if len(numbers) == 1 else f"{shown} ± {numbers.std(ddof=1):.{digits}f}"
 
 
 def _numbers(values: Sequence[float | None]) -> dict[str, Any]:
@@ -53,11 +52,6 @@ def _numbers(values: Sequence[float | None]) -> dict[str, Any]:
         return {"mean": None, "std": None, "values": list(values)}
     deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return {"mean": float(np.mean(known)), "std": deviation, "values": known}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def collect(runs: Sequence[Any]) -> dict[str, Any]:
@@ -83,7 +77,7 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
 
         def pick(results: dict[str, Any]) -> dict[str, float | None]:
             values = {name: results.get(name) for name in names}
-            return {**values, "mean": _mean([values[task] for task in tasks])}
+            return {**values, "mean": mean([values[task] for task in tasks])}
 
         return pick
 
@@ -108,7 +102,7 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     def solved(results: dict[str, Any]) -> dict[str, float | None]:
         test = results.get("test", {}).get("solved", {})
         values = {task: test.get(task) for task in tasks}
-        return {"absolute": _mean(list(values.values())), **values}
+        return {"absolute": mean(list(values.values())), **values}
 
     def negation(results: dict[str, Any]) -> dict[str, float | None]:
         by_task = {task: results.get(task, {}) for task in tasks}
@@ -119,7 +113,7 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
             "control": "test_control",
         }
         means = {
-            label: _mean([found.get(key) for found in by_task.values()])
+            label: mean([found.get(key) for found in by_task.values()])
             for label, key in names.items()
         }
         return {**means, **{task: found.get("test") for task, found in by_task.items()}}

@@ -23,15 +23,20 @@ OF_TORCH = ("torch.nn", "torch.optim", "torch._functorch", "__torch__", "functor
 PREFIXES = (*OF_TORCH, "open_clip", "timm", "src", "clip", "transformers")
 FACTORIES = ("dict", "float", "int", "list", "long")  # of a defaultdict; protocol 2 has `long`
 STUBS = {  # by module
-    "torch": ("device", "strided"),
+    "torch": ("Tensor", "device", "strided"),
     "torch._C._nn": ("gelu",),
     "torch.serialization": ("_get_layout",),
     "argparse": ("Namespace",),
-    "builtins": ("object", *FACTORIES),
-    "__builtin__": ("object", *FACTORIES),
-    "numpy": ("dtype",),
+    "builtins": ("object", "complex", "range", *FACTORIES),
+    "__builtin__": ("object", "complex", "xrange", *FACTORIES),
+    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
+    "functools": ("partial",),
+    "types": ("SimpleNamespace",),
+    "numpy": ("dtype", "ndarray"),
     "numpy.core.multiarray": ("scalar",),
     "numpy._core.multiarray": ("scalar",),
+    "numpy.core.numeric": ("_frombuffer",),
+    "numpy._core.numeric": ("_frombuffer",),
     "pathlib": ("PosixPath", "WindowsPath"),
     "pathlib._local": ("PosixPath",),
 }
@@ -45,7 +50,11 @@ DTYPES = {  # storage classes and dtypes by the names they have in `torch`
     "Short": "int16",
     "Char": "int8",
     "Byte": "uint8",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
 }
+FLOAT8 = tuple(f"float8_{kind}" for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu"))
+UNTYPED = ("uint16", "uint32", "uint64", *FLOAT8)  # dtypes without a storage class
 
 # the budget: bytes of objects and of copies, steps of the machine (about 1 microsecond each)
 TIMES_SIZE, SPARE_BYTES = 6, 32 << 20
@@ -220,10 +229,28 @@ def _rebuild_tensor(
     return view
 
 
+def _rebuild_untyped(
+    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *further: Any
+) -> Tensor:
+    """A view of a storage of bytes; `further` has the dtype in the third place."""
+    dtype = further[2] if len(further) > 2 else None
+    if not isinstance(storage, Tensor) or not isinstance(dtype, Dtype):
+        raise Refused("a tensor without a storage or a dtype")
+    return _rebuild_tensor(budget, storage.view(dtype.dtype), offset, size, stride)
+
+
 def _rebuild_parameter(budget: Budget, data: Any, *_: Any) -> Tensor:
     if not isinstance(data, Tensor):
         raise Refused("a parameter that is not a tensor")
     return data
+
+
+def _rebuild_from_type(budget: Budget, function: Any, of: Any, args: Any, *_: Any) -> Tensor:
+    """A tensor of a subclass, or with attributes: without these."""
+    if not any(function is one for one in REBUILDS.values()) or not isinstance(args, tuple):
+        raise Refused(f"it rebuilds a tensor with a {type(function).__name__}")
+    rebuilt: Tensor = function(budget, *args)
+    return rebuilt
 
 
 def _attribute(budget: Budget, of: Any, name: Any) -> Stub:
@@ -272,8 +299,41 @@ def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _bytearray(budget: Budget, content: Any = b"", encoding: Any = "latin1") -> bytes:
+    """The content of a bytearray."""
+    if isinstance(content, bytes):
+        return content
+    return _encode(budget, content, "latin1" if encoding == "latin-1" else encoding)
+
+
+def _deque(budget: Budget, *_: Any) -> list[Any]:
+    """A deque, as an empty list: a pickle appends its items later."""
+    budget.keep(OBJECT)
+    return []
+
+
+def _array(budget: Budget, of: Any = None, *_: Any) -> Stub:
+    """An array of NumPy, as a stub without its numbers."""
+    if not isinstance(of, StubClass):
+        raise Refused(f"an array of a {type(of).__name__}")
+    budget.keep(2 * OBJECT)
+    return Stub(of)
+
+
 build_set, build_frozenset = _collection(set), _collection(frozenset)
-BUILTINS = {"getattr": _attribute, "set": build_set, "frozenset": build_frozenset}
+BUILTINS = {
+    "getattr": _attribute,
+    "set": build_set,
+    "frozenset": build_frozenset,
+    "bytearray": _bytearray,
+}
+REBUILDS = {
+    "_rebuild_tensor": _rebuild_tensor,
+    "_rebuild_tensor_v2": _rebuild_tensor,
+    "_rebuild_tensor_v3": _rebuild_untyped,
+    "_rebuild_parameter": _rebuild_parameter,
+    "_rebuild_parameter_with_state": _rebuild_parameter,
+}
 MODULES = ("builtins", "__builtin__")
 STORAGES = [
     *((f"{name}Storage", Dtype(getattr(torch, dtype))) for name, dtype in DTYPES.items()),
@@ -283,18 +343,24 @@ STORAGES = [
 Names = dict[tuple[str, str], Any]
 KNOWN: Names = {
     **{(module, name): dtype for module in ("torch", "torch.storage") for name, dtype in STORAGES},
-    **{("torch", name): Dtype(getattr(torch, name)) for name in DTYPES.values()},
+    **{
+        ("torch", name): Dtype(getattr(torch, name))
+        for name in (*DTYPES.values(), *UNTYPED)
+        if hasattr(torch, name)  # not in older versions
+    },
     **{(module, name): build for module in MODULES for name, build in BUILTINS.items()},
     ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "Counter"): _ordered_dict,
     ("collections", "defaultdict"): _default_dict,
+    ("collections", "deque"): _deque,
+    ("numpy.core.multiarray", "_reconstruct"): _array,
+    ("numpy._core.multiarray", "_reconstruct"): _array,
     ("_codecs", "encode"): _encode,
     ("torch", "Size"): lambda budget, values=(): _shape(values),
     ("torch.jit._pickle", "restore_type_tag"): lambda budget, value=None, *_: value,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    **{("torch._utils", name): rebuild for name, rebuild in REBUILDS.items()},
+    ("torch._tensor", "_rebuild_from_type"): _rebuild_from_type,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
 }
 
 

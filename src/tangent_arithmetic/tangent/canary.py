@@ -266,7 +266,8 @@ def _adjoint_error(call: Call, names: Iterable[str]) -> tuple[float, list[Tensor
             return 0.0, []
         random = torch.Generator().manual_seed(1)
         signs = [(torch.rand(d.shape, generator=random) < 0.5).to(d) * 2 - 1 for d in steps]
-        inner = sum((_real(d) * _real(u)).sum().double() for d, u in zip(steps, signs, strict=True))
+        products = (_real(d) * _real(u) for d, u in zip(steps, signs, strict=True))
+        inner = sum(product.sum().cpu().double() for product in products)  # MPS has no float64
         assert isinstance(inner, Tensor)
         with lent_to_backward():
             (slope,) = torch.autograd.grad(inner, scale) if inner.requires_grad else (inner,)

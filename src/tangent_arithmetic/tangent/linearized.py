@@ -97,6 +97,12 @@ def _aliases(module: nn.Module) -> dict[str, str]:
     return aliases
 
 
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` has wrapped, or the module itself."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
 def _refuse_enclosing(origin: nn.Module) -> None:
     names = attributes_enclosing(origin)
     if names:
@@ -139,9 +145,10 @@ class LinearizedModel(nn.Module):
         self, model: nn.Module, init_model: nn.Module | None = None, *, check: bool = False
     ) -> None:
         super().__init__()
+        origin = _uncompiled(model if init_model is None else init_model)
+        model = _uncompiled(model)
         theta: dict[str, Tensor] = dict(model.named_parameters())
         with torch.no_grad():  # or the copied weights of scripted modules are not leaves
-            origin = model if init_model is None else init_model
             _refuse_enclosing(origin)
             skeleton = copy.deepcopy(origin, dict(copied_results(origin)))
         skeleton.eval().requires_grad_(False)

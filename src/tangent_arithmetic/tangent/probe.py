@@ -73,4 +73,5 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         direction = ctx.probe.direction(ctx.name)
-        return (grad.to(torch.float64) * direction).sum(), None, None
+        wide = torch.float32 if grad.device.type == "mps" else torch.float64
+        return (grad.to(wide) * direction).sum(), None, None

@@ -99,9 +99,18 @@ def copied_results(model: nn.Module) -> dict[int, Tensor]:
 
 
 def attributes_enclosing(model: nn.Module) -> list[str]:
-    """The attributes with functions that enclose a module or parameter of the model."""
-    own = {id(part) for part in (*model.modules(), *model.parameters())}
-    keys = [key for key, home in attributes(model) if _encloses(home[key[1]], own)]
+    """The attributes with functions that enclose a module or parameter of the model.
+
+    Those of `torch.compile` do not count: copies are without them, or have their own.
+    """
+    modules = list(model.modules())
+    own = {id(part) for part in (*modules, *model.parameters())}
+    keys = [
+        (place, name)
+        for (place, name), home in attributes(model)
+        if not (name == "_compiled_call_impl" or hasattr(modules[place], "_orig_mod"))
+        and _encloses(home[name], own)
+    ]
     return Attributes(model).names(keys)
 
 

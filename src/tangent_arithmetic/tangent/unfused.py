@@ -51,7 +51,8 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    y = _normalized(input.reshape(len(input), num_groups, -1), [-1], eps).reshape(input.shape)
+    grouped = input.reshape(len(input), num_groups, input.shape[1:].numel() // num_groups)
+    y = _normalized(grouped, [-1], eps).reshape(input.shape)
     return _affine(y, *(by_channel(v, y) for v in (weight, bias)))
 
 

@@ -2,6 +2,7 @@ r"""The mean of the last iterates of a run.
 
 A linear model's outputs are affine in its weights, so the mean of its weights has the mean of the
 outputs, exactly. It does not bounce as the last iterate does, so the learning rate need not fall.
+Statistics of batch norms are averaged along with the weights.
 
 Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
 """
@@ -13,21 +14,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
 
 class TailMean:
-    """The running mean of parameters over the last steps of a run; one copy of them.
+    """The running mean of weights over the last steps of a run; one copy of them.
 
     Args:
-        parameters: the parameters, by name.
+        weights: parameters and buffers, by name.
         share: of the run's steps, those at its end that are averaged, at least one; 0 for none.
         steps: steps of the run.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], share: float, steps: int) -> None:
-        self.parameters = dict(parameters)
+    def __init__(self, weights: Mapping[str, Tensor], share: float, steps: int) -> None:
+        self.weights = dict(weights)
         self.first = steps - math.ceil(share * steps)  # steps before the averaged ones
         self.mean = dict[str, Tensor]()
         self.count = 0
@@ -38,12 +39,12 @@ class TailMean:
         """Takes the iterate after `done` steps into the mean."""
         if done <= self.first:
             return
-        now = [parameter.detach() for parameter in self.parameters.values()]
+        now = [value.detach() for value in self.weights.values()]
         if self.mean:
             self._average(list(self.mean.values()), now, self.count)
         else:
             copies = (value.clone() for value in now)
-            self.mean = dict(zip(self.parameters, copies, strict=True))
+            self.mean = dict(zip(self.weights, copies, strict=True))
         self.count += 1
 
     @property
@@ -53,21 +54,21 @@ class TailMean:
 
     @contextmanager
     def placed(self) -> Iterator[None]:
-        """The parameters at the mean, and back at the iterate on exit."""
-        iterate = {name: p.detach().clone() for name, p in self.parameters.items() if self.begun}
+        """The weights at the mean, and back at the iterate on exit."""
+        iterate = {name: v.detach().clone() for name, v in self.weights.items() if self.begun}
         self.place()
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, value in iterate.items():
-                    self.parameters[name].copy_(value)
+                    self.weights[name].copy_(value)
 
     @torch.no_grad()
     def place(self) -> None:
-        """Sets the parameters to the mean; leaves them where nothing has been averaged."""
+        """Sets the weights to the mean; leaves them where nothing has been averaged."""
         for name, value in self.mean.items():
-            self.parameters[name].copy_(value)
+            self.weights[name].copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The mean and the number of its iterates, as tensors."""
@@ -77,6 +78,6 @@ class TailMean:
         """Continues from `state_dict`."""
         self.count = int(state["count"]) if state else 0
         self.mean = {
-            name: state[name].to(parameter.device, copy=True)
-            for name, parameter in (self.parameters.items() if state else ())
+            name: state[name].to(value.device, copy=True)
+            for name, value in (self.weights.items() if state else ())
         }

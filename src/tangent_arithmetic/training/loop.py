@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,6 +38,7 @@ from tangent_arithmetic.runtime.compute import Compute, Precision
 from tangent_arithmetic.runtime.errors import DivergedError, UsageError
 from tangent_arithmetic.runtime.logs import Progress, Tracker
 from tangent_arithmetic.runtime.processes import Stopped, deferred_signals
+from tangent_arithmetic.storage.statedict import copy_into
 from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.tangent.functional import evaluating
 from tangent_arithmetic.training.averaging import TailMean
@@ -85,41 +86,52 @@ class TrainingData:
     num_workers: int = 0
 
 
-def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model, wrapped in DDP if there are several processes."""
+def wrap_ddp(model: nn.Module, device: torch.device, some_unused: bool = False) -> nn.Module:
+    """The model, wrapped in DDP if there are several processes.
+
+    Args:
+        model: the model.
+        device: its device.
+        some_unused: whether a forward pass may leave out parameters.
+    """
     if ddp.world_size() == 1:
         return model
     ids = [device.index or 0] if device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(model, device_ids=ids, **{name: False})  # type: ignore[arg-type]
+    options = {name: False, "find_unused_parameters": some_unused}
+    return DistributedDataParallel(model, device_ids=ids, **options)  # type: ignore[arg-type]
 
 
-def freeze_unused(model: nn.Module, batch: Tensor) -> tuple[list[str], int]:
-    """Freezes the parameters that the model's output does not depend on.
+def unused_parameters(model: nn.Module, batch: Tensor) -> tuple[dict[str, nn.Parameter], int]:
+    """The trained parameters that the logits of some images do not depend on.
 
-    One backward pass in eval mode finds them; nothing else in the model changes.
+    One backward pass in eval mode finds them; nothing in the model changes. Other images may use
+    them, such as the experts of a mixture.
 
     Args:
         model: maps images to logits.
-        batch: images for that pass.
+        batch: the images.
 
     Returns:
-        The names of the frozen parameters, and the number of logits.
+        The parameters by name, and the number of logits.
+
+    Raises:
+        UsageError: if the logits depend on no trained parameter.
     """
     with evaluating(model):
         logits = model(batch)
     if not logits.requires_grad:
         raise UsageError(
-            "the logits depend on none of the parameters that are to be trained; choose others "
-            "with --trainable"
+            "the logits depend on none of the parameters that are to be trained: --trainable "
+            "selects others than the model uses, the model came with frozen parameters "
+            "(requires_grad is False), or its forward pass is without gradients (torch.no_grad, "
+            "detach)"
         )
     logits.float().sum().backward()
     unused = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    for parameter in unused.values():
-        parameter.requires_grad_(False)
     model.zero_grad(set_to_none=True)
-    return list(unused), logits.shape[-1]
+    return unused, logits.shape[-1]
 
 
 def step_gradients(
@@ -246,15 +258,15 @@ def train(
     plan = BatchPlan.of(data.pictures, data.transform, *sizes, seed)
     steps, device = recipe.steps(plan.steps_per_epoch), next(model.parameters()).device
     compute = Compute(device, recipe.precision)
-    num_classes, multilabel = _prepare(model, data, compute, plan)
+    unused, num_classes, multilabel = _prepare(model, data, compute, plan)
     check_one_class(num_classes, multilabel, description)
     objective = objective or supervised_of(recipe, multilabel)
-    wrapped = wrap_ddp(model, device)
+    wrapped = wrap_ddp(model, device, some_unused=bool(unused))
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optim = (optimizer or OPTIMIZERS[recipe.optimizer])(params, recipe)
     rates = [group["lr"] for group in optim.param_groups]
     set_rate = cosine_lr(optim, rates, recipe.warmup_length, steps, SCHEDULES[recipe.schedule])
-    average = TailMean(params, recipe.averaging, steps)
+    average = TailMean({**params, **_statistics(model)}, recipe.averaging, steps)
     stateful: dict[str, Any] = {"objective": objective, "average": average}
     stateful |= {"stopping": stopping} if stopping else {}
     keeper = Keeper(snapshots.states, model, optim, stateful)
@@ -266,12 +278,16 @@ def train(
         for step in bar:
             seed_step(seed, step)
             set_rate(step)
+            before = _copies(dict(model.named_buffers())), _copies(objective.state_dict())
             penalised = partial(penalty_gradient, model, step, objective, compute)
             penalty = penalised() if ddp.world_size() > 1 else None
             loss = step_gradients(wrapped, plan, step, batches, device, objective, recipe.precision)
             penalty = penalised() if ddp.world_size() == 1 else penalty
+            _drop_zeros(unused)
             norm = float(torch.nn.utils.clip_grad_norm_(params.values(), CLIP_NORM))
             if not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(penalty or 0)):
+                copy_into(dict(model.named_buffers()), before[0], "buffers")
+                objective.load_state_dict(before[1])
                 keeper.save()
                 raise _diverged(loss, norm, plan, step, data.pictures, recipe, snapshots.states)
             optim.step()
@@ -310,11 +326,12 @@ def train(
 
 def _prepare(
     model: nn.Module, data: TrainingData, compute: Compute, plan: BatchPlan
-) -> tuple[int, bool]:
-    """Sets training mode, freezes unused parameters, and checks that each batch can be trained on.
+) -> tuple[list[nn.Parameter], int, bool]:
+    """Sets training mode, and checks that each batch can be trained on.
 
     Returns:
-        The number of classes, and whether an image has several labels.
+        The trained parameters that the first two images do not use, the number of classes, and
+        whether an image has several labels.
     """
     if not len(data.pictures):
         raise UsageError("expected pictures to train on, got an empty data set")
@@ -322,11 +339,32 @@ def _prepare(
     items = [examples[i % len(examples)] for i in range(2)]  # batch norm needs two
     two, labels = to_device(collate(items), compute.device)
     with compute.autocast():
-        unused, num_classes = freeze_unused(model.train(), two)
+        unused, num_classes = unused_parameters(model.train(), two)
         check_single_images(model, plan, two[:1], ddp.world_size())
     if unused:
-        logger.info("not used by the model, hence frozen: %s", ", ".join(unused))
-    return num_classes, labels.ndim == 2
+        names = ", ".join(unused)
+        logger.info("not used by the first two images, trained in steps that use them: %s", names)
+    return list(unused.values()), num_classes, labels.ndim == 2
+
+
+def _drop_zeros(parameters: Iterable[nn.Parameter]) -> None:
+    """Drops gradients of zero, which only a penalty gives parameters that no image uses.
+
+    The optimizer then leaves these alone; otherwise weight decay would move them.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None and not parameter.grad.any():
+            parameter.grad = None
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The persistent buffers of floating-point numbers, such as batch norm's statistics."""
+    kept = model.state_dict()
+    return {n: b for n, b in model.named_buffers() if n in kept and b.is_floating_point()}
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 def _check_finite(model: nn.Module, done: int, recipe: Recipe) -> None:

@@ -40,6 +40,11 @@ DOUBLINGS = 6  # of the largest multiple of a step that the line search looks at
 TIGHTEST = 1e-10  # relative residual of conjugate gradients
 
 
+NONE = "expected images to minimise the loss on, got none"
+FROZEN = (
+    "expected features that depend on parameters that require grad, got others: all that the model "
+    "uses are frozen, or its forward pass is without gradients (torch.no_grad, detach)"
+)
 CHANGING = (
     "expected the same images in the same order in every pass, got others; a loader must not "
     "shuffle, and a generator must be made a list"
@@ -102,7 +107,8 @@ def newton_cg(
         The steps; a last record has the objective and the gradient at the end.
 
     Raises:
-        UsageError: if the images, or their order, change.
+        UsageError: if there are no images, or they or their order change, or if no parameter that
+            requires grad is used.
     """
     problem = _Problem(model, head, batches, loss, settings.ridge)
     steps = list[NewtonStep]()
@@ -163,6 +169,8 @@ class _Problem:
         self.tau = {name: torch.zeros_like(value) for name, value in self.origin.items()}
         with torch.no_grad():
             pairs = [(model(images), labels) for images, labels in batches]
+        if not pairs:
+            raise UsageError(NONE)
         self.base, self.labels = (torch.cat(column) for column in zip(*pairs, strict=True))
         self.features = self.base.clone()
 
@@ -240,6 +248,8 @@ class _Problem:
         with torch.enable_grad():
             for images, labels in self.batches:
                 outputs = self.model(images)
+                if not outputs.requires_grad:
+                    raise UsageError(FROZEN)
                 rows = slice(begin, begin := begin + len(outputs))
                 if not torch.equal(labels, self.labels[rows]):
                     raise UsageError(CHANGING)

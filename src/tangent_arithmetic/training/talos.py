@@ -14,6 +14,7 @@ later rounds.)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ from tangent_arithmetic.training.reparametrised import Part, reparametrise
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
+
+logger = logging.getLogger(__name__)
 
 ROUNDS = 4
 IMAGES = 256  # whose scores are summed, at most
@@ -123,6 +126,10 @@ def masks_of(
     for done in range(rounds):
         generator = np.random.default_rng(np.random.SeedSequence((seed, STREAM, done)))
         scores = sensitivity(model, images, generator)
+        left = [n for n, p in model.named_parameters() if p.requires_grad and n not in scores]
+        if left and not done:
+            names = ", ".join(left)
+            logger.info("not used by %d images, hence not trained: %s", len(images), names)
         masks = masks or {name: used(score) for name, score in scores.items()}
         total = total or sum(int(mask.sum()) for mask in masks.values())
         count = round(total * share ** ((done + 1) / rounds))

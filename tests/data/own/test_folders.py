@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from tangent_arithmetic.data.base import Splits
+from tangent_arithmetic.data.files import ListedPictures
 from tangent_arithmetic.data.identity import labels_of, split_ids
 from tangent_arithmetic.data.leaks import refuse_shared
 from tangent_arithmetic.data.own.folders import FolderSource
 from tangent_arithmetic.data.registry import hold_out
-from tangent_arithmetic.data.splitting import split_off
+from tangent_arithmetic.data.splitting import copies_of, split_off
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tests.data.own.conftest import Fill, picture
 
@@ -140,6 +141,27 @@ def test_wrong_class_names_are_refused(text: str, message: str, fill: Fill, tmp_
 
 
 @pytest.mark.parametrize(
+    ("classes", "text"),
+    [
+        (("hot dog", "hot_dog"), None),
+        (("caf\u00e9", "cafe\u0301"), None),
+        (("cat", "dog"), "a pet\na  pet\n"),
+    ],
+)
+def test_classes_of_the_same_name_are_refused(
+    classes: tuple[str, str], text: str | None, fill: Fill, tmp_path: Path
+) -> None:
+    root = fill(tmp_path / "data", dict.fromkeys(classes, 3))
+    if text is not None:
+        (root / "classnames.txt").write_text(text)
+    with pytest.raises(UsageError, match=r"'.*', '.*' have the same name .*classnames\.txt"):
+        _read(root)
+    assert _read(root, names=("one", "other")).classnames == ("one", "other")
+    with pytest.raises(UsageError, match=r"have the same name 'one'"):
+        _read(root, names=("one", "one"))
+
+
+@pytest.mark.parametrize(
     ("folders", "error", "message"),
     [
         ({}, MissingFileError, "has no folders; expected one folder of images per class"),
@@ -179,6 +201,13 @@ def test_a_file_that_is_there_twice_is_for_training(
     splits = _read(root)
     assert len(splits.test) == 5 and not set(tested) & set(split_ids(splits.test) or ())
     assert "8 examples have the content of another one, such as a/" in caplog.text
+
+
+def test_files_that_cannot_be_read_are_no_copies(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    samples = [(str(tmp_path / name), 0) for name in ("a", "b")]
+    assert copies_of(ListedPictures(samples, ["one"], tmp_path)) == set()
 
 
 def test_pictures_beside_the_splits_are_left_out_with_a_warning(

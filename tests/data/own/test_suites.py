@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,31 @@ def test_init_refuses_what_makes_no_suite(
     assert main(["init", *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(folder.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("copied", "total"), [(0, 60), (10, 80), (30, 120)])
+def test_validation_has_no_copies_of_training_images(
+    copied: int,
+    total: int,
+    fill: Fill,
+    tmp_path: Path,
+    args: MakeArgs,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    name = f"pets{copied}"  # a note is logged once a name
+    root = fill(tmp_path / name, {"train/cat": 30, "train/dog": 30, "test/cat": 1, "test/dog": 1})
+    for folder in (root / "train" / "cat", root / "train" / "dog"):
+        for i, path in enumerate(sorted(folder.iterdir())[:copied]):
+            shutil.copy(path, folder / f"copy{i}.png")
+    val = Run.of(args(tasks=[f"{name}={root}"])).data.dataset(f"{name}Val")
+    parts = [
+        [np.asarray(part[i][0]).tobytes() for i in range(len(part))]
+        for part in (val.train, val.test)
+    ]
+    assert len(parts[0]) + len(parts[1]) == total
+    assert not set(parts[0]) & set(parts[1]) and len(set(parts[1])) == 6
+    assert (f"{2 * copied} training images are copies of others" in caplog.text) == bool(copied)
 
 
 # --- Python

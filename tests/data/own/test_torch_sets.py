@@ -154,6 +154,7 @@ def test_vectors_are_several_labels() -> None:
         (Items([(i, 0.5) for i in _images(2)]), ("a", "b"), PictureError, "label 0.5, expected"),
         (Items([(i, [1, 2]) for i in _images(2)]), ("a", "b"), PictureError, "2 zeros and ones"),
         (Items([]), ("a",), UsageError, "its training split is empty"),
+        (Items([(i, 0) for i in _images(2)]), ("a", "a"), UsageError, "have the same name 'a'"),
     ],
 )
 def test_wrong_plain_data_sets_are_refused(

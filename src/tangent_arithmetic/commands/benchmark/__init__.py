@@ -5,7 +5,7 @@ every round. Ratios are computed within rounds and reported as median, minimum a
 rounds; the first turn of each process is warm-up.
 
     tangent-arithmetic benchmark step      training step and forward pass: standard, linear, plain
-    tangent-arithmetic benchmark objective  linear fine-tuning: supervised, tau-Jp with 16 other
+    tangent-arithmetic benchmark objective  linear fine-tuning: supervised, τJp with 16 other
                                              images a step, TAK
     tangent-arithmetic benchmark sweep     21 coefficients: in one sweep, or one by one
     tangent-arithmetic benchmark directions  features along 8 vectors, whole and by block, against
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings(
         options.model, options.batch_size, options.device, options.precision, options.trainable
     )
-    from tangent_arithmetic.run.results import git_commit, versions  # imports torch
+    from tangent_arithmetic.run.provenance import git_commit, versions  # imports torch
     from tangent_arithmetic.runtime.atomic import write_json
 
     subject = SUBJECTS[options.subject]

@@ -41,14 +41,19 @@ def _images(count: int, size: int) -> tuple[Tensor]:
     return (torch.randn(count, 3, size, size),)
 
 
-def _open_clip(name: str, count: int) -> Any:
+def image_size(name: str) -> int | None:
+    """The side of the images that a model of open_clip reads, in pixels; None for others."""
     import open_clip
 
     register()  # ViT-Nano-8
-    config = open_clip.get_model_config(name)
-    if config is None:
+    config: Any = open_clip.get_model_config(name)
+    return None if config is None else int(config["vision_cfg"]["image_size"])
+
+
+def _open_clip(name: str, count: int) -> Any:
+    size = image_size(name)
+    if size is None:
         return None
-    size = int(config["vision_cfg"]["image_size"])
     return ImageEncoder.without_weights(f"{name}__init__"), _images(count, size), {}
 
 

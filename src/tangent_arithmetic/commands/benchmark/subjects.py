@@ -308,12 +308,14 @@ def _directions(as_bound: bool) -> Build:
         import torch
 
         from tangent_arithmetic.arithmetic.features import few_at_a_time
+        from tangent_arithmetic.commands.benchmark.models import image_size
         from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
         from tangent_arithmetic.runtime.compute import Compute
         from tangent_arithmetic.tangent.memory import freed_memory_kept
 
         compute = Compute(torch.device(settings.device), settings.precision)
-        size = _image_size(settings.model)
+        size = image_size(settings.model)
+        assert size is not None  # `_encoder` builds models of open_clip alone
         images = torch.randn(settings.batch_size, 3, size, size, device=compute.device)
         encoder = _encoder(settings).to(compute.device).eval()
         linear = LinearizedImageEncoder(image_encoder=encoder)
@@ -340,16 +342,6 @@ def _directions(as_bound: bool) -> Build:
         return {name: functools.partial(along, name) for name in passes}
 
     return turns
-
-
-def _image_size(model: str) -> int:
-    import open_clip
-
-    from tangent_arithmetic.data.embedded.model import register
-
-    register()  # ViT-Nano-8
-    config: Any = open_clip.get_model_config(model)
-    return int(config["vision_cfg"]["image_size"])
 
 
 def _command(*words: str) -> Build:

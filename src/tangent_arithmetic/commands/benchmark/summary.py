@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from tangent_arithmetic.run.tables import markdown_table
+
 Figures = Mapping[str, Mapping[str, list[float]]]  # variant -> measure -> one value per round
 
 
@@ -32,8 +34,6 @@ def summarize(figures: Figures, ratios: Mapping[str, tuple[str, str, str]]) -> d
 
 def table(summary: Mapping[str, Any]) -> str:
     """The result of `summarize` as Markdown."""
-    from tangent_arithmetic.run.results import markdown_table  # imports torch
-
     rows = [
         [name, what, f"{value:.2f} {'GiB' if what == 'memory' else 's'}"]
         for name, measures in summary["medians"].items()
@@ -82,8 +82,6 @@ def loading(medians: Mapping[str, Mapping[str, float]], count: int) -> dict[str,
 
 def loading_table(facts: Mapping[str, Any]) -> str:
     """The result of `loading` as Markdown."""
-    from tangent_arithmetic.run.results import markdown_table
-
     rows = [
         [name, *(f"{rates[kind]:.0f}" for kind in ("train", "val"))]
         for name, rates in facts["images_per_second"].items()

@@ -19,8 +19,9 @@ from tangent_arithmetic.run.models import (
     zeroshot_encoder,
 )
 from tangent_arithmetic.run.negation import origin_of
-from tangent_arithmetic.run.results import markdown_table, percent, provenance
+from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import markdown_table, percent
 
 Results = dict[str, Any]
 

@@ -34,13 +34,10 @@ from tangent_arithmetic.run.models import (
     split_of,
     zeroshot_encoder,
 )
-from tangent_arithmetic.run.results import (
-    accuracies_path,
-    accuracy_table,
-    optional_results,
-    provenance,
-)
+from tangent_arithmetic.run.provenance import provenance
+from tangent_arithmetic.run.results import accuracies_path, optional_results
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.tables import accuracy_table
 from tangent_arithmetic.storage.statedict import State
 
 METHOD = "solved_coefficients"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tangent_arithmetic.data.base import spaced
+from tangent_arithmetic.data.base import distinct, spaced
 from tangent_arithmetic.data.suites import DEFAULT_TEMPLATES, check_templates
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.runtime.private import expanded
@@ -81,19 +81,19 @@ def named(name: str, classes: Sequence[str], names: Names) -> tuple[str, ...]:
             underscores are spaces.
 
     Raises:
-        UsageError: if the names do not fit the classes.
+        UsageError: if the names do not fit the classes, or two are the same.
     """
     if names is None:
-        return tuple(map(spaced, classes))
+        return distinct(name, classes, list(map(spaced, classes)))
     if isinstance(names, Path):
-        return phrases(classes, names)
+        return distinct(name, classes, phrases(classes, names))
     if len(names) != len(classes):
         raise UsageError(
             f"data set {name}: expected {len(classes)} class names, in the order of "
             f"{', '.join(map(shown, classes[:3]))}{', ...' if len(classes) > 3 else ''}; got "
             f"{len(names)}"
         )
-    return names
+    return distinct(name, classes, names)
 
 
 def given(names: Names) -> tuple[str, ...] | None:

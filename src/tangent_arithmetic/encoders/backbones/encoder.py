@@ -25,7 +25,7 @@ from tangent_arithmetic.encoders.backbones.names import (
     TRANSFORMERS,
     BackboneName,
 )
-from tangent_arithmetic.encoders.base import BUILT, ModuleEncoder
+from tangent_arithmetic.encoders.base import BUILT, ModuleEncoder, check_shapes
 from tangent_arithmetic.encoders.built import PREPROCESS, say
 from tangent_arithmetic.encoders.clip import canonical
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
@@ -97,7 +97,8 @@ class BackboneEncoder(ModuleEncoder):
         """Pooled features of images, or of texts as token ids; not normalised.
 
         Raises:
-            UsageError: if the module returns anything but one vector per example.
+            UsageError: if the module returns anything but one vector per example, in the precision
+                of the images.
         """
         features = self.model(inputs)
         if not isinstance(features, Tensor) or features.ndim != 2:
@@ -106,6 +107,12 @@ class BackboneEncoder(ModuleEncoder):
             raise UsageError(
                 f"{self.model_name} returns {got}; expected features of shape (batch, features): "
                 "let the module's forward pool its output"
+            )
+        changed = inputs.is_floating_point() and features.dtype != inputs.dtype
+        if changed and not torch.is_autocast_enabled(features.device.type):
+            raise UsageError(
+                f"{self.model_name} returns features of {features.dtype}, expected {inputs.dtype}, "
+                "as its images: let the module's forward not change the precision"
             )
         return features
 
@@ -153,9 +160,9 @@ class BackboneEncoder(ModuleEncoder):
             )
         name = model_name or _trusted(stated, path)
         if not name.startswith(PYTHON):  # a factory is called once; its weights are checked later
-            check_fits(_shapes(name), checkpoint.theta, name, path)
+            check_shapes(_shapes(name), checkpoint.theta, name, path)
         encoder = cls(name, weights=False)
-        check_fits(_shapes_of(encoder), checkpoint.theta, name, path)
+        check_shapes(_shapes_of(encoder), checkpoint.theta, name, path)
         _compare(checkpoint.info.get(BUILT), encoder, path)
         return encoder
 
@@ -179,21 +186,6 @@ def load_linear(filename: str | Path, model_name: str | None = None) -> Lineariz
     linear = LinearizedEncoder(encoder)
     linear.load_weights(checkpoint.theta)
     return linear
-
-
-def check_fits(
-    expected: dict[str, tuple[int, ...]], theta: dict[str, Tensor], name: str, source: str | Path
-) -> None:
-    """Raises a UsageError if weights differ from a model's in names or shapes; lists them."""
-    actual = {key: tuple(value.shape) for key, value in theta.items()}
-    wrong = [
-        f"{shown(key)}: {actual.get(key, 'missing')}, expected {expected.get(key, 'none')}"
-        for key in [*expected, *(key for key in actual if key not in expected)]
-        if actual.get(key) != expected.get(key)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UsageError(f"{source} does not fit {shown(name)}: {'; '.join(wrong[:5])}{more}")
 
 
 @functools.cache

@@ -68,11 +68,6 @@ class BackboneName:
             return path if self.weights and path.is_file() else None
         return None
 
-    @property
-    def looks_like_file(self) -> bool:
-        """Whether the weights are spelled like a file; no tag contains these characters."""
-        return any(mark in (self.weights or "") for mark in "/\\.")
-
     def folder(self) -> Path:
         """The folder of a repository, downloaded once.
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tangent_arithmetic.encoders.backbones.building import Backbone, unavailable
 from tangent_arithmetic.encoders.backbones.names import PYTHON, BackboneName
@@ -16,6 +19,7 @@ from tangent_arithmetic.encoders.base import Transform
 from tangent_arithmetic.encoders.built import code_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.factories import imported
+from tangent_arithmetic.tangent.state import copied_results
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ def build(name: BackboneName, weights: bool) -> Backbone:
         weights: ignored: the factory decides.
 
     Raises:
-        UsageError: if it cannot be called, or returns something else.
+        UsageError: if it cannot be called, or returns something else, or weights without values.
     """
     place = f"{PYTHON}{name.architecture}"
     factory = imported(name.architecture)
@@ -62,12 +66,37 @@ def build(name: BackboneName, weights: bool) -> Backbone:
             f"{place} returned {', '.join(got)}; expected a torch.nn.Module, (module, preprocess) "
             "or (module, train_preprocess, preprocess)"
         )
-    module = copy.deepcopy(module).eval()  # a factory may return the same module twice
+    module = _copied(place, module)
     code = code_of(module, factory)
     if not given:
         given = list(_default(place, module))
     train, val = given[0], given[-1]
     return Backbone(module, _identified(train, code, True), _identified(val, code, False))
+
+
+def _copied(place: str, module: nn.Module) -> nn.Module:
+    """A copy of a module in float32 and eval mode; a factory may return the same module twice."""
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    for name, value in chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(value) or value.is_meta:
+            remedy = (
+                "pass a batch through the module"
+                if is_lazy(value)
+                else "build it without the meta device, or call to_empty and load its weights"
+            )
+            raise UsageError(
+                f"{place} returned a module whose {name} has no values yet; in the factory, "
+                f"{remedy}"
+            )
+    with torch.no_grad():  # or the copied weights of scripted modules are not leaves
+        copied = copy.deepcopy(module, dict(copied_results(module))).eval()
+    for value, original in zip(copied.parameters(), module.parameters(), strict=True):
+        value.requires_grad_(original.requires_grad)  # which scripted modules have lost
+    dtypes = {value.dtype for value in copied.parameters() if value.is_floating_point()}
+    if others := dtypes - {torch.float32}:
+        logger.info("%s: weights of %s become float32", place, ", ".join(map(str, others)))
+        copied.float()
+    return copied
 
 
 def _default(place: str, module: nn.Module) -> tuple[Transform, Transform]:

@@ -30,6 +30,7 @@ from tangent_arithmetic.encoders.backbones.sentences import (
 from tangent_arithmetic.encoders.clip import create_clip, tokenizer_of
 from tangent_arithmetic.encoders.published.huggingface import weight_files
 from tangent_arithmetic.encoders.published.minilm import model_folder
+from tangent_arithmetic.runtime.digests import file_hash
 from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
 from tangent_arithmetic.storage.reading import read_json, readable
 from tangent_arithmetic.storage.wrappers import read_weights
@@ -63,7 +64,7 @@ def build(name: BackboneName, weights: bool) -> Backbone:
     with unavailable(f"{TRANSFORMERS}{place}", False):
         module = _module(folder, weights and name.weights is not None, place)
         transform = _tokenize(folder, module, int(length) if length else None)
-    config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    config = file_hash(folder / "config.json")
     transform.recipe |= {"pooling": pooling, "config": config}  # of the features too
     return Backbone(SentenceModel(module, pooling), transform, transform)
 

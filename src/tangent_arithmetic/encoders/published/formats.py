@@ -183,7 +183,7 @@ def _from_dict(path: Path, content: Mapping[Any, Any], model: str | None, base: 
     if tensors.keys() >= MLP:
         return _backbone(path, tensors)
     if huggingface.is_clip(tensors):
-        return from_huggingface(path, tensors, {}, model, base)
+        return from_huggingface(path, tensors, huggingface.config_beside(path), model, base)
     return _encoder(path, "state dict of an encoder", tensors, model, stated)
 
 
@@ -310,7 +310,7 @@ def _from_folder(path: Path, model: str | None, base: Base) -> Checkpoint:
 def from_huggingface(
     path: Path,
     tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
     model: str | None,
     base: Base,
 ) -> Checkpoint:
@@ -319,12 +319,12 @@ def from_huggingface(
     Args:
         path: the file or folder, for messages.
         tensors: its weights, under Hugging Face's names.
-        config: its configuration.
+        config: its configuration; None if unknown.
         model: our name of the architecture; None to infer it from the shapes.
         base: returns our pre-trained weights; called if the projection is missing.
 
     Raises:
-        UsageError: if it fits no architecture.
+        UsageError: if it fits no architecture, or only one of OpenAI's with another activation.
     """
     theta = huggingface.to_open_clip(tensors, path)
     projection = f"{VISUAL}proj"
@@ -337,15 +337,20 @@ def from_huggingface(
                 "name the right base model with --theta0"
             )
         theta[projection] = matrix.clone()
-    activation, name = huggingface.activation(config), model_of(path, theta, model)
-    if activation != "quick_gelu" and name in OPENAI:
-        raise UsageError(
-            f"{path} uses the activation {activation!r}, but {name} with OpenAI's weights uses "
-            "'quick_gelu'. Does it belong to other weights? Name them with --model, such as "
-            f"{name}__pretrained__laion2b_s34b_b79k"
-        )
+    name, facts = model_of(path, theta, model), dict[str, Any]()
+    if config is None:
+        _say_unrecorded(path, name)
+    else:
+        activation, folder = huggingface.activation(config), path if path.is_dir() else path.parent
+        if activation != "quick_gelu" and model is None and name in OPENAI:
+            raise UsageError(
+                f"{path} uses the activation {activation!r}, but {name} with OpenAI's weights uses "
+                "'quick_gelu'. Does it belong to other weights? Name them with --model, such as "
+                f"{name}__pretrained__laion2b_s34b_b79k"
+            )
+        facts[BUILT] = huggingface.built(folder, config)
     theta = fitted(path, theta, name)
-    return _published("Hugging Face CLIP", "image_encoder", theta, model=name)
+    return _published("Hugging Face CLIP", "image_encoder", theta, model=name, **facts)
 
 
 def orders(model: str) -> list[dict[str, tuple[int, ...]]]:

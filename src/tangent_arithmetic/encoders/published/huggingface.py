@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tangent_arithmetic.encoders.built import ACTIVATION, GELU, PREPROCESS, QUICK_GELU
 from tangent_arithmetic.encoders.clip import VISUAL
+from tangent_arithmetic.encoders.published.recorded import of_processor
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, shown
 from tangent_arithmetic.storage.reading import read_json
 
@@ -40,6 +42,10 @@ PARTS = {
 QKV = ("q_proj", "k_proj", "v_proj")
 DROPPED = ("embeddings.position_ids",)
 PROJECTION = "visual_projection.weight"
+CONFIG = "config.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the latter since version 5
+KINDS = ("clip", "clip_vision_model")
+ACTIVATIONS = {"gelu": GELU, "quick_gelu": QUICK_GELU}
 
 
 def is_clip(names: Mapping[str, Any]) -> bool:
@@ -106,19 +112,36 @@ def read_config(folder: Path) -> dict[str, Any]:
         MissingFileError: if there is none.
         UsageError: if it belongs to another kind of model.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         raise MissingFileError(
             f"{folder} is a folder without config.json; expected a checkpoint file, or a CLIP "
             "saved by transformers (config.json and model.safetensors)"
         )
     config = read_json(path)
-    if config.get("model_type") not in ("clip", "clip_vision_model"):
+    if config.get("model_type") not in KINDS:
         raise UsageError(
             f"{folder} holds a {shown(repr(config.get('model_type')))}, expected a 'clip' or "
             "'clip_vision_model'"
         )
     return config
+
+
+def config_beside(file: Path) -> dict[str, Any] | None:
+    """The configuration of a CLIP in the folder of a file of weights; None if there is none."""
+    path = file.parent / CONFIG
+    config = read_json(path) if path.is_file() else {}
+    return config if config.get("model_type") in KINDS else None
+
+
+def built(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The activation and the preprocessing of the CLIP in a folder, see `encoders.built`."""
+    name = activation(config)
+    facts: dict[str, Any] = {ACTIVATION: ACTIVATIONS.get(name, name)}
+    for path in (folder / file for file in PROCESSORS):
+        if path.is_file() and (preprocess := of_processor(read_json(path))):
+            return {**facts, PREPROCESS: preprocess}
+    return facts
 
 
 def activation(config: Mapping[str, Any]) -> str:

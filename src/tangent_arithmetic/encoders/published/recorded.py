@@ -77,6 +77,18 @@ def _preprocessing(transform: Any) -> dict[str, Any]:
     return {name: value for name, value in config.items() if value is not None}
 
 
+def of_processor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean, std and interpolation of an image processor of `transformers`, by its configuration."""
+    inner = config.get("image_processor")
+    stated = inner if isinstance(inner, Mapping) else config
+    facts = {
+        "mean": _numbers(stated.get("image_mean")),
+        "std": _numbers(stated.get("image_std")),
+        "interpolation": _interpolation(stated.get("resample")),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def _numbers(value: Any) -> list[float] | None:
     values = list(value) if isinstance(value, list | tuple) else [value]
     valid = 0 < len(values) <= 3 and all(type(one) in (int, float) for one in values)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.arithmetic.solving.groups import EMBEDDING, HEAD, places, by_layer
+from tangent_arithmetic.arithmetic.solving.groups import EMBEDDING, HEAD, by_layer, places
 from tangent_arithmetic.data.loading import to_device
 from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.merging.examples import (

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
+from tangent_arithmetic.analysis.negation import curves
 from tangent_arithmetic.analysis.tables import read_own
+from tangent_arithmetic.run.modes import ZEROSHOT
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import collect
+
+
+def figures_of(runs: Sequence[Run], modes: Sequence[str]) -> dict[str, Any]:
+    """The summary of runs, see `collect`, without other modes than these and zero-shot."""
+    kept, found = {ZEROSHOT.name, *modes}, collect(runs)
+    if runs[0].control_set is None:
+        found["negation"] = {}
+    return {
+        kind: {mode: one for mode, one in by_mode.items() if mode in kept}
+        for kind, by_mode in found.items()
+    }
+
+
+def rows_of(table: pd.DataFrame, modes: Sequence[str]) -> pd.DataFrame:
+    """The rows of an analysis table that are of these modes."""
+    for column in ("mode", "mode1", "mode2"):
+        if column in table:
+            table = table[table[column].isin(modes)]
+    return table
 
 
 class Evidence:
@@ -17,15 +39,16 @@ class Evidence:
 
     Args:
         run: the run.
+        modes: whose results count; those of others may be of other settings.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, modes: Sequence[str]) -> None:
+        self.run, self.modes = run, modes
         self._tables: dict[str, pd.DataFrame] = {}
 
     @cached_property
     def _summary(self) -> dict[str, Any]:
-        return collect([self.run])
+        return figures_of([self.run], self.modes)
 
     def figure(self, kind: str, mode: str, key: str) -> float:
         """A figure of the summary, such as ("addition", "linear", "normalised").
@@ -46,10 +69,23 @@ class Evidence:
             UsageError: if there is no table, or it is damaged or of other settings.
         """
         if name not in self._tables:
-            self._tables[name] = read_own(self.run, name)
+            self._tables[name] = rows_of(read_own(self.run, name), self.modes)
         found = self._tables[name]
         for column, value in where.items():
             found = found[found[column] == value]
         if found.empty:
             raise LookupError(f"no rows of {where} in the table {name}")
         return found
+
+    def negated(self, mode: str) -> pd.DataFrame:
+        """Mean validation accuracies target and control by the coefficient of negation.
+
+        Raises:
+            LookupError: if the mode does not count.
+            UsageError: if there are no negations, or they are damaged.
+        """
+        if mode not in self.modes:
+            raise LookupError(f"no negation of {mode}")
+        found = curves(self.run, [mode])
+        found = found[found["seed"] == self.run.seed]
+        return found.groupby("coefficient")[["target", "control"]].mean()

@@ -104,7 +104,8 @@ def group_norm(
 
     def push(d: Tangent) -> Tensor | None:
         dx = d(input)
-        x = input.to(y.dtype).reshape(len(input) * num_groups, -1)  # (N * groups, ...)
+        size = input.shape[1:].numel() // num_groups
+        x = input.to(y.dtype).reshape(len(input) * num_groups, size)
         dx = None if dx is None else dx.reshape(x.shape)
         both = _standardized(x, dx, x.shape[1:], eps)
         xhat, dxhat = (None if v is None else v.reshape(y.shape) for v in both)

@@ -91,6 +91,12 @@ def collect(
     return sums.factors(count)
 
 
+def _relative(f0: Tensor, v: Tensor) -> Tensor:
+    """The cotangent v / |f0|; 0 for an image without features."""
+    size: Tensor = torch.linalg.vector_norm(f0)
+    return v / size.where(size > 0, torch.inf)
+
+
 class _Probe:
     """Gradients of random projections of a module's features, of each example."""
 
@@ -104,7 +110,7 @@ class _Probe:
         self.of_examples = ExampleGradients(
             self.module,
             self.weights,
-            lambda f0, v: v / torch.linalg.vector_norm(f0),
+            _relative,
             [b.names for b in self.decomposed() if len(b.shapes[0]) == 2],
         )
 

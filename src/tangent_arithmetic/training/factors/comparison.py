@@ -60,9 +60,10 @@ def exact_values(
     for images in batches:
         with torch.no_grad():
             f0, tangents = encoder.tangents(images, [*parts, tau])
-        squares = f0.double().square().sum(1)
+        scale = f0.double().square().sum(1)
+        scale = scale.where(scale > 0, torch.inf)  # an image without features counts as 0
         for i, tangent in enumerate(tangents):
-            totals[i] += float((tangent.double().square().sum(1) / squares).sum())
+            totals[i] += float((tangent.double().square().sum(1) / scale).sum())
         count += len(images)
     names = [*(block.name for block in blocks), WHOLE]
     return dict(zip(names, (totals / max(count, 1)).tolist(), strict=True))

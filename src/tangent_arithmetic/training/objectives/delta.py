@@ -42,17 +42,21 @@ STREAM = 17  # of random numbers, apart from those of training
 def between(
     theta0: Mapping[str, Tensor], module: nn.Module, coef: float
 ) -> dict[str, Float[Tensor, ...]]:
-    r"""\(\theta_0 + \alpha (\theta - \theta_0)\) for the trained parameters of a module, by name.
+    r"""\(\theta_0 + \alpha (\theta - \theta_0)\) for what training changes in a module, by name.
 
-    Its gradient with respect to theta is alpha times that with respect to the result.
+    Its gradient with respect to theta is alpha times that with respect to the result. Buffers of
+    floating-point numbers move as task vectors move them; others are copies of the module's own.
 
     Args:
-        theta0: the starting point by name.
-        module: its parameters are theta; frozen ones are left out.
+        theta0: the starting point by name, persistent buffers with it.
+        module: its trained parameters and its buffers are theta; frozen ones are left out.
         coef: alpha.
     """
-    theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return {name: torch.lerp(theta0[name], value, coef) for name, value in theta.items()}
+    theta: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    buffers = dict(module.named_buffers())
+    theta |= {n: b for n, b in buffers.items() if n in theta0 and b.is_floating_point()}
+    moved = {name: torch.lerp(theta0[name], value, coef) for name, value in theta.items()}
+    return {n: b.clone() for n, b in buffers.items() if n not in moved} | moved
 
 
 class Delta(Penalised):
@@ -82,7 +86,7 @@ class Delta(Penalised):
         super().__init__(supervised, weight)
         self.teacher, self.norm = teacher.eval().requires_grad_(False), norm
         self.range, self.draws, self.seed = coefs, draws, seed
-        self.theta0 = teacher.theta0()
+        self.theta0 = teacher.weights0()
         self.tau = {name: step for name, step in teacher.displacement().items() if step.any()}
 
     def coefs(self, step: int) -> list[float]:
@@ -114,8 +118,7 @@ class Delta(Penalised):
         with evaluating(encoder):  # as the teacher; batch norms and dropout make a distance
             for coef in self.coefs(step):
                 weights = between(self.theta0, encoder, coef)
-                kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
-                features = functional_call(encoder, {**kept, **weights}, (images,))
+                features = functional_call(encoder, weights, (images,))
                 sizes.append(tangent_size(f0, features - (f0 + coef * tangent), self.norm))
         return torch.stack(sizes).mean(dim=0)
 

@@ -1,9 +1,9 @@
-r"""TAK: tau-Jp without images, by factors of the Gauss-Newton matrix at theta0.
+r"""TAK: τJp without images, by factors of the Gauss-Newton matrix at theta0.
 
 \[ L(\tau) + \beta\, \tau^\top G \tau, \quad G \approx E_x J^\top J / \|f_0\|^2 \]
 
 over the images of other data sets, of which factors are all that is needed
-(`training/factors/`). Its weight has the scale of tau-Jp's relative penalty; it is larger by
+(`training/factors/`). Its weight has the scale of τJp's relative penalty; it is larger by
 default, since an optimizer finds what an estimate misses.
 
 Source: TAK, arXiv:2602.17385, with K-FAC independent in the layers; ours hold the terms between

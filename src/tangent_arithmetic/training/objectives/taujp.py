@@ -37,14 +37,18 @@ def tangent_size(
     Args:
         f0: features at theta0.
         tangent: d.
-        norm: "relative", \(\|d\|^2 / \|f_0\|^2\); "squared", \(\|d\|^2\); "plain", \(\|d\|\).
+        norm: "relative", \(\|d\|^2 / \|f_0\|^2\), 0 where \(f_0 = 0\); "squared",
+            \(\|d\|^2\); "plain", \(\|d\|\).
     """
     wide = torch.promote_types(tangent.dtype, torch.float32)
     lengths: Tensor = torch.linalg.vector_norm(tangent.to(wide), dim=1)
     if norm == "plain":
         return lengths
     squares = tangent.to(wide).square().sum(dim=1)
-    return squares / f0.detach().to(wide).square().sum(dim=1) if norm == "relative" else squares
+    if norm == "squared":
+        return squares
+    scale = f0.detach().to(wide).square().sum(dim=1)
+    return squares / scale.where(scale > 0, torch.inf)
 
 
 class TauJp(Penalised):

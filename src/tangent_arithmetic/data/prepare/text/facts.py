@@ -10,7 +10,7 @@ from tangent_arithmetic.data.prepare.facts import Archive, Figure, OfficialSet
 from tangent_arithmetic.data.prepare.fetch import Place
 from tangent_arithmetic.data.prepare.text import archives
 from tangent_arithmetic.data.prepare.text.parts import Row, parts, write_table
-from tangent_arithmetic.data.text import CLASSES, DOMAINS, FOLDER
+from tangent_arithmetic.data.text_suite import CLASSES, DOMAINS, FOLDER
 
 _HOSTED, _DEBIAN = "https://files.pythonhosted.org/packages", "https://deb.debian.org/debian/pool"
 _SNAPSHOT = "https://snapshot.debian.org/archive/debian/20230601T000000Z/pool"
