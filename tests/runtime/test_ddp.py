@@ -24,12 +24,13 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it in background jobs
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.launch import start
+from tangent_arithmetic.runtime.ddp import free_port
 from tangent_arithmetic.runtime.errors import entry_point
 from tests.runtime.test_ddp import wait_long
 
 @entry_point
 def main(argv=None):
-    start(wait_long, Config(save=sys.argv[1], world_size=int(sys.argv[2]), port=12431))
+    start(wait_long, Config(save=sys.argv[1], world_size=int(sys.argv[2]), port=free_port(0)))
     return 0
 
 raise SystemExit(main())

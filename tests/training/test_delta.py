@@ -258,7 +258,7 @@ def _in_two_processes(args: Any) -> None:
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    start(_in_two_processes, Config(save=str(tmp_path), world_size=2, port=12431))
+    start(_in_two_processes, Config(save=str(tmp_path), world_size=2, port=ddp.free_port(0)))
     ranks_equal(tmp_path, {"gradients": gradients(), "weights": trained(2.0)})
 
 

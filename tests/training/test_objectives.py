@@ -219,7 +219,7 @@ def _train_in_group(args: Any) -> None:
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one_on_several_labels(tmp_path: Path) -> None:
-    config = Config(save=str(tmp_path), world_size=2, port=12431)
+    config = Config(save=str(tmp_path), world_size=2, port=ddp.free_port(0))
     start(_train_in_group, config)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert distance(one, two) == 0.0
