@@ -136,7 +136,7 @@ def test_features_of_another_pooling_or_configuration_are_no_cached_ones(tmp_pat
         encoder = linearized(BackboneEncoder(f"transformers:{folder}"))
         batches = EvalBatches(texts, encoder.val_preprocess, 2, 0, "x")
         compute = Compute(torch.device("cpu"))
-        places.add(_folder(tmp_path, encoder, encoder.weights0(), batches, compute))
+        places.add(_folder(tmp_path, encoder, batches, compute))
     assert len(places) == 3 and None not in places
 
 

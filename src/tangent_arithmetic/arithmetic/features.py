@@ -110,7 +110,7 @@ def linear_features(
     signs, vectors = _with_signs(vectors)
     hashes = [content_hash(tau) for tau in vectors]
     by_hash = dict(zip(hashes, vectors, strict=True))
-    folder, found = _cached(encoder, encoder.weights0(), by_hash, batches, compute, cache)
+    folder, found = _cached(encoder, by_hash, batches, compute, cache)
     steps = (found[key]["features"] for key in hashes)
     directions = [sign * step for sign, step in zip(signs, steps, strict=True)]
     if folder and total is not None:
@@ -137,13 +137,12 @@ def standard_features(
         cache: folder of cached features.
     """
     compute = compute or Compute.of(encoder.weights())
-    _, found = _cached(encoder, encoder.weights(), {}, batches, compute, cache)
+    _, found = _cached(encoder, {}, batches, compute, cache)
     return Features(found["f0"]["features"], [], found["f0"]["labels"])
 
 
 def _cached(
     encoder: Encoder | LinearEncoder,
-    theta: State,
     vectors: Mapping[str, State],
     batches: EvalBatches | Iterable[Sequence[Tensor]],
     compute: Compute,
@@ -153,7 +152,6 @@ def _cached(
 
     Args:
         encoder: the encoder.
-        theta: the weights of f0.
         vectors: task vectors by their hash.
         batches: (images, labels) of this rank.
         compute: device and precision.
@@ -161,7 +159,7 @@ def _cached(
     """
     folder, cached = None, dict[str, dict[str, Tensor]]()
     if cache is not None and isinstance(batches, EvalBatches):
-        folder = _folder(cache, encoder, theta, batches, compute)
+        folder = _folder(cache, encoder, batches, compute)
         if folder:
             cached = _read_all(folder, ["f0", *vectors], _labels(batches))
     missing = {key: tau for key, tau in vectors.items() if key not in cached}
@@ -260,13 +258,12 @@ def _labels(batches: EvalBatches | Iterable[Sequence[Tensor]]) -> Tensor:
 
 
 def _folder(
-    cache: Path,
-    encoder: Encoder | LinearEncoder,
-    theta: State,
-    batches: EvalBatches,
-    compute: Compute,
+    cache: Path, encoder: Encoder | LinearEncoder, batches: EvalBatches, compute: Compute
 ) -> Path | None:
-    """The folder of the features of these images at theta; None if they are not cached."""
+    """The folder of the features of these images at theta0; None if they are not cached.
+
+    Of a standard encoder theta0 is its own weights.
+    """
     images, transform = fingerprint(batches.pictures), batches.transform
     recipe = getattr(transform, "recipe", None)
     if images is None or recipe is None:
@@ -281,7 +278,7 @@ def _folder(
     facts = {
         "model": [encoder.identity(), encoder.built() if hasattr(encoder, "built") else {}],
         "modules": [code, [_without_addresses(module) for module in modules]],
-        "theta0": content_hash(theta),
+        "theta0": content_hash(encoder.weights0() if is_linear(encoder) else encoder.weights()),
         "pictures": images,
         "preprocess": [recipe, _without_addresses(transform)],
         "precision": compute.precision,

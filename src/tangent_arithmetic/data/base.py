@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,8 +39,8 @@ class Splits:
         source: where they were read from, such as folder, torchvision, hub, table or embedded.
         multilabel: whether an image has several labels: `pictures[i]` is then an image and a uint8
             array of shape (classes,) of zeros and ones.
-        copies: for training images of the same content as an earlier one, by index, the first such;
-            of data sets of one's own alone, since published ones are split as published.
+        copies: gives the first training image of the same content for each that repeats an earlier
+            one, by index; of data sets of one's own alone: published ones are split as published.
     """
 
     train: Pictures
@@ -49,7 +49,7 @@ class Splits:
     val: Pictures | None = None
     source: str = "folder"
     multilabel: bool = False
-    copies: Mapping[int, int] = field(default_factory=dict)
+    copies: Callable[[], Mapping[int, int]] = dict
 
 
 WAY_OUT = " Put it there or name another root with --data-location; --suite=embedded needs no data."

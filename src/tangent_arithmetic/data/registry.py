@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -143,10 +143,8 @@ def _load(name: str, suite: str, location: Path, cache: Path, data_source: str) 
 
 @lru_cache(maxsize=32)
 def _load_own(load: Callable[[Path], Splits], location: Path, _changed: int | None) -> Splits:
-    splits = refuse_shared(load(location))
-    if splits.val is not None:
-        return splits
-    return replace(splits, copies=originals_of(splits.train))
+    splits = refuse_shared(load(location))  # copies are sought where validation is asked for, once
+    return replace(splits, copies=cache(partial(originals_of, splits.train)))
 
 
 def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Splits:
@@ -167,7 +165,7 @@ def hold_out(splits: Splits, val_fraction: float, max_val_samples: int) -> Split
         )
     if splits.val is not None:
         return splits
-    train, val = held_out(len(splits.train), val_fraction, max_val_samples, splits.copies)
+    train, val = held_out(len(splits.train), val_fraction, max_val_samples, splits.copies())
     return replace(
         splits, train=SubsetPictures(splits.train, train), val=SubsetPictures(splits.train, val)
     )
@@ -239,9 +237,9 @@ def get_dataset(
         reason = ""
         if splits.val is None:
             _log_least(base, val_fraction, len(train))
-            _log_copies(base, len(splits.copies))
+            _log_copies(base, len(splits.copies()))
             reason = ": there is only one training image"
-            reason += ", not counting copies" if splits.copies else ""
+            reason += ", not counting copies" if splits.copies() else ""
         train, test = held.train, held.val
         _refuse_empty(base, "validation", test, reason)
     loaders = (preprocess, batch_size, num_workers)

@@ -25,7 +25,7 @@ from tangent_arithmetic.tangent import Displacement, check_call, jvp, jvps
 from tangent_arithmetic.tangent.backends import TURN, forward_ad_backends
 from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.plain import Unfused
-from tangent_arithmetic.tangent.state import attributes_enclosing, copied_results
+from tangent_arithmetic.tangent.state import attributes_enclosing, copied_results, uncompiled
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +97,6 @@ def _aliases(module: nn.Module) -> dict[str, str]:
     return aliases
 
 
-def _uncompiled(module: nn.Module) -> nn.Module:
-    """The module that `torch.compile` has wrapped, or the module itself."""
-    inner: nn.Module = getattr(module, "_orig_mod", module)
-    return inner
-
-
 def _refuse_enclosing(origin: nn.Module) -> None:
     names = attributes_enclosing(origin)
     if names:
@@ -145,8 +139,8 @@ class LinearizedModel(nn.Module):
         self, model: nn.Module, init_model: nn.Module | None = None, *, check: bool = False
     ) -> None:
         super().__init__()
-        origin = _uncompiled(model if init_model is None else init_model)
-        model = _uncompiled(model)
+        origin = uncompiled(model if init_model is None else init_model)
+        model = uncompiled(model)
         theta: dict[str, Tensor] = dict(model.named_parameters())
         with torch.no_grad():  # or the copied weights of scripted modules are not leaves
             _refuse_enclosing(origin)

@@ -98,6 +98,12 @@ def copied_results(model: nn.Module) -> dict[int, Tensor]:
     return {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` has wrapped, or the module itself."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
 def attributes_enclosing(model: nn.Module) -> list[str]:
     """The attributes with functions that enclose a module or parameter of the model.
 

@@ -19,7 +19,7 @@ from tangent_arithmetic.encoders.base import Transform
 from tangent_arithmetic.encoders.built import code_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.factories import imported
-from tangent_arithmetic.tangent.state import copied_results
+from tangent_arithmetic.tangent.state import copied_results, uncompiled
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def build(name: BackboneName, weights: bool) -> Backbone:
 
 def _copied(place: str, module: nn.Module) -> nn.Module:
     """A copy of a module in float32 and eval mode; a factory may return the same module twice."""
-    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    module = uncompiled(module)
     for name, value in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(value) or value.is_meta:
             remedy = (
