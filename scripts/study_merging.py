@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else study(run, seed, mode, args.methods or every)
             )
             results[seed][mode] = in_order(rows, found)
-        table = write(path, results, time.monotonic() - begun)
+            table = write(path, results, time.monotonic() - begun)
     print(table)
     return 0
 

@@ -267,7 +267,14 @@ def test_missing_models_are_named(
     assert run("modelpool=embedded", *words) == 2
     assert "digitsVal" in capsys.readouterr().err  # the suite's task, which is not trained
     assert run("modelpool=embedded", "modelpool.mode=posthoc") == 2
-    assert "unknown mode 'posthoc' of a pool" in capsys.readouterr().err
+    assert "mode 'posthoc' has no checkpoints of its own" in capsys.readouterr().err
+    assert run("modelpool=embedded", f"modelpool.run={tmp_path}", "modelpool.mode=taujp") == 2
+    assert "unknown fine-tuning mode 'taujp'" in capsys.readouterr().err
+    (tmp_path / "zeroshot.safetensors").touch()
+    assert (
+        run("modelpool=embedded", f"modelpool.run={tmp_path}", "modelpool.mode=linear+taujp") == 2
+    )
+    assert "linear_taujp_finetuned.safetensors" in capsys.readouterr().err
 
 
 def test_help_is_quick_and_merging_imports_nothing_heavy(

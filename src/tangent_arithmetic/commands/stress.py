@@ -6,8 +6,9 @@ The models are those of `finetune`. One task's vector is made longer, as that of
 under-confident expert, an outlier or a near-duplicate joins, all are rounded, some are left out, a
 tensor is missing: each with and without norm normalisation. Coefficients are those that are best on
 validation without a perturbation. Writes stress.json, stress.md and figures/stress.* to the folder
-of the run's results. Other flags are those of `add`, such as --model, --save, --tasks, --seed,
---results and --device; --sample=N evaluates on N examples of each task and takes minutes.
+of the run's results, linear_stress.json and so on for linear models. Other flags are those of
+`add`, such as --model, --save, --tasks, --seed, --results and --device; --sample=N evaluates on N
+examples of each task and takes minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tangent_arithmetic.merging.pool import run_pool
 from tangent_arithmetic.merging.stress import default_methods, stress, tables
 from tangent_arithmetic.merging.taskpools import RunTaskPool
 from tangent_arithmetic.run.args import Parser, parse_arguments
+from tangent_arithmetic.run.modes import MODES
 from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.results import check_targets, write_results
 from tangent_arithmetic.run.run import Run
@@ -48,11 +50,7 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, Run]:
     parser.add_argument("--methods", default="", help="NAME,... to compare (default: all)")
     parser.add_argument("--task", help="whose vector is perturbed (default: the first)")
     parser.add_argument(
-        "--finetuning-mode",
-        dest="mode",
-        choices=("standard", "linear"),
-        default="standard",
-        help="of the models",
+        "--finetuning-mode", dest="mode", default="standard", help="of the models, such as linear"
     )
     own, flags = parser.parse_known_args(argv)
     run = Run.of(parse_arguments(flags))
@@ -69,20 +67,20 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, Run]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     own, run = _options(sys.argv[1:] if argv is None else argv)
-    paths = [run.results / f"stress.{ending}" for ending in ("json", "md")]
+    pool, stem = run_pool(run.folder, run.tasks, own.mode), f"{MODES[own.mode].prefix}stress"
+    paths = [run.results / f"{stem}.{ending}" for ending in ("json", "md")]
     check_targets(run, *paths)
     from tangent_arithmetic.analysis.figures import plain, save
     from tangent_arithmetic.report.stressed import draw
 
     setup_logging()
     begun = time.monotonic()
-    pool = run_pool(run.folder, run.tasks, own.mode)
     found = stress(pool, RunTaskPool(run), own.methods, own.task, run.seed)
     text = tables(found)
     origin = provenance(run, time.monotonic() - begun, mode=own.mode)
     write_results(paths[0], {**found, "provenance": origin}, run)
     write_text(paths[1], _page(run, own, own.task, text))
-    save(plain(draw, found), run.results / "figures", "stress")
+    save(plain(draw, found), run.results / "figures", stem)
     print(text)
     return 0
 

@@ -24,7 +24,7 @@ from tangent_arithmetic.merging.weights import (
 )
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.models import command
-from tangent_arithmetic.run.modes import trained
+from tangent_arithmetic.run.modes import MODES, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
@@ -194,14 +194,17 @@ def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> Model
     Args:
         run: the run's folder, `checkpoints/MODEL`.
         tasks: the tasks, in merging order.
-        mode: "standard" or "linear".
+        mode: "standard", "linear" or one composed of these, such as "linear+taujp".
 
     Raises:
-        UsageError: for an unknown mode.
+        UsageError: for an unknown mode, or one without checkpoints of its own.
         MissingFileError: if a model is missing; the message names the command that makes it.
     """
-    if mode not in trained():
-        raise UsageError(f"unknown mode {mode!r} of a pool; choose from {', '.join(trained())}")
+    if MODES[mode].training.name != mode or not MODES[mode].edits:
+        raise UsageError(
+            f"mode {mode!r} has no checkpoints of its own; choose from {', '.join(trained())}, or "
+            "one composed of these, such as linear+taujp"
+        )
     own = Run.of(Config(save=str(run)))
     models = {task: own.finetuned_path(task, mode) for task in tasks}
     models = {PRETRAINED: own.zeroshot_path, **models}
