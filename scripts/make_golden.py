@@ -115,6 +115,11 @@ def mergekit(models: dict[str, State], numbers: dict[str, State]) -> list[dict[s
     """What mergekit makes of the models."""
     weights = {"a": 0.2, "b": 0.3, "c": 0.5}
     one = dict.fromkeys(weights, 1.0)
+    signed = {"a": 1.0, "b": -0.5, "c": 0.75}
+    listed = {"weights": list(signed.values())}
+    third = {"density": 1 / 3, "gamma": 1 / 3}
+    della = {"scaling_factor": 0.9, "sparsity_ratio": 0.5, "epsilon": 0.6, "rescale": False}
+    theirs = {"lambda": 0.9, "density": 0.5, "epsilon": 0.3, "rescale": False}
     cases: list[tuple[str, dict[str, Any], str, dict[str, Any], dict[str, float]]] = [
         ("weighted_average", {"weights": [0.2, 0.3, 0.5], "normalize": True}, "linear",
          {"normalize": True}, weights),
@@ -133,6 +138,36 @@ def mergekit(models: dict[str, State], numbers: dict[str, State]) -> list[dict[s
          {"lambda": 0.4, "density": 1 / 3, "gamma": 1 / 3, "normalize": False}, one),
         ("model_stock", {}, "model_stock", {}, one),
         ("karcher", {"max_iter": 50, "tol": 1e-9}, "karcher", {"max_iter": 50, "tol": 1e-9}, one),
+        # weights of both signs
+        *[("ties", {"scaling_factor": 0.7, "threshold": 55, "scope": "tensor", **listed,
+                    "zero_sign": "positive", "merge_func": how}, "ties",
+           {"lambda": 0.7, "density": 0.55, "normalize": how == "mean"}, signed)
+          for how in ("sum", "mean")],
+        *[("dare_task_arithmetic",
+           {"scaling_factor": 0.6, "sparsity_ratio": 0.4, "rescale": False, **listed,
+            "normalize": normalize}, "dare_linear",
+           {"lambda": 0.6, "density": 0.6, "rescale": False, "normalize": normalize}, signed)
+          for normalize in (False, True)],
+        *[("dare_ties",
+           {"scaling_factor": 0.6, "sparsity_ratio": 0.4, "rescale": False, "threshold": 100,
+            "zero_sign": "positive", "merge_func": how, **listed}, "dare_ties",
+           {"lambda": 0.6, "density": 0.6, "rescale": False, "normalize": how == "mean"}, signed)
+          for how in ("sum", "mean")],
+        *[("breadcrumbs",
+           {"scaling_factor": 0.4, "beta": 1 / 3, "gamma": 1 / 3, "elect": elect, **listed,
+            "normalize": normalize}, f"breadcrumbs{'_ties' if elect else ''}",
+           {"lambda": 0.4, **third, "normalize": normalize}, signed)
+          for elect in (False, True) for normalize in (False, True)],
+        *[("della", {**della, "elect": elect, "normalize": normalize, **listed},
+           f"della{'' if elect else '_linear'}", {**theirs, "normalize": normalize}, signed)
+          for elect in (False, True) for normalize in (False, True)],
+        *[("sce", {"select_topk": share}, "sce", {"select_topk": share}, one)
+          for share in (1.0, 0.5)],
+        *[("nuslerp", {"weights": [0.2, 0.3], **how}, "nuslerp", how, {"a": 0.2, "c": 0.3})
+          for how in ({}, {"nuslerp_flatten": False},
+                      {"nuslerp_flatten": False, "nuslerp_row_wise": True})],
+        ("nearswap", {"t": 0.05}, "nearswap", {"t": 0.05}, {"a": 1.0}),
+        ("arcee_fusion", {}, "arcee_fusion", {}, {"a": 1.0}),
     ]  # fmt: skip
     found = []
     for method, options, name, parameters, used in cases:
@@ -159,15 +194,15 @@ def run_mergekit(
     from mergekit import sparsify
     from mergekit.scripts.merge_raw_pytorch import main
 
-    seen: dict[tuple[int, ...], int] = defaultdict(int)
+    seen: dict[int, int] = defaultdict(int)
     order = [entry["model"] for entry in config["models"]]
 
     def bernoulli(chances: Tensor) -> Tensor:
-        shape = tuple(chances.shape)
-        model = order[seen[shape] % len(order)]
-        seen[shape] += 1
-        (mine,) = (value for value in numbers[model].values() if value.shape == shape)
-        return (mine > 1 - chances).to(chances.dtype)
+        size = chances.numel()  # tells the tensors apart; DELLA makes a vector one row
+        model = order[seen[size] % len(order)]
+        seen[size] += 1
+        (mine,) = (value for value in numbers[model].values() if value.numel() == size)
+        return (mine.view_as(chances) > 1 - chances).to(chances.dtype)
 
     with tempfile.TemporaryDirectory() as folder:
         for name, state in models.items():

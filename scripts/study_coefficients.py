@@ -67,7 +67,7 @@ from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.runtime.atomic import write_json, write_text
 from tangent_arithmetic.runtime.errors import UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
-from tangent_arithmetic.runtime.ranges import number
+from tangent_arithmetic.runtime.ranges import number, several
 from tangent_arithmetic.storage.reading import read_json
 
 T = TypeVar("T")
@@ -288,11 +288,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0", help="seeds, N,...")
     parser.add_argument("--modes", default="linear,standard", help="comma list of modes")
     parser.add_argument("--few", type=number(int, 1, 10_000), default=4, help="pictures a class")
-    parser.add_argument("--rates", default="0.001,0.01", help="learning rates of aTLAS")
+    parser.add_argument("--rates", type=several(float, 0, 1e3), default="0.001,0.01",
+                        help="learning rates of aTLAS, N,...")  # fmt: skip
     parser.add_argument("--blocks", action="store_true", help="solve standard models by tensor too")
     own, flags = parser.parse_known_args(argv)
     setup_logging()
-    rates = [float(rate) for rate in own.rates.split(",")]
     first = Run.of(parse_arguments(flags))
     path = first.results.parent / "coefficients.json"
     results: dict[str, dict[str, Any]] = read_json(path)["seeds"] if path.exists() else {}
@@ -303,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for mode in own.modes.split(","):
             words = [*flags, f"--finetuning-mode={mode}", *flag]
             run = Run.of(parse_arguments(words))
-            results[seed][mode] = studied(run, own.few, rates, own.blocks)
+            results[seed][mode] = studied(run, own.few, own.rates, own.blocks)
             write(run, results)
     print(table(rows_of(results)))
     return 0

@@ -68,6 +68,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "della",
             "lines_task_arithmetic",
             "consensus_task_arithmetic",
+            "consensus_ties",
+            "sce",
             "pcb_merging",
             "model_stock",
             "karcher",
@@ -94,8 +96,12 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         f"{name} (rate 0.01, 100 steps)": (name, {"lr": 0.01, "max_steps": 100}, ())
         for name in ("task_wise_adamerging", "layer_wise_adamerging")
     },
-    "slerp (2 tasks)": ("slerp", {}, PAIR),
-    "task_arithmetic (2 tasks)": ("task_arithmetic", {}, PAIR),
+    "breadcrumbs_ties": ("breadcrumbs", {"elect": True}, ()),
+    "della_linear": ("della", {"elect": False, "normalize": False}, ()),
+    **{
+        f"{name} (2 tasks)": (name, {}, PAIR)
+        for name in ("slerp", "nuslerp", "nearswap", "arcee_fusion", "task_arithmetic")
+    },
 }
 
 
@@ -117,7 +123,7 @@ def pool_for(run: Path, label: str, tasks: Sequence[str], mode: str) -> ModelPoo
     """The models that a method merges, by its label."""
     method, _, named = METHODS[label]
     pool = run_pool(run, list(named or tasks), mode)
-    if method == "slerp":  # between the two, not from theta0
+    if get_method(method).ordered:  # between the two, not from theta0
         return ModelPool({name: pool.models[name] for name in named})
     return pool
 

@@ -87,8 +87,8 @@ FLAGS = (
 OF_A_SEED = ("teacher_hash",)
 # columns that are no percentages, and their digits
 PLAIN = {"coefficient": 2, "xi": 4, "images": 0, "seconds": 0}
-HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control", "xi",
-          "images", "seconds"]  # fmt: skip
+HEADER = ["", "single", "sum", "norm.", "coef", "at 1", "worst gain", "negated", "control",
+          "interference", "images", "seconds"]  # fmt: skip
 
 
 class Together(Dataset[tuple[Any, int]]):

@@ -104,7 +104,7 @@ def test_pairs_default_to_the_first_tasks() -> None:
 def test_names_in_analogies_may_have_a_hyphen() -> None:
     names = ["my-set", "my", "set-2", "A"]
     sets = [f"{name}={Path(__file__).parents[1] / 'data'}" for name in names]
-    for text in ("A+my-set-2=my", "my+A-my-set=set-2Val", "A+my-set-my=set-2!my-set"):
+    for text in ("A+my-set-2=my-set", "my+A-my-set=set-2Val", "A+my-set-my=set-2!my-set"):
         (one,) = analogies.analogies_of(DEFAULT.with_(tasks=sets, analogies=[text]))
         assert f"{one.c}+{one.b}-{one.a}={one.d}" in text and (one.w or "") in text
 
@@ -121,6 +121,15 @@ def test_names_in_analogies_may_have_a_hyphen() -> None:
         (
             {"analogies": ["Emoji+Signs-MNIST=Letters", "Emoji + Signs - MNISTVal = Letters"]},
             "--analogies names the target Letters twice",
+        ),
+        *(
+            ({"analogies": [text]}, "names the target Letters among its own parts")
+            for text in (
+                "Letters+Signs-MNIST=Letters",
+                "Signs+Letters-MNIST=LettersVal",
+                "Signs+MNIST-Letters=Letters",
+                "Signs+MNIST-Emoji=Letters!Letters",
+            )
         ),
         (
             {"analogies": ["Emoji+Signs-MNIST=Letters", "Signs+Emoji-MNIST=Letters"]},
@@ -259,8 +268,10 @@ def test_analyses_are_of_the_modes_with_checkpoints(
     ]
     page = (run.results / "report.html").read_text(encoding="utf-8")
     assert "linear, \u03c4Jp 0." in page  # in a takeaway
+    before = pd.read_csv(table_path(run, "similarity"))
     analyze.analyze(run.with_(finetuning_mode="linear+taujp"), ["similarity"])
-    assert set(pd.read_csv(table_path(run, "similarity"))["mode1"]) == {"linear+taujp"}
+    after = pd.read_csv(table_path(run, "similarity"))
+    assert len(after) == len(before) and set(after["mode1"]) == set(before["mode1"])
     named = analyze.explored_mode(run, ["standard", "linear+taujp", "posthoc"])
     assert named == "linear+taujp"
     assert analyze.explored_mode(run, ["standard"]) == "linear"
@@ -289,6 +300,8 @@ def test_negation_against_random_vectors(run: Run) -> None:
     means = table.groupby("vector")["target"].mean()
     heights = [bar[0].get_height() for bar in bars]
     assert heights == pytest.approx([100 * means[kind] for kind in ("task", "random", "others")])
+    with pytest.raises(UsageError, match=r"3 coefficients of Emoji, expected 9; 3 co.*negation"):
+        negation.curves(run.with_(n_eval_points=9), ["linear"])
     curve = negation.curves(run, ["linear"])
     assert len(curve) == 6 and set(curve["coefficient"]) == {0.0, 0.5, 1.0}
     lines = plain(negation.draw_curves, curve, run).axes[0].lines
@@ -305,9 +318,9 @@ def test_the_negation_beside_its_baselines_has_their_settings(own: Run) -> None:
 
 
 def test_analogies_are_evaluated_at_their_vectors(run: Run) -> None:
-    of_run = run.with_(analogies=["Emoji+FashionMNIST-Emoji=FashionMNIST"])
+    of_run = run.with_(analogies=["Emoji+Emoji-Emoji=FashionMNIST"])
     (analogy,) = analogies.analogies_of(of_run)
-    assert analogy.point == {"Emoji": 0.0, "FashionMNIST": 1.0}  # c + b - c
+    assert analogy.point == {"Emoji": 1.0}
     table = analogies.table(of_run, ["linear"])
     rows = table.set_index(["vector", "chosen"])
     edits = Edits(run, "linear", TASKS)
@@ -316,7 +329,7 @@ def test_analogies_are_evaluated_at_their_vectors(run: Run) -> None:
     assert rows.loc[("target", "-"), "accuracy"] == target
     for chosen in ("without target", "with target"):
         row = rows.loc[("c + b", chosen)]
-        point = dict.fromkeys(TASKS, row["coefficient"])
+        point = {"Emoji": 2 * row["coefficient"]}
         assert edits.accuracies("FashionMNIST", [point]) == [row["accuracy"]]
     heights = [bar.get_height() for bar in plain(analogies.draw, table, of_run).axes[0].patches]
     assert len(heights) == 9 and (heights[0], heights[-1]) == (100 * zero, 100 * target)
@@ -335,15 +348,11 @@ def test_an_analogy_has_its_parts_as_controls(run: Run) -> None:
         "c + w - a": {**plus, "Emoji": 1.0, **minus},
         "c + b - a": {**plus, "StreetLetters": 1.0, **minus},
     }
-    with_control = run.with_(analogies=["Emoji+Emoji-Emoji=FashionMNIST!FashionMNIST"])
-    rows = analogies.table(with_control, ["linear"]).set_index(["vector", "chosen"])
-    table = rows["accuracy"]
-    for chosen in ("without target", "with target"):  # c + w - a is the target's own vector
-        assert table["c + b - a", chosen] == table["c", chosen]
+    with_control = run.with_(analogies=["Emoji+Emoji-Emoji=FashionMNIST!Emoji"])
+    table = analogies.table(with_control, ["linear"]).set_index(["vector", "chosen"])["accuracy"]
+    for chosen in ("without target", "with target"):
+        assert table["c + b - a", chosen] == table["c", chosen] == table["c + w - a", chosen]
         assert table["c - a", chosen] == table["zero-shot", "-"]
-    points = [{"FashionMNIST": coef} for coef in rows["coefficient"]["c + w - a"]]
-    expected = Edits(run, "linear", TASKS).accuracies("FashionMNIST", points)
-    assert list(table["c + w - a"]) == expected
 
 
 def test_few_images_are_chosen_by_class() -> None:
@@ -356,23 +365,26 @@ def test_few_images_are_chosen_by_class() -> None:
 
 def test_few_shot_experiment(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fewshot, "STEPS", 2)
-    few = own.with_(analogies=["Emoji+FashionMNIST-Emoji=FashionMNIST"], shots=[1])
+    few = own.with_(analogies=["Emoji+Emoji-Emoji=FashionMNIST"], shots=[1])
     keys = ("mode", "target", "c", "b", "a", "w", "vector", "chosen", "coefficient", "accuracy")
-    sets = ("FashionMNIST", "Emoji", "FashionMNIST", "Emoji", "-")
+    sets = ("FashionMNIST", "Emoji", "Emoji", "Emoji", "-")
     row = ("standard", *sets, "c + b - a", "without target", 0.5, 0.1)
-    other = ("standard", *sets[:-1], "Emoji", "c + b - a", "without target", 0.7, 0.1)
+    other = ("standard", *sets[:-1], "Signs", "c + b - a", "without target", 0.7, 0.1)
     write_table(few, "analogies", pd.DataFrame([other, row], columns=keys), 1.0)
     table = analogies.with_few_images(few)
     labels = labels_of(few.data.dataset("FashionMNISTVal").train)
     assert list(table["num_images"]) == [0, len(np.unique(labels))] * 2
     edits = Edits(few, "standard", TASKS)
-    before = edits.accuracies("FashionMNIST", [{}, {"FashionMNIST": 0.5}])
+    before = edits.accuracies("FashionMNIST", [{}, {"Emoji": 0.5}])
     assert list(table[table["shots"] == 0]["accuracy"]) == before
     lines = plain(analogies.draw_few, table, few).axes[0].lines
     assert [line.get_ydata()[0] for line in lines] == [100 * value for value in before]
-    another = few.with_(analogies=["FashionMNIST+Emoji-Emoji=FashionMNIST"])
-    with pytest.raises(UsageError, match="was made with another --analogies"):
+    with pytest.raises(UsageError, match="was made with another --n-eval-points"):
+        analogies.with_few_images(few.with_(n_eval_points=9))
+    another = few.with_(analogies=["Emoji+Emoji-Emoji=FashionMNIST!Emoji"])
+    with pytest.raises(MissingFileError, match=r"no table at .*=FashionMNIST!Emoji"):
         analogies.with_few_images(another)
+    table_path(few, "analogies").unlink()
     rows = pd.DataFrame([("linear", *row[1:])], columns=keys)
     write_table(few, "analogies", rows, 1.0)
     with pytest.raises(UsageError, match=r"has no standard model of FashionMNIST\. .*standard"):
@@ -395,13 +407,14 @@ def test_the_screens_figure_is_never_older_than_its_table(own: Run) -> None:
     for accuracy in (0.5, 0.7):
         table = single.table(own).assign(linear=accuracy)
         analyze.show(own.with_(style="paper"), "single", single.draw, table)
-    paper = own.results / "figures/paper/single.svg"
-    screen = (own.results / "figures/single.svg").read_text(encoding="utf-8")
+    figure = f"{table_path(own, 'single').stem}.svg"
+    paper = own.results / "figures/paper" / figure
+    screen = (own.results / "figures" / figure).read_text(encoding="utf-8")
     analyze.show(own, "single", single.draw, table)
     assert paper.is_file() and "examples of each split" not in screen
-    assert (own.results / "figures/single.svg").read_text(encoding="utf-8") == screen
+    assert (own.results / "figures" / figure).read_text(encoding="utf-8") == screen
     analyze.show(own.with_(sample=9), "single", single.draw, table)
-    of_sample = own.with_(sample=9).results / "figures/single.svg"
+    of_sample = own.with_(sample=9).results / "figures" / figure
     assert "seed 0, 9 examples of each split" in of_sample.read_text(encoding="utf-8")
 
 
@@ -410,27 +423,31 @@ def test_the_command_writes_tables_figures_and_provenance(
     names: list[str], own: Run, words: list[str]
 ) -> None:
     extra = ["--grid-points=3", "--pairs=Emoji+FashionMNIST", "--shots=1", "--kernel-images=4"]
-    extra += ["--analogies=Emoji+FashionMNIST-Emoji=FashionMNIST"]
+    extra += ["--analogies=Emoji+Emoji-Emoji=FashionMNIST"]
     assert analyze.main([*names, *words, *extra]) == 0
+    made = own.with_(pairs=["Emoji+FashionMNIST"], analogies=["Emoji+Emoji-Emoji=FashionMNIST"])
     for analysis in names or analyze.ANALYSES:
         for name, _, _ in analyze.ANALYSES[analysis]:
-            table = pd.read_csv(table_path(own, name))
+            path = table_path(made, name)
+            table = pd.read_csv(path)
             known = table.drop(columns=["std", "binomial"], errors="ignore")  # of one seed
             assert len(table) > 1 and not known.isna().any().any()
-            facts = load_results(own.results / "analysis" / f"{name}.json")
+            facts = load_results(path.with_suffix(".json"))
             assert facts["seed"] == 0 and facts["commit"]
-            png, svg = (own.results / "figures" / f"{name}.{kind}" for kind in ("png", "svg"))
+            assert facts["theta0_hash"] and facts["checkpoints"]
+            figure = own.results / "figures" / path.name
+            png, svg = (figure.with_suffix(f".{kind}") for kind in ("png", "svg"))
             assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
             text = svg.read_text(encoding="utf-8")
-            assert "<svg" in text and "seed 0" in text
-            pdf = (own.results / "figures" / f"{name}.pdf").read_bytes()
+            assert "<svg" in text and ("1 seed" if name == "seeds" else "seed 0") in text
+            pdf = figure.with_suffix(".pdf").read_bytes()
             assert b"/FontFile2" in pdf and b"/Type3" not in pdf  # embedded TrueType
-            tex = table_path(own, name).with_suffix(".tex")
-            assert tex.is_file() == (len(table) <= LONGEST)
+            assert path.with_suffix(".tex").is_file() == (len(table) <= LONGEST)
     page = (own.results / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure ") >= len(names or analyze.ANALYSES)
     assert ("explorer-data" in page) == (not names)
-    figure, path = own.results / "figures" / "single.svg", table_path(own, "single")
+    path = table_path(own, "single")
+    figure = own.results / "figures" / f"{path.stem}.svg"
     before = figure.read_text(encoding="utf-8")
     changed = pd.read_csv(path)
     changed["linear"] = 0.1

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from tangent_arithmetic.analysis import fronts
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import plain
-from tangent_arithmetic.analysis.tables import read_table
+from tangent_arithmetic.analysis.tables import read_table, table_path
 from tangent_arithmetic.commands import analyze
 from tangent_arithmetic.report.page import report_path
 from tangent_arithmetic.run.modes import MODES
@@ -58,14 +58,16 @@ def test_the_command_writes_the_fronts_and_their_figure(
     monkeypatch.setitem(fronts.DIVISIONS, 2, 2)
     pair = f"--pairs={'+'.join(TASKS)}"
     assert analyze.main(["fronts", pair, *words]) == 0
-    found = read_table(own, "fronts")
-    expected = fronts.table(own.with_(pairs=["+".join(TASKS)]), ["linear", "posthoc"])
+    made = own.with_(pairs=["+".join(TASKS)])
+    found = read_table(made, "fronts")
+    expected = fronts.table(made, ["linear", "posthoc"])
     pd.testing.assert_frame_equal(found, expected, atol=1e-6)
     assert set(found["mode"]) == {"linear", "posthoc"}  # of those with checkpoints
+    stem = table_path(made, "fronts").stem
     for kind in ("png", "svg", "pdf"):
-        assert (own.results / "figures" / f"fronts.{kind}").is_file()
+        assert (own.results / "figures" / f"{stem}.{kind}").is_file()
     page = report_path(own).read_text(encoding="utf-8")
-    assert '<figure id="figure-fronts">' in page and "given up on one task for another" in page
+    assert f'<figure id="figure-{stem}">' in page and "given up on one task for another" in page
 
 
 def several(*modes: str) -> pd.DataFrame:

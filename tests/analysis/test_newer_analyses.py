@@ -31,12 +31,13 @@ from tangent_arithmetic.analysis import (
 from tangent_arithmetic.analysis.edits import Edits
 from tangent_arithmetic.analysis.figures import plain
 from tangent_arithmetic.analysis.intervals import binomial_error, bootstrap
-from tangent_arithmetic.analysis.tables import latex, read_table, table_path, write_table
+from tangent_arithmetic.analysis.tables import read_table, table_path, write_table
+from tangent_arithmetic.analysis.typeset import latex
 from tangent_arithmetic.arithmetic.kernel import exact
 from tangent_arithmetic.arithmetic.sweeps import Split
-from tangent_arithmetic.commands import finetune
+from tangent_arithmetic.commands import analyze, finetune, paper
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
-from tangent_arithmetic.run.args import parse_arguments
+from tangent_arithmetic.run.args import Config, parse_arguments
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.present import with_checkpoints
@@ -232,8 +233,8 @@ def test_seeds_are_summarised_beside_the_error_of_the_images(own: Run) -> None:
     assert row["binomial"] == pytest.approx(binomial_error(0.65, 48))  # 24 test images a task
     assert pd.isna(table[table["value"] == "normalised"].iloc[0]["binomial"])
     every = seeds.of_seeds([with_seed(own, seed) for seed in range(3)], "subsets")
-    means, both = seeds.averaged(every, "subsets")
-    assert list(means.columns) == columns and list(means["absolute"]) == pytest.approx([0.6, 0.7])
+    both = seeds.averaged(seeds.shared(every, "subsets"), "subsets")
+    assert list(both.columns)[:5] == columns and list(both["absolute"]) == pytest.approx([0.6, 0.7])
     assert list(both["absolute std"]) == pytest.approx([np.std([0.5, 0.7], ddof=1)] * 2)
     assert table_path(own, "subsets").is_file()
     with pytest.raises(MissingFileError, match="no tables of posthoc to summarise"):
@@ -249,16 +250,17 @@ def test_the_localisation_over_seeds_is_the_mean_of_that_of_each(own: Run) -> No
     ]
     columns = ["seed", "mode", "task", "function", "eigenvalue", "own", "use", *kernel.OF_VECTORS]
     table = pd.DataFrame(rows, columns=columns)
-    means, both = seeds.averaged(table, "kernel")
-    assert kernel.localisation(means)["share"].tolist() == [1.0]
+    shared = seeds.shared(table, "kernel")
+    both = seeds.averaged(shared, "kernel")
+    assert kernel.localisation(both)["share"].tolist() == [1.0]
     assert kernel.localisation(table[table["seed"] == 1])["share"].tolist() == [1.0]
     assert list(both["used"]) == [0.5, 1.0] and not {"own", "use"} & set(both)
     assert list(both["used std"]) == pytest.approx([0.5**0.5, 0.0])
-    _, used, local = plain(kernel.draw, means, own).axes
+    _, used, local = plain(kernel.draw, shared, own).axes
     assert list(used.lines[0].get_ydata()) == [50.0, 100.0]
     assert local.patches[0].get_height() == 100
-    alone, _ = seeds.averaged(table[table["seed"] == 0], "kernel")
-    assert list(alone.columns) == columns[1:]
+    alone = seeds.shared(table[table["seed"] == 0], "kernel")
+    assert list(seeds.averaged(alone, "kernel").columns) == columns[1:]
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -266,24 +268,24 @@ def test_an_interval_over_images_is_that_of_one_seed(several: bool, own: Run) ->
     columns = ["mode", "task1", "task2", "xi", "low", "high", "points", "seed"]
     rows = [("linear", "A", "B", xi, xi - 0.01, xi + 0.02, 6, seed)
             for seed, xi in enumerate((0.1, 0.5)[: 1 + several])]  # fmt: skip
-    means, _ = seeds.averaged(pd.DataFrame(rows, columns=columns), "xi")
+    means = seeds.averaged(seeds.shared(pd.DataFrame(rows, columns=columns), "xi"), "xi")
     assert ("low" in means) == ("high" in means) == (not several)
     assert list(means["xi"]) == pytest.approx([0.3 if several else 0.1])
     axis = plain(disentanglement.draw_xi, means, own).axes[0]
-    assert len(axis.collections) == (not several)  # bars
+    assert len(axis.collections) == 1  # bars, of the interval or of the spread
 
 
 def test_tables_of_other_settings_are_left_out(own: Run, caplog: pytest.LogCaptureFixture) -> None:
     row = {"mode": "linear", "num_vectors": 1, "tasks": "A", "absolute": 0.5, "normalised": 0.9}
     changes: dict[int, dict[str, Any]]
-    changes = {1: {"subset_sample": 5}, 2: {"tasks": TASKS[:1]}, 3: {"grid_points": 7},
+    changes = {1: {"subset_sample": 5}, 2: {"n_eval_points": 9}, 3: {"grid_points": 7},
                4: {"tasks": [f"{task}Val" for task in TASKS]}}  # fmt: skip
     runs = [with_seed(own, seed) for seed in range(5)]
     for one in runs:
         made = one.with_(**changes.get(one.seed, {}))
         write_table(made, "subsets", pd.DataFrame([row]), 1.0)
     assert set(seeds.of_seeds(runs, "subsets")["seed"]) == {0, 3, 4}
-    for seed, flag in ((1, "subset-sample"), (2, "tasks")):
+    for seed, flag in ((1, "subset-sample"), (2, "n-eval-points")):
         told = f"seed {seed} is left out: {table_path(runs[seed], 'subsets')} was made with another"
         assert f"{told} --{flag}, as" in caplog.text
         assert re.search(rf"analyze\.py subsets .*--seed={seed} ", caplog.text)
@@ -377,16 +379,17 @@ def test_what_not_every_seed_has_is_left_out(caplog: pytest.LogCaptureFixture) -
             (0, "linear", 3, "A+B+D", 0.1), (1, "linear", 3, "B+C+D", 0.2)]  # fmt: skip
     columns = ["seed", "mode", "num_vectors", "tasks", "absolute"]
     table = pd.DataFrame(rows, columns=columns)
-    means, both = seeds.averaged(table, "subsets")
-    assert list(means["tasks"]) == ["A+B+C"] and means["absolute"][0] == pytest.approx(0.6)
+    both = seeds.averaged(seeds.shared(table, "subsets"), "subsets")
+    assert list(both["tasks"]) == ["A+B+C"] and both["absolute"][0] == pytest.approx(0.6)
     assert both["absolute std"].notna().all()
     assert "subsets: not every seed has 2 of 4 rows, left out of the means" in caplog.text
     with pytest.raises(UsageError, match="of 2 seeds have no row in common"):
-        seeds.averaged(table[2:], "subsets")
+        seeds.shared(table[2:], "subsets")
     single = pd.DataFrame({"seed": [0, 1], "task": "A", "linear": [0.5, 0.7]})
     single["linear+taujp"] = [0.9, np.nan]
-    means, _ = seeds.averaged(single, "single")
-    assert list(means.columns) == ["task", "linear"] and means["linear"][0] == pytest.approx(0.6)
+    means = seeds.averaged(seeds.shared(single, "single"), "single")
+    assert list(means.columns)[:2] == ["task", "linear"]
+    assert means["linear"][0] == pytest.approx(0.6) and "linear+taujp" not in means
     assert "single: not every seed has linear+taujp, left out" in caplog.text
 
 
@@ -415,20 +418,22 @@ SPREAD = {  # of each table: a function that draws it, and rows
     "single": (single.draw, {"task": ["A", "B"], "classes": 9, "zeroshot": 0.4, "standard": 0.8,
                              "linear": 0.7, "advantage_linear": 0.1}),
     "xi": (disentanglement.draw_xi, {"mode": ["linear"], "task1": "A", "task2": "B", "xi": 0.2}),
-    "negation_random": (baselines.draw, {"mode": ["linear"] * 2, "vector": ["task", "random"],
-                                         "task": "A", "target": 0.3, "control": 0.6,
-                                         "zeroshot": 0.5, "zeroshot_control": 0.7}),
-    "subsets": (subsets.draw, {"mode": "linear", "num_vectors": [1, 1, 2],
-                               "tasks": ["A", "B", "A+B"], "absolute": 0.5, "normalised": 0.8}),
     "analogies": (analogies.draw, {"mode": "linear", "target": "D", "chosen": ["-", "-"],
                                    "vector": ["zero-shot", "target"], "accuracy": 0.5}),
     "analogies_few": (analogies.draw_few, {"target": "D", "shots": [0, 1], "accuracy": 0.5,
                                            "start": ["pre-trained model", "analogy"]}),
-    "ensembles": (ensembles.draw, {"mode": "linear", "task": "A", "coefficient": [0.5, 1.0],
-                                   "weights": 0.5, "ensemble": 0.6, "gap": 0.1}),
-    "kernel": (kernel.draw, {"mode": "linear", "task": ["A", "A"], "function": [1, 2],
-                             "eigenvalue": [0.6, 0.4], "used": [0.5, 1.0], "local": [0.4, 0.9],
-                             "even": 0.5, "shift": 0.0, "error": 0.0}),
+}  # fmt: skip
+AVERAGED = {  # the same of figures of means over the tasks: rows of two, and a column of values
+    "negation_random": (baselines.draw, {"mode": "linear", "vector": "task", "task": ["A", "B"],
+                                         "target": 0.3, "control": 0.6, "zeroshot": 0.5,
+                                         "zeroshot_control": 0.7}, "target"),
+    "subsets": (subsets.draw, {"mode": "linear", "num_vectors": 1, "tasks": ["A", "B"],
+                               "absolute": 0.5, "normalised": 0.8}, "absolute"),
+    "ensembles": (ensembles.draw, {"mode": "linear", "task": ["A", "B"], "coefficient": 0.5,
+                                   "weights": 0.5, "ensemble": 0.6, "gap": 0.1}, "weights"),
+    "kernel": (kernel.draw, {"mode": "linear", "task": ["A", "B"], "function": 1,
+                             "eigenvalue": 0.6, "used": 0.5, "local": 0.4, "even": 0.5,
+                             "shift": 0.0, "error": 0.0}, "used"),
 }  # fmt: skip
 
 
@@ -444,6 +449,31 @@ def test_figures_have_the_spread_over_seeds(name: str, own: Run) -> None:
     floats = table.select_dtypes("float")
     several = table.join(pd.DataFrame(0.05, floats.index, [f"{c} std" for c in floats]))
     assert _strokes(plain(draw, several, own)) > _strokes(plain(draw, table, own))
+
+
+def _heights(figure: Any) -> list[float]:
+    """Of the bars and bands of the figure's axes, those that are not 0."""
+    paths = [p for axis in figure.axes for one in axis.collections for p in one.get_paths()]
+    heights = [float(np.ptp(path.vertices[:, 1])) for path in paths if len(path.vertices)]
+    return [height for height in heights if height > 1e-6]
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_spread_of_a_mean_is_not_that_of_its_tasks(name: str, own: Run) -> None:
+    """Seeds in which one task gains what the other loses have the same mean."""
+    assert set(AVERAGED) == set(paper.AVERAGED)
+    draw, columns, value = AVERAGED[name]
+    one = pd.DataFrame(columns).assign(seed=0)
+    one[value] += [0.1, -0.1]
+    same, higher = one.assign(seed=1), one.assign(seed=1)
+    same[value] -= [0.2, -0.2]
+    higher[value] += 0.05
+    spread = 100 * np.std([0, 0.05], ddof=1)
+    for other, expected in ((same, []), (higher, [2 * spread])):
+        table = seeds.shared(pd.concat([one, other], ignore_index=True), name)
+        figure = plain(draw, table, own)
+        found = [h for h in _heights(figure) if h != pytest.approx(20)]  # of the tasks
+        assert found == pytest.approx(expected)
 
 
 def test_heat_maps_state_the_largest_spread_over_seeds(own: Run) -> None:
@@ -482,6 +512,39 @@ def test_the_error_of_the_images_is_of_those_that_an_accuracy_is_of(own: Run) ->
     control = len(own.data.dataset("Shapes").test)
     assert found["target"] == binomial_error(0.5, 2 * few)
     assert found["control"] == binomial_error(0.5, control)
+
+
+def test_ensembles_have_the_error_of_the_images_that_they_are_of(tmp_path: Path) -> None:
+    run = Run.of(Config(tasks=["MNIST", "Letters"], results=str(tmp_path)))
+    row = {"mode": "linear", "coefficient": 0.5, "weights": 1.0, "ensemble": 0.0}
+    table = pd.DataFrame([{**row, "task": task, "agreement": 0.5, "gap": 1e-7} for task in "AB"])
+    write_table(run, "ensembles", table, 1.0)
+    found = seeds.table(run, ["linear"]).set_index("value")["binomial"]
+    assert found["weights"] == found["ensemble"] == pytest.approx(1 / (2 * (2 * 128 + 1)))
+    assert pd.isna(found["gap"])
+
+
+def test_captions_name_the_seeds_and_the_images_of_a_table(own: Run) -> None:
+    table = pd.DataFrame({"coefficient": [0.0, 0.0], "seed": [2, 0]})
+    assert seeds.seeds_of(own, table) == "seeds 0, 2"
+    assert seeds.seeds_of(own, table[:1]) == "seed 2"
+    assert seeds.seeds_of(own, table[["coefficient"]]) == "seed 0"
+    assert seeds.seeds_of(own, pd.DataFrame({"seeds": [2, 3]})) == "3 seeds"
+    run = own.with_(sample=100, kernel_images=32)
+    told = {name: seeds.examples(run, name) for name in ("single", "kernel", "ensembles", "cka")}
+    assert told == {
+        "single": ", 100 examples of each split",
+        "kernel": ", at most 32 examples of each split",
+        "ensembles": ", at most 100 examples of each split",
+        "cka": ", at most 100 examples of each split",
+    }
+    assert seeds.examples(own, "ensembles") == ", at most 128 examples of each split"
+    assert seeds.examples(own, "single") == ""
+    rows = {"mode": "linear", "task": "A", "coefficient": [0.0, 1.0] * 2, "seed": [0, 0, 1, 1]}
+    swept = pd.DataFrame({**rows, "target": 0.5, "control": 0.6})
+    analyze.show(run, "negation", negation.draw_curves, swept)
+    drawn = (run.results / "figures" / f"{table_path(run, 'negation').stem}.svg").read_text("utf-8")
+    assert "suite embedded, seeds 0, 1, 100 examples of each split" in drawn
 
 
 def test_targets_of_analogies_are_averaged_within_a_seed(own: Run) -> None:
@@ -548,7 +611,7 @@ def test_the_control_curve_has_all_seeds(own: Run, caplog: pytest.LogCaptureFixt
         del fewer[task]["val"]["0.5"]
     path.write_text(json.dumps(fewer))
     assert set(negation.curves(own, ["linear"])["seed"]) == {0}
-    assert "seed 1 is left out, whose negations have other coefficients" in caplog.text
+    assert "2 coefficients of Emoji, expected 3" in caplog.text
 
 
 def test_pairs_are_drawn_by_their_own_accuracy(run: Run) -> None:

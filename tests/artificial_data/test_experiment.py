@@ -168,6 +168,30 @@ def test_the_summary_of_known_tables() -> None:
     ]
 
 
+def test_rounding_does_not_decide_between_equal_operations() -> None:
+    """Means of the same accuracies, summed in another order or read from a CSV file."""
+    rows = [
+        (seed, "scratch", "dataset2", "divide", coef, accuracy, 1.0)
+        for coef, values in (
+            (0.0, (0.1,) * 3),
+            (0.3, (0.1, 0.2, 0.3)),
+            (0.6, (0.3, 0.2, 0.1000003)),
+        )
+        for seed, accuracy in enumerate(values)
+    ]
+    table = pd.DataFrame(rows, columns=["seed", *COLUMNS["operations"]])
+    assert summary.operations({"operations": table}) == [
+        ["divide, scratch", "10.0 ± 0.0", "20.0 ± 10.0", "0.3", "20.0 ± 10.0", "0.0"]
+    ]
+    committed = Path(__file__).resolve().parents[2] / "results" / "artificial_data"
+    table = pd.read_csv(committed / "operations.csv")
+    found = [
+        row for row in (committed / "README.md").read_text().splitlines() if "divide, s" in row
+    ]
+    cells = [cell.strip() for cell in found[0].strip("|").split("|")]
+    assert cells == summary.operations({"operations": table})[-1]
+
+
 def test_rounding_does_not_decide_whether_the_control_is_kept() -> None:
     start, kept = 0.6, 0.95 * 0.6 - 1e-12
     rows = [

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tangent_arithmetic.analysis.tables import table_path, write_table
 from tangent_arithmetic.commands import reproduce
 from tangent_arithmetic.commands.paper import further
 from tangent_arithmetic.data.registry import ImageDataset, SuiteData
@@ -162,6 +163,50 @@ def test_analyses_run_again_after_retraining(
     assert ledger.is_done(found)
     checkpoint(run, task, mode, -1.0)
     assert ledger.is_done(found) != again
+
+
+def test_papers_leave_each_others_analyses_done(tmp_path: Path) -> None:
+    """A table holds the rows of both, and a stage is done while those of its modes are there."""
+    run = Run.of(small_config(tmp_path))
+    for task, mode in itertools.product(TASKS, ("standard", "linear", "standard+ascent")):
+        checkpoint(run, task, mode, float(len(mode)))
+    todo = {
+        name: next(
+            stage
+            for stage in further(PAPERS[name], run, ["--lr=1"], PAPERS[name].modes)
+            if stage.name == "analysis negation"
+        )
+        for name in PAPERS
+    }
+    ledger = reproduce.Ledger(run)
+
+    def write(name: str, run: Run = run) -> None:
+        rows = {"mode": PAPERS[name].modes, "vector": "task", "task": "Emoji"}
+        table = pd.DataFrame({**rows, "target": 1 / run.config.n_eval_points})
+        write_table(run, "negation_random", table, 1.0)
+
+    def work(name: str) -> None:
+        write(name)
+        ledger.note(todo[name])
+
+    assert not any(map(ledger.is_done, todo.values()))
+    work("arithmetic")
+    assert [*map(ledger.is_done, todo.values())] == [True, False]
+    work("tangent")
+    assert all(map(ledger.is_done, todo.values()))
+    work("arithmetic")
+    assert all(map(ledger.is_done, todo.values()))
+    assert todo["tangent"].output is not None
+    assert len(pd.read_csv(todo["tangent"].output)) == 3
+    write("arithmetic", run.with_(n_eval_points=9))
+    assert not any(map(ledger.is_done, todo.values()))
+    work("arithmetic")
+    assert [*map(ledger.is_done, todo.values())] == [True, False]  # has lost its other rows
+    work("tangent")
+    checkpoint(run, "Emoji", "linear", 9.0)
+    assert [*map(ledger.is_done, todo.values())] == [True, False]
+    todo["tangent"].output.write_bytes(b"\xff")
+    assert not any(map(ledger.is_done, todo.values()))
 
 
 def test_standard_sweeps_cost_by_the_number_of_coefficients() -> None:
@@ -404,7 +449,7 @@ def test_a_paper_in_a_command(
             assert (folder / name).is_file()
         modes = set(pd.read_csv(folder / "figure_3.csv")["mode"])
         assert modes == {"standard", "posthoc", "linear"}
-        found = pd.read_csv(tmp_path / "results/embedded/ViT-Nano-8/analysis/negation_random.csv")
+        found = pd.read_csv(table_path(Run.of(parse_arguments(flags(tmp_path))), "negation_random"))
         assert "ascent, whole" in set(found["vector"])
         assert reproduce.main([*flags(tmp_path), *words]) == 0
     assert capsys.readouterr().out.count("done before, skipped") >= 12
@@ -420,7 +465,6 @@ def test_quick_is_one_seed(capsys: Capture) -> None:
     [
         (["--paper=arithmetic", "--analogies=Emoji+Letters-Digits=StreetDigits"], "no Digits"),
         (["--paper=tangent", "--pairs=Emoji+Digits"], "no Digits"),
-        (["--paper=tangent"], "at least two tasks to pair, got Emoji"),
     ],
 )
 def test_what_a_paper_lacks_stops_it_before_the_work(

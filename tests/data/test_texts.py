@@ -98,11 +98,25 @@ def test_several_labels_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "columns, options, message",
     [
-        ({"words": ["a"], "label": ["b"]}, (), r"has no image \(or text\) column.*words, label"),
+        (
+            {"words": ["a"], "label": ["b"]},
+            (),
+            r"no image \(or text\) column.*words, label\. Name one as in .*\?text=COLUMN or \?",
+        ),
+        ({"text;label": ["a;b"]}, (), r"\?text=COLUMN.*; if ; separates columns, save it with com"),
+        (
+            {"file": ["a.txt"], "text": ["a"], "label": ["b"]},
+            (),
+            r"1 are missing, .*; for the texts in the column text write mine=table\.csv\?text=text",
+        ),
         ({"text": ["a"], "label": ["b"]}, (("text", "body"),), "has no column body.*text=COLUMN"),
         ({"text": ["a", " "], "label": ["b", "c"]}, (), "has no text in row 2"),
         ({"text": ["a", "d"], "label": ["b", ""]}, (), "has no label in row 2"),
-        ({"text": ["a"], "label": ["b"]}, (), "cannot be split into a training and a test part"),
+        (
+            {"text": ["a"], "label": ["b"]},
+            (),
+            "1 text, at most .* cannot be split .* Add texts, or",
+        ),
         (
             {"text": ["a"], "label": ["b"]},
             (("text", "text"), ("image", "text")),
@@ -174,7 +188,7 @@ def test_cells_of_parquet_are_texts_in_utf8(tmp_path: Path) -> None:
 def test_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes("text,label\nschön,gut\n".encode("latin-1"))
-    with pytest.raises(UsageError, match=r"table\.csv"):
+    with pytest.raises(UsageError, match=r"table\.csv .*UnicodeDecodeError.*; save it as UTF-8"):
         TableSource("mine", path)(HERE)
 
 
@@ -202,9 +216,78 @@ def test_rows_of_the_hub(kind: str, tmp_path: Path) -> None:
         HubSource("mine", str(tmp_path), (("text", "body"),))(HERE)
 
 
+def test_labels_of_the_hub_that_are_whole_floats_are_integers(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    def read(labels: list[Any]) -> Any:
+        Dataset.from_dict({"text": list("abcd"), "label": labels}).to_parquet(file)
+        return HubSource("mine", str(tmp_path))(HERE)
+
+    file = tmp_path / "train.parquet"
+    splits = read([1.0, 0.0] * 2)
+    assert (
+        splits.classnames == ("0", "1") and labels_of(splits.train.pictures).tolist() == [1, 0] * 2
+    )
+    for odd, said in ((0.5, "0.5"), (None, "None")):
+        with pytest.raises(UsageError, match=f"has the value {said} in its train split, expected"):
+            read([1.0, odd] * 2)
+    with pytest.raises(UsageError, match="has the value '' in its train split"):
+        read(["a", ""] * 2)
+
+
+ITEMS = [(text, ["negative", "positive"].index(label)) for text, label in ROWS]
+
+
+@pytest.mark.parametrize("kind", ["pandas", "dicts", "datasets", "datasets with names"])
+def test_rows_by_column_are_data_sets_of_python(kind: str) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    rows = [{"id": i, "Text": text, "label": label} for i, (text, label) in enumerate(ITEMS)]
+    names: Any = ("negative", "positive")
+    if kind == "pandas":
+        data: Any = pd.DataFrame(rows, index=range(5, 5 + len(rows)))
+    elif kind == "dicts":
+        data = rows
+    elif kind == "datasets":
+        data = Dataset.from_list(rows)
+    else:
+        label, names = ClassLabel(names=list(names)), None
+        features = Features({"id": Value("int64"), "Text": Value("string"), "label": label})
+        data = Dataset.from_list(rows, features=features)
+    splits = plain_splits("mine", data, data, classnames=names)
+    assert [splits.train[i] for i in range(len(ITEMS))] == ITEMS
+    assert splits.classnames == ("negative", "positive")
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({"a": 1}, "expected a map-style data set, .*got a dict"),
+        (
+            [{"title": "a", "label": 1}],
+            r"the columns text \(or image\) and label, got title, label",
+        ),
+        ([{"text": "a", "stars": 1}], r"and label, got text, stars; rename them"),
+        ([("a", "pos")], r"mine\[0\] has the label pos, expected an integer from 0 to 1"),
+        ([("a", 0.5)], "has the label 0.5, expected an integer"),
+        ([("a\ud83d", 0)], r"text 0 of mine \('a.ud83d'\) has half of a surrogate pair"),
+        ([("a", 0), ("b", 1)], "2 texts, at most one .* Add texts, or give it a test split"),
+    ],
+)
+def test_other_data_sets_of_python_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plain_splits("mine", data, None, classnames=("negative", "positive"))
+
+
+@pytest.mark.parametrize("kind", [bool, float, np.int8, np.float32, torch.tensor])
+def test_labels_of_python_are_whole_numbers_of_any_type(kind: Any) -> None:
+    splits = plain_splits("mine", [(t, kind(y)) for t, y in ITEMS], None, None, ("no", "yes"))
+    assert isinstance(splits.train, SubsetPictures)
+    assert labels_of(splits.train.pictures).tolist() == [label for _, label in ITEMS]
+
+
 def test_python_data_sets_of_texts() -> None:
-    items = [(text, ["negative", "positive"].index(label)) for text, label in ROWS]
-    splits = plain_splits("mine", items, None, classnames=("negative", "positive"))
+    splits = plain_splits("mine", ITEMS, None, classnames=("negative", "positive"))
     assert isinstance(splits.train, SubsetPictures) and splits.train[0][0] in dict(ROWS)
     for wrong in ("", None, 3):
         with pytest.raises(PictureError, match=r"mine\[1\] is .*expected a text"):
@@ -258,7 +341,35 @@ def test_texts_in_two_splits_are_found(caplog: pytest.LogCaptureFixture) -> None
         refuse_pair(Texts(one, labels), Texts(("a", "b", "e"), labels))
 
 
-def test_a_json_list_is_no_table(tmp_path: Path) -> None:
-    (tmp_path / "table.jsonl").write_text(json.dumps(["a", "b"]) + "\n{")
-    with pytest.raises(UsageError, match="table"):
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "is empty; expected an object a line, such as"),
+        (json.dumps([{"text": "a", "label": 1}]), "line 1 is a JSON list; expected an object"),
+        ('{"text": "a", "label": 1}\n\n3', "line 3 is a JSON int; expected an object a line"),
+        ('{"text": "a", "label": 1}\n{"text', r"line 2 is no JSON \(.*\); expected an object"),
+        ('{"text": "a\\ud83d", "label": 1}', "has half of a surrogate pair"),
+    ],
+)
+def test_lines_that_are_no_json_objects_are_refused(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "table.jsonl").write_text(content)
+    with pytest.raises(UsageError, match=message):
         TableSource("mine", tmp_path / "table.jsonl")(HERE)
+
+
+def test_values_of_json_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    rows: list[Any] = [{"id": 10**30, "text": f"a\u2028{i}", "label": 0.1} for i in range(4)]
+    rows += [{"date": 2000, "text": f"b\n{i}", "label": 1} for i in range(4)]
+    path = tmp_path / "table.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert read_table(path)["date"].dropna().tolist() == [2000] * 4
+    splits = TableSource("mine", path)(HERE)
+    assert splits.classnames == ("0.1", "1") and len(splits.train) + len(splits.test) == 8
+
+
+def test_labels_in_float32_are_those_that_were_written(tmp_path: Path) -> None:
+    rows = {"text": list("abcd"), "label": np.array([0.1, 1.0] * 2, np.float32)}
+    pd.DataFrame(rows).to_parquet(tmp_path / "table.parquet")
+    assert TableSource("mine", tmp_path / "table.parquet")(HERE).classnames == ("0.1", "1")

@@ -16,22 +16,32 @@ from transformers import (
     AutoModel,
     AutoModelForTextEncoding,
     AutoTokenizer,
+    FNetConfig,
+    FNetModel,
+    FunnelConfig,
+    FunnelModel,
     RobertaConfig,
     RobertaModel,
+    XLNetConfig,
+    XLNetModel,
 )
 
 from tangent_arithmetic.arithmetic.features import _folder
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.texts import PADDING, Texts, pad
+from tangent_arithmetic.data.texts import tokens_of as positions_with_tokens
+from tangent_arithmetic.encoders.backbones import sentence_files
 from tangent_arithmetic.encoders.backbones.encoder import BackboneEncoder
+from tangent_arithmetic.encoders.clip import tokenizer_of
 from tangent_arithmetic.encoders.heads import sentence_weights
 from tangent_arithmetic.encoders.linearized import linearized
+from tangent_arithmetic.encoders.published import hub
 from tangent_arithmetic.encoders.registry import load_linear
 from tangent_arithmetic.runtime.atomic import write_json
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import MissingFileError, PictureError, UsageError
 from tangent_arithmetic.storage.reading import read_json
-from tests.sentences import KINDS, SIZE, model_folder, tokenizer_folder
+from tests.sentences import KINDS, SIZE, model_folder, module, tokenizer_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 TEXTS = ("the movie was great", "awful", "it is not a very good phone and the battery is poor .")
@@ -144,6 +154,109 @@ def test_a_causal_model_pools_its_last_token(tmp_path: Path) -> None:
     assert encoder_of(tmp_path, "gpt2").model.pooling == "last"
 
 
+@pytest.mark.parametrize(
+    "kind, architecture, more, expected",
+    [
+        ("gpt2", "GPT2LMHeadModel", {}, "last"),
+        ("gpt2", "GPT2Model", {}, "last"),
+        ("qwen3", "Qwen3Model", {}, "last"),
+        ("llama", "LlamaForSequenceClassification", {}, "last"),
+        ("gemma3_text", "Gemma3TextModel", {"use_bidirectional_attention": True}, "mean"),
+        ("bert", "BertForSequenceClassification", {}, "mean"),
+        ("bert", "BertLMHeadModel", {"is_decoder": True}, "last"),
+        ("xlm", "XLMWithLMHeadModel", {}, "mean"),
+        ("xlnet", "XLNetLMHeadModel", {}, "mean"),
+        ("t5", "T5ForConditionalGeneration", {"is_encoder_decoder": True}, "mean"),
+    ],
+)
+def test_pooling_follows_from_what_a_token_sees(
+    kind: str, architecture: str, more: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    stated = {"model_type": kind, "architectures": [architecture], **more}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    assert sentence_files.pooling(tmp_path) == expected
+
+
+def sentence_transformers(folder: Path, pooling: dict[str, Any], **prompts: Any) -> Path:
+    """A BERT with the files of sentence-transformers, its pooling in the folder `pool`."""
+    model_folder(folder, "bert")
+    kinds = (("Transformer", ""), ("Pooling", "pool"), ("Normalize", "norm"))
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": p} for kind, p in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "pool").mkdir()
+    (folder / "pool" / "config.json").write_text(json.dumps(pooling))
+    if prompts:
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return folder
+
+
+def test_files_of_sentence_transformers_say_how_a_text_is_read(tmp_path: Path) -> None:
+    plain: Any = encoder_of(tmp_path / "plain", "bert").val_preprocess
+    prompts = {"prompts": {"query": "good "}, "default_prompt_name": "query"}
+    folder = sentence_transformers(tmp_path / "st", {"pooling_mode_cls_token": True}, **prompts)
+    lower = {"max_seq_length": 6, "do_lower_case": True}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(lower))
+    encoder = BackboneEncoder(f"transformers:{folder}")
+    tokenize: Any = encoder.val_preprocess
+    assert encoder.model.pooling == "cls" and tokenize.length == 6
+    assert torch.equal(tokenize("The MOVIE"), plain("good the movie"))
+    assert tokenize.lengths(["Movie", "movie " * 9]) == [4, 6]
+    recipes = [tokenize.recipe]
+    (folder / "config_sentence_transformers.json").write_text('{"default_prompt_name": null}')
+    recipes.append(BackboneEncoder(f"transformers:{folder}").val_preprocess.recipe)  # type: ignore[union-attr]
+    assert recipes[0] != recipes[1] and "prompt" not in plain.recipe
+
+
+@pytest.mark.parametrize(
+    "pooling, prompts, message",
+    [
+        ({"pooling_mode": "mean"}, {"default_prompt_name": "query"}, "default prompt query, expec"),
+        (
+            {"pooling_mode": "mean", "include_prompt": False},
+            {"default_prompt_name": "query", "prompts": {"query": "good "}},
+            r"prompt out of the pooling, .*\?pooling=mean pools them as well",
+        ),
+        ({"pooling_mode": "max"}, {}, "has the pooling max, expected one of"),
+        ({}, {}, "has the pooling none, expected one of"),
+    ],
+)
+def test_files_of_sentence_transformers_are_not_half_read(
+    pooling: dict[str, Any], prompts: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = sentence_transformers(tmp_path, pooling, **prompts)
+    with pytest.raises(UsageError, match=message):
+        BackboneEncoder(f"transformers:{folder}")
+
+
+def test_a_model_in_a_folder_of_its_list_is_named(tmp_path: Path) -> None:
+    modules = [{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UsageError, match=r"has its model in 0_Transformer; .*\?pooling=mean"):
+        BackboneEncoder(f"transformers:{tmp_path}")
+    modules[0]["path"] = "../elsewhere"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UsageError, match="leads out of its folder"):
+        BackboneEncoder(f"transformers:{tmp_path}")
+
+
+def test_all_files_that_make_features_are_fetched() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = ["modules.json", "sentence_xlnet_config.json", "config_sentence_transformers.json"]
+    files += ["1_Pooling/config.json", "pool/config.json"]
+    wanted = filter_repo_objects([*files, "train.log"], allow_patterns=list(hub.SENTENCES))
+    assert list(wanted) == files
+
+
+@pytest.mark.parametrize("file", ["merges.txt", "added_tokens.json", "spiece.model", "vocab.txt"])
+def test_every_file_of_a_tokenizer_is_in_its_recipe(file: str, tmp_path: Path) -> None:
+    folder, recipes = model_folder(tmp_path), []
+    for content in ("{}", "{ }"):
+        (folder / file).write_text(content)
+        recipes.append(BackboneEncoder(f"transformers:{folder}").val_preprocess.recipe)  # type: ignore[union-attr]
+    assert recipes[0]["tokenizer"] != recipes[1]["tokenizer"]
+
+
 def test_saved_and_loaded_linear(tmp_path: Path) -> None:
     encoder = encoder_of(tmp_path / "m", "bert")
     linear = linearized(encoder)
@@ -162,8 +275,12 @@ def test_text_tower_of_a_clip() -> None:
 
     clip: Any = ImageEncoder("ViT-Nano-8", keep_lang=True).model
     tokens = tokens_of(encoder, ("a photo of a cat.", "a dog"))
+    ids = tokenizer_of("ViT-Nano-8")(["a photo of a cat.", "a dog"])
     with torch.no_grad():
-        torch.testing.assert_close(encoder(tokens), clip.encode_text(tokens))
+        assert torch.equal(encoder(tokens), clip.encode_text(ids))
+    assert torch.equal(tokens == PADDING, ids == 0) and tokens.shape == ids.shape
+    positions = positions_with_tokens(tokens)
+    assert positions is not None and positions.sum(1).tolist() == [8, 4]
     assert not any(name.startswith("model.clip.visual") for name in encoder.weights())
 
 
@@ -254,6 +371,54 @@ def test_a_missing_folder_names_the_hub(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MissingFileError, match="org/no-such-model is unavailable"):
         BackboneEncoder("transformers:org/no-such-model")
+
+
+WITHOUT = [(kind, stated) for kind in KINDS for stated in ("", "tokenizer_config.json")]
+
+
+@pytest.mark.parametrize("kind, stated", [(k, s) for k, s in WITHOUT if not (s and k == "llama")])
+def test_a_folder_without_a_tokenizer_is_refused(kind: str, stated: str, tmp_path: Path) -> None:
+    module(kind).save_pretrained(tmp_path)
+    if stated:
+        (tmp_path / stated).write_text("{}")
+    with pytest.raises(UsageError, match=r"has no tokenizer; save it .*save_pretrained\('/"):
+        BackboneEncoder(f"transformers:{tmp_path}")
+
+
+def test_tokens_that_the_model_does_not_embed_are_refused(tmp_path: Path) -> None:
+    model_folder(tmp_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})  # no text has it
+    tokenizer.save_pretrained(tmp_path)
+    BackboneEncoder(f"transformers:{tmp_path}")
+    tokenizer.add_tokens(["superb"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        UsageError, match=rf"token superb with the number {SIZE + 1}, .* {SIZE} tok"
+    ):
+        BackboneEncoder(f"transformers:{tmp_path}")
+
+
+SMALL: dict[str, Any] = {"vocab_size": SIZE, "d_model": 16, "n_head": 2, "d_inner": 32}
+
+
+def test_features_that_depend_on_padding_are_refused(tmp_path: Path) -> None:
+    shape: Any = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
+    funnel: Any = {**SMALL, "d_head": 8, "block_sizes": [1, 1], "num_decoder_layers": 1}
+    fnet = FNetModel(FNetConfig(vocab_size=SIZE, **shape))
+    for index, model in enumerate((fnet, FunnelModel(FunnelConfig(**funnel)))):
+        folder = tmp_path / str(index)
+        model.save_pretrained(folder)
+        tokenizer_folder(folder)
+        with pytest.raises(UsageError, match="features of a text depend on the padding"):
+            BackboneEncoder(f"transformers:{folder}")
+
+
+def test_a_model_without_a_limit_of_positions(tmp_path: Path) -> None:
+    XLNetModel(XLNetConfig(**SMALL, n_layer=1)).save_pretrained(tmp_path)  # states -1 of them
+    tokenizer_folder(tmp_path)
+    encoder = BackboneEncoder(f"transformers:{tmp_path}")
+    assert encoder(tokens_of(encoder)).isfinite().all()
 
 
 def test_images_and_texts_are_not_mixed(tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ import pytest
 import torch
 import transformers
 
-from tangent_arithmetic.language.checkpoints import load_causal, load_classifier, load_judge
+from tangent_arithmetic.language.checkpoints import (
+    load_causal,
+    load_classifier,
+    load_judge,
+    load_tokenizer,
+)
 from tangent_arithmetic.runtime.errors import UsageError
 from tests.language.makers import gpt2
 from tests.language.worlds import World
@@ -42,6 +47,15 @@ def test_weights_are_not_drawn_silently(
     write(tmp_path)
     with pytest.raises(UsageError, match=message):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("stated", ["", "tokenizer_config.json"])
+def test_a_tokenizer_without_tokens_is_refused(stated: str, tmp_path: Path) -> None:
+    gpt2().model.save_pretrained(tmp_path)
+    if stated:
+        (tmp_path / stated).write_text("{}")
+    with pytest.raises(UsageError, match="has no tokenizer; save it there with"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_new_head_is_that_of_its_seed(world: World) -> None:

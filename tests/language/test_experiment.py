@@ -159,6 +159,12 @@ MISTAKES = {
     "no such model": (("glue", "--model=nowhere"), "nowhere cannot be read as Tokenizer"),
     "no such vector": (("glue", "--finetuned=coal=x"), "unknown vector 'coal'; choose from cola"),
     "no tasks to choose": (("toxicity", "--tasks=cola"), "language toxicity has no tasks"),
+    "a flag of another experiment": (
+        ("glue", "--top-k=0"),
+        "--top-k is a flag of language toxicity, not of language glue; leave it out",
+    ),
+    "a label of another experiment": (("gpt2", "--toxic-label=rude"), "--toxic-label is a flag"),
+    "baselines of another one": (("nli", "--no-baselines"), "--baselines is a flag of language"),
     "a pair that is none": (("glue", "--finetuned=cola"), "expected NAME=MODEL"),
 }
 
@@ -187,7 +193,7 @@ def test_other_settings_do_not_take_finished_models(
 
 def test_scores_are_those_of_the_classifier(world: World, tmp_path: Path) -> None:
     settings = Settings(world.model("gpt2"), tmp_path, RECIPE, data=world.data, eval_batch_size=2)
-    study = Study(settings, Toxicity(world.model("judge"), label="Insult", generations=3, tokens=9))
+    study = Study(settings, Toxicity(world.model("judge"), label="Insult", generations=3))
     texts = ["good film", "a stupid idiot and a fool", "lamp"]
     expected = []
     for text in texts:
@@ -249,6 +255,11 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": ({"tokens": 2000}, "--tokens=2000: the model has positions for 1024"),
     "length": ({"length": 1025}, "--length=1025: the model has positions for 1024"),
     "a judge that does not pad": ({"classifier": "unpadded"}, "--classifier=.* no padding token"),
+    "a prompt as long as a text": (
+        {"prompt": "you are nice", "tokens": 5},
+        "--prompt='you are nice' has 5 tokens, expected 1 to 4, so that --tokens=5 leaves a new",
+    ),
+    "no prompt": ({"prompt": ""}, "--prompt='' has 0 tokens, expected 1 to 49"),
     "no comment so toxic": ({"toxic": 1.0}, "comments with a toxicity above 1.0, got none"),
 }
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import pytest
 import torch
 
 from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector
 from tangent_arithmetic.language.generation import Sampling, generate, stepwise
 from tangent_arithmetic.language.models import Seq2SeqLM
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tests.language.makers import bart, direction, gpt2, llama, rows, t5
 
@@ -32,6 +36,34 @@ def test_a_linear_model_without_a_task_vector_generates_as_transformers(make, sa
     if sampling.end:
         over = torch.isin(expected, torch.tensor(sampling.end)).cumsum(1)
         assert bool(over.any()) and bool((expected[:, 1:][over[:, :-1] > 0] == -1).all())
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, bart])
+def test_padding_of_prompts_may_be_on_the_left(make) -> None:  # type: ignore[no-untyped-def]
+    model, prompts = make(), rows(gpt2(), (6, 2, 4))
+    left = torch.full_like(prompts, -1)
+    for row, ids in zip(left, prompts, strict=True):
+        row[int((ids == -1).sum()) :] = ids[ids != -1]
+    assert not torch.equal(left, prompts)
+    for each in (model, LinearizedModel(model)):
+        expected = generate(each, prompts, Sampling(5, end=()))
+        assert torch.equal(generate(each, left, Sampling(5, end=())), expected)
+
+
+def test_prompts_that_cannot_be_continued_are_refused() -> None:
+    empty = rows(gpt2(), (3, 2))
+    empty[1] = -1
+    few, paired = gpt2(n_positions=8), bart()
+    cases: list[tuple[Any, Any, int, str]] = [
+        (few, empty, 1, "got none in row 1; leave the row out"),
+        (few, rows(few, (5, 3)), 4, "the model has positions for 8 tokens, got 9"),
+        (paired, rows(few, (5,)), 64, "positions for 64 tokens, got 65"),
+        (paired, rows(few, (65,)), 1, "positions for 64 tokens, got 65"),
+    ]
+    for (model, prompts, new, message), linear in product(cases, (False, True)):
+        with pytest.raises(UsageError, match=message):
+            generate(LinearizedModel(model) if linear else model, prompts, Sampling(new))
+    assert generate(few, rows(few, (5, 3)), Sampling(3, end=())).shape == (2, 3)
 
 
 @pytest.mark.parametrize("make", [gpt2, t5])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, TaskVector
+from tangent_arithmetic.language.losses import token_loss
 from tangent_arithmetic.language.perplexity import linear_sweep, mean_loss, perplexity, sweep
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.tangent.linearized import LinearizedModel
@@ -46,6 +47,34 @@ def test_perplexity_counts_tokens_and_not_rows() -> None:
     logs = model(ids).log_softmax(dim=-1).detach()
     known = [-float(logs[0, i, ids[0, i + 1]]) for i in range(5)] + [-float(logs[1, 0, ids[1, 1]])]
     assert perplexity(model, ids) == pytest.approx(math.exp(sum(known) / 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_are_those_of_their_logits(dtype: torch.dtype) -> None:
+    model = gpt2(vocab_size=3000, n_positions=256)
+    ids, tau = torch.randint(3, 3000, (4, 256)), direction(model)
+    model, tau = model.to(dtype), {name: value.to(dtype) for name, value in tau.items()}
+    with torch.no_grad():
+        logits = model(ids)
+        logs = logits.double().log_softmax(dim=-1)
+    expected = -float(logs[:, :-1].gather(2, ids[:, 1:, None]).mean())
+    assert float(token_loss(logits, ids)) == pytest.approx(expected, rel=1e-5)
+    for size in (1, 4):
+        assert mean_loss(model, ids, size) == pytest.approx(expected, rel=1e-3)
+    linear = LinearizedModel(model)
+    f0, (step,) = linear.tangents(ids, [tau])
+    logs = (f0.double() + 0.5 * step.double()).log_softmax(dim=-1)
+    expected = -float(logs[:, :-1].gather(2, ids[:, 1:, None]).mean())
+    assert sweep(linear, tau, ids, [0.5], 4)[0.5] == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_beyond_the_model_s_positions_are_refused() -> None:
+    model = gpt2(n_positions=8)
+    ids = torch.nn.functional.pad(rows(model, (8, 5)), (4, 0), value=-1)
+    assert math.isfinite(mean_loss(model, ids))  # columns of padding need no position
+    for each in (model, LinearizedModel(model)):
+        with pytest.raises(UsageError, match="positions for 8 tokens, got 9"):
+            sweep(each, direction(model), rows(model, (9, 5)), [0.0])
 
 
 def test_rows_without_a_next_token_are_refused() -> None:

@@ -33,6 +33,13 @@ def taus_of(pool: dict[str, State]) -> Taus:
     return [{n: (pool[task][n] - base[n]).numpy() for n in base} for task in TASKS]
 
 
+def test_models_by_name_are_a_pool() -> None:
+    pool = pool_of(3)
+    one, other = (Compressed(each, "emr").reconstruct("a") for each in (pool, ModelPool(pool)))
+    assert (one.bits, one.shared) == (other.bits, other.shared)
+    assert all(torch.equal(one.state[name], value) for name, value in other.state.items())
+
+
 def packed(mask: Array) -> int:
     """The bits of a mask, whose bytes are filled but for the last one."""
     assert 0 <= 8 * np.packbits(mask.reshape(-1)).nbytes - mask.size < 8

@@ -29,7 +29,7 @@ from tangent_arithmetic.merging import (
 )
 from tangent_arithmetic.merging.methods import dare
 from tangent_arithmetic.merging.program import run
-from tangent_arithmetic.merging.targets import device_settings
+from tangent_arithmetic.merging.targets import LOADERS, device_settings, place_of, task_pool_of
 from tangent_arithmetic.merging.taskpools import Task, TaskPool
 from tangent_arithmetic.merging.weights import open_clip_vision, open_weights
 from tangent_arithmetic.run.args import Config
@@ -177,8 +177,9 @@ POOL = {"_target_": f"{OURS}.ModelPool"}
 CLIP = {"_target_": f"{OURS}.CLIPVisionModelTaskPool", "base_model": "x"}
 ROWS = "datasets.load_dataset"
 SPLIT = "fusion_bench.utils.data.train_validation_split"
-MNIST = {"_target_": ROWS, "path": "mnist"}
-FIFTH = {"_target_": SPLIT, "dataset": MNIST, "validation_fraction": 0.2}
+MNIST = {"_target_": ROWS, "path": "mnist", "split": "train"}
+TENTH = {"_target_": SPLIT, "dataset": MNIST, "validation_fraction": 0.1, "random_seed": 0}
+TENTH |= {"return_split": "val"}
 ODD: list[tuple[str, Any, str]] = [  # group, value, message
     *(
         (group, value, ".")
@@ -193,6 +194,22 @@ ODD: list[tuple[str, Any, str]] = [  # group, value, message
     ("modelpool", {**POOL, "models": {"a": {"path": 3}}}, "must be a path or a name on the hub"),
     ("modelpool", {**POOL, "models": {"a": 7}}, "must be a path or a name on the hub, got 7"),
     ("modelpool", {**POOL, "models": {"a": "x"}, "platform": "x"}, "unknown platform 'x'"),
+    *(
+        ("modelpool", {**POOL, "models": {"a": {"path": "o/a", **more}}}, f"models.a has {message}")
+        for more, message in (
+            ({"torch_dtype": "float16"}, "torch_dtype='float16', which is not supported: leave it"),
+            ({"subfolder": "unet"}, "subfolder='unet', which is not"),
+            ({"reversion": "main"}, "reversion='main', which is not"),
+            ({"merge_and_unload": False}, "merge_and_unload=False, which is not"),
+            ({"pickle_path": "x"}, "pickle_path and path; expected one of them"),
+            ({"path": "./a", "revision": "main"}, "revision=main, but ./a is no name on the hub"),
+        )
+    ),
+    (
+        "modelpool",
+        {**POOL, "models": {"a": "x"}, "model_kwargs": {"torch_dtype": "bfloat16"}},
+        "modelpool.model_kwargs has torch_dtype='bfloat16'",
+    ),
     ("taskpool", {"_target_": f"{OURS}.SuiteTaskPool"}, "invalid configuration"),
     ("taskpool", CLIP, "test_datasets must map names to data sets"),
     ("taskpool", {**CLIP, "layer_wise_feature_save_path": "x"}, "save_path is not supported"),
@@ -202,7 +219,33 @@ ODD: list[tuple[str, Any, str]] = [  # group, value, message
     ("taskpool", {**CLIP, "test_datasets": {"a": {"_target_": ROWS}}}, "needs the path of a data"),
     ("taskpool", {**CLIP, "test_datasets": {"a": {"_target_": "os.system"}}}, "'os.system'"),
     ("taskpool", {**CLIP, "test_datasets": {"a": {"_target_": SPLIT}}}, "invalid configuration"),
-    ("taskpool", {**CLIP, "test_datasets": {"a": FIFTH}}, "only a tenth with seed 0 is supported"),
+    *(
+        ("taskpool", {**CLIP, "test_datasets": {"a": {**TENTH, **more}}}, message)
+        for more, message in (
+            ({"validation_fraction": 0.2}, "only a tenth of train with seed 0 is supported"),
+            ({"validation_size": 9}, "only a tenth of train with seed 0 is supported"),
+            ({"dataset": {**MNIST, "split": "test"}}, "of test; only a tenth of train with seed 0"),
+            ({"seed": 1}, "test_datasets.a has seed, which is not supported"),
+            ({"dataset": {**MNIST, "path": "me/mine"}}, "is no data set of our registry"),
+        )
+    ),
+    *(
+        ("taskpool", {**CLIP, "test_datasets": {"a": {"_target_": ROWS, **rows}}}, message)
+        for rows, message in (
+            ({"_args_": ["svhn", "x", "y"]}, "at most a configuration, got .'svhn', 'x', 'y'"),
+            ({"path": "1aurent/PatchCamelyon", "split": "valid"}, "names the split valid of 1aur"),
+        )
+    ),
+    *(
+        ("taskpool", {**CLIP, "test_datasets": {"a": MNIST}, **more}, message)
+        for more, message in (
+            ({"processor": "y"}, "processor is that of y, but taskpool.base_model x, whose token"),
+            ({"clip_model": "y", "processor": "x"}, "of x, but taskpool.clip_model y, whose"),
+            ({"dataloader_kwargs": {"drop_last": True}}, "dataloader_kwargs has drop_last, which"),
+            ({"dataloader_kwargs": {"batchsize": 8}}, "has batchsize, .* its keys are batch_size"),
+            ({"train_datasets": None}, "taskpool has train_datasets, which is not supported"),
+        )
+    ),
     ("merged_model_save_kwargs", "fast", "invalid configuration"),
     ("merged_model_save_kwargs", {"fsync": "no"}, "fsync must be true or false, got 'no'"),
     ("merged_model_save_kwargs", {1: 2}, "merged_model_save_kwargs has 1; its keys are"),
@@ -223,6 +266,27 @@ def test_a_configuration_names_devices_and_models() -> None:
     }
     settings = device_settings({"accelerator": "gpu", "precision": "bf16-mixed"})
     assert settings == {"device": "cuda", "precision": "bf16"}
+
+
+def test_a_model_has_the_revision_that_its_entry_names() -> None:
+    loader: dict[str, Any] = {"_target_": LOADERS[0], "torch_dtype": "auto"}
+    loader |= {"trust_remote_code": False, "pretrained_model_name_or_path": "org/name"}
+    assert place_of(loader, "a") == "org/name"
+    assert place_of({**loader, "revision": "v1.0"}, "a") == "org/name@v1.0"
+
+
+def test_the_clip_of_a_task_pool_is_its_clip_model() -> None:
+    """As in FusionBench, where `base_model` is the default of the others."""
+    loader = {"_target_": "transformers.CLIPModel.from_pretrained"}
+    node: dict[str, Any] = {**CLIP, "test_datasets": {"a": {**MNIST, "split": "test"}}}
+    node |= {"dataloader_kwargs": {"batch_size": 4, "shuffle": False, "pin_memory": True}}
+    clip = {**loader, "pretrained_model_name_or_path": "org/other"}
+    for more, expected in (
+        ({}, "x"),
+        ({"clip_model": clip, "processor": "org/other"}, "org/other"),
+    ):
+        tasks: Any = task_pool_of({**node, **more}, {"device": "cpu"})
+        assert tasks.base_model == expected and tasks.run.data.batch_size == 4
 
 
 # --- masks of DARE

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tangent_arithmetic import merging
-from tangent_arithmetic.merging import Algorithm
+from tangent_arithmetic.merging import METHODS, Algorithm
 from tangent_arithmetic.merging.methods import dare
 from tangent_arithmetic.merging.methods.consensus import lambdas_of
 from tangent_arithmetic.merging.trimming import KEY_BITS, key_value, ordered_keys
@@ -304,19 +304,238 @@ def test_excluded_matrices_are_averaged() -> None:
 # --- masks
 
 
+def middle(tau: Array, beta: float, gamma: float) -> Array:
+    order = np.argsort(np.abs(tau).reshape(-1))
+    number = len(order)
+    mask = np.zeros(number, dtype=bool)
+    mask[order[int(beta * number) : number - int(gamma * number)]] = True
+    return np.where(mask.reshape(tau.shape), tau, 0)
+
+
 def test_breadcrumbs() -> None:
     def expected(_: str, taus: list[Array]) -> Array:
-        total = np.zeros_like(taus[0])
-        for tau in taus:
-            order = np.argsort(np.abs(tau).reshape(-1))
-            number = len(order)
-            kept = order[int(0.5 * number) : number - int(0.2 * number)]
-            mask = np.zeros(number, dtype=bool)
-            mask[kept] = True
-            total += np.where(mask.reshape(tau.shape), tau, 0)
-        return 0.4 * total
+        return 0.4 * np.sum([middle(tau, 0.5, 0.2) for tau in taus], axis=0)
 
     check(merging.BreadcrumbsAlgorithm(0.4, beta=0.5, gamma=0.2), pool_of(3), expected)
+
+
+WEIGHTS = [1.0, 0.5, [1.0, -0.5, 0.75], [1.0, -1.0, 1.0], [-1.0, -1.0, -1.0], [0.0, 2.0, 1.0]]
+
+
+def generalized(
+    kept: Sequence[Array], weights: float | list[float], elect: bool, normalize: bool
+) -> Array:
+    """mergekit's generalised task arithmetic, a single weight at a time."""
+    listed, merged = weights if isinstance(weights, list) else [weights] * 3, np.zeros_like(kept[0])
+    for i in np.ndindex(merged.shape):
+        pairs = [(w, w * tau[i]) for w, tau in zip(listed, kept, strict=True)]
+        if elect:
+            sign = 1 if sum(v for _, v in pairs) >= 0 else -1
+            pairs = [(w, v) for w, v in pairs if v * sign > 0]
+        divisor = sum(w for w, _ in pairs)
+        divides = normalize and abs(divisor) >= 1e-8
+        merged[i] = sum(v for _, v in pairs) / (divisor if divides else 1)
+    return merged
+
+
+def largest(tau: Array, share: float) -> Array:
+    sizes = np.sort(np.abs(tau).reshape(-1))
+    return np.where(np.abs(tau) >= sizes[-max(1, int(share * len(sizes)))], tau, 0)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weights_of_both_signs_count_in_the_election_and_in_the_mean(
+    normalize: bool, weights: float | list[float]
+) -> None:
+    """As in mergekit: the divisor is the sum of the weights that agree, whatever its sign."""
+
+    def ties(_: str, taus: list[Array]) -> Array:
+        kept = [largest(tau, 0.4) for tau in taus]
+        return 0.7 * generalized(kept, weights, True, normalize)
+
+    def breadcrumbs(_: str, taus: list[Array]) -> Array:
+        kept = [middle(tau, 0.5, 0.2) for tau in taus]
+        return 0.7 * generalized(kept, weights, True, normalize)
+
+    func, pool = "mean" if normalize else "sum", pool_of(3)
+    options = {"scope": "tensor", "zero_sign": "positive", "merge_func": func, "weights": weights}
+    check(merging.TiesMergingAlgorithm(0.7, 40, **options), pool, ties)
+    options = {"elect": True, "weights": weights, "normalize": normalize}
+    check(merging.BreadcrumbsAlgorithm(0.7, 0.5, 0.2, **options), pool, breadcrumbs)
+
+
+@pytest.mark.parametrize("weights", [1.0, [1.0, -0.5, 0.75]], ids=str)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weights_without_an_election(normalize: bool, weights: float | list[float]) -> None:
+    numbers, pool = {"normalize": normalize, "weights": weights}, pool_of(3)
+
+    def breadcrumbs(_: str, taus: list[Array]) -> Array:
+        kept = [middle(tau, 0.5, 0.2) for tau in taus]
+        return 0.7 * generalized(kept, weights, False, normalize)
+
+    def dropped(key: str, taus: list[Array]) -> Array:
+        masks = [dare.uniform(0, name, key, 0, taus[0].size).numpy() > 0.4 for name in "abc"]
+        pairs = zip(taus, masks, strict=True)
+        kept = [tau * mask.reshape(tau.shape) / 0.6 for tau, mask in pairs]
+        return 0.7 * generalized(kept, weights, False, normalize)
+
+    check(merging.BreadcrumbsAlgorithm(0.7, 0.5, 0.2, **numbers), pool, breadcrumbs)
+    check(merging.DareTaskArithmetic(0.7, 0.4, **numbers), pool, dropped, rtol=1e-6)
+
+
+def test_weights_count_in_the_majority_that_elects_where_the_sum_is_0() -> None:
+    vectors = {"_pretrained_": [0.0, 0.0, 0.0], "a": [2.0, 1.0, 1.0], "b": [2.0, 3.0, 3.0]}
+    pool = {name: {"w": torch.tensor(values).double()} for name, values in vectors.items()}
+    found = merging.TiesMergingAlgorithm(1.0, 100, weights=[1.0, -1.0]).run(pool)["w"]
+    assert found.tolist() == [-2.0, -3.0, -3.0]  # the sums are 0, -2, -2
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0, -0.5], [0.5, 0.5, 0.5]], ids=str)
+def test_weights_in_a_sum_are_those_of_the_plug_in(weights: list[float]) -> None:
+    pool, scale = pool_of(3), {"scale": {"factors": weights}}
+    for kind, options in (
+        (merging.TiesMergingAlgorithm, {}),
+        (merging.DareTiesMerging, {}),
+        (merging.DareTaskArithmetic, {}),
+        (merging.BreadcrumbsAlgorithm, {"elect": True}),
+        (merging.DellaAlgorithm, {"normalize": False}),
+    ):
+        found = kind(**options, weights=weights).run(pool)
+        expected = kind(**options, plugins=[scale]).run(pool)
+        for key in SHAPES:
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+def test_consensus_of_ties(k: int) -> None:
+    pool = pool_of(3)
+    merged = merging.TiesMergingAlgorithm(1.0, 30).run(pool)
+
+    def expected(key: str, taus: list[Array]) -> Array:
+        whole = (merged[key] - pool["_pretrained_"][key]).numpy()
+        used = sum((np.abs(t) > 0.4 * np.abs(whole - t)).astype(int) for t in taus)
+        return 0.6 * whole * (used >= k)
+
+    check(merging.ConsensusTiesAlgorithm(0.6, 0.4, k, 30), pool, expected)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.8, 1.0])
+def test_sce(share: float) -> None:
+    """As its paper: select, calculate, erase, a single weight at a time."""
+
+    def expected(_: str, taus: list[Array]) -> Array:
+        stack = np.stack(taus)
+        variance = stack.var(axis=0)
+        kept = np.argsort(variance.reshape(-1))[variance.size - int(share * variance.size) :]
+        mask = np.zeros(variance.size, dtype=bool)
+        mask[kept] = True
+        stack *= mask.reshape(variance.shape)
+        squares = np.array([np.sum(tau**2) for tau in stack])
+        shares = list(squares / squares.sum()) if squares.any() else [1.0] * len(stack)
+        agreeing = np.where(stack.sum(axis=0) >= 0, stack > 0, stack < 0)
+        return (
+            0.9
+            * generalized(list(stack * agreeing), shares, False, False)
+            / np.maximum(np.tensordot(shares, agreeing.astype(float), axes=1), 1e-300)
+        )
+
+    check(merging.SceAlgorithm(0.9, share), pool_of(3), expected)
+
+
+def test_sce_keeps_all_weights_of_equal_variance() -> None:
+    """Which of equals stay would depend on the order otherwise; small vectors are as large ones."""
+    pool = {name: {"w": torch.zeros(6).double()} for name in ("_pretrained_", "a")}
+    pool["b"] = {"w": 1e-6 * torch.tensor([2.0, 2.0, 2.0, -2.0, 1.0, 0.0]).double()}
+    found = merging.SceAlgorithm(select_topk=0.5).run(pool)["w"] * 1e6
+    torch.testing.assert_close(found, torch.tensor([2.0, 2.0, 2.0, -2.0, 0.0, 0.0]).double())
+
+
+# --- two models
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize(("flatten", "row_wise"), [(True, False), (False, False), (False, True)])
+def test_nuslerp(flatten: bool, row_wise: bool, with_base: bool) -> None:
+    pool, t = pool_of(2), 0.6
+    given = dict(pool) if with_base else {n: s for n, s in pool.items() if n != "_pretrained_"}
+    found = merging.NuslerpAlgorithm([2.0, 3.0], flatten, row_wise).run(given)
+
+    def between(u: Array, v: Array) -> Array:
+        cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+        angle = np.arccos(np.clip(cosine, -1, 1))
+        if np.sin(angle) < 3e-4:
+            return (1 - t) * u + t * v
+        return (np.sin((1 - t) * angle) * u + np.sin(t * angle) * v) / np.sin(angle)
+
+    for key in SHAPES:
+        start = (pool["_pretrained_"][key] if with_base else 0 * pool["a"][key]).numpy()
+        u, v = (np.atleast_1d(pool[name][key].numpy() - start) for name in "ab")
+        axis = 0 if row_wise else -1
+        if flatten:
+            merged = between(u.reshape(-1), v.reshape(-1)).reshape(start.shape)
+        else:
+            rows = np.moveaxis(u, axis, -1), np.moveaxis(v, axis, -1)
+            merged = np.zeros_like(rows[0])
+            for i in np.ndindex(merged.shape[:-1]):
+                merged[i] = between(rows[0][i], rows[1][i])
+            merged = np.moveaxis(merged, -1, axis).reshape(start.shape)
+        np.testing.assert_allclose(found[key].numpy(), start + merged, rtol=1e-9, atol=1e-9)
+
+
+def test_nuslerp_of_opposite_vectors_is_linear_and_a_zero_vector_harmless() -> None:
+    u = torch.tensor([0.3, -0.1, 0.7])
+    base = torch.tensor([1e3, -1e3, 1e3])  # the rounding of the weights is none of directions
+    pool = {"_pretrained_": {"w": base}, "a": {"w": base + u}, "b": {"w": base - u}}
+    found = merging.NuslerpAlgorithm([0.7, 0.3]).run(pool)["w"]
+    torch.testing.assert_close(found, base + 0.4 * (base + u - base), rtol=0, atol=1e-3)
+    pool["b"] = pool["_pretrained_"]
+    found = merging.NuslerpAlgorithm().run(pool)["w"]
+    torch.testing.assert_close(found, base + 0.5**0.5 * (base + u - base))
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.5, 100.0])
+def test_nearswap(t: float) -> None:
+    """As in mergekit, with a weight for each number."""
+
+    def expected(_: str, taus: list[Array]) -> Array:
+        (tau,) = taus
+        weight = np.minimum(1, t / np.maximum(np.abs(tau), 1e-300))
+        return weight * tau
+
+    pool = pool_of(1)
+    pool["a"]["vector"][:3] = pool["_pretrained_"]["vector"][:3]
+    check(merging.NearswapAlgorithm(t), pool, expected)
+
+
+def test_arcee_fusion() -> None:
+    pool = pool_of(1)
+    found = merging.ArceeFusionAlgorithm().run(pool)
+    for key in SHAPES:
+        u, v = (np.atleast_1d(pool[name][key].numpy()) for name in ("_pretrained_", "a"))
+        p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) + 1e-8 for x in (v, u))
+        scores = np.abs(v - u) * np.sum(p * np.log(p / q), axis=-1, keepdims=True)
+        low, middle, high = (
+            np.sort(scores.reshape(-1))[int(a * (scores.size - 1))] for a in (0.25, 0.5, 0.75)
+        )
+        taken = scores >= middle + 1.5 * (high - low)
+        expected = np.where(taken, v, u).reshape(pool["a"][key].shape)
+        np.testing.assert_array_equal(found[key].numpy(), expected)
+        assert key == "scalar" or not taken.all()
+    turned = {name: {"w": state["wide"].T.contiguous()} for name, state in pool.items()}
+    across = merging.ArceeFusionAlgorithm().run(turned)["w"].T
+    assert METHODS["arcee_fusion"].of_outputs and not torch.equal(across, found["wide"])
+
+
+def test_methods_of_two_models_leave_equal_models_as_they_are() -> None:
+    pool = pool_of(1)
+    same = {"_pretrained_": pool["a"], "a": pool["a"]}
+    for algorithm in (merging.NearswapAlgorithm(), merging.ArceeFusionAlgorithm()):
+        for key, value in algorithm.run(same).items():
+            assert torch.equal(value, pool["a"][key])
+    found = merging.NuslerpAlgorithm().run({**same, "b": pool["a"]})
+    for key, value in found.items():
+        torch.testing.assert_close(value, pool["a"][key], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 3])
@@ -335,8 +554,11 @@ def test_consensus(k: int) -> None:
 
 
 @pytest.mark.parametrize("elect", [True, False])
-@pytest.mark.parametrize("rescale", [True, False])
-def test_della(elect: bool, rescale: bool) -> None:
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("rescale", "weights"), [(True, 1.0), (False, 1.0), (True, [1.0, -0.5, 0.75])], ids=str
+)
+def test_della(elect: bool, rescale: bool, normalize: bool, weights: float | list[float]) -> None:
     p, epsilon = 0.5, 0.6
     pool = pool_of(3)
 
@@ -351,13 +573,10 @@ def test_della(elect: bool, rescale: bool) -> None:
                 drop = p + epsilon * (ranks / (n - 1) - 0.5) if n > 1 else np.full(n, p)
                 out[i] = np.where(numbers[i] >= drop, row / (1 - drop) if rescale else row, 0)
             kept.append(out.reshape(tau.shape))
-        stack = np.stack(kept)
-        if not elect:
-            return 0.9 * stack.mean(axis=0)
-        agree = stack * (np.sign(stack) == np.sign(stack.sum(axis=0)))
-        return 0.9 * agree.sum(axis=0) / np.maximum(1, (agree != 0).sum(axis=0))
+        return 0.9 * generalized(kept, weights, elect, normalize)
 
-    check(merging.DellaAlgorithm(0.9, p, epsilon, elect, rescale, seed=7), pool, expected)
+    options = {"seed": 7, "weights": weights, "normalize": normalize}
+    check(merging.DellaAlgorithm(0.9, p, epsilon, elect, rescale, **options), pool, expected)
 
 
 def test_della_drops_small_weights_more_often() -> None:

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tangent_arithmetic.encoders.images import ImageEncoder
+from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
 from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.merging import (
     CLIPVisionModelPool,
@@ -26,6 +28,7 @@ from tangent_arithmetic.merging import (
 )
 from tangent_arithmetic.merging.cards import CARD
 from tangent_arithmetic.merging.saving import RECIPE
+from tangent_arithmetic.merging.taskpools import CLIPVisionModelTaskPool, HubRows
 from tangent_arithmetic.merging.weights import find, open_weights
 from tangent_arithmetic.merging.writer import size_of
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
@@ -192,6 +195,71 @@ def test_our_checkpoints_give_checkpoints(linear: bool, tmp_path: Path) -> None:
     assert torch.equal(type(encoder).load(path).eval()(x), encoder.eval()(x))
 
 
+def built_files(folder: Path, **records: Any) -> dict[str, Path]:
+    """Checkpoints of ViT-Nano-8 that record how features are computed; None for no record."""
+    torch.manual_seed(0)
+    encoder, paths = ImageEncoder.without_weights("ViT-Nano-8"), dict[str, Path]()
+    theta0 = {name: value.clone() for name, value in encoder.weights().items()}
+    for name, record in records.items():
+        paths[name] = folder / f"{name.strip('_')}.safetensors"
+        theta = {n: v + 0.02 * torch.randn_like(v) for n, v in theta0.items()}
+        if record is None:
+            save_tensors(paths[name], theta, "image_encoder", info={"model": "ViT-Nano-8"})
+        else:
+            own = ImageEncoder.without_weights("ViT-Nano-8")
+            own.adopt(record, "a file")
+            own.load_weights(theta)
+            own.save(paths[name])
+    return paths
+
+
+QUICK = {"activation": "QuickGELU"}
+DARK = {"preprocess": {"mean": [0.1, 0.2, 0.3]}}
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_merged_checkpoints_compute_features_as_their_parents(linear: bool, tmp_path: Path) -> None:
+    """The activation and the preprocessing, which their model's name does not imply."""
+    record = {**QUICK, **DARK}
+    places = built_files(tmp_path, _pretrained_=record, a=record, b=record)
+    if linear:
+        for name in ("a", "b"):
+            start = ImageEncoder.load(places["_pretrained_"])
+            model = LinearizedImageEncoder(image_encoder=start)
+            model.load_weights(ImageEncoder.load(places[name]).weights())
+            model.save(places[name])
+    algorithm = TaskArithmeticAlgorithm(0.5)
+    expected = algorithm.run(places)
+    found = type(expected).load(algorithm.run_to(places, tmp_path / "out" / "m.safetensors"))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found.eval()(x), expected.eval()(x))
+    assert found.built() == expected.built() == ImageEncoder.load(places["_pretrained_"]).built()
+    assert found.built()["adopted"] == ["activation", "preprocess"]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ({"a": {}, "b": QUICK}, "a and b compute .* record activation GELU and QuickGELU. Choose"),
+        ({"_pretrained_": QUICK, "a": {}}, "_pretrained_ and a .* activation QuickGELU and GELU"),
+        ({"a": {}, "b": DARK}, r"mean \[0.5, 0.5, 0.5\] and \[0.1, 0.2, 0.3\]"),
+        ({"a": None, "b": QUICK}, "another activation than that of their model in one, and none"),
+        ({"a": {}, "b": None}, ""),
+        ({"_pretrained_": DARK, "a": DARK, "b": DARK}, ""),
+    ],
+    ids=str,
+)
+def test_models_that_compute_features_differently_are_refused(
+    records: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    places = built_files(tmp_path, **records)
+    if message:
+        with pytest.raises(UsageError, match=message):
+            SimpleAverageAlgorithm().run(places)
+    else:
+        SimpleAverageAlgorithm().run(places)
+
+
 def test_models_of_another_start_or_kind_are_refused(tmp_path: Path) -> None:
     places, linear = encoder_files(tmp_path), encoder_files(tmp_path / "linear", linear=True)
     with pytest.raises(UsageError, match="models of one kind, got image_encoder, linearized"):
@@ -236,6 +304,23 @@ def test_clips_of_transformers_merge_and_load(tmp_path: Path) -> None:
             torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
     with pytest.raises(UsageError, match="has no vision tower of a CLIP"):
         CLIPVisionModelPool(write_files(tmp_path, {"x": mixed(0)})).check()
+
+
+def test_towers_of_different_activations_are_refused(tmp_path: Path) -> None:
+    for name, activation in (("a", "gelu"), ("b", "quick_gelu")):
+        (tmp_path / name).mkdir()
+        state = {"vision_model.embeddings.class_embedding": torch.ones(3)}
+        state |= {"visual_projection.weight": torch.ones(2, 3)}
+        save_file(state, str(tmp_path / name / "model.safetensors"))
+        config = {"model_type": "clip_vision_model", "hidden_act": activation}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    pool = CLIPVisionModelPool({name: tmp_path / name for name in ("a", "b")})
+    with pytest.raises(UsageError, match="record activation GELU and QuickGELU"):
+        SimpleAverageAlgorithm().run(pool)
+    rows = {"x": HubRows("me/mine", None, "test")}
+    tasks = CLIPVisionModelTaskPool(rows, str(tmp_path / "b"), device="cpu")
+    with pytest.raises(UsageError, match=r"a and base_model=.* activation GELU and QuickGELU"):
+        tasks.encoder(pool, dict(pool.base.tensors))
 
 
 @pytest.mark.parametrize("prefixed", ["none", "base", "models", "all"])

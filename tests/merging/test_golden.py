@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging import get_method
-from tangent_arithmetic.merging.methods import dare
+from tangent_arithmetic.merging.methods import dare, della
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.stream import Merge, merged_state
 
@@ -35,11 +35,12 @@ def test_merged_weights_equal_theirs_to_rounding(
     content = CONTENT[library]
     case = content["cases"][index]
     numbers = states(content["numbers"], torch.float32)
-    monkeypatch.setattr(
-        dare,
-        "uniform",
-        lambda seed, model, name, start, size: numbers[model][name].reshape(-1)[start:][:size],
-    )
+    for module in (dare, della):
+        monkeypatch.setattr(
+            module,
+            "uniform",
+            lambda seed, model, name, start, size: numbers[model][name].reshape(-1)[start:][:size],
+        )
     models = states(content["models"], torch.float32)
     pool = ModelPool({name: models[name] for name in case["models"]})
     found = merged_state(Merge(pool, get_method(case["method"]), case["options"]))

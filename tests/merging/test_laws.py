@@ -22,14 +22,17 @@ OWN = {
     for name, method in METHODS.items()
     if method.function.__module__.startswith("tangent_arithmetic.merging.")
 }
-# slerp takes two models in an order; dummy takes the first; test_with_data.py has those with images
-MERGING = sorted({n for n, m in OWN.items() if not m.needs_data} - {"slerp", "dummy"})
+# some take two models; dummy takes the first; test_with_data.py has those with images
+MERGING = sorted(
+    {n for n, m in OWN.items() if not m.needs_data and m.num_models is None} - {"dummy"}
+)
 # masks follow from the models' names
 RANDOM = {"dare_task_arithmetic", "dare_ties", "della"}
 # drops or reshapes even a single vector
 LOSSY = {
     *RANDOM,
     "ties",
+    "consensus_ties",
     "ace",
     "knots",
     "svc",
@@ -49,6 +52,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "della": {"sparsity_ratio": 0.0, "epsilon": 0.0},
     "star": {"eta": 100},
     "consensus_task_arithmetic": {"prun_thre_k": 1},
+    "consensus_ties": {"prun_thre_k": 1, "threshold": 100},
     "lines_task_arithmetic": {"beta": 0.0},
     "svc": {"inner_options": {"scaling_factor": 1.0}},
     "knots": {"inner_options": {"threshold": 100}},

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tangent_arithmetic.commands import add, evaluate, finetune, merge
 from tangent_arithmetic.data.clip20 import PUBLIC_SETS
+from tangent_arithmetic.encoders.loading import load_checkpoint
 from tangent_arithmetic.merging import (
     DareTaskArithmetic,
     ModelPool,
@@ -29,13 +30,14 @@ from tangent_arithmetic.merging import (
 )
 from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.merging.examples import Part
-from tangent_arithmetic.merging.results import Record
+from tangent_arithmetic.merging.results import Record, label_of
 from tangent_arithmetic.merging.targets import algorithm_of, pool_of, rows_of
 from tangent_arithmetic.merging.taskpools import SuiteTaskPool, TaskPool
 from tangent_arithmetic.report import stressed
 from tangent_arithmetic.run import results_schema
 from tangent_arithmetic.run.results import load_results
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.statedict import content_hash
 from tests.merging.makers import NAMES, State, encoder_files, mixed, write_files
 from tests.small_suite import SIZES, TASKS, flags, small_suite
@@ -43,6 +45,7 @@ from tests.small_suite import SIZES, TASKS, flags, small_suite
 ROOT = Path(merge.__file__).resolve().parent.parent
 NUM_COEFFICIENTS = 3
 Run = Callable[..., int]
+SWEEP = "method.scaling_factor=0.1,0.2"
 REPORT = "report_save_path='{log_dir}/program_report.json'"
 
 
@@ -168,10 +171,14 @@ def test_sweeps_write_a_report_each(run: Run, places: dict[str, Path], tmp_path:
 @pytest.mark.parametrize(
     "words",
     [
-        ["merged_model_save_path=m.safetensors"],
-        ["report_save_path=r.json"],
-        ["+method.model_save_path=${path.output_dir}/m"],
-        ["merged_model_save_path=a.safetensors,b.safetensors"],
+        [SWEEP, "merged_model_save_path=m.safetensors"],
+        [SWEEP, "report_save_path=r.json"],
+        [SWEEP, "+method.model_save_path=${path.output_dir}/m"],
+        [SWEEP, "taskpool.model_save_path=m"],
+        [SWEEP, "merged_model_save_path=a.safetensors,b.safetensors"],
+        ["merged_model_save_path=m.pt,m.safetensors"],
+        ["merged_model_save_path=m.bin,./m.pth"],
+        ["merged_model_save_path=m,m.safetensors"],  # one file for encoders
     ],
 )
 def test_jobs_of_a_sweep_that_replace_each_other_s_results_are_refused(
@@ -183,8 +190,7 @@ def test_jobs_of_a_sweep_that_replace_each_other_s_results_are_refused(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    sweep = ["-m", "method.scaling_factor=0.1,0.2", *pool_words(places)]
-    assert merge.main([*sweep, *words]) == 2
+    assert merge.main(["-m", *pool_words(places), *words]) == 2
     assert "several jobs of the sweep would write" in capsys.readouterr().err
     assert not list((tmp_path / "here").rglob("*"))
 
@@ -234,6 +240,17 @@ def test_dry_runs_touch_nothing(
         (["+modelpool.fast=true"], "modelpool has fast, which is not supported"),
         (["+modelpool.vocabulary=union"], "modelpool has vocabulary, which is not supported"),
         (["+method.model_save_path=other"], "method.model_save_path=other differ; name one"),
+        (["taskpool.model_save_path=other"], "taskpool.model_save_path=other differ; name one"),
+        (["+tyop=1"], "the configuration has tyop, which is not supported; its keys are"),
+        (["+fabric.num_nodes=4"], "fabric has num_nodes, which is not supported; its keys are"),
+        (["+path.foo=3"], "path has foo, which is not supported"),
+        (["+taskpool.foo=1"], "taskpool has foo, which is not supported; its keys are model_save"),
+        (["seed=abc"], "seed must be an integer from 0 on, or null, got 'abc'"),
+        (["seed=-1"], "seed must be an integer from 0 on, or null, got -1"),
+        (["dry_run=nope"], "dry_run must be true or false, got 'nope'"),
+        (["fast_dev_run=1"], "fast_dev_run must be true or false, got 1"),
+        (["modelpool.allow_base_mismatch=no"], "modelpool.allow_base_mismatch must be true or"),
+        (["plugins={lines:{beta:0.2}}"], "plugins is a list; expected plugins=[...], got plugins="),
     ],
 )
 def test_mistakes_end_with_code_2_and_no_output(
@@ -249,6 +266,20 @@ def test_mistakes_end_with_code_2_and_no_output(
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err
     assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_a_misspelt_key_in_a_file_is_refused(
+    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [task_arithmetic@method, _self_]\n"
+        "merged_model_savepath: m.safetensors\n"
+    )
+    words = ["--config-dir", str(tmp_path / "conf"), "method=mine", *pool_words(places)]
+    assert merge.main(words) == 2
+    message = "merged_model_savepath, which is not supported; its keys are merged_model_save_path"
+    assert message in capsys.readouterr().err
 
 
 def test_missing_models_are_named(
@@ -290,7 +321,7 @@ def test_help_is_quick_and_merging_imports_nothing_heavy(
     words = [*pool_words(places), "merged_model_save_path=m.safetensors", "print_config=false"]
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "method: ace, breadcrumbs, consensus_task_arithmetic, core_space, " in done.stdout
+    assert "method: ace, arcee_fusion, breadcrumbs, " in done.stdout
     assert (
         "task_arithmetic, task_wise_adamerging, ties, ties_merging, tsv_m, weighted_average"
         in done.stdout
@@ -427,10 +458,13 @@ def test_only_complete_results_of_the_run_s_models_are_stored(
     shutil.copytree(embedded / "checkpoints", seeded)
     places = [f"modelpool.run={seeded}", f"taskpool.run={seeded}"]
     assert run(*words, *places, "method=simple_average") == 0
+    half = ["fabric.precision=bf16-mixed", "+taskpool.sample=8"]
+    assert run(*words, *half) == 0
     paths = (tmp_path / "results" / "embedded").rglob("*.json")
     assert {f"{path.parent.name}/{path.name}" for path in paths} == {
         "ViT-Nano-8/merging-task_arithmetic-of-Emoji-on-Emoji.json",
         "ViT-Nano-8/merging-task_arithmetic-scaling_factor=0.4-of-Emoji-on-Emoji.json",
+        "ViT-Nano-8_sample8/merging-task_arithmetic-of-Emoji-on-Emoji-in-bf16.json",
         "ViT-Nano-8_seed3/merging-simple_average-of-Emoji-on-Emoji.json",
     }
 
@@ -502,8 +536,6 @@ def test_models_that_cannot_be_run_on_images(
 
 
 def test_encoders_give_checkpoints(run: Run, tmp_path: Path) -> None:
-    from tangent_arithmetic.encoders.loading import load_checkpoint
-
     places = encoder_files(tmp_path / "run")
     assert run(f"merged_model_save_path={tmp_path / 'merged'}", places=places) == 0
     assert load_checkpoint(tmp_path / "merged.safetensors").kind == "image_encoder"
@@ -534,7 +566,7 @@ def test_all_methods_and_pools_of_the_configuration_exist() -> None:
     files = sorted((ROOT / "config" / "modelpool" / "CLIPVisionModelPool").glob("*.yaml"))
     pools = [yaml.safe_load(path.read_text()) for path in files if "template" not in path.name]
     sizes = {len(pool_of(pool).model_names) for pool in pools if "_target_" in pool}
-    assert len(pools) >= 7 and sizes == {2, 8, 14, 20}
+    assert len(pools) >= 7 and sizes >= {2, 8}  # others are composed, see test_clip20_pools
 
 
 @pytest.mark.parametrize("name", ["KnotsAlgorithm", "SvcAlgorithm", "CoreSpaceAlgorithm"])
@@ -558,6 +590,28 @@ def test_the_seed_is_that_of_the_inner_method_too(name: str) -> None:
 def test_results_of_different_labels_have_different_names(label: str, name: str) -> None:
     run: Any = SimpleNamespace(results=Path("results"))
     assert Record(run, label, "").path == Path("results") / f"merging-{name}.json"
+
+
+@pytest.mark.parametrize(
+    ("modes", "label"),
+    [
+        (("standard", "standard"), ""),
+        (("linear", "linear"), ", linear"),
+        (("linear+taujp", "linear+taujp"), ", linear+taujp"),
+        (("standard", "standard+attention"), ", standard and standard+attention"),
+    ],
+)
+def test_results_of_different_modes_have_different_labels(
+    modes: tuple[str, ...], label: str, tmp_path: Path
+) -> None:
+    places = encoder_files(tmp_path, "linear" in modes[0])
+    for name, mode in zip(("MNIST", "DTD"), modes, strict=True):
+        own = load_checkpoint(places[name])
+        facts = {"model": "ViT-Nano-8", "mode": mode}
+        save_tensors(places[name], own.theta, own.kind, own.theta0, own.theta0_hash, facts)
+    merged = TaskArithmeticAlgorithm().merge(places)
+    run = SuiteTaskPool("ViT-Nano-8", str(tmp_path), ["MNIST"], device="cpu").run
+    assert label_of(run, merged, False) == f"task_arithmetic{label}, of MNIST+DTD, on MNIST"
 
 
 def test_names_of_fusion_bench_stand_for_ours() -> None:

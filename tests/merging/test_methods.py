@@ -6,9 +6,10 @@ import contextlib
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_origin
 
 import numpy as np
 import pytest
@@ -38,12 +39,17 @@ from tangent_arithmetic.merging import (
     merging_method,
     stream,
 )
+from tangent_arithmetic.merging.compressions import COMPRESSIONS
 from tangent_arithmetic.merging.configurations import configurations
 from tangent_arithmetic.merging.methods import dare
+from tangent_arithmetic.merging.options import TYPES, Registered
+from tangent_arithmetic.merging.plugins import PLUGINS
 from tangent_arithmetic.merging.targets import algorithm_of
+from tangent_arithmetic.merging.weights import held
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import content_hash
 from tests.merging.makers import State, write_files
+from tests.merging.small import small_data
 
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
 ALL: tuple[Algorithm, ...] = (
@@ -58,11 +64,14 @@ ALL: tuple[Algorithm, ...] = (
     merging.ISO_C_Merge(1.3),
     merging.ISO_CTS_Merge(1.3, 0.5),
     merging.BreadcrumbsAlgorithm(beta=0.4, gamma=0.1),
+    merging.BreadcrumbsAlgorithm(beta=0.4, gamma=0.1, elect=True, weights=[1.0, -1.0, 0.5]),
     merging.DellaAlgorithm(),
+    merging.SceAlgorithm(select_topk=0.5),
     merging.ModelStock(),
     merging.KarcherAlgorithm(),
     merging.MultislerpAlgorithm([1.0, 3.0, 2.0]),
     merging.ConsensusTaskArithmeticAlgorithm(),
+    merging.ConsensusTiesAlgorithm(),
     merging.PcbMergingAlgorithm(pcb_ratio=0.4),
     merging.WUDIMerging(iter_num=20),
     merging.WudiClosedFormAlgorithm(),
@@ -286,6 +295,9 @@ def test_dare_on_linear_weights_alone() -> None:
     [
         (lambda: TaskArithmeticAlgorithm(scale=1), "no option 'scale'; its options are scal"),
         (lambda: TaskArithmeticAlgorithm(1, 2), "takes 1 options, got 2"),
+        (lambda: TaskArithmeticAlgorithm(0.5, True), "by position; name others, such as inplace="),
+        (lambda: TaskArithmeticAlgorithm(10**400), "must be a finite number, got 1000"),
+        (lambda: TaskArithmeticAlgorithm().run([{}, {}]), "expected models by name, got a list"),
         (lambda: TaskArithmeticAlgorithm(1, scaling_factor=2), "scaling_factor given twice"),
         (lambda: SimpleAverageAlgorithm(t=1), "simple_average has no options, got 't'"),
         (lambda: TiesMergingAlgorithm(threshold=0).run(models()), "threshold must be above 0"),
@@ -293,11 +305,28 @@ def test_dare_on_linear_weights_alone() -> None:
         (lambda: TiesMergingAlgorithm(scope="layer").run(models()), "unknown scope 'layer'"),
         (lambda: TiesMergingAlgorithm(zero_sign="0").run(models()), "unknown zero_sign '0'"),
         (lambda: TiesMergingAlgorithm(merge_func="min").run(models()), "unknown merge_func 'min'"),
+        (
+            lambda: TiesMergingAlgorithm(weights=[1, 2]).run(models()),
+            "weights must be one number, o",
+        ),
         (lambda: DareTaskArithmetic(sparsity_ratio=1.0).run(models()), "at least 0 and below 1"),
+        (
+            lambda: DareTaskArithmetic(weights=[1, -1, 0], normalize=True).run(models()),
+            "sum to 0 cannot be",
+        ),
+        (lambda: merging.SceAlgorithm(select_topk=0).run(models()), "above 0 and at most 1"),
+        (lambda: merging.NearswapAlgorithm(t=0).run(models(1)), "nearswap's t must be above 0"),
+        (lambda: merging.NuslerpAlgorithm([1, -1]).run(models(2)), "sum to 0 cannot be norm"),
+        (lambda: merging.NuslerpAlgorithm().run(models()), "nuslerp merges 2 models, got 3"),
+        (lambda: merging.ArceeFusionAlgorithm().run(models()), "arcee_fusion merges 2 models, got"),
         (lambda: WeightedAverageAlgorithm([1]).run(models()), "expected 3 weights, one for each"),
         (lambda: WeightedAverageAlgorithm([1, -1, 0]).run(models()), "sum to 0 cannot be"),
+        (lambda: WeightedAverageAlgorithm([1, -1, 1e-9]).run(models()), "sum to 1e-09 cannot be"),
+        (lambda: WeightedAverageAlgorithm([0.1, 0.2, -0.3]).run(models()), "e-17 cannot be norm"),
+        (lambda: WeightedAverageAlgorithm([1e308] * 3).run(models()), "sum to nan cannot be"),
         (lambda: WeightedAverageAlgorithm([1, np.nan, 0]).run(models()), "of finite numbers"),
         (lambda: SlerpMergeAlgorithm(1.5).run(models(1)), "from 0 to 1, got 1.5"),
+        (lambda: SlerpMergeAlgorithm(epsilon=-1).run(models(1)), "epsilon must be at least 0"),
         (lambda: SlerpMergeAlgorithm().run(models()), "slerp merges 2 models, got 4: _pretrained_"),
         (lambda: merging.TaskSingularVectorMerging([1, 2]).run(models()), "or 3 of them, one for"),
         (lambda: merging.TaskSingularVectorMerging("1"), "a finite number, or a list of them"),
@@ -308,6 +337,11 @@ def test_dare_on_linear_weights_alone() -> None:
         (lambda: merging.DellaAlgorithm(sparsity_ratio=0.05).run(models()), "must be at least 0 a"),
         (lambda: merging.DellaAlgorithm(sparsity_ratio=0.95).run(models()), "below 1, got spars"),
         (lambda: merging.KarcherAlgorithm(max_iter=-1).run(models()), "must be at least 0, got m"),
+        (lambda: merging.KarcherAlgorithm(max_iter=2.5), "max_iter must be an integer, got 2.5"),
+        (lambda: merging.MultislerpAlgorithm(0.5), "weights must be a list of finite numbers"),
+        (lambda: merging.MultislerpAlgorithm([0, 0, 0]).run(models()), "sum to 0 cannot be norma"),
+        (lambda: merging.ModelStock("w"), "ignore_keys must be a list of names, got 'w'"),
+        (lambda: merging.SvcAlgorithm(inner_options=["a"]), "be a mapping of names to values"),
         (lambda: merging.MultislerpAlgorithm([1, 2]).run(models()), "expected 3 weights, one for"),
         (
             lambda: merging.MultislerpAlgorithm([1, 2, -1]).run(models()),
@@ -423,11 +457,10 @@ def test_all_differences_are_listed() -> None:
 
 def test_methods_declare_what_they_need() -> None:
     own = [m for m in METHODS.values() if m.function.__module__.startswith("tangent_arithmetic.")]
-    assert len(own) == 34
+    assert len(own) == 39
     for method in own:
-        assert METHODS[method.name] is method and method.source and method.passes >= 1
+        assert METHODS[method.name] is method and method.source
         assert method.function.__doc__
-        assert (method.prepare is None) == (method.passes == 1)
     assert {method.name for method in own if method.needs_data} == {
         "fisher_merging",
         "regmean",
@@ -438,6 +471,26 @@ def test_methods_declare_what_they_need() -> None:
         "featcal",
         "prodistill",
     }
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_weights_are_read_as_often_as_declared(name: str) -> None:
+    """With the default options, but for the number of steps, in single precision."""
+    method, data, reads = METHODS[name], small_data(), list[str]()
+    states = {key: {n: v.float() for n, v in state.items()} for key, state in data.pool.items()}
+    names = list(states)[: method.num_models if method.ordered else None]
+    pool: dict[str, Any] = {key: held(states[key]) for key in names}
+
+    def read(key: str) -> Tensor:
+        reads.append(key)
+        return states["a"][key]
+
+    steps: dict[str, Any] = {
+        name: 1 for name in ("iter_num", "max_steps", "epochs") if name in method.defaults
+    }
+    pool["a"] = replace(pool["a"], read=read)
+    algorithm_class(method.algorithm)(**steps).run(pool, data)
+    assert reads.count("embed.weight") == method.passes
 
 
 @pytest.fixture
@@ -508,7 +561,9 @@ def test_configurations_are_read_from_the_methods_without_importing_them() -> No
     short = {"ties", "weighted_average", "dare_task_arithmetic", "dare_ties", "slerp"}
     own |= {"breadcrumbs", "consensus_task_arithmetic", "della", "karcher", "multislerp", "star"}
     own |= {"pcb_merging", "wudi_closed_form", "tsv_m", "iso_c", "iso_cts", "model_stock", "wudi"}
-    own |= {"lines_task_arithmetic", "knots", "core_space", "svc", "ace"}
+    own |= {"lines_task_arithmetic", "knots", "core_space", "svc", "ace", "consensus_ties"}
+    own |= {"sce", "nuslerp", "nearswap", "arcee_fusion"}
+    own |= {"breadcrumbs_ties", "dare_linear", "della_linear"}
     theirs |= {"isotropic_merging/iso_c", "isotropic_merging/iso_cts", "wudi/wudi"}
     theirs |= {"task_singular_vector/TaskSingularVectorMerging", "model_stock/model_stock"}
     own |= {"fisher_merging", "regmean", "regmean_plusplus"}
@@ -519,6 +574,27 @@ def test_configurations_are_read_from_the_methods_without_importing_them() -> No
     assert read == {name: registered[name] for name in read}
     assert read["linear/weighted_average"]["weights"] == (0.5, 0.5)
     assert "seed" not in read["dare/ties_merging"]  # the configuration has a key of its own
+    linear = algorithm_of(read["della_linear"])
+    assert isinstance(linear, merging.DellaAlgorithm)
+    assert (linear.elect, linear.normalize) == (False, False)
+    assert read["breadcrumbs_ties"] == {**read["breadcrumbs"], "elect": True}
+    assert read["dare_linear"] == read["dare_task_arithmetic"]
+
+
+@pytest.mark.parametrize("registry", [METHODS, PLUGINS, COMPRESSIONS], ids=["m", "p", "c"])
+def test_every_option_has_a_type_that_is_checked(registry: Mapping[str, Registered]) -> None:
+    for name, each in registry.items():
+        assert each.types.keys() == each.defaults.keys(), name
+        for option, kind in each.types.items():
+            assert kind in TYPES or get_origin(kind) is Literal, (name, option, kind)
+
+
+def test_an_annotation_that_is_not_there_at_run_time_is_named() -> None:
+    def function(piece: Missing, *, width: Missing) -> Missing: ...  # type: ignore[name-defined]  # noqa: F821
+
+    message = r"an option of function .* not defined at run time .*Missing.* outside of TYPE_CHECK"
+    with pytest.raises(UsageError, match=message):
+        merging_method("untyped", source="none")(function)
 
 
 def test_two_methods_cannot_share_a_name() -> None:

@@ -166,5 +166,5 @@ def test_the_inner_method_is_checked() -> None:
             merging.KnotsAlgorithm(inner=inner).run(pool)
     with pytest.raises(UsageError, match="ties has no option 'density'"):
         merging.KnotsAlgorithm(inner_options={"density": 0.2}).run(pool)
-    with pytest.raises(UsageError, match="inner_options must map names to values, got 'x'"):
+    with pytest.raises(UsageError, match="inner_options must be a mapping of names to"):
         merging.CoreSpaceAlgorithm(inner_options="x").run(pool)

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from tangent_arithmetic.commands import merge
 from tangent_arithmetic.merging import ModelPool, get_method, stress
 from tangent_arithmetic.merging.algorithms import algorithm_class
-from tangent_arithmetic.merging.perturbing import COPY, OUTLIER, PERTURBATIONS, Subject
+from tangent_arithmetic.merging.perturbing import (
+    COPY,
+    COUNTS,
+    OUTLIER,
+    PERTURBATIONS,
+    Subject,
+    perturbations,
+)
 from tangent_arithmetic.merging.weights import Weights
 from tangent_arithmetic.runtime.errors import UsageError
 from tests.merging.makers import State
@@ -89,9 +96,19 @@ def test_fine_tuned_models_are_rounded(label: str, dtype: torch.dtype) -> None:
     assert changed.any()
 
 
-@pytest.mark.parametrize(("label", "names"), [("2 vectors", "ab"), ("4 vectors", "abcd")])
+@pytest.mark.parametrize(
+    ("label", "names"), [("1 vector", "a"), ("2 vectors", "ab"), ("4 vectors", "abcd")]
+)
 def test_the_first_vectors_stay(label: str, names: str) -> None:
     assert list(PERTURBATIONS[label](subject())) == ["_pretrained_", *names]
+
+
+@pytest.mark.parametrize(("models", "fewer"), [(1, 0), (2, 1), (8, 3), (9, 4), (20, 5)])
+def test_fewer_vectors_are_those_than_the_pool_has(models: int, fewer: int) -> None:
+    found = perturbations(models)
+    assert [label for label in found if label in COUNTS] == list(COUNTS)[:fewer]
+    assert list(found) == [label for label in PERTURBATIONS if label in found]
+    assert len(PERTURBATIONS) - len(found) == len(COUNTS) - fewer
 
 
 def test_a_missing_tensor_is_refused_by_name() -> None:
@@ -100,7 +117,7 @@ def test_a_missing_tensor_is_refused_by_name() -> None:
         pool.check()
 
 
-@pytest.mark.parametrize("label", sorted(PERTURBATIONS.keys() - {"missing tensor"}))
+@pytest.mark.parametrize("label", sorted(perturbations(5).keys() - {"missing tensor"}))
 @pytest.mark.parametrize("plugins", [[], ["normalise"]], ids=str)
 def test_perturbed_pools_merge_and_keep_dtypes(label: str, plugins: list[str]) -> None:
     given = subject(torch.float32)
@@ -149,10 +166,14 @@ def test_lost_accuracy_is_that_of_the_tasks_merged(monkeypatch: pytest.MonkeyPat
     assert normalised["norm x10"]["lost"] == pytest.approx(accuracy(6) - accuracy(3 * mean))
     assert plain["2 vectors"]["lost"] == pytest.approx(accuracy(6, 2) - accuracy(3, 2))
     assert set(plain["2 vectors"]["top1"]) == {"a", "b"}
+    assert plain["1 vector"]["lost"] == pytest.approx(accuracy(6, 1) - accuracy(1, 1))
+    assert set(plain) == set(perturbations(3))
     assert "only in the first: w" in plain["missing tensor"]["refused"]
     text = stress.tables(found)
     lost = 100 * (accuracy(6) - accuracy(33))
     assert f" {lost:.1f} |" in text and text.count("refused") == 2 and "-0.0" not in text
+    header = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
+    assert header == ["method", "accuracy, %", *perturbations(3)]
 
 
 def test_the_lengths_of_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +237,7 @@ class Tied(nn.Module):
         self.head.weight = self.words.weight
 
 
-@pytest.mark.parametrize("label", PERTURBATIONS)
+@pytest.mark.parametrize("label", perturbations(2))
 def test_tied_weights_stay_tied(label: str) -> None:
     torch.manual_seed(0)
     models: dict[str, nn.Module] = {"_pretrained_": Tied()}

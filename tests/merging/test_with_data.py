@@ -22,7 +22,7 @@ from tangent_arithmetic.merging.methods.fisher_merging import diagonal_fisher
 from tangent_arithmetic.merging.moving import MovingEncoder
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.tangent.gradients import ExampleGradients
-from tests.merging.small import FEATURES, Data, State, inputs_of_maps, merged, small_data
+from tests.merging.small import FEATURES, Data, State, inputs_of_maps, merged, pixels, small_data
 
 
 @pytest.fixture
@@ -175,6 +175,22 @@ def test_regmean_leaves_equal_models_and_unseen_inputs_at_the_mean(data: Data) -
         own.images[:] = 0  # of which the embedding sees nothing
     mean = (data.pool["a"]["embed.weight"] + data.pool["b"]["embed.weight"]) / 2
     torch.testing.assert_close(merged("regmean", data)["embed.weight"], mean)
+
+
+@pytest.mark.parametrize("name", ["regmean", "regmean_plusplus", "lot", "fisher_merging"])
+def test_models_in_half_precision_are_fitted_in_single(data: Data, name: str) -> None:
+    def in_type(dtype: torch.dtype) -> State:
+        for module in (*data.encoders.values(), *data.heads.values()):
+            module.to(dtype)
+        base = data.encoders["_pretrained_"]
+        base.val_preprocess = lambda image: pixels(image).bfloat16().to(dtype)
+        return merged(name, data)
+
+    found = in_type(torch.bfloat16)
+    expected = in_type(torch.float64)
+    assert all(value.dtype == torch.bfloat16 for value in found.values())
+    for key, value in found.items():
+        torch.testing.assert_close(value.double(), expected[key], rtol=0.02, atol=0.02)
 
 
 @torch.no_grad()

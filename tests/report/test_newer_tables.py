@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tangent_arithmetic.commands import certify, combine
+from tangent_arithmetic.report import explorer
 from tangent_arithmetic.report import page as report
 from tangent_arithmetic.report.certified import STATEMENT, certified_tables
 from tangent_arithmetic.report.shades import PURPLE_TO_GREEN, shade
@@ -20,6 +21,7 @@ from tangent_arithmetic.report.tables import tables_of
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, load_results
 from tangent_arithmetic.run.run import Run
+from tangent_arithmetic.run.summary import collect
 from tangent_arithmetic.storage.reading import read_json
 from tests.browser import opened
 from tests.small_suite import TASKS
@@ -61,6 +63,39 @@ def test_published_rows_stand_beside_the_eight_tasks_alone(tmp_path: Path) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict.fromkeys(run.tasks, 0.5)), encoding="utf-8")
         assert any(line.published for line in named(run)["single"].lines) == beside
+
+
+def test_results_of_earlier_checkpoints_stand_beside_no_newer_single_tasks(tmp_path: Path) -> None:
+    """Those of linear models are of other weights than the single tasks, after retraining."""
+    shutil.copytree(COMMITTED / "embedded/ViT-Nano-8", tmp_path / "embedded/ViT-Nano-8")
+    run = Run.of(Config(results=str(tmp_path)))
+    before = named(run)
+    path = accuracies_path(run, "linear")
+    singles = read_json(path)
+    singles["provenance"]["checkpoints"]["MNIST"] = "0" * 64
+    path.write_text(json.dumps(singles))
+    after, summary = named(run), collect([run])
+    assert [line.label for line in after["single"].lines] == [
+        line.label for line in before["single"].lines
+    ]
+    for name, made_by in (("addition", "add"), ("negation", "negate")):
+        for old, new in zip(before[name].lines, after[name].lines, strict=True):
+            if old.label != "linear" and not old.label.startswith("linear, solved"):
+                assert new == old
+                continue
+            assert set(new.cells) == {"-"} and set(new.values) == {None}
+            command = "combine" if "solved" in new.label else made_by
+            note = f"{new.label}: of earlier checkpoints than the single tasks; run `{command}` ag"
+            assert note in " ".join(after[name].notes)
+        assert set(summary[name]) == set(collect([run.with_(results=str(COMMITTED))])[name]) - {
+            "linear"
+        }
+    assert "linear" in summary["single"] and "linear" not in summary["solved"]
+    maps = {name for name in before if name.startswith("coefficients-linear-4")}
+    assert maps and set(before) - set(after) == maps
+    assert explorer.presets_of(run, "linear").keys() == {
+        "Zero-shot", "Sum of all", *(f"Only {task}" for task in run.tasks)
+    }  # fmt: skip
 
 
 def combined(coefficients: dict[str, Any], **solved: float) -> dict[str, Any]:

@@ -58,3 +58,9 @@ def test_the_time_of_a_solve(capsys: pytest.CaptureFixture[str]) -> None:
     assert script("benchmark_solving").main(sizes) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["ridge 0.1", "cross-validated ridge"]
+
+
+def test_a_rate_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script("study_coefficients").main(["--rates=0.01,x"])
+    assert "argument --rates: expected a number, got 'x'" in capsys.readouterr().err

@@ -9,11 +9,12 @@ import pytest
 
 from tangent_arithmetic.arithmetic.coefficients import least_kept
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
-from tangent_arithmetic.run.models import split_of, task_vector, zeroshot_encoder
+from tangent_arithmetic.run.models import checkpoint_hashes, split_of, task_vector, zeroshot_encoder
 from tangent_arithmetic.run.run import Run
-from tangent_arithmetic.runtime.errors import DivergedError
+from tangent_arithmetic.runtime.atomic import write_json
+from tangent_arithmetic.runtime.errors import DivergedError, UsageError
 from tangent_arithmetic.storage.reading import read_json
-from tests.commands.test_reproduce import script
+from tests.commands.test_reproduce import checkpoint, script
 from tests.small_suite import TASKS, flags, small_config, small_suite
 
 NAME = "results/embedded/rates_ViT-Nano-8_Emoji+FashionMNIST.json"
@@ -50,6 +51,82 @@ def test_flags_that_the_study_sets_itself_are_refused(
     assert "leave it out" in told and flag.partition("=")[0] in told
 
 
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--factors=1,a", "a number, got 'a'"),
+        ("--factors=", "a number, got ''"),
+        ("--factors=0", "at least 1e-06, got 0"),
+        ("--seeds=x", "a whole number, got 'x'"),
+        ("--seeds=0,", "a whole number, got ''"),
+        ("--seeds=-1", "at least 0, got -1"),
+        ("--modes=standard,linaer", "expected one of none, standard, linear"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(
+    flag: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = script("study_rates")
+    monkeypatch.setattr(study, "trained", lambda *_: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match="2"):
+        study.main([flag, f"--results={tmp_path}"])
+    assert expected in capsys.readouterr().err
+
+
+def test_rows_of_other_modes_rates_and_seeds_are_kept(tmp_path: Path) -> None:
+    study, run = script("study_rates"), Run.of(small_config(tmp_path))
+    output = study.output_of(run)
+    assert study.rows_of(output, run) == []
+    rows = list[dict[str, Any]]()
+    for mode, factor, seed in (("linear", 1, 0), ("standard", 3, 0), ("standard", 1, 0),
+                               ("standard", 1, 1), ("standard", 1, 0)):  # fmt: skip
+        config = vars(run.with_(seed=seed, lr=factor * 1e-3).config)
+        row = {"mode": mode, "factor": factor, "seed": seed, "provenance": {"config": config}}
+        write_json(output, {"rows": study.added(rows, {**row, "single": len(rows)})})
+        rows = study.rows_of(output, run)
+    assert [(*study.key(row), row["single"]) for row in rows] == [
+        ("standard", 1, 0, 4),
+        ("standard", 1, 1, 3),
+        ("standard", 3, 0, 1),
+        ("linear", 1, 0, 0),
+    ]
+    with pytest.raises(UsageError, match="made with another --epochs, --wd"):
+        study.rows_of(output, run.with_(epochs=2, wd=0.2))
+
+
+def test_rows_of_the_same_checkpoints_are_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = script("study_rates")
+    first = Run.of(small_config(tmp_path)).with_(finetuning_mode="standard")
+    run = first.with_(save=str(tmp_path / "second"), seed=1)
+    for one, value in ((first, 1.0), (run, 2.0)):
+        for task in TASKS:
+            checkpoint(one, task, "standard", value)
+    monkeypatch.setattr(study, "trained", lambda *_: None)
+
+    def measured(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(study, "zeroshot_encoder", measured)
+    hashes = {
+        name: checkpoint_hashes(one, list(TASKS), "standard")
+        for name, one in (("checkpoints", run), ("first", first))
+    }
+    old = {"mode": "standard", "factor": 3.0, "seed": 1, "single": 0.5, **hashes}
+    assert study.record(run, 3.0, first, old) is old
+    for again in (None, {**old, "first": None}):
+        with pytest.raises(InterruptedError):
+            study.record(run, 3.0, first, again)
+    checkpoint(run, TASKS[0], "standard", 3.0)
+    with pytest.raises(InterruptedError):
+        study.record(run, 3.0, first, old)
+
+
 def test_a_divergence_is_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,14 +137,20 @@ def test_a_divergence_is_a_row(
 
     monkeypatch.setattr(study, "trained", diverges)
     with small_suite(monkeypatch):
-        argv = [*words(tmp_path), "--modes=standard", "--factors=3,10", "--seeds=0"]
+        argv = [*words(tmp_path), "--modes=standard", "--factors=10", "--seeds=0"]
         assert study.main([*argv, "--sample=9"]) == 0
     found = read_json(tmp_path / NAME.replace("8_E", "8_sample9_E"))
-    assert [row["diverged"] for row in found["rows"]] == ["the loss is nan"] * 2
+    assert [row["diverged"] for row in found["rows"]] == ["the loss is nan"]
     assert (found["tasks"], found["sample"]) == (list(TASKS), 9)
     assert "|standard,ratex10|0|1|-|" in "".join(capsys.readouterr().out.split())
     text = (tmp_path / NAME.replace("8_E", "8_sample9_E")).with_suffix(".md").read_text()
     assert text.startswith("ViT-Nano-8 on Emoji, FashionMNIST, 9 examples of each split\n")
+    assert "Binomial standard error of the images, at most: 17 % on a task" in text
+    drawn = (tmp_path / NAME).parent.glob("rates_ViT-Nano-8_sample9_E*.png")
+    assert [path.stem.rpartition("_")[2] for path in sorted(drawn)] == [
+        "Emoji+FashionMNIST",
+        "along",
+    ]
 
 
 def test_a_single_task_accuracy_of_zero_decides_no_coefficient(
@@ -111,8 +194,9 @@ def test_rows_are_what_the_checkpoints_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--modes=standard", "--factors=0.1,10", "--seeds=0,1", f"--folder={tmp_path / 'rates'}"]
+    study = script("study_rates")
     with small_suite(monkeypatch):
-        assert script("study_rates").main([*words(tmp_path), *argv]) == 0
+        assert study.main([*words(tmp_path), *argv]) == 0
         rows = read_json(tmp_path / NAME)["rows"]
         assert [(row["factor"], row["seed"]) for row in rows] == [
             (0.1, 0),
@@ -135,4 +219,9 @@ def test_rows_are_what_the_checkpoints_give(
         for steps in rows[3]["along"].values():
             values = [steps[key] for key in sorted(steps, key=int)]
             assert values[-1] == pytest.approx(1, abs=1e-5) and values[0] < 0.99
+        argv[1:3] = ["--factors=10", "--seeds=0,1"]
+        with monkeypatch.context() as patch:  # what is there is not measured again
+            patch.setattr(f"{study.__name__}.evaluated", lambda *_: pytest.fail("evaluated"))
+            assert study.main([*words(tmp_path), *argv]) == 0
+        assert read_json(tmp_path / NAME)["rows"] == rows
     assert "standard, rate x 10" in capsys.readouterr().out

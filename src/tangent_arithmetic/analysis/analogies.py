@@ -72,7 +72,8 @@ def analogies_of(run: Run) -> list[Analogy]:
     """The analogies of `--analogies`; by default the suite's.
 
     Raises:
-        UsageError: for an invalid analogy or a repeated target, or if there are none.
+        UsageError: for an invalid analogy, one whose target is among its parts, or a repeated
+            target, or if there are none.
     """
     suite = run.suite
     texts = run.config.analogies or suite.analogies
@@ -86,6 +87,11 @@ def analogies_of(run: Run) -> list[Analogy]:
                 f"expected an analogy such as C+B-A=D, or C+B-A=D!W with a control, got {text!r}"
             )
         analogy = Analogy(*(suite.check(name).removesuffix("Val") for name in named))
+        if analogy.d in (analogy.c, analogy.b, analogy.a, analogy.w):
+            raise UsageError(
+                f"--analogies names the target {analogy.d} among its own parts in {text!r}; "
+                "expected a target that is none of them"
+            )
         if analogy.d in (other.d for other in analogies):
             raise UsageError(
                 f"--analogies names the target {analogy.d} twice; expected one analogy for each "

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.figures import named, over_seeds, panels
+from tangent_arithmetic.analysis.figures import means, named, panels
 from tangent_arithmetic.encoders.base import Encoder, ModuleEncoder
 from tangent_arithmetic.run.models import (
     base_encoder,
@@ -124,7 +124,7 @@ def _whole(
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """Test accuracy on the negated task and on the control set, by kind of vector.
 
-    Bars are the tasks' mean standard deviation over seeds, where the table has it.
+    Bars are the standard deviation of the tasks' mean over seeds, where the table has several.
     """
     figure, axes = panels(1, 2, width=4.2, height=3.4)
     modes = distinct(table["mode"])
@@ -136,19 +136,14 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     )
     for axis, (column, before, title) in zip(axes[0], sides, strict=True):
         for k, kind in enumerate(kinds):
-            own = table[table["vector"] == kind]
-            means = own.groupby("mode")[column].mean()
-            spread = over_seeds(own, column)
-            errors = None if spread is None else spread.groupby(own["mode"]).mean()
+            heights, errors = means(table[table["vector"] == kind], "mode", column)
             style = {"hatch": palette.HATCHES[kind], "edgecolor": "white"}
             for i, mode in enumerate(modes):
-                if mode.name in means.index:
+                if mode.name in heights.index:
                     place = i + step * (k - (len(kinds) - 1) / 2)
-                    height, error = 100 * means[mode.name], None
-                    if errors is not None:
-                        error = errors[mode.name]
+                    error = None if errors is None else errors[mode.name]
                     look = {"color": mode.colour, "ecolor": palette.INK, **style}
-                    axis.bar(place, height, 0.95 * step, yerr=error, **look)
+                    axis.bar(place, heights[mode.name], 0.95 * step, yerr=error, **look)
             label = f"{kind} vector" if kind in (TASK, RANDOM) else kind
             axis.bar(0, 0, color=palette.REFERENCE, label=label, **style)
         start = 100 * table[before].mean()

@@ -24,6 +24,11 @@ from tangent_arithmetic.run.run import Run
 IMAGES = 256  # of each data set
 
 
+def sampled(run: Run) -> Run:
+    """The run on at most `IMAGES` of each data set."""
+    return run.with_(sample=min(IMAGES, run.config.sample or IMAGES))
+
+
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """CKA of the pre-trained and each fine-tuned model's features, on test images of all tasks.
 
@@ -32,7 +37,7 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     Returns:
         Columns mode, task (fine-tuned on), "images of" (a task or the control set), cka.
     """
-    few = run.with_(sample=min(IMAGES, run.config.sample or IMAGES))
+    few = sampled(run)
     names = [*run.tasks, *([run.control_set] if run.control_set else [])]
     rows = []
     for mode in modes:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tangent_arithmetic.analysis.edits import Edits, joined
-from tangent_arithmetic.analysis.figures import over_seeds, panels
+from tangent_arithmetic.analysis.figures import means, panels
 from tangent_arithmetic.arithmetic.sweeps import Split, logits_at
 from tangent_arithmetic.arithmetic.tally import measured
 from tangent_arithmetic.encoders.base import Encoder
@@ -32,6 +32,11 @@ IMAGES = 128  # of each task
 COEFS = (0.25, 0.5, 0.75, 1.0)  # beside 1/T
 
 
+def sampled(run: Run) -> Run:
+    """The run on at most `IMAGES` of each task."""
+    return run.with_(sample=min(IMAGES, run.config.sample or IMAGES))
+
+
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """Accuracies of both on test images of each task, at most `IMAGES` or `--sample`.
 
@@ -40,7 +45,7 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         (share of images with the same class), gap (largest difference of an image's features,
         relative to their norm).
     """
-    few = run.with_(sample=min(IMAGES, run.config.sample or IMAGES))
+    few = sampled(run)
     coefs = sorted({1 / len(run.tasks), *COEFS})
     rows: list[dict[str, Any]] = []
     for mode in modes:
@@ -102,22 +107,18 @@ def _outputs(
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """Accuracy of both against the coefficient, mean of the tasks; and their gap.
 
-    Bars are the tasks' mean standard deviation over seeds, where the table has it.
+    Bars are the standard deviation of that mean over seeds, where the table has several.
     """
     figure, axes = panels(1, 2, width=3.6, height=3.2)
     left, right = axes[0]
     for mode in distinct(table["mode"]):
         rows = table[table["mode"] == mode.name]
-        own = rows.groupby("coefficient")
         for column, line in (("weights", "-"), ("ensemble", ":")):
             label = mode.label if column == "weights" else None
-            mean = 100 * own[column].mean()
-            error = over_seeds(rows, column)
-            if error is not None:
-                error = error.groupby(rows["coefficient"]).mean()
+            mean, error = means(rows, "coefficient", column)
             style: dict[str, Any] = {"marker": mode.marker, "color": mode.colour, "ms": 4}
             left.errorbar(mean.index, mean, error, ls=line, label=label, **style)
-        gap = own["gap"].max()
+        gap = rows.groupby("coefficient")["gap"].max()
         right.semilogy(gap.index, gap, marker=mode.marker, ms=4, color=mode.colour)
     left.plot([], [], ":", color="black", label="ensemble")
     left.set(xlabel="coefficient", ylabel="test accuracy, mean of the tasks, %")

@@ -131,10 +131,29 @@ def write(
         save(plain(draw, *values, style=each), folder, stem, note)
 
 
-def over_seeds(table: pd.DataFrame, column: str) -> pd.Series | None:
-    """The standard deviation over seeds in percent, of a table that has it; see `seeds.averaged`.
+def means(table: pd.DataFrame, key: str, column: str) -> tuple[pd.Series, pd.Series | None]:
+    """The mean of the rows of each key in percent, and its standard deviation over seeds.
 
-    That of a mean of rows is at most the mean of theirs.
+    Rows are averaged within a seed first, since the mean varies less than they do.
+
+    Args:
+        table: of one seed, or of several that have the same rows, with the column seed.
+        key: the column that is kept.
+        column: the values.
+
+    Returns:
+        The means by key, and their deviations; None for those of one seed.
+    """
+    if "seed" not in table or table["seed"].nunique() == 1:
+        return 100 * table.groupby(key)[column].mean(), None
+    by_seed = 100 * table.groupby([key, "seed"])[column].mean()
+    return by_seed.groupby(key).mean(), by_seed.groupby(key).std()
+
+
+def over_seeds(table: pd.DataFrame, column: str) -> pd.Series | None:
+    """Each row's standard deviation over seeds in percent, where the table has it.
+
+    See `seeds.averaged`; that of means of rows is another, see `means`.
     """
     return 100 * table[f"{column} std"] if f"{column} std" in table else None
 

@@ -16,8 +16,18 @@ RESAMPLES = 2000
 
 
 def binomial_error(accuracy: float, images: int) -> float:
-    """The standard error of an accuracy on images; an upper bound for a mean over the same."""
-    return float(np.sqrt(accuracy * (1 - accuracy) / images))
+    """The standard error of an accuracy on images; an upper bound for a mean over the same.
+
+    Half the length of Wilson's interval at one standard error: sqrt(a (1 - a) / n) for many images
+    and accuracies inside, but not 0 where all or none are right.
+    """
+    variance = accuracy * (1 - accuracy) / images + 1 / (4 * images**2)
+    return float(np.sqrt(variance) / (1 + 1 / images))
+
+
+def largest_error(*images: int) -> float:
+    """The largest binomial standard error of a sum of shares, each on so many images of its own."""
+    return float(np.sqrt(sum(1 / (4 * count) for count in images)))
 
 
 def bootstrap(parts: Sequence[Floats], seed: int = 0) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.edits import Edits, joined
-from tangent_arithmetic.analysis.figures import named, over_seeds, panels
+from tangent_arithmetic.analysis.figures import means, named, panels
 from tangent_arithmetic.analysis.interference import linear_of
 from tangent_arithmetic.arithmetic.eigenfunctions import Eigenfunctions
 from tangent_arithmetic.arithmetic.features import linear_features
@@ -35,6 +35,11 @@ from tangent_arithmetic.runtime import ddp
 AFFORDED = 2**16  # backward passes of an exact kernel by default: 15 minutes on two cores
 DIRECTIONS = 128  # of the estimate beyond
 OF_VECTORS = ("even", "shift", "error")  # columns with one value for each vector
+
+
+def sampled(run: Run) -> Run:
+    """The run on at most `--kernel-images` of each task."""
+    return run.with_(sample=min(run.config.kernel_images, run.config.sample or 10**9))
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
@@ -52,7 +57,7 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         UsageError: if no mode is linear.
     """
     modes = linear_of(modes, "the kernel")
-    few = run.with_(sample=min(run.config.kernel_images, run.config.sample or 10**9))
+    few = sampled(run)
     edits = Edits(few, modes[0], run.tasks)
     images = [_images(edits, task) for task in run.tasks]
     assert isinstance(edits.encoder, ModuleEncoder)
@@ -133,36 +138,37 @@ def localisation(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns mode, task, share: the mean of `own` weighted by `use`; 1 is perfectly local; and
-        even, shift, error.
+        even, shift, error; and seed, if the table has it.
     """
-    last = curves(table).groupby(["mode", "task"], sort=False).last().reset_index()
-    return last.rename(columns={"local": "share"})[["mode", "task", "share", *OF_VECTORS]]
+    keys = [key for key in ("seed", "mode", "task") if key in table]
+    last = curves(table).groupby(keys, sort=False).last().reset_index()
+    return last.rename(columns={"local": "share"})[[*keys, "share", *OF_VECTORS]]
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """The spectrum, the use of leading eigenfunctions, and their localisation, by mode.
 
-    Bands and bars are the tasks' mean standard deviation over seeds, where the table has it.
+    Bands and bars are the standard deviation of the tasks' mean over seeds, where the table has
+    several; points are the tasks.
     """
     table = curves(table)
     figure, axes = panels(1, 3, width=3.2, height=3.0)
     spectrum, used, local = axes[0]
-    values = table.groupby("function")["eigenvalue"].first()
+    values = table.groupby("function")["eigenvalue"].mean()
     spectrum.loglog(values.index, values.where(values > 0), color=palette.REFERENCE)
     spectrum.set(xlabel="eigenfunction", ylabel="share of the trace", title="spectrum")
     modes, shares = distinct(table["mode"]), localisation(table)
     for k, mode in enumerate(modes):
         own = table[table["mode"] == mode.name]
-        mean = own.groupby("function")["used"].mean()
-        used.semilogx(mean.index, 100 * mean, color=mode.colour, label=mode.label)
-        dots, error = 100 * shares[shares["mode"] == mode.name]["share"], None
-        if (spread := over_seeds(own, "used")) is not None:
-            band = spread.groupby(own["function"]).mean()
-            edges = 100 * mean - band, 100 * mean + band
+        mean, band = means(own, "function", "used")
+        used.semilogx(mean.index, mean, color=mode.colour, label=mode.label)
+        if band is not None:
+            edges = mean - band, mean + band
             used.fill_between(mean.index, *edges, color=mode.colour, alpha=0.25, lw=0)
-            error = 100 * own.groupby("task")["local std"].last().mean()
+        height, error = means(shares[shares["mode"] == mode.name], "mode", "share")
+        dots, _ = means(shares[shares["mode"] == mode.name], "task", "share")
         style = {"color": mode.colour, "ecolor": palette.INK}
-        local.bar(k, dots.mean(), 0.6, yerr=error, **style)
+        local.bar(k, height, 0.6, yerr=error, **style)
         local.plot([k] * len(dots), dots, ".", color=palette.INK, ms=4)
     used.set(xlabel="leading eigenfunctions", ylabel=r"share of $\|J\tau\|^2$, %", title="use")
     used.legend()

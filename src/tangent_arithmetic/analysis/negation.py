@@ -13,8 +13,10 @@ import pandas as pd
 
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.tables import other_settings
+from tangent_arithmetic.arithmetic.coefficients import coefficients
 from tangent_arithmetic.arithmetic.metrics import main_metric
-from tangent_arithmetic.run.models import command
+from tangent_arithmetic.run.models import changed_weights, command
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.results import arithmetic_path, complete_results
 from tangent_arithmetic.run.run import Run
@@ -23,24 +25,20 @@ from tangent_arithmetic.runtime.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-OTHER_COEFFICIENTS = (
-    "%s: seed %d is left out, whose negations have other coefficients; negate with the same "
-    "--n-eval-points"
-)
+SETTINGS = ("precision", "head", "template", "control_dataset")  # that curves depend on
 
 
 def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
     """Validation accuracies at each negation coefficient, from the result files of all seeds.
 
-    A seed with other coefficients or tasks than the run's is left out with a warning.
+    Another seed whose negations `negations` refuses is left out with a warning.
 
     Returns:
         Columns mode, task, coefficient, target and control (accuracies), seed.
     """
     rows: list[tuple[str, str, float, float, float, int]] = []
     for mode in modes:
-        own, keys = _swept(run, mode)
-        swept = {run.seed: (own, keys)}
+        swept = {run.seed: _swept(run, mode)}
         for one in siblings(run):
             if one.seed == run.seed or not arithmetic_path(one, mode, "negations").is_file():
                 continue
@@ -49,9 +47,6 @@ def curves(run: Run, modes: Sequence[str]) -> pd.DataFrame:
             except UsageError as error:
                 logger.warning("%s: seed %d is left out: %s", mode, one.seed, error)
         for seed, (found, keys) in swept.items():
-            if any(found[task]["val"].keys() != own[task]["val"].keys() for task in keys):
-                logger.warning(OTHER_COEFFICIENTS, mode, seed)
-                continue
             for task, (target, control) in keys.items():
                 rows += [
                     (mode, task, float(coef), metrics[target], metrics[control], seed)
@@ -73,9 +68,28 @@ def _swept(run: Run, mode: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
 
 
 def negations(run: Run, mode: str, needed: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    """A mode's negations, by task, checked to hold all that is needed."""
+    """A mode's negations, by task, checked to hold all that is needed and to be of this run.
+
+    Raises:
+        MissingFileError: if there are none.
+        UsageError: if they are damaged, or of other settings, coefficients or checkpoints; the
+            latter are compared where they are there.
+    """
     path = arithmetic_path(run, mode, "negations")
-    return complete_results(path, command("eval_task_negation", run, mode), needed)
+    made_by = command("eval_task_negation", run, mode)
+    found = complete_results(path, made_by, needed)
+    origin = found.get("provenance", {})
+    expected = coefficients(run.config.n_eval_points)
+    wrong = [f"another {flag}" for flag in other_settings(run, origin.get("config", {}), SETTINGS)]
+    wrong += changed_weights(run, mode, origin, run.tasks)
+    for task in run.tasks:
+        if (swept := sorted(map(float, found[task]["val"]))) != expected:
+            wrong.append(f"{len(swept)} coefficients of {task}, expected {len(expected)}")
+    if wrong:
+        raise UsageError(
+            f"{path} is of another run ({'; '.join(wrong[:3])}). Make it again with: {made_by}"
+        )
+    return found
 
 
 def draw_curves(table: pd.DataFrame, run: Run) -> Any:

@@ -2,22 +2,21 @@
 
 Each seed's own tables are made by `analyze --seed=N`. The standard deviation is over seeds of
 fine-tuning, on the same images; the binomial standard error is that of one seed's accuracy on so
-many images, for a mean over tasks an upper bound. Neither includes the other.
+many images, after Wilson, for a mean over tasks an upper bound. Neither includes the other.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from tangent_arithmetic.analysis import palette
+from tangent_arithmetic.analysis import cka, ensembles, kernel, palette
 from tangent_arithmetic.analysis.figures import panels
 from tangent_arithmetic.analysis.intervals import binomial_error
-from tangent_arithmetic.analysis.kernel import curves
 from tangent_arithmetic.analysis.tables import read_own
 from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.run.models import command
@@ -52,7 +51,15 @@ SUMMED = {
     f"analogies{MEAN}": Summed(("mode", "vector", "chosen"), {"accuracy": "targets"}),
     "xi": Summed(("mode", "task1", "task2"), {"xi": None}),
     "negation_random": Summed(("mode", "vector"), {"target": "all", "control": "control"}),
-    "ensembles": Summed(("mode", "coefficient"), {"weights": None, "ensemble": None, "gap": None}),
+    "ensembles": Summed(
+        ("mode", "coefficient"), {"weights": "all", "ensemble": "all", "gap": None}
+    ),
+}
+# by name of a table that is of fewer images than the run: the run on these
+SAMPLED: dict[str, Callable[[Run], Run]] = {
+    "kernel": kernel.sampled,
+    "cka": cka.sampled,
+    "ensembles": ensembles.sampled,
 }
 
 
@@ -80,14 +87,12 @@ def of_seeds(runs: Sequence[Run], name: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def averaged(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A table of several seeds, see `of_seeds`, averaged over them.
-
-    What not every seed has, rows and columns, is left out with a warning.
+def shared(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """What every seed has of a table of several, see `of_seeds`; the rest costs a warning.
 
     Returns:
-        The means, with the columns of `averageable` if there are several seeds; and the same with
-        the standard deviations in columns of their own, "NAME std".
+        The rows that every seed has, with the columns of `averageable` if there are several seeds;
+        values that one lacks are NaN in all.
 
     Raises:
         UsageError: if the seeds have no row in common.
@@ -96,24 +101,36 @@ def averaged(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame
     table = averageable(table, name) if seeds > 1 else table
     lacking = table.drop(columns="seed").isna().groupby(table["seed"]).all()
     some = [*lacking.columns[lacking.any() & ~lacking.all()]]
-    columns = [column for column in table.columns if column not in ("seed", *some)]
-    values = [c for c in columns if pd.api.types.is_float_dtype(table[c])]
-    values = [c for c in values if c not in COEFFICIENTS.get(name, [])]
-    keys = [c for c in columns if c not in values]
-    shared = table.groupby(keys, sort=False, dropna=False)["seed"].transform("nunique") == seeds
-    if some or not shared.all():
-        rows = f"{(~shared).sum()} of {len(table)} rows" if not shared.all() else ""
-        left = ", ".join(filter(None, [*some, rows]))
+    table = table.drop(columns=some)
+    keys, values = _split(table, name)
+    rows = table.groupby(keys, sort=False, dropna=False)
+    kept = rows["seed"].transform("nunique") == seeds
+    if some or not kept.all():
+        lost = f"{(~kept).sum()} of {len(table)} rows" if not kept.all() else ""
+        left = ", ".join(filter(None, [*some, lost]))
         logger.warning("%s: not every seed has %s, left out of the means", name, left)
-    if not shared.any():
+    if not kept.any():
         raise UsageError(f"the tables {name} of {seeds} seeds have no row in common")
-    groups = table[shared].groupby(keys, sort=False, dropna=False)[values]
-    known = groups.count() >= seeds
-    means = groups.mean().where(known).reset_index()[columns]
-    if seeds == 1:
-        return means, means
-    spread = groups.std().where(known).reset_index(drop=True).add_suffix(" std")
-    return means, pd.concat([means, spread], axis=1)
+    known = rows[values].transform("count") >= seeds
+    return table.assign(**{value: table[value].where(known[value]) for value in values})[kept]
+
+
+def averaged(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The means over seeds of a table of `shared`; of several with standard deviations, "X std"."""
+    keys, values = _split(table, name)
+    groups = table.groupby(keys, sort=False, dropna=False)[values]
+    means = groups.mean().reset_index()[[c for c in table.columns if c != "seed"]]
+    if table["seed"].nunique() == 1:
+        return means
+    return pd.concat([means, groups.std().reset_index(drop=True).add_suffix(" std")], axis=1)
+
+
+def _split(table: pd.DataFrame, name: str) -> tuple[list[str], list[str]]:
+    """The columns that tell the rows of a seed apart, and those of values."""
+    columns = [column for column in table.columns if column != "seed"]
+    others = COEFFICIENTS.get(name, [])
+    values = [c for c in columns if pd.api.types.is_float_dtype(table[c]) and c not in others]
+    return [column for column in columns if column not in values], values
 
 
 def averageable(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -122,7 +139,7 @@ def averageable(table: pd.DataFrame, name: str) -> pd.DataFrame:
     Not eigenfunctions by their rank, see `kernel.curves`, nor the ends of intervals over images.
     """
     if name == "kernel":
-        return curves(table)
+        return kernel.curves(table)
     return table.drop(columns=["low", "high"]) if name == "xi" else table
 
 
@@ -131,8 +148,8 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         Columns table, mode, row (the other keys), value (the column's name), mean, std (over seeds;
-        empty for one), seeds, binomial (standard error on the images; empty for what is no
-        top-1 accuracy).
+        empty for one), seeds, binomial (standard error on the images, see `binomial_error`; empty
+        for what is no top-1 accuracy).
 
     Raises:
         MissingFileError: if no seed has such a table with one of the modes.
@@ -144,7 +161,7 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
         found = tables[name.removesuffix(MEAN)]
         found = found[found["mode"].isin(modes)] if len(found) else found
         if len(found):
-            parts.append(summed(run, found, what).assign(table=name))
+            parts.append(summed(sampled(run, name), found, what).assign(table=name))
     if not parts:
         made_by = command("analyze", run, name="subsets")
         raise MissingFileError(
@@ -155,7 +172,7 @@ def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:
 
 
 def summed(run: Run, table: pd.DataFrame, what: Summed) -> pd.DataFrame:
-    """The summary of one table, see `table`."""
+    """The summary of one table, see `table`; of a run with the sample that the table is of."""
     keys, rows = list(what.keys), []
     sets = {"all": run.tasks, "control": [run.control_set], "targets": table.get("target")}
     by_seed = table.groupby([*keys, "seed"], sort=False)[list(what.values)].mean()
@@ -193,6 +210,27 @@ def images(run: Run, names: Iterable[str]) -> int:
     """The number of test images whose binomial error bounds that of a mean over data sets."""
     sizes = [len(run.data.dataset(name).test) for name in set(names)]
     return len(sizes) * min(run.config.sample or max(sizes), *sizes)
+
+
+def sampled(run: Run, name: str) -> Run:
+    """The run on the images that a table is of."""
+    return SAMPLED[name](run) if name in SAMPLED else run
+
+
+def examples(run: Run, name: str) -> str:
+    """What captions say of the images that a table is of; nothing if these are all."""
+    if name not in SAMPLED:
+        return run.examples
+    return f", at most {sampled(run, name).config.sample} examples of each split"
+
+
+def seeds_of(run: Run, table: pd.DataFrame) -> str:
+    """The seeds that a table of a run is of, for captions."""
+    if "seeds" in table:
+        count = table["seeds"].max()
+        return f"{count} seed{'s' if count > 1 else ''}"
+    numbers = sorted(set(table["seed"])) if "seed" in table else [run.seed]
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def draw(table: pd.DataFrame, run: Run) -> Any:

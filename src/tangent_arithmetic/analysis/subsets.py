@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from tangent_arithmetic.analysis.edits import EditedEncoder, Edits
-from tangent_arithmetic.analysis.figures import heat, in_paper, over_seeds, panels, spread_of
+from tangent_arithmetic.analysis.figures import heat, in_paper, means, panels, spread_of
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, warn_of_ties
 from tangent_arithmetic.arithmetic.metrics import learned
 from tangent_arithmetic.arithmetic.sweeps import smallest
@@ -200,8 +200,8 @@ def draw_pairs(table: pd.DataFrame, run: Run) -> Any:
 def draw(table: pd.DataFrame, run: Run) -> Any:
     """Accuracy against the number of vectors: mean, standard deviation, and each subset.
 
-    Sampled sizes have hollow markers and are not connected by a line. A band is the mean standard
-    deviation over seeds, where the table has it.
+    Sampled sizes have hollow markers and are not connected by a line. A band is the standard
+    deviation of the mean over seeds, where the table has several; points are the subsets' means.
     """
     tasks = len({task for name in table["tasks"] for task in name.split("+")})
     figure, axes = panels(1, 2, width=4.4, height=3.6)
@@ -210,14 +210,15 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
     for axis, (column, name) in zip(axes[0], measures, strict=True):
         for k, mode in enumerate(modes):
             part = table[table["mode"] == mode.name]
+            each = part.groupby(["num_vectors", "tasks"])[column].mean().reset_index()
             shift = min(0.16, 0.6 / len(modes)) * (k - (len(modes) - 1) / 2)
             label, colour, marker = mode.label, mode.colour, mode.marker
             dots = {"ms": 4, "alpha": 0.3, "color": colour, "zorder": 1, "mew": 0}
-            axis.plot(part["num_vectors"] + shift, 100 * part[column], ".", **dots)
-            by_size = part.groupby("num_vectors")[column]
-            mean, spread = 100 * by_size.mean(), 100 * by_size.std(ddof=0)
-            if (seeds := over_seeds(part, column)) is not None:
-                band = seeds.groupby(part["num_vectors"]).mean()
+            axis.plot(each["num_vectors"] + shift, 100 * each[column], ".", **dots)
+            by_size = each.groupby("num_vectors")[column]
+            spread = 100 * by_size.std(ddof=0)
+            mean, band = means(part, "num_vectors", column)
+            if band is not None:
                 look = {"color": colour, "alpha": 0.25, "lw": 0}
                 axis.fill_between(mean.index + shift, mean - band, mean + band, **look)
             complete = by_size.size().to_numpy() == [comb(tasks, size) for size in mean.index]
@@ -225,13 +226,13 @@ def draw(table: pd.DataFrame, run: Run) -> Any:
             axis.plot(mean.index + shift, mean.where(complete), color=colour)
             bars = {"fmt": marker, "color": colour, "elinewidth": 1.4, "capthick": 1.4}
             for sizes, face in ((complete, colour), (~complete, "white")):
-                bars["label"] = None if face == "white" else f"{label} ({len(part)} {what})"
+                bars["label"] = None if face == "white" else f"{label} ({len(each)} {what})"
                 x, y, error = mean.index[sizes] + shift, mean[sizes], spread[sizes]
                 axis.errorbar(x, y, error, markerfacecolor=face, **bars)
         axis.set(xlabel="number of task vectors added", ylabel=f"{name}, mean of all tasks, %")
         axis.set_xticks(sorted(set(table["num_vectors"])))
     axes[0][0].legend()
-    bands = "\nbands: mean standard deviation over seeds" if "absolute std" in table else ""
+    bands = "\nbands: standard deviation over seeds" if band is not None else ""
     title = f"points: subsets; bars: mean ± standard deviation{bands}"
     axes[0][1].set_title(title, fontsize="medium")
     return figure

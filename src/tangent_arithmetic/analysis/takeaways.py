@@ -12,26 +12,36 @@ from tangent_arithmetic.run.modes import MODES, in_order
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tangent_arithmetic.run.run import Run
+
 logger = logging.getLogger(__name__)
 
 LEAST = 4  # points of a grid that a mean is worth
 KEPT = 0.95  # share of the control set's accuracy at which negations are compared
 
 
-def takeaway(folder: Path, name: str) -> str:
+def takeaway(folder: Path, name: str, run: Run | None = None) -> str:
     """What the figure of an analysis says; empty without a sound table.
 
     Args:
         folder: holds the tables.
-        name: the figure and its table, such as "subsets".
+        name: the figure and its table, such as "subsets" or "subsets-A+B".
+        run: whose checkpoints the table must be of; without it they are not compared.
+
+    Returns:
+        The sentence, or that the checkpoints have changed since.
     """
-    from tangent_arithmetic.analysis.tables import read_csv
+    from tangent_arithmetic.analysis.tables import analysis_of, modes_of, outdated, read_csv
 
     path = folder / f"{name}.csv"
-    if name not in TAKEAWAYS or not path.is_file():
+    if not path.is_file():
         return ""
     try:
-        return TAKEAWAYS[name](read_csv(path))
+        table, analysis = read_csv(path), analysis_of(path)
+        if run is not None and (stale := in_order(outdated(run, path, modes_of(table)))):
+            labels = ", ".join(MODES[mode].label for mode in stale)
+            return f"Of earlier checkpoints of {labels}: run the analysis again."
+        return TAKEAWAYS[analysis](table) if analysis in TAKEAWAYS else ""
     except Exception as error:  # a damaged table, of any kind, costs the sentence alone
         logger.warning("%s has no takeaway: %s", path, error)
         return ""

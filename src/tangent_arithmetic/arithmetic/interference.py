@@ -1,8 +1,8 @@
 r"""Interference: how far a task vector moves the features of a linear model on images of any task.
 
-\[ \xi_{ij} = E_{x \in D_i} \frac{\|J(x; \theta_0)\, \tau_j\|^2}{\|f(x; \theta_0)\|^2} \]
+\[ I_{ij} = E_{x \in D_i} \frac{\|J(x; \theta_0)\, \tau_j\|^2}{\|f(x; \theta_0)\|^2} \]
 
-A sum of task vectors is as good as each vector alone where \(\xi_{ij} = 0\) for \(i \neq j\). The
+A sum of task vectors is as good as each vector alone where \(I_{ij} = 0\) for \(i \neq j\). The
 diagonal is what a vector does on its own task; a coefficient \(a\) scales all by \(a^2\).
 
 Source: Yoshida et al., "Mastering Task Arithmetic: τJp as a Key Indicator for Weight

@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tangent_arithmetic.arithmetic.coefficients import (
-    find_optimal_coef,
-    largest,
-    least_kept,
-    warn_of_ties,
-)
+from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef, least_kept, warn_of_ties
 from tangent_arithmetic.artificial_data.presets import BASE
 from tangent_arithmetic.run.summary import spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ROUNDING = 1e-6  # of means, and of the accuracies in CSV files
 KEPT = 0.95  # share of the control accuracy that a negation must keep
 Tables = Mapping[str, "pd.DataFrame"]
 
@@ -41,8 +37,7 @@ def operations(tables: Tables) -> list[list[str]]:
     rows = []
     for (start, operation), part in table.groupby(["start", "operation"], sort=False):
         grid = part.pivot_table(index="seed", columns="coefficient", values="accuracy")
-        mean = grid.mean()
-        best, last = mean.idxmax(), mean.index[-1]
+        best, last = largest(grid.mean())[0], grid.columns[-1]
         accuracies = [spread(grid[0.0]), spread(grid[best]), str(best), spread(grid[last])]
         share = 100 * (1 - part["finite"].mean())
         rows.append([f"{operation}, {start}", *accuracies, f"{share:.1f}"])
@@ -60,7 +55,7 @@ def sums(tables: Tables) -> list[list[str]]:
         chosen, before, after, relative = [], [], [], []
         for _, one in part.groupby(["seed", "tasks"]):
             means = one.groupby(["split", "coefficient"])[["accuracy", "normalized"]].mean()
-            ties.append(largest(means["normalized"]["val"].to_dict()))
+            ties.append(largest(means["normalized"]["val"]))
             coef = ties[-1][0]
             chosen.append(coef)
             before.append(means["accuracy"]["test", 0.0])
@@ -113,6 +108,11 @@ def interpolations(tables: Tables) -> list[list[str]]:
         [mode, *(spread(means[mode, weight]) for weight in (1.0, 0.5, 0.0))]
         for mode in table["mode"].unique()
     ]
+
+
+def largest(means: pd.Series) -> list[float]:
+    """All coefficients with the largest mean, in order; up to `ROUNDING`, which decides nothing."""
+    return sorted(means.index[means >= means.max() - ROUNDING])
 
 
 def by_seed(part: pd.DataFrame, values: list[float]) -> str:

@@ -35,6 +35,7 @@ from tangent_arithmetic.analysis import (
 )
 from tangent_arithmetic.analysis.figures import overview, write
 from tangent_arithmetic.analysis.tables import (
+    current,
     of_table,
     read_table,
     table_path,
@@ -107,7 +108,8 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
         (analysis, *part) for analysis in names or ANALYSES for part in ANALYSES.get(analysis, ())
     ]
     tables = [table_path(run, name) for _, name, *_ in parts]
-    stems = [path.stem for path in tables] + (["single"] if FIGURES in names else [])
+    first = [table_path(run, "single").stem] if FIGURES in names else []
+    stems = [path.stem for path in tables] + first
     folder = run.results / "figures" / ("paper" if run.config.style == "paper" else "")
     figures = [folder / f"{stem}.png" for stem in stems]
     check_targets(run, report_path(run), *tables, *figures)
@@ -120,14 +122,19 @@ def analyze(run: Run, names: Sequence[str] = ()) -> None:
             if ddp.is_main_process():
                 seconds = time.monotonic() - start
                 path = write_table(run, name, table, seconds)
-                show(run, name, draw, table)
+                show(run, name, draw, read_table(run, name))
                 logger.info("%s: %.0f s, wrote %s", name, seconds, path)
             ddp.barrier()
     if FIGURES in names and ddp.is_main_process():
         for name, _, draw in (part for analysis in ANALYSES.values() for part in analysis):
             if table_path(run, name).is_file():
+                table = read_table(run, name)
+                try:
+                    table = current(run, name, table)
+                except UsageError as error:
+                    logger.warning("%s is not drawn: %s", name, error)
+                    continue
                 with of_table(run, name):
-                    table = read_table(run, name)
                     show(run, name, draw, table)
                     write_latex(run, name, table)
         redraw_overview(run)
@@ -172,10 +179,11 @@ def _optional(name: str, optional: bool) -> Iterator[None]:
 
 def show(run: Run, name: str, draw: Draw, table: pd.DataFrame) -> None:
     """Draws a table and writes its figure, in style "paper" beside that for the screen."""
-    note = f"{run.config.model}, suite {run.suite.name}, seed {run.seed}{run.examples}"
+    of = f"{seeds.seeds_of(run, table)}{seeds.examples(run, name)}"
+    note = f"{run.config.model}, suite {run.suite.name}, {of}"
     place: dict[str, Any] = {
         "folder": run.results / "figures",
-        "stem": name,
+        "stem": table_path(run, name).stem,
         "note": without_home(note),
     }
     write(draw, table, run, **place, style=run.config.style)

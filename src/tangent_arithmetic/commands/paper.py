@@ -18,7 +18,14 @@ from tangent_arithmetic.runtime.eta import Step, shown_time
 
 OF_ANALOGIES = ("analogies", "few")  # analyses that need them
 PAIRS = "pairs"  # the sums of two among the subsets
-NO_ACCURACIES = ("similarity", "kernel")  # tables that the error of the images is not of
+# figures of means over rows, within a seed first: they are drawn from the rows of every seed
+AVERAGED = ("subsets", "negation_random", "kernel", "ensembles")
+# tables that are not of the tasks' accuracies: what the error of the images is of
+TARGETS, ERRORS = "targets", "disentanglement errors"
+OF = {"analogies": TARGETS, "few": TARGETS, "analogies_few": TARGETS, "disentanglement": ERRORS,
+      "xi": ERRORS, "similarity": None, "kernel": None}  # fmt: skip
+LONGEST = 45  # rows of a table that fit a page
+CLAIM = {0: 0.08, 1: 0.27, 2: 0.17, 3: 0.27, 5: 0.09}  # widths of the columns of claims
 FIGURES = ("pdf", "png", "svg")
 ENDINGS = ("csv", "tex", "md", *FIGURES)  # of an item's files
 
@@ -68,6 +75,8 @@ def left_out(run: Run, modes: Sequence[str]) -> dict[str, str]:
         found["single"] = "compares standard models with those of other modes; see --modes"
     if not any(MODES[mode].linear for mode in modes):
         found["kernel"] = "is of linear models; see --modes"
+    if len(run.tasks) < 2 and not run.config.pairs:
+        found["disentanglement"] = "compares tasks in pairs, and there is one; set --pairs=A+B"
     if run.control_set is None:
         found["negation"] = f"suite {run.suite.name} has no control set"
     if few:
@@ -147,75 +156,123 @@ def write(paper: Paper, runs: Sequence[Run], modes: Sequence[str]) -> Path:
     Returns:
         The folder.
     """
-    from tangent_arithmetic.run.latex import escaped
+    from tangent_arithmetic.run.latex import document, placed
     from tangent_arithmetic.run.tables import markdown_table
 
-    folder, about = folder_of(paper, runs[0]), " ".join(caption(runs[0], runs))
-    lines, tex = [], list[str]()
+    made_of = [item.made_of for item in paper.items if item.made_of is not None]
+    folder, about = folder_of(paper, runs[0]), " ".join(caption(runs[0], runs, *made_of))
+    lines, parts = [], list[str]()
     for item in paper.items:
-        files, remark = [], item.why_not
+        files, remark = list[str](), item.why_not
         if item.made_of is not None:
             try:
-                files = _write_item(item, runs, modes, folder)
+                files, note = _write_item(item, runs, modes, folder)
+                parts += _placed(item, files, note, folder)
             except UsageError as error:
                 remark = str(error)
         every = [f"{item.stem}.{ending}" for ending in ENDINGS]
         for name in [*every, *(f"paper/{name}" for name in every)]:
             if name not in files:
                 (folder / name).unlink(missing_ok=True)
-        tex += [name for name in files if name.endswith(".tex")]
         named = ", ".join(f"[{name}]({name})" for name in files)
         lines.append([item.shown, item.title, named or f"not here: {remark}"])
     index = markdown_table(["place", "shows", "files"], lines)
-    text = (
-        f"# {paper.title}, on {runs[0].suite.name}\n\narXiv:{paper.arxiv}; {about} "
-        "A † marks a place or a number that was recalled, not read in a public text.\n\n"
-        f"{index}\n\n## Claims\n\n{_claims(paper, runs, modes, folder)}\n"
+    title = f"{paper.title}, on {runs[0].suite.name}"
+    about = (
+        f"arXiv:{paper.arxiv}; {about} A † marks a place or a number that was recalled, not read "
+        "in a public text."
     )
+    claims = _claims(paper, runs, modes, folder)
+    text = f"# {title}\n\n{about}\n\n{index}\n\n## Claims\n\n{claims}\n"
     write_text(folder / "README.md", text)
-    inputs = "".join(f"\\input{{{Path(name).stem}}}\n\n" for name in [*tex, "claims.tex"])
-    write_text(
-        folder / "paper.tex",
-        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
-        f"{escaped(about)}\n\n{inputs}\\end{{document}}\n",
-    )
+    parts.append(placed("table", "claims", "Claims of the paper, and our measurements."))
+    write_text(folder / "paper.tex", document(title, about, parts))
     return folder
 
 
-def caption(run: Run, runs: Sequence[Run]) -> list[str]:
+def _placed(item: Item, files: Sequence[str], note: str, folder: Path) -> list[str]:
+    """The figure of an item, and its table if that fits a page, with captions, in LaTeX."""
+    from tangent_arithmetic.run.latex import placed
+
+    place = item.shown.capitalize()
+    figure = next((name for name in reversed(files) if name.endswith(".pdf")), None)
+    parts = [placed("figure", figure, f"{place}: {item.title}. {note}")] if figure else []
+    table = f"{item.stem}.tex"
+    if table in files and (folder / table).read_text(encoding="utf-8").count("\n") < LONGEST:
+        told = "the numbers of the figure." if figure else f"{item.title}. {note}"
+        parts.append(placed("table", item.stem, f"{place}: {told}"))
+    return parts
+
+
+def caption(run: Run, runs: Sequence[Run], *names: str) -> list[str]:
     """What tables and figures are of: sentences on the runs, and on the error of the images.
 
-    The latter has bounds of the binomial standard errors of top-1 accuracies on the test splits.
+    The latter has bounds of the binomial standard errors on the test splits.
 
     Args:
-        run: one of the runs, with the sample that was evaluated.
+        run: one of the runs.
         runs: the runs of all seeds.
+        names: what tables and figures are made of, see `Item`; accuracies of tasks if empty.
     """
-    from tangent_arithmetic.analysis.intervals import binomial_error
-    from tangent_arithmetic.analysis.seeds import images
+    from tangent_arithmetic.analysis.seeds import examples, sampled
 
     numbers = ", ".join(str(one.seed) for one in runs)
     seeds = f"seeds {numbers} (mean ± standard deviation)" if len(runs) > 1 else f"seed {numbers}"
-    told = [f"{run.model}, suite {run.suite.name}{run.examples}, {seeds}."]
-    tasks = [name for name in run.tasks if not run.data.dataset(name).multilabel]
-    sets = {"on a task": [min(tasks, key=lambda name: images(run, [name]))]} if tasks else {}
-    if len(tasks) > 1:
-        sets["on the mean of the tasks"] = tasks
-    if run.control_set and not run.data.dataset(run.control_set).multilabel:
-        sets[f"on {run.control_set}"] = [run.control_set]
-    bounds = (f"{100 * binomial_error(0.5, images(run, on)):.2g} {k}" for k, on in sets.items())
-    if sets:
-        told.append(f"Binomial standard error of the images, in % at most: {', '.join(bounds)}.")
+    one = names[0] if len(names) == 1 else ""
+    told = [f"{run.model}, suite {run.suite.name}{examples(run, one)}, {seeds}."]
+    kinds = [OF.get(name, SINGLE) for name in names] or [SINGLE]
+    bounds = [bound for kind in dict.fromkeys(kinds) for bound in _bounds(sampled(run, one), kind)]
+    if bounds:
+        larger = "; normalised accuracies and differences have larger ones" * (SINGLE in kinds)
+        listed = ", ".join(bounds)
+        told.append(f"Binomial standard error of the images, at most: {listed}{larger}.")
     return told
 
 
-def _write_item(item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path) -> list[str]:
+def _bounds(run: Run, kind: str | None) -> list[str]:
+    """Bounds of the error of the images, of a kind of `OF` or of accuracies of tasks (`SINGLE`)."""
+    from tangent_arithmetic.analysis.analogies import analogies_of
+    from tangent_arithmetic.analysis.disentanglement import pairs_of
+    from tangent_arithmetic.analysis.intervals import largest_error
+    from tangent_arithmetic.analysis.seeds import images
+
+    def largest(names: Sequence[str]) -> float:
+        """Of the accuracy on one of these."""
+        return 100 * largest_error(min(images(run, [name]) for name in names))
+
+    def top1(names: Sequence[str | None]) -> list[str]:
+        return [name for name in names if name and not run.data.dataset(name).multilabel]
+
+    found = list[str]()
+    if kind == SINGLE:
+        if tasks := top1(run.tasks):
+            found.append(f"{largest(tasks):.2g} % on a task")
+        if len(tasks) > 1:
+            mean = 100 * largest_error(images(run, tasks))
+            found.append(f"{mean:.2g} % on the mean of the tasks")
+        found += [f"{largest([name]):.2g} % on {name}" for name in top1([run.control_set])]
+    analogies = analogies_of(run) if kind == TARGETS and has_analogies(run) else []
+    if targets := top1([analogy.d for analogy in analogies]):
+        found.append(f"{largest(targets):.2g} % on a target of analogies")
+    if kind == ERRORS and (run.config.pairs or len(run.tasks) > 1):
+        pairs = ([images(run, [name]) for name in pair] for pair in pairs_of(run))
+        error = max(largest_error(*sizes) for sizes in pairs)
+        found.append(f"{error:.2g} on a disentanglement error")
+    return found
+
+
+def _write_item(
+    item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path
+) -> tuple[list[str], str]:
+    """Writes the files of a table or figure; their names, and what they are of."""
     if item.made_of in (SINGLE, ADDITION, NEGATION):
         return _write_grid(item, runs, modes, folder)
     return _write_analysis(item, runs, modes, folder)
 
 
-def _write_grid(item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path) -> list[str]:
+def _write_grid(
+    item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path
+) -> tuple[list[str], str]:
     """A table of the summary over seeds."""
     from tangent_arithmetic.report.papers.evidence import figures_of
     from tangent_arithmetic.run.latex import booktabs
@@ -230,16 +287,18 @@ def _write_grid(item: Item, runs: Sequence[Run], modes: Sequence[str], folder: P
     _, header, rows = grid
     write_text(folder / f"{item.stem}.tex", booktabs(header, rows))
     write_text(folder / f"{item.stem}.md", f"{markdown_table(header, rows)}\n")
-    return [f"{item.stem}.tex", f"{item.stem}.md"]
+    note = " ".join(caption(first, runs, str(item.made_of)))
+    return [f"{item.stem}.tex", f"{item.stem}.md"], note
 
 
 def _write_analysis(
     item: Item, runs: Sequence[Run], modes: Sequence[str], folder: Path
-) -> list[str]:
+) -> tuple[list[str], str]:
     """A figure of the means over seeds, and its table."""
-    from tangent_arithmetic.analysis import ensembles, seeds, subsets
+    from tangent_arithmetic.analysis import seeds, subsets
     from tangent_arithmetic.analysis.figures import write as write_figure
-    from tangent_arithmetic.analysis.tables import LONGEST, MADE_BY, latex, read_own
+    from tangent_arithmetic.analysis.tables import LONGEST, MADE_BY, read_own
+    from tangent_arithmetic.analysis.typeset import latex
     from tangent_arithmetic.commands.analyze import ANALYSES
     from tangent_arithmetic.report.papers.evidence import rows_of
 
@@ -256,20 +315,21 @@ def _write_analysis(
         every = subsets.pairs(every)
     if every.empty:
         raise UsageError(f"nothing of {', '.join(modes)} on {', '.join(run.tasks)}")
-    _, table = seeds.averaged(every, name)
+    every = seeds.shared(every, name)
+    table = seeds.averaged(every, name)
     write_text(folder / f"{item.stem}.csv", table.to_csv(index=False))
     files = [f"{item.stem}.csv"]
     if len(table) <= LONGEST:
         write_text(folder / f"{item.stem}.tex", latex(table))
         files.append(f"{item.stem}.tex")
     of = [one for one in runs if one.seed in set(every["seed"])]
-    if name == "ensembles":
-        run = run.with_(sample=min(ensembles.IMAGES, run.config.sample or ensembles.IMAGES))
-    note = "\n".join(caption(run, of)[: 1 if name in NO_ACCURACIES else 2])
-    draw, style = draws[str(item.made_of)], run.config.style
-    write_figure(draw, table, run, folder=folder, stem=item.stem, note=note, style=style)
+    told, draw, style = caption(run, of, name), draws[str(item.made_of)], run.config.style
+    drawn = every if item.made_of in AVERAGED else table
+    place: dict[str, Any] = {"folder": folder, "stem": item.stem, "note": "\n".join(told)}
+    write_figure(draw, drawn, run, **place, style=style)
     places = ["", "paper/"] if style == "paper" else [""]
-    return [*files, *(f"{place}{item.stem}.{ending}" for place in places for ending in FIGURES)]
+    files += [f"{at}{item.stem}.{ending}" for at in places for ending in FIGURES]
+    return files, " ".join(told)
 
 
 def _claims(paper: Paper, runs: Sequence[Run], modes: Sequence[str], folder: Path) -> str:
@@ -286,7 +346,7 @@ def _claims(paper: Paper, runs: Sequence[Run], modes: Sequence[str], folder: Pat
         [v.claim.place, v.claim.text, v.claim.published, v.measured, str(v.seeds), v.verdict]
         for v in found
     ]
-    write_text(folder / "claims.tex", booktabs(header, rows))
+    write_text(folder / "claims.tex", booktabs(header, rows, wrapped=CLAIM))
     records: list[dict[str, Any]] = []
     for v in found:
         record = {k: value for k, value in asdict(v).items() if k != "claim"}

@@ -13,7 +13,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from typing import Annotated, Any
 
 from tangent_arithmetic.commands import paper as papers
@@ -66,6 +66,26 @@ class Ledger:
         digest = file_hash(stage.output) if exists else None
         return {"argv": stage.argv, "inputs": inputs, "output": digest}
 
+    def _entries(self, stage: Stage) -> dict[str, dict[str, Any]]:
+        """What identifies a finished stage, by name; of an analysis its rows of each mode.
+
+        Other calls may add rows of other modes to its table.
+
+        Raises:
+            UsageError: if the table is damaged.
+        """
+        from tangent_arithmetic.analysis.tables import rows_hash
+
+        assert stage.output is not None
+        if stage.output.suffix != ".csv":
+            return {stage.name: self._entry(stage, stage.inputs)}
+        one = replace(stage, argv=[w for w in stage.argv if not w.startswith("--modes=")])
+        entries = {mode: self._entry(one, [MODES[mode].training.name]) for mode in stage.modes}
+        return {
+            f"{stage.name}, {mode}": {**entry, "output": rows_hash(stage.output, mode)}
+            for mode, entry in entries.items()
+        }
+
     def _read(self) -> dict[str, Any]:
         try:
             return read_json(self.path)
@@ -79,16 +99,23 @@ class Ledger:
         """Whether the stage's results are there and still those of today's checkpoints."""
         if stage.output is None or not stage.output.is_file():
             return False
-        found, accepted = without_home(self._read().get(stage.name)), [stage.inputs]
+        found, accepted = without_home(self._read()), [stage.inputs]
         if set(stage.inputs) <= set(trained()) and not stage.sets:
             accepted.append(trained())  # earlier ledgers hold the tasks' checkpoints of these
-        return any(found == without_home(self._entry(stage, modes)) for modes in accepted)
+        earlier = found.get(stage.name)
+        if any(earlier == without_home(self._entry(stage, modes)) for modes in accepted):
+            return True
+        try:
+            entries = without_home(self._entries(stage))
+        except UsageError as error:
+            logger.warning("%s does not count as done: %s", stage.name, error)
+            return False
+        return all(found.get(name) == entry for name, entry in entries.items())
 
     def note(self, stage: Stage) -> None:
         """Notes that a stage is done."""
         if stage.output is not None:
-            entries = {**self._read(), stage.name: self._entry(stage, stage.inputs)}
-            write_json(self.path, entries)
+            write_json(self.path, {**self._read(), **self._entries(stage)})
 
 
 def run_stages(run: Run, todo: Sequence[Stage], label: str, estimate: Estimate) -> None:

@@ -122,13 +122,20 @@ def class_pictures(root: Path) -> ListedPictures:
     return ListedPictures(walk.samples, classes, root).with_every_class()
 
 
-def require_files(paths: Iterable[str], listing: str | Path, name: str) -> None:
-    """Raises a MissingFileError if an image listed in `listing` of data set `name` is missing."""
+def require_files(paths: Iterable[str], listing: str | Path, name: str, remedy: str = "") -> None:
+    """Raises a MissingFileError if an image of a data set is missing.
+
+    Args:
+        paths: its images.
+        listing: the file that lists them, for the message.
+        name: the data set, likewise.
+        remedy: what else the user may have meant.
+    """
     paths = list(paths)
     if absent := [path for path in paths if not os.path.isfile(path)]:  # noqa: PTH113 - many
         raise MissingFileError(
             f"data set {name} is not complete: of the {len(paths)} images in {listing}, "
-            f"{len(absent)} are missing, the first {shown(absent[0])}"
+            f"{len(absent)} are missing, the first {shown(absent[0])}{remedy}"
         )
 
 

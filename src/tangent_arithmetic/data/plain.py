@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tangent_arithmetic.data.base import Splits, distinct, spaced
+from tangent_arithmetic.data.columns import known_columns
 from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
 from tangent_arithmetic.runtime.errors import PictureError, UsageError, shown
@@ -111,24 +112,77 @@ class DatasetPictures:
             ours = np.zeros(self.classes, np.uint8)
             ours[list(self.order)] = value
             return ours
-        if value.size == 1 and value.ndim <= 1 and np.issubdtype(value.dtype, np.integer):
-            number = int(value.reshape(()))
-            if 0 <= number < classes:
-                return number if self.order is None else self.order[number]
+        if value.size == 1 and value.ndim <= 1 and value.dtype.kind in "biuf":
+            number = float(value.reshape(()))  # True is 1, as in tables
+            if 0 <= number < classes and number.is_integer():
+                return int(number) if self.order is None else self.order[int(number)]
         raise PictureError(
             f"{self.name}[{index}] has the label {shown(label, 60)}, expected an integer from 0 to "
-            f"{classes - 1}, or {classes} zeros and ones where images have several labels"
+            f"{classes - 1}, or {classes} zeros and ones where examples have several labels"
         )
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """The rows of a data set that gives mappings, such as those of the library `datasets`.
+
+    Attributes:
+        dataset: its rows hold values by column.
+        columns: those of images or texts, and of labels.
+    """
+
+    dataset: Any
+    columns: tuple[str, str]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The class names, if the data set states them."""
+        features = getattr(self.dataset, "features", None)
+        label = features.get(self.columns[1]) if isinstance(features, Mapping) else None
+        return getattr(label, "names", None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        row = self.dataset[index]
+        return row[self.columns[0]], row[self.columns[1]]
 
 
 def _item(name: str, dataset: Any, index: int) -> tuple[Any, Any]:
     item = dataset[index]
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise UsageError(
-            f"data set {name}: expected items (image, label), got a {type(item).__name__} for "
-            f"index {index}"
+            f"data set {name}: expected items (image, label) or (text, label), got a "
+            f"{type(item).__name__} for index {index}"
         )
     return item[0], item[1]
+
+
+def _items(name: str, part: Any) -> Any:
+    """A data set whose items are pairs; rows by column become such.
+
+    Raises:
+        UsageError: if it is no map-style data set, or its rows lack a column.
+    """
+    if hasattr(part, "iloc") and hasattr(part, "columns"):  # a table of pandas
+        part = part.to_dict("records")
+    by_index = hasattr(part, "__len__") and hasattr(part, "__getitem__")
+    if not by_index or isinstance(part, Mapping):
+        raise UsageError(
+            f"data set {name}: expected a map-style data set, with len() and [index], got a "
+            f"{type(part).__name__}"
+        )
+    if not len(part) or not isinstance(row := part[0], Mapping):
+        return part
+    values = [key for key in known_columns("image", row) if not isinstance(row[key], str)]
+    values, labels = values + known_columns("text", row), known_columns("label", row)
+    if not values or not labels:
+        raise UsageError(
+            f"data set {name}: expected rows with the columns text (or image) and label, got "
+            f"{', '.join(map(shown, row))}; rename them, or give pairs (text, label)"
+        )
+    return DatasetRows(part, (values[0], labels[0]))
 
 
 def to_image(value: Any, name: str) -> Image.Image:
@@ -183,12 +237,7 @@ def plain_splits(
         UsageError: if it is no map-style data set, class names are not given or two are the same,
             or a split has classes that the training images lack.
     """
-    for part in (part for part in (train, test, val) if part is not None):
-        if not hasattr(part, "__len__") or not hasattr(part, "__getitem__"):
-            raise UsageError(
-                f"data set {name}: expected a map-style data set, with len() and [index], got a "
-                f"{type(part).__name__}"
-            )
+    train, test, val = (None if part is None else _items(name, part) for part in (train, test, val))
     names = _names(name, train, classnames)
     if not len(train):
         raise UsageError(f"data set {name}: its training split is empty")

@@ -127,10 +127,11 @@ def with_test_part(
         )
     train, test = split_off(keys, strata, copies)
     if not test:
+        one = "text" if isinstance(whole, Texts) else "image"
         raise UsageError(
-            f"data set {name}: {len(keys)} image{'' if len(keys) == 1 else 's'}, at most one (not "
+            f"data set {name}: {len(keys)} {one}{'' if len(keys) == 1 else 's'}, at most one (not "
             "counting copies) of each class, cannot be split into a training and a test part. Add "
-            "images, or give it a test split"
+            f"{one}s, or give it a test split"
         )
     logger.info(
         "%s: no test split; a fifth of each class is for testing: %d training and %d test examples",

@@ -199,10 +199,11 @@ def register_dataset(name: str, *values: Any, **named: Any) -> None:
         name: as flags spell it; `nameVal` is its validation split.
         *values: the following, in this order.
         **named: the following, by name.
-        train: the training images, a `torch.utils.data.Dataset` of (image, label). An image is a
-            PIL image, an array (height, width[, channels]) or a tensor (channels, height, width),
-            of bytes or of numbers from 0 to 1; a label is an integer, or a 0/1 vector over the
-            classes where an image has several labels.
+        train: the training images or texts, a `torch.utils.data.Dataset` of (image, label) or
+            (text, label), or rows with columns of such names, as of the library `datasets` and of
+            pandas. An image is a PIL image, an array (height, width[, channels]) or a tensor
+            (channels, height, width), of bytes or of numbers from 0 to 1; a label is an integer,
+            or a 0/1 vector over the classes where an example has several labels.
         test: the test images likewise; None for a fifth of the training images.
         classnames: one phrase per class, in the order of the labels; None for `train.classes`.
         templates: prompts with one `{}` for the class name.

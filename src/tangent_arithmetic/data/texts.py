@@ -31,11 +31,24 @@ class Texts:
         texts: the texts.
         labels: int64 (texts,), or uint8 (texts, classes) where a text has several labels.
         name: where they come from, for messages.
+
+    Raises:
+        PictureError: if UTF-8 has no form for one, which no tokenizer would read.
     """
 
     texts: tuple[str, ...]
     labels: np.ndarray
     name: str = "texts"
+
+    def __post_init__(self) -> None:
+        for index, text in enumerate(self.texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise PictureError(
+                    f"{self.name_of(index)} has half of a surrogate pair, expected a text that "
+                    "UTF-8 can hold; decode it again, or remove it"
+                ) from error
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,7 +64,7 @@ class Texts:
     @cached_property
     def ids(self) -> list[str]:
         """An id for each text, which follows from its content."""
-        digests = (hashlib.sha256(text.encode("utf-8", "replace")) for text in self.texts)
+        digests = (hashlib.sha256(text.encode()) for text in self.texts)
         return [digest.hexdigest()[:16] for digest in digests]
 
     def digests(self) -> list[Hashable]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tangent_arithmetic.encoders.backbones import tokenizers
 from tangent_arithmetic.language.models import (
     CausalLM,
     Seq2SeqLM,
@@ -29,8 +30,16 @@ FACTS = "tangent_arithmetic.json"
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a model on the hub, or in a folder."""
-    return _loaded("AutoTokenizer", name)
+    """The tokenizer of a model on the hub, or in a folder.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if (folder := Path(name)).is_dir():
+        tokenizers.files_of(folder)
+    tokenizer = _loaded("AutoTokenizer", name)
+    tokenizers.check_tokens(tokenizer, name)
+    return tokenizer
 
 
 def load_causal(name: str | Path) -> CausalLM:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.encoders.backbones.tokenizers import check_fits
 from tangent_arithmetic.language.checkpoints import facts_of, load_classifier, load_tokenizer
 from tangent_arithmetic.language.finetuning import Vectors, total
 from tangent_arithmetic.language.models import TextClassifier, check_positions
@@ -55,6 +56,7 @@ class Classification:
         seed = settings.seed if finetuned is None else facts_of(finetuned).get("seed")
         base = load_classifier(settings.model, classes, seed or 0)
         check_positions(base, length=settings.length)
+        check_fits(self.tokenizer, base.model, settings.model)
         if finetuned is not None and seed is None:
             trained = load_classifier(finetuned)
             new, own = (m.get_submodule(m.head).state_dict() for m in (base, trained))

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.language.losses import language_model
-from tangent_arithmetic.language.models import PADDING, LanguageModel, Seq2SeqLM, trimmed
+from tangent_arithmetic.language.models import (
+    PADDING,
+    LanguageModel,
+    Seq2SeqLM,
+    check_room,
+    trimmed,
+)
 from tangent_arithmetic.language.tokens import padded
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 if TYPE_CHECKING:
@@ -63,16 +70,37 @@ def generate(
 
     Args:
         model: standard or linear; a sequence-to-sequence model reads the prompt by its encoder.
-        prompts: ids with -1 on the right of the shorter ones.
+        prompts: ids with -1 on either side of the shorter ones.
         sampling: how tokens are chosen; greedy if None.
+
+    Raises:
+        UsageError: if a prompt has no tokens, or the model has too few positions.
     """
     sampling = sampling or Sampling()
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = _aligned(prompts).to(next(model.parameters()).device)
+    _check_room(language_model(model), prompts.shape[1], sampling.new_tokens)
     with torch.random.fork_rng([prompts.device] if prompts.is_cuda else []):
         torch.manual_seed(sampling.seed)
         if isinstance(model, LinearizedModel):
             return stepwise(model, prompts, sampling)
         return _by_transformers(model, prompts, sampling)
+
+
+def _aligned(prompts: Int64[Tensor, "batch length"]) -> Int64[Tensor, "batch length"]:
+    """The prompts with their padding on the right."""
+    rows = [row[row != PADDING].tolist() for row in prompts]
+    if [] in rows:
+        raise UsageError(
+            f"expected prompts of one token or more, got none in row {rows.index([])}; leave the "
+            "row out"
+        )
+    return padded(rows)
+
+
+def _check_room(model: LanguageModel, prompt: int, new: int) -> None:
+    """Refuses more tokens than a model has positions for; the decoder's first one takes one."""
+    for tokens in (prompt, new + 1) if isinstance(model, Seq2SeqLM) else (prompt + new,):
+        check_room(model, tokens)
 
 
 def _by_transformers(
@@ -82,7 +110,7 @@ def _by_transformers(
 
     library: Any = transformers
     ends = sampling.ends(model.model.config)
-    paired, ids = isinstance(model, Seq2SeqLM), trimmed(prompts)
+    paired, ids = isinstance(model, Seq2SeqLM), prompts
     if not paired:  # the prompts on the right: what follows is in one column
         ids = padded([row[row != PADDING].flip(0).tolist() for row in prompts]).flip(1).to(prompts)
     drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}

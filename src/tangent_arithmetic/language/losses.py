@@ -27,6 +27,11 @@ def next_tokens(ids: Int64[Tensor, "batch length"]) -> Int64[Tensor, "batch leng
     return torch.where(ids[:, :-1] == PADDING, PADDING, ids[:, 1:])
 
 
+def widened(logits: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """The logits in float32 at least: sums over a vocabulary in half precision are wrong."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def token_loss(
     logits: Float[Tensor, "batch positions vocabulary"],
     ids: Int64[Tensor, "batch length"],
@@ -35,14 +40,13 @@ def token_loss(
     r"""\(-\frac1N \sum_i \log p(t_{i+1} \mid t_1, ..., t_i)\) over the N tokens that have context.
 
     Args:
-        logits: of the token after each position.
+        logits: of the token after each position; those of half precision become float32.
         ids: the sequence; what is beyond the logits must be padding.
         reduction: the mean over tokens, or the sum.
     """
     targets = next_tokens(ids[:, : logits.shape[1]])
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction=reduction
-    )
+    rows = widened(logits[:, :-1]).flatten(0, 1)
+    return F.cross_entropy(rows, targets.flatten(), ignore_index=PADDING, reduction=reduction)
 
 
 class TokenLoss(Objective):

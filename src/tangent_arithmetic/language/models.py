@@ -39,12 +39,13 @@ class TokenModel(nn.Module):
 
     Attributes:
         model: the same.
+        positions: the most tokens that it takes; None if it has no limit.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
-        self._first = first_position(model)
+        self._first, self.positions = first_position(model), positions_of(model)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -52,12 +53,30 @@ class TokenModel(nn.Module):
         return super().train(False)
 
     def inputs(self, ids: Int64[Tensor, "batch length"]) -> dict[str, Any]:
-        """The model's inputs for a row of ids: the tokens, their mask, and their positions."""
+        """The model's inputs for a row of ids: the tokens, their mask, and their positions.
+
+        Raises:
+            UsageError: if a row has more tokens than the model has positions.
+        """
         mask = ids != PADDING
+        check_room(self, int(mask.sum(dim=1).amax()))
         inputs = {"input_ids": ids.clamp(min=0), "attention_mask": mask.long(), "use_cache": False}
         if "position_ids" in inspect.signature(self.model.forward).parameters:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0) + self._first
         return inputs
+
+
+def check_room(model: TokenModel, tokens: int) -> None:
+    """Checks that a model has positions for a number of tokens.
+
+    Raises:
+        UsageError: if it has not.
+    """
+    if model.positions is not None and tokens > model.positions:
+        raise UsageError(
+            f"the model has positions for {model.positions} tokens, got {tokens}; expected no "
+            "more, give shorter rows or fewer new tokens"
+        )
 
 
 def check_positions(model: TokenModel, **flags: int) -> None:
@@ -66,7 +85,7 @@ def check_positions(model: TokenModel, **flags: int) -> None:
     Raises:
         UsageError: naming the first flag that asks for more.
     """
-    most = positions_of(model.model)
+    most = model.positions
     if most is not None and isinstance(model, Seq2SeqLM):
         most -= 1  # the decoder's first token takes one
     for flag, tokens in flags.items():
@@ -128,6 +147,7 @@ class Seq2SeqLM(LanguageModel):
     ) -> Float[Tensor, "batch positions vocabulary"]:
         """Logits of the token after each position of the decoder."""
         source, target = trimmed(ids[:, 0]), trimmed(ids[:, 1])
+        check_room(self, target.shape[1])
         decoder = {
             "decoder_input_ids": target.clamp(min=0),
             "decoder_attention_mask": (target != PADDING).long(),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangent_arithmetic.language.losses import language_model, next_tokens, token_loss
+from tangent_arithmetic.language.losses import language_model, next_tokens, token_loss, widened
 from tangent_arithmetic.language.models import PADDING, LanguageModel
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
@@ -124,7 +124,7 @@ def _losses(
     base, along = f0[:, :-1].flatten(0, 1), step[:, :-1].flatten(0, 1)
     totals = torch.zeros(len(coefs), dtype=torch.float64)
     for some in rows.split(positions):
-        at, ahead, truth = base[some], along[some], targets[some]
+        at, ahead, truth = widened(base[some]), widened(along[some]), targets[some]
         sums = [
             F.cross_entropy(torch.add(at, ahead, alpha=coef), truth, reduction="sum")
             for coef in coefs

@@ -14,6 +14,7 @@ import torch
 
 from tangent_arithmetic.arithmetic.coefficients import find_optimal_coef
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
+from tangent_arithmetic.encoders.backbones.tokenizers import check_fits
 from tangent_arithmetic.language.checkpoints import load_seq2seq, load_tokenizer
 from tangent_arithmetic.language.finetuning import Vectors, total
 from tangent_arithmetic.language.generation import Sampling, generate
@@ -57,6 +58,7 @@ class TextToText:
         self.tokenizer = load_tokenizer(settings.model)
         self.base: Seq2SeqLM = load_seq2seq(settings.model).to(settings.device)
         check_positions(self.base, length=settings.length)
+        check_fits(self.tokenizer, self.base.model, settings.model)
         self.vectors = Vectors(settings, self.tokenizer)
         self.texts = cache(self._texts)
 

@@ -19,7 +19,9 @@ import torch
 
 from tangent_arithmetic.arithmetic.task_vectors import TaskVector
 from tangent_arithmetic.encoders.backbones.sentences import positions_of
+from tangent_arithmetic.encoders.backbones.tokenizers import check_fits
 from tangent_arithmetic.language.checkpoints import load_causal, load_judge, load_tokenizer
+from tangent_arithmetic.language.experiments import CLASSIFIER
 from tangent_arithmetic.language.finetuning import Vectors
 from tangent_arithmetic.language.generation import Sampling, generate
 from tangent_arithmetic.language.losses import TokenLoss
@@ -61,7 +63,7 @@ class Toxicity:
         baselines: whether to run them.
     """
 
-    classifier: str
+    classifier: str = CLASSIFIER
     label: str = "toxic"
     toxic: float = 0.8
     harmless: float = 0.2
@@ -93,6 +95,11 @@ class Study:
         )
         self.judge: Any = load_judge(toxicity.classifier).to(settings.device)
         self.reader = load_tokenizer(toxicity.classifier)
+        for tokenizer, model, place in (
+            (self.tokenizer, self.base.model, settings.model),
+            (self.reader, self.judge, toxicity.classifier),
+        ):
+            check_fits(tokenizer, model, place)
         self.length = min(settings.length, positions_of(self.judge) or settings.length)
         if self.reader.pad_token is None:
             raise UsageError(
@@ -100,8 +107,20 @@ class Study:
                 "one that has, to read texts of different lengths at once"
             )
         self.label = label_number(self.judge.config.id2label, toxicity.label)
+        self.prompt = self._prompt()
         self.vectors = Vectors(settings, self.tokenizer)
         self.wikitext = cache(self._wikitext)
+
+    def _prompt(self) -> torch.Tensor:
+        """The ids of the prompt, which leaves room for a new token."""
+        prompt, most = self.toxicity.prompt, self.toxicity.tokens
+        ids = self.tokenizer(prompt)["input_ids"]
+        if not 0 < len(ids) < most:
+            raise UsageError(
+                f"--prompt='{prompt}' has {len(ids)} tokens, expected 1 to {most - 1}, so that "
+                f"--tokens={most} leaves a new one; give another prompt, or more --tokens"
+            )
+        return torch.tensor([ids])
 
     def comments(self, toxic: bool) -> TokenRows:
         """Comments above the threshold of toxicity, or below that of harmless ones."""
@@ -143,13 +162,12 @@ class Study:
 
     def texts(self, model: Model) -> list[str]:
         """The generations of a model, prompt included."""
-        about = self.toxicity
-        prompt = torch.tensor(encode([about.prompt], self.tokenizer, about.tokens))
+        about, prompt = self.toxicity, self.prompt
         texts: list[str] = []
         for done in progress(range(0, about.generations, DRAWN), "generation"):
             count = min(DRAWN, about.generations - done)
             sampling = Sampling(
-                max(1, about.tokens - prompt.shape[1]),
+                about.tokens - prompt.shape[1],
                 sample=True,
                 temperature=about.temperature,
                 top_k=about.top_k,

@@ -50,7 +50,10 @@ class Algorithm:
         method = get_method(self.method)
         names = list(method.defaults)
         if len(values) > len(names):
-            raise UsageError(f"{self.method} takes {len(names)} options, got {len(values)}")
+            raise UsageError(
+                f"{self.method} takes {len(names)} options, got {len(values)} by position; name "
+                "others, such as inplace=True"
+            )
         positional = dict(zip(names, values, strict=False))
         if twice := positional.keys() & options.keys():
             raise UsageError(f"{', '.join(sorted(twice))} given twice")
@@ -66,8 +69,8 @@ class Algorithm:
         examples: Examples | None = None,
     ) -> Merge:
         """The merge of these models, not yet computed."""
-        pool = modelpool if isinstance(modelpool, ModelPool) else ModelPool(modelpool)
-        return Merge(pool, get_method(self.method), self.options, show, examples, self.plugins)
+        pool, method = ModelPool.of(modelpool), get_method(self.method)
+        return Merge(pool, method, self.options, show, examples, self.plugins)
 
     def with_options(self, **options: Any) -> Self:
         """The same algorithm with some options changed."""

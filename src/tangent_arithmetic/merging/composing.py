@@ -50,7 +50,8 @@ FIXED: dict[str, Any] = {
     "job": {"env_set": {}},
 }
 # where a job writes
-PLACES = ("merged_model_save_path", "method.model_save_path", "report_save_path")
+PLACES = ["merged_model_save_path", "method.model_save_path", "taskpool.model_save_path"]
+PLACES += ["report_save_path"]
 USERS = ("main", "command-line", "hydra.searchpath")  # providers that users add folders by
 
 
@@ -182,18 +183,25 @@ def _execute(application: Hydra, args: argparse.Namespace, name: str, task: Task
 
 
 def _check_places(application: Hydra, name: str, words: Sequence[str]) -> None:
-    """Checks, before the work, that no job of a sweep writes where another one has written."""
-    jobs: dict[str, int] = {}
+    """Checks, before the work, that no job of a sweep writes where another one has written.
+
+    A path with and without `.safetensors` counts as one, since an encoder is written to the file.
+    """
+    from tangent_arithmetic.merging.saving import file_of
+
+    jobs: dict[Path, int] = {}
     twice: list[str] = []
 
     def note(config: DictConfig) -> None:
         settings = HydraConfig.get()
-        with contextlib.suppress(OmegaConfBaseException):  # the job itself gives the message
+        # the job itself gives the message
+        with contextlib.suppress(OmegaConfBaseException, OSError, RuntimeError, ValueError):
             for key in () if OmegaConf.select(config, "dry_run") else PLACES:
                 if place := OmegaConf.select(config, key):
-                    path = str(place).replace("{log_dir}", settings.runtime.output_dir)
+                    path = file_of(str(place).replace("{log_dir}", settings.runtime.output_dir))
                     if settings.job.chdir:
-                        path = str(Path(settings.runtime.output_dir) / path)
+                        path = Path(settings.runtime.output_dir) / path
+                    path = path.resolve()
                     if jobs.setdefault(path, settings.job.num) != settings.job.num:
                         twice.append(f"{key}={shown(place)}")
 
@@ -296,7 +304,7 @@ class _Loader(ConfigLoaderImpl):
     def _unknown_key(
         self, error: ConfigCompositionException, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Exception:
-        """The error for a key that the configuration lacks, with the nearest keys."""
+        """The error for a key that the configuration lacks, or that holds a list there."""
         key = getattr(error.__cause__, "full_key", None)
         if not key:
             return error
@@ -308,9 +316,14 @@ class _Loader(ConfigLoaderImpl):
             return error
         node: Any = OmegaConf.to_container(config, resolve=False)
         nearest = closest(str(key), _keys({k: v for k, v in node.items() if k != "hydra"}))
+        if key == nearest[0]:
+            given = [word for word in words if word.partition("=")[0].lstrip("+") == key]
+            got = shown(", ".join(given), LONGEST) or "a mapping"
+            return UsageError(f"{key} is a list; expected {key}=[...], got {got}")
+        adding = f", +{shown(key)}=VALUE adds a key" if "." in key else ""
         return UsageError(
             f"unknown key '{shown(key)}'; nearest: {', '.join(nearest[:SHOWN])}. --cfg job prints "
-            f"the configuration, +{shown(key)}=VALUE adds a key"
+            f"the configuration{adding}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tangent_arithmetic.merging.compressing import Code
 from tangent_arithmetic.merging.compressions import COMPRESSIONS
-from tangent_arithmetic.merging.pool import ModelPool
+from tangent_arithmetic.merging.pool import Model, ModelPool
 from tangent_arithmetic.merging.registry import Method, Piece
 from tangent_arithmetic.merging.stream import Merge, merged_state
 from tangent_arithmetic.runtime.errors import unknown
@@ -35,7 +36,8 @@ class Compressed:
     """The task vectors of a pool, compressed.
 
     Args:
-        pool: the models, with the pre-trained one, which is stored as it is.
+        pool: the models, with the pre-trained one, which is stored as it is: a pool, or name ->
+            model as for `ModelPool`.
         name: the compression.
         **options: options of the compression; the others have their defaults.
 
@@ -43,8 +45,8 @@ class Compressed:
         UsageError: for an unknown compression or option.
     """
 
-    def __init__(self, pool: ModelPool, name: str, **options: Any) -> None:
-        self.pool, self.compression = pool, COMPRESSIONS[name]
+    def __init__(self, pool: ModelPool | Mapping[str, Model], name: str, **options: Any) -> None:
+        self.pool, self.compression = ModelPool.of(pool), COMPRESSIONS[name]
         self.options = self.compression.options(options)
 
     def reconstruct(self, model: str) -> Reconstruction:

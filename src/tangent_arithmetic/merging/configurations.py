@@ -20,12 +20,18 @@ FOLDER = Path(__file__).parent / "methods"
 MISSING = "???"  # Hydra's mark of a required value
 NAMES = {"algorithm", "config"}
 SEED = "seed"  # this option is set by the key beside the group `method`
+# mergekit's names of variants: the method, and its options that differ from their defaults
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "breadcrumbs_ties": ("breadcrumbs", {"elect": True}),
+    "dare_linear": ("dare_task_arithmetic", {}),
+    "della_linear": ("della", {"elect": False, "normalize": False}),
+}
 
 
 def configurations() -> dict[str, dict[str, Any]]:
     """The configuration of each method, by its names in the group `method`.
 
-    These are the method's own name, and that of FusionBench where it differs.
+    These are the method's own name, that of FusionBench where it differs, and `VARIANTS`.
     """
     try:
         nodes = {
@@ -40,7 +46,8 @@ def configurations() -> dict[str, dict[str, Any]]:
     for method in METHODS.values():
         node = _node(method.algorithm, method.defaults)
         nodes |= {name: node for name in (method.name, method.config)}
-    return nodes
+    variants = {name: {**nodes[of], **changes} for name, (of, changes) in VARIANTS.items()}
+    return {**nodes, **variants}
 
 
 def _node(algorithm: str, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def of_models(
         scales: see `inner_products`.
 
     Yields:
-        The weight's name; the weight, not copied; its inner products.
+        The weight's name; the weight, in the type of its inner products; these.
     """
     state = encoder.weights()
     for model in examples.models:
@@ -148,4 +148,4 @@ def of_models(
                 state[name].copy_(weights[name])
         split = examples.split(encoder, model, count, seed)
         for name, gram in inner_products(encoder, split, names, scales).items():
-            yield name, state[name], gram
+            yield name, state[name].detach().to(gram), gram

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tangent_arithmetic.runtime.errors import UsageError, closest, unknown
@@ -71,16 +71,29 @@ class Registered:
 
 
 def signature(function: Callable[..., Any]) -> dict[str, Any]:
-    """The attributes `defaults` and `types` of a function, see `Registered`."""
-    defaults = {
-        parameter.name: parameter.default
+    """The attributes `defaults` and `types` of a function, see `Registered`.
+
+    Only options are looked at: other annotations may be imported for type checkers only.
+
+    Raises:
+        UsageError: if the annotation of an option is not defined at run time.
+    """
+    options = {
+        parameter.name: parameter
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in RESERVED
     }
-    types: dict[str, Any] = {}
-    with contextlib.suppress(NameError):  # an annotation imported for type checkers only
-        types = get_type_hints(function)
-    return {"defaults": defaults, "types": types}
+    stated = {name: each.annotation for name, each in options.items()}
+    annotated = {name: kind for name, kind in stated.items() if kind is not inspect.Signature.empty}
+    try:
+        known = getattr(inspect.unwrap(function), "__globals__", {})
+        types = get_type_hints(SimpleNamespace(__annotations__=annotated), known)
+    except NameError as error:
+        raise UsageError(
+            f"an option of {function.__name__} has an annotation that is not defined at run time "
+            f"({error}); import it outside of TYPE_CHECKING"
+        ) from error
+    return {"defaults": {name: each.default for name, each in options.items()}, "types": types}
 
 
 def _plain(value: Any) -> Any:
@@ -99,9 +112,10 @@ def _plain(value: Any) -> Any:
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is a finite number within the range of float64."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _is_list(value: object, fits: Callable[[Any], bool]) -> bool:
@@ -121,6 +135,10 @@ TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     Sequence[float]: ("a list of finite numbers", lambda v: _is_list(v, _is_number)),
     Sequence[str]: ("a list of names", lambda v: _is_list(v, _is_name)),
     Sequence[str] | None: ("a list of names", lambda v: v is None or _is_list(v, _is_name)),
+    Mapping[str, Any] | None: (
+        "a mapping of names to values",
+        lambda v: v is None or isinstance(v, Mapping),
+    ),
     float | Sequence[float]: (
         "a finite number, or a list of them",
         lambda v: _is_number(v) or _is_list(v, _is_number),

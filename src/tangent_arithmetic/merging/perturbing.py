@@ -22,6 +22,7 @@ from tangent_arithmetic.storage.statedict import is_real_float
 
 NEAR = 0.1  # norm of the noise in a near-duplicate, relative to that of the vector
 OUTLIER, COPY = "random outlier", "near-duplicate"  # names of the models that are added
+COUNTS = {"1 vector": 1, **{f"{number} vectors": number for number in (2, 4, 8, 16)}}
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def rounded(subject: Subject, dtype: torch.dtype) -> dict[str, Weights]:
 
 
 def some(subject: Subject, number: int) -> dict[str, Weights]:
-    """The first models only; all of them if there are no more."""
+    """The first models only."""
     kept = (PRETRAINED, *subject.pool.model_names[:number])
     return {name: weights for name, weights in subject.models().items() if name in kept}
 
@@ -158,7 +159,19 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "near-duplicate": near_duplicate,
     "bf16": partial(rounded, dtype=torch.bfloat16),
     "fp16": partial(rounded, dtype=torch.float16),
-    "2 vectors": partial(some, number=2),
-    "4 vectors": partial(some, number=4),
+    **{label: partial(some, number=number) for label, number in COUNTS.items()},
     "missing tensor": without_tensor,
 }
+
+
+def perturbations(num_models: int) -> dict[str, Perturbation]:
+    """The perturbations of a pool, by label: fewer vectors are those than it has.
+
+    Args:
+        num_models: the number of its models, without the pre-trained one.
+    """
+    return {
+        label: change
+        for label, change in PERTURBATIONS.items()
+        if COUNTS.get(label, 0) < num_models
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.encoders.published.huggingface import PREFIX
 from tangent_arithmetic.encoders.registry import load_linear, load_standard
 from tangent_arithmetic.merging.adapters import open_adapters
+from tangent_arithmetic.merging.built import check_built
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.weights import (
     Weights,
@@ -48,12 +50,22 @@ class ModelPool:
     opened_by: Callable[[str | Path], Weights] = staticmethod(open_weights)
 
     def __init__(self, models: Mapping[str, Model], allow_base_mismatch: bool = False) -> None:
+        if not isinstance(models, Mapping):
+            raise UsageError(
+                f"expected models by name, got a {type(models).__name__}; pass a dict, such as "
+                f"{{{PRETRAINED!r}: BASE, 'a': MODEL}}"
+            )
         self.models = dict(models)
         self.model_names = [name for name in self.models if name != PRETRAINED]
         self.allow_base_mismatch = allow_base_mismatch
         self._open: dict[str, Weights] = {}
         if not self.model_names:
             raise UsageError("expected at least one model to merge, got none")
+
+    @classmethod
+    def of(cls, models: ModelPool | Mapping[str, Model]) -> ModelPool:
+        """A pool as it is, or the pool of models by name."""
+        return models if isinstance(models, ModelPool) else cls(models)
 
     @property
     def has_pretrained(self) -> bool:
@@ -104,7 +116,8 @@ class ModelPool:
 
         Raises:
             UsageError: if names or shapes differ (all differences are listed), if a model was
-                fine-tuned from other weights, or if linear and standard models are mixed.
+                fine-tuned from other weights, if linear and standard models are mixed, or if files
+                record different activations or preprocessing.
         """
         problems = []
         for name in self.model_names:
@@ -121,6 +134,8 @@ class ModelPool:
         kinds = {self.weights(name).kind for name in self.model_names}
         if len(kinds) > 1:
             raise UsageError(f"expected models of one kind, got {', '.join(sorted(kinds))}")
+        for one, other in itertools.combinations((self.base_name, *self.model_names), 2):
+            check_built(self.weights(one), self.weights(other), one, other)
         self._check_start()
 
     def _check_start(self) -> None:

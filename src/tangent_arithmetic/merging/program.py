@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.algorithms import Algorithm
+from tangent_arithmetic.merging.keys import check_keys, flag
 from tangent_arithmetic.merging.methods import get_method
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.saving import SHARD, check_target, recipe, save_merged
@@ -73,6 +74,7 @@ class Job:
             UsageError: if something in it is not supported.
         """
         with _usage_errors():
+            check_keys(config)
             settings = device_settings(config["fabric"])
             settings["data_location"] = str(expanded(str(config["path"].get("data_dir", "data"))))
             node = dict(config["method"])
@@ -80,9 +82,10 @@ class Job:
             name = method_of(node).coefficient
             if auto := name is not None and node.get(name) == AUTO:
                 node[name] = 1.0
-            algorithm = algorithm_of(node, config.get("seed"), config.get("plugins") or ())
+            plugins = () if config.get("plugins") is None else config["plugins"]
+            algorithm = algorithm_of(node, config.get("seed"), plugins)
             pool = pool_of(config["modelpool"])
-            tasks = task_pool_of(config["taskpool"], settings, bool(config.get("fast_dev_run")))
+            tasks = task_pool_of(config["taskpool"], settings, flag(config, "fast_dev_run"))
             report = str(config.get("report_save_path") or "")
             path = expanded(report.replace("{log_dir}", str(config["path"]["log_dir"])))
             saving = _saving(config)
@@ -195,19 +198,23 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _target(config: Mapping[str, Any], method: dict[str, Any]) -> str | None:
-    """Where to save the merged model, taken out of FusionBench's `method.model_save_path`, if set.
+    """Where to save the merged model: `merged_model_save_path`, or FusionBench's other names.
+
+    Those are `method.model_save_path`, which is taken out, and that of the dummy task pool.
 
     Raises:
-        UsageError: if that and `merged_model_save_path` name different places.
+        UsageError: if they name different places.
     """
-    places = [config.get("merged_model_save_path"), method.pop("model_save_path", None)]
-    named = list(dict.fromkeys(str(place) for place in places if place))
-    if len(named) > 1:
-        raise UsageError(
-            f"merged_model_save_path={named[0]} and method.model_save_path={named[1]} differ; "
-            "name one"
-        )
-    return named[0] if named else None
+    places = {
+        "merged_model_save_path": config.get("merged_model_save_path"),
+        "method.model_save_path": method.pop("model_save_path", None),
+        "taskpool.model_save_path": config["taskpool"].get("model_save_path"),
+    }
+    named = {key: str(place) for key, place in places.items() if place}
+    if len(set(named.values())) > 1:
+        listed = " and ".join(f"{key}={place}" for key, place in named.items())
+        raise UsageError(f"{listed} differ; name one")
+    return next(iter(named.values()), None)
 
 
 def _saving(config: Mapping[str, Any]) -> dict[str, Any]:

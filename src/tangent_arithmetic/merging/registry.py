@@ -130,7 +130,8 @@ class Method(Registered):
         config: the name of its configuration in the group `method`.
         prepare: (pieces, **options) -> statistics; `pieces()` reads all weights once. With
             `needs_data`: (examples, **options) -> statistics.
-        passes: the most times that the pieces are read, merging included.
+        passes: how often the weights are read with the default options, merging included; models
+            that are run are read beyond that.
         needs_pretrained: whether the pre-trained model is required.
         num_models: the number of models that it merges, without the pre-trained one unless
             `ordered`; None for any number.

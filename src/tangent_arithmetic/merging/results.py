@@ -89,12 +89,13 @@ class Record:
 
     def _references(self, merge: Merge, hashes: Mapping[str, str]) -> dict[str, float]:
         """Accuracies of the single-task encoders; empty if they were not evaluated."""
-        run, mode = self.run, "linear" if merge.thetas[-1].is_linear else "standard"
-        if not set(run.tasks) <= hashes.keys():
+        run, modes = self.run, modes_of(merge)
+        if len(modes) > 1 or not set(run.tasks) <= hashes.keys():
             return {}
-        used, made_by = {t: hashes[t] for t in run.tasks}, command("eval_single_task", run, mode)
-        path = accuracies_path(run, mode)
+        (mode,) = modes
+        used = {task: hashes[task] for task in run.tasks}
         try:
+            path, made_by = accuracies_path(run, mode), command("eval_single_task", run, mode)
             singles = require_results(path, run, self.theta0_hash, made_by, used, run.tasks)
         except UsageError as error:
             logger.info("accuracies are not normalised: %s", error)
@@ -122,7 +123,7 @@ def record_of(run: Run, merge: Merge, auto: bool) -> Record | None:
 
 
 def label_of(run: Run, merge: Merge, auto: bool) -> str:
-    """Method and plug-ins with their changed options, the mode, and tasks if only a part."""
+    """Method and plug-ins with their changed options; modes, tasks and precision unless usual."""
     options = merge.method.changed(merge.options)
     if auto:
         options = {**options, str(merge.method.coefficient): "auto"}
@@ -130,14 +131,23 @@ def label_of(run: Run, merge: Merge, auto: bool) -> str:
     if merge.plugins:
         before = [_named(plugin.name, plugin.changed(own)) for plugin, own in merge.plugins]
         parts.append(f"after {'+'.join(before)}")
-    if merge.thetas[-1].is_linear:
-        parts.append("linear")
+    if (modes := modes_of(merge)) != ["standard"]:
+        parts.append(" and ".join(modes))
     tasks = list(run.suite.tasks)
     if merge.pool.model_names != tasks:
         parts.append(f"of {'+'.join(merge.pool.model_names)}")
     if run.tasks != tasks:
         parts.append(f"on {'+'.join(run.tasks)}")
+    if run.config.precision != "fp32":
+        parts.append(f"in {run.config.precision}")
     return ", ".join(parts)
+
+
+def modes_of(merge: Merge) -> list[str]:
+    """The fine-tuning modes of the models, as their files record them, such as "linear+taujp"."""
+    usual = "linear" if merge.thetas[-1].is_linear else "standard"
+    models = map(merge.pool.weights, merge.pool.model_names)
+    return list(dict.fromkeys(str(weights.facts.get("mode", usual)) for weights in models))
 
 
 def _named(name: str, options: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tangent_arithmetic import __version__
+from tangent_arithmetic.encoders.base import BUILT
 from tangent_arithmetic.merging.cards import CARD, card
 from tangent_arithmetic.merging.plugins import written_plugins
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool
@@ -42,6 +43,7 @@ from tangent_arithmetic.runtime.private import expanded, without_home
 from tangent_arithmetic.storage import checkpoints
 from tangent_arithmetic.storage.checkpoints import FORMAT, THETA0, as_safetensors
 from tangent_arithmetic.storage.reading import read_json, read_text, readable
+from tangent_arithmetic.storage.statedict import TIES
 
 logger = logging.getLogger(__name__)
 RECIPE = "merge_recipe.json"
@@ -122,8 +124,7 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
     path, shards = expanded(path), plan_shards(merge.pool.base, max_shard_size)
     with readable(path, "a path for the merged model"), disk_errors(path):
         if merge.thetas[-1].is_encoder or _is_file(path):
-            named = path
-            path = as_safetensors(path.with_suffix("") if path.suffix == ".bin" else path)
+            named, path = path, file_of(path)
             _refuse_inputs(merge, path, [named, path])
             _check_file(path)
             check_writable(path)
@@ -134,6 +135,12 @@ def check_target(merge: Merge, path: str | Path, max_shard_size: str | int = SHA
             with files_beside(path):
                 pass
     return path
+
+
+def file_of(place: str | Path) -> Path:
+    """The file that is written for a path, if it is not a folder: `.safetensors` for any ending."""
+    path = expanded(place)
+    return as_safetensors(path.with_suffix("") if path.suffix == ".bin" else path)
 
 
 def _is_file(path: Path) -> bool:
@@ -244,7 +251,10 @@ def _write_encoder(merge: Merge, path: Path, fsync: bool) -> None:
     """Writes one of our checkpoints; a linear one also holds the expansion point."""
     outline, parts = dict(merge.pool.base.outline), merge.parts()
     model, base = merge.thetas[-1], merge.theta0
-    info = {"model": merge.pool.base.facts.get("model"), "merge_recipe": recipe(merge)}
+    known = merge.pool.base.facts if merge.pool.base.is_encoder else model.facts
+    kept = {key: known[key] for key in ("model", BUILT) if key in known}
+    ties = {TIES: merge.ties} if merge.ties else {}
+    info = {**kept, **ties, "merge_recipe": recipe(merge)}
     if model.is_linear:
         if base is None:
             raise UsageError(f"linear models need the pre-trained model, named {PRETRAINED}")

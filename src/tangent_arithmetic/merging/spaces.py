@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tangent_arithmetic.merging import spectral
 from tangent_arithmetic.merging.registry import METHODS, Method, Piece, Pieces
-from tangent_arithmetic.runtime.errors import UsageError, unknown
+from tangent_arithmetic.runtime.errors import unknown
 
 Lift = Callable[[Tensor], Tensor]
 Space = Callable[[Piece], tuple[list[Tensor], Lift] | None]
@@ -49,8 +49,6 @@ def options_of(
     Raises:
         UsageError: for an option that it does not have.
     """
-    if given is not None and not isinstance(given, Mapping):
-        raise UsageError(f"inner_options must map names to values, got {given!r}")
     scales = unscaled and method.coefficient is not None and method.scales
     unit = {str(method.coefficient): 1.0} if scales else {}
     return method.options({**unit, **(given or {})})

@@ -168,5 +168,5 @@ def join(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor
 
 
 def precision(piece: Piece) -> float:
-    """The relative precision of the weights."""
+    """The relative precision of the type in which the weights are merged."""
     return torch.finfo(piece.thetas[0].dtype).eps

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tangent_arithmetic.merging.algorithms import Algorithm, algorithm_class
 from tangent_arithmetic.merging.methods import METHODS, get_method
-from tangent_arithmetic.merging.perturbing import PERTURBATIONS, Subject
+from tangent_arithmetic.merging.perturbing import PERTURBATIONS, Subject, perturbations
 from tangent_arithmetic.merging.pool import ModelPool
 from tangent_arithmetic.merging.program import choose_scaling_factor, difference
 from tangent_arithmetic.merging.stream import merged_state
@@ -160,7 +160,8 @@ def stress(
         for key, plugins in PLUGINS.items():
             own = type(algorithm)(**algorithm.options, plugins=plugins)
             clean = accuracies(own, pool, tasks)
-            found = {label: perturbed(own, subject, label, tasks, clean) for label in PERTURBATIONS}
+            labels = perturbations(len(pool.model_names))
+            found = {label: perturbed(own, subject, label, tasks, clean) for label in labels}
             row[key] = {"top1": clean, "perturbed": found}
         row["seconds"] = round(time.monotonic() - begun, 1)
         rows[name] = row
@@ -175,7 +176,9 @@ def points(value: float) -> str:
 
 def tables(found: Mapping[str, Any]) -> str:
     """The accuracy lost by method and perturbation in percentage points, in two tables."""
-    header = ["method", "accuracy, %", *PERTURBATIONS]
+    every = found["methods"].values()
+    labels = dict.fromkeys(label for row in every for label in row["plain"]["perturbed"])
+    header = ["method", "accuracy, %", *labels]
     parts = []
     for key, title in TITLES.items():
         lines = []

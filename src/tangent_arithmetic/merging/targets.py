@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tangent_arithmetic.merging.algorithms import Algorithm, algorithm_class
+from tangent_arithmetic.merging.keys import Node, flag, refuse_unknown
 from tangent_arithmetic.merging.language import LanguageModelPool
 from tangent_arithmetic.merging.methods import METHODS
 from tangent_arithmetic.merging.plugins import Specification
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool, ModelPool, run_pool
 from tangent_arithmetic.merging.registry import OWN, PRETRAINED, Method
+from tangent_arithmetic.merging.weights import on_hub
 from tangent_arithmetic.runtime.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from tangent_arithmetic.merging.taskpools import HubRows, TaskPool
 
-Node = Mapping[str, Any]
 METHODS_OF = ("fusion_bench.method.", OWN)
 POOLS: dict[str, type[ModelPool]] = {
     "fusion_bench.modelpool.BaseModelPool": ModelPool,
@@ -35,7 +36,7 @@ POOLS: dict[str, type[ModelPool]] = {
     f"{OWN}CLIPVisionModelPool": CLIPVisionModelPool,
 }
 RUN_POOL = f"{OWN}run_pool"
-CLIP_CLASSES = ("AutoModel", "CLIPModel", "CLIPProcessor", "CLIPVisionModel")
+CLIP_CLASSES = ("AutoModel", "CLIPModel", "AutoProcessor", "CLIPProcessor", "CLIPVisionModel")
 TEXT_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "GPT2Model")
 CLASSES = (*CLIP_CLASSES, *TEXT_CLASSES)
 LOADERS = tuple(f"transformers.{name}.from_pretrained" for name in CLASSES)
@@ -50,10 +51,21 @@ TASK_POOLS = {
 ROWS = "datasets.load_dataset"
 FER2013 = "fusion_bench.dataset.fer2013.load_fer2013"  # the same with a path by default
 HELD_OUT = "fusion_bench.utils.data.train_validation_split"
-# keys of FusionBench's configurations that have no effect here
-IGNORED = {"_target_", "_recursive_", "_usage_", "platform", "processor", "data_processor"}
-IGNORED |= {"train_datasets", "test_datasets", "val_datasets", "tokenizer", "model_kwargs"}
-IGNORED |= {"base_model", "_dataset_loader", "_model_loader"}
+TENTH: dict[str, Any] = {"validation_fraction": 0.1, "validation_size": None}
+TENTH |= {"random_seed": 0, "return_split": "val"}
+# keys of FusionBench's configurations that have no effect here: of any group, and of model pools
+MARKS = {"_target_", "_recursive_", "_usage_"}
+IGNORED = {*MARKS, "platform", "processor", "data_processor", "train_datasets", "test_datasets"}
+IGNORED |= {"val_datasets", "tokenizer", "model_kwargs", "base_model", "_dataset_loader"}
+IGNORED |= {"_model_loader"}
+# keys of a model: where it is, of which one is given; what has no effect on its weights; and values
+# that have none
+LOCATIONS = ("pretrained_model_name_or_path", "peft_model_path", "pickle_path", "path")
+PLACING = {*LOCATIONS, "_target_", "revision", "model_name", "base_model_path"}
+LOADING = {"device_map", "low_cpu_mem_usage", "attn_implementation", "use_cache", "is_trainable"}
+LOADING |= {"trust_remote_code"}
+USUAL: dict[str, tuple[Any, ...]] = {"torch_dtype": (None, "auto"), "dtype": (None, "auto")}
+USUAL |= {"subfolder": (None, ""), "merge_and_unload": (True,)}
 OPTIONS_IGNORED = {"_target_", "_recursive_", "show_pbar", "verbose", "dataloader_kwargs"}
 # accepted if false or null
 OPTIONS_OFF = {"return_single_task_models", "exclude_param_names_regex"}
@@ -65,9 +77,14 @@ LONG_NAMES = {  # FusionBench has both
 OPTIONS_ON = {"weight_transpose"}  # accepted if true
 SUITE_KEYS = {"_target_", "model", "suite", "run", "tasks", "results", "batch_size", "num_workers"}
 SUITE_KEYS |= {"sample"}
-CLIP_KEYS = {*IGNORED, "base_model", "clip_model", "dataloader_kwargs"}
-CLIP_KEYS |= {"layer_wise_feature_save_path", "layer_wise_feature_first_token_only"}
-CLIP_KEYS |= {"layer_wise_feature_max_num"}
+CLIP_KEYS = {*MARKS, "test_datasets", "base_model", "clip_model", "processor", "data_processor"}
+CLIP_KEYS |= {"dataloader_kwargs", "layer_wise_feature_save_path"}
+CLIP_KEYS |= {"layer_wise_feature_first_token_only", "layer_wise_feature_max_num"}
+# keys of `dataloader_kwargs` that are used, that have no effect on accuracies, and that are off
+SIZES = ("batch_size", "num_workers")
+WORKING = {"pin_memory", "persistent_workers", "prefetch_factor", "timeout"}
+OFF = {"drop_last", "shuffle"}
+FABRIC_KEYS = {*MARKS, "accelerator", "devices", "strategy", "precision"}
 # values of `fabric` -> those of --device and --precision
 DEVICES = {"auto": None, "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
 PRECISIONS = {"32": "fp32", "32-true": "fp32", "bf16": "bf16", "bf16-mixed": "bf16"}
@@ -141,12 +158,13 @@ def pool_of(node: Node) -> ModelPool:
         raise UsageError(f"unknown platform {node['platform']!r} of a model pool; choose from hf")
     of_language = POOLS[target] is LanguageModelPool
     own = {"models", "allow_base_mismatch", *(["vocabulary"] if of_language else [])}
-    _refuse_unknown(node, {*IGNORED, *own}, "modelpool")
+    refuse_unknown(node, {*IGNORED, *own}, "modelpool", IGNORED)
+    _check_loading(node.get("model_kwargs") or {}, "modelpool.model_kwargs")
     models = _entries(node, "modelpool.models", "models")
     places = {name: place_of(model, f"modelpool.models.{name}") for name, model in models.items()}
     _check_bases(models, places)
     options = {"vocabulary": str(node["vocabulary"])} if node.get("vocabulary") else {}
-    return POOLS[target](places, bool(node.get("allow_base_mismatch", False)), **options)
+    return POOLS[target](places, flag(node, "allow_base_mismatch", "modelpool."), **options)
 
 
 def _check_bases(models: Node, places: Mapping[str, str]) -> None:
@@ -172,17 +190,18 @@ def _run_pool(node: Node) -> ModelPool:
     from tangent_arithmetic.run.args import Config
     from tangent_arithmetic.run.suites import suite_of
 
-    _refuse_unknown(node, {"_target_", "run", "suite", "tasks", "mode"}, "modelpool")
+    refuse_unknown(node, {"_target_", "run", "suite", "tasks", "mode"}, "modelpool", MARKS)
     suite = suite_of(Config(suite=str(node["suite"])))
     tasks = [suite.check(str(task)) for task in node.get("tasks") or suite.tasks]
     return run_pool(str(node["run"]), tasks, str(node.get("mode", "standard")))
 
 
 def place_of(model: object, where: str) -> str:
-    """The path or hub name of a model in a configuration.
+    """The path or hub name of a model in a configuration, with its revision.
 
     Raises:
-        UsageError: for a `_target_` that is not one of `LOADERS`, or if there is no path.
+        UsageError: for a `_target_` that is not one of `LOADERS`, if there is no path or more than
+            one, or for a key that would change the model.
     """
     if isinstance(model, str):
         return model
@@ -190,18 +209,33 @@ def place_of(model: object, where: str) -> str:
         target = model.get("_target_")
         if target is not None and target not in (*LOADERS, ADAPTED):
             raise unknown(f"_target_ of {where}", str(target), (*LOADERS, ADAPTED))
-        for key in ("pretrained_model_name_or_path", "peft_model_path", "pickle_path", "path"):
-            if isinstance(model.get(key), str):
-                return str(model[key])
+        named = [key for key in LOCATIONS if isinstance(model.get(key), str)]
+        _check_loading({key: value for key, value in model.items() if key not in PLACING}, where)
+        if len(named) > 1:
+            raise UsageError(f"{where} has {' and '.join(named)}; expected one of them")
+        if named:
+            return _revised(str(model[named[0]]), model.get("revision"), where)
     raise UsageError(f"{where} must be a path or a name on the hub, got {model!r}")
 
 
-def _refuse_unknown(node: Node, known: set[str], group: str) -> None:
-    if strange := sorted(set(node) - known):
+def _check_loading(node: Node, where: str) -> None:
+    """Refuses what would change a model's weights as it is loaded, and unknown keys."""
+    odd = {k: v for k, v in node.items() if k not in LOADING and v not in USUAL.get(k, ())}
+    if odd:
         raise UsageError(
-            f"{group} has {', '.join(strange)}, which is not supported; its keys are "
-            f"{', '.join(sorted(known - IGNORED))}"
+            f"{where} has {', '.join(f'{key}={value!r}' for key, value in odd.items())}, which is "
+            f"not supported: leave it out, weights are read as they are stored. Other keys are "
+            f"{', '.join(LOCATIONS)}, revision"
         )
+
+
+def _revised(place: str, revision: object, where: str) -> str:
+    """The name of a model on the hub with its revision."""
+    if revision is None:
+        return place
+    if not on_hub(place):
+        raise UsageError(f"{where} has revision={revision}, but {place} is no name on the hub")
+    return f"{place}@{revision}"
 
 
 def task_pool_of(node: Node, settings: Node, fast_dev_run: bool = False) -> TaskPool | None:
@@ -217,24 +251,38 @@ def task_pool_of(node: Node, settings: Node, fast_dev_run: bool = False) -> Task
         raise unknown("taskpool._target_", target, TASK_POOLS)
     kind = TASK_POOLS[target]
     if kind == "dummy":
+        refuse_unknown(node, {*MARKS, "model_save_path"}, "taskpool", MARKS)
         return None
     from tangent_arithmetic.merging.taskpools import CLIPVisionModelTaskPool, SuiteTaskPool
 
     if kind == "suite":
-        _refuse_unknown(node, SUITE_KEYS, "taskpool")
+        refuse_unknown(node, SUITE_KEYS, "taskpool", MARKS)
         own = {key: value for key, value in node.items() if key != "_target_" and value is not None}
         return SuiteTaskPool(**{**settings, **own}, fast_dev_run=fast_dev_run)
-    _refuse_unknown(node, CLIP_KEYS, "taskpool")
+    refuse_unknown(node, CLIP_KEYS, "taskpool", MARKS)
     if node.get("layer_wise_feature_save_path") is not None:
         raise UsageError("taskpool.layer_wise_feature_save_path is not supported; leave it null")
-    if isinstance(node.get("clip_model"), Mapping):
-        place_of(node["clip_model"], "taskpool.clip_model")
     loader = dict(node.get("dataloader_kwargs") or {})
-    sizes = {key: loader[key] for key in ("batch_size", "num_workers") if key in loader}
+    off = {key for key in OFF if not loader.get(key)}
+    refuse_unknown(loader, {*SIZES, *WORKING, *off}, "taskpool.dataloader_kwargs")
+    sizes = {key: loader[key] for key in SIZES if key in loader}
     sets = _entries(node, "taskpool.test_datasets", "data sets")
     rows = {name: rows_of(entry, f"taskpool.test_datasets.{name}") for name, entry in sets.items()}
-    base = place_of(node.get("base_model"), "taskpool.base_model")
-    return CLIPVisionModelTaskPool(rows, base, fast_dev_run, **{**sizes, **settings})
+    return CLIPVisionModelTaskPool(rows, _clip_of(node), fast_dev_run, **{**sizes, **settings})
+
+
+def _clip_of(node: Node) -> str:
+    """The complete CLIP of a task pool: `clip_model`, by default `base_model`."""
+    key = "base_model" if node.get("clip_model") is None else "clip_model"
+    clip = place_of(node.get(key), f"taskpool.{key}")
+    others = [each for each in ("processor", "data_processor") if node.get(each) is not None]
+    for other in others:
+        if (found := place_of(node[other], f"taskpool.{other}")) != clip:
+            raise UsageError(
+                f"taskpool.{other} is that of {found}, but taskpool.{key} {clip}, whose tokenizer "
+                f"and preprocessing are used; name one for all: taskpool.base_model={clip}"
+            )
+    return clip
 
 
 def rows_of(node: Any, where: str) -> HubRows:
@@ -248,12 +296,12 @@ def rows_of(node: Any, where: str) -> HubRows:
 
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if target == HELD_OUT:
-        inner = rows_of(node["dataset"], where)
-        part = node.get("validation_fraction"), node.get("random_seed"), node.get("return_split")
-        if part != (0.1, 0, "val"):
+        inner, part = rows_of(node["dataset"], where), {key: node.get(key) for key in TENTH}
+        refuse_unknown(node, {"_target_", "dataset", *TENTH}, where, MARKS)
+        if part != TENTH or inner.split != "train":
             raise UsageError(
-                f"{where} holds out {part}; only a tenth with seed 0 is supported: "
-                "validation_fraction=0.1, random_seed=0, return_split=val"
+                f"{where} holds out {part} of {inner.split}; only a tenth of train with seed 0 is "
+                "supported: validation_fraction=0.1, random_seed=0, return_split=val"
             )
         return HubRows(inner.path, inner.config, inner.split, validation=True)
     if target not in (ROWS, FER2013):
@@ -262,9 +310,12 @@ def rows_of(node: Any, where: str) -> HubRows:
     usual = "clip-benchmark/wds_fer2013" if target == FER2013 else None
     path = node.get("path", words[0] if words else usual)
     config = node.get("name", words[1] if len(words) > 1 else None)
-    if not isinstance(path, str):
-        raise UsageError(f"{where} needs the path of a data set, got {path!r}")
-    _refuse_unknown(node, {"_target_", "_args_", "path", "name", "split"}, where)
+    if not isinstance(path, str) or len(words) > 2:
+        raise UsageError(
+            f"{where} needs the path of a data set and at most a configuration, got "
+            f"{[*words] or path!r}"
+        )
+    refuse_unknown(node, {"_target_", "_args_", "path", "name", "split"}, where, MARKS)
     return HubRows(path, config, str(node.get("split", "test")))
 
 
@@ -272,8 +323,9 @@ def device_settings(fabric: Node) -> dict[str, Any]:
     """The settings of the group `fabric`, by the names of the flags.
 
     Raises:
-        UsageError: for unsupported values, such as several devices.
+        UsageError: for unsupported keys and values, such as several devices.
     """
+    refuse_unknown(fabric, FABRIC_KEYS, "fabric", MARKS)
     accelerator = str(fabric.get("accelerator", "auto"))
     if accelerator not in DEVICES:
         raise unknown("fabric.accelerator", accelerator, DEVICES)

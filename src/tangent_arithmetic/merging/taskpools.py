@@ -17,14 +17,16 @@ from tangent_arithmetic.arithmetic.metrics import main_of
 from tangent_arithmetic.arithmetic.sweeps import Split, logits_at
 from tangent_arithmetic.arithmetic.tally import Tally, scores
 from tangent_arithmetic.data.base import Pictures, SubsetPictures
+from tangent_arithmetic.data.hub import HubSet
 from tangent_arithmetic.data.loading import EvalBatches
 from tangent_arithmetic.data.templates import get_templates
 from tangent_arithmetic.encoders.base import BUILT, Encoder, ModuleEncoder, is_encoder, is_linear
 from tangent_arithmetic.encoders.heads import zeroshot_weights
 from tangent_arithmetic.encoders.images import VISUAL, ClassificationHead, ImageEncoder
 from tangent_arithmetic.encoders.published import huggingface
+from tangent_arithmetic.merging.built import check_built
 from tangent_arithmetic.merging.examples import Examples, Part
-from tangent_arithmetic.merging.pool import ModelPool
+from tangent_arithmetic.merging.pool import Model, ModelPool
 from tangent_arithmetic.merging.results import Record, record_of
 from tangent_arithmetic.merging.stream import Merge
 from tangent_arithmetic.run.args import Config
@@ -88,13 +90,13 @@ class TaskPool:
         """The place of a merge among the results of a run; None if it is not stored there."""
         return None
 
-    def examples(self, pool: ModelPool) -> Examples:
+    def examples(self, pool: ModelPool | Mapping[str, Model]) -> Examples:
         """The models of a pool on images of the tasks of their names.
 
         Raises:
             UsageError: if a model has no task here.
         """
-        return PoolExamples(pool, self)
+        return PoolExamples(ModelPool.of(pool), self)
 
     def split(
         self, encoder: Encoder, name: str, validation: bool, count: int | None = None, seed: int = 0
@@ -339,13 +341,31 @@ class HubRows:
         names = {entry.hub.repo: name for name, entry in PUBLIC_SETS.items() if entry.hub}
         return {**names, **OTHER_NAMES}.get(self.path)
 
+    def hub(self) -> HubSet | None:
+        """How our registry reads these rows from the hub; None if it does not."""
+        from tangent_arithmetic.data.clip20 import PUBLIC_SETS
+
+        known = self.known()
+        hub = PUBLIC_SETS[known].hub if known else None
+        if hub is None or hub.repo == self.path:
+            return hub
+        return replace(hub, repo=self.path, test="test")
+
+    def ours(self) -> str | None:
+        """The set in our registry whose test split or held-out tenth this is, or None."""
+        hub = self.hub()
+        config, tested = (None, "test") if hub is None else (hub.config, hub.test)
+        same = self.config in (None, config) and (self.validation or self.split == tested)
+        return self.known() if same else None
+
 
 class CLIPVisionModelTaskPool(TaskPool):
     """Image classification with CLIPs of Hugging Face, as FusionBench's pool of this name.
 
-    Data sets of our registry come from local folders if they exist, else from the hub. Others take
-    their classes from the label column, with the prompt "a photo of a {}.". The letters of EMNIST
-    are always the hub's, since ours are upright, with our prompt.
+    Test splits of our registry come from local folders if they exist, else from the hub; their
+    other splits and configurations always from the hub, with our class names and prompts. Other
+    sets take their classes from the label column, with the prompt "a photo of a {}.". The letters
+    of EMNIST are always the hub's, since ours are upright, with our prompt.
 
     Args:
         test_datasets: name -> data set.
@@ -353,6 +373,9 @@ class CLIPVisionModelTaskPool(TaskPool):
             projection.
         fast_dev_run: evaluate one batch per task.
         **settings: further settings by the names of the flags.
+
+    Raises:
+        UsageError: for a split that cannot be evaluated.
     """
 
     def __init__(
@@ -362,7 +385,6 @@ class CLIPVisionModelTaskPool(TaskPool):
         fast_dev_run: bool = False,
         **settings: Any,
     ) -> None:
-        from tangent_arithmetic.data.clip20 import PUBLIC_SETS
         from tangent_arithmetic.merging.clip_text import read_text_tower
 
         self.base_model = base_model
@@ -374,12 +396,9 @@ class CLIPVisionModelTaskPool(TaskPool):
             return ClassificationHead(True, weights.cpu(), classnames=classes)
 
         def task(name: str, rows: HubRows) -> Task:
-            ours = rows.known()
-            if ours is None:
+            if (ours := rows.ours()) is None:
                 return generic_task(name, rows, head)
-            hub = PUBLIC_SETS[ours].hub
-            tested = hub.test if hub is not None and hub.repo == rows.path else "test"
-            split = "Val" if rows.validation or rows.split != tested else ""
+            split = "Val" if rows.validation else ""
             return Task(
                 lambda validation: run.data.dataset(f"{ours}{'Val' if validation else split}").test,
                 lambda: head(run.data.dataset(ours).classnames, get_templates(ours, SUITE)),
@@ -402,6 +421,8 @@ class CLIPVisionModelTaskPool(TaskPool):
                 "folder of a complete CLIP (CLIPModel)"
             )
         config = huggingface.read_config(base.folder)
+        own = replace(base, facts={BUILT: huggingface.built(base.folder, config)})
+        check_built(pool.base, own, pool.base_name, f"base_model={self.base_model}")
         proj = base.read(huggingface.PROJECTION).T.float()
         read = from_huggingface(base.folder, state, config, None, lambda: {f"{VISUAL}proj": proj})
         encoder = ImageEncoder.without_weights(str(read.info["model"]))
@@ -415,17 +436,34 @@ def generic_task(
     rows: HubRows,
     head: Callable[[Sequence[str], Sequence[Callable[[str], str]]], nn.Module],
 ) -> Task:
-    """A data set of the hub that is not in our registry, with the classes of its label column."""
-    from tangent_arithmetic.data.hub import HubSet, classes_of, load_rows, pictures_of
+    """A split of the hub that is none of our registry, with the classes of its label column.
+
+    Raises:
+        UsageError: for a held-out tenth, or if the labels of a set in our registry have no names on
+            the hub.
+    """
+    from tangent_arithmetic.data.hub import classes_of, load_rows, pictures_of
+
+    known, hub_set = rows.known(), rows.hub()
+    if rows.validation:
+        raise UsageError(
+            f"{name} holds out a tenth of {rows.path} ({rows.config}), which is no data set of our "
+            "registry; expected one of docs/data.md, or a split of its own"
+        )
+    if known and hub_set is None:
+        raise UsageError(
+            f"{name} names the split {rows.split} of {rows.path} ({rows.config}), where labels "
+            "have no names; expected split=test, or the held-out tenth, and no configuration"
+        )
 
     def read() -> tuple[Pictures, tuple[str, ...]]:
         table = load_rows(name, rows.path, rows.config, rows.split)
-        classes = classes_of(name, rows.path, table)
-        return pictures_of(name, HubSet(rows.path, classes), table), classes
+        hub = hub_set or HubSet(rows.path, classes_of(name, rows.path, table))
+        return pictures_of(name, hub, table), hub.classnames
 
     prompts: Sequence[Callable[[str], str]] = ["a photo of a {}.".format]
-    if rows.path in PROMPTS:
-        prompts = get_templates(PROMPTS[rows.path], SUITE)
+    if prompted := known or PROMPTS.get(rows.path):
+        prompts = get_templates(prompted, SUITE)
     return Task(
         lambda validation: None if validation else read()[0], lambda: head(read()[1], prompts)
     )

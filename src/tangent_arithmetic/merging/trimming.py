@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.merging.registry import Piece, Pieces
+from tangent_arithmetic.merging.registry import Piece, Pieces, one_per_model
 from tangent_arithmetic.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ Taus = Callable[[Piece], Iterable[Tensor]]
 DIGIT = {"global": 16, "tensor": 11}  # bits; a histogram of 2**DIGIT for each threshold sought
 WHOLE = ""  # the key of a threshold over the whole vector
 KEY_BITS = 32  # of `ordered_keys`
+TINY = 1e-8  # a sum of weights below this divides nothing
+BLOCK = 2**18  # numbers of whole tensors that are merged at once; affects memory only
 
 
 def ordered_keys(values: Float[Tensor, " weights"]) -> Tensor:
@@ -172,6 +174,7 @@ def elect(
     threshold: float,
     scope: str,
     zero_sign: str,
+    weights: float | Sequence[float] = 1.0,
     remove_keys: Collection[str] = (),
     **_others: Any,
 ) -> Elected:
@@ -183,11 +186,12 @@ def elect(
         threshold: share of the weights that stay: a percentage if above 1, else a fraction.
         scope: "global" or "tensor", the range of a threshold.
         zero_sign: "majority" or "positive", the sign where the sum is 0.
+        weights: one for all task vectors, or one for each, which count in the sums.
         remove_keys: tensors to ignore.
         **_others: options of the method that are not used here.
 
     Raises:
-        UsageError: if the threshold is out of range.
+        UsageError: if the threshold is out of range, or the number of weights is wrong.
     """
     if not 0 < threshold <= 100:
         raise UsageError(f"threshold must be above 0 and at most 100 (percent), got {threshold}")
@@ -201,27 +205,65 @@ def elect(
         return elected
     signs = 0
     for piece in kept():
-        total = elected.trimmed(piece.name, taus(piece)).sum(dim=0)
+        factors = one_per_model(weights, piece.models, "weights")
+        total = merge_rows(elected.trimmed(piece.name, taus(piece)), factors, "sum")
         signs += int(total.sign().sum(dtype=torch.int64))
     return Elected(thresholds, float((signs > 0) - (signs < 0)))
 
 
-def merge_agreeing(
-    trimmed: Float[Tensor, "models weights"], zero_sign: float, merge_func: str
+def merge_rows(
+    rows: Float[Tensor, "models weights"],
+    weights: Sequence[float],
+    merge_func: str,
+    zero_sign: float | None = None,
 ) -> Float[Tensor, " weights"]:
-    """The sum, mean or largest magnitude of the entries that have the sign of their sum.
+    r"""The weighted sum, mean or largest magnitude of task vectors, of one sign if one is elected.
+
+    With \(v_t = w_t \tau_t\), the sign of a weight is that of \(\sum_t v_t\), and the \(v_t\) of
+    another sign, or that are 0, are left out. The mean is \(\sum_t v_t / \sum_t w_t\) over those
+    that stay, undivided where \(|\sum_t w_t|\) is below `TINY`.
 
     Args:
-        trimmed: the trimmed task vectors.
-        zero_sign: the sign where the sum is 0.
-        merge_func: "sum", "mean" or "max".
+        rows: the task vectors.
+        weights: w, one per task vector, of any sign.
+        merge_func: "sum", "mean" or "max", the largest magnitude of the \(v_t\).
+        zero_sign: the sign where the sum is 0; None to elect none.
     """
-    sign = trimmed.sum(dim=0).sign()
-    sign[sign == 0] = zero_sign
-    agreeing = trimmed * torch.where(sign > 0, trimmed > 0, trimmed < 0)
+    factors = rows.new_tensor(weights)[:, None]
+    weighted = rows * factors
+    sign, agree = weighted.sum(dim=0).sign(), torch.ones_like(weighted, dtype=torch.bool)
+    if zero_sign is not None:
+        sign[sign == 0] = zero_sign
+        agree = torch.where(sign > 0, weighted > 0, weighted < 0)
+    weighted *= agree
     if merge_func == "max":
-        return agreeing.abs().amax(dim=0) * sign
-    total = agreeing.sum(dim=0)
+        return weighted.abs().amax(dim=0) * sign
+    total = weighted.sum(dim=0)
     if merge_func == "mean":
-        total /= (agreeing != 0).sum(dim=0).clamp(min=1)
+        divisor = (factors * agree).sum(dim=0)
+        total /= torch.where(divisor.abs() < TINY, 1.0, divisor)
     return total
+
+
+def blocks(taus: Sequence[Float[Tensor, " weights"]]) -> Iterator[Float[Tensor, "models part"]]:
+    """Whole task vectors, some weights of all at a time."""
+    return map(torch.stack, zip(*(tau.split(BLOCK) for tau in taus), strict=True))
+
+
+def merge_blocks(
+    taus: Sequence[Float[Tensor, " weights"]],
+    weights: Sequence[float],
+    normalize: bool,
+    elect_sign: bool,
+) -> Float[Tensor, " weights"]:
+    """The weighted sum, or mean if `normalize`, of whole tensors, see `merge_rows`.
+
+    Args:
+        taus: the task vectors.
+        weights: one per task vector.
+        normalize: divide by the sum of the weights of those that stay.
+        elect_sign: elect a sign, plus where the sum is 0.
+    """
+    zero_sign = 1.0 if elect_sign else None
+    merge_func = "mean" if normalize else "sum"
+    return torch.cat([merge_rows(rows, weights, merge_func, zero_sign) for rows in blocks(taus)])

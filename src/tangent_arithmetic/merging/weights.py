@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tangent_arithmetic.encoders.base import BUILT
 from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.encoders.published import hub, huggingface
 from tangent_arithmetic.encoders.registry import encoder_kinds
@@ -45,7 +46,8 @@ class Weights:
         outline: name -> a tensor without memory (device "meta") of the same dtype and shape.
         read: reads a tensor by name; in a file it is mapped, not copied, and must not be modified.
         kind: "image_encoder" and so on for our checkpoints and published encoders, else "".
-        facts: known facts about the model: "hash", "theta0_hash", "model".
+        facts: known facts about the model: "hash", "theta0_hash", "model", and "built", how its
+            features are computed, see `encoders.built`.
         place: the path as the user wrote it; None for weights in memory.
         folder: the Hugging Face folder of the weights, or None.
         files: the files of the weights.
@@ -253,7 +255,9 @@ def open_clip_vision(place: str | Path) -> Weights:
             f"{place} has no vision tower of a CLIP, expected names such as "
             f"{huggingface.PREFIX}embeddings.class_embedding"
         )
-    return tower
+    if tower.folder is None or not tower.config:
+        return tower
+    return replace(tower, facts={BUILT: huggingface.built(tower.folder, tower.config)})
 
 
 def _vision(key: str) -> str | None:
@@ -363,10 +367,20 @@ def _safetensors(path: Path, place: str) -> Weights:
     def own(key: str) -> str | None:
         return None if key.startswith(checkpoints.THETA0) else key
 
-    weights = Weights(**mapped([path], own), kind=facts["kind"], facts=known, place=place)
+    opened = mapped([path], own)
+    ties = _recorded_ties(facts["info"], opened["outline"])
+    weights = Weights(**opened, kind=facts["kind"], facts=known, place=place, ties=ties)
     if statedict.content_hash(weights.tensors) != facts["hash"]:
         raise checkpoints.damaged(path, "its checksum differs")
     return weights
+
+
+def _recorded_ties(info: Mapping[str, Any], outline: Mapping[str, Tensor]) -> dict[str, str]:
+    """The ties that one of our checkpoints records of its tensors."""
+    tied = info.get(statedict.TIES)
+    pairs = tied.items() if isinstance(tied, Mapping) else ()
+    known = {n: str(first) for n, first in pairs if {n, str(first)} <= outline.keys()}
+    return statedict.merge_ties(known)
 
 
 def _state(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tangent_arithmetic.report.table import Line, Table
 from tangent_arithmetic.run.modes import MODES, Mode
+from tangent_arithmetic.run.present import superseded
 from tangent_arithmetic.run.results import optional_results
 from tangent_arithmetic.runtime.errors import UsageError
 
@@ -19,12 +20,17 @@ STATEMENT = (
 
 
 def certified_tables(folder: Path) -> list[Table]:
-    """A table for each file of certificates in a run's folder; damaged ones are left out."""
+    """A table for each file of certificates in a run's folder.
+
+    Damaged ones, and those of earlier checkpoints than the single tasks, are left out.
+    """
     found = []
     for path in sorted(folder.glob("*certificates*.json")):
         results = optional_results(path)
         mode, ranges = mode_of(results), results.get("ranges")
-        if mode is not None and isinstance(ranges, dict):
+        if mode is None or superseded(folder, results["provenance"], mode.name):
+            continue
+        if isinstance(ranges, dict):
             some = path.stem.partition("certificates")[2]  # "-A+B" of some of the suite's tasks
             found.append(_table(mode, some, results.get("control"), ranges))
     return [table for table in found if table.lines]

@@ -24,6 +24,7 @@ from tangent_arithmetic.report.sizes import sample_size
 from tangent_arithmetic.report.solved import numbers
 from tangent_arithmetic.report.templates import asset, text
 from tangent_arithmetic.run.modes import get_mode
+from tangent_arithmetic.run.present import current_results
 from tangent_arithmetic.run.results import accuracies_path, arithmetic_path, optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
@@ -220,7 +221,7 @@ def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
     """Named positions of the sliders, including the best ones according to the results."""
     tasks = run.tasks
     presets: dict[str, dict[str, float]] = {"Zero-shot": {}}
-    added = optional_results(arithmetic_path(run, mode, "additions"))
+    added = current_results(arithmetic_path(run, mode, "additions"), mode)
     if "coefficient" in added:
         coef = added["coefficient"]
         presets[f"Best sum on validation ({coef:g})"] = dict.fromkeys(tasks, coef)
@@ -228,7 +229,7 @@ def presets_of(run: Run, mode: str) -> dict[str, dict[str, float]]:
         presets[f"Exact best sum on validation ({exact:.4f})"] = dict.fromkeys(tasks, exact)
     presets["Sum of all"] = dict.fromkeys(tasks, 1.0)
     presets |= {f"Only {task}": {task: 1.0} for task in tasks}
-    negated = optional_results(arithmetic_path(run, mode, "negations"))
+    negated = current_results(arithmetic_path(run, mode, "negations"), mode)
     for task in tasks:
         if "coefficient" in negated.get(task, {}):
             coef = negated[task]["coefficient"]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tangent_arithmetic.analysis.tables import analysis_of
 from tangent_arithmetic.analysis.takeaways import takeaway
 from tangent_arithmetic.report import explorer
 from tangent_arithmetic.report.table import UNVERIFIED, Table
@@ -128,7 +129,7 @@ def write_report(run: Run, explored: str | None = None) -> Path:
 def page_of(run: Run, explored: str | None) -> str:
     """The HTML of the page."""
     seed = "" if run.config.seed is None else f", seed {run.seed}"
-    figures, tables = list(_figures(run.results)), tables_of(run)
+    figures, tables = list(_figures(run)), tables_of(run)
     return asset("report.html.j2").render(
         title=without_home(f"{run.config.model}, suite {run.suite.name}{seed}"),
         sample=run.config.sample,
@@ -180,21 +181,28 @@ def _link(kind: str, content: str | bytes) -> str:
     return f"data:{TYPES[kind]};base64,{base64.b64encode(data).decode()}"
 
 
-def _figures(results: Path) -> Iterable[dict[str, Any]]:
+def _figures(run: Run) -> Iterable[dict[str, Any]]:
     """The figures of a run with their files, in the order of `CAPTIONS`, then others by name."""
-    names = [*CAPTIONS]
-    paths = sorted((results / "figures").glob("*.png"))
-    for path in sorted(paths, key=lambda p: names.index(p.stem) if p.stem in names else len(names)):
+    places, folder = {name: i for i, name in enumerate(CAPTIONS)}, run.results / "analysis"
+    paths = sorted((run.results / "figures").glob("*.png"))
+    for path in sorted(paths, key=lambda path: places.get(analysis_of(path), len(places))):
         if (image := _content(path)) is None:
             continue
         files = {kind: _content(path.with_suffix(f".{kind}")) for kind in ("svg", "pdf")}
         yield {
             "name": path.stem,
-            "caption": CAPTIONS.get(path.stem, path.stem),
-            "takeaway": takeaway(results / "analysis", path.stem),
+            "caption": _caption(path),
+            "takeaway": takeaway(folder, path.stem, run),
             "source": _link(*_smaller(image)),
             "files": {kind: _link(kind, data) for kind, data in files.items() if data is not None},
         }
+
+
+def _caption(path: Path) -> str:
+    """The caption of a figure, with the tasks in its name."""
+    name = analysis_of(path)
+    some = path.stem.removeprefix(name).replace("-", ", ", 1)
+    return f"{CAPTIONS[name]}{some}" if name in CAPTIONS else path.stem
 
 
 def _smaller(image: bytes) -> tuple[str, bytes]:

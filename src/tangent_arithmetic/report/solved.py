@@ -13,6 +13,7 @@ from tangent_arithmetic.report.certified import mode_of
 from tangent_arithmetic.report.shades import shade
 from tangent_arithmetic.report.table import Line, Table
 from tangent_arithmetic.run.modes import Mode, in_order
+from tangent_arithmetic.run.present import superseded
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.reading import read_json
 
@@ -33,6 +34,7 @@ class Solved:
         uniform: the best coefficient for all of them; None if not known.
         test: the main metric of each task.
         some: the tasks, where they are not all of the suite's: "A+B"; else nothing.
+        earlier: whether it is of earlier checkpoints than the single tasks.
     """
 
     mode: Mode
@@ -41,6 +43,7 @@ class Solved:
     uniform: float | None
     test: dict[str, float]
     some: str = ""
+    earlier: bool = False
 
     @property
     def mapped(self) -> bool:
@@ -68,7 +71,8 @@ def _read(path: Path) -> Solved | None:
         return None
     uniform = numbers({"uniform": results.get("uniform")}).get("uniform")
     slug, _, some = path.stem.partition(KIND)[2].partition("_tasks")
-    return Solved(mode, _name(slug), coefficients, uniform, solved, some)
+    earlier = superseded(path.parent, results["provenance"], mode.name)
+    return Solved(mode, _name(slug), coefficients, uniform, solved, some, earlier)
 
 
 def _name(slug: str) -> str:
@@ -92,8 +96,11 @@ def numbers(values: object) -> dict[str, float]:
 
 
 def heat_maps(found: Sequence[Solved]) -> list[Table]:
-    """A map of tasks and layers for each sum that has a coefficient for each of them."""
-    return [_map(one) for one in found if one.mapped]
+    """A map of tasks and layers for each sum that has a coefficient for each of them.
+
+    Sums of earlier checkpoints than the single tasks have none.
+    """
+    return [_map(one) for one in found if one.mapped and not one.earlier]
 
 
 def _map(one: Solved) -> Table:

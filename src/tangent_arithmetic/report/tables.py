@@ -11,7 +11,7 @@ from tangent_arithmetic.report.published import COLUMNS, EIGHT, Row, rows
 from tangent_arithmetic.report.solved import Solved, heat_maps, numbers, solved_of
 from tangent_arithmetic.report.table import COEFFICIENT, UNVERIFIED, Line, Table
 from tangent_arithmetic.run.modes import MODES, in_order
-from tangent_arithmetic.run.present import ADDITION, NEGATION, files_of, with_results
+from tangent_arithmetic.run.present import ADDITION, NEGATION, files_of, superseded, with_results
 from tangent_arithmetic.run.results import accuracies_path, optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import AT_ONE, siblings, spread
@@ -121,11 +121,23 @@ def _addition(
             if at_one:
                 one = results.get("test_at_1", {}).get("avg_top1")
                 line = replace(line, cells=[*line.cells, percent(one)], values=(*line.values, one))
-            table.lines.append(line)
+            table.lines.append(_checked(line, run, results, mode, "add"))
         singles = by_mode.get(mode, {})
         own, every = [one for one in solved if one.mode.name == mode], list(run.suite.tasks)
         table.lines += [_solved(one, singles, table.columns, every) for one in own]
     return table
+
+
+def _checked(line: Line, run: Run, results: Mapping[str, Any], mode: str, made_by: str) -> Line:
+    """A row of results; without its values if they are of earlier checkpoints than single tasks."""
+    origin = results.get("provenance", {})
+    return _blank(line, made_by) if superseded(run.results, origin, mode) else line
+
+
+def _blank(line: Line, made_by: str) -> Line:
+    note = f"{line.label}: of earlier checkpoints than the single tasks; run `{made_by}` again."
+    cells, values = ["-"] * len(line.cells), (None,) * len(line.cells)
+    return replace(line, cells=cells, values=values, note=note)
 
 
 def _solved(
@@ -138,7 +150,8 @@ def _solved(
     values = [one.test.get(column, means.get(column)) for column in columns]
     cells = [*map(percent, values)]
     cells[columns.index(COEFFICIENT)] = f"{len(one.coefficients)} solved"
-    return Line(f"{one.mode.label},{of} solved: {one.name}", cells, tuple(values))
+    line = Line(f"{one.mode.label},{of} solved: {one.name}", cells, tuple(values))
+    return _blank(line, "combine") if one.earlier else line
 
 
 def _merging(run: Run, tasks: Sequence[str]) -> Table:
@@ -180,7 +193,8 @@ def _negation(run: Run, modes: Sequence[str], tasks: Sequence[str], exact: bool)
                 values.append(mean([_at_exact(negation, key) for negation in negations]))
             other = _control_of(results)
             further_name = "" if other in (None, control) else f", control {other}"
-            table.lines.append(_line(f"{MODES[mode].label}{further_name}", values))
+            line = _line(f"{MODES[mode].label}{further_name}", values)
+            table.lines.append(_checked(line, run, results, mode, "negate"))
     return table if len(table.lines) > 1 else replace(table, lines=[])
 
 

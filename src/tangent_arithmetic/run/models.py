@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,14 +25,17 @@ from tangent_arithmetic.encoders.registry import load_linear, load_standard
 from tangent_arithmetic.run.heads import classification_head
 from tangent_arithmetic.run.modes import get_mode
 from tangent_arithmetic.run.pretrained import published_zeroshot, zeroshot_encoder
+from tangent_arithmetic.run.results import differences, weights_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.suggest import command
 from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.storage.checkpoints import read_header
 
 __all__ = [
     "announce",
     "base_encoder",
+    "changed_weights",
     "checkpoint_hashes",
     "classification_head",
     "command",
@@ -41,6 +44,7 @@ __all__ = [
     "load_encoder",
     "published_zeroshot",
     "split_of",
+    "stored_hash",
     "task_vector",
     "zeroshot_encoder",
 ]
@@ -217,6 +221,33 @@ def split_of(run: Run, encoder: Encoder, name: str) -> Split:
 def checkpoint_hashes(run: Run, tasks: list[str], mode: str) -> dict[str, str]:
     """The content hash of the fine-tuned checkpoint of each task, by task."""
     return {task: read_facts(resolve(run.finetuned_path(task, mode)))["hash"] for task in tasks}
+
+
+def stored_hash(path: Path) -> str | None:
+    """The content hash of a checkpoint of ours; None if there is none, or it is damaged."""
+    try:
+        return (read_header(resolve(path)) or {}).get("hash")
+    except UsageError:
+        return None
+
+
+def changed_weights(
+    run: Run, mode: str, origin: Mapping[str, Any], tasks: Iterable[str]
+) -> list[str]:
+    """The weights of a run that are not those of a mode's results, in words.
+
+    Only checkpoints of ours that are there, and whose hashes the results record, are compared.
+
+    Args:
+        run: the run.
+        mode: the mode.
+        origin: the provenance of the results.
+        tasks: the tasks whose checkpoints they are of.
+    """
+    recorded = weights_of(origin)
+    files = {"theta0": run.zeroshot_path} | {t: run.finetuned_path(t, mode) for t in tasks}
+    now = {name: stored_hash(file) for name, file in files.items() if name in recorded}
+    return differences(recorded, {name: value for name, value in now.items() if value})
 
 
 def announce(run: Run, script: str) -> None:

@@ -21,7 +21,7 @@ from tangent_arithmetic.run.modes import (
     in_order,
     variant,
 )
-from tangent_arithmetic.run.results import optional_results
+from tangent_arithmetic.run.results import optional_results, warn_once, weights_of
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
@@ -94,6 +94,30 @@ def files_of(folder: Path, mode: str, method: str) -> list[tuple[Path, str]]:
         name, _, tasks = _method(MODES[mode], path.stem).partition(" ")
         if name == method:
             found.append((path, tasks))
+    return found
+
+
+def superseded(folder: Path, origin: Mapping[str, Any], mode: str) -> bool:
+    """Whether a mode's single tasks are of other weights than results beside them.
+
+    Weights that one of both does not record are not compared.
+
+    Args:
+        folder: the run's folder of results.
+        origin: the provenance of the results.
+        mode: the mode.
+    """
+    singles = optional_results(folder / f"{MODES[mode].accuracies}.json")
+    now, then = weights_of(singles.get("provenance", {})), weights_of(origin)
+    return any(now.get(name, value) != value for name, value in then.items())
+
+
+def current_results(path: Path, mode: str) -> dict[str, Any]:
+    """A mode's results in a file; empty, with a warning, if they are `superseded`."""
+    found = optional_results(path)
+    if superseded(path.parent, found.get("provenance", {}), mode):
+        warn_once(f"{path} is left out: of earlier checkpoints than the single tasks of {mode}")
+        return {}
     return found
 
 

@@ -40,7 +40,7 @@ def arithmetic_path(run: Run, mode: str, operation: str) -> Path:
     A sum of a part of the suite's tasks, or its certificates, have a file of their own, with the
     tasks in its name.
     """
-    if operation != "negations" and (some := _some_tasks(run)):
+    if operation != "negations" and (some := some_tasks(run)):
         operation += f"-{some}"
     return run.results / f"{get_mode(mode).prefix}{operation}.json"
 
@@ -69,12 +69,12 @@ def solution_name(run: Run, grouping: str, shots: int | None) -> str:
     parts += [] if config.ridge is None else [f"ridge{config.ridge:g}"]
     parts += ["bounds" + ",".join(config.coefficient_bounds)] if config.coefficient_bounds else []
     parts += [] if config.solver == "auto" else [f"solver{config.solver}"]
-    if not config.negate and (some := _some_tasks(run)):
+    if not config.negate and (some := some_tasks(run)):
         parts.append(f"tasks{some}")
     return "_".join(parts)
 
 
-def _some_tasks(run: Run) -> str:
+def some_tasks(run: Run) -> str:
     """The run's tasks, A+B, if they are not all of the suite's in its order; else nothing."""
     return "" if run.tasks == list(run.suite.tasks) else "+".join(run.tasks)
 
@@ -207,12 +207,13 @@ def load_results(path: str | Path) -> dict[str, Any]:
     found, faults = results_schema.read(path)
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        _warn_once(f"{path} is damaged; left out are {'; '.join(faults[:3])}{more}")
+        warn_once(f"{path} is damaged; left out are {'; '.join(faults[:3])}{more}")
     return found
 
 
 @functools.cache  # a page reads a file several times
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Logs a warning, each once."""
     logger.warning("%s", message)
 
 
@@ -223,7 +224,7 @@ def optional_results(path: Path) -> dict[str, Any]:
     except MissingFileError:
         return {}
     except UsageError as error:
-        _warn_once(f"{path} is left out: {error}")
+        warn_once(f"{path} is left out: {error}")
         return {}
 
 
@@ -296,19 +297,11 @@ def require_results(
     results = complete_results(path, made_by, needed)
     origin = results.get("provenance", {})
     expected = {"theta0_hash": theta0_hash, "seed": run.seed, "suite": run.suite.name}
-    wrong = [
-        f"{name} is {str(origin.get(name))[:12]}, expected {str(value)[:12]}"
-        for name, value in expected.items()
-        if origin.get(name) != value
-    ]
+    wrong = differences(origin, expected)
     if _precision(origin) != run.config.precision:
         wrong.append(f"precision is {_precision(origin)}, expected {run.config.precision}")
-    of = origin.get("checkpoints", {})
-    wrong += [
-        f"checkpoint of {task} is {str(of.get(task))[:12]}, expected {value[:12]}"
-        for task, value in (checkpoints or {}).items()
-        if of.get(task) != value
-    ]
+    of = differences(origin.get("checkpoints", {}), checkpoints or {})
+    wrong += [f"checkpoint of {difference}" for difference in of]
     for kind, values in evaluated_on(run, map(str, needed)).items():
         known = origin.get(kind, {})  # results of earlier versions record no heads
         changed = [n for n, value in values.items() if value and known.get(n, value) != value]
@@ -318,3 +311,20 @@ def require_results(
             f"{path} is of another run ({'; '.join(wrong)}). Make it again with: {made_by}"
         )
     return results
+
+
+def weights_of(origin: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of the weights that a provenance records: "theta0", and checkpoints by task."""
+    checkpoints = origin.get("checkpoints")
+    known = {"theta0": origin.get("theta0_hash")}
+    known |= checkpoints if isinstance(checkpoints, dict) else {}
+    return {name: value for name, value in known.items() if isinstance(value, str)}
+
+
+def differences(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """What results record otherwise than expected, in words; hashes are shortened."""
+    return [
+        f"{name} is {str(recorded.get(name))[:12]}, expected {str(value)[:12]}"
+        for name, value in expected.items()
+        if recorded.get(name) != value
+    ]

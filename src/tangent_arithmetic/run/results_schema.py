@@ -172,6 +172,11 @@ SUM = {
     "coefficient": AMOUNT,
     "interference": _table({}, _table({}, AMOUNT)),
 }
-FILE = {**ORIGIN, **SUM, "provenance": _table(ORIGIN, _fact)}  # a table's origin is its own file
+FILE = {  # a table's origin is its own file
+    **ORIGIN,
+    **SUM,
+    "provenance": _table(ORIGIN, _fact),
+    "earlier": _table({}, _table(ORIGIN, _fact)),
+}
 SOLVED = ("combined_", "negated_")  # files of `combine`
 KINDS: dict[str, Check] = {"additions": _fact, "negations": RECORD, "accuracies": SHARE}

@@ -12,7 +12,7 @@ import numpy as np
 
 from tangent_arithmetic.run.latex import booktabs
 from tangent_arithmetic.run.modes import MODES, in_order
-from tangent_arithmetic.run.present import with_results
+from tangent_arithmetic.run.present import current_results, with_results
 from tangent_arithmetic.run.results import (
     accuracies_path,
     arithmetic_path,
@@ -58,7 +58,8 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     """The figures of one or more runs that differ in their seed.
 
     Args:
-        runs: the settings of each run; what of their results is missing or damaged is None.
+        runs: the settings of each run; what of their results is missing, damaged, or of earlier
+            checkpoints than the single tasks is None.
 
     Returns:
         {"single": {mode: {data set: figures}}, "addition": {mode: {metric: figures}}, "solved":
@@ -69,7 +70,7 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
     tasks, control = first.tasks, first.control_set
 
     def gather(path_of: Callable[..., Path], pick: Callable[..., Any], *which: str) -> Any:
-        found = [pick(optional_results(path_of(run, *which))) for run in runs]
+        found = [pick(current_results(path_of(run, *which), which[0])) for run in runs]
         return {key: _numbers([one[key] for one in found]) for key in found[0]}
 
     def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
@@ -270,7 +271,8 @@ def siblings(run: Run) -> list[Run]:
             rf"{re.escape(stem)}_seed(\d+){re.escape(sample + end)}", path.name
         ):
             seeds.add(int(match[1]))
-    runs = [run if s == run.seed else _kept(with_seed(run, s)) for s in sorted(seeds | {0})]
+    other = run.with_(save=None)  # --save is one run's folder
+    runs = [run if s == run.seed else _kept(with_seed(other, s)) for s in sorted(seeds | {0})]
     return [one for one in runs if one.seed == run.seed or any(one.results.glob("*.json"))]
 
 

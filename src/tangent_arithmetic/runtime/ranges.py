@@ -59,3 +59,11 @@ def number(
         return in_range(kind, value, text, least, most, below)
 
     return parse
+
+
+def several(
+    kind: type, least: float | None = None, most: float | None = None
+) -> Callable[[str], list[Any]]:
+    """A parser for argparse's `type` of comma lists of numbers; without repetitions."""
+    parse = number(kind, least, most)
+    return lambda text: list(dict.fromkeys(map(parse, text.split(","))))

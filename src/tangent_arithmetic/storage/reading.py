@@ -37,8 +37,10 @@ def readable(path: str | Path, expected: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and not os.path.exists(path):  # noqa: PTH110
             raise MissingFileError(f"{path} does not exist, expected {expected}") from error
         refuse_pointer(path)
+        remedy = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise UsageError(
             f"{path} cannot be read as {expected} ({type(error).__name__}: {_reason(path, error)})"
+            f"{remedy}"
         ) from error
 
 

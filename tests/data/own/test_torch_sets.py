@@ -147,7 +147,12 @@ def test_vectors_are_several_labels() -> None:
     ("train", "names", "error", "message"),
     [
         (iter([]), ("a",), UsageError, "expected a map-style data set, with len"),
-        (Items([1, 2]), ("a",), UsageError, r"expected items \(image, label\), got a int"),
+        (
+            Items([1, 2]),
+            ("a",),
+            UsageError,
+            r"items \(image, label\) or \(text, label\), got a int",
+        ),
         (Items([(i, 0) for i in _images(2)]), None, UsageError, "expected class names, one phrase"),
         (Items([(i, 0) for i in _images(2)]), "cat", UsageError, "expected class names, one"),
         (Items([(i, 3) for i in _images(2)]), ("a", "b"), PictureError, "label 3, expected an int"),

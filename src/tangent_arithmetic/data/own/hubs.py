@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from tangent_arithmetic.data.base import Splits
+from tangent_arithmetic.data.columns import known_columns
 from tangent_arithmetic.data.hub import HubPictures, load_rows
 from tangent_arithmetic.data.identity import labels_of
 from tangent_arithmetic.data.own.folders import split_names
-from tangent_arithmetic.data.own.tables import COLUMNS
 from tangent_arithmetic.data.own.words import Names, named, untrained
 from tangent_arithmetic.data.splitting import with_test_part
 from tangent_arithmetic.data.texts import Texts
@@ -123,20 +123,21 @@ class HubSource:
                 f"{type(feature).__name__}, expected an integer or a text in every row; several "
                 "labels are read from a table"
             )
-        trained = set(splits["train"].unique(label))
-        values = trained.union(*(rows.unique(label) for rows in splits.values()))
-        odd = next((v for v in values if not isinstance(v, int | str) or v == ""), None)
-        if odd is not None or None in values:
-            raise UsageError(
-                f"data set {self.name}: the column {shown(label)} of {self.repo} has the value "
-                f"{shown(odd)}, expected an integer or a text in every row"
-            )
+        found = {split: rows.unique(label) for split, rows in splits.items()}
+        for split, one in ((split, one) for split, values in found.items() for one in values):
+            if not _is_label(one):
+                raise UsageError(
+                    f"data set {self.name}: the column {shown(label)} of {self.repo} has the value "
+                    f"{shown(repr(one))} in its {split} split, expected an integer or a text in "
+                    f"every row; correct it, or name another column or split as in {self.name}="
+                    f"hub:{self.repo}?label=COLUMN"
+                )
+        trained, values = set(found["train"]), set[Any]().union(*found.values())
         if extra := [str(value) for value in values if value not in trained]:
             remedy = f"name other splits as in {self.name}=hub:{self.repo}?train=SPLIT&test=SPLIT"
             raise untrained(self.name, self.repo, "its training rows", sorted(extra), remedy)
-        return {
-            value: str(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))
-        }
+        ordered = sorted(values, key=lambda v: (isinstance(v, str), v))
+        return {v: str(int(v) if isinstance(v, float) else v) for v in ordered}
 
     def _examples(
         self, rows: Any, kind: str, column: str, label: str, classes: dict[Any, str]
@@ -154,7 +155,7 @@ class HubSource:
                 rows, column, np.array([numbers[v] for v in rows[label][:]], np.int64)
             )
         values = list(numbers)
-        plain = values == list(range(len(values)))
+        plain = values == list(range(len(values))) and not isinstance(values[0], float)
         return HubPictures(rows, column, label, tuple(range(len(values))) if plain else numbers)
 
     def _read(self, rows: Any, column: str, labels: np.ndarray) -> Texts:
@@ -163,12 +164,19 @@ class HubSource:
             if not isinstance(text, str) or not text.strip():
                 raise UsageError(
                     f"data set {self.name}: row {index} of {self.repo} has no text in the column "
-                    f"{shown(column)}, got {shown(text)}; remove the row"
+                    f"{shown(column)}, got {shown(repr(text))}; remove the row"
                 )
         return Texts(tuple(texts), labels, self.repo)
 
 
+def _is_label(value: Any) -> bool:
+    """Whether a value may be a class: a text, an integer, or a float that is one, such as 1.0."""
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int | str) and value != ""
+
+
 def _texts(features: Mapping[str, Any]) -> list[str]:
     """The column of texts, by its name: the first of the known names that holds strings."""
-    strings = {name for name, one in features.items() if getattr(one, "dtype", "") in STRINGS}
-    return [name for name in COLUMNS["text"] if name in strings][:1]
+    strings = [name for name, one in features.items() if getattr(one, "dtype", "") in STRINGS]
+    return known_columns("text", strings)[:1]

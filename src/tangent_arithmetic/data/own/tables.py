@@ -1,7 +1,7 @@
 """Own data in a table: a CSV, TSV, Parquet or JSON-lines file of image paths, or texts, and labels.
 
-Columns are found by name (`COLUMNS`) or named in the source. Relative paths are relative to the
-table. A column of splits is optional; one that is found, but has no split's name, is ignored. A
+Columns are found by name (`data.columns`) or named in the source. Relative paths are relative to
+the table. A column of splits is optional; one that is found, but has no split's name, is ignored. A
 cell such as `cat|dog` has several labels: the data set is then a multi-label one.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tangent_arithmetic.data.base import Pictures, Splits
+from tangent_arithmetic.data.columns import known_columns
 from tangent_arithmetic.data.files import ListedPictures, require_files
 from tangent_arithmetic.data.own.folders import split_names
 from tangent_arithmetic.data.own.words import Names, named, untrained
@@ -32,12 +34,6 @@ from tangent_arithmetic.storage.reading import read_text, readable
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img"),
-    "text": ("text", "sentence", "review", "content", "body", "comment", "message", "document"),
-    "label": ("label", "labels", "class", "classes", "category", "target", "tags", "species"),
-    "split": ("split", "subset", "partition", "fold"),
-}
 SEPARATOR, TAB = "|", "\t"  # between the labels of one example; between cells
 _WHAT = {"image": "image (or text)"}
 logger = logging.getLogger(__name__)
@@ -76,14 +72,25 @@ class LabelledFiles:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a table: an image's path or a text, labels and a split for each."""
+    """The rows of a table: an image's path or a text, labels and a split for each.
 
-    kind: str  # image or text
+    Attributes:
+        kind: image or text.
+        items: paths or texts.
+        labels: of each.
+        splits: train, val or test of each.
+        classes: all labels, in the order of their numbers.
+        multilabel: whether one has several labels.
+        texts: the column of texts that a table has beside one of images, which nobody named.
+    """
+
+    kind: str
     items: list[str]
     labels: list[tuple[str, ...]]
     splits: list[str]
     classes: list[str]
     multilabel: bool
+    texts: str = ""
 
     def of(self, split: str) -> _Rows:
         """The rows of a split."""
@@ -144,7 +151,9 @@ class TableSource:
         """
         rows = self._rows()
         if rows.kind == "image":
-            require_files(rows.items, self.path, self.name)
+            place = f"{self.name}={self.path.name}?text={rows.texts}"
+            remedy = f"; for the texts in the column {shown(rows.texts)} write {place}"
+            require_files(rows.items, self.path, self.name, remedy if rows.texts else "")
         parts = {split: rows.of(split) for split in dict.fromkeys(rows.splits)}
         read = {split: part.examples(self.path) for split, part in parts.items()}
         train, test, val = read["train"], read.get("test", read["train"]), read.get("val")
@@ -200,7 +209,9 @@ class TableSource:
         elif extra:
             remedy = "remove them, or add training rows"
             raise untrained(self.name, self.path, "the training rows", extra, remedy)
-        return _Rows(kind, items, labels, splits, classes, multilabel)
+        named = "image" in dict(self.columns)
+        texts = [] if kind == "text" or named else known_columns("text", list(table))
+        return _Rows(kind, items, labels, splits, classes, multilabel, (*texts, "")[0])
 
     def _kind(self, names: list[str]) -> str:
         """Whether the table lists images or texts: by the column named, or found, images first."""
@@ -209,7 +220,7 @@ class TableSource:
             raise UsageError(
                 f"data set {self.name}: image and text columns are both named; expected one of them"
             )
-        found = [each for each in ("image", "text") if _found(each, names)]
+        found = [each for each in ("image", "text") if known_columns(each, names)]
         return (named or found or ["image"])[0]
 
     def _paths(self, cells: Sequence[str]) -> list[str]:
@@ -231,7 +242,7 @@ class TableSource:
         A column that was found, not named, is one of splits if it has the name of one.
         """
         names, wanted = list(table), dict(self.columns).get("split")
-        columns = _found("split", names) if wanted is None else []
+        columns = known_columns("split", names) if wanted is None else []
         if wanted:
             columns = [self._column("split", names)]
         for column in columns:
@@ -259,20 +270,19 @@ class TableSource:
         wanted = dict(self.columns).get(kind)
         if wanted is not None and wanted in names:
             return wanted
-        if wanted is None and (found := _found(kind, names)):
+        if wanted is None and (found := known_columns(kind, names)):
             return found[0]
-        what = f"column {shown(wanted)}" if wanted else f"{_WHAT.get(kind, kind)} column"
+        what, option = f"column {shown(wanted)}", f"?{kind}=COLUMN"
+        if wanted is None:
+            what = f"{_WHAT.get(kind, kind)} column"
+            option = {"image": "?text=COLUMN or ?image=COLUMN"}.get(kind, option)
+        mark = next((each for each in ";,|\t" if len(names) == 1 and each in names[0]), "")
+        hint = f"; if {shown(mark)} separates columns, save it with commas, as .csv" if mark else ""
         raise UsageError(
             f"data set {self.name}: {self.path} has no {what}; its columns are "
-            f"{', '.join(map(shown, names))}. Name one as in "
-            f"{self.name}={self.path.name}?{kind}=COLUMN"
+            f"{', '.join(map(shown, names))}. Name one as in {self.name}={self.path.name}{option}"
+            f"{hint}"
         )
-
-
-def _found(kind: str, names: Sequence[str]) -> list[str]:
-    """The columns whose names say what they hold."""
-    lower = {name.lower().strip(): name for name in names}
-    return [lower[name] for name in COLUMNS[kind] if name in lower]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -295,7 +305,7 @@ def read_table(path: Path) -> pd.DataFrame:
                     "install pyarrow); or save the table as CSV"
                 ) from error
         elif ending == ".jsonl":
-            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
+            frame = _read_json_lines(path)
         else:
             frame = _read_tsv(path) if ending == ".tsv" else _read_csv(path)
             if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first for its index
@@ -318,8 +328,10 @@ def texts_of(path: Path, table: pd.DataFrame, column: str, lists: bool = False) 
     Raises:
         UsageError: if a cell holds something else.
     """
-    texts = []
-    for row, cell in enumerate(table[column], 1):
+    texts, cells = [], table[column]
+    if isinstance(cells.dtype, np.dtype) and cells.dtype.kind == "f":
+        cells = cells.to_numpy()  # or 0.1 in float32 would be 0.10000000149011612
+    for row, cell in enumerate(cells, 1):
         try:
             texts.append(_text(cell, lists))
         except (TypeError, UnicodeDecodeError) as error:
@@ -363,6 +375,35 @@ def _check_quoting(path: Path, lines: Iterable[str], mark: str) -> None:
             f"texts with a {'tab' if mark == TAB else 'comma'} or a quotation mark in quotation "
             "marks, and double those inside"
         ) from error
+
+
+def _read_json_lines(path: Path) -> pd.DataFrame:
+    """The values of a file with a JSON object a line, as they are.
+
+    Raises:
+        UsageError: if a line is no object, or there is none.
+    """
+    import pandas as pd
+
+    rows, expected = [], 'expected an object a line, such as {"text": "so good", "label": 1}'
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UsageError(
+                    f"{path}: line {number} is no JSON ({shown(error)}); {expected}"
+                ) from error
+            if not isinstance(row, dict):
+                raise UsageError(
+                    f"{path}: line {number} is a JSON {type(row).__name__}; {expected}"
+                )
+            rows.append(row)
+    if not rows:
+        raise UsageError(f"{path} is empty; {expected}")
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
@@ -409,7 +450,7 @@ def _text(cell: Any, lists: bool = False) -> str:
         raise TypeError
     if pd.isna(cell):
         return ""
-    if isinstance(cell, float) and cell.is_integer():  # an integer column with missing cells
+    if isinstance(cell, float | np.floating) and cell.is_integer():  # integers, some missing
         return str(int(cell))
     return str(cell).strip()
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,35 +16,28 @@ from urllib.parse import parse_qsl
 import torch
 from torch import nn
 
+from tangent_arithmetic.encoders.backbones import tokenizers
 from tangent_arithmetic.encoders.backbones.building import Backbone, check_size, unavailable
 from tangent_arithmetic.encoders.backbones.names import TEXT_TOWER, TRANSFORMERS, BackboneName
+from tangent_arithmetic.encoders.backbones.sentence_files import pooling, reading
 from tangent_arithmetic.encoders.backbones.sentences import (
     POOLINGS,
     ClipTokenize,
     SentenceModel,
     TextTower,
     Tokenize,
+    check_padding,
     positions_of,
 )
 from tangent_arithmetic.encoders.clip import create_clip, tokenizer_of
 from tangent_arithmetic.encoders.published.huggingface import weight_files
 from tangent_arithmetic.encoders.published.minilm import model_folder
 from tangent_arithmetic.runtime.digests import file_hash
-from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
-from tangent_arithmetic.storage.reading import read_json, readable
+from tangent_arithmetic.runtime.errors import UsageError, unknown
 from tangent_arithmetic.storage.wrappers import read_weights
 
 OPTIONS = ("pooling", "length")
 LONGEST = 512  # tokens, where neither the name nor the model's files say
-KEYS: Mapping[str, str] = {  # of sentence-transformers; since its version 6 names alone
-    "cls": "cls",
-    "mean": "mean",
-    "lasttoken": "last",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-}
-MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that we have
 
 
 def build(name: BackboneName, weights: bool) -> Backbone:
@@ -56,17 +48,20 @@ def build(name: BackboneName, weights: bool) -> Backbone:
         weights: whether to load its weights.
 
     Raises:
-        UsageError: if it is unknown, does not return features of tokens, or its weights do not fit.
+        UsageError: if it is unknown, does not return features of tokens, or its weights or its
+            tokenizer do not fit.
     """
     place, options = _with_options(name)
     folder = model_folder(place)
-    pooling, length = options.get("pooling") or _pooling(folder), options.get("length")
+    pooled, length = options.get("pooling") or pooling(folder), options.get("length")
     with unavailable(f"{TRANSFORMERS}{place}", False):
         module = _module(folder, weights and name.weights is not None, place)
         transform = _tokenize(folder, module, int(length) if length else None)
+        model = SentenceModel(module, pooled)
+        check_padding(model, transform.encode("a text")[0], transform.length, place)
     config = file_hash(folder / "config.json")
-    transform.recipe |= {"pooling": pooling, "config": config}  # of the features too
-    return Backbone(SentenceModel(module, pooling), transform, transform)
+    transform.recipe |= {"pooling": pooled, "config": config}  # of the features too
+    return Backbone(model, transform, transform)
 
 
 def build_tower(name: BackboneName, weights: bool) -> Backbone:
@@ -76,7 +71,7 @@ def build_tower(name: BackboneName, weights: bool) -> Backbone:
     clip.tokenizer = None  # type: ignore[assignment]
     length = int(getattr(clip, "context_length", 77))
     transform = ClipTokenize(tokenizer_of(clip_name), length, clip_name)
-    return Backbone(TextTower(clip), transform, transform)
+    return Backbone(TextTower(clip, transform.padding), transform, transform)
 
 
 def _with_options(name: BackboneName) -> tuple[str, dict[str, str]]:
@@ -144,49 +139,18 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _pooling(folder: Path) -> str:
-    """How a model's outputs are pooled, by its configuration.
-
-    Raises:
-        UsageError: if it needs what we do not have.
-    """
-    listed = folder / "modules.json"
-    if listed.is_file():
-        with readable(listed, "a list of modules"):
-            kinds = [each["type"].rpartition(".")[2] for each in json.loads(listed.read_bytes())]
-        if strange := [kind for kind in kinds if kind not in MODULES]:
-            raise UsageError(
-                f"{folder} has the module {shown(strange[0])} of sentence-transformers, expected "
-                f"{', '.join(MODULES)} only"
-            )
-    own = folder / "1_Pooling" / "config.json"
-    if own.is_file():
-        stated = read_json(own)
-        chosen = [key for key, value in stated.items() if value is True and "mode" in key]
-        if "pooling_mode" in stated:
-            mode = stated["pooling_mode"]
-            chosen = list(map(str, mode)) if isinstance(mode, list) else [str(mode)]
-        if len(chosen) != 1 or chosen[0] not in KEYS:
-            raise UsageError(
-                f"{own} has the pooling {', '.join(map(shown, chosen)) or 'none'}, expected one of "
-                f"{', '.join(KEYS)}; choose one as in {TRANSFORMERS}{folder}?pooling=mean"
-            )
-        return KEYS[chosen[0]]
-    architectures = read_json(folder / "config.json").get("architectures") or [""]
-    return "last" if str(architectures[0]).endswith(("CausalLM", "LMHeadModel")) else "mean"
-
-
 def _tokenize(folder: Path, module: nn.Module, length: int | None) -> Tokenize:
     """The tokenizer of a model."""
     import transformers
 
+    files = tokenizers.files_of(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizers.check_tokens(tokenizer, folder)
+    tokenizers.check_fits(tokenizer, module, folder)
     most = int(tokenizer.model_max_length)
     most = min(most, positions_of(module) or most)
-    stated = folder / "sentence_bert_config.json"
-    usual = read_json(stated).get("max_seq_length") if stated.is_file() else None
     if length is not None and length > most:
         raise UsageError(f"{folder} takes at most {most} tokens, got length={length}")
-    files = [path for path in folder.iterdir() if path.name.startswith(("tokenizer", "vocab"))]
-    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()
-    return Tokenize(tokenizer, length or min(most, int(usual or LONGEST)), digest)
+    read = reading(folder)
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+    return Tokenize(tokenizer, length or min(most, read.length or LONGEST), digest, read)

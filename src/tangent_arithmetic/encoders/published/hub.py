@@ -12,7 +12,7 @@ NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 TOKENIZER = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "*.model")
 OTHERS = ("added_tokens.json", "preprocessor_config.json", "generation_config.json", "README.md")
 PROCESSOR = ("processor_config.json", "chat_template*")
-SENTENCES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+SENTENCES = ("modules.json", "*sentence_*.json", "*/config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the preferred one first
 ADAPTERS = ("adapter_config.json", "adapter_model.*")
 

@@ -40,7 +40,6 @@ def cores(piece: Piece) -> tuple[list[Tensor], Lift] | None:
     whole=True,
     drops=True,
     prepare=partial(prepare_in, space=cores),
-    passes=5,
     largest=3.0,
 )
 def core_space(

@@ -14,10 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method
+from tangent_arithmetic.merging.gram import combine
+from tangent_arithmetic.merging.methods.weighted_average import shares
+from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method, one_per_model
 from tangent_arithmetic.merging.seeds import generator_of
 from tangent_arithmetic.merging.spectral import POSITIONS, TOKENS, module_of
-from tangent_arithmetic.merging.trimming import Elected, elect, merge_agreeing
+from tangent_arithmetic.merging.trimming import Elected, elect, merge_rows
 from tangent_arithmetic.runtime.errors import UsageError
 
 MASK_BLOCK = 2**18  # numbers; the masks depend on it
@@ -79,8 +81,10 @@ def dare_task_arithmetic(
     only_on_linear_weights: bool = False,
     rescale: bool = True,
     seed: int = 0,
+    weights: float | Sequence[float] = 1.0,
+    normalize: bool = False,
 ) -> Tensor:
-    r"""\(\theta = \theta_0 + \lambda \sum_t m_t \odot \tau_t / (1 - p)\).
+    r"""\(\theta = \theta_0 + \lambda \sum_t w_t m_t \odot \tau_t / (1 - p)\).
 
     Args:
         piece: one piece of every model.
@@ -89,14 +93,16 @@ def dare_task_arithmetic(
         only_on_linear_weights: drop only weights of linear layers, see `is_linear_weight`.
         rescale: divide by 1 - p.
         seed: seed of the masks m.
+        weights: w, one for all task vectors or one per model.
+        normalize: divide the weights by their sum.
 
     Source: Yu et al., "Language Models are Super Mario", arXiv:2311.03099, section 3.
     """
     parts = dropped(piece, sparsity_ratio, only_on_linear_weights, rescale, seed)
-    total = next(parts)
-    for tau in parts:
-        total += tau
-    return total.mul_(scaling_factor).add_(piece.base)
+    factors = shares(
+        tuple(one_per_model(weights, piece.models, "weights")), normalize, piece.models
+    )
+    return combine(list(parts), factors).mul_(scaling_factor).add_(piece.base)
 
 
 def prepare(pieces: Pieces, **options: Any) -> Elected:
@@ -110,7 +116,7 @@ def prepare(pieces: Pieces, **options: Any) -> Elected:
     algorithm="DareTiesMerging",
     config="dare/ties_merging",
     prepare=prepare,
-    passes=5,
+    passes=4,
     drops=True,
 )
 def dare_ties(
@@ -126,6 +132,7 @@ def dare_ties(
     scope: Literal["global", "tensor"] = "global",
     zero_sign: Literal["majority", "positive"] = "majority",
     seed: int = 0,
+    weights: float | Sequence[float] = 1.0,
     statistics: Elected,
 ) -> Tensor:
     """`ties` applied after the dropping of `dare_task_arithmetic`, with the options of both.
@@ -136,5 +143,6 @@ def dare_ties(
         return piece.base.clone()
     parts = dropped(piece, sparsity_ratio, only_on_linear_weights, rescale, seed)
     trimmed = statistics.trimmed(piece.name, parts)
-    merged = merge_agreeing(trimmed, statistics.zero_sign, merge_func)
+    factors = one_per_model(weights, piece.models, "weights")
+    merged = merge_rows(trimmed, factors, merge_func, statistics.zero_sign)
     return merged.mul_(scaling_factor).add_(piece.base)

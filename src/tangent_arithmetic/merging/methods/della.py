@@ -3,16 +3,15 @@ r"""DELLA: small weights of a task vector are dropped with a higher probability 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.methods.dare import uniform
-from tangent_arithmetic.merging.registry import Piece, merging_method
-from tangent_arithmetic.merging.trimming import merge_agreeing
+from tangent_arithmetic.merging.registry import Piece, merging_method, one_per_model
+from tangent_arithmetic.merging.trimming import merge_blocks
 from tangent_arithmetic.runtime.errors import UsageError
-
-BLOCK = 2**18  # numbers that are merged at once; affects memory only
 
 
 def drop_probabilities(rows: Tensor, sparsity_ratio: float, epsilon: float) -> Tensor:
@@ -53,14 +52,16 @@ def della(
     elect: bool = True,
     rescale: bool = True,
     seed: int = 0,
+    weights: float | Sequence[float] = 1.0,
+    normalize: bool = True,
 ) -> Tensor:
-    r"""\(\theta = \theta_0 + \lambda\, m\), with the mean m of the \(\hat\tau_t\) of one sign.
+    r"""\(\theta = \theta_0 + \lambda\, m\), m the mean of the \(w_t \hat\tau_t\) of one sign.
 
     \(\hat\tau_t\) drops each weight with its probability \(p_i\) and divides the others by
     \(1 - p_i\). Within a row of n weights, \(p_i = p - \epsilon/2 + \epsilon r_i / (n - 1)\) with
     the rank \(r_i\), 0 for the largest magnitude, as in the authors' code; the paper divides by n.
     A row belongs to one output; a vector is one row. The sign is that of the sum of the
-    \(\hat\tau_t\), weight by weight, plus where it is 0.
+    \(w_t \hat\tau_t\), weight by weight, plus where it is 0, see `trimming.merge_rows`.
 
     Args:
         piece: one tensor of every model.
@@ -68,9 +69,12 @@ def della(
         sparsity_ratio: p, the mean probability to be dropped.
         epsilon: the range of the probabilities, from p - epsilon/2 to p + epsilon/2; mergekit's
             `epsilon` is half of it.
-        elect: elect a sign; else m is the mean over all models (mergekit's `della_linear`: sum).
+        elect: elect a sign; else m is of all models.
         rescale: divide by 1 - p.
         seed: seed of the masks, see `merging.methods.dare`.
+        weights: w, one for all task vectors or one per model, which count in the election too.
+        normalize: divide by the sum of the weights; else m is the sum. mergekit's `della_linear` is
+            the sum without election.
 
     Source: Deep et al., "DELLA-Merging", arXiv:2406.11617, section 2 and algorithm 1.
     """
@@ -81,8 +85,6 @@ def della(
             f"below 1, got sparsity_ratio={sparsity_ratio}, epsilon={epsilon}"
         )
     kept = pruned(piece, sparsity_ratio, epsilon, rescale, seed)
-    merged = torch.empty_like(piece.base)
-    for part, *parts in zip(merged.split(BLOCK), *(tau.split(BLOCK) for tau in kept), strict=True):
-        rows = torch.stack(parts)
-        part.copy_(merge_agreeing(rows, 1.0, "mean") if elect else rows.mean(dim=0))
+    factors = one_per_model(weights, piece.models, "weights")
+    merged = merge_blocks(kept, factors, normalize, elect)
     return merged.mul_(scaling_factor).add_(piece.base)

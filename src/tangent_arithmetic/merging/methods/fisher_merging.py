@@ -62,7 +62,12 @@ def diagonal_fisher(encoder: ModuleEncoder, split: Split) -> dict[str, Tensor]:
         split: images with their head; labels only say whether an image has several.
     """
     weights = {f"0.{name}": p.requires_grad_() for name, p in encoder.named_parameters()}
-    total = {name: torch.zeros_like(p, requires_grad=False) for name, p in weights.items()}
+    total = {  # at least in float32, in which small squares count
+        name: torch.zeros_like(
+            p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False
+        )
+        for name, p in weights.items()
+    }
     classifier = nn.Sequential(encoder, split.head).eval()
     rows, count = max(1, MEMORY // sum(p.nbytes for p in weights.values())), 0
     of_images: ExampleGradients | None = None

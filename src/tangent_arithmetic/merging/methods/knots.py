@@ -29,7 +29,7 @@ def aligned(piece: Piece) -> tuple[list[Tensor], Lift] | None:
     whole=True,
     drops=True,
     prepare=partial(prepare_in, space=aligned),
-    passes=5,
+    passes=4,
     of_outputs=True,
 )
 def knots(

@@ -59,11 +59,12 @@ def prepare(examples: Examples, *, num_examples: int, seed: int) -> Merged:
     for name, weight, gram in of_models(examples, encoder, num_examples, seed, scales=True):
         tau = weight - theta0[name].to(weight)
         drifts.setdefault(name, Drift()).add(tau, gram)
-    state = encoder.weights()
-    return {
-        name: theta0[name].to(state[name]) + drifts.pop(name).solution().to(state[name])
-        for name in list(drifts)
-    }
+    merged = dict[str, Tensor]()
+    for name in list(drifts):
+        drift = drifts.pop(name)
+        start = theta0[name].to(drift.products)
+        merged[name] = start + drift.solution().to(start)
+    return merged
 
 
 @merging_method(

@@ -89,7 +89,7 @@ def _bounds(statistics: list[dict[str, float]]) -> Tensor:
     return torch.tensor([row[WHOLE] for row in statistics], dtype=torch.float64)
 
 
-@merging_method("pcb_merging", source="arXiv:2410.02396", prepare=prepare, passes=7)
+@merging_method("pcb_merging", source="arXiv:2410.02396", prepare=prepare, passes=5)
 def pcb_merging(
     piece: Piece, *, scaling_factor: float = 1.2, pcb_ratio: float = 0.1, statistics: Balance
 ) -> Tensor:

@@ -143,18 +143,26 @@ class Distillation:
 
     Attributes:
         student: the merged model.
+        first: the name of each of its parameters, the first one if there are several.
     """
 
     def __init__(self, examples: Examples, settings: Settings) -> None:
         self.examples, self.settings = examples, settings
         self.student = merged_encoder(examples, settings.scaling_factor).requires_grad_(False)
         self.expert = examples.encoder()
+        self.first = {id(p): name for name, p in self.student.named_parameters()}
 
     def distil(self, block: str) -> dict[str, Tensor]:
         """Trains the coefficients of a block, and returns its weights, by their whole names."""
-        data = {model: self._examples(block, model) for model in self.examples.models}
         module = self.student.get_submodule(block)
-        state = {name: p for name, p in module.named_parameters() if is_real_float(p)}
+        state = {
+            name: p
+            for name, p in module.named_parameters()
+            if is_real_float(p) and self.first[id(p)] == f"{block}.{name}"
+        }
+        if not state:  # all of it is that of other blocks
+            return {}
+        data = {model: self._examples(block, model) for model in self.examples.models}
         theta0 = self._read(PRETRAINED, block, state)
         thetas = [self._read(model, block, state) for model in self.examples.models]
         taus = {n: torch.stack([own[n] for own in thetas]).sub_(theta0[n]) for n in state}

@@ -25,7 +25,7 @@ from tangent_arithmetic.merging.examples import Examples, Merged, check_count, m
 from tangent_arithmetic.merging.inner_products import of_models
 from tangent_arithmetic.merging.registry import Piece, merging_method
 from tangent_arithmetic.runtime.errors import UsageError
-from tangent_arithmetic.storage.statedict import is_real_float
+from tangent_arithmetic.storage.statedict import is_real_float, ties
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Regression:
         """Adds a model's map and the inner products of its inputs."""
         reduced = gram * self.ratio
         reduced.diagonal().copy_(gram.diagonal())
-        weight = weight.detach().clone()
-        values = reduced, weight @ reduced, weight
+        values = reduced, weight @ reduced, weight.clone()
         if self.count:
             values = self.grams + values[0], self.products + values[1], self.weights + values[2]
         self.grams, self.products, self.weights = values
@@ -160,7 +159,8 @@ def prepare_plusplus(
     settings.check("regmean_plusplus")
     encoder = examples.encoder()
     state, merged = encoder.weights(), dict[str, Tensor]()
-    for names in by_layer(list(state)).values():
+    tied = ties(state)
+    for names in by_layer([name for name in state if name not in tied]).values():
         fits = fitted(examples, encoder, names, settings)
         merged |= fits
         with torch.no_grad():

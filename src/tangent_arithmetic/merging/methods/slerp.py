@@ -78,6 +78,8 @@ def slerp(
         raise UsageError(
             f"slerp's DOT_THRESHOLD must be at least 0 and below 1, got {DOT_THRESHOLD}"
         )
+    if not epsilon >= 0:
+        raise UsageError(f"slerp's epsilon must be at least 0, got {epsilon}")
     a, b = factors(statistics[piece.name], t, DOT_THRESHOLD, epsilon)
     u, v = piece.thetas
     return torch.mul(u, a).add_(v, alpha=b)

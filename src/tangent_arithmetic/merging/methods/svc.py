@@ -39,13 +39,7 @@ def calibrated(merged: Tensor, matrices: Iterable[Tensor], alpha: float, eps: fl
 
 
 @merging_method(
-    "svc",
-    source="arXiv:2602.05536",
-    whole=True,
-    drops=True,
-    prepare=prepare,
-    passes=5,
-    of_outputs=True,
+    "svc", source="arXiv:2602.05536", whole=True, drops=True, prepare=prepare, of_outputs=True
 )
 def svc(
     piece: Piece,

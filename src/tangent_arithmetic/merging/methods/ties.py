@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method
-from tangent_arithmetic.merging.trimming import Elected, elect, merge_agreeing
+from tangent_arithmetic.merging.registry import Piece, Pieces, merging_method, one_per_model
+from tangent_arithmetic.merging.trimming import Elected, elect, merge_rows
 
 
 def prepare(pieces: Pieces, **options: Any) -> Elected:
@@ -38,7 +38,7 @@ def prepare(pieces: Pieces, **options: Any) -> Elected:
     algorithm="TiesMergingAlgorithm",
     config="ties_merging",
     prepare=prepare,
-    passes=5,
+    passes=4,
     drops=True,
 )
 def ties(
@@ -50,12 +50,13 @@ def ties(
     merge_func: Literal["sum", "mean", "max"] = "sum",
     scope: Literal["global", "tensor"] = "global",
     zero_sign: Literal["majority", "positive"] = "majority",
+    weights: float | Sequence[float] = 1.0,
     statistics: Elected,
 ) -> Tensor:
-    r"""\(\theta = \theta_0 + \lambda\, m\), where m merges the \(\hat\tau_t\) of sign \(\gamma\).
+    r"""\(\theta = \theta_0 + \lambda\, m\), m of the \(w_t \hat\tau_t\) of sign \(\gamma\).
 
     \(\hat\tau_t\) is the task vector with all but its largest magnitudes set to 0, \(\gamma\) the
-    sign of \(\sum_t \hat\tau_t\), weight by weight.
+    sign of \(\sum_t w_t \hat\tau_t\), weight by weight; see `trimming.merge_rows`.
 
     Args:
         piece: one piece of every model.
@@ -65,6 +66,7 @@ def ties(
         merge_func: how the agreeing entries are merged.
         scope: the range of a threshold, see above.
         zero_sign: the sign where the sum is 0, see above.
+        weights: w, one for all task vectors or one per model, which count in the election too.
         statistics: the result of `prepare`.
 
     Source: Yadav et al., "TIES-Merging", arXiv:2306.01708, section 4.
@@ -72,5 +74,6 @@ def ties(
     if piece.name in remove_keys:
         return piece.base.clone()
     trimmed = statistics.trimmed(piece.name, piece.taus())
-    merged = merge_agreeing(trimmed, statistics.zero_sign, merge_func)
+    factors = one_per_model(weights, piece.models, "weights")
+    merged = merge_rows(trimmed, factors, merge_func, statistics.zero_sign)
     return merged.mul_(scaling_factor).add_(piece.base)

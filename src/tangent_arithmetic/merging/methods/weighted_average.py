@@ -2,6 +2,7 @@ r"""The weighted mean of the models."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from tangent_arithmetic.merging.registry import Piece, merging_method
 from tangent_arithmetic.runtime.errors import UsageError
 
+CANCEL = 1e-8  # of the sum of the weights' magnitudes: a sum below it is that of rounding errors
+
 
 @cache
 def shares(weights: tuple[float, ...], normalize: bool, models: tuple[str, ...]) -> list[float]:
@@ -17,17 +20,23 @@ def shares(weights: tuple[float, ...], normalize: bool, models: tuple[str, ...])
 
     Raises:
         UsageError: if the number of weights is not that of the models, or they cannot be
-            normalised.
+            normalised, since they cancel or overflow.
     """
     if len(weights) != len(models):
         raise UsageError(
             f"expected {len(models)} weights, one for each of {', '.join(models)}; got "
             f"{len(weights)}"
         )
-    total = sum(weights)
-    if normalize and not total:
-        raise UsageError("weights that sum to 0 cannot be normalised; add normalize=false")
-    return [weight / total if normalize else weight for weight in weights]
+    if not normalize:
+        return list(weights)
+    size = sum(map(abs, weights))
+    total = math.fsum(weights) if size < math.inf else math.nan
+    if not abs(total) > CANCEL * size:
+        raise UsageError(
+            f"weights that sum to {total:.3g} cannot be normalised, got {list(weights)}; choose "
+            "others, or do not normalise them"
+        )
+    return [weight / total for weight in weights]
 
 
 @merging_method(

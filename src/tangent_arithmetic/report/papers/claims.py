@@ -54,7 +54,7 @@ class Verdict:
     Attributes:
         claim: the claim.
         verdict: "holds", "does not" or "cannot be said here".
-        measured: our values, or why there are none.
+        measured: our values, or why there are none; of the first seed where the reasons differ.
         seeds: number of runs with a measurement.
         margins: of each of them.
     """
@@ -68,14 +68,15 @@ class Verdict:
 
 def verdict(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     """The verdict on a claim from the runs of several seeds."""
-    found, missing = list[tuple[float, ...]](), ""
+    found, missing = list[tuple[float, ...]](), dict[str, int]()
     for one in evidence:
         try:
             found.append(_defined(claim.measure(one)))
         except (LookupError, UsageError) as error:
-            missing = str(error)
+            missing.setdefault(str(error), one.run.seed)
     if not found:
-        return Verdict(claim, OPEN, missing, 0, ())
+        why, seed = next(iter(missing.items()))
+        return Verdict(claim, OPEN, f"seed {seed}: {why}" if len(missing) > 1 else why, 0, ())
     *values, margins = zip(*found, strict=True)
     measured = claim.ours.format(*(_shown(column) for column in values))
     return Verdict(claim, _decided(margins), measured, len(found), margins)

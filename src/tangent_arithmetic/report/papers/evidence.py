@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tangent_arithmetic.analysis.negation import curves
-from tangent_arithmetic.analysis.tables import read_own
+from tangent_arithmetic.analysis.tables import modes_of, read_own, without
 from tangent_arithmetic.run.modes import ZEROSHOT
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import collect
@@ -27,11 +27,8 @@ def figures_of(runs: Sequence[Run], modes: Sequence[str]) -> dict[str, Any]:
 
 
 def rows_of(table: pd.DataFrame, modes: Sequence[str]) -> pd.DataFrame:
-    """The rows of an analysis table that are of these modes."""
-    for column in ("mode", "mode1", "mode2"):
-        if column in table:
-            table = table[table[column].isin(modes)]
-    return table
+    """What an analysis table has of these modes."""
+    return without(table, [mode for mode in modes_of(table) if mode not in modes])
 
 
 class Evidence:

@@ -63,6 +63,7 @@ class Paper:
 
 
 LANGUAGE = "of language models, see tangent-arithmetic language {}"
+RATES = "a figure of scripts/study_rates.py, beside the runs' results"
 PAPERS = {
     "arithmetic": Paper(
         "arithmetic",
@@ -81,8 +82,8 @@ PAPERS = {
             Item("figure 4", "analogies without examples of the target", "analogies"),
             Item("figure 4 few", "analogies with few examples of the target", "analogies_few"),
             Item("figure 5", "cosines between task vectors", "similarity", "", True),
-            Item("figure 6", "learning rates", None, "see scripts/study_rates.py"),
-            Item("figure 7", "vectors along fine-tuning", None, "see scripts/study_rates.py"),
+            Item("figure 6", "learning rates", None, RATES),
+            Item("figure 7", "vectors along fine-tuning", None, RATES),
         ),
     ),
     "tangent": Paper(
