@@ -225,6 +225,7 @@ def test_a_suite_in_a_file(folder: Path, args: MakeArgs, monkeypatch: pytest.Mon
     monkeypatch.chdir(folder / "elsewhere")  # paths are relative to the file
     run = Run.of(args(suite="../suite.yaml")).check()
     assert (run.suite.name, run.tasks, run.control) == ("mine", ["pets", "birds"], "things")
+    assert not run.suite.analogies  # those of the embedded suite are of its own data sets
     assert run.results.parts[-2:] == ("mine", "ViT-Nano-8")
     assert run.data.classnames("birds") == ("o", "t", "w")
     assert _prompts(run, "pets") == ["a x.", "the x."] and _prompts(run, "birds") == ["a bird, x"]

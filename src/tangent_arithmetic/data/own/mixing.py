@@ -13,7 +13,8 @@ from tangent_arithmetic.runtime.errors import UsageError
 
 def empty_suite(like: Suite, name: str = OWN_SUITE) -> Suite:
     """A suite without data sets and with the recipe of another one."""
-    return replace(like, name=name, control=None, tasks={}, related={}, sets={}, borrowed={})
+    bare = replace(like, control=None, tasks={}, related={}, sets={}, borrowed={}, analogies=())
+    return replace(bare, name=name)
 
 
 def with_recipe(suite: Suite, like: Suite) -> Suite:
@@ -26,6 +27,7 @@ def with_recipe(suite: Suite, like: Suite) -> Suite:
         related=suite.related,
         sets=suite.sets,
         borrowed=suite.borrowed,
+        analogies=suite.analogies,
     )
 
 
