@@ -26,7 +26,7 @@ IMAGES = 256  # of each data set
 
 def sampled(run: Run) -> Run:
     """The run on at most `IMAGES` of each data set."""
-    return run.with_(sample=min(IMAGES, run.config.sample or IMAGES))
+    return run.at_most(IMAGES)
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:

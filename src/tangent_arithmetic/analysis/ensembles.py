@@ -34,7 +34,7 @@ COEFS = (0.25, 0.5, 0.75, 1.0)  # beside 1/T
 
 def sampled(run: Run) -> Run:
     """The run on at most `IMAGES` of each task."""
-    return run.with_(sample=min(IMAGES, run.config.sample or IMAGES))
+    return run.at_most(IMAGES)
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:

@@ -39,7 +39,7 @@ OF_VECTORS = ("even", "shift", "error")  # columns with one value for each vecto
 
 def sampled(run: Run) -> Run:
     """The run on at most `--kernel-images` of each task."""
-    return run.with_(sample=min(run.config.kernel_images, run.config.sample or 10**9))
+    return run.at_most(run.config.kernel_images)
 
 
 def table(run: Run, modes: Sequence[str]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tangent_arithmetic.analysis import palette
-from tangent_arithmetic.analysis.figures import panels
+from tangent_arithmetic.analysis.figures import means, panels
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 
@@ -34,17 +34,17 @@ def draw(rows: Sequence[Mapping[str, Any]], run: Run) -> Any:
         run: any of the study's runs.
     """
     values = [column for lines in PANELS.values() for column in lines]
-    table = pd.DataFrame(rows, columns=["mode", "factor", "diverged", *values])
+    table = pd.DataFrame(rows, columns=["mode", "factor", "seed", "diverged", *values])
     table = table.astype(dict.fromkeys(values, float))
     figure, axes = panels(1, len(PANELS), width=3.2, height=3.2)
     for axis, (title, lines) in zip(axes[0], PANELS.items(), strict=True):
         for mode in distinct(table["mode"]):
             own = table[table["mode"] == mode.name]
             for column, line in lines.items():
-                points = 100 * own.groupby("factor")[column].agg(["mean", "std"])
+                mean, spread = means(own, "factor", column)
                 label = mode.label if line == "-" else f"{mode.label}, {run.control}"
                 style: dict[str, Any] = {"color": mode.colour, "marker": mode.marker, "ms": 4}
-                axis.errorbar(*points.reset_index().T.to_numpy(), ls=line, label=label, **style)
+                axis.errorbar(mean.index, mean, spread, ls=line, label=label, **style)
             lost = sorted(set(own.loc[own["diverged"].notna(), "factor"]))
             for factor in lost:
                 place: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "clip_on": False}

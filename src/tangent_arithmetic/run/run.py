@@ -69,6 +69,10 @@ class Run:
         """A run that differs in some settings."""
         return Run.of(replace(self.config, **settings))
 
+    def at_most(self, count: int) -> Run:
+        """The run on at most so many examples of each split, or fewer if `--sample` says so."""
+        return self.with_(sample=min(count, self.config.sample or count))
+
     def check(self) -> Run:
         """Resolves all that can be wrong with the flags together, before the work starts.
 

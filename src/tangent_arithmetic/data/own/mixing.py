@@ -13,8 +13,9 @@ from tangent_arithmetic.runtime.errors import UsageError
 
 def empty_suite(like: Suite, name: str = OWN_SUITE) -> Suite:
     """A suite without data sets and with the recipe of another one."""
-    bare = replace(like, control=None, tasks={}, related={}, sets={}, borrowed={}, analogies=())
-    return replace(bare, name=name)
+    return replace(
+        like, name=name, control=None, tasks={}, related={}, sets={}, borrowed={}, analogies=()
+    )
 
 
 def with_recipe(suite: Suite, like: Suite) -> Suite:
