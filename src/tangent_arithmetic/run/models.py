@@ -138,11 +138,17 @@ def finetuned_checkpoint(run: Run, task: str, mode: str, theta0_hash: str) -> Pa
         MissingFileError: if it is not there, naming the command that makes it.
         UsageError: if it started from other weights.
     """
-    training = get_mode(mode).training.name
-    path = resolve(run.finetuned_path(task, mode), command("finetune", run, training, task=task))
-    check_start(path, run, training, theta0_hash)
+    path = _finetuned(run, task, mode)
+    check_start(path, run, get_mode(mode).training.name, theta0_hash)
     check_split(path, run, task)
     return path
+
+
+def _finetuned(run: Run, task: str, mode: str) -> Path:
+    """The file of a fine-tuned checkpoint; the error for a missing one says how it is made."""
+    training = get_mode(mode).training.name
+    made_by = command("finetune", run, training, task=task)
+    return resolve(run.finetuned_path(task, mode), made_by)
 
 
 def task_vector(
@@ -220,7 +226,7 @@ def split_of(run: Run, encoder: Encoder, name: str) -> Split:
 
 def checkpoint_hashes(run: Run, tasks: list[str], mode: str) -> dict[str, str]:
     """The content hash of the fine-tuned checkpoint of each task, by task."""
-    return {task: read_facts(resolve(run.finetuned_path(task, mode)))["hash"] for task in tasks}
+    return {task: read_facts(_finetuned(run, task, mode))["hash"] for task in tasks}
 
 
 def stored_hash(path: Path) -> str | None:
