@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ def of(name: str, kind: str = "CausalLM", rows: int = 20, **settings: Any) -> An
     size: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
     size |= {"num_attention_heads": 2, "vocab_size": rows, "pad_token_id": 0}
     size |= {"bos_token_id": 1, "eos_token_id": 1}
-    config = getattr(transformers, f"{name}Config")(**size, **settings)
+    config = getattr(transformers, f"{name}Config")(**{**size, **settings})
     return getattr(transformers, f"{name}For{kind}")(config)
 
 
@@ -277,6 +278,37 @@ def test_stored_copies_of_a_tied_decoder_stay_equal(
     base, a, b = (tensors(place)[first] for place in places.values())
     factor = algorithm.options.get("scaling_factor", 0.3 if "Dare" in repr(algorithm) else 0.5)
     torch.testing.assert_close(merged[first], base + factor * (a + b - 2 * base))
+
+
+OTHERWISE: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
+    "activation": (gpt2, partial(gpt2, activation_function="relu"), "gelu_new and relu"),
+    "heads": (partial(of, "Bert", "MaskedLM"),
+              partial(of, "Bert", "MaskedLM", num_attention_heads=4), "attention_heads 2 and 4"),
+    "rotation": (partial(of, "Llama"),
+                 lambda: of("Llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+                 "rope_theta 10000.0 and 500000.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_models_that_compute_otherwise_are_refused(
+    case: str, in_memory: bool, tmp_path: Path
+) -> None:
+    usual, other, told = OTHERWISE[case]
+    models: dict[str, Any] = {"_pretrained_": usual(), "a": usual(), "b": other()}
+    if not in_memory:
+        for name, model in models.items():
+            model.save_pretrained(tmp_path / name)
+            tokenizer().save_pretrained(tmp_path / name)
+            models[name] = tmp_path / name
+    with pytest.raises(UsageError, match=rf"_pretrained_ and b compute .*{re.escape(told)}"):
+        LanguageModelPool(models).check()
+    LanguageModelPool(models, allow_base_mismatch=True).check()
+    same = usual()
+    if case == "activation":
+        same.config.activation_function = "gelu_pytorch_tanh"  # another name of gelu_new
+    LanguageModelPool({**models, "b": same}).check()
 
 
 def test_a_tied_tensor_is_an_embedding_under_all_names() -> None:

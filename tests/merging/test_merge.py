@@ -388,7 +388,7 @@ def test_merged_accuracies_equal_those_of_the_addition_script(
     assert kept["test"].keys() == main.keys()
     for name, value in main.items():
         assert kept["test"][name] == pytest.approx(value)
-    for name in ("theta0_hash", "checkpoints", "seed", "suite", "model"):
+    for name in ("theta0_hash", "checkpoints", "seed", "suite", "model", "mode"):
         assert kept["provenance"][name] == added["provenance"][name]
 
 

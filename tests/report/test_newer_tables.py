@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from tangent_arithmetic.analysis.figures import _overview, plain
 from tangent_arithmetic.commands import certify, combine
+from tangent_arithmetic.commands.combining.sums import combination_table
 from tangent_arithmetic.report import explorer
 from tangent_arithmetic.report import page as report
 from tangent_arithmetic.report.certified import STATEMENT, certified_tables
@@ -69,7 +71,14 @@ def test_results_of_earlier_checkpoints_stand_beside_no_newer_single_tasks(tmp_p
     """Those of linear models are of other weights than the single tasks, after retraining."""
     shutil.copytree(COMMITTED / "embedded/ViT-Nano-8", tmp_path / "embedded/ViT-Nano-8")
     run = Run.of(Config(results=str(tmp_path)))
+    for mode in ("standard", "linear"):
+        merged = read_json(arithmetic_path(run, mode, "additions"))
+        merged["provenance"]["mode"] = mode
+        merged.pop("exact", None)
+        (run.results / f"merging-{mode}.json").write_text(json.dumps(merged))
+    solved = read_json(run.results / "linear_combined_task-layer_4shot.json")
     before = named(run)
+    assert "single tasks" in combination_table(run.with_(finetuning_mode="linear"), solved)
     path = accuracies_path(run, "linear")
     singles = read_json(path)
     singles["provenance"]["checkpoints"]["MNIST"] = "0" * 64
@@ -78,6 +87,12 @@ def test_results_of_earlier_checkpoints_stand_beside_no_newer_single_tasks(tmp_p
     assert [line.label for line in after["single"].lines] == [
         line.label for line in before["single"].lines
     ]
+    assert "single tasks" not in combination_table(run.with_(finetuning_mode="linear"), solved)
+    assert [set(line.cells) == {"-"} for line in after["merging"].lines] == [True, False]
+    assert "run `merge` again" in " ".join(after["merging"].notes)
+    axis = plain(_overview, run, summary).axes[1]
+    drawn = {line.get_label() for line in axis.lines}
+    assert "standard" in drawn and "linear" not in drawn
     for name, made_by in (("addition", "add"), ("negation", "negate")):
         for old, new in zip(before[name].lines, after[name].lines, strict=True):
             if old.label != "linear" and not old.label.startswith("linear, solved"):

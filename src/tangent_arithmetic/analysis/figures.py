@@ -11,8 +11,8 @@ import numpy as np
 
 from tangent_arithmetic.analysis import palette
 from tangent_arithmetic.run.modes import MODES, Mode, distinct
-from tangent_arithmetic.run.present import with_results
-from tangent_arithmetic.run.results import arithmetic_path, optional_results
+from tangent_arithmetic.run.present import current_results, with_results
+from tangent_arithmetic.run.results import arithmetic_path
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import summarised
 from tangent_arithmetic.runtime.atomic import atomic
@@ -322,7 +322,8 @@ def _addition(axis: Axes, runs: Sequence[Run]) -> None:
     """The mean of the runs' sweeps with the standard deviation over seeds, by mode."""
     start = None
     for mode in distinct(m for run in runs for m in with_results(run.results) if MODES[m].edits):
-        found = [optional_results(arithmetic_path(run, mode.name, "additions")) for run in runs]
+        paths = [arithmetic_path(run, mode.name, "additions") for run in runs]
+        found = [current_results(path, mode.name) for path in paths]
         curves = [curve for results in found if (curve := _swept(results))]
         shared = sorted(set.intersection(*map(set, curves))) if curves else []
         if not shared:

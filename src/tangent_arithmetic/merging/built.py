@@ -19,6 +19,19 @@ from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import ENCODERS
 
 HASHES = ("code", "config")  # of files, which change without a change of the function
+# entries of a config.json of transformers that change the function, but no name and no shape
+FUNCTIONS = (
+    *("hidden_act", "activation_function", "hidden_activation", "dense_act_fn"),
+    *("feed_forward_proj", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale"),
+    *("num_attention_heads", "num_key_value_heads", "num_heads", "n_head", "num_experts_per_tok"),
+    *("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps", "embedding_multiplier"),
+    *("rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "logits_scaling"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "query_pre_attn_scalar"),
+    *("relative_attention_max_distance", "position_embedding_type"),
+    *("residual_multiplier", "attention_multiplier"),
+)
+NAMED = {"swish": "silu", "gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}  # alike
+TOWERS = ("vision_config", "text_config")  # of a complete model, the one that is merged first
 
 
 def check_built(one: Weights, other: Weights, name: str, other_name: str) -> None:
@@ -41,6 +54,34 @@ def check_built(one: Weights, other: Weights, name: str, other_name: str) -> Non
             f"{name} and {other_name} compute features differently beyond their weights: their "
             f"files record {', '.join(changed)}. Choose models that were made with the same"
         )
+
+
+def check_functions(one: Weights, other: Weights, name: str, other_name: str) -> None:
+    """Checks that the folders of two models have one activation, number of heads and the like.
+
+    Entries of `FUNCTIONS` that only one configuration has do not count.
+
+    Raises:
+        UsageError: listing what differs.
+    """
+    a, b = _functions(one), _functions(other)
+    if changed := [n for n in a if n in b and a[n] != b[n]]:
+        listed = ", ".join(f"{n} {shown(a[n])} and {shown(b[n])}" for n in changed)
+        raise UsageError(
+            f"{name} and {other_name} compute different functions of their weights: their "
+            f"config.json has {listed}. Choose models with the same, or set "
+            "allow_base_mismatch=true"
+        )
+
+
+def _functions(weights: Weights) -> dict[str, Any]:
+    """The `FUNCTIONS` of a folder, under one name and with one value in all versions."""
+    config = weights.config
+    config = next((c for name in TOWERS if isinstance(c := config.get(name), Mapping)), config)
+    rotary = config.get("rope_parameters")  # of transformers 5
+    known = {**config, **(rotary if isinstance(rotary, Mapping) else {})}
+    found = {name: known[name] for name in FUNCTIONS if known.get(name) is not None}
+    return {n: NAMED.get(v, v) if isinstance(v, str) else v for n, v in found.items()}
 
 
 def _changed(one: Weights, other: Weights) -> Iterator[str]:

@@ -14,7 +14,7 @@ from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.encoders.published.huggingface import PREFIX
 from tangent_arithmetic.encoders.registry import load_linear, load_standard
 from tangent_arithmetic.merging.adapters import open_adapters
-from tangent_arithmetic.merging.built import check_built
+from tangent_arithmetic.merging.built import check_built, check_functions
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.weights import (
     Weights,
@@ -41,7 +41,7 @@ class ModelPool:
         models: name -> a module, a state dict, or a path of weights, see `open_weights`, or of
             adapters, see `open_adapters`. The pre-trained model is named `_pretrained_`.
         allow_base_mismatch: accept models whose files say that they were fine-tuned from other
-            weights than those of `_pretrained_`.
+            weights than those of `_pretrained_`, or whose `config.json` differs in the function.
 
     Attributes:
         model_names: the names without `_pretrained_`.
@@ -117,7 +117,7 @@ class ModelPool:
         Raises:
             UsageError: if names or shapes differ (all differences are listed), if a model was
                 fine-tuned from other weights, if linear and standard models are mixed, or if files
-                record different activations or preprocessing.
+                record different activations, preprocessing, numbers of heads or the like.
         """
         problems = []
         for name in self.model_names:
@@ -136,6 +136,8 @@ class ModelPool:
             raise UsageError(f"expected models of one kind, got {', '.join(sorted(kinds))}")
         for one, other in itertools.combinations((self.base_name, *self.model_names), 2):
             check_built(self.weights(one), self.weights(other), one, other)
+            if not self.allow_base_mismatch:
+                check_functions(self.weights(one), self.weights(other), one, other)
         self._check_start()
 
     def _check_start(self) -> None:

@@ -77,9 +77,11 @@ class Record:
         if (name := merge.method.coefficient) is not None:
             results["coefficient"] = merge.options[name]
         results["merge"] = {"label": self.label, **report["merge"]}
+        modes = modes_of(merge)
         results["provenance"] = provenance(
             run,
             sum(report["seconds"].values()),
+            **({"mode": modes[0]} if len(modes) == 1 else {}),
             theta0_hash=self.theta0_hash,
             checkpoints=hashes,
             **evaluated_on(run, run.tasks),

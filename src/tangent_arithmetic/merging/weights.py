@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ DTYPES = INTEGERS | FLOATS  # by the codes of safetensors
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of files of weights
 SAMPLE = 256  # numbers of each tensor in a fingerprint
+CONFIG = "config.json"
 # names of the scales of quantised tensors, and the dtypes of these
 SCALES = re.compile(r"(.*[._])?(weight_scale(_inv|_2)?|scale_inv|scales|_scale|SCB|absmax|qzeros)")
 PACKED = {torch.int8, torch.uint8, torch.int32, *statedict.FLOAT8}
@@ -92,12 +94,15 @@ class Weights:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The configuration in the Hugging Face folder; empty if there is none.
+        """The configuration in the Hugging Face folder, or as written; empty if there is none.
 
         Raises:
             UsageError: if it is damaged.
         """
-        path = None if self.folder is None else self.folder / "config.json"
+        if CONFIG in self.written:
+            written: dict[str, Any] = json.loads(self.written[CONFIG])
+            return written
+        path = None if self.folder is None else self.folder / CONFIG
         return read_json(path) if path is not None and path.is_file() else {}
 
     def identity(self) -> dict[str, Any]:

@@ -160,7 +160,9 @@ def _merging(run: Run, tasks: Sequence[str]) -> Table:
         results = optional_results(path)
         if "test" in results:
             label = results.get("merge", {}).get("label") or path.stem.removeprefix("merging-")
-            table.lines.append(_sum(str(label), results, tasks))
+            line, mode = _sum(str(label), results, tasks), results.get("provenance", {}).get("mode")
+            of_one = mode in MODES  # not of models of several modes
+            table.lines.append(_checked(line, run, results, mode, "merge") if of_one else line)
     return table
 
 

@@ -102,7 +102,8 @@ def _rows(path: Path, mode: Mode | None, method: str) -> Iterator[tuple[Any, ...
         merge = merge if isinstance(merge, Mapping) else {}
         method = f"merging {merge.get('label') or path.stem.removeprefix('merging-')}"
     values = {"single": _single, "negation": _negations}.get(method.partition(" ")[0], _sums)
-    shared = (*_place(path, origin), "" if mode is None else mode.name)
+    named = str(origin.get("mode", "")) if mode is None else mode.name
+    shared = (*_place(path, origin), named)
     for value in values(found, method, mode):
         yield (*shared, *value)
 

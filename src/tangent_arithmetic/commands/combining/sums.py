@@ -34,6 +34,7 @@ from tangent_arithmetic.run.models import (
     split_of,
     zeroshot_encoder,
 )
+from tangent_arithmetic.run.present import superseded
 from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.results import accuracies_path, optional_results
 from tangent_arithmetic.run.run import Run
@@ -133,6 +134,8 @@ def combination_table(run: Run, results: Results) -> str:
     labels = {"zeroshot": "zero-shot", "uniform": f"uniform, {results['uniform']:g}"}
     labels["solved"] = f"solved, {len(results['coefficients'])} coefficients"
     single = optional_results(accuracies_path(run, run.mode.name))
+    if superseded(run.results, results["provenance"], run.mode.name):
+        single = {}
     rows = {
         labels.get(name, name): [values[task] for task in run.tasks]
         for name, values in results["test"].items()
