@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -497,6 +498,28 @@ def test_leftovers_are_removed_and_files_being_written_count(case: Case) -> None
         temporary.write_bytes(b"12345678901")
         features._prune(folder.parent)
         assert len(case.files()) == 2 and temporary.exists()
+
+
+def test_pruning_beside_other_writers_never_fails(tmp_path: Path) -> None:
+    """Their temporary folders vanish while it looks through the cache."""
+    stop = threading.Event()
+
+    def write(place: int) -> None:
+        while not stop.is_set():
+            with atomic(tmp_path / f"{place % 2}" / f"{place}.safetensors", fsync=False) as path:
+                path.write_bytes(b"1")
+
+    writers = [threading.Thread(target=write, args=(place,)) for place in range(4)]
+    try:
+        for writer in writers:
+            writer.start()
+        for _ in range(300):
+            features._prune(tmp_path)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert len([*tmp_path.rglob("*.safetensors")]) == 4
 
 
 def test_the_least_recently_used_are_deleted(case: Case) -> None:

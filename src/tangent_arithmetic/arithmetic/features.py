@@ -32,7 +32,7 @@ from tangent_arithmetic.data.loading import EvalBatches, to_device
 from tangent_arithmetic.encoders.base import Encoder, LinearEncoder, is_linear
 from tangent_arithmetic.encoders.built import LIBRARIES, code_of
 from tangent_arithmetic.runtime import ddp
-from tangent_arithmetic.runtime.atomic import atomic, remove_parts
+from tangent_arithmetic.runtime.atomic import atomic, files_below, remove_parts
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.digests import json_hash
 from tangent_arithmetic.runtime.logs import progress
@@ -358,7 +358,7 @@ def _prune(root: Path) -> None:
     for folder in root.glob("*/"):
         remove_parts(folder)
     files, excess = [], -CACHE_BYTES
-    for path in root.glob("*/**/*.safetensors"):
+    for path in files_below(root, ".safetensors"):
         with contextlib.suppress(FileNotFoundError):  # another process prunes too
             facts = path.stat()
             excess += facts.st_size

@@ -20,6 +20,7 @@ from tangent_arithmetic.arithmetic.metrics import MAINS
 from tangent_arithmetic.run import results
 from tangent_arithmetic.run.modes import Mode
 from tangent_arithmetic.run.present import kind_of
+from tangent_arithmetic.runtime.atomic import PART, files_below
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     if not root.is_dir():
         raise MissingFileError(f"expected a folder of results, found none at {root}")
     rows: list[tuple[Any, ...]] = []
-    for path in sorted(root.rglob("*.json")):
-        if (kind := _kind_of(path)) is not None:
+    for path in sorted(files_below(root, ".json")):
+        written = not path.parent.name.endswith(PART)
+        if written and (kind := _kind_of(path)) is not None:
             rows += _rows(path, *kind)
     if not rows:
         raise UsageError(

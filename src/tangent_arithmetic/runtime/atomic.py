@@ -145,6 +145,15 @@ def remove_parts(folder: Path, name: str = "") -> None:
                 os.close(handle)
 
 
+def files_below(folder: Path, suffix: str) -> Iterator[Path]:
+    """The files below a folder whose names end so, while other processes write and delete there.
+
+    Unlike `Path.rglob`, which fails at a folder that is deleted meanwhile.
+    """
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if name.endswith(suffix))
+
+
 def check_writable(path: Path) -> None:
     """Checks that a file can be written, before a long computation of its content.
 
