@@ -443,7 +443,7 @@ class Config:
     )
     kernel_images: int = _flag(
         "analysis",
-        32,
+        16,
         "test examples of each task on which the kernel of the linear model is computed",
         least=2,
         most=10**5,
