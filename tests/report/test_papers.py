@@ -55,7 +55,7 @@ def decided(*margins: float | str | None) -> Any:
 def test_a_reason_of_one_seed_names_it() -> None:
     assert decided("15.6 % estimated", "15.2 % estimated").measured == "seed 3: 15.6 % estimated"
     assert decided("no rows", "no rows").measured == decided("no rows").measured == "no rows"
-    assert decided("15.6 % estimated", 0.1).measured == "3 points"
+    assert decided("15.6 % estimated", 0.1).measured == "3.00 points"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_verdicts_follow_from_the_spread(margins: tuple[float | None, ...], expe
     assert found.verdict == expected
     known = [margin for margin in margins if margin is not None and math.isfinite(margin)]
     assert found.margins == tuple(known) and found.seeds == len(known)
-    assert found.measured == ("3 points" if found.seeds == 1 else "3 ± 0 points") or (
+    assert found.measured == ("3.00 points" if found.seeds == 1 else "3.00 ± 0.00 points") or (
         found.seeds == 0 and found.measured in ("no such table", "not defined for these tasks")
     )
 

@@ -100,8 +100,11 @@ def _decided(margins: Sequence[float]) -> str:
 
 
 def _shown(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3g}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3g}{spread}"
+    """The mean with three digits, and the standard deviation with as many decimals."""
+    mean = statistics.fmean(values)
+    decimals = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 1
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{mean:.{decimals}f}{spread}"
 
 
 def _negation(found: Evidence) -> tuple[float, ...]:
