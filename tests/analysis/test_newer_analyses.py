@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from tangent_arithmetic.analysis import (
     analogies,
@@ -33,7 +35,7 @@ from tangent_arithmetic.analysis.figures import plain
 from tangent_arithmetic.analysis.intervals import binomial_error, bootstrap
 from tangent_arithmetic.analysis.tables import read_table, table_path, write_table
 from tangent_arithmetic.analysis.typeset import latex
-from tangent_arithmetic.arithmetic.kernel import exact
+from tangent_arithmetic.arithmetic.kernel import Kernel, exact
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.commands import analyze, finetune, paper
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder
@@ -84,6 +86,36 @@ def test_the_kernel_is_exact_where_that_is_affordable(
         monkeypatch.setattr(kernel, "AFFORDED", 3 * FEATURES - 1)
         found = kernel._kernel(run.with_(kernel_directions=directions), encoder, images)
         assert (found.error is None) == (directions == 0)
+
+
+def test_an_exact_kernel_is_computed_once_for_its_images_and_weights(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, counted = zeroshot_encoder(run)[0], []
+    images = torch.rand(2, 3, 32, 32)
+    values = iter(torch.arange(9.0).double())
+
+    def computed(module: Any, some: Tensor) -> Kernel:
+        counted.append(1)
+        return Kernel(next(values) * torch.eye(2).double())
+
+    monkeypatch.setattr(kernel, "exact", computed)
+    cached = run.with_(cache_dir=str(tmp_path))
+    first = kernel._kernel(cached, encoder, images).values
+    for seed in (0, 1):
+        found = kernel._kernel(cached.with_(seed=seed), encoder, images)
+        assert torch.equal(found.values, first) and found.error is None
+    assert len(counted) == 1
+    others = [(cached, encoder, images + 1), (cached.with_(feature_cache=False), encoder, images)]
+    moved = copy.deepcopy(encoder)
+    moved.load_weights({name: value + 1 for name, value in encoder.weights().items()})
+    for other in (*others, (cached, moved, images)):
+        assert not torch.equal(kernel._kernel(*other).values, first)
+    assert len(counted) == 4
+    for file in tmp_path.rglob("tensor.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    kernel._kernel(cached, encoder, images)
+    assert len(counted) == 5 and "is damaged and computed again" in caplog.text
 
 
 def test_localisation_is_beside_the_tasks_share_of_the_images(own: Run) -> None:

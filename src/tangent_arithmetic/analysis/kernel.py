@@ -24,16 +24,19 @@ from tangent_arithmetic.analysis.edits import Edits, joined
 from tangent_arithmetic.analysis.figures import means, named, panels
 from tangent_arithmetic.analysis.interference import linear_of
 from tangent_arithmetic.arithmetic.eigenfunctions import Eigenfunctions
-from tangent_arithmetic.arithmetic.features import linear_features
+from tangent_arithmetic.arithmetic.features import computed_once, linear_features
 from tangent_arithmetic.arithmetic.kernel import Kernel, exact, passes, sketched
 from tangent_arithmetic.data.texts import collate
 from tangent_arithmetic.encoders.base import ModuleEncoder, is_linear
 from tangent_arithmetic.run.modes import distinct
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.software import sources_hash
+from tangent_arithmetic.storage.statedict import content_hash
 
 AFFORDED = 2**16  # backward passes of an exact kernel by default: 15 minutes on two cores
 DIRECTIONS = 128  # of the estimate beyond
+CODE = ("arithmetic/kernel.py",)  # that a kept kernel depends on, beside what features do
 OF_VECTORS = ("even", "shift", "error")  # columns with one value for each vector
 
 
@@ -93,7 +96,12 @@ def _kernel(run: Run, encoder: ModuleEncoder, images: Tensor) -> Kernel:
         directions = 0 if passes(encoder, images) <= AFFORDED else DIRECTIONS
     if directions:
         return sketched(encoder, images, directions=directions, seed=run.seed)
-    return exact(encoder, images)
+    # the same for every seed and mode
+    of = {"kernel of": content_hash({"images": images}), "code": sources_hash(CODE)}
+    values = computed_once(
+        encoder, of, lambda: exact(encoder, images).values, run.compute, run.feature_cache
+    )
+    return Kernel(values)
 
 
 def _images(edits: Edits, task: str) -> list[Tensor]:

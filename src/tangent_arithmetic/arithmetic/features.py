@@ -8,7 +8,8 @@ depend on: theta0, tau_t, the images, the preprocessing, the precision, the soft
 sources and the structure of the encoder. If a source is unknown, nothing is cached. A
 preprocessing is identified by its attribute `recipe`, any JSON value; the models in
 `encoders/clip.py` set it. Without one, features are computed each time. Those of a standard encoder
-at its own weights, such as the zero-shot model that every sweep begins with, are cached alike.
+at its own weights, such as the zero-shot model that every sweep begins with, are cached alike, and
+so is what else depends on an encoder alone, see `computed_once`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -175,6 +176,36 @@ def _cached(
     return folder, cached
 
 
+def computed_once(
+    encoder: Encoder,
+    of: Mapping[str, Any],
+    make: Callable[[], Tensor],
+    compute: Compute,
+    cache: Path | None,
+) -> Tensor:
+    """A tensor that depends on an encoder's weights and on `of` alone, from the cache if it can be.
+
+    Args:
+        encoder: the encoder.
+        of: what else it depends on; JSON values.
+        make: computes it.
+        compute: device and precision.
+        cache: folder of cached features; None for no cache.
+    """
+    folder = None if cache is None else _place(cache, encoder, compute, of)
+    path = None if folder is None else folder / "tensor.safetensors"
+    if path is not None and path.is_file():
+        try:
+            return _read(path)["features"]
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            logger.warning("%s is damaged and computed again (%s)", path, error)
+    made = make()
+    if path is not None and cache is not None:
+        _write(path, {"features": made})
+        _prune(cache)
+    return made
+
+
 def _with_signs(vectors: Sequence[State]) -> tuple[list[float], list[State]]:
     """Signs, and the vectors times these, by which tau and -tau share a file."""
     signs = [_sign(tau) for tau in vectors]
@@ -260,16 +291,28 @@ def _labels(batches: EvalBatches | Iterable[Sequence[Tensor]]) -> Tensor:
 def _folder(
     cache: Path, encoder: Encoder | LinearEncoder, batches: EvalBatches, compute: Compute
 ) -> Path | None:
-    """The folder of the features of these images at theta0; None if they are not cached.
-
-    Of a standard encoder theta0 is its own weights.
-    """
+    """The folder of the features of these images at theta0; None if they are not cached."""
     images, transform = fingerprint(batches.pictures), batches.transform
     recipe = getattr(transform, "recipe", None)
     if images is None or recipe is None:
         what = "images have no identity" if images is None else "preprocessing declares no recipe"
         logger.info("features are not cached, since the %s", what)
         return None
+    facts = {
+        "pictures": images,
+        "preprocess": [recipe, _without_addresses(transform)],
+        "share": [batches.rank, batches.world_size],
+    }
+    return _place(cache, encoder, compute, facts)
+
+
+def _place(
+    cache: Path, encoder: Encoder | LinearEncoder, compute: Compute, of: Mapping[str, Any]
+) -> Path | None:
+    """The folder of what depends on an encoder at theta0 and on `of`; None if it is not cached.
+
+    Of a standard encoder theta0 is its own weights.
+    """
     modules = _modules(encoder)
     code = [code_of(module, known=OURS) for module in modules]
     if not code or None in code:
@@ -279,11 +322,9 @@ def _folder(
         "model": [encoder.identity(), encoder.built() if hasattr(encoder, "built") else {}],
         "modules": [code, [_without_addresses(module) for module in modules]],
         "theta0": content_hash(encoder.weights0() if is_linear(encoder) else encoder.weights()),
-        "pictures": images,
-        "preprocess": [recipe, _without_addresses(transform)],
         "precision": compute.precision,
         "device": compute.device.type,
-        "share": [batches.rank, batches.world_size],
+        **of,
         **software(),
     }
     key = json_hash(facts)
