@@ -244,12 +244,13 @@ def write_all(output: Path, run: Run, rows: Sequence[Row]) -> None:
     write_json(output, {"model": run.model, "tasks": run.tasks, "sample": run.config.sample,
                         "rows": rows})  # fmt: skip
     seeds = [run.with_(seed=seed) for seed in sorted({row["seed"] for row in rows})]
-    told = "\n".join(caption(run, seeds))
+    runs, *errors = caption(run, seeds)
+    told = "\n".join([runs, *errors])
     of = f"{run.model} on {', '.join(run.tasks)}{run.examples}"
     write_text(output.with_suffix(".md"), f"{of}\n\n{table(rows)}\n\n{told}\n")
-    place: dict[str, Any] = {"folder": output.parent, "note": told, "style": run.config.style}
-    write(rates.draw, rows, run, stem=output.stem, **place)
-    write(rates.draw_along, rows, stem=f"{output.stem}_along", **place)
+    place: dict[str, Any] = {"folder": output.parent, "style": run.config.style}
+    write(rates.draw, rows, run, stem=output.stem, note=told, **place)
+    write(rates.draw_along, rows, stem=f"{output.stem}_along", note=runs, **place)  # no images
 
 
 @entry_point
