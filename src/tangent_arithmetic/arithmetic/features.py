@@ -193,16 +193,18 @@ def computed_once(
         cache: folder of cached features; None for no cache.
     """
     folder = None if cache is None else _place(cache, encoder, compute, of)
-    path = None if folder is None else folder / "tensor.safetensors"
-    if path is not None and path.is_file():
-        try:
-            return _read(path)["features"]
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning("%s is damaged and computed again (%s)", path, error)
+    if folder is None:
+        return make()
+    path = folder / "tensor.safetensors"
+    try:
+        return _read(path)["tensor"]
+    except FileNotFoundError:
+        pass
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        logger.warning("%s is damaged and computed again (%s)", path, error)
     made = make()
-    if path is not None and cache is not None:
-        _write(path, {"features": made})
-        _prune(cache)
+    _write(path, {"tensor": made})
+    _prune(folder.parent)
     return made
 
 
