@@ -71,7 +71,7 @@ def test_results_of_earlier_checkpoints_stand_beside_no_newer_single_tasks(tmp_p
     """Those of linear models are of other weights than the single tasks, after retraining."""
     shutil.copytree(COMMITTED / "embedded/ViT-Nano-8", tmp_path / "embedded/ViT-Nano-8")
     run = Run.of(Config(results=str(tmp_path)))
-    for mode in ("standard", "linear"):
+    for mode in ("standard", "linear", "linear+taujp"):
         merged = read_json(arithmetic_path(run, mode, "additions"))
         merged["provenance"]["mode"] = mode
         merged.pop("exact", None)
@@ -88,7 +88,12 @@ def test_results_of_earlier_checkpoints_stand_beside_no_newer_single_tasks(tmp_p
         line.label for line in before["single"].lines
     ]
     assert "single tasks" not in combination_table(run.with_(finetuning_mode="linear"), solved)
-    assert [set(line.cells) == {"-"} for line in after["merging"].lines] == [True, False]
+    blank = [set(line.cells) == {"-"} for line in after["merging"].lines]
+    assert blank == [False, True, False]  # of linear+taujp, linear, standard
+    path = accuracies_path(run, "linear+taujp")
+    path.write_text(json.dumps({**read_json(path), "provenance": singles["provenance"]}))
+    assert [set(line.cells) == {"-"} for line in named(run)["merging"].lines] == [True, True, False]
+    path.write_bytes((COMMITTED / path.relative_to(tmp_path)).read_bytes())
     assert "run `merge` again" in " ".join(after["merging"].notes)
     axis = plain(_overview, run, summary).axes[1]
     drawn = {line.get_label() for line in axis.lines}

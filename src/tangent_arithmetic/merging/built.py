@@ -31,7 +31,7 @@ FUNCTIONS = (
     *("residual_multiplier", "attention_multiplier"),
 )
 NAMED = {"swish": "silu", "gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}  # alike
-TOWERS = ("vision_config", "text_config")  # of a complete model, the one that is merged first
+TOWERS = ("vision_config", "text_config")  # of complete models; of a CLIP the first is merged
 
 
 def check_built(one: Weights, other: Weights, name: str, other_name: str) -> None:

@@ -11,7 +11,14 @@ from tangent_arithmetic.report.published import COLUMNS, EIGHT, Row, rows
 from tangent_arithmetic.report.solved import Solved, heat_maps, numbers, solved_of
 from tangent_arithmetic.report.table import COEFFICIENT, UNVERIFIED, Line, Table
 from tangent_arithmetic.run.modes import MODES, in_order
-from tangent_arithmetic.run.present import ADDITION, NEGATION, files_of, superseded, with_results
+from tangent_arithmetic.run.present import (
+    ADDITION,
+    NEGATION,
+    files_of,
+    recorded_mode,
+    superseded,
+    with_results,
+)
 from tangent_arithmetic.run.results import accuracies_path, optional_results
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import AT_ONE, siblings, spread
@@ -160,9 +167,10 @@ def _merging(run: Run, tasks: Sequence[str]) -> Table:
         results = optional_results(path)
         if "test" in results:
             label = results.get("merge", {}).get("label") or path.stem.removeprefix("merging-")
-            line, mode = _sum(str(label), results, tasks), results.get("provenance", {}).get("mode")
-            of_one = mode in MODES  # not of models of several modes
-            table.lines.append(_checked(line, run, results, mode, "merge") if of_one else line)
+            line = _sum(str(label), results, tasks)
+            if mode := recorded_mode(results.get("provenance", {})):  # none of models of several
+                line = _checked(line, run, results, mode.name, "merge")
+            table.lines.append(line)
     return table
 
 

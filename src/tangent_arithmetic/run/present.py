@@ -44,7 +44,7 @@ def kind_of(path: Path) -> tuple[Mode, str] | None:
             return mode, method
     if not any(word in path.stem for word in ("ft_accuracies", "additions", "negations")):
         return None
-    recorded = _recorded(optional_results(path).get("provenance", {}))
+    recorded = recorded_mode(optional_results(path).get("provenance", {}))
     method = "" if recorded is None else _method(recorded, path.stem)
     return None if recorded is None or not method else (recorded, method)
 
@@ -61,7 +61,7 @@ def _method(mode: Mode, stem: str) -> str:
     return f"{ADDITION} {tasks}".strip() if operation == "additions" else ""
 
 
-def _recorded(origin: Mapping[str, Any]) -> Mode | None:
+def recorded_mode(origin: Mapping[str, Any]) -> Mode | None:
     """The mode that a provenance names, or whose flags it holds; None if neither."""
     config = origin.get("config", {})
     name = origin.get("mode") or config.get("finetuning_mode")
