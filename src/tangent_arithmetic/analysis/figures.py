@@ -254,7 +254,9 @@ def heat(
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         colour = "white" if dark else "black"
         size = 4.5 if in_paper() else 6.5
-        text = f"{numbers[i, j]:.1g}" if log else short(numbers[i, j])
+        value = numbers[i, j]
+        linear = short(value) if high <= 1 else f"{round(value, 1) + 0.0:.1f}"
+        text = f"{value:.1g}" if log else linear
         axis.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
     return image
 
