@@ -403,6 +403,7 @@ def test_few_shots_have_their_own_warm_up_and_no_accumulation(
     assert len(recipes) == 3
 
 
+@pytest.mark.slow
 def test_the_screens_figure_is_never_older_than_its_table(own: Run) -> None:
     for accuracy in (0.5, 0.7):
         table = single.table(own).assign(linear=accuracy)

@@ -28,12 +28,14 @@ def shares(line: str) -> list[float]:
     return [float(value) for value in re.findall(r"([\d.]+) %", line)]
 
 
+@pytest.mark.slow
 def test_linearize(tmp_path: Path) -> None:
     text = output("linearize", tmp_path)
     start, linear, standard = map(float, re.findall(r"by (\d\S*)$", text, flags=re.MULTILINE))
     assert start == 0 and linear < 1e-5 < standard
 
 
+@pytest.mark.slow
 def test_add_and_negate(tmp_path: Path) -> None:
     lines = dict(
         re.findall(r"^(\w.*?)  +(A .*)$", output("add_and_negate", tmp_path), re.MULTILINE)
@@ -47,10 +49,12 @@ def test_add_and_negate(tmp_path: Path) -> None:
         assert forgotten < start[0] - 10 and abs(kept - start[1]) < 10
 
 
+@pytest.mark.slow
 def test_merge_files(tmp_path: Path) -> None:
     assert re.search(r"moved the weights by [1-9]", output("merge_files", tmp_path))
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path: Path) -> None:
     text = output("sweep", tmp_path)
     values = dict(re.findall(r"^(\d\.\d) +([\d.]+) %", text, re.MULTILINE))
