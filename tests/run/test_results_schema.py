@@ -36,6 +36,12 @@ DAMAGES: list[tuple[str, str, Any, list[str]]] = [
     ("ft_accuracies", '{"MNIST": 1' + 400 * "0" + "}", {}, ["MNIST"]),
     ("ft_accuracies", '{"MNIST": 0.1, "MNIST": 0.9}', {}, ["MNIST: .* got two values"]),
     ("ft_accuracies", '{"MNIST": 0.1, "MNIST": 0.1}', {"MNIST": 0.1}, []),
+    (
+        "linear_stress",
+        '{"task": "A", "methods": {"a": {"plain": {"top1": {"A": 1.5, "B": 1}}, "seconds": 2}}}',
+        {"task": "A", "methods": {"a": {"plain": {"top1": {"B": 1}}, "seconds": 2}}},
+        ["methods > a > plain > top1 > A: expected a number from 0 to 1"],
+    ),
     ("ft_accuracies", '{"provenance": "me"}', {}, ["provenance: expected an object"]),
     (
         "ft_accuracies",

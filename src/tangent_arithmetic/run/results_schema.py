@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[str]]:
 
     What a file may hold beside its provenance follows from its name: "additions" a sum,
     "negations" a record a task, "accuracies" a number a data set, "combined" and "negated"
-    the facts of solved coefficients, another one any of these.
+    the facts of solved coefficients, "stress" those of perturbed merges, another one any of the
+    others.
 
     Raises:
         MissingFileError: if it is not there.
@@ -38,6 +40,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[str]]:
         stem = Path(path).stem
         if any(word in stem for word in SOLVED):
             return _table({"provenance": _table(ORIGIN, _fact)}, _fact)(found, "", faults), faults
+        if STRESS.fullmatch(stem):
+            return STRESSED(found, "", faults), faults
         kinds = (check for word, check in KINDS.items() if word in stem)
         return _table(FILE, next(kinds, _any_kind))(found, "", faults), faults
 
@@ -179,4 +183,16 @@ FILE = {  # a table's origin is its own file
     "earlier": _table({}, _table(ORIGIN, _fact)),
 }
 SOLVED = ("combined_", "negated_")  # files of `combine`
+STRESS = re.compile(r"(\w+_)?stress")  # files of `merge stress`
+BY_TASK = {"top1": _table({}, SHARE)}
+CASE = _table(
+    {**BY_TASK, "perturbed": _table({}, _table({**BY_TASK, "lost": AMOUNT}, _fact))}, _fact
+)
+STRESSED = _table(
+    {
+        "provenance": _table(ORIGIN, _fact),
+        "methods": _table({}, _table({"plain": CASE, "normalised": CASE}, _fact)),
+    },
+    _fact,
+)
 KINDS: dict[str, Check] = {"additions": _fact, "negations": RECORD, "accuracies": SHARE}
