@@ -34,7 +34,9 @@ from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.software import sources_hash
 from tangent_arithmetic.storage.statedict import content_hash
 
-AFFORDED = 2**16  # backward passes of an exact kernel by default: half an hour of a core
+AFFORDED = (
+    2**16
+)  # backward passes of an exact kernel by default; half of them took a core 11 minutes
 DIRECTIONS = 128  # of the estimate beyond
 CODE = ("arithmetic/kernel.py",)  # that a kept kernel depends on, beside what features do
 OF_VECTORS = ("even", "shift", "error")  # columns with one value for each vector

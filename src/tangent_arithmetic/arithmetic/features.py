@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,12 +196,8 @@ def computed_once(
     if folder is None:
         return make()
     path = folder / "tensor.safetensors"
-    try:
+    with _if_readable(path):
         return _read(path)["tensor"]
-    except FileNotFoundError:
-        pass
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        logger.warning("%s is damaged and computed again (%s)", path, error)
     made = make()
     _write(path, {"tensor": made})
     _prune(folder.parent)
@@ -357,7 +353,7 @@ def _read_all(folder: Path, keys: Sequence[str], labels: Tensor) -> dict[str, di
     width = None
     for key in dict.fromkeys(keys):
         path = folder / f"{key}.safetensors"
-        try:
+        with _if_readable(path):
             tensors = _read(path)
             features = tensors["features"]
             width = features.shape[1:] if width is None else width
@@ -365,13 +361,19 @@ def _read_all(folder: Path, keys: Sequence[str], labels: Tensor) -> dict[str, di
                 raise ValueError(f"features of shape {tuple(features.shape)}")
             if key == "f0" and not torch.equal(tensors["labels"], labels):
                 raise ValueError("other labels")
-        except FileNotFoundError:  # never written, or just deleted by another process
-            continue
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning("%s is damaged and computed again (%s)", path, error)
-            continue
-        cached[key] = tensors
+            cached[key] = tensors
     return cached
+
+
+@contextlib.contextmanager
+def _if_readable(path: Path) -> Iterator[None]:
+    """Ends the block where a cached file is missing or, with a warning, damaged."""
+    try:
+        yield
+    except FileNotFoundError:  # never written, or just deleted by another process
+        pass
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        logger.warning("%s is damaged and computed again (%s)", path, error)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from tangent_arithmetic.merging.adapters import open_adapters
 from tangent_arithmetic.merging.built import check_built, check_functions
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.weights import (
+    CONFIG,
     Weights,
     check_plain,
     held,
@@ -135,9 +136,10 @@ class ModelPool:
         if len(kinds) > 1:
             raise UsageError(f"expected models of one kind, got {', '.join(sorted(kinds))}")
         for one, other in itertools.combinations((self.base_name, *self.model_names), 2):
-            check_built(self.weights(one), self.weights(other), one, other)
+            pair = self.weights(one), self.weights(other)
+            check_built(*pair, one, other)
             if not self.allow_base_mismatch:
-                check_functions(self.weights(one), self.weights(other), one, other)
+                check_functions(*pair, one, other)
         self._check_start()
 
     def _check_start(self) -> None:
@@ -202,7 +204,7 @@ def _state_of(module: nn.Module) -> dict[str, Tensor]:
 def _written(module: nn.Module) -> dict[str, str]:
     """The configuration of a model of transformers, as the text of its file."""
     text = getattr(getattr(module, "config", None), "to_json_string", None)
-    return {"config.json": text()} if callable(text) else {}
+    return {CONFIG: text()} if callable(text) else {}
 
 
 def run_pool(run: str | Path, tasks: list[str], mode: str = "standard") -> ModelPool:

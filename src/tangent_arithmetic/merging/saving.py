@@ -21,7 +21,7 @@ from tangent_arithmetic.merging.plugins import written_plugins
 from tangent_arithmetic.merging.pool import CLIPVisionModelPool
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import Merge, Part
-from tangent_arithmetic.merging.weights import SUFFIXES, Weights
+from tangent_arithmetic.merging.weights import CONFIG, SUFFIXES, Weights
 from tangent_arithmetic.merging.writer import (
     INDEX,
     files_beside,
@@ -47,7 +47,6 @@ from tangent_arithmetic.storage.statedict import TIES
 
 logger = logging.getLogger(__name__)
 RECIPE = "merge_recipe.json"
-CONFIG = "config.json"
 # configuration, tokenizer and preprocessor of a folder
 COPIED = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken", ".bpe")
 CODE = ".py"  # copied where one of `CONFIGS` names classes in `auto_map`

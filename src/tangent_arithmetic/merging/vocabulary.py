@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from tangent_arithmetic.merging.spectral import OUTPUTS, module_of
-from tangent_arithmetic.merging.weights import Weights, is_embedding
+from tangent_arithmetic.merging.weights import CONFIG, Weights, is_embedding
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.reading import read_json
 
 TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
-CONFIG = "config.json"
 FILES = (TOKENIZER, SETTINGS, ADDED, CONFIG)
 BIASED = (*OUTPUTS, "predictions")  # modules whose bias has a number for each token
 ROWS = 2**14  # that are copied at once; affects memory only

@@ -75,8 +75,8 @@ def load_results(folder: str | Path) -> pd.DataFrame:
         raise MissingFileError(f"expected a folder of results, found none at {root}")
     rows: list[tuple[Any, ...]] = []
     for path in sorted(files_below(root, ".json")):
-        written = not path.parent.name.endswith(PART)
-        if written and (kind := _kind_of(path)) is not None:
+        complete = not path.parent.name.endswith(PART)
+        if complete and (kind := _kind_of(path)) is not None:
             rows += _rows(path, *kind)
     if not rows:
         raise UsageError(
