@@ -34,6 +34,7 @@ import numpy as np
 
 from tangent_arithmetic.analysis import rates
 from tangent_arithmetic.analysis.figures import write
+from tangent_arithmetic.analysis.tables import other_settings
 from tangent_arithmetic.arithmetic.coefficients import coefficients, largest, least_kept
 from tangent_arithmetic.arithmetic.metrics import learned
 from tangent_arithmetic.arithmetic.negation import negate
@@ -57,7 +58,7 @@ from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.run.summary import spread
 from tangent_arithmetic.run.tables import markdown_table
 from tangent_arithmetic.run.usage import TRAINING
-from tangent_arithmetic.runtime.atomic import as_json, check_writable, write_json, write_text
+from tangent_arithmetic.runtime.atomic import check_writable, write_json, write_text
 from tangent_arithmetic.runtime.errors import DivergedError, UsageError, entry_point
 from tangent_arithmetic.runtime.logs import setup_logging
 from tangent_arithmetic.runtime.ranges import several
@@ -89,15 +90,11 @@ def rows_of(output: Path, run: Run) -> list[Row]:
         UsageError: if they were made with other flags, since means over seeds would mix them.
     """
     rows = list(read_json(output)["rows"]) if output.is_file() else []
-    now = as_json(vars(run.config))
     made = [row["provenance"]["config"] for row in rows]
-    if differ := sorted(
-        flag for flag in SETTINGS if any(c.get(flag, now[flag]) != now[flag] for c in made)
-    ):
-        named = ", ".join(f"--{flag.replace('_', '-')}" for flag in differ)
+    if differ := sorted({flag for one in made for flag in other_settings(run, one, SETTINGS)}):
         raise UsageError(
-            f"{output} has rows that were made with another {named}. Set the same, delete it, or "
-            "name another folder with --results"
+            f"{output} has rows that were made with another {', '.join(differ)}. Set the same, "
+            "delete it, or name another folder with --results"
         )
     return rows
 

@@ -118,19 +118,24 @@ def write_table(run: Run, name: str, table: pd.DataFrame, seconds: float) -> Pat
     return path
 
 
+def data_sets_of(run: Run, name: str) -> list[str]:
+    """The data sets whose checkpoints a table is made of."""
+    flags, named = FLAGS.get(name, ()), [*run.tasks]
+    if name == "fronts":
+        named = [task for tasks in sets_of(run) for task in tasks]
+    elif "analogies" in flags:
+        texts, known = run.config.analogies or run.suite.analogies, run.suite.names
+        parts = [one for text in texts for one in names_of_analogy(known, text) or ()]
+        named = [run.suite.check(one).removesuffix("Val") for one in parts]
+    elif "pairs" in flags:
+        named = [task for pair in pairs_of(run) for task in pair]
+    return list(dict.fromkeys(named))
+
+
 def _hashes(run: Run, name: str, modes: Iterable[str]) -> dict[str, str]:
     """The hashes of the checkpoints that a table is made of, by file in the run's folder."""
-    suite, tasks = run.suite, run.tasks
-    if name == "fronts":
-        tasks = [task for tasks in sets_of(run) for task in tasks]
-    elif name in TARGETS:
-        texts = run.config.analogies or suite.analogies
-        named = [one for text in texts for one in names_of_analogy(suite.names, text) or ()]
-        tasks = [suite.check(one).removesuffix("Val") for one in named]
-    elif "pairs" in FLAGS.get(name, ()):
-        tasks = [task for pair in pairs_of(run) for task in pair]
     read = dict.fromkeys(one for mode in modes for one in _read_for(name, mode))
-    files = [run.finetuned_path(task, mode) for mode in read for task in tasks]
+    files = [run.finetuned_path(task, mode) for mode in read for task in data_sets_of(run, name)]
     found = {file.relative_to(run.folder).as_posix(): stored_hash(file) for file in files}
     return {file: value for file, value in found.items() if value is not None}
 

@@ -42,12 +42,15 @@ def further(paper: Paper, run: Run, flags: list[str], modes: Sequence[str]) -> l
     Raises:
         UsageError: for an invalid analogy or pair of tasks.
     """
+    from tangent_arithmetic.analysis.analogies import analogies_of
     from tangent_arithmetic.analysis.baselines import ascent_of
     from tangent_arithmetic.analysis.tables import table_path
     from tangent_arithmetic.commands import analyze, finetune
 
     costs, found = Costs.of(run), []
     names = [name for name in paper.analyses if name not in left_out(run, modes)]
+    if set(OF_ANALOGIES) & set(names):
+        analogies_of(run)  # raises before the work
     ascents = [ascent for mode in modes if (ascent := ascent_of(mode))]
     if "negation" in names and "standard" in modes:
         ascent = "standard+ascent"
@@ -95,15 +98,11 @@ def has_analogies(run: Run) -> bool:
 
 def further_sets(run: Run, analysis: str) -> list[str]:
     """The data sets whose checkpoints an analysis needs and that are no tasks of the run."""
-    from tangent_arithmetic.analysis.analogies import analogies_of
-    from tangent_arithmetic.analysis.disentanglement import pairs_of
+    from tangent_arithmetic.analysis.tables import data_sets_of
+    from tangent_arithmetic.commands.analyze import ANALYSES
 
-    names = list[str | None]()
-    if analysis in OF_ANALOGIES:
-        names += [n for one in analogies_of(run) for n in (one.c, one.b, one.a, one.d, one.w)]
-    if analysis == "disentanglement":
-        names += [name for pair in pairs_of(run) for name in pair]
-    return [name for name in dict.fromkeys(names) if name and name not in run.tasks]
+    named = [one for table, *_ in ANALYSES[analysis] for one in data_sets_of(run, table)]
+    return [one for one in dict.fromkeys(named) if one not in run.tasks]
 
 
 def data_sets(paper: Paper, run: Run, modes: Sequence[str]) -> list[str]:

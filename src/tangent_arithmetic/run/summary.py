@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from tangent_arithmetic.runtime.private import without_home
 from tangent_arithmetic.storage.reading import read_json
 
 AT_ONE = "mean at 1"  # at coefficient 1
+Results = dict[str, Any]
+Picked = dict[str, float | None]
+Picker = Callable[[Results, Sequence[str]], Picked]
 
 
 def spread(values: Sequence[float | None], scale: float = 100, digits: int = 1) -> str:
@@ -66,73 +70,68 @@ def collect(runs: Sequence[Any]) -> dict[str, Any]:
         ..., "negation": ...}, where figures are {"mean", "std", "values"} over the runs. It has the
         modes with results in one of the runs, and zero-shot.
     """
-    first = runs[0]
-    tasks, control = first.tasks, first.control_set
-
-    def gather(path_of: Callable[..., Path], pick: Callable[..., Any], *which: str) -> Any:
-        found = [pick(current_results(path_of(run, *which), which[0])) for run in runs]
-        return {key: _numbers([one[key] for one in found]) for key in found[0]}
-
-    def single(mode: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
-        names = [*tasks, control] if mode == "none" and control else tasks
-
-        def pick(results: dict[str, Any]) -> dict[str, float | None]:
-            values = {name: results.get(name) for name in names}
-            return {**values, "mean": mean([values[task] for task in tasks])}
-
-        return pick
-
-    def addition(results: dict[str, Any]) -> dict[str, float | None]:
-        zeroshot, test = results.get("zeroshot", {}), results.get("test", {})
-        return {
-            "coefficient": results.get("coefficient"),
-            "zero-shot": zeroshot.get("avg_top1"),
-            "absolute": test.get("avg_top1"),
-            "zero-shot normalised": zeroshot.get("avg_normalized_top1"),
-            "normalised": test.get("avg_normalized_top1"),
-            **at_one(results.get("test_at_1", {})),
-            **{task: score(test, task) for task in tasks},
-        }
-
-    def at_one(test: dict[str, Any]) -> dict[str, float | None]:
-        if not has_at_one:
-            return {}
-        keys = {"": "avg_top1", " normalised": "avg_normalized_top1"}
-        return {f"{AT_ONE}{end}": test.get(key) for end, key in keys.items()}
-
-    def solved(results: dict[str, Any]) -> dict[str, float | None]:
-        test = results.get("test", {}).get("solved", {})
-        values = {task: test.get(task) for task in tasks}
-        return {"absolute": mean(list(values.values())), **values}
-
-    def negation(results: dict[str, Any]) -> dict[str, float | None]:
-        by_task = {task: results.get(task, {}) for task in tasks}
-        names = {
-            "zero-shot": "zeroshot",
-            "target": "test",
-            "zero-shot control": "zeroshot_control",
-            "control": "test_control",
-        }
-        means = {
-            label: mean([found.get(key) for found in by_task.values()])
-            for label, key in names.items()
-        }
-        return {**means, **{task: found.get("test") for task, found in by_task.items()}}
-
+    tasks, control = runs[0].tasks, runs[0].control_set
     modes = in_order(["none", *(name for run in runs for name in with_results(run.results))])
     edits = [mode for mode in modes if MODES[mode].edits]
     sums = [arithmetic_path(run, mode, "additions") for run in runs for mode in edits]
-    has_at_one = any("test_at_1" in optional_results(path) for path in sums)
+    at_one = any("test_at_1" in optional_results(path) for path in sums)
+
+    def figures(mode: str, pick: Picker, path_of: Callable[..., Path], *which: str) -> Any:
+        found = [pick(current_results(path_of(run, mode, *which), mode), tasks) for run in runs]
+        return {key: _numbers([one[key] for one in found]) for key in found[0]}
+
+    added, with_control = partial(_addition, at_one=at_one), partial(_single, control=control)
+    singles = {mode: with_control if mode == "none" else _single for mode in modes}
     found = {
-        "single": {m: gather(accuracies_path, single(m), m) for m in modes},
-        "addition": {m: gather(arithmetic_path, addition, m, "additions") for m in edits},
-        "solved": {m: gather(solved_path, solved, m) for m in edits},
-        "negation": {m: gather(arithmetic_path, negation, m, "negations") for m in edits},
+        "single": {m: figures(m, pick, accuracies_path) for m, pick in singles.items()},
+        "addition": {m: figures(m, added, arithmetic_path, "additions") for m in edits},
+        "solved": {m: figures(m, _solved, solved_path) for m in edits},
+        "negation": {m: figures(m, _negation, arithmetic_path, "negations") for m in edits},
     }
     return {
         kind: {mode: one for mode, one in by_mode.items() if mode == "none" or _is_known(one)}
         for kind, by_mode in found.items()
     }
+
+
+def _single(results: Results, tasks: Sequence[str], control: str | None = None) -> Picked:
+    names = [*tasks, *([control] if control else [])]
+    values = {name: results.get(name) for name in names}
+    return {**values, "mean": mean([values[task] for task in tasks])}
+
+
+def _addition(results: Results, tasks: Sequence[str], *, at_one: bool) -> Picked:
+    zeroshot, test, whole = (results.get(key, {}) for key in ("zeroshot", "test", "test_at_1"))
+    ones = {AT_ONE: "avg_top1", f"{AT_ONE} normalised": "avg_normalized_top1"} if at_one else {}
+    return {
+        "coefficient": results.get("coefficient"),
+        "zero-shot": zeroshot.get("avg_top1"),
+        "absolute": test.get("avg_top1"),
+        "zero-shot normalised": zeroshot.get("avg_normalized_top1"),
+        "normalised": test.get("avg_normalized_top1"),
+        **{label: whole.get(key) for label, key in ones.items()},
+        **{task: score(test, task) for task in tasks},
+    }
+
+
+def _solved(results: Results, tasks: Sequence[str]) -> Picked:
+    test = results.get("test", {}).get("solved", {})
+    values = {task: test.get(task) for task in tasks}
+    return {"absolute": mean(list(values.values())), **values}
+
+
+def _negation(results: Results, tasks: Sequence[str]) -> Picked:
+    by_task = {task: results.get(task, {}) for task in tasks}
+    names = {
+        "zero-shot": "zeroshot",
+        "target": "test",
+        "zero-shot control": "zeroshot_control",
+        "control": "test_control",
+    }
+    means = {
+        label: mean([found.get(key) for found in by_task.values()]) for label, key in names.items()
+    }
+    return {**means, **{task: found.get("test") for task, found in by_task.items()}}
 
 
 def _is_known(figures: dict[str, Any]) -> bool:

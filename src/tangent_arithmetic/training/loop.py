@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from tangent_arithmetic.data.base import Pictures, name_of
 from tangent_arithmetic.data.loading import (
@@ -39,7 +40,6 @@ from tangent_arithmetic.runtime.errors import DivergedError, UsageError
 from tangent_arithmetic.runtime.logs import Progress, Tracker
 from tangent_arithmetic.runtime.processes import Stopped, deferred_signals
 from tangent_arithmetic.storage.statedict import copy_into
-from tangent_arithmetic.storage.states import RunStates
 from tangent_arithmetic.tangent.functional import evaluating
 from tangent_arithmetic.training.averaging import TailMean
 from tangent_arithmetic.training.objectives import CrossEntropy, Objective, supervised_of
@@ -53,6 +53,7 @@ from tangent_arithmetic.training.stopping import Stopping
 logger = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
+CAUSES = {"loss": "loss", "penalty": "penalty", "grad_norm": "gradient's norm"}  # of divergence
 
 
 def seed_everything(seed: int) -> None:
@@ -273,31 +274,16 @@ def train(
     keeper.resume()
     shares = RankBatches(plan, keeper.done, steps, ddp.rank(), ddp.world_size())
     loader = train_loader(data.pictures, data.transform, shares, data.num_workers, num_classes)
+    parts = wrapped, optim, objective, plan, recipe, seed, data.pictures, tuple(unused), keeper
+    stepper = _Stepper(model, *parts)
     with deferred_signals() as asked, closing(objective), iterating(loader) as batches:
         bar = Progress(range(keeper.done, steps), description, done=keeper.done, unit="step")
         for step in bar:
-            seed_step(seed, step)
             set_rate(step)
-            before = _copies(dict(model.named_buffers())), _copies(objective.state_dict())
-            penalised = partial(penalty_gradient, model, step, objective, compute)
-            penalty = penalised() if ddp.world_size() > 1 else None
-            loss = step_gradients(wrapped, plan, step, batches, device, objective, recipe.precision)
-            penalty = penalised() if ddp.world_size() == 1 else penalty
-            _drop_zeros(unused)
-            norm = float(torch.nn.utils.clip_grad_norm_(params.values(), CLIP_NORM))
-            if not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(penalty or 0)):
-                copy_into(dict(model.named_buffers()), before[0], "buffers")
-                objective.load_state_dict(before[1])
-                keeper.save()
-                raise _diverged(loss, norm, plan, step, data.pictures, recipe, snapshots.states)
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-            keeper.losses.append(loss)
+            values = stepper.take(step, batches)
             average.update(keeper.done)
-            bar.note(sum(plan.micro_sizes(step)), loss=loss)
-            rate = optim.param_groups[0]["lr"]
-            values = {"loss": loss, "lr": rate, "grad_norm": norm}
-            tracker.log(values if penalty is None else {**values, "penalty": penalty}, step)
+            bar.note(sum(plan.micro_sizes(step)), loss=values["loss"])
+            tracker.log(values, step)
             snapshot = snapshots.every > 0 and keeper.done % snapshots.every == 0
             if snapshot or keeper.done == steps:
                 _check_finite(model, keeper.done, recipe)
@@ -322,6 +308,84 @@ def train(
     average.place()
     model.eval()
     return {**_facts(keeper, plan, recipe, seed), "planned": steps}
+
+
+@dataclass(frozen=True)
+class _Stepper:
+    """Takes the optimizer steps of a run, at the learning rates that are set.
+
+    Attributes:
+        model: the model.
+        wrapped: the same, wrapped in DDP if there are several ranks.
+        optimizer: of its trained parameters.
+        objective: the loss and its penalty.
+        plan: the pictures of each step.
+        recipe: of the run, for the precision and messages.
+        seed: of the run.
+        pictures: the training pictures, for messages.
+        unused: parameters that need not take part in a step.
+        keeper: notes the losses, and saves the state before a step that is not finite.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    optimizer: Optimizer
+    objective: Objective
+    plan: BatchPlan
+    recipe: Recipe
+    seed: int
+    pictures: Pictures
+    unused: tuple[nn.Parameter, ...]
+    keeper: Keeper
+
+    def take(self, step: int, batches: Iterator[Any]) -> dict[str, float]:
+        """Takes a step; its loss, learning rate, gradient norm and, if there is one, penalty.
+
+        Raises:
+            DivergedError: if one of these is not finite; the step is not taken, and buffers and
+                objective are as before it.
+        """
+        seed_step(self.seed, step)
+        before = _copies(dict(self.model.named_buffers())), _copies(self.objective.state_dict())
+        values = self._gradients(step, batches)
+        wrong = [name for name in CAUSES if not math.isfinite(values.get(name, 0.0))]
+        if wrong:
+            copy_into(dict(self.model.named_buffers()), before[0], "buffers")
+            self.objective.load_state_dict(before[1])
+            self.keeper.save()
+            raise self._diverged(f"the {CAUSES[wrong[0]]} is {values[wrong[0]]}", step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.keeper.losses.append(values["loss"])
+        return values
+
+    def _gradients(self, step: int, batches: Iterator[Any]) -> dict[str, float]:
+        """Sets the clipped gradients; what `take` returns."""
+        device, several = next(self.model.parameters()).device, ddp.world_size() > 1
+        compute = Compute(device, self.recipe.precision)
+        penalised = partial(penalty_gradient, self.model, step, self.objective, compute)
+        penalty = penalised() if several else None
+        loss = step_gradients(
+            self.wrapped, self.plan, step, batches, device, self.objective, self.recipe.precision
+        )
+        penalty = penalty if several else penalised()
+        _drop_zeros(self.unused)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM))
+        values = {"loss": loss, "lr": self.optimizer.param_groups[0]["lr"], "grad_norm": norm}
+        return values if penalty is None else {**values, "penalty": penalty}
+
+    def _diverged(self, cause: str, step: int) -> DivergedError:
+        indices = [index for batch in self.plan.micro_batches(step) for _, index in batch]
+        names = ", ".join(name_of(self.pictures, index) for index in indices[:3])
+        kept, states = "", self.keeper.states
+        if states is not None and any(states.folder.glob("*.safetensors")):
+            kept = f". The weights before this step are in {states.folder}"
+        return DivergedError(
+            f"{cause} at step {step} (epoch {step // self.plan.steps_per_epoch}, batch of "
+            f"{len(indices)} images: {names}{', ...' if len(indices) > 3 else ''}), expected a "
+            f"finite number{kept}. Try a lower --lr than {self.recipe.lr}, or look at these images"
+        )
 
 
 def _prepare(
@@ -399,26 +463,4 @@ def check_batch(batch_size: int, world_size: int) -> None:
         f"a batch of {batch_size} images cannot be shared by {world_size} processes; expected "
         f"{sizes} (images over all processes), or a number of processes that divides "
         f"{batch_size}: {', '.join(counts)}"
-    )
-
-
-def _diverged(
-    loss: float,
-    norm: float,
-    plan: BatchPlan,
-    step: int,
-    pictures: Pictures,
-    recipe: Recipe,
-    states: RunStates | None,
-) -> DivergedError:
-    cause = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-    indices = [index for batch in plan.micro_batches(step) for _, index in batch]
-    names = ", ".join(name_of(pictures, index) for index in indices[:3])
-    kept = ""
-    if states is not None and any(states.folder.glob("*.safetensors")):
-        kept = f". The weights before this step are in {states.folder}"
-    return DivergedError(
-        f"{cause} at step {step} (epoch {step // plan.steps_per_epoch}, batch of {len(indices)} "
-        f"images: {names}{', ...' if len(indices) > 3 else ''}), expected a finite number{kept}. "
-        f"Try a lower --lr than {recipe.lr}, or look at these images"
     )

@@ -135,4 +135,4 @@ def adapted(
 def check_peft() -> None:
     """Raises a `UsageError` if PEFT is not installed, without importing it."""
     if importlib.util.find_spec("peft") is None:
-        raise UsageError("adapters need PEFT; install it: pip install 'tangent-arithmetic[lora]'")
+        raise UsageError("adapters need PEFT; install it: pip install peft")
