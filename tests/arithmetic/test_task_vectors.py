@@ -391,6 +391,43 @@ def bare(name: str) -> str:
     return name.replace("module.", "").replace("_orig_mod.", "")
 
 
+class Keeping(nn.Module):
+    """A module that keeps what it computes: its output, and a cache of its weight."""
+
+    cache: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cache is None:
+            self.cache = 2 * self.inner.weight
+        self.out = x @ self.cache.T + self.inner(x)
+        return self.out
+
+
+def normalised() -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        made: nn.Module = torch.nn.utils.weight_norm(nn.Linear(3, 2))
+    return made
+
+
+@pytest.mark.parametrize("build", [Keeping, normalised])
+def test_a_module_moves_after_a_training_step(build: Callable[[], nn.Module]) -> None:
+    base, tuned, x = build(), build(), torch.randn(4, 3)
+    base(x).sum().backward()
+    torch.testing.assert_close(TaskVector(base, tuned).apply_to(base)(x), tuned(x))
+
+
+def test_a_module_that_encloses_parts_of_itself_is_not_copied() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 2))
+    model.head = lambda x: model[0](x)
+    tau = TaskVector(vector={"0.bias": torch.ones(2)})
+    with pytest.raises(UsageError, match="enclose parts of it in head"):
+        tau.apply_to(model)
+
+
 def test_half_precision_weights_keep_their_type() -> None:
     model = nn.Linear(2, 2).to(torch.bfloat16)
     moved = TaskVector(vector={"bias": torch.ones(2)}).apply_to(model)

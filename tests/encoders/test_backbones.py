@@ -90,6 +90,11 @@ def meta():
     with torch.device("meta"):
         return bare()
 
+def enclosing():
+    module = bare()
+    module.head = lambda h: module[2](h)
+    return module
+
 def number():
     return 3
 
@@ -364,6 +369,7 @@ BAD = [
     ("python:own_models:number", "returned int; expected a torch.nn.Module"),
     ("python:own_models:lazy", r"1\.weight has no values yet; in the factory, pass a batch"),
     ("python:own_models:meta", r"2\.weight has no values yet; in the factory, build it without"),
+    ("python:own_models:enclosing", "functions that enclose parts of it in head"),
     ("python:own_models:broken", r"cannot be built \(OSError: no disk\)"),
     ("python:own_models:build__init__", "the factory of a python: model gives its weights"),
 ]

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -27,6 +27,7 @@ from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.wrappers import unwrapped, without_prefixes
+from tangent_arithmetic.tangent.copies import copy_of, copy_to_move
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ class TaskVector:
 
         Raises:
             UsageError: if names or shapes do not match, if a dtype of theta_0 cannot hold a result,
-                or if a model would lose derivatives.
+                if a model would lose derivatives, or if it cannot be copied, see `copy_of`.
         """
         return self.apply_to_nonlinear(pretrained_checkpoint, scaling_coef=scaling_coef)
 
@@ -332,7 +333,7 @@ class TaskVector:
         elif isinstance(pretrained_checkpoint, LinearizedModel) or is_linear(pretrained_checkpoint):
             model = pretrained_checkpoint.standard()
         else:
-            model = copy.deepcopy(pretrained_checkpoint)
+            model = _copy(pretrained_checkpoint, copy_to_move)
         return self._moved(model, scaling_coef)
 
     def apply_to_linear(
@@ -360,7 +361,7 @@ class TaskVector:
         if isinstance(source, str | Path):
             model = load_linear(source)
         elif isinstance(source, LinearizedModel) or is_linear(source):
-            model = copy.deepcopy(source)
+            model = _copy(source, copy_of)
         elif isinstance(source, ModuleEncoder):
             model = linearized(source)
         else:
@@ -390,6 +391,11 @@ class TaskVector:
             moved = statedict.move(own, vector, coef, tied)
             statedict.copy_into(own, moved, "weights of the model and the vector's")
         return model
+
+
+def _copy(model: Any, of_module: Callable[[nn.Module], nn.Module]) -> Any:
+    """A copy of a module, or of an encoder that is none."""
+    return of_module(model) if isinstance(model, nn.Module) else copy.deepcopy(model)
 
 
 def _scalar(value: float | Tensor, what: str) -> float | Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from tangent_arithmetic.run.modes import MODES, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.tangent.copies import copy_to_move
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path | Weights
 
@@ -165,7 +165,7 @@ class ModelPool:
         """
         base = self.models[self.base_name]
         if isinstance(base, nn.Module):
-            module = copy.deepcopy(base)
+            module = copy_to_move(base)
             statedict.copy_into(_state_of(module), state, "the model and the merged weights")
             return module
         model = self.weights(self.model_names[0])

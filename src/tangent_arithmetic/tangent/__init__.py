@@ -9,8 +9,8 @@ tangent, and an ordinary backward pass: 5 units instead of 3.
 (`duals.py`) or several (`directions.py`, `stacks.py`); `rules/` has the derivative of each
 functional, `weights.py` replaces a module's parameters. `plain.py` wraps PyTorch's own forward-mode
 AD, the reference and the fallback, with the operations of `unfused.py` taken apart. `canary.py`
-checks first calls, `state.py` guards what modules keep between calls, `backends.py` PyTorch's
-process-wide switches.
+checks first calls, `state.py` guards what modules keep between calls, `copies.py` copies modules,
+`backends.py` has PyTorch's process-wide switches.
 """
 
 from tangent_arithmetic.tangent.canary import checking

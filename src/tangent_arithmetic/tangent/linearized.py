@@ -10,7 +10,6 @@ Source: Ortiz-Jimenez, Favero, Frossard, "Task Arithmetic in the Tangent Space",
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +22,10 @@ from torch.utils import _pytree as pytree
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.tangent import Displacement, check_call, jvp, jvps
 from tangent_arithmetic.tangent.backends import TURN, forward_ad_backends
+from tangent_arithmetic.tangent.copies import copy_of
 from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.plain import Unfused
-from tangent_arithmetic.tangent.state import attributes_enclosing, copied_results, uncompiled
+from tangent_arithmetic.tangent.state import uncompiled
 
 logger = logging.getLogger(__name__)
 
@@ -97,16 +97,6 @@ def _aliases(module: nn.Module) -> dict[str, str]:
     return aliases
 
 
-def _refuse_enclosing(origin: nn.Module) -> None:
-    names = attributes_enclosing(origin)
-    if names:
-        raise ValueError(
-            f"expected a module that can be copied, got {type(origin).__name__} with functions "
-            f"that enclose parts of it in {', '.join(names)}: in a copy they would still call the "
-            "original; make them methods, or functools.partial"
-        )
-
-
 class LinearizedModel(nn.Module):
     r"""The linearisation of a module, itself a module.
 
@@ -142,10 +132,7 @@ class LinearizedModel(nn.Module):
         origin = uncompiled(model if init_model is None else init_model)
         model = uncompiled(model)
         theta: dict[str, Tensor] = dict(model.named_parameters())
-        with torch.no_grad():  # or the copied weights of scripted modules are not leaves
-            _refuse_enclosing(origin)
-            skeleton = copy.deepcopy(origin, dict(copied_results(origin)))
-        skeleton.eval().requires_grad_(False)
+        skeleton = copy_of(origin).eval().requires_grad_(False)
         theta0: dict[str, Tensor] = dict(skeleton.named_parameters())
         statedict.check_same(theta, theta0, "parameters of model and init_model")
         # not a submodule: theta0 is neither a parameter of ours nor a buffer that DDP broadcasts
@@ -269,7 +256,7 @@ class LinearizedModel(nn.Module):
 
     def standard(self) -> nn.Module:
         """A copy of the module itself, not linearised, at theta and with theta's flags."""
-        module, theta = copy.deepcopy(self.module0()), self.theta()
+        module, theta = copy_of(self.module0()), self.theta()
         statedict.copy_into(dict(module.named_parameters()), theta, "module and theta")
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(theta[name].requires_grad)

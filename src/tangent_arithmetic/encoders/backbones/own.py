@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from itertools import chain
@@ -19,7 +18,8 @@ from tangent_arithmetic.encoders.base import Transform
 from tangent_arithmetic.encoders.built import code_of
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.factories import imported
-from tangent_arithmetic.tangent.state import copied_results, uncompiled
+from tangent_arithmetic.tangent.copies import copy_of
+from tangent_arithmetic.tangent.state import uncompiled
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def build(name: BackboneName, weights: bool) -> Backbone:
         weights: ignored: the factory decides.
 
     Raises:
-        UsageError: if it cannot be called, or returns something else, or weights without values.
+        UsageError: if it cannot be called, or returns something else, weights without values, or a
+            module that cannot be copied, see `copy_of`.
     """
     place = f"{PYTHON}{name.architecture}"
     factory = imported(name.architecture)
@@ -88,10 +89,7 @@ def _copied(place: str, module: nn.Module) -> nn.Module:
                 f"{place} returned a module whose {name} has no values yet; in the factory, "
                 f"{remedy}"
             )
-    with torch.no_grad():  # or the copied weights of scripted modules are not leaves
-        copied = copy.deepcopy(module, dict(copied_results(module))).eval()
-    for value, original in zip(copied.parameters(), module.parameters(), strict=True):
-        value.requires_grad_(original.requires_grad)  # which scripted modules have lost
+    copied = copy_of(module).eval()
     dtypes = {value.dtype for value in copied.parameters() if value.is_floating_point()}
     if others := dtypes - {torch.float32}:
         logger.info("%s: weights of %s become float32", place, ", ".join(map(str, others)))
