@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from timm.models.levit import Attention
+from torch import Tensor, nn
 
 from src.eval import (
     add_normalized_accuracy,
@@ -34,7 +36,7 @@ from tangent_arithmetic.commands import evaluate as evaluate_command
 from tangent_arithmetic.commands.add import addition_table
 from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.loading import EvalBatches
-from tangent_arithmetic.encoders.base import Encoder
+from tangent_arithmetic.encoders.base import Encoder, ModuleEncoder
 from tangent_arithmetic.encoders.images import ClassificationHead, ImageEncoder
 from tangent_arithmetic.encoders.linearized import linearized
 from tangent_arithmetic.run.args import Config
@@ -45,6 +47,7 @@ from tangent_arithmetic.runtime import ddp
 from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 from tests.arithmetic.tiny import Convolution, pictures
 from tests.small_suite import SIZES, random_vector, small_config, small_suite
@@ -160,6 +163,7 @@ def test_a_standard_sweep_reads_each_image_once_and_moves_the_weights_once_per_g
     monkeypatch.setattr(Convolution, "forward", watched)
     monkeypatch.setattr(ArrayPictures, "__getitem__", reading)
     monkeypatch.setattr(statedict, "move_into", moving)
+    monkeypatch.setattr(sweeps, "find_caches", lambda *_: None)
     monkeypatch.setattr(sweeps, "HELD_BYTES", held)
     assert split().sweep(encoder, tau.vector, coefs) == top1s
     assert len(set(top1s)) > 1
@@ -168,6 +172,103 @@ def test_a_standard_sweep_reads_each_image_once_and_moves_the_weights_once_per_g
     assert order == expected * groups and len(met) == 3 * len(coefs)
     assert [size for weights, size in met if weights == expected[1]] == [10, 10, 4]
     assert bits(encoder) == before
+
+
+class Attending(ModuleEncoder):
+    """Four tokens that attend to each other, as those of LeViT: biases are cached in eval mode."""
+
+    kind = "attending"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(108, 32), nn.Unflatten(1, (4, 8)))
+        self.attention = Attention(8, 4, resolution=(2, 2))
+        for parameter in self.parameters():  # some of LeViT's begin at 0
+            nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.attention(self.net(images)).mean(dim=1)
+        return out
+
+
+class Caching(Attending):
+    """An encoder with a cache of its own, which `train` leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        if "scale" not in self.cache:
+            self.cache["scale"] = 3 * self.scale
+        return super().forward(images) * self.cache["scale"]
+
+
+caching = pytest.mark.parametrize("kind", [Attending, Caching])
+
+
+@caching
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_sweep_fills_caches_of_weights_at_each_coefficient(
+    kind: type[Attending], filled: bool
+) -> None:
+    encoder, images = kind().eval(), torch.randn(5, 3, 6, 6)
+    tau = {name: torch.randn_like(p) for name, p in encoder.named_parameters()}
+    start = copy.deepcopy(encoder)
+    if filled:
+        with torch.no_grad():
+            encoder(images)
+    coefs = [2.0, 0.0, -1.0]
+    batches = [(images, torch.zeros(5, dtype=torch.long))]
+    points = [[(coef, tau)] for coef in coefs]
+    found = {i: z for i, z, _ in sweeps.logits_at(encoder, points, nn.Identity(), batches)}
+    for i, coef in enumerate(coefs):
+        expected = copy.deepcopy(start)
+        expected.load_weights(statedict.move(start.weights(), tau, coef))
+        torch.testing.assert_close(found[i], expected(images))
+    edited = TaskVector(vector=tau).apply_to(encoder, 2.0)
+    torch.testing.assert_close(edited(images), found[0])
+
+
+def loaded(encoder: Attending, tuned: Attending) -> Attending:
+    encoder.load_weights(tuned.weights())
+    return encoder
+
+
+MOVES: dict[str, Callable[[Attending, Attending], Any]] = {
+    "load_weights": loaded,
+    "apply_to": lambda e, t: TaskVector(e, t).apply_to(e),
+    "functional_call": lambda e, t: lambda x: functional_call(e, t.weights(), (x,)),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_an_encoder_with_other_weights_fills_its_caches_anew(
+    move: Callable[[Attending, Attending], Any],
+) -> None:
+    encoder, tuned, images = Attending().eval(), Attending().eval(), torch.randn(5, 3, 6, 6)
+    with torch.no_grad():
+        before, training = encoder(images), [part.training for part in encoder.modules()]
+        torch.testing.assert_close(move(encoder, tuned)(images), tuned(images))
+        if move is not loaded:
+            torch.testing.assert_close(encoder(images), before)
+    assert training == [part.training for part in encoder.modules()]
+
+
+@caching
+def test_a_linear_encoder_becomes_standard_with_empty_caches(kind: type[Attending]) -> None:
+    encoder, images = kind().eval(), torch.randn(5, 3, 6, 6)
+    with torch.no_grad():
+        encoder(images)
+    linear = linearized(encoder)
+    linear(images)
+    with torch.no_grad():
+        for p in linear.parameters():
+            p.add_(torch.randn_like(p))
+    fresh = kind().eval()
+    fresh.load_weights(linear.weights())
+    torch.testing.assert_close(linear.standard()(images), fresh(images))
 
 
 class Interrupted(BaseException):

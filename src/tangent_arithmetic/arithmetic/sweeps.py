@@ -27,6 +27,8 @@ from tangent_arithmetic.runtime.compute import Compute
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.statedict import State
+from tangent_arithmetic.tangent import find_caches
+from tangent_arithmetic.tangent.caches import empty_caches
 from tangent_arithmetic.tangent.functional import evaluating
 
 if TYPE_CHECKING:
@@ -179,10 +181,13 @@ def logits_at(
     theta = {name: value.clone() for name, value in weights.items()} if vectors else weights
 
     def passes() -> Iterator[tuple[int, Tensor, Tensor]]:
-        for held in _held(batches, compute.device):
+        for number, held in enumerate(_held(batches, compute.device)):
+            if vectors and number == 0 and isinstance(encoder, nn.Module):
+                find_caches(encoder, held[0][0])
             for i, point in enumerate(points):
                 if vectors:
                     _place(weights, theta, point)
+                    empty_caches(encoder)
                 for images, labels in held:
                     yield i, images, labels
 

@@ -27,6 +27,7 @@ from tangent_arithmetic.runtime.errors import UsageError, shown, unknown
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.wrappers import unwrapped, without_prefixes
+from tangent_arithmetic.tangent.caches import empty_caches
 from tangent_arithmetic.tangent.copies import copy_of, copy_to_move
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
@@ -390,6 +391,7 @@ class TaskVector:
         with torch.no_grad():
             moved = statedict.move(own, vector, coef, tied)
             statedict.copy_into(own, moved, "weights of the model and the vector's")
+        empty_caches(model)
         return model
 
 

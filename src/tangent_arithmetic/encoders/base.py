@@ -17,6 +17,7 @@ from typing_extensions import Self, TypeIs
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import save_tensors
 from tangent_arithmetic.storage.statedict import TIES, copy_into, ties
+from tangent_arithmetic.tangent.caches import empty_caches
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -116,6 +117,7 @@ class ModuleEncoder(nn.Module):
             ValueError: if names or shapes differ; lists all differences.
         """
         copy_into(self.weights(), theta, f"weights of {self.identity()} and the checkpoint")
+        empty_caches(self)
 
     def identity(self) -> str:
         """The name of the architecture: the class's name."""

@@ -30,6 +30,7 @@ from tangent_arithmetic.language.tasks import TASKS
 from tangent_arithmetic.language.tokens import TokenRows, encode, padded
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.statedict import State, copy_into, move_into
+from tangent_arithmetic.tangent.caches import empty_caches
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 
@@ -124,6 +125,7 @@ class Classification:
         correct = torch.zeros(len(coefs))
         for index, coef in enumerate(coefs):
             move_into(target, theta, body, coef)
+            empty_caches(model)
             for ids, labels in self._batches(rows):
                 correct[index] += (model(ids).argmax(dim=1) == labels).sum().cpu()
         return correct

@@ -7,7 +7,6 @@ run once a coefficient.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,8 @@ from tangent_arithmetic.language.models import PADDING, LanguageModel
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.runtime.logs import progress
 from tangent_arithmetic.storage.statedict import State, move_into
+from tangent_arithmetic.tangent.caches import empty_caches
+from tangent_arithmetic.tangent.copies import copy_to_move
 from tangent_arithmetic.tangent.linearized import LinearizedModel
 
 if TYPE_CHECKING:
@@ -75,11 +76,12 @@ def sweep(
     """
     if isinstance(model, LinearizedModel):
         return linear_sweep(model, tau, ids, coefs, batch_size)
-    moved = copy.deepcopy(model)
+    moved = copy_to_move(model)
     target, theta = dict(moved.named_parameters()), dict(model.named_parameters())
     losses = {}
     for coef in coefs:
         move_into(target, theta, tau, coef)
+        empty_caches(moved)
         losses[coef] = mean_loss(moved, ids, batch_size)
     return losses
 

@@ -20,6 +20,7 @@ from tangent_arithmetic.data.texts import tokens_of
 from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.merging.examples import Examples, batches_of
 from tangent_arithmetic.runtime.logs import progress
+from tangent_arithmetic.tangent.caches import empty_caches
 from tangent_arithmetic.tangent.layers import Composed
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def of_models(
         with torch.no_grad():
             for name in names or state:
                 state[name].copy_(weights[name])
+        empty_caches(encoder)
         split = examples.split(encoder, model, count, seed)
         for name, gram in inner_products(encoder, split, names, scales).items():
             yield name, state[name].detach().to(gram), gram

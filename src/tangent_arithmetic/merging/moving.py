@@ -18,6 +18,7 @@ from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.merging.examples import Examples
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.storage.statedict import is_real_float, ties
+from tangent_arithmetic.tangent.caches import empty_caches
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -63,6 +64,7 @@ class MovingEncoder:
             row = alpha[self.row[self.group_of[name]]].tolist()
             for coef, theta in zip(row, self.thetas, strict=True):
                 value.add_(self._tau(name, theta, start), alpha=coef)
+        empty_caches(self.encoder)
 
     @torch.no_grad()
     def gradient(self) -> Float64[Tensor, "groups models"]:

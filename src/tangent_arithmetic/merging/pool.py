@@ -30,6 +30,7 @@ from tangent_arithmetic.run.modes import MODES, trained
 from tangent_arithmetic.run.run import Run
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage import statedict
+from tangent_arithmetic.tangent.caches import empty_caches
 from tangent_arithmetic.tangent.copies import copy_to_move
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path | Weights
@@ -167,6 +168,7 @@ class ModelPool:
         if isinstance(base, nn.Module):
             module = copy_to_move(base)
             statedict.copy_into(_state_of(module), state, "the model and the merged weights")
+            empty_caches(module)
             return module
         model = self.weights(self.model_names[0])
         if not (model.is_encoder and self.base.files):

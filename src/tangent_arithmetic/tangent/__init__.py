@@ -9,15 +9,25 @@ tangent, and an ordinary backward pass: 5 units instead of 3.
 (`duals.py`) or several (`directions.py`, `stacks.py`); `rules/` has the derivative of each
 functional, `weights.py` replaces a module's parameters. `plain.py` wraps PyTorch's own forward-mode
 AD, the reference and the fallback, with the operations of `unfused.py` taken apart. `canary.py`
-checks first calls, `state.py` guards what modules keep between calls, `copies.py` copies modules,
-`backends.py` has PyTorch's process-wide switches.
+checks first calls, `state.py` guards what modules keep between calls, `caches.py` empties caches of
+weights, `copies.py` copies modules, `backends.py` has PyTorch's process-wide switches.
 """
 
 from tangent_arithmetic.tangent.canary import checking
 from tangent_arithmetic.tangent.directions import at_once
-from tangent_arithmetic.tangent.engine import check_call, jvp, jvps
+from tangent_arithmetic.tangent.engine import check_call, find_caches, jvp, jvps
 from tangent_arithmetic.tangent.plain import plain_jvp
 from tangent_arithmetic.tangent.rules import rule
 from tangent_arithmetic.tangent.weights import Displacement
 
-__all__ = ["Displacement", "at_once", "check_call", "checking", "jvp", "jvps", "plain_jvp", "rule"]
+__all__ = [
+    "Displacement",
+    "at_once",
+    "check_call",
+    "checking",
+    "find_caches",
+    "jvp",
+    "jvps",
+    "plain_jvp",
+    "rule",
+]

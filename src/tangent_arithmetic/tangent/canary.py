@@ -48,10 +48,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent.backends import lent_to_backward
+from tangent_arithmetic.tangent.caches import CACHES
 from tangent_arithmetic.tangent.call import Call
 from tangent_arithmetic.tangent.directions import ONE_BY_ONE
 from tangent_arithmetic.tangent.outputs import differentiable_tensors
-from tangent_arithmetic.tangent.passes import CACHES, copied, differentiate, same
+from tangent_arithmetic.tangent.passes import copied, differentiate, same
 from tangent_arithmetic.tangent.probe import Probe
 from tangent_arithmetic.tangent.state import Attributes, Key, tensors_in, unpack
 
@@ -101,14 +102,14 @@ def first_call(call: Call) -> None:
         if not names <= seen.get(key, set()) and len(seen) < KINDS:
             seen.setdefault(key, set()).update(names)
             with saved_tensors_hooks(_identity, _identity):  # not those of a checkpoint around it
-                _on_few(check, call)
+                on_few(check, call)
 
 
 def _identity(value: Tensor) -> Tensor:
     return value
 
 
-def _on_few(check: Callable[[Call], None], call: Call) -> None:
+def on_few(check: Callable[[Call], None], call: Call) -> None:
     """Runs a check on a few examples, or on all if these are no valid input."""
     for small in (_examples(call, EXAMPLES), _examples(call, None)):
         try:
@@ -240,7 +241,7 @@ def _derivatives(call: Call, *probes: Probe) -> tuple[Any, list[Any]]:
 
 
 def _check(call: Call, strict: bool = False) -> None:
-    _find_caches(call)
+    find_caches(call)
     names = dict.fromkeys(name for v in call.vectors for name in v)
     probe = Probe(names, call.value)
     dtype = next((call.value(n).dtype for n in probe), None)
@@ -477,7 +478,7 @@ def _seen_value(value: Tensor) -> Tensor:
     return torch.zeros_like(primal) if tangent is None else tangent.detach().clone()
 
 
-def _find_caches(call: Call) -> None:
+def find_caches(call: Call) -> None:
     """Registers attributes and buffers that the module computes anew if they are missing."""
     known, kept = CACHES.get(call.model, set()), Attributes(call.model)
     own = {id(parameter) for parameter in call.model.parameters()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from tangent_arithmetic.runtime.errors import UsageError
+from tangent_arithmetic.tangent.caches import CACHES
 from tangent_arithmetic.tangent.state import (
     Attributes,
     attributes_enclosing,
@@ -15,8 +17,10 @@ from tangent_arithmetic.tangent.state import (
     tensors_kept,
 )
 
+Kind = TypeVar("Kind", bound=nn.Module)
 
-def copy_of(module: nn.Module) -> nn.Module:
+
+def copy_of(module: Kind) -> Kind:
     """A deep copy of a module, with the flags of its parameters.
 
     Tensors that it has computed and keeps in attributes are copied without their graph.
@@ -36,10 +40,12 @@ def copy_of(module: nn.Module) -> nn.Module:
     for value, original in zip(copied.parameters(), module.parameters(), strict=True):
         if value.requires_grad != original.requires_grad:  # scripted modules have lost it
             value.requires_grad_(original.requires_grad)
+    if module in CACHES:
+        CACHES[copied] = set(CACHES[module])
     return copied
 
 
-def copy_to_move(module: nn.Module) -> nn.Module:
+def copy_to_move(module: Kind) -> Kind:
     """As `copy_of`, without the tensors that it has computed from its own weights and keeps.
 
     Where the forward pass does not compute them again, it fails, and never uses them at other

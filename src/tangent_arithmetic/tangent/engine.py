@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -75,6 +76,29 @@ def jvps(
         call = _call(model, params0, vectors, args, kwargs)
         canary.first_call(call)
         return differentiate(call)
+
+
+def find_caches(model: nn.Module, /, *args: Any, **kwargs: Any) -> None:
+    """Finds the caches of weights that a module fills, for `empty_caches`.
+
+    They are those that it computes anew if they are missing, with the same output. It takes a few
+    passes of at most three examples, after which the module is as before, its caches filled.
+
+    Args:
+        model: the module, at the weights of its caches.
+        *args: inputs of the module.
+        **kwargs: keyword inputs of the module.
+    """
+    with one_pass():
+        canary.on_few(_fill_and_find, Call(model, {}, (), args, kwargs))
+
+
+@torch.no_grad()
+def _fill_and_find(call: Call) -> None:
+    saved = call.replay()
+    call.primal()
+    saved.restore()
+    canary.find_caches(call)
 
 
 def check_call(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tangent_arithmetic.tangent.caches import empty_caches
+
 
 @contextlib.contextmanager
 def evaluating(module: Any) -> Iterator[None]:
@@ -19,6 +21,7 @@ def evaluating(module: Any) -> Iterator[None]:
     """
     parts = module.modules() if isinstance(module, nn.Module) else ()
     flags = {part: part.training for part in parts}
+    empty_caches(module)
     module.eval()
     try:
         yield
@@ -52,4 +55,10 @@ def functional_call(
         for leaf, own in (*part._parameters.items(), *part._buffers.items()):
             if own is not None and id(own) in given:
                 places[f"{path}.{leaf}" if path else leaf] = given[id(own)]
-    return torch.func.functional_call(module, places, args, dict(kwargs or {}), tie_weights=False)
+    empty_caches(module)
+    try:
+        return torch.func.functional_call(
+            module, places, args, dict(kwargs or {}), tie_weights=False
+        )
+    finally:
+        empty_caches(module)

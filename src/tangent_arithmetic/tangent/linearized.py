@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.tangent import Displacement, check_call, jvp, jvps
 from tangent_arithmetic.tangent.backends import TURN, forward_ad_backends
+from tangent_arithmetic.tangent.caches import empty_caches
 from tangent_arithmetic.tangent.copies import copy_of
 from tangent_arithmetic.tangent.functional import functional_call
 from tangent_arithmetic.tangent.plain import Unfused
@@ -260,6 +261,7 @@ class LinearizedModel(nn.Module):
         statedict.copy_into(dict(module.named_parameters()), theta, "module and theta")
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(theta[name].requires_grad)
+        empty_caches(module)
         return module
 
     def _displacement(self) -> Displacement:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from tangent_arithmetic.tangent import outputs
+from tangent_arithmetic.tangent.caches import CACHES
 from tangent_arithmetic.tangent.call import Call
 from tangent_arithmetic.tangent.directions import AT_ONCE, ONE_BY_ONE, CannotShare, Directions
 from tangent_arithmetic.tangent.duals import Duals
@@ -40,7 +41,6 @@ from tangent_arithmetic.tangent.weights import (
 
 WITHOUT_RULES: WeakSet[nn.Module] = WeakSet()  # modules that differentiate in their forward pass
 SETTLED: WeakSet[nn.Module] = WeakSet()  # modules whose method has worked before
-CACHES: WeakKeyDictionary[nn.Module, set[Key]] = WeakKeyDictionary()  # filled anew in each pass
 
 
 def differentiate(call: Call) -> tuple[Any, list[Any]]:

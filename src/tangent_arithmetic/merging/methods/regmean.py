@@ -26,6 +26,7 @@ from tangent_arithmetic.merging.inner_products import of_models
 from tangent_arithmetic.merging.registry import Piece, merging_method
 from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.statedict import is_real_float, ties
+from tangent_arithmetic.tangent.caches import empty_caches
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def prepare_plusplus(
         with torch.no_grad():
             for name in names:
                 state[name].copy_(fits[name] if name in fits else _mean(examples, name))
+        empty_caches(encoder)
     return merged
 
 
