@@ -24,6 +24,7 @@ from src.eval import (
 )
 from tangent_arithmetic.arithmetic import sweeps
 from tangent_arithmetic.arithmetic.coefficients import coefficients, find_optimal_coef, warn_of_ties
+from tangent_arithmetic.arithmetic.features import linear_features
 from tangent_arithmetic.arithmetic.metrics import nonlinear_advantage
 from tangent_arithmetic.arithmetic.sweeps import Split
 from tangent_arithmetic.arithmetic.task_vectors import (
@@ -125,6 +126,27 @@ def test_accuracies_are_those_of_the_forward_pass(linear: bool, encoder: Convolu
         assert {**found, "balanced": None} == {"top1": top1, "balanced": None, "num_images": 24}
     assert bits(model) == before
     assert {name: model.weights()[name]._version for name in versions} == versions
+
+
+class Filtering(Convolution):
+    """Features weighted by complex numbers in the frequency domain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectrum = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(super().forward(images)) * self.spectrum, n=6)
+
+
+def test_a_linear_evaluation_counts_the_steps_of_complex_weights() -> None:
+    linear = linearized(Filtering().eval())
+    with torch.no_grad():
+        linear.model.theta()["spectrum"].sub_(1 + 2j)
+    (batch,) = split(batch_size=24).batches
+    features = linear_features(linear, [linear.displacement()], [batch])
+    assert not torch.allclose(features.at([0.0]), features.at([1.0]))
+    torch.testing.assert_close(features.at([1.0]), linear(batch[0]).detach())
 
 
 def test_a_linear_sweep_starts_at_theta_not_at_theta0(encoder: Convolution) -> None:

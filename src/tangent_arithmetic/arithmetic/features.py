@@ -214,7 +214,8 @@ def _with_signs(vectors: Sequence[State]) -> tuple[list[float], list[State]]:
 def _sign(tau: State) -> float:
     """The sign of a task vector's first non-zero weight."""
     for name in sorted(tau):
-        flat = tau[name].flatten()
+        value = tau[name]
+        flat = (torch.view_as_real(value) if value.is_complex() else value).flatten()
         nonzero = flat.nonzero()
         if len(nonzero):
             return float(flat[nonzero[0, 0]].sign())

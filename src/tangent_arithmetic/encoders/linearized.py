@@ -82,9 +82,12 @@ class LinearizedEncoder(ModuleEncoder):
         return self.model.tangents(inputs, vectors)
 
     def displacement(self) -> dict[str, Tensor]:
-        """`theta - theta0` by name of parameter, in at least float32."""
+        """`theta - theta0` by name of parameter, in at least float32; of complex ones too."""
+        theta, theta0 = self.model.theta(), self.model.theta0()
         with torch.no_grad():
-            return statedict.difference(self.model.theta(), self.model.theta0())
+            steps = {name: v - theta0[name] for name, v in theta.items() if v.is_complex()}
+            real = {name: value for name, value in theta.items() if name not in steps}
+            return statedict.difference(real, {name: theta0[name] for name in real}) | steps
 
     def save(self, filename: str | Path, **info: Any) -> str:
         """Writes theta, and theta0 unless a zero-shot file near `filename` holds the same.
