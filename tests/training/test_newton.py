@@ -115,6 +115,18 @@ def test_no_images_and_features_without_gradients_are_refused() -> None:
         newton_cg(model.requires_grad_(False), head, batches, smoothed)
 
 
+def absolute(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits - F.one_hot(labels, CLASSES)).abs().sum(1)
+
+
+def test_a_loss_without_curvature_needs_a_ridge() -> None:
+    model, head, batches = problem(False)
+    with pytest.raises(UsageError, match="set a ridge above 0"):
+        newton_cg(model, head, batches, absolute)
+    steps = newton_cg(model, head, batches, absolute, NewtonSettings(ridge=0.1, steps=2))
+    assert steps[-1].objective < steps[0].objective
+
+
 def test_images_that_change_their_order_are_refused() -> None:
     model, head, batches = problem(True)
     whole = TensorDataset(*(torch.cat(column) for column in zip(*batches, strict=True)))

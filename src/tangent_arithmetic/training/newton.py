@@ -49,6 +49,10 @@ CHANGING = (
     "expected the same images in the same order in every pass, got others; a loader must not "
     "shuffle, and a generator must be made a list"
 )
+FLAT = (
+    "expected a loss with curvature, got one without along its gradient, such as the absolute "
+    "error, for which Newton's method has no step; set a ridge above 0, or take another loss"
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ def newton_cg(
         The steps; a last record has the objective and the gradient at the end.
 
     Raises:
-        UsageError: if there are no images, or they or their order change, or if no parameter that
-            requires grad is used.
+        UsageError: if there are no images, or they or their order change, if no parameter that
+            requires grad is used, or if the loss has no curvature and the ridge is 0.
     """
     problem = _Problem(model, head, batches, loss, settings.ridge)
     steps = list[NewtonStep]()
@@ -136,9 +140,14 @@ def _solved(
     ahead = torch.zeros_like(problem.features)
     r = {name: -value for name, value in gradient.items()}
     d, rr = dict(r), float(dot(r, r))
-    for count in range(1, limit + 1):  # noqa: B007 - returned
+    for count in range(1, limit + 1):
         along, product = problem.product(d)
-        share = rr / float(dot(d, product))
+        bent = float(dot(d, product))
+        if bent <= 0:  # no curvature along d: the step so far
+            if count == 1:
+                raise UsageError(FLAT)
+            break
+        share = rr / bent
         for name, value in p.items():
             value.add_(d[name], alpha=share)
             r[name] = r[name] - share * product[name]
