@@ -200,6 +200,17 @@ def test_linear_files_by_index(with_text: bool, tmp_path: Path, images: Tensor) 
     assert LinearizedTaskVector(path, path).norm() == 0
 
 
+def test_linear_files_in_half_precision_become_float32(tmp_path: Path) -> None:
+    path = tmp_path / "linear_finetuned.pt"
+    write_linear(path)
+    content = torch.load(path)
+    halves = {n: v.half() if isinstance(v, Tensor) else v for n, v in content.items()}
+    torch.save(halves, path)
+    found = load_checkpoint(path)
+    assert found.theta0 is not None
+    assert {v.dtype for v in (*found.theta.values(), *found.theta0.values())} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

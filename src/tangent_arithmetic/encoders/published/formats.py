@@ -281,7 +281,9 @@ def _indexed(
             f"{len(parts['params'])} and {len(parts['params0'])} numbered tensors that do not fit. "
             "Does it belong to another model? Name it with --model"
         )
-    named = [dict(zip(fitting[0], values, strict=True)) for values in parts.values()]
+    named = [
+        dict(zip(fitting[0], map(in_float32, values), strict=True)) for values in parts.values()
+    ]
     theta, theta0 = ({n: v for n, v in one.items() if n.startswith(VISUAL)} for one in named)
     buffers = sorted(set(shapes(name)) - set(theta))
     if buffers:
