@@ -363,6 +363,19 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, lr: float) ->
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def masked(persistent: bool) -> nn.Module:
+    model = network()
+    model.register_buffer("causal", torch.full((4, 4), -torch.inf).triu(1), persistent)
+    return model
+
+
+def test_infinite_numbers_of_an_attention_mask_do_not_end_a_run(tmp_path: Path) -> None:
+    data, snapshots = TrainingData(pictures(), to_tensor), Snapshots(states(tmp_path))
+    train(masked(persistent=False), data, RECIPE, snapshots=snapshots)
+    with pytest.raises(UsageError, match=r"infinity in causal; .* persistent=False"):
+        train(masked(persistent=True), data, RECIPE)
+
+
 def test_a_damaged_state_is_skipped_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,7 +45,7 @@ from tangent_arithmetic.training.averaging import TailMean
 from tangent_arithmetic.training.objectives import CrossEntropy, Objective, supervised_of
 from tangent_arithmetic.training.optimizers import OPTIMIZERS, OptimizerFactory
 from tangent_arithmetic.training.recipe import Recipe
-from tangent_arithmetic.training.resume import Keeper, Snapshots, is_finite
+from tangent_arithmetic.training.resume import Keeper, Snapshots, not_finite_in
 from tangent_arithmetic.training.schedule import SCHEDULES, cosine_lr
 from tangent_arithmetic.training.small_sets import check_one_class, check_single_images
 from tangent_arithmetic.training.stopping import Stopping
@@ -399,6 +399,12 @@ def _prepare(
     """
     if not len(data.pictures):
         raise UsageError("expected pictures to train on, got an empty data set")
+    if wrong := not_finite_in(model):
+        raise UsageError(
+            f"expected finite weights to start from, got NaN or infinity in {', '.join(wrong)}; "
+            "register a buffer that holds it on purpose with persistent=False, or under a name "
+            "that ends in mask"
+        )
     examples = SeededPictures(data.pictures, data.transform)
     items = [examples[i % len(examples)] for i in range(2)]  # batch norm needs two
     two, labels = to_device(collate(items), compute.device)
@@ -433,7 +439,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_finite(model: nn.Module, done: int, recipe: Recipe) -> None:
     """Raises a `DivergedError` if the weights of any rank are not finite."""
-    if any(ddp.any_of(not is_finite(model), device=next(model.parameters()).device)):
+    if any(ddp.any_of(bool(not_finite_in(model)), device=next(model.parameters()).device)):
         raise DivergedError(
             f"weights are not finite after step {done}, expected finite numbers; they are not "
             f"saved. Try a lower --lr than {recipe.lr}"

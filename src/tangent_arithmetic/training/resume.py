@@ -89,7 +89,7 @@ class Keeper:
 
     def save(self) -> None:
         """Writes the current state, unless its weights are not finite."""
-        if self.states is not None and ddp.is_main_process() and is_finite(self.model):
+        if self.states is not None and ddp.is_main_process() and not not_finite_in(self.model):
             tensors = pack(self.model, self.optimizer)
             for prefix, one in self.others.items():
                 tensors |= {f"{prefix}/{name}": value for name, value in one.state_dict().items()}
@@ -129,7 +129,11 @@ class Keeper:
             logger.warning("%s: %s", "; ".join(differ), note)
 
 
-def is_finite(model: nn.Module) -> bool:
-    """Whether all that training changes is finite: trained weights and buffers."""
+def not_finite_in(model: nn.Module) -> list[str]:
+    """The names of what training changes and files keep that is not finite.
+
+    These are trained weights and persistent buffers.
+    """
+    kept = model.state_dict()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return not not_finite({**trained, **dict(model.named_buffers())})
+    return not_finite({**trained, **{n: b for n, b in model.named_buffers() if n in kept}})
