@@ -420,6 +420,18 @@ def test_a_module_moves_after_a_training_step(build: Callable[[], nn.Module]) ->
     torch.testing.assert_close(TaskVector(base, tuned).apply_to(base)(x), tuned(x))
 
 
+class Cloning(nn.Linear):
+    """A module whose state dict holds copies."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {n: v.clone() for n, v in super().state_dict(*args, **kwargs).items()}
+
+
+def test_a_module_whose_state_dict_holds_copies_is_refused() -> None:
+    with pytest.raises(UsageError, match="weights of Cloning that can be set, got copies of 2"):
+        TaskVector(Cloning(3, 2), Cloning(3, 2)).apply_to(Cloning(3, 2))
+
+
 def test_a_module_that_encloses_parts_of_itself_is_not_copied() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 2))
     model.head = lambda x: model[0](x)

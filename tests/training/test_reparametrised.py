@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector
+from tangent_arithmetic.arithmetic.sweeps import logits_at
+from tangent_arithmetic.arithmetic.task_vectors import LinearizedTaskVector, TaskVector
 from tangent_arithmetic.data.unlabelled import Unlabelled
 from tangent_arithmetic.encoders.classifiers import ImageClassifier
 from tangent_arithmetic.encoders.linearized import LinearizedEncoder, linearized
 from tangent_arithmetic.run.args import Config
 from tangent_arithmetic.run.launch import start
 from tangent_arithmetic.runtime import ddp
+from tangent_arithmetic.runtime.errors import UsageError
 from tangent_arithmetic.storage.checkpoints import read_checkpoint
 from tangent_arithmetic.training.loop import TrainingData, penalty_gradient, train
 from tangent_arithmetic.training.lora import LowRank
@@ -170,14 +172,35 @@ def test_adapters_are_computed_in_full_precision_under_autocast() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="expected weights of the encoder, got nose"):
         reparametrise(Tiny(), {"nose": Part()})
-    made = encoder(False, "lora")
-    with pytest.raises(TypeError, match="load them before its parts"):
-        made.load_weights(Attending().weights())
     moved = linearized(Attending())
     move(moved)
     with pytest.raises(ValueError, match="expected a linearised module at theta0, got another"):
         reparametrise(moved, {})
     assert parts_of(Tiny())[1] == parts_of(linearized(Tiny()))[1] == {}
+
+
+def swept(made: Any, tau: TaskVector) -> None:
+    batch = torch.ones(2, 3, 4, 4), torch.zeros(2)
+    list(logits_at(made, [[(1.0, tau.vector)]], nn.Identity(), [batch]))
+
+
+WRITES: dict[str, tuple[bool, Callable[[Any, TaskVector], Any]]] = {
+    "load_weights": (False, lambda made, _: made.load_weights(Attending().weights())),
+    "load_weights, linear": (True, lambda made, _: made.load_weights(Attending().weights())),
+    "apply_to": (False, lambda made, tau: tau.apply_to(made)),
+    "apply_to_linear": (True, lambda made, tau: tau.apply_to_linear(made)),
+    "a sweep": (False, swept),
+}
+
+
+@pytest.mark.parametrize(("linear", "write"), WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("how", ["lora", "talos"])
+def test_weights_that_are_computed_from_others_are_not_set(
+    linear: bool, write: Callable[[Any, TaskVector], Any], how: str
+) -> None:
+    tau = TaskVector(vector={"out.weight": torch.ones(4, 8)})
+    with pytest.raises(UsageError, match=r"copies of \d+, .* before they are reparametrised"):
+        write(encoder(linear, how), tau)
 
 
 class Tied(Tiny):

@@ -165,20 +165,21 @@ def logits_at(
         The index of the point, logits, and labels as the batches have them.
 
     Raises:
-        UsageError: if a term has names or shapes that theta lacks.
+        UsageError: if a term has names or shapes that theta lacks, or weights are computed from
+            others, as those of LoRA.
     """
     compute = compute or Compute.of(encoder.weights())
     encoder.to(compute.device)
     head = head.to(compute.device)
-    weights = encoder.weights()
     vectors = {id(tau): tau for point in points for _, tau in point}
+    weights = statedict.places(encoder.weights, encoder.identity()) if vectors else {}
     for tau in vectors.values():
         statedict.check_part(weights, tau, "theta and tau")
     if len(vectors) == 1:  # a single vector stays on the device
         (tau,) = vectors.values()
         tau = {name: value.to(compute.device) for name, value in tau.items()}
         points = [[(coef, tau) for coef, _ in point] for point in points]
-    theta = {name: value.clone() for name, value in weights.items()} if vectors else weights
+    theta = {name: value.clone() for name, value in weights.items()}
 
     def passes() -> Iterator[tuple[int, Tensor, Tensor]]:
         for number, held in enumerate(_held(batches, compute.device)):

@@ -383,11 +383,13 @@ class TaskVector:
                 f"torch.func.functional_call({name}, theta, inputs); or, if you need no "
                 "derivatives, use torch.no_grad()"
             )
-        names, own = _names_in(model), _state_of(model)
+        names = _names_in(model)
         vector = {names.get(name, name): value for name, value in self.vector.items()}
         tied: statedict.Ties = {names.get(n, n): names.get(k, k) for n, k in self.ties.items()}
+        read: Callable[[], statedict.State] = functools.partial(_state_of, model)
         if isinstance(model, LinearizedModel):
-            own, tied = model.theta(), statedict.merge_ties(model.aliases(), tied)
+            read, tied = model.theta, statedict.merge_ties(model.aliases(), tied)
+        own = statedict.places(read, type(model).__name__)
         with torch.no_grad():
             moved = statedict.move(own, vector, coef, tied)
             statedict.copy_into(own, moved, "weights of the model and the vector's")

@@ -16,7 +16,7 @@ from typing_extensions import Self, TypeIs
 
 from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage.checkpoints import save_tensors
-from tangent_arithmetic.storage.statedict import TIES, copy_into, ties
+from tangent_arithmetic.storage.statedict import TIES, copy_into, places, ties
 from tangent_arithmetic.tangent.caches import empty_caches
 
 if TYPE_CHECKING:
@@ -114,9 +114,11 @@ class ModuleEncoder(nn.Module):
         """Copies theta into the encoder.
 
         Raises:
-            ValueError: if names or shapes differ; lists all differences.
+            UsageError: if names or shapes differ; lists all differences. If weights are computed
+                from others, as those of LoRA.
         """
-        copy_into(self.weights(), theta, f"weights of {self.identity()} and the checkpoint")
+        own = places(self.weights, self.identity())
+        copy_into(own, theta, f"weights of {self.identity()} and the checkpoint")
         empty_caches(self)
 
     def identity(self) -> str:

@@ -167,7 +167,8 @@ class ModelPool:
         base = self.models[self.base_name]
         if isinstance(base, nn.Module):
             module = copy_to_move(base)
-            statedict.copy_into(_state_of(module), state, "the model and the merged weights")
+            own = statedict.places(lambda: _state_of(module), type(module).__name__)
+            statedict.copy_into(own, state, "the model and the merged weights")
             empty_caches(module)
             return module
         model = self.weights(self.model_names[0])

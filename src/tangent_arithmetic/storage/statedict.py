@@ -32,6 +32,7 @@ NARROW_OR_FULL = {*NARROW, *FULL}
 MOVED = "weights and task vector"
 BOTH = "fine-tuned and pre-trained weights"
 TIES = "ties"  # metadata entry: which names are one parameter
+EXTRA = "_extra_state"  # the last part of names that `nn.Module.get_extra_state` fills
 LISTED = 8  # names in a message
 
 
@@ -166,6 +167,36 @@ def equal(a: Tensor, b: Tensor) -> bool:
     elif a.dtype != b.dtype and {a.dtype, b.dtype} <= NARROW_OR_FULL:
         a, b = a.double(), b.double()
     return torch.equal(a, b.to(a.device))
+
+
+def places(read: Callable[[], State], what: str) -> State:
+    """The tensors of a model, to write into.
+
+    Args:
+        read: gives its tensors.
+        what: the model, for the message.
+
+    Raises:
+        UsageError: if some are copies: what is written into these never reaches the model.
+    """
+    state, again = read(), read()
+    copies = [name for name, value in state.items() if _is_copy(name, value, again[name])]
+    if copies:
+        raise UsageError(
+            f"expected weights of {shown(what)} that can be set, got copies of {len(copies)}, such "
+            f"as {shown(copies[0])}: they are computed from others (LoRA, TaLoS), or its "
+            "state_dict() copies them. Set them before they are reparametrised, or in an encoder "
+            "without parts that has loaded its weights()"
+        )
+    return state
+
+
+def _is_copy(name: str, value: Any, again: Any) -> bool:
+    """Whether a tensor of a state is another one when it is read again; not of extra state."""
+    if not isinstance(value, Tensor) or name.rpartition(".")[2] == EXTRA:
+        return False
+    memory = _memory(value)  # a tuple if known
+    return isinstance(memory, tuple) and memory != _memory(again)
 
 
 def copy_into(target: State, theta: State, what: str) -> None:

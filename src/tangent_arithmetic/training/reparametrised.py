@@ -97,14 +97,6 @@ class Reparametrised(ModuleEncoder):
         further = {n: edited[first] for n, first in ties(own).items() if first in edited}
         return {**own, **edited, **further}
 
-    def load_weights(self, theta: Mapping[str, Tensor]) -> None:
-        """Not possible: dense weights do not determine the trained parameters.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("expected an encoder with its own weights; load them before its parts")
-
     def identity(self) -> str:
         """That of the encoder."""
         return self.encoder.identity()
