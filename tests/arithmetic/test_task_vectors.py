@@ -23,6 +23,7 @@ from tangent_arithmetic.arithmetic.task_vectors import (
     TaskVector,
     linear_to_nonlinear,
     nonlinear_to_linear,
+    weights_of,
 )
 from tangent_arithmetic.runtime.errors import MissingFileError, UsageError
 from tangent_arithmetic.storage.checkpoints import save_tensors
@@ -385,6 +386,67 @@ def test_wrapped_modules_have_the_names_of_plain_ones(wrap: Callable[..., Any]) 
     moved = TaskVector(vector=by_hand).apply_to(wrap(base))
     for name, value in moved.named_parameters():
         assert torch.equal(value, base.get_parameter(bare(name)) + 1)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        partial(torch.compile, backend="eager"),
+        torch.optim.swa_utils.AveragedModel,
+        lambda m: torch.compile(nn.DataParallel(m), backend="eager"),
+    ],
+)
+def test_wrapped_linear_models_are_linear_models(wrap: Callable[..., Any]) -> None:
+    base, tuned, x = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(4, 3)
+    wrapped, expected = wrap(LinearizedModel(tuned, base)), TaskVector(base, tuned)
+    assert weights_of(wrapped).keys() == {"weight", "bias"}
+    tau = TaskVector(base, wrapped)
+    assert content_hash(tau.vector) == content_hash(expected.vector)
+    torch.testing.assert_close(tau.apply_to(wrap(LinearizedModel(base)))(x), tuned(x))
+    linear = tau.apply_to_linear(wrap(LinearizedModel(base)))
+    assert isinstance(linear, LinearizedModel)
+    torch.testing.assert_close(linear(x), tuned(x))
+
+
+class Positioned(nn.Module):
+    """A module with a buffer of floating-point numbers and a tensor as its extra state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.register_buffer("position", torch.randn(3))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones(1, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x + self.get_buffer("position"))
+
+
+def test_buffers_and_extra_state_take_no_part_in_linear_models() -> None:
+    base, tuned, x = Positioned(), Positioned(), torch.randn(4, 3)
+    by_name, known = TaskVector(base.state_dict(), tuned.state_dict()), TaskVector(base, tuned)
+    expected = known.apply_to_linear(base)
+    torch.testing.assert_close(by_name.apply_to_linear(base)(x), expected(x))
+    tau = TaskVector(base, expected)
+    torch.testing.assert_close(tau.apply_to(base).inner.weight, tuned.inner.weight)
+
+
+def test_a_state_dict_with_other_names_is_refused_of_a_linear_model() -> None:
+    def rename(_: Any, state: dict[str, Any], prefix: str, *__: Any) -> None:
+        state[f"{prefix}old"] = state.pop(f"{prefix}weight")
+
+    base, tuned = nn.Linear(3, 2), nn.Linear(3, 2)
+    for model in (base, tuned):
+        model.register_state_dict_post_hook(rename)
+    tau = TaskVector(base, tuned)
+    torch.testing.assert_close(tau.apply_to(base).weight, tuned.weight)
+    with pytest.raises(UsageError, match="got also old: a hook of Linear renames them"):
+        tau.apply_to_linear(base)
 
 
 def bare(name: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.optim.swa_utils import AveragedModel
 from typing_extensions import Self
 
 from tangent_arithmetic.encoders.base import Encoder, ModuleEncoder, is_encoder, is_linear
@@ -41,6 +42,7 @@ Source = str | Path | Encoder | nn.Module | Mapping[str, Tensor]
 Operation = Literal["subtract", "add", "multiply", "divide"]
 OPERATIONS: tuple[Operation, ...] = ("subtract", "add", "multiply", "divide")
 KIND = "task_vector"
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 STATISTICS = ("running_mean", "running_var")  # the floating-point buffers of batch normalisation
 
 
@@ -58,15 +60,10 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str], state
     """The weights of a source, their content hash, names known to be buffers, and ties."""
     buffers: frozenset[str] = frozenset()
     if isinstance(source, nn.Module):
-        own, names = _state_of(source), _names_in(source)
+        module: nn.Module = _inside(source)
+        own, names = _state_of(module), _names_in(module)
         theta = {name: own[full] for name, full in names.items()}
-        tied = statedict.ties(theta)
-        if isinstance(source, LinearizedModel) or is_linear(source):
-            whole = set(source.theta0())
-        else:
-            whole = {name for name, _ in source.named_parameters(remove_duplicate=False)}
-        parameters = {name for name, full in names.items() if full in whole}
-        buffers = frozenset(n for n in theta if not {n, tied.get(n, n)} & parameters)
+        buffers = _buffers_in(module)
     elif isinstance(source, Mapping):
         theta = unwrapped(source).tensors
     else:
@@ -74,6 +71,29 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str, frozenset[str], state
         checkpoint = load_checkpoint(source, kinds=encoder_kinds())
         return checkpoint.theta, checkpoint.hash, buffers, _recorded_ties(checkpoint.info)
     return theta, statedict.content_hash(theta), buffers, statedict.ties(theta)
+
+
+def _inside(source: Any) -> Any:
+    """The linear model or the encoder inside wrappers of training and compiling, or the source."""
+    inner = source
+    while isinstance(inner, nn.Module):
+        if isinstance(inner, LinearizedModel) or is_encoder(inner):
+            return inner
+        own = "module" if isinstance(inner, WRAPPERS) else "_orig_mod"
+        inner = inner._modules.get(own)
+    return source
+
+
+def _buffers_in(module: nn.Module) -> frozenset[str]:
+    """The names of a module's weights that are no parameters, without wrappers."""
+    own, names = _state_of(module), _names_in(module)
+    tied = statedict.ties({name: own[full] for name, full in names.items()})
+    if isinstance(module, LinearizedModel) or is_linear(module):
+        whole = set(module.theta0())
+    else:
+        whole = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, full in names.items() if full in whole}
+    return frozenset(name for name in names if not {name, tied.get(name, name)} & parameters)
 
 
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -328,13 +348,14 @@ class TaskVector:
             moved = statedict.move(start.tensors, self.vector, coef, self.ties)
             copies = _copied(moved, start.tensors)
             return {start.names[name]: value for name, value in copies.items()}
+        source = _inside(pretrained_checkpoint)
         model: Any
-        if isinstance(pretrained_checkpoint, str | Path):
-            model = load_standard(pretrained_checkpoint)
-        elif isinstance(pretrained_checkpoint, LinearizedModel) or is_linear(pretrained_checkpoint):
-            model = pretrained_checkpoint.standard()
+        if isinstance(source, str | Path):
+            model = load_standard(source)
+        elif isinstance(source, LinearizedModel) or is_linear(source):
+            model = source.standard()
         else:
-            model = _copy(pretrained_checkpoint, copy_to_move)
+            model = _copy(source, copy_to_move)
         return self._moved(model, scaling_coef)
 
     def apply_to_linear(
@@ -352,7 +373,7 @@ class TaskVector:
         Raises:
             TypeError: for a state dict, which has no forward pass.
         """
-        source = pretrained_checkpoint
+        source = _inside(pretrained_checkpoint)
         model: Any
         if isinstance(source, Mapping):
             raise TypeError(
@@ -368,7 +389,9 @@ class TaskVector:
         else:
             assert isinstance(source, nn.Module)
             model = LinearizedModel(source)
-        return self.parameters_only()._moved(model, scaling_coef)
+        tau = self._new(self.vector)
+        tau._annotate(self.buffers | _buffers_in(model), self.ties)
+        return tau.parameters_only()._moved(model, scaling_coef)
 
     def _moved(self, model: Any, scaling_coef: float | Tensor) -> Any:
         """The model, moved in place by scaling_coef * tau."""

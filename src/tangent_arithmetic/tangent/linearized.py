@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tangent_arithmetic.runtime.errors import UsageError, shown
 from tangent_arithmetic.storage import statedict
 from tangent_arithmetic.tangent import Displacement, check_call, jvp, jvps
 from tangent_arithmetic.tangent.backends import TURN, forward_ad_backends
@@ -244,7 +245,11 @@ class LinearizedModel(nn.Module):
         return dict(self._aliases)
 
     def weights(self) -> dict[str, Tensor]:
-        """Theta and persistent buffers, under all names in the standard module's state dict."""
+        """Theta and persistent buffers, under all names in the standard module's state dict.
+
+        Raises:
+            UsageError: if a hook gives it names that no parameter or buffer has.
+        """
         return self._by_all_names({**self.theta(), **self.module_buffers()})
 
     def weights0(self) -> dict[str, Tensor]:
@@ -252,8 +257,20 @@ class LinearizedModel(nn.Module):
         return self._by_all_names({**self.theta0(), **self.module_buffers()})
 
     def _by_all_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        kept = (n for n, v in self._skeleton.state_dict().items() if isinstance(v, Tensor))
-        return {name: state[self._aliases.get(name, name)].detach() for name in kept}
+        weights = dict[str, Tensor]()
+        for name, value in self._skeleton.state_dict().items():
+            first = self._aliases.get(name, name)
+            if first in state:
+                weights[name] = state[first].detach()
+            elif name.rpartition(".")[2] == statedict.EXTRA:
+                weights |= {name: value} if isinstance(value, Tensor) else {}
+            elif isinstance(value, Tensor):
+                raise UsageError(
+                    f"expected a state dict with the names of parameters and buffers, got also "
+                    f"{shown(name)}: a hook of {type(self._skeleton).__name__} renames them; take "
+                    "theta() for the weights of the linear model"
+                )
+        return weights
 
     def standard(self) -> nn.Module:
         """A copy of the module itself, not linearised, at theta and with theta's flags."""
