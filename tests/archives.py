@@ -198,7 +198,8 @@ def publish_pets(root: Path) -> Files:
 
 def publish_folder(folder: str, name: str) -> Callable[[Path], Files]:
     """One folder in one packed archive."""
-    return lambda root: {name: tar_bytes(files_below(root / folder, Path(folder).name))}
+    pack = zip_bytes if name.endswith(".zip") else tar_bytes
+    return lambda root: {name: pack(files_below(root / folder, Path(folder).name))}
 
 
 PUBLISHERS: dict[str, Callable[[Path], Files]] = {
@@ -224,6 +225,7 @@ PUBLISHERS: dict[str, Callable[[Path], Files]] = {
     "STL10": publish_folder("stl10/stl10_binary", "stl10_binary.tar.gz"),
     "SUN397": publish_sun397,
     "SVHN": publish_svhn,
+    "TinyImageNet": publish_folder("tiny-imagenet-200", "tiny-imagenet-200.zip"),
 }
 
 

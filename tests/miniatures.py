@@ -25,7 +25,7 @@ from torchvision import datasets
 
 from tangent_arithmetic.data.base import ArrayPictures
 from tangent_arithmetic.data.clip8 import imagenet
-from tangent_arithmetic.data.clip20 import food
+from tangent_arithmetic.data.clip20 import food, tiny_imagenet
 
 Patch = pytest.MonkeyPatch
 
@@ -373,6 +373,20 @@ def make_rendered_sst2(root: Path, patch: Patch) -> None:
     make_folders(folder, levels, ("negative", "positive"), ".png")
 
 
+def make_tiny_imagenet(root: Path, patch: Patch) -> None:
+    """Training pictures below each class, validation pictures in one folder with a table."""
+    folder, rows = root / "tiny-imagenet-200", []
+    for i, synset in enumerate(tiny_imagenet.NAMES):
+        picture(folder / "train" / synset / "images" / f"{synset}_0.JPEG", i % 100)
+        write(folder / "train" / synset / f"{synset}_boxes.txt", f"{synset}_0.JPEG\t0\t0\t7\t7\n")
+        picture(folder / "val" / "images" / f"val_{i}.JPEG", 100 + i % 100)
+        rows.append(f"val_{i}.JPEG\t{synset}\t0\t0\t7\t7\n")
+    picture(folder / "train" / "n01443537" / "images" / "n01443537_1.JPEG", 250)
+    picture(folder / "test" / "images" / "test_0.JPEG", 251)
+    write(folder / "val" / "val_annotations.txt", "".join(reversed(rows)))
+    write(folder / "wnids.txt", "\n".join(reversed(tiny_imagenet.NAMES)))
+
+
 Maker = Callable[[Path, Patch], None]
 MAKERS: dict[str, Maker] = {"Cars": make_cars, "CIFAR10": make_cifar10, "CIFAR100": make_cifar100}
 MAKERS |= {"DTD": make_dtd, "EuroSAT": make_eurosat, "GTSRB": make_gtsrb, "MNIST": make_mnist}
@@ -381,4 +395,4 @@ MAKERS |= {"SUN397": make_sun397, "SVHN": make_svhn}
 MAKERS |= {"EMNIST": make_emnist, "EMNISTLetters": make_emnist_letters, "PCAM": make_pcam}
 MAKERS |= {"FashionMNIST": make_fashion_mnist, "FER2013": make_fer2013, "KMNIST": make_kmnist}
 MAKERS |= {"Flowers102": make_flowers102, "Food101": make_food101, "OxfordIIITPet": make_pets}
-MAKERS |= {"RenderedSST2": make_rendered_sst2}
+MAKERS |= {"RenderedSST2": make_rendered_sst2, "TinyImageNet": make_tiny_imagenet}

@@ -15,7 +15,13 @@ import scipy.io
 from torchvision import datasets as vision
 
 from tangent_arithmetic.data.base import Splits
-from tangent_arithmetic.data.clip20 import CLASSES, CLIP20_SETS, PUBLIC_SETS, classnames
+from tangent_arithmetic.data.clip20 import (
+    CLASSES,
+    CLIP20_SETS,
+    PUBLIC_SETS,
+    classnames,
+    tiny_imagenet,
+)
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
 from tangent_arithmetic.data.hub import match_classes
 from tangent_arithmetic.data.identity import pictures_hash, split_ids
@@ -26,7 +32,7 @@ from tangent_arithmetic.runtime.errors import MissingFileError, PictureError, Us
 from tests.data.test_clip8 import check_contents, in_folders, labels, levels
 from tests.miniatures import MAKERS, Patch, idx, make_emnist, make_flowers102, make_pcam, write
 
-FOLDERS = {  # of the public projects, and torchvision's
+FOLDERS = {  # of the public projects, and torchvision's; "" where these are the same, or none
     "EMNIST": ("EMNIST", "EMNIST/raw"),
     "EMNISTLetters": ("EMNIST", "EMNIST/raw"),
     "FashionMNIST": ("FashionMNIST", "FashionMNIST/raw"),
@@ -37,6 +43,7 @@ FOLDERS = {  # of the public projects, and torchvision's
     "OxfordIIITPet": ("OxfordIIITPet", "oxford-iiit-pet"),
     "PCAM": ("PCAM", "pcam"),
     "RenderedSST2": ("RenderedSST2", "rendered-sst2"),
+    "TinyImageNet": ("", "tiny-imagenet-200"),
 }
 
 
@@ -74,6 +81,11 @@ CONTENTS: dict[str, tuple[Any, Any, dict[int, str]]] = {
     ),
     "PCAM": (([1, 0, 0], [3, 8, 4]), ([1, 0], [21, 30]), {0: "lymph node"}),
     "RenderedSST2": (in_folders(2, 40), in_folders(2, 120), {0: "negative", 1: "positive"}),
+    "TinyImageNet": (
+        ([0, *range(200)], [0, 250, *(i % 100 for i in range(1, 200))]),
+        ([*range(199, -1, -1)], [100 + i % 100 for i in range(199, -1, -1)]),
+        {0: "goldfish", 11: "goose", 24: "Chihuahua", 198: "seashore", 199: "acorn"},
+    ),
 }
 VISION: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "Flowers102": (lambda r: vision.Flowers102(r), lambda r: vision.Flowers102(r, "test")),
@@ -145,6 +157,15 @@ def test_class_names_are_those_of_torchvision(tmp_path: Path, monkeypatch: Patch
     assert dishes == sorted(dishes)
 
 
+def test_class_names_of_tiny_imagenet_are_the_first_words_of_their_synsets() -> None:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    first = {s: info.label_name_to_description(s).partition(",")[0] for s in tiny_imagenet.NAMES}
+    assert first == tiny_imagenet.NAMES
+    assert [*first] == sorted(set(info.label_names()) & set(first)) and len(first) == 200
+
+
 def test_the_pictures_of_emnist_are_upright(tmp_path: Path, monkeypatch: Patch) -> None:
     """A seven: a bar at the top and one at the right, whose rows and columns the file exchanges."""
     make_emnist(tmp_path, monkeypatch)
@@ -186,6 +207,7 @@ NEEDED = {  # the first path is the one that the message about an empty root nam
     "OxfordIIITPet": ("images", "annotations/trainval.txt", "annotations/test.txt"),
     "PCAM": ("camelyonpatch_level_2_split_train_x.h5", "camelyonpatch_level_2_split_test_y.h5"),
     "RenderedSST2": ("train", "test"),
+    "TinyImageNet": ("train", "val/val_annotations.txt"),
 }
 
 
@@ -218,6 +240,7 @@ def test_a_missing_file_or_folder_is_named(name: str, tmp_path: Path, monkeypatc
         ("OxfordIIITPet", "annotations/test.txt"),
         ("PCAM", "camelyonpatch_level_2_split_train_x.h5"),
         ("PCAM", "camelyonpatch_level_2_split_test_y.h5"),
+        ("TinyImageNet", "val/val_annotations.txt"),
     ],
 )
 def test_a_truncated_file_is_refused(
@@ -237,6 +260,7 @@ def test_a_truncated_file_is_refused(
         ("Flowers102", "jpg/image_00306.jpg"),
         ("Food101", "images/waffles/7.jpg"),
         ("OxfordIIITPet", "images/pug_1.jpg"),
+        ("TinyImageNet", "val/images/val_7.JPEG"),
     ],
 )
 def test_a_listed_picture_that_is_missing_is_named(
@@ -303,6 +327,52 @@ def test_numbers_of_flowers_out_of_range_are_refused(
     scipy.io.savemat(path, table)
     with pytest.raises(UsageError, match=rf"number 306 images and 102 classes, got {values[0]};"):
         PUBLIC_SETS["Flowers102"](tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "message"),
+    [
+        ("val_5.JPEG\tn01742173\t0\t0\t7\t7\n", UsageError, "val_5.JPEG has the synset n01742173,"),
+        ("val_5.JPEG\n", UsageError, "TinyImageNet cannot be read from .*not enough values"),
+        ("../val_5.JPEG\tn01742172\n", UsageError, "which leads out of its folder"),
+        ("/val_5.JPEG\tn01742172\n", UsageError, "which leads out of its folder"),
+        ("val_999.JPEG\tn01742172\n", MissingFileError, "1 are missing, the first .*val_999.JPEG"),
+        ("", MissingFileError, "no images of the classes n01742172 in .*val"),
+    ],
+)
+def test_a_damaged_list_of_tiny_imagenet_is_refused(
+    line: str, error: type[UsageError], message: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    MAKERS["TinyImageNet"](tmp_path, monkeypatch)
+    table = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    old = "val_5.JPEG\tn01742172\t0\t0\t7\t7\n"
+    assert table.read_text().count(old) == 1
+    table.write_text(table.read_text().replace(old, line))
+    with pytest.raises(error, match=message):
+        PUBLIC_SETS["TinyImageNet"](tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("moved", "place", "error", "message"),
+    [
+        ("n01443537", "n01443538", UsageError, "got 200, of which not a class: n01443538"),
+        ("n01443537", "../moved", UsageError, "expected 200 class folders in .*train, .*; got 199"),
+        ("n01443537/images", "../moved", MissingFileError, "no images of the classes n01443537"),
+    ],
+)
+def test_other_training_folders_of_tiny_imagenet_are_refused(
+    moved: str,
+    place: str,
+    error: type[UsageError],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: Patch,
+) -> None:
+    MAKERS["TinyImageNet"](tmp_path, monkeypatch)
+    train = tmp_path / "tiny-imagenet-200" / "train"
+    (train / moved).rename(train / place)
+    with pytest.raises(error, match=message):
+        PUBLIC_SETS["TinyImageNet"](tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["negative", "positive"])

@@ -22,7 +22,7 @@ from torchvision import datasets as torchvision_sets
 
 from tangent_arithmetic.data.base import ArrayPictures, Splits
 from tangent_arithmetic.data.clip8 import CLIP8_SETS
-from tangent_arithmetic.data.clip20 import CLIP20_SETS, PUBLIC_SETS
+from tangent_arithmetic.data.clip20 import CLIP20_SETS, PUBLIC_SETS, tiny_imagenet
 from tangent_arithmetic.data.hub import HubPictures, HubSet, match_classes
 from tangent_arithmetic.data.identity import fingerprint, labels_of, split_ids
 from tangent_arithmetic.data.loading import EvalBatches
@@ -272,6 +272,7 @@ def test_invalid_lists_are_refused(tmp_path: Path, monkeypatch: Patch) -> None:
     [
         ("EuroSAT", "torchvision", "no training and test split.*EuroSAT_splits"),
         ("RESISC45", "torchvision", "RESISC45 is not one of torchvision's"),
+        ("TinyImageNet", "torchvision", "TinyImageNet is not one of torchvision's"),
         ("ImageNet", "hub", "ImageNet is not available from the hub"),
         ("DTD", "hubs", "unknown data source 'hubs'; choose from hub, "),
     ],
@@ -382,6 +383,28 @@ def test_aliases_stand_for_their_classes() -> None:
     kana = CLIP20_SETS["KMNIST"].hub
     assert kana is not None
     assert match_classes("KMNIST", kana, list("おきすつなはまやれを")) == tuple(range(10))
+
+
+ON_HUB_ONLY = """
+    n02666347 n03373237 n04465666 n04598010 n07056680 n07646821 n07647870 n07657664 n07975909
+    n08496334 n08620881 n08742578 n12520864 n13001041 n13652335 n13652994 n13719102 n14991210
+"""
+NAMES_THERE = ["abacus", "fly", "tractor", "wooden spoon", "reel", "goose", "drumstick", "plate"]
+NAMES_THERE += ["bee", "apron", "pole", "Chihuahua", "broom", "mushroom", "nail", "chain", "slug"]
+NAMES_THERE += ["orange"]
+
+
+def test_other_synsets_of_the_hub_are_the_same_classes() -> None:
+    """There the classes are in the order of these synsets, as FusionBench lists them."""
+    tiny = CLIP20_SETS["TinyImageNet"].hub
+    assert tiny is not None
+    assert match_classes("TinyImageNet", tiny, [*tiny_imagenet.NAMES]) == tuple(range(200))
+    others = dict(zip(ON_HUB_ONLY.split(), NAMES_THERE, strict=True))
+    same = {s: name for s, name in tiny_imagenet.NAMES.items() if name not in NAMES_THERE}
+    theirs = dict(sorted({**same, **others}.items()))
+    assert len(theirs) == 200
+    labels = match_classes("TinyImageNet", tiny, [*theirs])
+    assert [tiny.classnames[label] for label in labels] == [*theirs.values()]
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,18 @@ import pytest
 
 from tangent_arithmetic.data.clip20 import PUBLIC_SETS
 from tangent_arithmetic.data.embedded import EMBEDDED_SETS
-from tangent_arithmetic.data.templates import TEMPLATES, get_templates
+from tangent_arithmetic.data.templates import OF_IMAGENET, TEMPLATES, get_templates
 from tangent_arithmetic.runtime.errors import UsageError
 
 COUNTS = {"Cars": 8, "CIFAR10": 18, "CIFAR100": 18, "DTD": 8, "EuroSAT": 3, "Food101": 1}
 COUNTS |= {"GTSRB": 3, "ImageNet": 80, "MNIST": 1, "RESISC45": 18, "STL10": 2, "SUN397": 2}
 COUNTS |= {"SVHN": 1, "EMNIST": 1, "EMNISTLetters": 1, "FashionMNIST": 2, "FER2013": 6}
 COUNTS |= {"Flowers102": 1, "KMNIST": 1, "OxfordIIITPet": 1, "PCAM": 1, "RenderedSST2": 1}
+COUNTS |= {"TinyImageNet": 80}
 
 
 def test_number_of_prompts_and_places_for_the_class_name() -> None:
-    assert {*TEMPLATES, "ImageNet"} == set(COUNTS) == set(PUBLIC_SETS)
+    assert {*TEMPLATES, *OF_IMAGENET} == set(COUNTS) == set(PUBLIC_SETS)
     for name, count in COUNTS.items():
         texts = [template("<class>") for template in get_templates(name)]
         assert len(set(texts)) == count
@@ -55,6 +56,7 @@ def test_number_of_prompts_and_places_for_the_class_name() -> None:
         ("STL10", 1, "a photo of the x."),
         ("SUN397", 0, "a photo of a x."),
         ("SVHN", 0, 'a photo of the number: "x".'),
+        ("TinyImageNet", 79, "a tattoo of the x."),
     ],
 )
 def test_wording_and_order(name: str, index: int, text: str) -> None:

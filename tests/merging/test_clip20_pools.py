@@ -132,6 +132,15 @@ def test_task_pools_of_four_tasks_and_of_one(composed: Composed) -> None:
     assert not texts
 
 
+def test_the_task_pool_with_a_control_task_has_it_first(composed: Composed) -> None:
+    pool = "taskpool=CLIPVisionModelTaskPool/clip-vit-classification_TA8"
+    eight, nine = (composed(f"{pool}{end}")["taskpool"] for end in ("", "_with_control_task"))
+    assert [*nine["test_datasets"]] == ["tiny-imagenet", *eight["test_datasets"]]
+    control = nine["test_datasets"].pop("tiny-imagenet")
+    assert nine == eight
+    assert rows_of(control, "tiny-imagenet").ours() == "TinyImageNet"
+
+
 def test_the_task_pool_reads_test_splits(
     composed: Composed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -173,6 +182,7 @@ def rows_with(classes: Sequence[str], count: int) -> Any:
         ("tanganke/resisc45", "other", "test"),
         ("tanganke/resisc45", None, "train"),
         ("ethz/food101", None, "test"),  # its test split is called "validation"
+        ("zh-plus/tiny-imagenet", None, "train"),
     ],
 )
 def test_other_splits_and_configurations_are_those_of_the_hub(

@@ -689,7 +689,7 @@ def test_rows_name_our_sets() -> None:
             rows = rows_of(entry, name)
             names.add(rows.known() or rows.path)
     # the letters of EMNIST are read from the hub as they are there
-    assert names - PUBLIC_SETS.keys() == {"tanganke/emnist_letters"} and len(names) == 20
+    assert names - PUBLIC_SETS.keys() == {"tanganke/emnist_letters"} and len(names) == 21
 
 
 @pytest.fixture(autouse=True)

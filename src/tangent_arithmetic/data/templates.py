@@ -1,9 +1,9 @@
 """Prompt templates of the public data sets, and the lookup for all suites.
 
 Source: the prompts that OpenAI published with CLIP (Radford et al., 2021, arXiv:2103.00020);
-ImageNet's eighty come with open_clip. EMNIST, FashionMNIST and KMNIST are not among them: their
-prompts are those of the authors of arXiv:2405.07813 (github.com/nik-dim/tall_masks), and those of
-EMNISTLetters are FusionBench's, which are EMNIST's.
+ImageNet's eighty, also those of TinyImageNet, come with open_clip. EMNIST, FashionMNIST and KMNIST
+are not among them: their prompts are those of the authors of arXiv:2405.07813
+(github.com/nik-dim/tall_masks), and those of EMNISTLetters are FusionBench's, which are EMNIST's.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _AERIAL = tuple(
     for view in ("satellite", "aerial")
 )
 
+OF_IMAGENET = ("ImageNet", "TinyImageNet")
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "Cars": (
         "a photo of a {}.",
@@ -105,7 +106,7 @@ def get_templates(name: str, suite: str | Suite = "clip8") -> list[Callable[[str
     home, name = suite.borrowed.get(name, (suite.name, name))
     if home != suite.name:
         return get_templates(name, home)
-    if home in PUBLIC and name == "ImageNet":
+    if home in PUBLIC and name in OF_IMAGENET:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return list(OPENAI_IMAGENET_TEMPLATES)
@@ -120,6 +121,6 @@ def get_templates(name: str, suite: str | Suite = "clip8") -> list[Callable[[str
         known = {n: embedded.templates for n, embedded in EMBEDDED_SETS.items()}
     if name not in known:
         own_names = [each for where, each in DATASETS if where == home]
-        imagenet = ["ImageNet"] if home in PUBLIC else []
+        imagenet = OF_IMAGENET if home in PUBLIC else ()
         raise unknown("data set", name, [*known, *own_names, *imagenet])
     return [template.format for template in known[name]]

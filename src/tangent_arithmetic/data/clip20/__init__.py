@@ -5,7 +5,7 @@ compression", 2024 (arXiv:2405.07813), in the folders of its authors' code. Prom
 `data/templates.py`, tasks and training settings in `data/suites.py`.
 
 EMNIST is another task in each public project: here `EMNIST` are the digits of Wang et al., and
-`EMNISTLetters` the letters of FusionBench.
+`EMNISTLetters` the letters of FusionBench, whose control task is `TinyImageNet`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from pathlib import Path
 
 from tangent_arithmetic.data import clip8
 from tangent_arithmetic.data.base import Splits
-from tangent_arithmetic.data.clip20 import fer2013, flowers, food, glyphs, pcam, pets, sst2
+from tangent_arithmetic.data.clip20 import (
+    fer2013,
+    flowers,
+    food,
+    glyphs,
+    pcam,
+    pets,
+    sst2,
+    tiny_imagenet,
+)
 from tangent_arithmetic.data.hub import HubSet
 from tangent_arithmetic.data.sources import Layout, PublicSet
 
@@ -32,6 +41,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "OxfordIIITPet": pets.CLASSES,
     "PCAM": pcam.CLASSES,
     "RenderedSST2": sst2.CLASSES,
+    "TinyImageNet": tiny_imagenet.CLASSES,
 }
 
 
@@ -106,6 +116,16 @@ CLIP20_SETS: dict[str, PublicSet] = {
         "RenderedSST2",
         "rendered-sst2",
         HubSet("nateraw/rendered-sst2", CLASSES["RenderedSST2"]),
+    ),
+    "TinyImageNet": PublicSet(
+        Layout(tiny_imagenet.load, ("tiny-imagenet-200",)),
+        None,
+        HubSet(
+            "zh-plus/tiny-imagenet",
+            CLASSES["TinyImageNet"],
+            test="valid",
+            aliases=tiny_imagenet.NAMES | tiny_imagenet.OTHER_SYNSETS,
+        ),
     ),
 }
 PUBLIC_SETS: MutableMapping[str, PublicSet] = ChainMap(clip8.CLIP8_SETS, CLIP20_SETS)

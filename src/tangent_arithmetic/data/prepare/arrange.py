@@ -270,6 +270,7 @@ ARRANGERS: dict[str, Callable[[Place], None]] = {
     "STL10": stl10,
     "SUN397": sun397,
     "SVHN": published,
+    "TinyImageNet": one_folder,
 }
 
 

@@ -1,7 +1,8 @@
 """Published facts about each public data set: its archives and its numbers of images.
 
-Checksums and URLs of archives are the ones that torchvision and torchgeo use. Figures that no
-document of the source states are marked as unconfirmed: deviations are notes, not errors.
+Checksums and URLs of archives are the ones that torchvision and torchgeo use, those of TinyImageNet
+avalanche's. Figures that no document of the source states are marked as unconfirmed: deviations are
+notes, not errors.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ _FER = (
 )
 _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/"
 _PCAM = "https://zenodo.org/record/2546921/files/"
+_TINY = "cs231n.stanford.edu/"
 
 
 def _at(name: str, checksum: str, *folders: str) -> Archive:
@@ -424,5 +426,20 @@ SETS: dict[str, OfficialSet] = {
             _at("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", _SVHN),
         ),
         sealed=True,
+    ),
+    "TinyImageNet": OfficialSet(
+        folder="tiny-imagenet-200",
+        classes=200,
+        splits={"train": Figure(100_000, 500), "test": Figure(10_000, 50)},
+        source=f"http://{_TINY}reports/2015/pdfs/yle_project.pdf",
+        page="https://www.kaggle.com/c/tiny-imagenet",
+        archives=(
+            _at(
+                "tiny-imagenet-200.zip",
+                "90528d7ca1a48142e341f4ef8d21d0de",
+                f"https://{_TINY}",
+                f"http://{_TINY}",
+            ),
+        ),
     ),
 }
