@@ -445,3 +445,65 @@ def test_the_command_says_what_a_factory_returns(
     with pytest.raises(SystemExit, match="2"):
         check.main([factory])
     assert "expected a function that returns (model, inputs)" in capsys.readouterr().err
+
+
+def test_what_is_refused_once_is_refused_again() -> None:
+    linear, x = LinearizedModel(around(Wrong(3, 3))), torch.randn(5, 3)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="expected J v"):
+            linear(x)
+
+
+class Body(nn.Module):
+    """Computes its middle in bfloat16, by its weights or under autocast, and normalises it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.body = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16)).to(dtype)
+        self.norm = nn.LayerNorm(16)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(self.body(self.stem(x).to(self.dtype)).float()))
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_low_precision_inside_is_no_disagreement(dtype: torch.dtype) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        linear, x = LinearizedModel(Body(dtype)), torch.randn(4, 4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.float32):
+            linear(x)
+
+
+def test_weights_that_parametrize_keeps_are_of_no_other_pass() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.Tanh())
+    theta0, x = weights(model), torch.randn(5, 4)
+    v = {name: torch.randn_like(value) for name, value in theta0.items()}
+    expected = jvp(model, theta0, v, x)[1]
+    linear = LinearizedModel(model)
+    with nn.utils.parametrize.cached():
+        torch.testing.assert_close(jvp(model, theta0, v, x)[1], expected)
+        linear(x).sum().backward()
+    assert all(p.grad is not None for p in linear.parameters())
+
+
+def test_slices_of_a_list_of_parameters_move() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scales = nn.ParameterList([torch.ones(4) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for scale in self.scales[1:]:
+                x = torch.tanh(x * scale)
+            return x
+
+    linear, x = LinearizedModel(Sliced()), torch.randn(5, 4)
+    linear(x).sum().backward()
+    model = Sliced()
+    model(x).sum().backward()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(linear.get_parameter(name).grad, value.grad)

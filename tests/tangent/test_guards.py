@@ -360,7 +360,12 @@ class Hidden:
 
 @dataclasses.dataclass
 class Record:
-    values: list[Tensor]
+    values: list[Any]
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    value: Tensor
 
 
 def through_numpy(s: Any, x: Tensor) -> Tensor:
@@ -407,6 +412,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
     ),
     "tensors in a dataclass": (
         lambda: Toy(lambda s, x: (s.a(x), Record([s.w]))), TypeError, "Record with tensors"
+    ),
+    "tensors in slots": (
+        lambda: Toy(lambda s, x: (s.a(x), Slotted(s.w))), TypeError, "Slotted with tensors"
+    ),
+    "tensors in a frozen set": (
+        lambda: Toy(lambda s, x: (s.a(x), frozenset([s.w]))), TypeError, "frozenset with tensors"
+    ),
+    "tensors far inside": (
+        lambda: Toy(lambda s, x: (s.a(x), Record([[{"a": [{"b": s.w}]}]]))),
+        TypeError,
+        "Record with tensors",
     ),
     "a dict of another kind": (
         lambda: Toy(lambda s, x: (s.a(x), UserDict(a=s.w))), TypeError, "UserDict with tensors"
@@ -474,6 +490,27 @@ class Heads:
 def test_functions_that_enclose_a_part_of_the_module_are_refused(wrap: Any) -> None:
     with pytest.raises(ValueError, match="enclose parts of it in head"):
         LinearizedModel(enclosing(wrap))
+
+
+def test_hooks_that_enclose_a_part_of_the_module_are_refused() -> None:
+    model: Any = Toy(lambda s, x: s.a(x) * s.w)
+    model.a.register_forward_hook(lambda m, args, out: out + m.weight.sum() + model.w)
+    with pytest.raises(ValueError, match=r"enclose parts of it in a\._forward_hooks"):
+        LinearizedModel(model)
+
+
+def test_hooks_that_enclose_nothing_of_the_module_are_copied() -> None:
+    model: Any = Toy(lambda s, x: s.a(x) * s.w)
+    seen = list[Tensor]()
+
+    def doubled(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        seen.append(out)
+        return 2 * out
+
+    model.a.register_forward_hook(doubled)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(LinearizedModel(model)(x), model(x))
+    assert seen
 
 
 def _calling(function: Any) -> Any:

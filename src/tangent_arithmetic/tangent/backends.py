@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules._functions import BackwardHookFunction
+from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
 from tangent_arithmetic.tangent.reverse import by_reverse
@@ -77,6 +79,9 @@ def one_pass(backward: bool = False) -> Iterator[None]:
         stack.enter_context(_scripts_as_python())
         stack.enter_context(_functions_by_backward())
         stack.enter_context(checkpointing(activations_kept))
+        # a weight that parametrize.cached() keeps is of another pass
+        stack.enter_context(replaced(parametrize, {"_cache_enabled": 0}))
+        stack.enter_context(_slices_of_parameters())
         yield
 
 
@@ -128,6 +133,18 @@ def _functions_by_backward() -> contextlib.AbstractContextManager[None]:
         return apply(*args, **kwargs)
 
     return replaced(function, {"apply": classmethod(with_tangents)})
+
+
+def _slices_of_parameters() -> contextlib.AbstractContextManager[None]:
+    """Slices of an `nn.ParameterList` are lists; in PyTorch they hold new parameters."""
+    item = nn.ParameterList.__getitem__
+
+    def item_or_list(parameters: nn.ParameterList, which: Any) -> Any:
+        if isinstance(which, slice):
+            return [item(parameters, i) for i in range(*which.indices(len(parameters)))]
+        return item(parameters, which)
+
+    return replaced(nn.ParameterList, {"__getitem__": item_or_list})
 
 
 def checkpointing(run: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:

@@ -43,6 +43,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
+from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
@@ -99,10 +100,14 @@ def first_call(call: Call) -> None:
     if len(call.vectors) > 1:
         checks[kind, "together"] = _check_together
     for key, check in checks.items():
-        if not names <= seen.get(key, set()) and len(seen) < KINDS:
-            seen.setdefault(key, set()).update(names)
-            with saved_tensors_hooks(_identity, _identity):  # not those of a checkpoint around it
-                on_few(check, call)
+        if (new := names - seen.get(key, set())) and len(seen) < KINDS:
+            seen.setdefault(key, set()).update(new)
+            try:
+                with saved_tensors_hooks(_identity, _identity):  # not those of a checkpoint around
+                    on_few(check, call)
+            except Disagreement:
+                seen[key] -= new
+                raise
 
 
 def _identity(value: Tensor) -> Tensor:
@@ -130,8 +135,8 @@ def _check_together(call: Call) -> None:
     size = max(1, -(-len(names) // PARTS))
     parts = [names[start : start + size] for start in range(0, len(names), size)]
     whole, *probes = (Probe(part, call.value) for part in (names, *parts))
-    dtype = next((call.value(n).dtype for n in whole), None)
-    if dtype not in ADJOINT or call.model in ONE_BY_ONE:
+    dtype = _precision(call, whole)
+    if dtype is None or call.model in ONE_BY_ONE:
         return
     with torch.no_grad():
         out, (alone,) = _derivatives(call, whole)
@@ -139,8 +144,6 @@ def _check_together(call: Call) -> None:
     expected, tangents = _finite(alone), [_finite(step) for step in steps]
     sums = [sum(terms[1:], terms[0]) for terms in zip(*tangents, strict=True)]
     tolerance = min(10 * ADJOINT[dtype], DIFFERENCE[torch.float32])
-    if torch.is_autocast_enabled():
-        tolerance = DIFFERENCE[torch.float32]
     values = _finite(out)
     if max(_distance(d, expected, values) for d in (sums, _finite(again))) > tolerance:
         ONE_BY_ONE.add(call.model)
@@ -179,7 +182,26 @@ def _kind(call: Call) -> Hashable:
         (v.dtype, v.ndim, v.device.type, v.layout) if isinstance(v, Tensor) else _flag(v)
         for v in leaves
     ]
-    return str(spec), tuple(shapes), call.model.training, torch.is_autocast_enabled()
+    return str(spec), tuple(shapes), call.model.training, _autocast(call)
+
+
+def _autocast(call: Call) -> bool:
+    """Whether autocast is on for a device of the module."""
+    kinds = {value.device.type for value in call.parameters.values()}
+    return any(map(torch.is_autocast_enabled, filter(is_autocast_available, kinds)))
+
+
+def _precision(call: Call, probe: Probe) -> torch.dtype | None:
+    """The coarsest type that the module computes in; None if its moving weights are of none known.
+
+    That of any weight, since a module may compute in several, and bfloat16 under autocast.
+    """
+    if next((call.value(n).dtype for n in probe), None) not in ADJOINT:
+        return None
+    if _autocast(call):
+        return torch.bfloat16
+    dtypes = (call.value(name).dtype for name in call.parameters)
+    return max(filter(ADJOINT.__contains__, dtypes), key=ADJOINT.__getitem__)
 
 
 def _flag(value: object) -> Hashable:
@@ -244,11 +266,9 @@ def _check(call: Call, strict: bool = False) -> None:
     find_caches(call)
     names = dict.fromkeys(name for v in call.vectors for name in v)
     probe = Probe(names, call.value)
-    dtype = next((call.value(n).dtype for n in probe), None)
-    if dtype not in ADJOINT:
+    dtype = _precision(call, probe)
+    if dtype is None:
         return
-    if torch.is_autocast_enabled():
-        dtype = torch.bfloat16
     error, steps = _adjoint_error(call, names)
     adjoint = error <= ADJOINT[dtype]
     if not adjoint or dtype in STEPS:
@@ -435,7 +455,7 @@ def _where(call: Call) -> str:
     """The submodule that is first to finish with tangents that are not its output's difference."""
     names = dict.fromkeys(name for v in call.vectors for name in v)
     probe = Probe(names, call.value)
-    dtype = next(call.value(n).dtype for n in probe)
+    dtype = _precision(call, probe) or torch.bfloat16
     t = STEPS.get(dtype, (1e-2,))[0]
     with torch.no_grad():
         steps = _record(call, lambda: _derivatives(call, probe))

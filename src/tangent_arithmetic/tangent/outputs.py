@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def _checked(value: Any) -> Any:
     if is_cache(value):
         log_once(f"{type(value).__name__} has no tangents", "replaced by None")
         return None
-    if not isinstance(value, Tensor) and any(True for _ in tensors_in(value)):
+    if not isinstance(value, Tensor) and any(True for _ in tensors_in(value, math.inf)):
         raise TypeError(
             "expected outputs that are tensors, tuples, lists or dicts, got "
             f"{type(value).__name__} with tensors in it; return a dict, or register the class with "

@@ -8,6 +8,7 @@ that nothing depends on it).
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import inspect
 from collections.abc import Collection, Hashable, Iterable, Iterator
@@ -19,6 +20,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 OF_MODULES = frozenset(nn.Module().__dict__) | {"_parameters", "_buffers", "_modules"}
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 DEPTH = 3  # containers inside containers inside an attribute
 PLAIN = (str, bytes, int, float, type(None))  # values without tensors in them
 Key = tuple[int, str]  # of an attribute or buffer: a module's position, the name
@@ -42,9 +44,14 @@ def of_the_pass(value: object) -> bool:
     return isinstance(value, Tensor) and (is_functorch_wrapped_tensor(value) or has_tangent(value))
 
 
+def _is_opaque(value: Any) -> bool:
+    """Whether a value is a module, a class or a function."""
+    return isinstance(value, nn.Module | type) or inspect.isroutine(value)
+
+
 def _attributes_of(value: Any) -> dict[str, Any] | None:
     """The attributes of a plain object: none of a module, a class or a function."""
-    if isinstance(value, nn.Module | type) or inspect.isroutine(value):
+    if _is_opaque(value):
         return None
     inner = getattr(value, "__dict__", None)
     return inner if isinstance(inner, dict) else None
@@ -53,18 +60,24 @@ def _attributes_of(value: Any) -> dict[str, Any] | None:
 def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple | set | frozenset):
         return value
-    return (_attributes_of(value) or {}).values()
+    if _is_opaque(value):
+        return ()
+    slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]
+    return [*(_attributes_of(value) or {}).values(), *(getattr(value, n, None) for n in slots)]
 
 
-def tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+def tensors_in(value: Any, depth: float = DEPTH) -> Iterator[Tensor]:
     """The tensors in a value: itself, elements of containers, attributes of plain objects."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth > 0 and not isinstance(value, PLAIN):
-        for child in list(_children(value)):
-            yield from tensors_in(child, depth - 1)
+    todo, seen = [(value, depth)], set[int]()
+    while todo:
+        one, left = todo.pop()
+        if isinstance(one, Tensor):
+            yield one
+        elif left > 0 and not isinstance(one, PLAIN) and id(one) not in seen:
+            seen.add(id(one))
+            todo += [(child, left - 1) for child in reversed([*_children(one)])]
 
 
 def _containers(value: Any, depth: int = DEPTH) -> Iterator[dict[Any, Any] | list[Any]]:
@@ -111,9 +124,11 @@ def attributes_enclosing(model: nn.Module) -> list[str]:
     """
     modules = list(model.modules())
     own = {id(part) for part in (*modules, *model.parameters())}
+    homes = [*attributes(model)]
+    homes += [((i, n), vars(m)) for i, m in enumerate(modules) for n in HOOKS if n in vars(m)]
     keys = [
         (place, name)
-        for (place, name), home in attributes(model)
+        for (place, name), home in homes
         if not (name == "_compiled_call_impl" or hasattr(modules[place], "_orig_mod"))
         and _encloses(home[name], own)
     ]
