@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tangent_arithmetic.encoders.base import ModuleEncoder
 from tangent_arithmetic.merging import (
     Algorithm,
     CLIPVisionModelPool,
@@ -322,19 +323,14 @@ def test_masks_equal_those_of_earlier_versions() -> None:
 # --- the caller's model
 
 
-class Interrupted(nn.Module):
+class Interrupted(ModuleEncoder):
     """An encoder that is interrupted at the third picture."""
+
+    kind = "interrupted"
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.layer, self.error, self.seen = nn.Linear(4, 2), error, 0
-        self.val_preprocess = None
-
-    def weights(self) -> dict[str, Tensor]:
-        return dict(self.state_dict())
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        self.load_state_dict(dict(weights))
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen += 1
