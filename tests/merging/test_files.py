@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tangent_arithmetic.encoders.images import ImageEncoder
 from tangent_arithmetic.encoders.linearized import LinearizedImageEncoder
@@ -348,11 +349,36 @@ def test_names_on_the_hub_may_have_dots(name: str) -> None:
         find("run/x.safetensors")
 
 
-def test_pickled_state_dicts_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
+def test_pickled_state_dicts_are_read(tmp_path: Path, key: str) -> None:
     for seed, name in enumerate(("x", "y")):
-        torch.save({"state_dict": {"w": torch.full((3,), float(seed))}}, tmp_path / f"{name}.pth")
+        state = {"module.w": torch.full((3,), float(seed))}
+        training = {"epoch": 1, key: state, "optimizer_state_dict": {}, "loss": torch.tensor(0.5)}
+        torch.save(training, tmp_path / f"{name}.pth")
     merged = SimpleAverageAlgorithm().run({n: tmp_path / f"{n}.pth" for n in ("x", "y")})
-    assert merged["w"].tolist() == [0.5] * 3
+    assert set(merged) == {"w"} and merged["w"].tolist() == [0.5] * 3
+
+
+class Weighing(nn.Module):
+    """A module whose part is called `weights`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Linear(2, 2)
+
+
+def test_a_part_called_weights_is_merged() -> None:
+    a, b = Weighing(), Weighing()
+    merged = SimpleAverageAlgorithm().run({"a": a, "b": b})
+    expected = (a.weights.weight + b.weights.weight) / 2
+    torch.testing.assert_close(merged.weights.weight, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_modules_with_quantised_weights_are_refused() -> None:
+    made = [torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4))) for _ in "ab"]
+    with pytest.raises(UsageError, match="merge the models before they are quantised"):
+        SimpleAverageAlgorithm().run(dict(zip("ab", made, strict=True)))
 
 
 def test_other_models_with_a_tower_of_this_name_are_plain_weights(tmp_path: Path) -> None:

@@ -458,6 +458,9 @@ def test_only_complete_results_of_the_run_s_models_are_stored(
     shutil.copytree(embedded / "checkpoints", seeded)
     places = [f"modelpool.run={seeded}", f"taskpool.run={seeded}"]
     assert run(*words, *places, "method=simple_average") == 0
+    emoji, other = (seeded / f"{task}Val" / "finetuned.safetensors" for task in TASKS)
+    shutil.copy(other, emoji)  # another run of the same pre-trained model
+    assert run(*words, places[0], "method=simple_average") == 0
     half = ["fabric.precision=bf16-mixed", "+taskpool.sample=8"]
     assert run(*words, *half) == 0
     paths = (tmp_path / "results" / "embedded").rglob("*.json")

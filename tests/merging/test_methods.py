@@ -273,6 +273,24 @@ def test_dare_masks_follow_from_seed_model_and_name() -> None:
     assert not torch.equal(DareTaskArithmetic(seed=3).run(renamed)["v"], once["w"])
 
 
+def test_dare_masks_do_not_follow_from_the_default_type() -> None:
+    pool = models()
+    expected = DareTaskArithmetic(seed=3).run(pool)["w"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = DareTaskArithmetic(seed=3).run(pool)["w"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+def test_dare_drops_nothing_at_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dare, "uniform", lambda *words: torch.zeros(words[-1]))
+    pool = models()
+    whole = DareTaskArithmetic(0.5, sparsity_ratio=0.0).run(pool)["w"]
+    torch.testing.assert_close(whole, TaskArithmeticAlgorithm(0.5).run(pool)["w"])
+
+
 def test_dare_drops_its_share_and_keeps_the_mean() -> None:
     pool = {"_pretrained_": {"w": torch.zeros(200, 100)}, "a": {"w": torch.ones(200, 100)}}
     found = DareTaskArithmetic(1.0, 0.9).run(pool)["w"]

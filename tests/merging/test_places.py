@@ -413,6 +413,9 @@ def configuration(files: dict[str, Path], **more: object) -> dict[str, Any]:
     }
 
 
+PARTS = ("model.safetensors", "merge_recipe.json", "README.md")
+
+
 def test_a_report_replaces_only_a_report(files: dict[str, Path], tmp_path: Path) -> None:
     place, notes = tmp_path / "report.json", tmp_path / "in" / "notes.json"
     notes.write_text('{"mine": 1}')
@@ -429,8 +432,11 @@ def test_a_report_replaces_only_a_report(files: dict[str, Path], tmp_path: Path)
         "report_save_path": str(tmp_path / "in" / ".." / "m.safetensors"),
         "merged_model_save_path": str(tmp_path / "m.safetensors"),
     }
-    with pytest.raises(UsageError, match="is also the path of the merged model"):
-        run(configuration(files, **same))
+    folder = {"merged_model_save_path": str(tmp_path / "out")}
+    parts = [{"report_save_path": str(tmp_path / "out" / name)} for name in PARTS]
+    for places in (same, *({**folder, **part} for part in parts)):
+        with pytest.raises(UsageError, match="is also the path of the merged model"):
+            run(configuration(files, **places))
     assert content(tmp_path / "in") == before
 
 

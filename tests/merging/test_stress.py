@@ -257,3 +257,14 @@ def test_methods_that_need_images_are_refused_before_the_work() -> None:
     tasks: Any = None  # not reached
     with pytest.raises(UsageError, match="lot merges by images of the tasks; expected methods"):
         stress.stress(ModelPool(pool_of(2)), tasks, ["task_arithmetic", "lot"], "b")
+
+
+def test_a_method_that_cannot_merge_the_models_is_named_before_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = {"_pretrained_": {"l.weight": torch.zeros(4, 4)}, "a": {"l.weight": torch.eye(4)}}
+    monkeypatch.setattr(stress, "confident_lengths", lambda *_: 1 / 0)
+    with pytest.raises(
+        UsageError, match=r"consensus_ties cannot merge .*; leave it out: prun_thre_k"
+    ):
+        stress.stress(ModelPool(pool), Tasks(), ["ties", "consensus_ties"], "a")  # type: ignore[arg-type]

@@ -141,6 +141,8 @@ def _reproduction(merge: Merge, recipe: Mapping[str, Any]) -> Iterator[str]:
         words.append(f"modelpool._target_={OWN}{type(merge.pool).__name__}")
     if isinstance(merge.pool, LanguageModelPool) and merge.pool.vocabulary != "same":
         words.append(f"+modelpool.vocabulary={merge.pool.vocabulary}")
+    if merge.pool.allow_base_mismatch:
+        words.append("modelpool.allow_base_mismatch=true")
     words.append(named)
     words.append("merged_model_save_path=merged")
     yield from ("```sh", " \\\n    ".join(["tangent-arithmetic merge", *map(shlex.quote, words)]))

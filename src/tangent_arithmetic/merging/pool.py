@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tangent_arithmetic.encoders.base import is_encoder
 from tangent_arithmetic.encoders.loading import resolve
 from tangent_arithmetic.encoders.published.huggingface import PREFIX
 from tangent_arithmetic.encoders.registry import load_linear, load_standard
@@ -199,8 +200,17 @@ class CLIPVisionModelPool(ModelPool):
 
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module; for an encoder those that it saves."""
-    weights = getattr(module, "weights", None)
-    state = weights() if callable(weights) else module.state_dict()
+    state = module.weights() if is_encoder(module) else module.state_dict()
+    known = (Tensor, type(None))
+    others = [
+        n for n, v in state.items() if not (isinstance(v, known) or n.endswith(statedict.EXTRA))
+    ]
+    if others:
+        raise UsageError(
+            f"expected a module whose state are tensors, got {type(module).__name__} with "
+            f"{', '.join(others[:3])}, as of quantised weights; merge the models before they are "
+            "quantised"
+        )
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

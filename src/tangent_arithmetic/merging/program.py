@@ -18,7 +18,7 @@ from tangent_arithmetic.merging.algorithms import Algorithm
 from tangent_arithmetic.merging.keys import check_keys, flag
 from tangent_arithmetic.merging.methods import get_method
 from tangent_arithmetic.merging.pool import ModelPool
-from tangent_arithmetic.merging.saving import SHARD, check_target, recipe, save_merged
+from tangent_arithmetic.merging.saving import SHARD, check_target, may_write, recipe, save_merged
 from tangent_arithmetic.merging.stream import Merge, merged_state
 from tangent_arithmetic.merging.targets import (
     algorithm_of,
@@ -110,7 +110,7 @@ class Job:
         if self.target is not None:
             place = check_target(merge, self.target, self.saving.get("max_shard_size", SHARD))
         if self.report_path is not None:
-            _check_report(self.report_path, place)
+            _check_report(self.report_path, place, merge)
         record = self.tasks.record(merge, self.auto) if self.tasks is not None else None
         if record is not None:
             record.check()
@@ -231,16 +231,18 @@ def _saving(config: Mapping[str, Any]) -> dict[str, Any]:
     return saving
 
 
-def _check_report(path: Path, place: Path | None) -> None:
+def _check_report(path: Path, place: Path | None, merge: Merge) -> None:
     """Checks that the report can be written, and replaces neither the model nor another file.
 
     Args:
         path: the path of the report.
         place: the path of the merged model, or None.
+        merge: the merge.
     """
-    if place is not None and path.resolve() == place.resolve():
+    if place is not None and (path.resolve() == place.resolve() or may_write(merge, place, path)):
         raise UsageError(
-            f"report_save_path={path} is also the path of the merged model; choose another"
+            f"report_save_path={path} is also the path of the merged model "
+            "or of one of its files; choose another"
         )
     check_writable(path)
     if path.exists() and not {"merge", "model_info"} <= read_json(path).keys():

@@ -18,8 +18,9 @@ from tangent_arithmetic.arithmetic.metrics import normalized
 from tangent_arithmetic.encoders.loading import read_facts
 from tangent_arithmetic.merging.registry import PRETRAINED
 from tangent_arithmetic.merging.stream import Merge
+from tangent_arithmetic.merging.weights import Weights
 from tangent_arithmetic.run.heads import evaluated_on
-from tangent_arithmetic.run.models import command
+from tangent_arithmetic.run.models import command, stored_hash
 from tangent_arithmetic.run.provenance import provenance
 from tangent_arithmetic.run.results import (
     accuracies_path,
@@ -118,10 +119,17 @@ def record_of(run: Run, merge: Merge, auto: bool) -> Record | None:
         for name in merge.pool.models
     }
     theta0_hash = read_facts(run.zeroshot_path)["hash"] if run.zeroshot_path.is_file() else None
-    if starts != {theta0_hash} or theta0_hash is None:
+    own = all(_is_own(run, name, merge.pool.weights(name)) for name in merge.pool.model_names)
+    if starts != {theta0_hash} or theta0_hash is None or not own:
         logger.info("not kept in %s: these are not models of %s", run.results, run.folder)
         return None
     return Record(run, label_of(run, merge, auto), theta0_hash)
+
+
+def _is_own(run: Run, task: str, weights: Weights) -> bool:
+    """Whether weights are those of a run's checkpoint of a task."""
+    path = run.finetuned_path(task, _mode_of(weights))
+    return stored_hash(path) == weights.facts.get("hash")
 
 
 def label_of(run: Run, merge: Merge, auto: bool) -> str:
@@ -147,9 +155,12 @@ def label_of(run: Run, merge: Merge, auto: bool) -> str:
 
 def modes_of(merge: Merge) -> list[str]:
     """The fine-tuning modes of the models, as their files record them, such as "linear+taujp"."""
-    usual = "linear" if merge.thetas[-1].is_linear else "standard"
     models = map(merge.pool.weights, merge.pool.model_names)
-    return list(dict.fromkeys(str(weights.facts.get("mode", usual)) for weights in models))
+    return list(dict.fromkeys(map(_mode_of, models)))
+
+
+def _mode_of(weights: Weights) -> str:
+    return str(weights.facts.get("mode", "linear" if weights.is_linear else "standard"))
 
 
 def _named(name: str, options: Mapping[str, Any]) -> str:

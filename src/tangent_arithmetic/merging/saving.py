@@ -182,6 +182,13 @@ def _file_names(merge: Merge, shards: Mapping[str, Sequence[str]]) -> list[str]:
     return [*shards, *([INDEX] if len(shards) > 1 else []), *copied, CARD, RECIPE]
 
 
+def may_write(merge: Merge, target: Path, path: Path) -> bool:
+    """Whether a path is that of a file which a merged model in a folder may consist of."""
+    shard = path.suffix == ".safetensors"
+    inside = path.resolve().parent == target.resolve()
+    return inside and (shard or path.name in {INDEX, *_file_names(merge, {})})
+
+
 def _replaced(path: Path, names: Sequence[str]) -> list[str]:
     """The names in a folder that belong to an earlier merge, and are replaced; others stay.
 

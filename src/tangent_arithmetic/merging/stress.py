@@ -80,11 +80,16 @@ def _confidences(logits: Tensor, multilabel: bool) -> Tensor:
     return logits.abs().sigmoid().mean(dim=1)
 
 
-def tuned(name: str, pool: ModelPool, tasks: TaskPool, seed: int) -> Algorithm:
-    """A method with default options, and its coefficient chosen on validation."""
+def untuned(name: str, seed: int) -> Algorithm:
+    """A method with default options."""
     method = get_method(name)
     options: dict[str, Any] = {"seed": seed} if "seed" in method.defaults else {}
-    algorithm = algorithm_class(method.algorithm)(**options)
+    return algorithm_class(method.algorithm)(**options)
+
+
+def tuned(name: str, pool: ModelPool, tasks: TaskPool, seed: int) -> Algorithm:
+    """A method with default options, and its coefficient chosen on validation."""
+    method, algorithm = get_method(name), untuned(name, seed)
     if method.coefficient is None:
         return algorithm
     at_one = algorithm.with_options(**{method.coefficient: 1.0})
@@ -152,6 +157,10 @@ def stress(
                 f"merge stress perturbs weights, and {name} merges by images of the tasks; "
                 "expected methods that need none, such as task_arithmetic or tsv_m"
             )
+        try:
+            merged_state(untuned(name, seed).merge(pool))
+        except UsageError as error:
+            raise UsageError(f"{name} cannot merge these models; leave it out: {error}") from error
     subject = Subject(pool, task, confident_lengths(pool, tasks, task), seed)
     rows: dict[str, Row] = {}
     for name in methods:

@@ -25,6 +25,8 @@ from tangent_arithmetic.runtime.errors import MissingFileError, UsageError, show
 from tangent_arithmetic.runtime.private import expanded
 from tangent_arithmetic.storage import checkpoints, statedict
 from tangent_arithmetic.storage.reading import check_header, read_json, readable
+from tangent_arithmetic.storage.unpickler import read_pickle, tensors_of
+from tangent_arithmetic.storage.wrappers import read_weights
 
 INTEGERS = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16}
 INTEGERS |= {"I32": torch.int32, "I64": torch.int64}
@@ -320,7 +322,7 @@ def on_hub(place: str) -> bool:
 def tensors_in(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a safetensors file, which are mapped, or of a pickled state dict."""
     if path.suffix != ".safetensors":
-        return _state(path)
+        return tensors_of(read_pickle(path))
     opened = mapped([path])
     return _Tensors(opened["outline"], opened["read"])
 
@@ -334,7 +336,7 @@ def _renamed(path: Path, place: str, names: Callable[[str], str | None] = str) -
         return Weights(**opened, place=place, folder=folder, ties=_equal_embeddings(**opened))
     kept, shards = dict[str, Tensor](), dict[str, str]()
     for file in files:
-        named = ((names(key), value) for key, value in _state(file).items())
+        named = ((names(key), value) for key, value in read_weights(file).items())
         own = {name: value for name, value in named if name is not None}
         kept, shards = kept | own, shards | dict.fromkeys(own, file.name)
     return _unpickled(kept, place=place, folder=folder, files=tuple(files), shards=shards)
@@ -388,19 +390,9 @@ def _recorded_ties(info: Mapping[str, Any], outline: Mapping[str, Tensor]) -> di
     return statedict.merge_ties(known)
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled state dict, which may be nested under `state_dict`."""
-    from tangent_arithmetic.storage.unpickler import read_pickle, tensors_of
-
-    content = read_pickle(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    return tensors_of(content)
-
-
 def _pickled(path: Path, place: str) -> Weights:
     """A published encoder under our names; any other state dict under its own names."""
-    state = _state(path)
+    state = read_weights(path)
     plain = _unpickled(state, place=place, files=(path,))
     linear = any(name.startswith("model.params") for name in state)
     if state and not linear and not any("visual." in name for name in state):

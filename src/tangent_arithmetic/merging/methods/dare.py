@@ -26,12 +26,13 @@ MASK_BLOCK = 2**18  # numbers; the masks depend on it
 
 
 def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
-    """Random numbers in [0, 1) for a piece of a model's tensor, shape (size,)."""
-    parts = [torch.zeros(0)]
+    """Random numbers in [0, 1) for a piece of a model's tensor, shape (size,), in float32."""
+    parts = [torch.zeros(0, dtype=torch.float32)]
     end = start + size
     for first in range(start - start % MASK_BLOCK, end, MASK_BLOCK):
         generator = generator_of(seed, model, name, first)
-        numbers = torch.rand(min(MASK_BLOCK, end - first), generator=generator)
+        size = min(MASK_BLOCK, end - first)
+        numbers = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu")
         parts.append(numbers[max(0, start - first) :])
     return torch.cat(parts)
 
@@ -62,7 +63,7 @@ def dropped(
         return
     for model, tau in zip(piece.models, piece.taus(), strict=True):
         numbers = uniform(seed, model, piece.name, piece.start, len(tau)).to(tau.device)
-        kept = tau * (numbers > sparsity_ratio)
+        kept = tau * (numbers >= sparsity_ratio)
         yield kept / (1 - sparsity_ratio) if rescale else kept
 
 
