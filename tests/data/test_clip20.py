@@ -273,6 +273,13 @@ def test_a_listed_picture_that_is_missing_is_named(
         PUBLIC_SETS[name](tmp_path)
 
 
+def replace_once(table: Path, old: str, new: str) -> None:
+    """Replaces a text that a file has once."""
+    text = table.read_text()
+    assert text.count(old) == 1
+    table.write_text(text.replace(old, new))
+
+
 LINES = {
     "pug_1 25 2 1": "pug_1 has the class 25, which is not its breed",
     "pug_1 99 2 1": "has the class 99",
@@ -288,7 +295,7 @@ LINES = {
 def test_a_damaged_list_of_pets_is_refused(line: str, tmp_path: Path, monkeypatch: Patch) -> None:
     MAKERS["OxfordIIITPet"](tmp_path, monkeypatch)
     table = tmp_path.joinpath(*FOLDERS["OxfordIIITPet"], "annotations", "trainval.txt")
-    table.write_text(table.read_text().replace("pug_1 26 2 1", line))
+    replace_once(table, "pug_1 26 2 1", line)
     with pytest.raises(UsageError, match=rf"OxfordIIITPet cannot be read from .*{LINES[line]}"):
         PUBLIC_SETS["OxfordIIITPet"](tmp_path)
 
@@ -306,9 +313,7 @@ def test_a_list_of_food_that_does_not_match_its_folders_is_refused(
     old: str, new: str, error: type[UsageError], message: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     MAKERS["Food101"](tmp_path, monkeypatch)
-    table = tmp_path.joinpath(*FOLDERS["Food101"], "meta", "test.json")
-    assert old in table.read_text()
-    table.write_text(table.read_text().replace(old, new))
+    replace_once(tmp_path.joinpath(*FOLDERS["Food101"], "meta", "test.json"), old, new)
     with pytest.raises(error, match=message):
         PUBLIC_SETS["Food101"](tmp_path)
 
@@ -344,10 +349,8 @@ def test_a_damaged_list_of_tiny_imagenet_is_refused(
     line: str, error: type[UsageError], message: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     MAKERS["TinyImageNet"](tmp_path, monkeypatch)
-    table = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
-    old = "val_5.JPEG\tn01742172\t0\t0\t7\t7\n"
-    assert table.read_text().count(old) == 1
-    table.write_text(table.read_text().replace(old, line))
+    table = tmp_path.joinpath(*FOLDERS["TinyImageNet"], "val", "val_annotations.txt")
+    replace_once(table, "val_5.JPEG\tn01742172\t0\t0\t7\t7\n", line)
     with pytest.raises(error, match=message):
         PUBLIC_SETS["TinyImageNet"](tmp_path)
 

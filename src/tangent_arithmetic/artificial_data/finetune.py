@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,25 +72,9 @@ def finetune(
         ValueError: if the base model lacks a weight, listing all differences.
     """
     _check(workspace, dataset, mode, freeze)
-    base_path = resolve(workspace.backbone(), workspace.command("train"))
-    base_hash = str(read_facts(base_path)["hash"])
-    made = {
-        **asdict(recipe),
-        "seed": workspace.seed,
-        "data": workspace.data_hash(dataset),
-        "mode": mode,
-        "freeze": freeze,
-        "theta0": base_hash,
-    }
-    others = [name for name in workspace.preset.tasks if name != dataset]
-    if mode == "taujp":
-        hashes = {name: workspace.data_hash(name) for name in others}
-        made |= {"penalty": workspace.preset.penalty, "others": hashes}
+    made = _settings(workspace, dataset, recipe, mode, freeze)
+    base_hash = made["theta0"]
     path, head_path = workspace.backbone(dataset, mode), workspace.head(dataset, mode)
-    if freeze == "head":  # it is the same in all modes
-        probe = workspace.command("finetune", f"--dataset={dataset}", "--freeze=backbone")
-        head_path = resolve(workspace.head(dataset), probe)
-        made["head"] = str(read_facts(head_path)["hash"])
     written = {"none": (path, head_path), "backbone": (head_path,), "head": (path,)}[freeze]
     if all([is_done(file, made) for file in written]):
         RunStates(written[0], made).clean_up()
@@ -113,6 +97,7 @@ def finetune(
         trained = model.head
     penalty = None
     if mode == "taujp" and isinstance(body, LinearizedModel):
+        others = _others(workspace, dataset)
         rows = [workspace.data(other, "train", device)[0] for other in others]
         penalty = partial(_penalty, body, rows, recipe.batch_size, workspace)
     with states.locked():
@@ -126,6 +111,37 @@ def finetune(
             backbone.save(path, None if mode == "scratch" else base_hash, **facts)
         states.remove()
     return written[0]
+
+
+def _settings(
+    workspace: Workspace, dataset: str, recipe: Recipe, mode: str, freeze: str
+) -> dict[str, Any]:
+    """What a checkpoint is made of; one of the same name that is made of other things is refused.
+
+    Raises:
+        MissingFileError: if data, base model or head are missing.
+    """
+    base_path = resolve(workspace.backbone(), workspace.command("train"))
+    made = {
+        **asdict(recipe),
+        "seed": workspace.seed,
+        "data": workspace.data_hash(dataset),
+        "mode": mode,
+        "freeze": freeze,
+        "theta0": str(read_facts(base_path)["hash"]),
+    }
+    if mode == "taujp":
+        hashes = {name: workspace.data_hash(name) for name in _others(workspace, dataset)}
+        made |= {"penalty": workspace.preset.penalty, "others": hashes}
+    if freeze == "head":  # it is the same in all modes
+        probe = workspace.command("finetune", f"--dataset={dataset}", "--freeze=backbone")
+        made["head"] = str(read_facts(resolve(workspace.head(dataset), probe))["hash"])
+    return made
+
+
+def _others(workspace: Workspace, dataset: str) -> list[str]:
+    """The other tasks."""
+    return [name for name in workspace.preset.tasks if name != dataset]
 
 
 def _penalty(

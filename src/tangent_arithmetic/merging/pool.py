@@ -201,11 +201,8 @@ class CLIPVisionModelPool(ModelPool):
 def _state_of(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module; for an encoder those that it saves."""
     state = module.weights() if is_encoder(module) else module.state_dict()
-    known = (Tensor, type(None))
-    others = [
-        n for n, v in state.items() if not (isinstance(v, known) or n.endswith(statedict.EXTRA))
-    ]
-    if others:
+    strange = (n for n, v in state.items() if v is not None and not isinstance(v, Tensor))
+    if others := [name for name in strange if not statedict.is_extra(name)]:
         raise UsageError(
             f"expected a module whose state are tensors, got {type(module).__name__} with "
             f"{', '.join(others[:3])}, as of quantised weights; merge the models before they are "

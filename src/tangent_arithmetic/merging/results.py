@@ -119,8 +119,10 @@ def record_of(run: Run, merge: Merge, auto: bool) -> Record | None:
         for name in merge.pool.models
     }
     theta0_hash = read_facts(run.zeroshot_path)["hash"] if run.zeroshot_path.is_file() else None
-    own = all(_is_own(run, name, merge.pool.weights(name)) for name in merge.pool.model_names)
-    if starts != {theta0_hash} or theta0_hash is None or not own:
+    models = {name: merge.pool.weights(name) for name in merge.pool.model_names}
+    same_start = starts == {theta0_hash}
+    own = same_start and all(_is_own(run, name, one) for name, one in models.items())
+    if theta0_hash is None or not own:
         logger.info("not kept in %s: these are not models of %s", run.results, run.folder)
         return None
     return Record(run, label_of(run, merge, auto), theta0_hash)

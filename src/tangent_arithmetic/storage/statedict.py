@@ -32,7 +32,6 @@ NARROW_OR_FULL = {*NARROW, *FULL}
 MOVED = "weights and task vector"
 BOTH = "fine-tuned and pre-trained weights"
 TIES = "ties"  # metadata entry: which names are one parameter
-EXTRA = "_extra_state"  # the last part of names that `nn.Module.get_extra_state` fills
 LISTED = 8  # names in a message
 
 
@@ -169,6 +168,11 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b.to(a.device))
 
 
+def is_extra(name: str) -> bool:
+    """Whether an entry of a state dict is what `nn.Module.get_extra_state` returns, no weight."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
 def places(read: Callable[[], State], what: str) -> State:
     """The tensors of a model, to write into.
 
@@ -193,7 +197,7 @@ def places(read: Callable[[], State], what: str) -> State:
 
 def _is_copy(name: str, value: Any, again: Any) -> bool:
     """Whether a tensor of a state is another one when it is read again; not of extra state."""
-    if not isinstance(value, Tensor) or name.rpartition(".")[2] == EXTRA:
+    if not isinstance(value, Tensor) or is_extra(name):
         return False
     memory = _memory(value)  # a tuple if known
     return isinstance(memory, tuple) and memory != _memory(again)

@@ -262,7 +262,7 @@ class LinearizedModel(nn.Module):
             first = self._aliases.get(name, name)
             if first in state:
                 weights[name] = state[first].detach()
-            elif name.rpartition(".")[2] == statedict.EXTRA:
+            elif statedict.is_extra(name):
                 weights |= {name: value} if isinstance(value, Tensor) else {}
             elif isinstance(value, Tensor):
                 raise UsageError(

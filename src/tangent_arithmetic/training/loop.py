@@ -274,8 +274,19 @@ def train(
     keeper.resume()
     shares = RankBatches(plan, keeper.done, steps, ddp.rank(), ddp.world_size())
     loader = train_loader(data.pictures, data.transform, shares, data.num_workers, num_classes)
-    parts = wrapped, optim, objective, plan, recipe, seed, data.pictures, tuple(unused), keeper
-    stepper = _Stepper(model, *parts)
+    stepper = _Stepper(
+        model=model,
+        wrapped=wrapped,
+        optimizer=optim,
+        objective=objective,
+        plan=plan,
+        recipe=recipe,
+        compute=compute,
+        seed=seed,
+        pictures=data.pictures,
+        unused=unused,
+        keeper=keeper,
+    )
     with deferred_signals() as asked, closing(objective), iterating(loader) as batches:
         bar = Progress(range(keeper.done, steps), description, done=keeper.done, unit="step")
         for step in bar:
@@ -320,7 +331,8 @@ class _Stepper:
         optimizer: of its trained parameters.
         objective: the loss and its penalty.
         plan: the pictures of each step.
-        recipe: of the run, for the precision and messages.
+        recipe: of the run, for messages.
+        compute: device and precision.
         seed: of the run.
         pictures: the training pictures, for messages.
         unused: parameters that need not take part in a step.
@@ -333,9 +345,10 @@ class _Stepper:
     objective: Objective
     plan: BatchPlan
     recipe: Recipe
+    compute: Compute
     seed: int
     pictures: Pictures
-    unused: tuple[nn.Parameter, ...]
+    unused: list[nn.Parameter]
     keeper: Keeper
 
     def take(self, step: int, batches: Iterator[Any]) -> dict[str, float]:
@@ -361,13 +374,11 @@ class _Stepper:
 
     def _gradients(self, step: int, batches: Iterator[Any]) -> dict[str, float]:
         """Sets the clipped gradients; what `take` returns."""
-        device, several = next(self.model.parameters()).device, ddp.world_size() > 1
-        compute = Compute(device, self.recipe.precision)
+        compute, several = self.compute, ddp.world_size() > 1
         penalised = partial(penalty_gradient, self.model, step, self.objective, compute)
         penalty = penalised() if several else None
-        loss = step_gradients(
-            self.wrapped, self.plan, step, batches, device, self.objective, self.recipe.precision
-        )
+        where = compute.device, self.objective, compute.precision
+        loss = step_gradients(self.wrapped, self.plan, step, batches, *where)
         penalty = penalty if several else penalised()
         _drop_zeros(self.unused)
         trained = [p for p in self.model.parameters() if p.requires_grad]

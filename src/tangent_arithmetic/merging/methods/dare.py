@@ -31,8 +31,8 @@ def uniform(seed: int, model: str, name: str, start: int, size: int) -> Tensor:
     end = start + size
     for first in range(start - start % MASK_BLOCK, end, MASK_BLOCK):
         generator = generator_of(seed, model, name, first)
-        size = min(MASK_BLOCK, end - first)
-        numbers = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu")
+        count = min(MASK_BLOCK, end - first)
+        numbers = torch.rand(count, generator=generator, dtype=torch.float32, device="cpu")
         parts.append(numbers[max(0, start - first) :])
     return torch.cat(parts)
 
